@@ -1,0 +1,2 @@
+//! L0.
+#![cfg_attr(target_os = "none", no_std)]
