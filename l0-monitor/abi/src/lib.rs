@@ -1,3 +1,40 @@
-//! Placeholder.
+//! Every word shared between L0, `locum.ko` and user space.
+//!
+//! This crate is the one source of truth for the memory that several programs look at: addresses inside L0's shared
+//! region, hypercall numbers, error codes, the records of the trace ring. It holds layouts and names, never behaviour
+//! that touches memory. The C header that the module includes is generated from here (see `tests/c_header.rs`), and
+//! that test fails when the two differ.
+//!
+//! How a host finds it all: an ACPI table with signature [`LOCM_SIGNATURE`] carries the physical address of the
+//! [`Header`]; the header carries every other address. Nothing else is at an address a host may assume.
+//!
+//! | module | what it describes | who writes it |
+//! | --- | --- | --- |
+//! | [`header`] | what L0 is and where its parts are | L0, once at boot |
+//! | [`status`] | modes, owners, counters | L0, read-only for hosts |
+//! | [`frame`] | the page through which one CPU changes between native and nested | module and L0 |
+//! | [`hypercall`] | what a nested host may ask for | |
+//! | [`mailbox`] | ACPI multiprocessor wakeup mailbox | host, cleared by L0 |
+//! | [`channel`] | byte rings between the two hosts | both hosts |
+//! | [`trace`] | the always-on trace ring and the log ring | L0 |
 #![no_std]
 #![forbid(unsafe_code)]
+
+pub mod channel;
+pub mod frame;
+pub mod header;
+pub mod hypercall;
+pub mod mailbox;
+pub mod status;
+pub mod trace;
+
+pub use channel::{CHANNEL_COUNT, ChannelRing};
+pub use frame::Frame;
+pub use header::{Header, LOCM_SIGNATURE, MAGIC, MAX_CPUS, REVISION, SlotInfo};
+pub use hypercall::{Errno, Op, ResourceKind};
+pub use mailbox::Mailbox;
+pub use status::{CpuMode, CpuStatus, HostState, HostStatus, Status, StopReason};
+pub use trace::{LogRing, TraceKind, TraceRecord, TraceRing};
+
+/// Bytes of a page.
+pub const PAGE_SIZE: u64 = 4096;

@@ -1,0 +1,121 @@
+//! The page through which one CPU changes between native and nested.
+//!
+//! A module can map neither L0's text nor its data executable, so the switch of CR3 runs in the module's own text (the
+//! *stub*), which the module maps at the same address in L0's page table, together with one [`Frame`] per CPU
+//! (see `stub_pd` in [`crate::header::SlotInfo`]).
+//!
+//! **Enter**, with interrupts off and on the frame's CPU:
+//! 1. the stub saves callee-saved registers and RFLAGS on the host's stack, stores RSP and the address of its resume
+//!    label in the frame, fills in all fields marked "host" below;
+//! 2. loads the frame's GDT and IDT (so that an NMI finds a handler under both CR3s; it only sets `nmi`), switches RSP
+//!    to the frame's stack, loads `l0_cr3`, jumps to `l0_entry` with RDI = address of the frame;
+//! 3. L0 continues the host at `rip` with `rsp` in VMX non-root, RAX = 0; or, refusing, jumps to `return_native` with
+//!    RDI = address of the frame and `result` set to the negative [`crate::Errno`].
+//!
+//! **Leave**: the host saves callee-saved registers as above, stores RSP, the resume label in the frame, and executes
+//! VMCALL with [`crate::Op::Leave`]. L0 fills all "host" fields from the host's state, loads the frame's GDT and IDT
+//! and jumps to `return_native` in VMX root, on `l0_cr3` and the frame's stack, RDI = address of the frame.
+//!
+//! **`return_native`** (in the stub) restores, from the frame: CR0, CR4 and CR3 (through one CR4 write with PGE and
+//! PCIDE clear, so that no stale translation survives), GDTR, IDTR, LDTR, data segments, FS and GS bases, RSP, then
+//! jumps to `rip` with RAX = `result`. PAT, EFER, SYSENTER, DEBUGCTL and DR7 are restored by L0 before. The task
+//! register's limit, which VM exits truncate, is the module's to reload afterwards (its GDT may be read-only).
+
+/// First word of a frame: `LCMFRAME`.
+pub const FRAME_MAGIC: u64 = u64::from_le_bytes(*b"LCMFRAME");
+
+/// A pseudo-descriptor as LGDT and LIDT read it, padded to keep `base` aligned.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TableRegister {
+    /// Not read by the CPU.
+    pub pad: [u16; 3],
+    /// Limit in bytes. The instruction's operand starts here.
+    pub limit: u16,
+    /// Linear address.
+    pub base: u64,
+}
+
+/// The frame: 4 KiB, page aligned. Its last bytes are the stack used while neither the host's nor L0's is mapped.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+pub struct Frame {
+    /// [`FRAME_MAGIC`].
+    pub magic: u64,
+    /// APIC id of the CPU it belongs to.
+    pub apic_id: u32,
+    /// Set to 1 by the stub's NMI handler; the module re-sends the NMI when it is back in the host.
+    pub nmi: u32,
+    /// What the call returns: 0 or the negative of an [`crate::Errno`].
+    pub result: i64,
+    /// More about a refusal; 0 if there is no more.
+    pub detail: u64,
+    /// Physical address of this frame.
+    pub phys: u64,
+    /// Address of the stub's `return_native`.
+    pub return_native: u64,
+    /// `l0_cr3` of the host's slot.
+    pub l0_cr3: u64,
+    /// `l0_entry` of the host's slot.
+    pub l0_entry: u64,
+    /// Stub's GDT for the time between the worlds: 64-bit code at the host's CS selector, data at its SS selector.
+    pub stub_gdtr: TableRegister,
+    /// Stub's IDT: vector 2 sets `nmi`; all others are not expected.
+    pub stub_idtr: TableRegister,
+    /// Host: where it goes on.
+    pub rip: u64,
+    /// Host: RSP there.
+    pub rsp: u64,
+    /// Host: RFLAGS there (IF clear).
+    pub rflags: u64,
+    /// Host: CR0.
+    pub cr0: u64,
+    /// Host: CR3.
+    pub cr3: u64,
+    /// Host: CR4, VMXE as the host sees it.
+    pub cr4: u64,
+    /// Host: GDTR.
+    pub gdtr: TableRegister,
+    /// Host: IDTR.
+    pub idtr: TableRegister,
+    /// Host: selectors ES, CS, SS, DS, FS, GS, LDTR, TR.
+    pub selectors: [u16; 8],
+    /// Host: FS base.
+    pub fs_base: u64,
+    /// Host: GS base.
+    pub gs_base: u64,
+    /// Host: base of the TSS, from its GDT.
+    pub tr_base: u64,
+    /// Host: limit of the TSS, from its GDT.
+    pub tr_limit: u32,
+    /// Host: limit of the LDT, from its GDT; ignored if LDTR is null.
+    pub ldtr_limit: u32,
+    /// Host: base of the LDT.
+    pub ldtr_base: u64,
+    /// Host: DR7. Filled by the stub before L0 changes it.
+    pub dr7: u64,
+    /// Not used, zero.
+    pub reserved: [u64; 34],
+    /// The module's: GDT and IDT of the stub, and the stack (downwards from the end of the page).
+    pub module: [u8; 3584],
+}
+
+const _: () = assert!(size_of::<Frame>() == 4096);
+const _: () = assert!(core::mem::offset_of!(Frame, module) == 512);
+
+/// Index of a segment register in [`Frame::selectors`], in the order of the VMCS encodings.
+pub const ES: usize = 0;
+/// See [`ES`].
+pub const CS: usize = 1;
+/// See [`ES`].
+pub const SS: usize = 2;
+/// See [`ES`].
+pub const DS: usize = 3;
+/// See [`ES`].
+pub const FS: usize = 4;
+/// See [`ES`].
+pub const GS: usize = 5;
+/// See [`ES`].
+pub const LDTR: usize = 6;
+/// See [`ES`].
+pub const TR: usize = 7;
