@@ -1,0 +1,153 @@
+//! Which PCI functions, I/O ports and IOAPIC pins go.
+
+use alloc::{collections::BTreeSet, format, string::ToString, vec::Vec};
+
+use rangemap::{RangeInclusiveSet, RangeSet};
+
+use crate::{Gsi, Inventory, MemRange, PciFunction, PlanError, PortRange, Request, Warning};
+
+/// The chosen devices.
+pub struct Devices {
+    /// PCI functions that go.
+    pub functions: Vec<PciFunction>,
+    /// Pages of their memory BARs.
+    pub mmio: Vec<MemRange>,
+    /// I/O ports that go.
+    pub ports: Vec<PortRange>,
+    /// IOAPIC pins that go.
+    pub pins: Vec<Gsi>,
+}
+
+/// Chooses and checks the devices of the successor.
+pub fn choose(
+    inventory: &Inventory,
+    request: &Request,
+    warnings: &mut Vec<Warning>,
+) -> Result<Devices, PlanError> {
+    if let Some(address) = super::repeated(&request.functions) {
+        return Err(PlanError::Duplicate(format!("PCI function {address}")));
+    }
+    let mut functions = Vec::new();
+    for &address in &request.functions {
+        let Some(function) = inventory
+            .functions
+            .iter()
+            .find(|function| function.address == address)
+        else {
+            return Err(PlanError::UnknownFunction(address));
+        };
+        if function.bridge {
+            return Err(PlanError::Bridge(address));
+        }
+        if let Some(why) = &function.busy {
+            return Err(PlanError::Busy {
+                address,
+                why: why.clone(),
+            });
+        }
+        functions.push(function.clone());
+    }
+    let staying: Vec<&PciFunction> = inventory
+        .functions
+        .iter()
+        .filter(|function| !request.functions.contains(&function.address))
+        .collect();
+    Ok(Devices {
+        mmio: mmio(&functions, &staying)?,
+        ports: ports(inventory, request, &functions, &staying)?,
+        pins: pins(inventory, request, &functions, &staying, warnings)?,
+        functions,
+    })
+}
+
+fn mmio(functions: &[PciFunction], staying: &[&PciFunction]) -> Result<Vec<MemRange>, PlanError> {
+    let mut set = RangeSet::new();
+    for function in functions {
+        for page in function.pages() {
+            // A bridge decodes windows, not registers; the agent leaves those out of its BARs.
+            if let Some(other) = staying
+                .iter()
+                .find(|other| other.pages().any(|theirs| theirs.overlaps(page)))
+            {
+                return Err(PlanError::SharedPage {
+                    address: function.address,
+                    other: other.address,
+                    page,
+                });
+            }
+            set.insert(page.range());
+        }
+    }
+    Ok(set.iter().filter_map(MemRange::from_range).collect())
+}
+
+fn ports(
+    inventory: &Inventory,
+    request: &Request,
+    functions: &[PciFunction],
+    staying: &[&PciFunction],
+) -> Result<Vec<PortRange>, PlanError> {
+    let bars = functions.iter().flat_map(PciFunction::ports);
+    let mut set = RangeInclusiveSet::new();
+    for ports in bars.chain(request.ports.iter().copied()) {
+        let kept = inventory
+            .staying_ports
+            .iter()
+            .find(|kept| kept.ports.overlaps(ports));
+        let bar = staying
+            .iter()
+            .find(|other| other.ports().any(|theirs| theirs.overlaps(ports)));
+        if let Some(user) = kept
+            .map(|kept| kept.user.clone())
+            .or_else(|| bar.map(|other| other.to_string()))
+        {
+            return Err(PlanError::PortsInUse { ports, user });
+        }
+        set.insert(ports.range());
+    }
+    Ok(set
+        .iter()
+        .filter_map(|range| PortRange::new(*range.start(), *range.end()))
+        .collect())
+}
+
+fn pins(
+    inventory: &Inventory,
+    request: &Request,
+    functions: &[PciFunction],
+    staying: &[&PciFunction],
+    warnings: &mut Vec<Warning>,
+) -> Result<Vec<Gsi>, PlanError> {
+    let lines = functions
+        .iter()
+        .filter_map(|function| Some((function.gsi?, function.to_string())));
+    let asked = request
+        .pins
+        .iter()
+        .map(|&gsi| (gsi, "the request".to_string()));
+    let mut set = BTreeSet::new();
+    for (gsi, wanted) in lines.chain(asked) {
+        let Some(pin) = inventory.pins.iter().find(|pin| pin.gsi == gsi) else {
+            return Err(PlanError::UnknownPin(gsi));
+        };
+        // A level-triggered line that stays asserted by one host's device would never end for the other's.
+        let on_line = || {
+            staying
+                .iter()
+                .filter(|other| other.gsi == Some(gsi) && !other.bridge)
+        };
+        let driven = on_line()
+            .find(|other| other.driver.is_some())
+            .map(|other| other.to_string());
+        if let Some(other) = pin.users.first().cloned().or(driven) {
+            return Err(PlanError::SharedPin { gsi, wanted, other });
+        }
+        if set.insert(gsi) {
+            warnings.extend(on_line().map(|other| Warning::IdleFunctionLosesPin {
+                address: other.address,
+                gsi,
+            }));
+        }
+    }
+    Ok(set.into_iter().collect())
+}
