@@ -1,0 +1,161 @@
+//! The machine's root table and the tables it lists.
+
+use super::header::SDT_HEADER_LEN;
+use super::{AcpiError, Fadt, Madt, Mcfg, Rsdp, SdtHeader, Signature};
+use crate::PhysMem;
+use crate::bytes::{u32_at, u64_at};
+
+/// A table that the root table lists: its header was read, its contents were not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableRef {
+    /// Its name.
+    pub signature: Signature,
+    /// Its physical address.
+    pub address: u64,
+    /// Its length in bytes, header included.
+    pub length: u32,
+}
+
+/// The machine's own tables, as its firmware left them in memory.
+#[derive(Debug)]
+pub struct Machine<'m, M: PhysMem + ?Sized> {
+    mem: &'m M,
+    root: u64,
+    header: SdtHeader,
+    wide: bool,
+}
+
+impl<M: PhysMem + ?Sized> Clone for Machine<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M: PhysMem + ?Sized> Copy for Machine<'_, M> {}
+
+impl<'m, M: PhysMem + ?Sized> Machine<'m, M> {
+    /// Opens the root table that `rsdp` points to: the XSDT if there is one, else the RSDT.
+    ///
+    /// # Errors
+    /// [`AcpiError`] if that table cannot be read, is damaged, or does not hold a whole number of pointers.
+    pub fn open(mem: &'m M, rsdp: &Rsdp) -> Result<Self, AcpiError> {
+        let (root, wide) = match (rsdp.xsdt, rsdp.rsdt) {
+            (0, 0) => return Err(AcpiError::NoRootTable),
+            (0, rsdt) => (u64::from(rsdt), false),
+            (xsdt, _) => (xsdt, true),
+        };
+        let signature = if wide {
+            Signature::XSDT
+        } else {
+            Signature::RSDT
+        };
+        let header = SdtHeader::read_verified(mem, root, signature, SDT_HEADER_LEN)?;
+        let machine = Self {
+            mem,
+            root,
+            header,
+            wide,
+        };
+        let entries = header.length - SDT_HEADER_LEN as u32;
+        if !entries.is_multiple_of(machine.entry_len()) {
+            return Err(AcpiError::Length {
+                table: signature,
+                addr: root,
+                len: header.length,
+            });
+        }
+        Ok(machine)
+    }
+
+    /// Header of the root table.
+    #[must_use]
+    pub fn root_header(&self) -> &SdtHeader {
+        &self.header
+    }
+
+    /// The tables in the root table's order. Null pointers, which some firmware leaves in, are passed over. The DSDT and
+    /// the FACS are not among them: the FADT points there.
+    pub fn tables(&self) -> impl Iterator<Item = Result<TableRef, AcpiError>> + use<'m, M> {
+        let this = *self;
+        let count = (this.header.length - SDT_HEADER_LEN as u32) / this.entry_len();
+        (0..count).filter_map(move |index| this.table(index).transpose())
+    }
+
+    /// The first table of that name.
+    ///
+    /// # Errors
+    /// [`AcpiError`] if an entry before it cannot be read.
+    pub fn find(&self, signature: Signature) -> Result<Option<TableRef>, AcpiError> {
+        self.tables()
+            .find(|table| table.is_err() || table.is_ok_and(|t| t.signature == signature))
+            .transpose()
+    }
+
+    /// The FADT, verified.
+    ///
+    /// # Errors
+    /// [`AcpiError`] if it is missing or damaged.
+    pub fn fadt(&self) -> Result<Fadt, AcpiError> {
+        Fadt::read(self.mem, self.require(Signature::FADT)?)
+    }
+
+    /// The MADT, verified with all its entries.
+    ///
+    /// # Errors
+    /// [`AcpiError`] if it is missing or damaged.
+    pub fn madt(&self) -> Result<Madt<'m, M>, AcpiError> {
+        Madt::read(self.mem, self.require(Signature::MADT)?)
+    }
+
+    /// The MCFG, verified, if the machine has PCI Express configuration space.
+    ///
+    /// # Errors
+    /// [`AcpiError`] if it is damaged.
+    pub fn mcfg(&self) -> Result<Option<Mcfg<'m, M>>, AcpiError> {
+        match self.find(Signature::MCFG)? {
+            Some(table) => Mcfg::read(self.mem, table.address).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Whether the firmware describes DMA remapping units (VT-d).
+    ///
+    /// # Errors
+    /// [`AcpiError`] if the root table's entries cannot be read.
+    pub fn has_dmar(&self) -> Result<bool, AcpiError> {
+        Ok(self.find(Signature::DMAR)?.is_some())
+    }
+
+    fn require(&self, signature: Signature) -> Result<u64, AcpiError> {
+        match self.find(signature)? {
+            Some(table) => Ok(table.address),
+            None => Err(AcpiError::Missing(signature)),
+        }
+    }
+
+    fn entry_len(&self) -> u32 {
+        if self.wide { 8 } else { 4 }
+    }
+
+    fn table(&self, index: u32) -> Result<Option<TableRef>, AcpiError> {
+        let offset = SDT_HEADER_LEN as u64 + u64::from(index) * u64::from(self.entry_len());
+        let at = self.root.saturating_add(offset);
+        let mut raw = [0; 8];
+        let address = if self.wide {
+            self.mem.read(at, &mut raw)?;
+            u64_at(&raw, 0)
+        } else {
+            self.mem.read(at, raw.split_at_mut(4).0)?;
+            u64::from(u32_at(&raw, 0))
+        };
+        if address == 0 {
+            return Ok(None);
+        }
+        let header = SdtHeader::read(self.mem, address)?;
+        Ok(Some(TableRef {
+            signature: header.signature,
+            address,
+            length: header.length,
+        }))
+    }
+}

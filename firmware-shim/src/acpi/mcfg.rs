@@ -1,0 +1,83 @@
+//! PCI Express configuration space in memory (PCI Firmware Specification 3.3, 4.1.2).
+
+use super::header::SDT_HEADER_LEN;
+use super::{AcpiError, SdtHeader, Signature};
+use crate::PhysMem;
+use crate::bytes::{u8_at, u16_at, u64_at};
+use core::ops::Range;
+
+const ENTRY_LEN: u32 = 16;
+/// The header is followed by eight reserved bytes.
+const FIRST_ENTRY: u32 = SDT_HEADER_LEN as u32 + 8;
+
+/// One window of configuration space: 4 KiB per function, 1 MiB per bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EcamRegion {
+    /// Physical address where bus 0 would be; the first byte decoded is that of `first_bus`.
+    pub base: u64,
+    /// PCI segment group.
+    pub segment: u16,
+    /// First bus decoded.
+    pub first_bus: u8,
+    /// Last bus decoded.
+    pub last_bus: u8,
+}
+
+impl EcamRegion {
+    /// The physical addresses decoded, `None` if they are not a range.
+    #[must_use]
+    pub fn range(&self) -> Option<Range<u64>> {
+        let start = self.base.checked_add(u64::from(self.first_bus) << 20)?;
+        let end = self
+            .base
+            .checked_add((u64::from(self.last_bus) + 1) << 20)?;
+        (start < end).then_some(start..end)
+    }
+}
+
+/// The MCFG table.
+#[derive(Debug)]
+pub struct Mcfg<'m, M: PhysMem + ?Sized> {
+    mem: &'m M,
+    addr: u64,
+    length: u32,
+}
+
+impl<'m, M: PhysMem + ?Sized> Mcfg<'m, M> {
+    /// Reads and verifies the table at `addr`.
+    ///
+    /// # Errors
+    /// [`AcpiError`] if it is damaged.
+    pub fn read(mem: &'m M, addr: u64) -> Result<Self, AcpiError> {
+        let header = SdtHeader::read_verified(mem, addr, Signature::MCFG, FIRST_ENTRY as usize)?;
+        if !(header.length - FIRST_ENTRY).is_multiple_of(ENTRY_LEN) {
+            return Err(AcpiError::Length {
+                table: Signature::MCFG,
+                addr,
+                len: header.length,
+            });
+        }
+        Ok(Self {
+            mem,
+            addr,
+            length: header.length,
+        })
+    }
+
+    /// The windows.
+    pub fn regions(&self) -> impl Iterator<Item = Result<EcamRegion, AcpiError>> + use<'m, M> {
+        let (mem, addr) = (self.mem, self.addr);
+        (FIRST_ENTRY..self.length)
+            .step_by(ENTRY_LEN as usize)
+            .map(move |offset| {
+                let mut raw = [0; ENTRY_LEN as usize];
+                mem.read(addr.saturating_add(u64::from(offset)), &mut raw)?;
+                Ok(EcamRegion {
+                    base: u64_at(&raw, 0),
+                    segment: u16_at(&raw, 8),
+                    first_bus: u8_at(&raw, 10),
+                    last_bus: u8_at(&raw, 11),
+                })
+            })
+    }
+}

@@ -1,0 +1,31 @@
+//! ACPI: the machine's tables read, a host's tables made.
+//!
+//! Reading: [`Rsdp`] -> [`Machine`] (the XSDT or RSDT) -> [`Fadt`], [`Madt`], [`Mcfg`]. Making: [`first_host_tables`] and
+//! [`successor_tables`], which both lay their tables out in one buffer, RSDP first.
+
+mod build;
+mod error;
+mod fadt;
+mod fadt_build;
+mod gas;
+mod header;
+mod locm;
+mod machine;
+mod madt;
+mod madt_build;
+mod madt_entry;
+mod mcfg;
+mod rsdp;
+mod sink;
+
+pub use build::{HostFirmware, HostTables, SUCCESSOR_KEEPS, first_host_tables, successor_tables};
+pub use error::{AcpiError, BuildError};
+pub use fadt::{BootArch, FADT_REVISION_6_LEN, Fadt, FadtFlags};
+pub use gas::{Gas, SPACE_SYSTEM_IO, SPACE_SYSTEM_MEMORY};
+pub use header::{SDT_HEADER_LEN, SdtHeader, Signature};
+pub use locm::{LOCM_LEN, Locm};
+pub use machine::{Machine, TableRef};
+pub use madt::{Cpu, Madt, PCAT_COMPAT};
+pub use madt_entry::{LAPIC_ENABLED, LAPIC_ONLINE_CAPABLE, MadtEntry, WAKEUP_VERSION_1};
+pub use mcfg::{EcamRegion, Mcfg};
+pub use rsdp::{RSDP_V1_LEN, RSDP_V2_LEN, Rsdp};

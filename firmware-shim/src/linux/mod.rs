@@ -1,0 +1,8 @@
+//! The 64-bit Linux/x86 boot protocol (Linux `Documentation/arch/x86/boot.rst`): a kernel file checked, its zero page filled.
+
+mod kernel;
+mod setup_header;
+mod zero_page;
+
+pub use kernel::{ENTRY_64_OFFSET, KernelError, KernelImage};
+pub use zero_page::{ZERO_PAGE_LEN, ZeroPage, ZeroPageError};
