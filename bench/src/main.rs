@@ -1,2 +1,83 @@
-//! Placeholder.
-fn main() {}
+//! `cargo lab`: see the library for what it is made of.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use lab::{
+    boot::{self, BootArgs, INCUMBENT, SUCCESSOR},
+    build,
+    kernel::Kernel,
+    roots::Root,
+    say, tools,
+};
+
+/// An emulated Intel server with Locum on it
+#[derive(Parser)]
+#[command(name = "cargo lab", bin_name = "cargo lab", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot a host, run commands in it, power off
+    Boot(BootArgs),
+    /// Fetch and make everything that depends on Debian only
+    Root {
+        /// Kernels to get
+        #[arg(long, default_values = [INCUMBENT, SUCCESSOR])]
+        kernel: Vec<String>,
+    },
+    /// Build locum.ko and print where it is
+    Kmod {
+        /// Kernels to build for
+        #[arg(long, default_values = [INCUMBENT, SUCCESSOR])]
+        kernel: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<bool> {
+    match command {
+        Command::Boot(args) => boot::boot(&args),
+        Command::Root { kernel } => {
+            tools::ensure()?;
+            say(&format!("emulator: {}", Root::bochs()?.dir().display()));
+            say(&format!("user space: {}", Root::host()?.dir().display()));
+            for version in kernel {
+                let kernel = Kernel::get(&version)?;
+                say(&format!(
+                    "kernel {}: {}",
+                    kernel.release(),
+                    kernel.root().dir().display()
+                ));
+            }
+            Ok(true)
+        }
+        Command::Kmod { kernel } => {
+            for version in kernel {
+                let kernel = Kernel::get(&version)?;
+                match build::module(&kernel)? {
+                    Some(module) => println!("{}", module.display()),
+                    None => {
+                        say("host-hotplug-agent/kmod has no Makefile yet");
+                        return Ok(false);
+                    }
+                }
+            }
+            Ok(true)
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! What runs inside and around a guest so that the lab can prove that the guest survived a refresh.
+//!
+//! ```text
+//!   guest (guest-init, PID 1)                       host (lab-guest)
+//!   registers ─┐                                    watch ── reads the beat page out of the pool
+//!   memory ────┤ checks ──> beat page ──(pool)──>   disk ─── serves a range of the pool over NBD
+//!   clocks ────┤                                    echo ─── answers the guest's UDP datagrams
+//!   disk, net ─┘                                    qmp ──── drives QEMU by hand
+//! ```
+//!
+//! The guest never reports over a network or through its host's kernel: it writes one page of its own memory, and
+//! whichever host maps the pool reads that page. So the same evidence is seen by the incumbent, by the successor, and
+//! while neither runs the guest; a guest that stopped shows as a counter that stopped.
+//!
+//! Every check compares with what the guest itself can derive again (a pattern, a value held in a register, the last
+//! clock reading), so a fault in the monitor cannot also forge the expectation. Each has a test in which it fails.
+//!
+//! What this is not: a benchmark. Counts of instructions come from the emulator, counts of exits from L0.
+//!
+//! - [`beat`]: the page, its layout, its writers and readers; [`scan`] finds such pages in the pool.
+//! - [`pattern`], [`registers`], [`clock`]: the checks themselves, free of I/O.
+//! - [`guest`]: PID 1 of the guest, which runs the checks.
+//! - [`watch`], [`nbd`], [`echo`], [`qmp`]: the host's side.
+//! - [`map`]: the only place that maps memory.
+//! - [`initramfs`]: packs the guest's initramfs, on the developer's machine.
+
+pub mod beat;
+pub mod clock;
+pub mod echo;
+pub mod guest;
+pub mod initramfs;
+pub mod map;
+pub mod nbd;
+pub mod params;
+pub mod pattern;
+pub mod qmp;
+pub mod registers;
+pub mod scan;
+pub mod tsc;
+pub mod watch;

@@ -1,0 +1,103 @@
+//! Runs Bochs, the emulator that has VMX.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{roots::Root, tools};
+
+/// Instructions per second that the emulated clock assumes.
+pub const IPS: u64 = 100_000_000;
+
+/// The emulated server.
+#[derive(Debug, Clone)]
+pub struct Hardware {
+    /// CPUs, 1 to 4.
+    pub cpus: u32,
+    /// RAM in MiB, at most 3072.
+    pub memory: u32,
+    /// The CD it boots.
+    pub iso: std::path::PathBuf,
+    /// TCP ports on 127.0.0.1 that COM3 and COM4 connect to.
+    pub channels: [u16; 2],
+}
+
+/// Starts Bochs in `dir`. Files there afterwards: `bochsrc`, `console0.log` (COM1), `console1.log` (COM2), `l0.log`
+/// (port 0xE9, and Bochs' own banner), `bochs.log`.
+///
+/// # Errors
+/// The root cannot be made, or the program does not start.
+pub fn start(hardware: &Hardware, dir: &Path) -> Result<Child> {
+    let root = Root::bochs()?;
+    let config = dir.join("bochsrc");
+    fs::write(&config, config_text(hardware, &root, dir))?;
+    let bochs = root.program("usr/bin/bochs-bin");
+    // The emulator must not outlive the lab, however the lab ends.
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL"])
+        .arg(bochs.get_program())
+        .args(bochs.get_args())
+        .args(["-q", "-f"])
+        .arg(&config)
+        .env(
+            "LTDL_LIBRARY_PATH",
+            root.path("usr/lib/x86_64-linux-gnu/bochs/plugins"),
+        )
+        .env("BXSHARE", root.path("usr/share/bochs"))
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stdout(File::create(dir.join("l0.log"))?)
+        .stderr(File::create(dir.join("bochs.err"))?);
+    tools::ensure()?;
+    command.spawn().context("starting Bochs")
+}
+
+fn config_text(hardware: &Hardware, root: &Root, dir: &Path) -> String {
+    let Hardware {
+        cpus,
+        memory,
+        iso,
+        channels: [com3, com4],
+    } = hardware;
+    let share = root.path("usr/share/bochs");
+    let (share, dir, iso) = (share.display(), dir.display(), iso.display());
+    let mut text = format!(
+        r#"# Written by the lab.
+display_library: rfb, options="timeout=0"
+romimage: file={share}/BIOS-bochs-latest
+vgaromimage: file={share}/VGABIOS-lgpl-latest
+cpu: model=corei7_haswell_4770, count={cpus}, quantum=16, ips={IPS}, reset_on_triple_fault=0
+memory: guest={memory}, host={host}
+clock: sync=none, time0=local
+ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
+ata0-master: type=cdrom, path={iso}, status=inserted
+boot: cdrom
+com1: enabled=1, mode=file, dev={dir}/console0.log
+com2: enabled=1, mode=file, dev={dir}/console1.log
+com3: enabled=1, mode=socket-client, dev=127.0.0.1:{com3}
+com4: enabled=1, mode=socket-client, dev=127.0.0.1:{com4}
+port_e9_hack: enabled=1
+log: {dir}/bochs.log
+panic: action=fatal
+error: action=report
+info: action=report
+debug: action=ignore
+speaker: enabled=0
+pci: enabled=1, chipset=i440fx, slot1=e1000, slot2=e1000
+"#,
+        host = (*memory).min(2048),
+    );
+    for card in 0..2 {
+        let _ = writeln!(
+            text,
+            "e1000: card={card}, enabled=1, mac=52:54:00:00:00:0{card}, ethmod=slirp, script=\"\""
+        );
+    }
+    text
+}

@@ -1,0 +1,196 @@
+//! `lab boot`: one host, some commands, power off.
+
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::{
+    build,
+    image::{Image, Packing},
+    iso::Iso,
+    kernel::Kernel,
+    machine::{Machine, Setup},
+    paths, say,
+};
+
+/// Kernel that hosts boot unless told otherwise.
+pub const INCUMBENT: &str = "6.12.94";
+/// Kernel that replaces it.
+pub const SUCCESSOR: &str = "6.12.107";
+
+/// Command line of every host in the lab. Bochs loses wake-ups from MWAIT idle; the rest is what Locum asks of a host.
+pub const CMDLINE: &str = "console=ttyS0,115200 locum.channel=ttyS2 idle=halt acpi_irq_nobalance no_ipi_broadcast=1 \
+     retain_initrd panic=0 movablecore=640M";
+
+/// Arguments of L0 in the lab: where guest RAM lives, and its log.
+pub const L0_ARGS: &str = "pool=68000000-7fe00000 log=e9";
+
+/// How to build and run a machine.
+#[derive(Debug, Clone, Args)]
+pub struct MachineArgs {
+    /// Let GRUB load Linux itself, without L0
+    #[arg(long)]
+    pub plain: bool,
+    /// CPUs, 1 to 4
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=4))]
+    pub cpus: u32,
+    /// Kernel to boot: a version in Debian's archive
+    #[arg(long, default_value = INCUMBENT)]
+    pub kernel: String,
+    /// Further kernel whose modules and image go into the initramfs
+    #[arg(long, default_value = SUCCESSOR)]
+    pub to: String,
+    /// Added to the kernel's command line
+    #[arg(long, default_value = "")]
+    pub cmdline: String,
+    /// Added to L0's command line
+    #[arg(long, default_value = "")]
+    pub l0_args: String,
+    /// Put a file into the initramfs: PATH_IN_HOST=FILE
+    #[arg(long, value_name = "PATH=FILE")]
+    pub file: Vec<String>,
+    /// How QEMU and its libraries are packed in the initramfs
+    #[arg(long, value_enum, default_value_t)]
+    pub packing: Packing,
+    /// Kill the machine after this many seconds of wall time
+    #[arg(long, default_value_t = 600)]
+    pub timeout: u64,
+    /// Directory of the run (default: a new one in target/lab/runs)
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+}
+
+/// Boot a host, run commands in it, power off.
+#[derive(Debug, Clone, Args)]
+pub struct BootArgs {
+    /// The machine
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// Shell command to run in the host; may be repeated
+    #[arg(long)]
+    pub run: Vec<String>,
+    /// Shell script to run in the host after the commands
+    #[arg(long)]
+    pub run_file: Option<PathBuf>,
+    /// Keep the CD image of the run
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// Boots, runs, powers off. Returns whether all commands succeeded.
+///
+/// # Errors
+/// Something does not build, or the machine dies or does not answer.
+pub fn boot(args: &BootArgs) -> Result<bool> {
+    let mut commands = args.run.clone();
+    if let Some(file) = &args.run_file {
+        commands
+            .push(fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?);
+    }
+    let setup = prepare(&args.machine)?;
+    say(&format!("booting, logs in {}", setup.dir.display()));
+    let begin = Instant::now();
+    let timeout = setup.timeout;
+    let mut machine = Machine::start(&setup)?;
+    let mut host = machine.host(0);
+    let hello = host.wait_ready(timeout)?;
+    say(&format!(
+        "{} is up after {:.1?}",
+        hello.release,
+        begin.elapsed()
+    ));
+    say(&format!("{} M ticks since reset", host.tsc()? / 1_000_000));
+    let mut all_well = true;
+    for command in &commands {
+        println!("# {}", command.trim_end());
+        let output = host.run(command, timeout)?;
+        print!("{}", output.text);
+        if output.status != 0 {
+            println!("# exit status {}", output.status);
+            all_well = false;
+        }
+    }
+    host.power_off(Duration::from_secs(120).min(timeout))?;
+    say(&format!("off after {:.1?}", begin.elapsed()));
+    if !args.keep {
+        fs::remove_file(&setup.iso)?;
+    }
+    Ok(all_well)
+}
+
+/// Builds everything that a machine needs: a directory for the run, with the CD in it.
+///
+/// # Errors
+/// Something does not build or cannot be fetched.
+pub fn prepare(args: &MachineArgs) -> Result<Setup> {
+    let dir = match &args.dir {
+        Some(dir) => std::path::absolute(dir)?,
+        None => paths::out().join("runs").join(run_name()?),
+    };
+    fs::create_dir_all(&dir)?;
+    let mut kernels = vec![Kernel::get(&args.kernel)?];
+    if args.to != args.kernel {
+        kernels.push(Kernel::get(&args.to)?);
+    }
+    let modules = kernels
+        .iter()
+        .map(build::module)
+        .collect::<Result<Vec<_>>>()?;
+    let extra = args
+        .file
+        .iter()
+        .map(|spec| extra_file(spec))
+        .collect::<Result<Vec<_>>>()?;
+    let initrd = dir.join("initrd");
+    Image {
+        kernels: &kernels,
+        modules: &modules,
+        extra: &extra,
+        packing: args.packing,
+    }
+    .build(&initrd)?;
+    let iso = dir.join("boot.iso");
+    let kernel = kernels.first().context("no kernel")?;
+    Iso {
+        l0: if args.plain { None } else { Some(build::l0()?) },
+        l0_args: format!("{L0_ARGS} host_cpus={} {}", args.cpus, args.l0_args),
+        kernel: kernel.image(),
+        cmdline: format!("{CMDLINE} {}", args.cmdline),
+        initrd: initrd.clone(),
+    }
+    .build(&dir.join("iso"), &iso)?;
+    fs::remove_file(initrd)?;
+    Ok(Setup {
+        cpus: args.cpus,
+        memory: 2048,
+        iso,
+        dir,
+        timeout: Duration::from_secs(args.timeout),
+    })
+}
+
+fn extra_file(spec: &str) -> Result<(String, PathBuf, u32)> {
+    use std::os::unix::fs::PermissionsExt;
+    let (path, file) = spec
+        .split_once('=')
+        .with_context(|| format!("--file {spec}: expected PATH_IN_HOST=FILE"))?;
+    let mode = fs::metadata(file)
+        .with_context(|| format!("--file {spec}: reading {file}"))?
+        .permissions()
+        .mode();
+    Ok((
+        path.trim_start_matches('/').to_owned(),
+        file.into(),
+        mode & 0o777,
+    ))
+}
+
+fn run_name() -> Result<String> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    Ok(format!("{}-{}", now.as_secs(), std::process::id()))
+}

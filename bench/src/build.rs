@@ -1,0 +1,190 @@
+//! Builds Locum's own parts, with the cargo that runs the lab.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::{kernel::Kernel, paths, say, tools};
+
+/// L0, as GRUB loads it.
+///
+/// # Errors
+/// It does not compile; cargo has printed why.
+pub fn l0() -> Result<PathBuf> {
+    cargo("l0-monitor", "l0", "x86_64-unknown-none", false)
+}
+
+/// `labd`, linked statically: hosts have no libraries but QEMU's.
+///
+/// # Errors
+/// As [`l0`].
+pub fn labd() -> Result<PathBuf> {
+    cargo("labd", "labd", "x86_64-unknown-linux-gnu", true)
+}
+
+/// The agent, linked statically.
+///
+/// # Errors
+/// As [`l0`].
+pub fn agent() -> Result<PathBuf> {
+    cargo(
+        "host-hotplug-agent",
+        "locum",
+        "x86_64-unknown-linux-gnu",
+        true,
+    )
+}
+
+#[derive(Deserialize)]
+struct Message {
+    reason: String,
+    executable: Option<PathBuf>,
+    target: Option<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+}
+
+fn cargo(package: &str, binary: &str, target: &str, is_static: bool) -> Result<PathBuf> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .current_dir(paths::workspace())
+        .args([
+            "build",
+            "--quiet",
+            "--release",
+            "--message-format=json-render-diagnostics",
+        ])
+        .args(["--package", package, "--bin", binary, "--target", target])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    if is_static {
+        // A directory of its own: other flags would make cargo build everything anew each time.
+        command.env("CARGO_TARGET_DIR", static_dir()).env(
+            "RUSTFLAGS",
+            "-C target-feature=+crt-static -C strip=symbols",
+        );
+    }
+    let output = command.output().context("starting cargo")?;
+    if !output.status.success() {
+        bail!("{package} does not build (see above)");
+    }
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Message>(line).ok())
+        .filter(|message| message.reason == "compiler-artifact")
+        .filter(|message| {
+            message
+                .target
+                .as_ref()
+                .is_some_and(|target| target.name == binary)
+        })
+        .find_map(|message| message.executable)
+        .with_context(|| format!("cargo built {package} but no program {binary}"))
+}
+
+fn static_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || paths::out().join("static"),
+        |dir| Path::new(&dir).join("static"),
+    )
+}
+
+/// Parts of the workspace that the module's source may include, kept at the same places relative to each other.
+const MODULE_SOURCES: &[&str] = &["host-hotplug-agent/kmod", "l0-monitor/abi"];
+
+/// `locum.ko` for a kernel; `None` while the workspace has no module.
+///
+/// # Errors
+/// It does not compile.
+pub fn module(kernel: &Kernel) -> Result<Option<PathBuf>> {
+    if !paths::workspace()
+        .join("host-hotplug-agent/kmod/Makefile")
+        .exists()
+    {
+        return Ok(None);
+    }
+    let _lock = paths::lock(&paths::out(), &format!("kmod-{}", kernel.release()))?;
+    let out = paths::out().join("kmod").join(kernel.release());
+    let module = out.join("locum.ko");
+    let fingerprint = fingerprint(kernel)?;
+    let stamp = out.join("stamp");
+    if module.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == fingerprint) {
+        return Ok(Some(module));
+    }
+    say(&format!("building locum.ko for {}", kernel.release()));
+    let inner = format!("build/{}", std::process::id());
+    let tree = kernel.root().path(&inner);
+    for part in MODULE_SOURCES {
+        copy_tree(&paths::workspace().join(part), &tree.join(part))?;
+    }
+    let result = tools::run(kernel.root().chroot().args([
+        "make",
+        "-C",
+        &format!("/lib/modules/{}/build", kernel.release()),
+        &format!("M=/{inner}/host-hotplug-agent/kmod"),
+        "modules",
+    ]));
+    let built = tree.join("host-hotplug-agent/kmod/locum.ko");
+    let result = result.and_then(|()| {
+        fs::create_dir_all(&out)?;
+        fs::copy(&built, &module).context("the module's Makefile made no locum.ko")?;
+        fs::write(&stamp, &fingerprint)?;
+        Ok(())
+    });
+    fs::remove_dir_all(&tree)?;
+    result.with_context(|| format!("building locum.ko for {}", kernel.release()))?;
+    Ok(Some(module))
+}
+
+fn fingerprint(kernel: &Kernel) -> Result<String> {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    kernel.root().dir().hash(&mut hasher);
+    for part in MODULE_SOURCES {
+        for file in sources(&paths::workspace().join(part)) {
+            let file = file?;
+            file.path().hash(&mut hasher);
+            fs::read(file.path())?.hash(&mut hasher);
+        }
+    }
+    Ok(format!("{:016x}", hasher.finish()))
+}
+
+fn copy_tree(source: &Path, target: &Path) -> Result<()> {
+    for file in sources(source) {
+        let file = file?;
+        let to = target.join(file.path().strip_prefix(source)?);
+        if let Some(parent) = to.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        fs::copy(file.path(), to)?;
+    }
+    Ok(())
+}
+
+/// Files in a fixed order, without what an earlier build by hand may have left.
+fn sources(dir: &Path) -> impl Iterator<Item = walkdir::Result<walkdir::DirEntry>> {
+    let made = |name: &str| {
+        name.ends_with(".ko")
+            || name.ends_with(".o")
+            || name.ends_with(".cmd")
+            || name.contains(".mod")
+    };
+    walkdir::WalkDir::new(dir)
+        .sort_by_file_name()
+        .into_iter()
+        .filter_entry(|entry| entry.file_name() != "target")
+        .filter(move |entry| {
+            entry.as_ref().map_or(true, |entry| {
+                entry.file_type().is_file() && !made(&entry.file_name().to_string_lossy())
+            })
+        })
+}

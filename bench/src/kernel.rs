@@ -1,0 +1,190 @@
+//! A Debian kernel: its image, and the few modules that a host or a guest in the lab needs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{paths, roots::Root, tools};
+
+/// Modules that hosts load, by the names that `modprobe` takes; what they depend on comes along.
+const MODULES: &[&str] = &[
+    "kvm-intel",
+    "e1000",
+    "dax_hmem",
+    "device_dax",
+    "kmem",
+    "tun",
+    "vhost_net",
+    "bridge",
+    "msr",
+    "cpuid",
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_net",
+];
+
+/// Files that `modprobe` and `depmod` want beside the modules.
+const INDEX: &[&str] = &[
+    "modules.order",
+    "modules.builtin",
+    "modules.builtin.modinfo",
+];
+
+/// A kernel release from Debian's archive.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    release: String,
+    root: Root,
+}
+
+impl Kernel {
+    /// Gets a release such as `6.12.94+deb13-amd64`; a bare version such as `6.12.94` is completed to that form.
+    ///
+    /// # Errors
+    /// The package cannot be fetched.
+    pub fn get(version: &str) -> Result<Self> {
+        let release = full_release(version)?;
+        let root = Root::kernel(&release)?;
+        Ok(Self { release, root })
+    }
+
+    /// What `uname -r` prints under this kernel.
+    #[must_use]
+    pub fn release(&self) -> &str {
+        &self.release
+    }
+
+    /// The Debian tree with this kernel, its headers and a compiler.
+    #[must_use]
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// The bzImage.
+    #[must_use]
+    pub fn image(&self) -> PathBuf {
+        self.root.path(&format!("boot/vmlinuz-{}", self.release))
+    }
+
+    /// A directory with the lab's modules, uncompressed (the emulator would need seconds for xz), and their index:
+    /// what belongs into `/lib/modules/RELEASE`. `extra` modules (`locum.ko`) go along.
+    ///
+    /// # Errors
+    /// A module is missing from the package, or xz or depmod fails.
+    pub fn modules(&self, extra: Option<&Path>) -> Result<PathBuf> {
+        let source = self.root.path(&format!("lib/modules/{}", self.release));
+        let base = paths::out().join("modules").join(&self.release);
+        let target = base.join("lib/modules").join(&self.release);
+        if target.exists() {
+            fs::remove_dir_all(&target)?;
+        }
+        fs::create_dir_all(&target)?;
+        for file in INDEX {
+            fs::copy(source.join(file), target.join(file))
+                .with_context(|| format!("copying {file} of kernel {}", self.release))?;
+        }
+        let dependencies = fs::read_to_string(source.join("modules.dep"))?;
+        for module in closure(&dependencies, MODULES)? {
+            let plain = target.join(module.strip_suffix(".xz").unwrap_or(&module));
+            if let Some(parent) = plain.parent() {
+                fs::create_dir_all(parent)?;
+            }
+            if module.ends_with(".xz") {
+                let file = fs::File::create(&plain)?;
+                let status = Command::new("xz")
+                    .args(["-dc"])
+                    .arg(source.join(&module))
+                    .stdout(file)
+                    .status()?;
+                if !status.success() {
+                    bail!("xz cannot unpack {module} of kernel {}", self.release);
+                }
+            } else {
+                fs::copy(source.join(&module), &plain)?;
+            }
+        }
+        if let Some(extra) = extra {
+            let updates = target.join("updates");
+            fs::create_dir_all(&updates)?;
+            fs::copy(
+                extra,
+                updates.join(extra.file_name().context("module without a name")?),
+            )?;
+        }
+        tools::run(
+            self.root
+                .program_as("usr/bin/kmod", "depmod")
+                .arg("-b")
+                .arg(&base)
+                .arg(&self.release),
+        )?;
+        Ok(target)
+    }
+}
+
+/// Completes `6.12.94` to `6.12.94+deb13-amd64`; leaves anything longer alone.
+fn full_release(version: &str) -> Result<String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || ".+-~".contains(c);
+    if version.is_empty() || !version.chars().all(allowed) {
+        bail!("{version:?} is no kernel version; give one such as 6.12.94 or 6.12.94+deb13-amd64");
+    }
+    if version.contains('+') || version.contains('-') {
+        return Ok(version.to_owned());
+    }
+    Ok(format!("{version}+deb13-amd64"))
+}
+
+/// The files of `modules` and of everything they depend on, from the text of `modules.dep`.
+fn closure(dependencies: &str, modules: &[&str]) -> Result<BTreeSet<String>> {
+    let mut by_name = BTreeMap::new();
+    for line in dependencies.lines() {
+        if let Some((file, needs)) = line.split_once(':') {
+            by_name.insert(module_name(file), (file, needs));
+        }
+    }
+    let mut files = BTreeSet::new();
+    for module in modules {
+        let (file, needs) = by_name
+            .get(&module.replace('-', "_"))
+            .with_context(|| format!("the kernel has no module {module}"))?;
+        files.insert((*file).to_owned());
+        files.extend(needs.split_whitespace().map(str::to_owned));
+    }
+    Ok(files)
+}
+
+fn module_name(file: &str) -> String {
+    let base = file.rsplit('/').next().unwrap_or(file);
+    base.split(".ko").next().unwrap_or(base).replace('-', "_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closure_takes_dependencies() {
+        let text = "k/kvm-intel.ko.xz: k/kvm.ko.xz k/irqbypass.ko.xz\nk/kvm.ko.xz: k/irqbypass.ko.xz\nk/irqbypass.ko.xz:\nk/x.ko:\n";
+        let files: Vec<_> = closure(text, &["kvm_intel"]).unwrap().into_iter().collect();
+        assert_eq!(
+            files,
+            ["k/irqbypass.ko.xz", "k/kvm-intel.ko.xz", "k/kvm.ko.xz"]
+        );
+        assert!(closure(text, &["nothere"]).is_err());
+    }
+
+    #[test]
+    fn versions() {
+        assert_eq!(full_release("6.12.94").unwrap(), "6.12.94+deb13-amd64");
+        assert_eq!(
+            full_release("6.12.94+deb13-amd64").unwrap(),
+            "6.12.94+deb13-amd64"
+        );
+        assert!(full_release("6.12; rm").is_err());
+    }
+}

@@ -1,0 +1,27 @@
+//! The lab: an emulated Intel server on which Locum is built, run and tested end to end.
+//!
+//! It gets Debian trees with mmdebstrap ([`roots`]), takes kernels ([`kernel`]) and user space from them, builds the
+//! initramfs that every host runs from ([`image`]) and a GRUB CD ([`iso`]), runs Bochs ([`bochs`]) and talks to the
+//! hosts on it over serial lines ([`channel`], [`machine`]). On top of that stand the commands: [`boot`] and what
+//! `lab --help` lists.
+//!
+//! The lab's only clock for evidence is the emulated time stamp counter, which counts instructions; wall time is for
+//! time-outs alone.
+
+pub mod archive;
+pub mod bochs;
+pub mod boot;
+pub mod build;
+pub mod channel;
+pub mod image;
+pub mod iso;
+pub mod kernel;
+pub mod machine;
+pub mod paths;
+pub mod roots;
+pub mod tools;
+
+/// Tells the user what the lab is doing, on standard error.
+pub fn say(text: &str) {
+    eprintln!("lab: {text}");
+}

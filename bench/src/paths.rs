@@ -1,0 +1,49 @@
+//! Where the lab keeps things.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+/// Root of the workspace whose lab this is.
+#[must_use]
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map_or_else(|| PathBuf::from("."), Path::to_path_buf)
+}
+
+/// Outputs: `target/lab` of the workspace.
+#[must_use]
+pub fn out() -> PathBuf {
+    workspace().join("target/lab")
+}
+
+/// Things that are costly to fetch and depend on versions only: `$XDG_CACHE_HOME/locum`, by default `~/.cache/locum`.
+///
+/// # Errors
+/// Neither `XDG_CACHE_HOME` nor `HOME` is set.
+pub fn cache() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()) {
+        return Ok(PathBuf::from(dir).join("locum"));
+    }
+    let home = std::env::var_os("HOME").context(
+        "neither XDG_CACHE_HOME nor HOME is set; set one, the lab caches Debian roots there",
+    )?;
+    Ok(PathBuf::from(home).join(".cache/locum"))
+}
+
+/// Takes the lock `DIR/NAME.lock`, waiting for whoever has it; held until the file is dropped.
+///
+/// # Errors
+/// The directory or the file cannot be made.
+pub fn lock(dir: &Path, name: &str) -> Result<File> {
+    fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    let path = dir.join(format!("{name}.lock"));
+    let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    file.lock()
+        .with_context(|| format!("locking {}", path.display()))?;
+    Ok(file)
+}

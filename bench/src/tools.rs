@@ -1,0 +1,142 @@
+//! Programs of the developer's machine that the lab calls.
+
+use std::{
+    env,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::say;
+
+/// A program (found in `PATH`) or a file, and the Debian package it comes from.
+const NEEDS: &[(&str, &str)] = &[
+    ("mmdebstrap", "mmdebstrap"),
+    ("xorriso", "xorriso"),
+    ("grub-mkrescue", "grub-common"),
+    ("/usr/lib/grub/i386-pc/multiboot2.mod", "grub-pc-bin"),
+    ("mformat", "mtools"),
+    ("lz4", "lz4"),
+    ("zstd", "zstd"),
+    ("xz", "xz-utils"),
+    ("iasl", "acpica-tools"),
+    ("gcc", "gcc"),
+    ("setpriv", "util-linux"),
+    (
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+        "debian-archive-keyring",
+    ),
+];
+
+/// Makes sure that every program the lab calls is there; installs what is missing when run as root.
+///
+/// # Errors
+/// Something is missing and cannot be installed; the message holds the one command to run.
+pub fn ensure() -> Result<()> {
+    let missing = missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let line = format!("apt-get install --yes {}", missing.join(" "));
+    if !is_root() {
+        bail!("the lab needs some Debian packages; run: sudo {line}");
+    }
+    say(&format!("installing {}", missing.join(" ")));
+    run(Command::new("apt-get").args(["update", "-q"]))?;
+    run(Command::new("apt-get")
+        .args(["install", "--yes", "-q", "--no-install-recommends"])
+        .args(&missing)
+        .env("DEBIAN_FRONTEND", "noninteractive"))
+    .with_context(|| format!("installing what the lab needs; try by hand: {line}"))
+}
+
+fn missing() -> Vec<&'static str> {
+    let mut packages: Vec<_> = NEEDS
+        .iter()
+        .filter(|(need, _)| !present(need))
+        .map(|(_, package)| *package)
+        .collect();
+    packages.dedup();
+    packages
+}
+
+fn present(need: &str) -> bool {
+    if need.starts_with('/') {
+        return Path::new(need).exists();
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|dir| dir.join(need).exists())
+}
+
+/// Whether this process may chroot and install packages.
+#[must_use]
+pub fn is_root() -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("Uid:"))
+            .and_then(|ids| ids.split_whitespace().nth(1))
+            == Some("0")
+    })
+}
+
+/// Runs a command quietly; its output becomes part of the error if it fails.
+///
+/// # Errors
+/// The program cannot be started or fails.
+pub fn run(command: &mut Command) -> Result<()> {
+    output(command).map(drop)
+}
+
+/// As [`run`], and returns standard output.
+///
+/// # Errors
+/// The program cannot be started or fails.
+pub fn output(command: &mut Command) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("starting {name}"))?;
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(stdout);
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    bail!(
+        "{command:?} failed ({}):\n{}",
+        output.status,
+        last_lines(&format!("{stdout}{stderr}"), 30)
+    )
+}
+
+/// The last `count` lines of `text`.
+#[must_use]
+pub fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    let from = lines.len().saturating_sub(count);
+    lines.get(from..).unwrap_or_default().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_lines_of_short_and_long_text() {
+        assert_eq!(last_lines("a\nb", 5), "a\nb");
+        assert_eq!(last_lines("a\nb\nc", 2), "b\nc");
+        assert_eq!(last_lines("", 2), "");
+    }
+
+    #[test]
+    fn failure_carries_the_output() {
+        let error = run(Command::new("sh").args(["-c", "echo out; echo err >&2; exit 3"]))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("out\nerr"), "{error}");
+    }
+}
