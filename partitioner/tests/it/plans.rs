@@ -1,0 +1,440 @@
+//! What a plan is made of, and each way in which there is none.
+
+use partitioner::{
+    Bar, BlockState, BootSize, CpuNumber, CpuRequest, Generation, Gsi, Inventory, MemRange,
+    MemoryRequest, NodeId, Owner, Partition, PlanError, Request, Resource, Slot, Transfer,
+    TransferError, Unreclaimed, Warning, error::Stuck, plan,
+};
+
+use crate::lab::{self, BLOCK, MIB, mem, pci, ports};
+
+/// The error of the lab's plan after a change, and that its text names `words`.
+fn refused(change: impl FnOnce(&mut Inventory, &mut Request), words: &[&str]) -> PlanError {
+    let (mut inventory, mut request) = (lab::inventory(), lab::request());
+    change(&mut inventory, &mut request);
+    let error = plan(&inventory, &request).expect_err("refused");
+    let text = error.to_string();
+    for word in words {
+        assert!(text.contains(word), "`{word}` is not in: {text}");
+    }
+    error
+}
+
+fn cpus(numbers: &[u32]) -> CpuRequest {
+    CpuRequest::List(numbers.iter().copied().map(CpuNumber).collect())
+}
+
+#[test]
+fn the_labs_plan() {
+    let made = plan(&lab::inventory(), &lab::request()).unwrap();
+    let numbers =
+        |cpus: &[partitioner::Cpu]| cpus.iter().map(|cpu| cpu.number.0).collect::<Vec<_>>();
+    assert_eq!(numbers(&made.cpus), [2, 3]);
+    assert_eq!(numbers(&made.kept_cpus), [0, 1]);
+    assert_eq!(made.memory, [mem(0x4800_0000, 0x6800_0000)]);
+    assert_eq!(made.boot, made.memory[0]);
+    assert_eq!(made.blocks.len(), 4);
+    assert_eq!(made.to_migrate, 0);
+    assert_eq!(made.mmio, [mem(0xfebe_0000, 0xfec0_0000)]);
+    assert_eq!(made.ports, [ports(0x2f8, 0x2ff), ports(0xc080, 0xc0bf)]);
+    assert_eq!(made.pins, [Gsi(11)]);
+    assert_eq!(made.warnings, []);
+    assert_eq!(made.unreclaimed_bytes(), 118 * MIB);
+    assert_eq!(
+        made.reclaim.functions,
+        [pci(1, 1), pci(2, 0)],
+        "bridges are visible to both"
+    );
+    assert_eq!(made.reclaim.blocks.len(), 8, "blocks 1 to 8");
+}
+
+#[test]
+fn a_size_takes_the_highest_blocks_and_a_count_the_highest_cpus() {
+    let request = Request {
+        cpus: CpuRequest::Count(2),
+        memory: MemoryRequest::Size(300 * MIB),
+        ..lab::request()
+    };
+    let made = plan(&lab::inventory(), &request).unwrap();
+    assert_eq!(
+        made.memory,
+        [mem(0x5000_0000, 0x6800_0000)],
+        "rounded up to three blocks"
+    );
+    assert_eq!(made.cpus[0].number, CpuNumber(2));
+}
+
+#[test]
+fn an_offline_block_costs_nothing() {
+    let mut inventory = lab::inventory();
+    inventory.spare = 128 * MIB;
+    inventory.blocks[12].state = BlockState::Offline;
+    let request = Request {
+        memory: MemoryRequest::Size(256 * MIB),
+        ..lab::request()
+    };
+    assert_eq!(
+        plan(&inventory, &request).unwrap().memory,
+        [mem(0x5800_0000, 0x6800_0000)]
+    );
+}
+
+#[test]
+fn where_no_run_is_long_enough_it_takes_pieces_longest_first() {
+    let mut inventory = lab::inventory();
+    inventory.blocks[10].removable = false; // leaves 8, 9 and 11, 12
+    let request = Request {
+        memory: MemoryRequest::Size(384 * MIB),
+        ..lab::request()
+    };
+    let made = plan(&inventory, &request).unwrap();
+    assert_eq!(
+        made.memory,
+        [mem(9 * BLOCK, 10 * BLOCK), mem(11 * BLOCK, 13 * BLOCK)]
+    );
+    assert_eq!(made.boot, made.memory[1]);
+}
+
+#[test]
+fn unreclaimed_memory_is_given_first_and_counts() {
+    let mut inventory = lab::inventory();
+    inventory.ram = vec![mem(BLOCK, 0x6800_0000)];
+    inventory.blocks.remove(0);
+    inventory.unreclaimed = vec![Unreclaimed {
+        range: mem(10 * MIB, BLOCK),
+        node: NodeId(0),
+    }];
+    let mut request = Request {
+        memory: MemoryRequest::Size(118 * MIB),
+        ..lab::request()
+    };
+    let made = plan(&inventory, &request).unwrap();
+    assert_eq!((made.blocks.len(), made.boot), (0, mem(10 * MIB, BLOCK)));
+    assert_eq!(made.reclaim.unreclaimed, []);
+    request.memory = MemoryRequest::Size(118 * MIB + 1);
+    assert_eq!(plan(&inventory, &request).unwrap().blocks.len(), 1);
+    // What fits nowhere but in the block beside it takes that block, not the highest.
+    inventory
+        .blocks
+        .iter_mut()
+        .for_each(|block| block.removable = true);
+    inventory.spare = BLOCK;
+    request.boot = BootSize {
+        kernel_init: 200 * MIB,
+        ..lab::boot()
+    };
+    let made = plan(&inventory, &request).unwrap();
+    assert_eq!(made.boot, mem(10 * MIB, 2 * BLOCK));
+}
+
+#[test]
+fn cpus_that_cannot_go() {
+    assert_eq!(
+        refused(|_, r| r.cpus = cpus(&[3, 0]), &["CPU 0", "leave it out"]),
+        PlanError::CpuZero
+    );
+    assert_eq!(
+        refused(|_, r| r.cpus = cpus(&[]), &["at least one"]),
+        PlanError::NoCpu
+    );
+    assert_eq!(
+        refused(|_, r| r.cpus = CpuRequest::Count(0), &["at least one"]),
+        PlanError::NoCpu
+    );
+    let last = PlanError::LastCpu {
+        asked: 4,
+        online: 4,
+    };
+    assert_eq!(
+        refused(
+            |_, r| r.cpus = CpuRequest::Count(4),
+            &["4 of 4", "at most 3"]
+        ),
+        last
+    );
+    refused(
+        |_, r| r.cpus = CpuRequest::Count(usize::MAX),
+        &["at most 3"],
+    );
+    refused(
+        |i, _| i.cpus.retain(|cpu| cpu.number.0 >= 2),
+        &["2 of 2", "at most 1"],
+    );
+    refused(|_, r| r.cpus = cpus(&[7]), &["CPU 7", "could go: 1,2,3"]);
+    refused(
+        |i, _| i.cpus[3].online = false,
+        &["CPU 3 is offline", "cpu3/online"],
+    );
+    refused(|_, r| r.cpus = cpus(&[2, 2]), &["CPU 2", "twice"]);
+}
+
+#[test]
+fn memory_that_cannot_go() {
+    let asks = |range| {
+        move |_: &mut Inventory, r: &mut Request| r.memory = MemoryRequest::Blocks(vec![range])
+    };
+    let size =
+        |bytes| move |_: &mut Inventory, r: &mut Request| r.memory = MemoryRequest::Size(bytes);
+    refused(
+        size(641 * MIB),
+        &[
+            "641 MiB of memory asked",
+            "only 512 MiB can be offlined",
+            "640 MiB in removable",
+        ],
+    );
+    refused(size(u64::MAX), &["only 512 MiB"]);
+    refused(
+        |i, _| i.spare = 511 * MIB,
+        &[
+            "512 MiB of memory asked",
+            "only 384 MiB",
+            "511 MiB to spare",
+        ],
+    );
+    refused(
+        asks(mem(0x4800_0000, 0x6700_0000)),
+        &["whole memory blocks", "0x8000000"],
+    );
+    refused(
+        asks(mem(0x6000_0000, 0x7000_0000)),
+        &["overlaps the pool 0x68000000-0x7fe00000"],
+    );
+    refused(
+        asks(mem(0, BLOCK)),
+        &["overlaps 0x0-0xa00000", "never moves"],
+    );
+    refused(
+        asks(mem(1 << 40, 1 << 50)),
+        &["0x10000000000-0x10008000000 is not the incumbent's"],
+    );
+    let why = Stuck::Unmovable;
+    let error = refused(
+        asks(mem(BLOCK, 2 * BLOCK)),
+        &["movable zone", "movablecore="],
+    );
+    assert_eq!(
+        error,
+        PlanError::NotRemovable {
+            range: mem(BLOCK, 2 * BLOCK),
+            why
+        }
+    );
+    let holes = |i: &mut Inventory, _: &mut Request| i.ram = vec![mem(10 * MIB, 0x6700_0000)];
+    refused(
+        holes,
+        &["0x60000000-0x68000000 cannot be offlined: it has holes"],
+    );
+    let twice = MemoryRequest::Blocks(vec![mem(12 * BLOCK, 13 * BLOCK); 2]);
+    refused(|_, r| r.memory = twice, &["0x60000000-0x68000000", "twice"]);
+}
+
+#[test]
+fn memory_in_which_the_kernel_does_not_fit() {
+    let change = |_: &mut Inventory, r: &mut Request| r.boot.initramfs = 470 * MIB;
+    let error = refused(change, &["contiguous", "smaller initramfs"]);
+    let needed = 520 * MIB + (64 << 10);
+    assert_eq!(
+        error,
+        PlanError::TooSmallToBoot {
+            needed,
+            longest: 512 * MIB
+        }
+    );
+    refused(
+        |_, r| r.memory = MemoryRequest::Size(0),
+        &["longest range of the successor has 0"],
+    );
+    refused(|_, r| r.boot.kernel_init = u64::MAX, &["contiguous"]);
+}
+
+#[test]
+fn functions_that_cannot_go() {
+    refused(
+        |_, r| r.functions = vec![pci(9, 0)],
+        &["0000:00:09.0 does not exist"],
+    );
+    refused(
+        |_, r| r.functions = vec![pci(1, 0)],
+        &["0000:00:01.0 is a bridge", "behind it"],
+    );
+    refused(
+        |i, _| i.functions[4].busy = Some("eth1 is up".into()),
+        &["0000:00:03.0 is busy: eth1 is up; stop"],
+    );
+    refused(
+        |_, r| r.functions = vec![pci(3, 0); 2],
+        &["0000:00:03.0", "twice"],
+    );
+    let shared = |i: &mut Inventory, _: &mut Request| i.functions[3].gsi = Some(Gsi(11));
+    refused(
+        shared,
+        &[
+            "GSI) 11",
+            "shared with 0000:00:02.0 (e1000)",
+            "another slot",
+        ],
+    );
+    refused(
+        |_, r| r.functions = vec![pci(2, 0)],
+        &["GSI) 9", "shared with acpi"],
+    );
+    refused(
+        |_, r| r.pins = vec![Gsi(2)],
+        &["GSI) 2, asked for with the request, is shared with timer"],
+    );
+    refused(|_, r| r.pins = vec![Gsi(99)], &["GSI) 99 does not exist"]);
+    let bar = Bar::Memory(MemRange::with_len(0xfebe_1800, 16).unwrap());
+    refused(
+        move |i, _| i.functions[3].bars[0] = bar,
+        &["0xfebe0000-0xfec00000", "0000:00:02.0, which stays"],
+    );
+    refused(
+        |_, r| r.ports = vec![lab::console(Generation(0))],
+        &["0x3f8-0x3ff", "ttyS0, the console"],
+    );
+    refused(
+        |_, r| r.ports = vec![ports(0xc07f, 0xc07f)],
+        &["0xc07f are in use by 0000:00:02.0 (e1000)"],
+    );
+}
+
+#[test]
+fn functions_that_share_a_line_can_go_together() {
+    let (mut inventory, mut request) = (lab::inventory(), lab::request());
+    inventory.functions[3].gsi = Some(Gsi(11));
+    request.functions = vec![pci(3, 0), pci(2, 0)];
+    assert_eq!(plan(&inventory, &request).unwrap().pins, [Gsi(11)]);
+    // A function without a driver raises no interrupt, but will miss its pin later.
+    inventory.functions[3].driver = None;
+    request.functions = vec![pci(3, 0)];
+    let warnings = plan(&inventory, &request).unwrap().warnings;
+    assert_eq!(
+        warnings,
+        [Warning::IdleFunctionLosesPin {
+            address: pci(2, 0),
+            gsi: Gsi(11)
+        }]
+    );
+}
+
+#[test]
+fn guests_need_a_pool_and_one_name_each() {
+    refused(|i, _| i.pool.clear(), &["no pool", "pool=START-END"]);
+    refused(
+        |_, r| r.guests = vec!["a".into(), "a".into()],
+        &["guest a", "twice"],
+    );
+}
+
+#[test]
+fn an_inventory_that_contradicts_itself() {
+    refused(|i, _| i.block_size = 0, &["inconsistent", "0x0"]);
+    refused(|i, _| i.block_size = 3, &["inconsistent"]);
+    refused(
+        |i, _| i.blocks[5].range = mem(5 * BLOCK, 6 * BLOCK - 1),
+        &["inconsistent", "aligned"],
+    );
+    refused(
+        |i, _| i.blocks[5].range = i.blocks[6].range,
+        &["listed twice"],
+    );
+    refused(
+        |i, _| i.cpus[1].apic = i.cpus[2].apic,
+        &["APIC 2 is listed twice"],
+    );
+    refused(
+        |i, _| i.cpus[1].number = i.cpus[2].number,
+        &["CPU 2 is listed twice"],
+    );
+    refused(|i, _| i.functions[3].address = pci(3, 0), &["listed twice"]);
+    refused(|i, _| i.pins[3].gsi = Gsi(4), &["listed twice"]);
+    refused(
+        |i, _| i.ram.push(mem(0x6800_0000, 0x7000_0000)),
+        &["the pool", "dax_hmem.region_idle=1"],
+    );
+    let range = mem(0x2000_0000, 0x2100_0000);
+    refused(
+        |i, _| {
+            i.unreclaimed.push(Unreclaimed {
+                range,
+                node: NodeId(0),
+            })
+        },
+        &["also belongs to", "report"],
+    );
+}
+
+#[test]
+fn nodes_without_memory_are_warned_of() {
+    let mut inventory = lab::inventory();
+    inventory.cpus[3].node = NodeId(1);
+    let made = plan(&inventory, &lab::request()).unwrap();
+    assert_eq!(
+        made.warnings,
+        [Warning::SuccessorNodeWithoutMemory(NodeId(1))]
+    );
+    inventory.blocks[12].node = NodeId(1);
+    assert_eq!(plan(&inventory, &lab::request()).unwrap().warnings, []);
+    inventory.cpus[1].node = NodeId(1);
+    let made = plan(&inventory, &lab::request()).unwrap();
+    assert_eq!(
+        made.warnings,
+        [Warning::IncumbentNodeWithoutMemory(NodeId(1))]
+    );
+    assert!(made.warnings[0].to_string().contains("node 1"));
+}
+
+#[test]
+fn a_partition_refuses_wrong_moves() {
+    let mut partition = Partition::of(&lab::inventory()).unwrap();
+    let before = partition.clone();
+    let (even, odd) = (Owner::Host(Slot::Even), Owner::Host(Slot::Odd));
+    let cpu = Resource::Cpu(partitioner::ApicId(1));
+    let ram = Resource::Memory(mem(0x4800_0000, 0x6800_0000));
+    let forbidden = [
+        (cpu, even, even),
+        (cpu, even, Owner::Nobody),
+        (cpu, even, Owner::Monitor),
+        (ram, even, Owner::Pool),
+        (Resource::Memory(mem(0, MIB)), Owner::Monitor, even),
+        (
+            Resource::Memory(mem(0x6800_0000, 0x6900_0000)),
+            Owner::Pool,
+            odd,
+        ),
+    ];
+    for (resource, from, to) in forbidden {
+        let transfer = Transfer { resource, from, to };
+        assert_eq!(
+            partition.transfer(transfer),
+            Err(TransferError::Forbidden(transfer))
+        );
+    }
+    let foreign = [
+        (cpu, odd, even),
+        (Resource::Cpu(partitioner::ApicId(9)), even, odd),
+        (Resource::Memory(mem(0x6000_0000, 0x6900_0000)), even, odd), // part of it is the pool's
+        (Resource::Memory(mem(1 << 40, 2 << 40)), even, odd),
+        (ram, Owner::Nobody, odd),
+    ];
+    for (resource, from, to) in foreign {
+        let refused = partition.transfer(Transfer { resource, from, to });
+        assert_eq!(refused, Err(TransferError::NotOwned { resource, from }));
+    }
+    assert_eq!(partition, before);
+    let there = Transfer {
+        resource: ram,
+        from: even,
+        to: odd,
+    };
+    partition.transfer(there).unwrap();
+    assert_eq!(partition.owner(ram), Some(odd));
+    assert_eq!(
+        partition.owner(Resource::Memory(mem(0x4700_0000, 0x4900_0000))),
+        None,
+        "two owners"
+    );
+    partition.transfer(there.reversed()).unwrap();
+    assert_eq!(partition, before);
+}
