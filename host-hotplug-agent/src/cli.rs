@@ -1,0 +1,113 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Replaces this machine's Linux/KVM host under its running guests.
+#[derive(Debug, Parser)]
+#[command(name = "locum", version, about)]
+pub struct Cli {
+    /// Directory of the successors' configurations
+    #[arg(long, global = true, default_value = "/etc/locum", value_name = "DIR")]
+    pub config_dir: PathBuf,
+    /// Socket of the daemon
+    #[arg(
+        long,
+        global = true,
+        default_value = "/run/locum.sock",
+        value_name = "PATH"
+    )]
+    pub socket: PathBuf,
+    /// Root of /proc, /sys and /dev (for tests)
+    #[arg(
+        long,
+        global = true,
+        default_value = "/",
+        value_name = "DIR",
+        hide = true
+    )]
+    pub root: PathBuf,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Output {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Tell whether this machine and kernel are fit for Locum, and what is missing
+    Doctor(Output),
+    /// Show what a refresh to NAME would move; changes nothing
+    Plan {
+        /// Successor: NAME.toml in the configuration directory
+        name: String,
+        /// How to print
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Replace this host by NAME, and wait for the outcome
+    Refresh {
+        /// Successor: NAME.toml in the configuration directory
+        name: String,
+        /// Do not wait
+        #[arg(long)]
+        detach: bool,
+        /// How to print
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show generation, modes, owners, counters and the last refresh
+    Status(Output),
+    /// Stop a running refresh; the incumbent and its guests go on
+    Abort(Output),
+    /// Try again what a refresh is stuck on
+    Retry(Output),
+    /// Show L0's trace records
+    Trace {
+        /// Only the newest COUNT records
+        #[arg(long, short = 'n', default_value_t = usize::MAX, hide_default_value = true, value_name = "COUNT")]
+        newest: usize,
+        /// How to print
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show L0's log
+    Log(Output),
+    /// Enter and leave nested mode COUNT times on every CPU, without a successor (a test)
+    Cycle {
+        /// How often
+        count: u32,
+        /// Microseconds to stay in each mode
+        #[arg(long, default_value_t = 0)]
+        pause_us: u32,
+        /// How to print
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Make every CPU of this host nested (for tests and debugging)
+    Enter,
+    /// Make every CPU of this host native again (for tests and debugging)
+    Leave,
+    /// Serve requests: run by systemd
+    Daemon,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

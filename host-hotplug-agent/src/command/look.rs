@@ -1,0 +1,65 @@
+//! Commands that only look: `doctor`, `status`, `trace`, `log`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::{print_json, print_line};
+use crate::cli::{Cli, Output};
+use crate::daemon::ipc::{self, Question};
+use crate::doctor;
+use crate::l0::{L0View, memory, trace as ring};
+use crate::machine::{Access, Device};
+use crate::status::StatusView;
+use crate::sysroot::SysRoot;
+
+pub fn doctor(sys: &SysRoot, cli: &Cli, output: Output) -> Result<ExitCode> {
+    let checks = doctor::examine(sys, &cli.config_dir);
+    if output.json {
+        print_json(&checks)?;
+    } else {
+        for check in &checks {
+            print_line(&check.to_string())?;
+        }
+    }
+    Ok(if doctor::fit(&checks) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+pub fn status(sys: &SysRoot, cli: &Cli, output: Output) -> Result<()> {
+    let device = Device::open(sys, Access::Look)?;
+    let l0 = L0View::new(&*memory::status(&device, device.header())?);
+    let daemon = ipc::ask(&cli.socket, &Question::Status).ok();
+    let kernel = sys
+        .read_optional("proc/sys/kernel/osrelease")
+        .unwrap_or_default();
+    let view = StatusView::new(l0, device.header().image_bytes, kernel, daemon);
+    if output.json {
+        print_json(&view)
+    } else {
+        print_line(&view.to_string())
+    }
+}
+
+pub fn trace(sys: &SysRoot, newest: usize, output: Output) -> Result<()> {
+    let device = Device::open(sys, Access::Look)?;
+    let records = ring::records(&device, device.header(), newest)?;
+    if output.json {
+        return print_json(&records);
+    }
+    let lines: Vec<String> = records.iter().map(ToString::to_string).collect();
+    print_line(&lines.join("\n"))
+}
+
+pub fn log(sys: &SysRoot, output: Output) -> Result<()> {
+    let device = Device::open(sys, Access::Look)?;
+    let text = ring::log(&device, device.header())?;
+    if output.json {
+        print_json(&text.lines().collect::<Vec<_>>())
+    } else {
+        print_line(text.trim_end())
+    }
+}

@@ -1,0 +1,49 @@
+//! The commands, each as a function that prints.
+
+mod look;
+mod nested;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::cli::{Cli, Command};
+use crate::sysroot::SysRoot;
+
+/// Carries out the command line.
+///
+/// # Errors
+/// What the operator is to be told.
+pub fn run(cli: &Cli) -> Result<ExitCode> {
+    let sys = SysRoot::at(&cli.root);
+    match &cli.command {
+        Command::Doctor(output) => return look::doctor(&sys, cli, *output),
+        Command::Status(output) => look::status(&sys, cli, *output)?,
+        Command::Trace { newest, output } => look::trace(&sys, *newest, *output)?,
+        Command::Log(output) => look::log(&sys, *output)?,
+        Command::Cycle {
+            count,
+            pause_us,
+            output,
+        } => nested::cycle(&sys, *count, *pause_us, *output)?,
+        Command::Enter => nested::enter(&sys)?,
+        Command::Leave => nested::leave(&sys)?,
+        _ => anyhow::bail!("not there yet"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a value as JSON.
+fn print_json(value: &impl Serialize) -> Result<()> {
+    print_line(&serde_json::to_string_pretty(value)?)
+}
+
+/// Prints text; a reader that closed the pipe (`locum trace | head`) is no error.
+fn print_line(text: &str) -> Result<()> {
+    use std::io::{ErrorKind, Write, stdout};
+    match writeln!(stdout().lock(), "{text}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

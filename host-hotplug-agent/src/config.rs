@@ -1,0 +1,374 @@
+//! `/etc/locum/NAME.toml`: what the administrator wants for a successor.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use partitioner::{CpuNumber, CpuRequest, Gsi, MemRange, MemoryRequest, PciAddress, PortRange};
+use serde::Deserialize;
+
+use crate::error::Refusal;
+
+/// A successor's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The kernel, a bzImage.
+    pub kernel: PathBuf,
+    /// The initramfs; several files are concatenated.
+    pub initramfs: OneOrMore,
+    /// The kernel's command line; what Locum itself needs is added to it.
+    #[serde(default)]
+    pub cmdline: String,
+    /// CPUs: how many, or a list of Linux's numbers.
+    pub cpus: Cpus,
+    /// Memory: a size with unit ("512M"), or a list of ranges ("0x48000000-0x50000000", END exclusive).
+    pub memory: Memory,
+    /// PCI functions to move ("0000:00:03.0").
+    #[serde(default)]
+    pub devices: Vec<PciAddress>,
+    /// Further I/O ports ("0x2e8-0x2ef", END inclusive). Those of the successor's console are added by themselves.
+    #[serde(default)]
+    pub ports: Vec<PortRange>,
+    /// Further IOAPIC pins.
+    #[serde(default)]
+    pub pins: Vec<Gsi>,
+    /// Files and directories of this host that the successor finds at the same paths.
+    #[serde(default)]
+    pub carry: Vec<PathBuf>,
+    /// Guests to hand over.
+    #[serde(default)]
+    pub guests: Vec<Guest>,
+    /// How long to wait.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+    /// What powers the incumbent off. Empty: `systemctl poweroff` under systemd, the system call elsewhere.
+    #[serde(default)]
+    pub poweroff: Vec<String>,
+}
+
+/// A string or a list of them.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged, expecting = "a path or a list of paths is wanted")]
+pub enum OneOrMore {
+    /// One file.
+    One(PathBuf),
+    /// Several files.
+    More(Vec<PathBuf>),
+}
+
+impl OneOrMore {
+    /// As a list.
+    pub fn as_slice(&self) -> &[PathBuf] {
+        match self {
+            Self::One(path) => std::slice::from_ref(path),
+            Self::More(paths) => paths,
+        }
+    }
+}
+
+/// CPUs for the successor.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "a number of CPUs or a list of CPU numbers is wanted"
+)]
+pub enum Cpus {
+    /// So many.
+    Count(usize),
+    /// These.
+    List(Vec<u32>),
+}
+
+impl Cpus {
+    /// In the words of the plan.
+    pub fn request(&self) -> CpuRequest {
+        match self {
+            Self::Count(count) => CpuRequest::Count(*count),
+            Self::List(numbers) => {
+                CpuRequest::List(numbers.iter().copied().map(CpuNumber).collect())
+            }
+        }
+    }
+}
+
+/// Memory for the successor.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "a size such as \"512M\" or a list of ranges such as \"0x48000000-0x50000000\" is wanted"
+)]
+pub enum Memory {
+    /// So much.
+    Size(Size),
+    /// These ranges.
+    Blocks(Vec<MemRange>),
+}
+
+impl Memory {
+    /// In the words of the plan.
+    pub fn request(&self) -> MemoryRequest {
+        match self {
+            Self::Size(size) => MemoryRequest::Size(size.0),
+            Self::Blocks(ranges) => MemoryRequest::Blocks(ranges.clone()),
+        }
+    }
+}
+
+/// Bytes, written with a unit: "512M", "2G", "4096K".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Size(pub u64);
+
+impl TryFrom<String> for Size {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = || {
+            format!("`{text}` is no size: write a number with the unit K, M or G, such as \"512M\"")
+        };
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let shift = match text.get(digits.len()..).unwrap_or_default() {
+            "K" | "KiB" => 10,
+            "M" | "MiB" => 20,
+            "G" | "GiB" => 30,
+            _ => return Err(wrong()),
+        };
+        let number: u64 = digits.parse().map_err(|_| wrong())?;
+        number.checked_mul(1 << shift).map(Self).ok_or_else(wrong)
+    }
+}
+
+/// A guest to hand over.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Guest {
+    /// Its name.
+    pub name: String,
+    /// QMP socket of its QEMU here. On the successor the same path is used.
+    pub qmp: PathBuf,
+    /// Command line of its QEMU on the successor. Empty: that of the running QEMU. `-incoming defer` and the QMP
+    /// socket are added if they are missing.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// Channel to use, 1 to 3. None: the guests take turns.
+    #[serde(default)]
+    pub channel: Option<usize>,
+}
+
+/// Seconds to wait at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// From the successor's start to its agent's first message.
+    pub boot: u64,
+    /// For one guest's QEMU on the successor to be ready.
+    pub guest_start: u64,
+    /// For one guest's handover, from stop to resume.
+    pub guest_move: u64,
+    /// For the incumbent to be gone, once it is to power off.
+    pub retire: u64,
+    /// For one CPU to go offline or come online.
+    pub cpu: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            boot: 600,
+            guest_start: 120,
+            guest_move: 60,
+            retire: 120,
+            cpu: 60,
+        }
+    }
+}
+
+impl Config {
+    /// Reads `NAME.toml` in `dir`.
+    ///
+    /// # Errors
+    /// [`Refusal::BadName`], [`Refusal::NoConfig`] or [`Refusal::BadConfig`].
+    pub fn read(dir: &Path, name: &str) -> Result<Self, Refusal> {
+        let legal = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+        if name.is_empty() || name.len() > 63 || name.starts_with('.') || !name.chars().all(legal) {
+            return Err(Refusal::BadName(name.to_owned()));
+        }
+        let path = path(dir, name);
+        let text = fs::read_to_string(&path).map_err(|error| Refusal::NoConfig {
+            path: path.clone(),
+            error,
+            known: known(dir),
+        })?;
+        Self::parse(&path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, Refusal> {
+        let bad = |offset: usize, problem: String| Refusal::BadConfig {
+            path: path.to_owned(),
+            line: text.get(..offset).unwrap_or(text).matches('\n').count() + 1,
+            problem,
+        };
+        let config: Self = toml::from_str(text).map_err(|error| {
+            bad(
+                error.span().map_or(0, |span| span.start),
+                error.message().to_owned(),
+            )
+        })?;
+        config
+            .check()
+            .map_err(|(word, problem)| bad(text.find(&word).unwrap_or(0), problem))?;
+        Ok(config)
+    }
+
+    /// What the types do not say. On error: a word of the file near the fault, and the problem.
+    fn check(&self) -> Result<(), (String, String)> {
+        if self.initramfs.as_slice().is_empty() {
+            return Err((
+                "initramfs".into(),
+                "`initramfs` is an empty list: name at least one file".into(),
+            ));
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for guest in &self.guests {
+            if guest.name.is_empty() || !seen.insert(&guest.name) {
+                let problem = format!(
+                    "guest name `{}` is empty or used twice: give each its own",
+                    guest.name
+                );
+                return Err((format!("\"{}\"", guest.name), problem));
+            }
+            if guest
+                .channel
+                .is_some_and(|channel| channel == 0 || channel >= locum_abi::CHANNEL_COUNT)
+            {
+                let most = locum_abi::CHANNEL_COUNT - 1;
+                return Err((
+                    "channel".into(),
+                    format!("guest {}: `channel` runs from 1 to {most}", guest.name),
+                ));
+            }
+        }
+        if let Some(path) = self.carry.iter().find(|path| !path.is_absolute()) {
+            let problem = format!("`carry` holds `{}`: paths must be absolute", path.display());
+            return Err((path.display().to_string(), problem));
+        }
+        Ok(())
+    }
+}
+
+/// The file of that name.
+pub fn path(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.toml"))
+}
+
+fn known(dir: &Path) -> String {
+    let mut names: Vec<String> = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            entry
+                .file_name()
+                .into_string()
+                .ok()?
+                .strip_suffix(".toml")
+                .map(str::to_owned)
+        })
+        .collect();
+    names.sort();
+    if names.is_empty() {
+        format!("(nothing in {})", dir.display())
+    } else {
+        names.join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+kernel = "/boot/vmlinuz-6.12.107"
+initramfs = ["/boot/initrd", "/boot/extra.cpio"]
+cmdline = "console=ttyS1"
+cpus = [2, 3]
+memory = "512M"
+devices = ["00:03.0"]
+ports = ["0x2e8-0x2ef"]
+carry = ["/etc/locum", "/root/image"]
+
+[[guests]]
+name = "one"
+qmp = "/run/one.qmp"
+
+[timeouts]
+boot = 300
+"#;
+
+    fn parse(text: &str) -> Result<Config, Refusal> {
+        Config::parse(Path::new("/etc/locum/next.toml"), text)
+    }
+
+    #[test]
+    fn a_whole_file_is_understood() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(config.initramfs.as_slice().len(), 2);
+        assert_eq!(
+            config.cpus.request(),
+            CpuRequest::List(vec![CpuNumber(2), CpuNumber(3)])
+        );
+        assert_eq!(config.memory.request(), MemoryRequest::Size(512 << 20));
+        assert_eq!(config.timeouts.boot, 300);
+        assert_eq!(config.timeouts.retire, Timeouts::default().retire);
+        assert_eq!(config.devices[0].to_string(), "0000:00:03.0");
+    }
+
+    #[test]
+    fn the_line_of_a_fault_is_told() {
+        let line_of = |text: &str| match parse(text) {
+            Err(Refusal::BadConfig { line, problem, .. }) => (line, problem),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(line_of(&GOOD.replace("cpus = [2, 3]", "cpus = [2, 3")).0, 6);
+        let (line, problem) = line_of(&GOOD.replace("512M", "half"));
+        assert_eq!(line, 6, "{problem}");
+        let (line, problem) = line_of(&GOOD.replace("carry =", "cary ="));
+        assert_eq!(line, 9);
+        assert!(problem.contains("cary"), "{problem}");
+        let (line, problem) = line_of(&GOOD.replace("00:03.0", "eth0"));
+        assert_eq!(line, 7);
+        assert!(problem.contains("no PCI address"), "{problem}");
+        let (line, problem) = line_of(&format!(
+            "{GOOD}\n[[guests]]\nname = \"one\"\nqmp = \"/x\"\n"
+        ));
+        assert_eq!(line, 12);
+        assert!(problem.contains("twice"), "{problem}");
+    }
+
+    #[test]
+    fn names_do_not_leave_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["", "../x", "a/b", ".hidden", "a b"] {
+            assert!(
+                matches!(Config::read(dir.path(), name), Err(Refusal::BadName(_))),
+                "{name}"
+            );
+        }
+        fs::write(dir.path().join("other.toml"), GOOD).unwrap();
+        let error = Config::read(dir.path(), "next").unwrap_err();
+        assert!(
+            error.to_string().contains("other"),
+            "known names are offered: {error}"
+        );
+        assert!(Config::read(dir.path(), "other").is_ok());
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(Size::try_from("512M".to_owned()), Ok(Size(512 << 20)));
+        assert_eq!(Size::try_from("2GiB".to_owned()), Ok(Size(2 << 30)));
+        for bad in ["", "M", "512", "1.5G", "-1M", "99999999999G", "1T"] {
+            assert!(Size::try_from(bad.to_owned()).is_err(), "{bad}");
+        }
+    }
+}

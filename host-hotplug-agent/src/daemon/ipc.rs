@@ -1,0 +1,104 @@
+//! The daemon's socket: one JSON line asks, one JSON line answers.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Refusal;
+use crate::status::DaemonStatus;
+
+/// A question to the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Question {
+    /// How is it?
+    Status,
+    /// Start a refresh to that successor.
+    Refresh(String),
+    /// Stop the refresh that runs.
+    Abort,
+    /// Try again what it is stuck on.
+    Retry,
+}
+
+/// The daemon's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// That is how it is; after a request, too.
+    Status(Box<DaemonStatus>),
+    /// No, because.
+    Refused(String),
+}
+
+/// Asks the daemon at `socket`.
+///
+/// # Errors
+/// [`Refusal::NoDaemon`], or the daemon's refusal.
+pub fn ask(socket: &Path, question: &Question) -> Result<DaemonStatus> {
+    let no_daemon = |error| Refusal::NoDaemon {
+        path: socket.to_owned(),
+        error,
+    };
+    let mut stream = UnixStream::connect(socket).map_err(no_daemon)?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    send(&mut stream, question)?;
+    match receive(&mut BufReader::new(stream)).context("reading the daemon's answer")? {
+        Answer::Status(status) => Ok(*status),
+        Answer::Refused(why) => Err(anyhow!(why)),
+    }
+}
+
+/// Writes one line.
+///
+/// # Errors
+/// If the other side is gone.
+pub fn send(stream: &mut UnixStream, value: &impl Serialize) -> Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    Ok(())
+}
+
+/// Reads one line.
+///
+/// # Errors
+/// If the other side is gone or sends something else.
+pub fn receive<T: for<'a> Deserialize<'a>>(reader: &mut impl BufRead) -> Result<T> {
+    let mut line = String::new();
+    if reader.read_line(&mut line)? == 0 {
+        return Err(anyhow!("the other side closed the connection"));
+    }
+    Ok(serde_json::from_str(&line)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn question_and_answer_cross_the_socket() {
+        let (mut left, right) = UnixStream::pair().unwrap();
+        send(&mut left, &Question::Refresh("next".to_owned())).unwrap();
+        let mut reader = BufReader::new(right);
+        assert_eq!(
+            receive::<Question>(&mut reader).unwrap(),
+            Question::Refresh("next".to_owned())
+        );
+        drop(left);
+        assert!(receive::<Question>(&mut reader).is_err());
+    }
+
+    #[test]
+    fn no_daemon_is_a_refusal_with_a_remedy() {
+        let error = ask(Path::new("/nowhere/locum.sock"), &Question::Status).unwrap_err();
+        assert!(
+            error.to_string().contains("systemctl start locum"),
+            "{error}"
+        );
+    }
+}

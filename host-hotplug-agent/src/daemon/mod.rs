@@ -1,0 +1,3 @@
+//! `locum daemon` and how the other commands talk to it.
+
+pub mod ipc;

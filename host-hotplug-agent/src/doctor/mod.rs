@@ -1,0 +1,227 @@
+//! `locum doctor`: is this machine and kernel fit for a refresh, and what is missing?
+
+mod kernel;
+
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::cpuinfo::CpuFeatures;
+use crate::error::Refusal;
+use crate::machine::{Access, Device};
+use crate::sysroot::SysRoot;
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// As it must be.
+    Ok,
+    /// A refresh works, something is lost or slower.
+    Advice,
+    /// A refresh is not possible.
+    Missing,
+}
+
+/// One line of the diagnosis.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: &'static str,
+    /// How it came out.
+    pub verdict: Verdict,
+    /// What was found.
+    pub found: String,
+    /// What to do; none if all is well.
+    pub remedy: Option<String>,
+}
+
+impl Check {
+    fn ok(name: &'static str, found: impl Into<String>) -> Self {
+        Self {
+            name,
+            verdict: Verdict::Ok,
+            found: found.into(),
+            remedy: None,
+        }
+    }
+
+    fn bad(
+        name: &'static str,
+        verdict: Verdict,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            name,
+            verdict,
+            found: found.into(),
+            remedy: Some(remedy.into()),
+        }
+    }
+
+    /// `ok` with `found`, or missing with the remedy.
+    fn need(name: &'static str, fit: bool, found: impl Into<String>, remedy: &str) -> Self {
+        if fit {
+            Self::ok(name, found)
+        } else {
+            Self::bad(name, Verdict::Missing, found, remedy)
+        }
+    }
+}
+
+impl std::fmt::Display for Check {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let word = match self.verdict {
+            Verdict::Ok => "ok",
+            Verdict::Advice => "advice",
+            Verdict::Missing => "missing",
+        };
+        write!(f, "{word:<8} {}: {}", self.name, self.found)?;
+        match &self.remedy {
+            Some(remedy) => write!(f, "\n           -> {remedy}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// All checks.
+pub fn examine(sys: &SysRoot, config_dir: &std::path::Path) -> Vec<Check> {
+    let mut checks = Vec::new();
+    checks.push(cpu(sys));
+    checks.extend(monitor(sys));
+    checks.extend(kernel::checks(sys));
+    checks.push(configurations(config_dir));
+    checks
+}
+
+/// Whether nothing is missing.
+pub fn fit(checks: &[Check]) -> bool {
+    checks.iter().all(|check| check.verdict != Verdict::Missing)
+}
+
+fn cpu(sys: &SysRoot) -> Check {
+    const NAME: &str = "CPU";
+    const REMEDY: &str = "enable Intel VT-x in the firmware's set-up; Locum needs an Intel CPU with EPT and unrestricted guest";
+    match CpuFeatures::read(sys) {
+        Ok(features) => {
+            let missing = features.missing();
+            let found = if missing.is_empty() {
+                "vmx, ept, unrestricted_guest, constant_tsc".to_owned()
+            } else {
+                format!("without {}", missing.join(", "))
+            };
+            if features.missing_vmx().is_empty() && !missing.is_empty() {
+                Check::bad(
+                    NAME,
+                    Verdict::Advice,
+                    found,
+                    "guests' clocks may go wrong when the TSC's rate changes",
+                )
+            } else {
+                Check::need(NAME, missing.is_empty(), found, REMEDY)
+            }
+        }
+        Err(error) => Check::bad(NAME, Verdict::Missing, error.to_string(), "mount /proc"),
+    }
+}
+
+fn monitor(sys: &SysRoot) -> Vec<Check> {
+    let device = match Device::open(sys, Access::Look) {
+        Ok(device) => device,
+        Err(refusal) => {
+            let name = match refusal {
+                Refusal::NoModule | Refusal::NoAccess(_) | Refusal::UapiRevision { .. } => "module",
+                _ => "L0",
+            };
+            let text = refusal.to_string();
+            let (cause, remedy) = text.split_once(": ").unwrap_or((&text, "see `dmesg`"));
+            return vec![Check::bad(name, Verdict::Missing, cause, remedy)];
+        }
+    };
+    let (info, header) = (device.info(), device.header());
+    let pool = format!("{} MiB at {:#x}", header.pool_size >> 20, header.pool);
+    vec![
+        Check::ok(
+            "module",
+            format!("interface revision {}", info.uapi_revision),
+        ),
+        Check::ok(
+            "L0",
+            format!(
+                "ABI revision {}, {} CPUs, image of {} bytes",
+                header.revision, header.cpu_count, header.image_bytes
+            ),
+        ),
+        Check::need(
+            "pool",
+            header.pool_size > 0,
+            if header.pool_size > 0 {
+                pool
+            } else {
+                "none".to_owned()
+            },
+            "give L0 the argument pool=START-END in the boot loader's entry",
+        ),
+        Check::need(
+            "TSC rate",
+            info.tsc_khz > 0,
+            format!("{} kHz", info.tsc_khz),
+            "the kernel does not know its TSC rate: do not boot with `notsc`",
+        ),
+    ]
+}
+
+fn configurations(dir: &std::path::Path) -> Check {
+    const NAME: &str = "configuration";
+    let names: Vec<String> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            entry
+                .file_name()
+                .into_string()
+                .ok()?
+                .strip_suffix(".toml")
+                .map(str::to_owned)
+        })
+        .collect();
+    let mut faults = names
+        .iter()
+        .filter_map(|name| Config::read(dir, name).err());
+    match faults.next() {
+        Some(fault) => Check::bad(
+            NAME,
+            Verdict::Advice,
+            fault.to_string(),
+            "correct the file before `locum refresh`",
+        ),
+        None if names.is_empty() => Check::bad(
+            NAME,
+            Verdict::Advice,
+            format!("no successor in {}", dir.display()),
+            "write NAME.toml: kernel, initramfs, cmdline, cpus, memory, devices, guests",
+        ),
+        None => Check::ok(NAME, names.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_anything_gets_a_remedy_for_everything() {
+        let dir = tempfile::tempdir().unwrap();
+        let checks = examine(&SysRoot::at(dir.path()), dir.path());
+        assert!(!fit(&checks));
+        let module = checks.iter().find(|check| check.name == "module").unwrap();
+        assert_eq!(module.verdict, Verdict::Missing);
+        assert!(module.to_string().contains("modprobe locum"), "{module}");
+        assert!(
+            checks
+                .iter()
+                .all(|check| (check.verdict == Verdict::Ok) == check.remedy.is_none())
+        );
+    }
+}

@@ -1,0 +1,185 @@
+//! Why a request is refused before anything has changed. Each text names the cause, then the remedy.
+
+use std::path::PathBuf;
+
+use partitioner::PlanError;
+
+/// A refusal: nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// No module.
+    #[error(
+        "/dev/locum is not there: the module locum.ko is not loaded; `modprobe locum`, and see `dmesg` if it refuses"
+    )]
+    NoModule,
+    /// The device cannot be opened.
+    #[error("/dev/locum cannot be opened ({0}): run as root")]
+    NoAccess(std::io::Error),
+    /// No L0 below this host.
+    #[error(
+        "there is no L0 below this host: boot the machine through GRUB's Locum entry (`multiboot2 /boot/l0`), see `dmesg | grep -i locum`"
+    )]
+    NoL0,
+    /// Another revision of the ABI.
+    #[error(
+        "L0 speaks ABI revision {found}, this `locum` revision {expected}: install the package that matches L0, or reboot into the matching L0"
+    )]
+    AbiRevision {
+        /// L0's.
+        found: u32,
+        /// Ours.
+        expected: u32,
+    },
+    /// Another revision of the module's interface.
+    #[error(
+        "locum.ko has interface revision {found}, this `locum` {expected}: load the module of the same package"
+    )]
+    UapiRevision {
+        /// The module's.
+        found: u32,
+        /// Ours.
+        expected: u32,
+    },
+    /// A CPU that cannot run L0.
+    #[error(
+        "the CPU lacks {missing} (/proc/cpuinfo): enable Intel VT-x in the firmware's set-up; Locum needs an Intel CPU with EPT and unrestricted guest"
+    )]
+    CpuUnfit {
+        /// Names of the missing features.
+        missing: String,
+    },
+    /// There is no configuration of that name.
+    #[error("{path} cannot be read ({error}): write it, or choose one of: {known}")]
+    NoConfig {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: std::io::Error,
+        /// Names that exist.
+        known: String,
+    },
+    /// A name that is none.
+    #[error(
+        "`{0}` is no successor's name: use letters, digits, `.`, `_` and `-`, at most 63 of them"
+    )]
+    BadName(String),
+    /// A configuration that is wrong.
+    #[error("{path}, line {line}: {problem}")]
+    BadConfig {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// A file of the successor that is not there.
+    #[error("{what} {path} cannot be read ({error}): install it, or correct the path in {config}")]
+    NoFile {
+        /// "kernel" or "initramfs".
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: std::io::Error,
+        /// The configuration's path.
+        config: PathBuf,
+    },
+    /// A file of the successor that is incomplete or no such file.
+    #[error("{what} {path} is not usable: {problem}; install it anew")]
+    BadFile {
+        /// "kernel" or "initramfs".
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        problem: String,
+    },
+    /// A file to carry along that cannot be.
+    #[error(
+        "{path}, named in `carry`, cannot be read ({error}): create it, or take it off the list"
+    )]
+    NoCarry {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// The successor's memory is too small for its files.
+    #[error(
+        "kernel and initramfs need {needed} bytes, the successor's largest range of memory has {available}: raise `memory` or use smaller files"
+    )]
+    TooSmall {
+        /// Bytes needed in one range.
+        needed: u64,
+        /// Bytes there are.
+        available: u64,
+    },
+    /// A guest whose QEMU does not answer.
+    #[error(
+        "guest {guest}: its QEMU does not answer at {path} ({problem}): start it with `-qmp unix:{path},server=on,wait=off`, or correct `qmp`"
+    )]
+    NoGuest {
+        /// Name in the configuration.
+        guest: String,
+        /// QMP socket.
+        path: PathBuf,
+        /// Why not.
+        problem: String,
+    },
+    /// A guest that is not running.
+    #[error("guest {guest} is {status}, not running: resume it, or take it off `guests`")]
+    GuestNotRunning {
+        /// Name in the configuration.
+        guest: String,
+        /// QEMU's run state.
+        status: String,
+    },
+    /// A guest whose RAM would have to be copied.
+    #[error(
+        "guest {guest}: its RAM is not in the pool ({problem}): start it with `-object memory-backend-file,id=ram,mem-path=/dev/dax0.0,share=on,align=2M,size=SIZE,offset=OFFSET -machine memory-backend=ram`"
+    )]
+    NotInPool {
+        /// Name in the configuration.
+        guest: String,
+        /// What was found.
+        problem: String,
+    },
+    /// More guests than channels for them.
+    #[error("{guests} guests, but channel numbers run from 1 to {channels}: {problem}")]
+    Channels {
+        /// Guests in the configuration.
+        guests: usize,
+        /// Channels for guests.
+        channels: usize,
+        /// What to do.
+        problem: String,
+    },
+    /// The plan is not possible.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// One at a time.
+    #[error(
+        "a refresh to `{0}` is running: wait for it (`locum status`), or stop it with `locum abort`"
+    )]
+    Running(String),
+    /// Nothing to abort.
+    #[error("no refresh is running: there is nothing to abort; see `locum status`")]
+    NothingToAbort,
+    /// Beyond abort.
+    #[error(
+        "the refresh to `{0}` is past the point of no return (the incumbent retires): it can only go forward"
+    )]
+    TooLate(String),
+    /// No daemon.
+    #[error(
+        "the daemon does not answer at {path} ({error}): `systemctl start locum`, or run `locum daemon`"
+    )]
+    NoDaemon {
+        /// Its socket.
+        path: PathBuf,
+        /// Why not.
+        error: std::io::Error,
+    },
+}

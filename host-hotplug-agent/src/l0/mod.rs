@@ -1,0 +1,9 @@
+//! L0 as user space sees it: its header, status, trace and log, decoded. Read-only.
+
+pub mod header;
+pub mod memory;
+pub mod names;
+pub mod trace;
+pub mod view;
+
+pub use view::L0View;

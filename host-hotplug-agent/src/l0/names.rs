@@ -1,0 +1,178 @@
+//! Words for the ABI's numbers.
+
+use locum_abi::trace::TraceKind;
+use locum_abi::{CpuMode, Errno, HostState, HostStatus, StopReason};
+
+/// The mode as `/sys/kernel/locum/mode` writes it.
+pub fn cpu_mode(raw: u32) -> &'static str {
+    match CpuMode::from_raw(raw) {
+        Some(CpuMode::Absent) => "absent",
+        Some(CpuMode::Parked) => "parked",
+        Some(CpuMode::Native) => "native",
+        Some(CpuMode::Nested) => "nested",
+        None => "unknown",
+    }
+}
+
+/// The state of a host in one word.
+pub fn host_state(raw: u32) -> &'static str {
+    match HostState::from_raw(raw) {
+        Some(HostState::Absent) => "absent",
+        Some(HostState::Preparing) => "preparing",
+        Some(HostState::Running) => "running",
+        Some(HostState::Dead) => "dead",
+        Some(HostState::Retired) => "retired",
+        None => "unknown",
+    }
+}
+
+/// Why the host of this slot is dead, in one sentence with its numbers.
+pub fn stop_reason(host: &HostStatus) -> String {
+    let [a, b, c] = host.detail;
+    let cpu = host.cpu;
+    match StopReason::from_raw(host.reason) {
+        Some(StopReason::None) => "it is not dead".to_owned(),
+        Some(StopReason::TripleFault) => format!("triple fault at RIP {a:#x} on APIC {cpu}"),
+        Some(StopReason::WildAccess) => format!(
+            "it touched memory that it does not own: address {b:#x} from RIP {a:#x} on APIC {cpu} (qualification {c:#x})"
+        ),
+        Some(StopReason::Unhandled) => {
+            format!(
+                "{} exit that L0 does not serve at RIP {a:#x} on APIC {cpu} (qualification {c:#x})",
+                exit_reason(b & 0xffff)
+            )
+        }
+        Some(StopReason::EntryFailure) => {
+            format!("VM entry failed at RIP {a:#x} on APIC {cpu} (code {b:#x})")
+        }
+        Some(StopReason::Aborted) => "it was aborted".to_owned(),
+        Some(StopReason::PoweredOff) => {
+            format!("it powered off or rebooted by itself on APIC {cpu}")
+        }
+        None => format!(
+            "reason {} of a later revision ({a:#x}, {b:#x}, {c:#x})",
+            host.reason
+        ),
+    }
+}
+
+/// What L0 means by the number it returned; `None` for 0 or an unknown one.
+pub fn errno(raw: u32) -> Option<&'static str> {
+    Some(match Errno::from_raw(raw)? {
+        Errno::Argument => "an argument is out of range or not aligned",
+        Errno::NotOwner => "the caller does not own the resource",
+        Errno::NotParked => "the CPU is not parked",
+        Errno::State => "the other host is not in the state that this needs",
+        Errno::NoSpace => "a table of L0 is full",
+        Errno::NoVmx => {
+            "this CPU has no VMX, EPT or unrestricted guest, or the firmware disabled VMX"
+        }
+        Errno::Nested => "this CPU is nested already",
+        Errno::EntryFailed => "VM entry failed",
+        Errno::Timeout => "CPUs of the other host did not answer INIT in time",
+        Errno::Frame => "the frame is not what L0 expects",
+    })
+}
+
+/// The kind of a trace record in one word.
+pub fn trace_kind(raw: u16) -> &'static str {
+    const KINDS: [(TraceKind, &str); 21] = [
+        (TraceKind::None, "none"),
+        (TraceKind::Boot, "boot"),
+        (TraceKind::Park, "park"),
+        (TraceKind::Wake, "wake"),
+        (TraceKind::MailboxRefused, "mailbox-refused"),
+        (TraceKind::Enter, "enter"),
+        (TraceKind::Leave, "leave"),
+        (TraceKind::HypercallRefused, "hypercall-refused"),
+        (TraceKind::Owner, "owner"),
+        (TraceKind::HostStart, "host-start"),
+        (TraceKind::HostDead, "host-dead"),
+        (TraceKind::HostRetired, "host-retired"),
+        (TraceKind::CpuTaken, "cpu-taken"),
+        (TraceKind::PortDenied, "port-denied"),
+        (TraceKind::PinDenied, "pin-denied"),
+        (TraceKind::PciDenied, "pci-denied"),
+        (TraceKind::Inject, "inject"),
+        (TraceKind::MemDenied, "mem-denied"),
+        (TraceKind::VmxFail, "vmx-fail"),
+        (TraceKind::PowerFiltered, "power-filtered"),
+        (TraceKind::Fault, "fault"),
+    ];
+    KINDS
+        .iter()
+        .find(|(kind, _)| *kind as u16 == raw)
+        .map_or("unknown", |(_, name)| name)
+}
+
+/// Basic exit reason in words (SDM vol. 3D, appendix C); those that no host of ours causes are numbered only.
+pub fn exit_reason(raw: u64) -> String {
+    let name = match raw {
+        0 => "exception_or_nmi",
+        1 => "external_interrupt",
+        2 => "triple_fault",
+        3 => "init",
+        4 => "sipi",
+        7 => "interrupt_window",
+        8 => "nmi_window",
+        10 => "cpuid",
+        12 => "hlt",
+        13 => "invd",
+        18 => "vmcall",
+        19 => "vmclear",
+        20 => "vmlaunch",
+        21 => "vmptrld",
+        22 => "vmptrst",
+        23 => "vmread",
+        24 => "vmresume",
+        25 => "vmwrite",
+        26 => "vmxoff",
+        27 => "vmxon",
+        28 => "cr_access",
+        29 => "dr_access",
+        30 => "io",
+        31 => "rdmsr",
+        32 => "wrmsr",
+        33 => "entry_failed_guest_state",
+        34 => "entry_failed_msr_load",
+        48 => "ept_violation",
+        49 => "ept_misconfig",
+        50 => "invept",
+        52 => "preemption_timer",
+        53 => "invvpid",
+        54 => "wbinvd",
+        55 => "xsetbv",
+        _ => return format!("reason_{raw}"),
+    };
+    name.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_death_is_told_with_its_numbers() {
+        let host = HostStatus {
+            state: HostState::Dead as u32,
+            reason: StopReason::WildAccess as u32,
+            detail: [0xffff_8000, 0x10_0000, 0x2],
+            generation: 1,
+            cpu: 2,
+        };
+        let text = stop_reason(&host);
+        assert!(
+            text.contains("0x100000") && text.contains("APIC 2"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn numbers_of_later_revisions_have_a_name_too() {
+        assert_eq!(cpu_mode(99), "unknown");
+        assert_eq!(trace_kind(999), "unknown");
+        assert_eq!(trace_kind(TraceKind::Fault as u16), "fault");
+        assert_eq!(exit_reason(200), "reason_200");
+        assert_eq!(errno(0), None);
+    }
+}

@@ -1,0 +1,182 @@
+//! What `locum status` shows of L0: modes, owners and counters, in words.
+
+use std::collections::BTreeMap;
+
+use locum_abi::status::EXIT_REASONS;
+use locum_abi::{CpuStatus, Status};
+use serde::{Deserialize, Serialize};
+
+use super::names;
+
+/// One CPU of the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuView {
+    /// xAPIC id.
+    pub apic_id: u32,
+    /// `absent`, `parked`, `native` or `nested`.
+    pub mode: String,
+    /// Slot of the host that owns it; none if no host does.
+    pub owner: Option<u32>,
+    /// Times it went from native to nested.
+    pub enters: u64,
+    /// Times it went from nested to native.
+    pub leaves: u64,
+    /// VM exits taken by L0 on it.
+    pub exits: u64,
+    /// Of these, exits of guests that L0 passed on to KVM.
+    pub guest_exits: u64,
+}
+
+/// The host of one slot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostView {
+    /// Its slot.
+    pub slot: usize,
+    /// `absent`, `preparing`, `running`, `dead` or `retired`.
+    pub state: String,
+    /// Its generation.
+    pub generation: u32,
+    /// Why it is dead, if it is.
+    pub reason: Option<String>,
+}
+
+/// Exits that L0 took since boot, over all CPUs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitView {
+    /// All of them.
+    pub total: u64,
+    /// Of these, guests' exits, passed on to KVM.
+    pub guest: u64,
+    /// Exits of hosts by reason.
+    pub by_reason: BTreeMap<String, u64>,
+}
+
+/// L0's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct L0View {
+    /// Generation of the reigning host.
+    pub generation: u32,
+    /// Every CPU of the machine.
+    pub cpus: Vec<CpuView>,
+    /// Both slots.
+    pub hosts: Vec<HostView>,
+    /// Exit counters.
+    pub exits: ExitView,
+    /// Requests that L0 refused since boot.
+    pub refusals: u64,
+}
+
+impl L0View {
+    /// The view of a copy of the status region.
+    pub fn new(status: &Status) -> Self {
+        let cpus = used(status);
+        let mut exits = ExitView {
+            total: total_exits(status),
+            ..ExitView::default()
+        };
+        for cpu in cpus {
+            exits.guest += cpu.guest_exits;
+            for (reason, &count) in cpu
+                .exits_by_reason
+                .iter()
+                .enumerate()
+                .filter(|(_, count)| **count > 0)
+            {
+                let name = if reason + 1 == EXIT_REASONS {
+                    "other".to_owned()
+                } else {
+                    names::exit_reason(reason as u64)
+                };
+                *exits.by_reason.entry(name).or_default() += count;
+            }
+        }
+        let hosts = status
+            .hosts
+            .iter()
+            .enumerate()
+            .map(|(slot, host)| HostView {
+                slot,
+                state: names::host_state(host.state).to_owned(),
+                generation: host.generation,
+                reason: (host.reason != 0).then(|| names::stop_reason(host)),
+            });
+        Self {
+            generation: status.generation,
+            cpus: cpus.iter().map(cpu_view).collect(),
+            hosts: hosts.collect(),
+            exits,
+            refusals: status.refusals,
+        }
+    }
+
+    /// Whether every CPU on which a host runs is native: L0 is dormant.
+    pub fn all_native(&self) -> bool {
+        self.cpus.iter().all(|cpu| cpu.mode != "nested")
+    }
+}
+
+/// The entries of [`Status::cpus`] in use.
+pub fn used(status: &Status) -> &[CpuStatus] {
+    status
+        .cpus
+        .get(..status.cpu_count as usize)
+        .unwrap_or_default()
+}
+
+/// VM exits of all CPUs since boot.
+pub fn total_exits(status: &Status) -> u64 {
+    used(status).iter().map(|cpu| cpu.exits).sum()
+}
+
+fn cpu_view(cpu: &CpuStatus) -> CpuView {
+    CpuView {
+        apic_id: cpu.apic_id,
+        mode: names::cpu_mode(cpu.mode).to_owned(),
+        owner: (cpu.owner != locum_abi::status::NO_OWNER).then_some(cpu.owner),
+        enters: cpu.enters,
+        leaves: cpu.leaves,
+        exits: cpu.exits,
+        guest_exits: cpu.guest_exits,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::l0::memory;
+    use crate::testing::l0::FakeRegion;
+    use locum_abi::CpuMode;
+
+    #[test]
+    fn counters_are_summed_and_named() {
+        let region = FakeRegion::new(2);
+        region.update(|status| {
+            status.generation = 3;
+            status.cpus[0].exits = 10;
+            status.cpus[0].exits_by_reason[10] = 4;
+            status.cpus[1].exits = 5;
+            status.cpus[1].guest_exits = 2;
+            status.cpus[1].exits_by_reason[10] = 1;
+            status.cpus[1].mode = CpuMode::Nested as u32;
+        });
+        let view = L0View::new(&memory::status(&region, &region.header()).unwrap());
+        assert_eq!(view.generation, 3);
+        assert_eq!(view.exits.total, 15);
+        assert_eq!(view.exits.guest, 2);
+        assert_eq!(view.exits.by_reason["cpuid"], 5);
+        assert!(!view.all_native());
+        assert_eq!(view.cpus.len(), 2);
+    }
+
+    #[test]
+    fn a_count_beyond_the_array_is_not_believed() {
+        let region = FakeRegion::new(2);
+        region.update(|status| status.cpu_count = u32::MAX);
+        let status = memory::status(&region, &region.header()).unwrap();
+        assert_eq!(
+            used(&status).len(),
+            0,
+            "nothing is shown rather than garbage"
+        );
+    }
+}

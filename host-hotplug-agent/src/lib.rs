@@ -1,0 +1,18 @@
+//! `locum`: the command and daemon that drives a refresh from inside the host.
+
+pub mod cli;
+pub mod command;
+pub mod config;
+pub mod cpuinfo;
+pub mod daemon;
+pub mod doctor;
+pub mod error;
+pub mod l0;
+pub mod machine;
+pub mod report;
+pub mod status;
+pub mod sysroot;
+pub mod tsc;
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,375 @@
+//! `/dev/locum`: physical memory that the module lets us see, and its ioctls with their errors in words.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use firmware_shim::{OutOfRange, PhysMem};
+use locum_abi::{Header, REVISION, ResourceKind};
+use partitioner::MemRange;
+use rustix::io::Errno;
+
+use super::ioctl;
+use super::uapi::{self, ALL_CPUS, Call, Cycle, Info, Range, Switch, Text, TextKind};
+use crate::error::Refusal;
+use crate::l0::{header, names};
+use crate::sysroot::SysRoot;
+
+/// An open `/dev/locum`.
+#[derive(Debug)]
+pub struct Device {
+    file: File,
+    info: Info,
+    header: Header,
+}
+
+/// What the file is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Information, status, trace, log: for every user.
+    Look,
+    /// Everything: for root.
+    Control,
+}
+
+impl Device {
+    /// Opens the device below `sys` and checks all revisions.
+    ///
+    /// # Errors
+    /// [`Refusal::NoModule`], [`Refusal::NoAccess`], [`Refusal::NoL0`], [`Refusal::AbiRevision`] or
+    /// [`Refusal::UapiRevision`].
+    pub fn open(sys: &SysRoot, access: Access) -> Result<Self, Refusal> {
+        let file =
+            open(&sys.path("dev/locum"), access == Access::Control).map_err(|error| match error
+                .kind()
+            {
+                io::ErrorKind::NotFound => Refusal::NoModule,
+                _ => Refusal::NoAccess(error),
+            })?;
+        let mut info = Info::default();
+        ioctl::info(&file, &mut info).map_err(|error| Refusal::NoAccess(error.into()))?;
+        if info.uapi_revision != uapi::UAPI_REVISION {
+            return Err(Refusal::UapiRevision {
+                found: info.uapi_revision,
+                expected: uapi::UAPI_REVISION,
+            });
+        }
+        if info.abi_revision != REVISION {
+            return Err(Refusal::AbiRevision {
+                found: info.abi_revision,
+                expected: REVISION,
+            });
+        }
+        let header = header::read(&Window(&file), info.header)?;
+        Ok(Self { file, info, header })
+    }
+
+    /// What the module knows.
+    pub fn info(&self) -> &Info {
+        &self.info
+    }
+
+    /// L0's header.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The open file, to poll for requests.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Writes to removed memory or to the other slot's table area.
+    ///
+    /// # Errors
+    /// If the module does not permit all of it.
+    pub fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.file.write_all_at(bytes, at).with_context(|| {
+            format!(
+                "writing {} bytes of physical memory at {at:#x}",
+                bytes.len()
+            )
+        })
+    }
+
+    /// Every online CPU becomes nested.
+    ///
+    /// # Errors
+    /// Which CPU refused and why; then all are native.
+    pub fn enter(&self) -> Result<Switch> {
+        self.switch("entering nested mode", ioctl::enter)
+    }
+
+    /// Every online CPU becomes native.
+    ///
+    /// # Errors
+    /// Which CPU refused and why; then all are nested.
+    pub fn leave(&self) -> Result<Switch> {
+        self.switch("leaving nested mode", ioctl::leave)
+    }
+
+    fn switch(
+        &self,
+        what: &str,
+        call: fn(&File, &mut Switch) -> rustix::io::Result<()>,
+    ) -> Result<Switch> {
+        let mut switch = Switch {
+            cpu: ALL_CPUS,
+            failed_apic_id: u32::MAX,
+            ..Switch::default()
+        };
+        match call(&self.file, &mut switch) {
+            Ok(()) => Ok(switch),
+            Err(error) if switch.failed_apic_id != u32::MAX => Err(anyhow!(
+                "{what}: APIC {}: {} (detail {:#x})",
+                switch.failed_apic_id,
+                refused(switch.l0_errno, error),
+                switch.detail
+            )),
+            Err(error) => Err(anyhow!("{what}: {}", refused(switch.l0_errno, error))),
+        }
+    }
+
+    /// Enters and leaves `count` times on every online CPU.
+    ///
+    /// # Errors
+    /// As [`Self::enter`], with the number of cycles done.
+    pub fn cycle(&self, count: u32, pause_us: u32) -> Result<Cycle> {
+        let mut cycle = Cycle {
+            cpu: ALL_CPUS,
+            count,
+            pause_us,
+            ..Cycle::default()
+        };
+        ioctl::cycle(&self.file, &mut cycle).map_err(|error| {
+            anyhow!(
+                "after {} cycles, APIC {}: {} (detail {:#x})",
+                cycle.done,
+                cycle.failed_apic_id.cast_signed(),
+                refused(cycle.l0_errno, error),
+                cycle.detail
+            )
+        })?;
+        Ok(cycle)
+    }
+
+    /// Gives a resource to the other slot.
+    ///
+    /// # Errors
+    /// L0's or the module's refusal.
+    pub fn grant(&self, kind: ResourceKind, b: u64, c: u64) -> Result<()> {
+        self.call(ioctl::grant, kind as u64, b, c)
+            .with_context(|| format!("giving {kind:?} {b:#x} {c:#x} to the successor"))
+    }
+
+    /// Starts the other host.
+    ///
+    /// # Errors
+    /// L0's or the module's refusal.
+    pub fn start(&self, entry: u64, zero_page: u64, boot_apic: u32) -> Result<()> {
+        self.call(ioctl::start, entry, zero_page, u64::from(boot_apic))
+            .with_context(|| format!("starting the successor at {entry:#x} on APIC {boot_apic}"))
+    }
+
+    /// Stops the other host and takes everything back.
+    ///
+    /// # Errors
+    /// L0's or the module's refusal.
+    pub fn abort(&self) -> Result<()> {
+        self.call(ioctl::abort, 0, 0, 0)
+            .context("stopping the successor")
+    }
+
+    fn call(
+        &self,
+        call: fn(&File, &mut Call) -> rustix::io::Result<()>,
+        a: u64,
+        b: u64,
+        c: u64,
+    ) -> Result<()> {
+        let mut value = Call {
+            a,
+            b,
+            c,
+            ..Call::default()
+        };
+        call(&self.file, &mut value).map_err(|error| anyhow!(refused(value.l0_errno, error)))
+    }
+
+    /// Takes memory blocks off Linux.
+    ///
+    /// # Errors
+    /// The module's refusal.
+    pub fn mem_remove(&self, range: MemRange) -> Result<()> {
+        self.range(ioctl::mem_remove, range, 0)
+            .with_context(|| format!("taking memory {range} off Linux"))
+    }
+
+    /// Gives memory blocks to Linux, offline. A negative node stands for that of the address.
+    ///
+    /// # Errors
+    /// The module's refusal.
+    pub fn mem_add(&self, range: MemRange, node: i32) -> Result<()> {
+        self.range(ioctl::mem_add, range, node)
+            .with_context(|| format!("adding memory {range}"))
+    }
+
+    /// Overwrites memory with zeroes.
+    ///
+    /// # Errors
+    /// The module's refusal.
+    pub fn mem_wipe(&self, range: MemRange) -> Result<()> {
+        self.range(ioctl::mem_wipe, range, 0)
+            .with_context(|| format!("wiping memory {range}"))
+    }
+
+    fn range(
+        &self,
+        call: fn(&File, &mut Range) -> rustix::io::Result<()>,
+        range: MemRange,
+        nid: i32,
+    ) -> Result<()> {
+        let mut value = Range {
+            start: range.start(),
+            size: range.len(),
+            nid,
+            ..Range::default()
+        };
+        loop {
+            match call(&self.file, &mut value) {
+                Err(Errno::INTR) => {}
+                outcome => return Ok(outcome?),
+            }
+        }
+    }
+
+    /// What the next power-off does: RETIRE or EXIT.
+    ///
+    /// # Errors
+    /// The module's refusal.
+    pub fn power_policy(&self, retire: bool) -> Result<()> {
+        let policy = if retire {
+            uapi::POWER_RETIRE
+        } else {
+            uapi::POWER_EXIT
+        };
+        ioctl::power_policy(&self.file, policy).context("setting what power-off does")
+    }
+
+    /// New content of a file in `/sys/kernel/locum`. Longer texts are cut at a character's border.
+    ///
+    /// # Errors
+    /// The module's refusal.
+    pub fn text(&self, kind: TextKind, text: &str) -> Result<()> {
+        let line = text.replace('\n', " ");
+        let cut = line
+            .get(..line.floor_char_boundary(uapi::TEXT_MAX))
+            .unwrap_or_default();
+        let mut value = Text {
+            kind: kind as u32,
+            len: 0,
+            reserved: 0,
+            text: [0; uapi::TEXT_MAX],
+        };
+        for (to, from) in value.text.iter_mut().zip(cut.bytes()) {
+            *to = from;
+            value.len += 1;
+        }
+        ioctl::text(&self.file, value).context("publishing the state in /sys/kernel/locum")
+    }
+
+    /// Makes this file the one that hears of requests.
+    ///
+    /// # Errors
+    /// If another daemon listens.
+    pub fn listen(&self) -> Result<()> {
+        ioctl::listen(&self.file).map_err(|error| match error {
+            Errno::BUSY => {
+                anyhow!("another `locum daemon` runs: stop it first (`systemctl stop locum`)")
+            }
+            error => anyhow!(error).context("registering with the module"),
+        })
+    }
+
+    /// The name written to `/sys/kernel/locum/refresh`, if one waits.
+    ///
+    /// # Errors
+    /// The module's refusal.
+    pub fn next_request(&self) -> Result<Option<String>> {
+        let mut request = uapi::Request { name: [0; 64] };
+        match ioctl::next_request(&self.file, &mut request) {
+            Ok(()) => {
+                let name = request
+                    .name
+                    .iter()
+                    .copied()
+                    .take_while(|&byte| byte != 0)
+                    .collect::<Vec<_>>();
+                Ok(Some(String::from_utf8_lossy(&name).into_owned()))
+            }
+            Err(Errno::AGAIN) => Ok(None),
+            Err(error) => Err(anyhow!(error).context("asking the module for a request")),
+        }
+    }
+
+    /// Whether a refresh runs: writes to `/sys/kernel/locum/refresh` are refused meanwhile.
+    ///
+    /// # Errors
+    /// The module's refusal.
+    pub fn busy(&self, busy: bool) -> Result<()> {
+        ioctl::busy(&self.file, u32::from(busy))
+            .context("telling the module whether a refresh runs")
+    }
+}
+
+impl PhysMem for Device {
+    fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), OutOfRange> {
+        Window(&self.file).read(addr, buf)
+    }
+}
+
+/// Physical memory through a file whose offsets are addresses.
+struct Window<'f>(&'f File);
+
+impl PhysMem for Window<'_> {
+    fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), OutOfRange> {
+        let len = buf.len();
+        self.0
+            .read_exact_at(buf, addr)
+            .map_err(|_| OutOfRange { addr, len })
+    }
+}
+
+/// Opens channel `number` for both directions, without blocking.
+///
+/// # Errors
+/// If it is not there or another process has it.
+pub fn channel(sys: &SysRoot, number: usize) -> Result<File> {
+    let path = sys.path(format!("dev/locum-chan{number}"));
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+        .open(&path)
+        .with_context(|| format!("opening {}", path.display()))
+}
+
+fn open(path: &Path, write: bool) -> io::Result<File> {
+    OpenOptions::new().read(true).write(write).open(path)
+}
+
+fn refused(l0_errno: u32, error: Errno) -> String {
+    match names::errno(l0_errno) {
+        Some(text) => format!("L0 refused: {text} (see `locum trace`)"),
+        None if l0_errno != 0 => format!("L0 refused with unknown error {l0_errno} (see `locum trace`)"),
+        None => match error {
+            Errno::NOTCONN => "this host is not nested on every CPU".to_owned(),
+            Errno::BUSY => {
+                "it is in use (pages that cannot be moved, memory of the other host, or a CPU that is online)".to_owned()
+            }
+            error => error.to_string(),
+        },
+    }
+}

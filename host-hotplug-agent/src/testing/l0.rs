@@ -1,0 +1,148 @@
+//! L0's shared region as plain memory that a test writes.
+#![expect(unsafe_code, reason = "writes the ABI's structures into a byte buffer")]
+
+use std::mem::offset_of;
+use std::sync::Mutex;
+
+use firmware_shim::{OutOfRange, PhysMem};
+use locum_abi::header::SlotInfo;
+use locum_abi::trace::{LOG_BYTES, TRACE_RECORDS};
+use locum_abi::{
+    CpuMode, Header, HostState, LogRing, MAGIC, REVISION, Status, TraceKind, TraceRecord, TraceRing,
+};
+
+const BASE: u64 = 0x80_0000;
+const STATUS: u64 = BASE + 0x1000;
+const TRACE: u64 = BASE + 0x10_0000;
+const LOG: u64 = BASE + 0x12_0000;
+const TABLES: u64 = BASE + 0x14_0000;
+/// Bytes of each slot's table area.
+pub const TABLES_SIZE: u64 = 0x4_0000;
+const SIZE: u64 = 0x20_0000;
+
+/// The region from 8 MiB on, as in the lab.
+pub struct FakeRegion {
+    header: Header,
+    bytes: Mutex<Vec<u8>>,
+}
+
+impl FakeRegion {
+    /// `cpus` CPUs with APIC ids from 0, all native and owned by slot 0, which runs generation 0.
+    pub fn new(cpus: u32) -> Self {
+        // SAFETY: integers only.
+        let mut header: Header = unsafe { std::mem::zeroed() };
+        header.magic = MAGIC;
+        header.revision = REVISION;
+        header.size = size_of::<Header>() as u32;
+        header.shared = BASE;
+        header.shared_size = SIZE;
+        header.private = 0x10_0000;
+        header.private_size = 0x70_0000;
+        header.pool = 0x6800_0000;
+        header.pool_size = 0x17e0_0000;
+        header.status = STATUS;
+        header.status_size = size_of::<Status>() as u64;
+        header.trace = TRACE;
+        header.trace_size = size_of::<TraceRing>() as u64;
+        header.log = LOG;
+        header.log_size = size_of::<LogRing>() as u64;
+        header.image_bytes = 123_456;
+        header.cpu_count = cpus;
+        for (slot, info) in (0u64..).zip(&mut header.slots) {
+            *info = SlotInfo {
+                mailbox: BASE + 0x2_0000 + slot * 0x1000,
+                reset_vector: BASE + 0x3_0000 + slot * 0x1000,
+                console_port: if slot == 0 { 0x3f8 } else { 0x2f8 },
+                low_slice: 0x1_0000 + slot * 0x4_0000,
+                low_slice_size: 0x4_0000,
+                tables: TABLES + slot * TABLES_SIZE,
+                tables_size: TABLES_SIZE,
+                ..SlotInfo::default()
+            };
+        }
+        let region = Self {
+            header,
+            bytes: Mutex::new(vec![0; SIZE as usize]),
+        };
+        region.store(BASE, header);
+        region.update(|status| {
+            status.cpu_count = cpus;
+            status.hosts[0].state = HostState::Running as u32;
+            for (apic_id, cpu) in (0u32..).zip(status.cpus.iter_mut().take(cpus as usize)) {
+                cpu.apic_id = apic_id;
+                cpu.mode = CpuMode::Native as u32;
+                cpu.owner = 0;
+            }
+        });
+        region
+    }
+
+    /// The header.
+    pub fn header(&self) -> Header {
+        self.header
+    }
+
+    /// Changes the status region.
+    pub fn update(&self, change: impl FnOnce(&mut Status)) {
+        let mut status = crate::l0::memory::copy::<Status>(self, STATUS).unwrap();
+        change(&mut status);
+        self.store(STATUS, status);
+    }
+
+    /// Appends a trace record.
+    pub fn trace(&self, kind: TraceKind, cpu: u16, a: u32) {
+        let written: u64 = crate::l0::memory::copy(self, TRACE).unwrap();
+        let at = TRACE
+            + offset_of!(TraceRing, records) as u64
+            + (written % TRACE_RECORDS as u64) * size_of::<TraceRecord>() as u64;
+        self.store(
+            at,
+            TraceRecord {
+                tsc: written * 100,
+                kind: kind as u16,
+                cpu,
+                a,
+                b: 0,
+                c: 0,
+            },
+        );
+        self.store(TRACE, written + 1);
+    }
+
+    /// Appends to the log.
+    pub fn log(&self, text: &str) {
+        let mut written: u64 = crate::l0::memory::copy(self, LOG).unwrap();
+        for byte in text.bytes() {
+            let at = LOG + offset_of!(LogRing, text) as u64 + written % LOG_BYTES as u64;
+            self.bytes.lock().unwrap()[(at - BASE) as usize] = byte;
+            written += 1;
+        }
+        self.store(LOG, written);
+    }
+
+    /// Writes bytes anywhere in the region.
+    pub fn write(&self, at: u64, data: &[u8]) {
+        let start = (at - BASE) as usize;
+        self.bytes.lock().unwrap()[start..start + data.len()].copy_from_slice(data);
+    }
+
+    fn store<T: Copy>(&self, at: u64, value: T) {
+        // SAFETY: the bytes of a plain value, which outlives the slice.
+        let raw =
+            unsafe { std::slice::from_raw_parts((&raw const value).cast::<u8>(), size_of::<T>()) };
+        self.write(at, raw);
+    }
+}
+
+impl PhysMem for FakeRegion {
+    fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), OutOfRange> {
+        let refuse = OutOfRange {
+            addr,
+            len: buf.len(),
+        };
+        let bytes = self.bytes.lock().unwrap();
+        let start = addr.checked_sub(BASE).ok_or(refuse)? as usize;
+        buf.copy_from_slice(bytes.get(start..start + buf.len()).ok_or(refuse)?);
+        Ok(())
+    }
+}

@@ -1,0 +1,3 @@
+//! Fakes for this crate's tests.
+
+pub mod l0;
