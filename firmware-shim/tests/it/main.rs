@@ -1,0 +1,11 @@
+//! Tests of `firmware-shim` from outside, against machines made of bytes, with the `acpi` crate, `linux-boot-params` and
+//! `iasl` as independent readers.
+
+mod e820;
+mod fixture;
+mod fuzz;
+mod host_tables;
+mod iasl;
+mod read;
+mod witness;
+mod zero_page;
