@@ -60,6 +60,9 @@ pub struct MachineArgs {
     /// Kill the machine after this many seconds of wall time
     #[arg(long, default_value_t = 600)]
     pub timeout: u64,
+    /// Fail if the module or the agent does not build, instead of booting without them
+    #[arg(long)]
+    pub strict: bool,
     /// Directory of the run (default: a new one in target/lab/runs)
     #[arg(long)]
     pub dir: Option<PathBuf>,
@@ -137,10 +140,11 @@ pub fn prepare(args: &MachineArgs) -> Result<Setup> {
     if args.to != args.kernel {
         kernels.push(Kernel::get(&args.to)?);
     }
-    let modules = kernels
+    let modules: Vec<_> = kernels
         .iter()
-        .map(build::module)
-        .collect::<Result<Vec<_>>>()?;
+        .map(|kernel| tolerate(args, build::module(kernel)))
+        .collect::<Result<_>>()?;
+    let agent = tolerate(args, build::agent().map(Some))?;
     let extra = args
         .file
         .iter()
@@ -150,6 +154,7 @@ pub fn prepare(args: &MachineArgs) -> Result<Setup> {
     Image {
         kernels: &kernels,
         modules: &modules,
+        agent: agent.as_deref(),
         extra: &extra,
         packing: args.packing,
     }
@@ -172,6 +177,17 @@ pub fn prepare(args: &MachineArgs) -> Result<Setup> {
         dir,
         timeout: Duration::from_secs(args.timeout),
     })
+}
+
+/// A machine is of use to somebody who works on another part even when the module or the agent is broken.
+fn tolerate<T>(args: &MachineArgs, part: Result<Option<T>>) -> Result<Option<T>> {
+    match part {
+        Err(error) if !args.strict => {
+            say(&format!("going on without this part: {error:#}"));
+            Ok(None)
+        }
+        part => part,
+    }
 }
 
 fn extra_file(spec: &str) -> Result<(String, PathBuf, u32)> {

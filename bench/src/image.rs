@@ -48,6 +48,8 @@ pub struct Image<'a> {
     pub kernels: &'a [Kernel],
     /// `locum.ko` per kernel, as far as built.
     pub modules: &'a [Option<PathBuf>],
+    /// The `locum` program, if built.
+    pub agent: Option<&'a Path>,
     /// Further files: path in the image, source, mode.
     pub extra: &'a [(String, PathBuf, u32)],
     /// Compression of the unchanging part.
@@ -87,7 +89,9 @@ impl Image<'_> {
         archive.bytes("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644);
         archive.bytes("etc/group", "root:x:0:\n", 0o644);
         archive.file("sbin/labd", build::labd()?, 0o755);
-        archive.file("sbin/locum", build::agent()?, 0o755);
+        if let Some(agent) = self.agent {
+            archive.file("sbin/locum", agent, 0o755);
+        }
         for (kernel, module) in self.kernels.iter().zip(self.modules) {
             let release = kernel.release();
             let modules = kernel.modules(module.as_deref())?;

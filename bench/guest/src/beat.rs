@@ -229,9 +229,10 @@ impl<'a> BeatPage<'a> {
     #[must_use]
     pub fn recognise(words: &'a PageWords) -> Option<Self> {
         let page = BeatPage { words };
-        let starts = MAGIC.chunks_exact(8).enumerate().all(|(i, chunk)| {
-            page.get(word::MAGIC + i).to_le_bytes().as_slice() == chunk
-        });
+        let starts = MAGIC
+            .chunks_exact(8)
+            .enumerate()
+            .all(|(i, chunk)| page.get(word::MAGIC + i).to_le_bytes().as_slice() == chunk);
         let sealed = || words[word::HEADER_SUM].load(Ordering::Acquire) == page.header_sum();
         (starts && page.get(word::REVISION) == REVISION && sealed()).then_some(page)
     }
@@ -335,7 +336,8 @@ impl<'a> BeatPage<'a> {
     pub fn record(&self, fault: FirstFault) {
         self.words[word::FAULTS + fault.fault as usize].fetch_add(1, Ordering::Relaxed);
         let first = &self.words[word::FIRST_FAULT];
-        let claim = first.compare_exchange(0, fault.fault as u64, Ordering::Relaxed, Ordering::Relaxed);
+        let claim =
+            first.compare_exchange(0, fault.fault as u64, Ordering::Relaxed, Ordering::Relaxed);
         if claim.is_ok() {
             self.put(word::FIRST_FAULT + 1, fault.place);
             self.put(word::FIRST_FAULT + 2, fault.expected);
@@ -359,7 +361,9 @@ impl<'a> BeatPage<'a> {
     #[must_use]
     pub fn first_fault(&self) -> Option<FirstFault> {
         let number = self.get(word::FIRST_FAULT);
-        let fault = Fault::ALL.into_iter().find(|&fault| fault as u64 == number)?;
+        let fault = Fault::ALL
+            .into_iter()
+            .find(|&fault| fault as u64 == number)?;
         Some(FirstFault {
             fault,
             place: self.get(word::FIRST_FAULT + 1),
@@ -406,7 +410,13 @@ mod tests {
     use super::*;
 
     fn identity() -> Identity {
-        Identity { name: "g1".into(), gpa: 0x5000, boot_id: 7, started_ns: 9, buffer_bytes: 4096 }
+        Identity {
+            name: "g1".into(),
+            gpa: 0x5000,
+            boot_id: 7,
+            started_ns: 9,
+            buffer_bytes: 4096,
+        }
     }
 
     #[test]
@@ -423,7 +433,13 @@ mod tests {
 
     #[test]
     fn a_changed_header_is_not_recognised() {
-        for word in [word::MAGIC, word::NAME, word::GPA, word::BOOT_ID, word::HEADER_SUM] {
+        for word in [
+            word::MAGIC,
+            word::NAME,
+            word::GPA,
+            word::BOOT_ID,
+            word::HEADER_SUM,
+        ] {
             let words = blank_page();
             let _ = BeatPage::create(&words, &identity());
             words[word].fetch_xor(1, Ordering::Relaxed);
@@ -434,7 +450,13 @@ mod tests {
     #[test]
     fn a_long_name_is_cut() {
         let words = blank_page();
-        let page = BeatPage::create(&words, &Identity { name: "n".repeat(40), ..identity() });
+        let page = BeatPage::create(
+            &words,
+            &Identity {
+                name: "n".repeat(40),
+                ..identity()
+            },
+        );
         assert_eq!(page.identity().name, "n".repeat(NAME_BYTES));
     }
 
@@ -442,10 +464,25 @@ mod tests {
     fn the_first_fault_is_kept_and_all_are_counted() {
         let words = blank_page();
         let page = BeatPage::create(&words, &identity());
-        let first = FirstFault { fault: Fault::Registers, place: 3, expected: 1, found: 2 };
+        let first = FirstFault {
+            fault: Fault::Registers,
+            place: 3,
+            expected: 1,
+            found: 2,
+        };
         page.record(first);
-        page.record(FirstFault { fault: Fault::NetCorrupt, place: 0, expected: 0, found: 0 });
-        page.record(FirstFault { fault: Fault::Registers, place: 4, expected: 0, found: 0 });
+        page.record(FirstFault {
+            fault: Fault::NetCorrupt,
+            place: 0,
+            expected: 0,
+            found: 0,
+        });
+        page.record(FirstFault {
+            fault: Fault::Registers,
+            place: 4,
+            expected: 0,
+            found: 0,
+        });
         assert_eq!(page.count(Fault::Registers), 2);
         assert_eq!(page.count(Fault::NetCorrupt), 1);
         assert_eq!(page.faults(), 3);
@@ -456,7 +493,12 @@ mod tests {
     fn a_sample_half_written_is_not_read() {
         let words = blank_page();
         let page = BeatPage::create(&words, &identity());
-        let sample = Sample { beat: 1, tsc: 2, monotonic_ns: 3, realtime_ns: 4 };
+        let sample = Sample {
+            beat: 1,
+            tsc: 2,
+            monotonic_ns: 3,
+            realtime_ns: 4,
+        };
         page.publish(sample);
         assert_eq!(page.sample(), Some(sample));
         words[word::SAMPLE_SEQUENCE].fetch_add(1, Ordering::Relaxed);
@@ -470,12 +512,21 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for i in 1..200 {
-                    page.publish(Sample { beat: i, tsc: i, monotonic_ns: i, realtime_ns: i });
+                    page.publish(Sample {
+                        beat: i,
+                        tsc: i,
+                        monotonic_ns: i,
+                        realtime_ns: i,
+                    });
                 }
             });
             for _ in 0..200 {
                 if let Some(s) = page.sample() {
-                    assert!(s.beat == s.tsc && s.tsc == s.monotonic_ns && s.monotonic_ns == s.realtime_ns);
+                    assert!(
+                        s.beat == s.tsc
+                            && s.tsc == s.monotonic_ns
+                            && s.monotonic_ns == s.realtime_ns
+                    );
                 }
             }
         });
@@ -488,6 +539,9 @@ mod tests {
         page.add(Tally::Passes, 2);
         page.raise(Tally::LongestStepNs, 5);
         page.raise(Tally::LongestStepNs, 3);
-        assert_eq!((page.tally(Tally::Passes), page.tally(Tally::LongestStepNs)), (2, 5));
+        assert_eq!(
+            (page.tally(Tally::Passes), page.tally(Tally::LongestStepNs)),
+            (2, 5)
+        );
     }
 }

@@ -22,13 +22,11 @@
 //! - [`guest`]: PID 1 of the guest, which runs the checks.
 //! - [`watch`], [`nbd`], [`echo`], [`qmp`]: the host's side.
 //! - [`map`]: the only place that maps memory.
-//! - [`initramfs`]: packs the guest's initramfs, on the developer's machine.
 
 pub mod beat;
 pub mod clock;
 pub mod echo;
 pub mod guest;
-pub mod initramfs;
 pub mod map;
 pub mod nbd;
 pub mod params;

@@ -52,7 +52,10 @@ impl Pattern {
     pub fn verify(&self, words: &PageWords) -> Result<(), Damage> {
         self.compare(words).map_err(|damage| {
             let title = words[0].load(Ordering::Relaxed);
-            let earlier = Pattern { generation: title as u32, ..*self };
+            let earlier = Pattern {
+                generation: title as u32,
+                ..*self
+            };
             if earlier != *self && earlier.compare(words).is_ok() {
                 return Damage::Stale(earlier.generation);
             }
@@ -66,7 +69,11 @@ impl Pattern {
         for (word, cell) in words.iter().enumerate() {
             let found = cell.load(Ordering::Relaxed);
             if found != expected {
-                return Err(Damage::Corrupt { word, expected, found });
+                return Err(Damage::Corrupt {
+                    word,
+                    expected,
+                    found,
+                });
             }
             value = next(value);
             expected = value;
@@ -112,7 +119,9 @@ impl Pattern {
 
 /// Knuth's MMIX multiplier and increment.
 const fn next(value: u64) -> u64 {
-    value.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407)
+    value
+        .wrapping_mul(6_364_136_223_846_793_005)
+        .wrapping_add(1_442_695_040_888_963_407)
 }
 
 const _: () = assert!(PAGE_WORDS > 1);
@@ -122,7 +131,11 @@ mod tests {
     use super::*;
     use crate::beat::blank_page;
 
-    const P: Pattern = Pattern { seed: 1, page: 2, generation: 3 };
+    const P: Pattern = Pattern {
+        seed: 1,
+        page: 2,
+        generation: 3,
+    };
 
     #[test]
     fn what_was_filled_verifies() {
@@ -138,7 +151,10 @@ mod tests {
         for word in 0..PAGE_WORDS {
             let bit = 1 << (word % 64);
             page[word].fetch_xor(bit, Ordering::Relaxed);
-            assert!(matches!(P.verify(&page), Err(Damage::Corrupt { word: w, .. }) if w == word), "word {word}");
+            assert!(
+                matches!(P.verify(&page), Err(Damage::Corrupt { word: w, .. }) if w == word),
+                "word {word}"
+            );
             page[word].fetch_xor(bit, Ordering::Relaxed);
         }
     }
@@ -153,23 +169,35 @@ mod tests {
         for word in 0..PAGE_WORDS / 2 {
             page[word].store(newer[word].load(Ordering::Relaxed), Ordering::Relaxed);
         }
-        assert!(matches!(P.verify(&page), Err(Damage::Corrupt { word: 256, .. })));
+        assert!(matches!(
+            P.verify(&page),
+            Err(Damage::Corrupt { word: 256, .. })
+        ));
     }
 
     #[test]
     fn the_page_of_another_guest_or_place_is_corrupt() {
         let page = blank_page();
         Pattern { seed: 2, ..P }.fill(&page);
-        assert!(matches!(P.verify(&page), Err(Damage::Corrupt { word: 1, .. })));
+        assert!(matches!(
+            P.verify(&page),
+            Err(Damage::Corrupt { word: 1, .. })
+        ));
         Pattern { page: 1, ..P }.fill(&page);
-        assert!(matches!(P.verify(&page), Err(Damage::Corrupt { word: 0, .. })));
+        assert!(matches!(
+            P.verify(&page),
+            Err(Damage::Corrupt { word: 0, .. })
+        ));
     }
 
     #[test]
     fn bytes_are_the_words_and_differences_are_found() {
         let page = blank_page();
         P.fill(&page);
-        let words: Vec<u8> = page.iter().flat_map(|w| w.load(Ordering::Relaxed).to_le_bytes()).collect();
+        let words: Vec<u8> = page
+            .iter()
+            .flat_map(|w| w.load(Ordering::Relaxed).to_le_bytes())
+            .collect();
         assert_eq!(P.bytes(4096), words);
         let mut bytes = P.bytes(100);
         assert_eq!(P.first_difference(&bytes, 100), None);

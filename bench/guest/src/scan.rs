@@ -44,11 +44,19 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     fn pool() -> Vec<PageWords> {
-        (0..8).map(|_| [const { AtomicU64::new(0) }; PAGE_WORDS]).collect()
+        (0..8)
+            .map(|_| [const { AtomicU64::new(0) }; PAGE_WORDS])
+            .collect()
     }
 
     fn guest(name: &str, started_ns: u64) -> Identity {
-        Identity { name: name.into(), gpa: 0, boot_id: 1, started_ns, buffer_bytes: 0 }
+        Identity {
+            name: name.into(),
+            gpa: 0,
+            boot_id: 1,
+            started_ns,
+            buffer_bytes: 0,
+        }
     }
 
     #[test]
@@ -58,7 +66,10 @@ mod tests {
         let _ = BeatPage::create(&pool[2], &guest("g1", 1));
         let _ = BeatPage::create(&pool[7], &guest("g2", 2));
         let found = scan(&pool);
-        assert_eq!(found.iter().map(|f| f.offset).collect::<Vec<_>>(), [2 * 4096, 7 * 4096]);
+        assert_eq!(
+            found.iter().map(|f| f.offset).collect::<Vec<_>>(),
+            [2 * 4096, 7 * 4096]
+        );
         assert!(newest(&found, "g3").is_none());
     }
 

@@ -1,0 +1,8 @@
+//! PID 1 of the lab's guests: see `lab_guest::guest`.
+
+fn main() {
+    if let Err(error) = lab_guest::guest::run_as_init() {
+        println!("lab: the guest cannot run: {error:#}");
+    }
+    // PID 1 must not return quietly: its end is a kernel panic, which QEMU turns into its own end.
+}

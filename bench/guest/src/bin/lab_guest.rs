@@ -1,0 +1,205 @@
+//! The host's side of the lab's guests: see `lab_guest`.
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use lab_guest::map::Shared;
+use lab_guest::watch::{self, Report};
+use lab_guest::{echo, nbd, qmp, tsc};
+use serde::Serialize;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Looks after the guests of the lab: sees whether they live, and is their disk and network
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Read guests' beat pages from the pool and print them as JSON
+    Watch(Watch),
+    /// Serve a range of the pool as a disk, over NBD
+    Disk {
+        #[command(flatten)]
+        pool: Pool,
+        /// UNIX socket to listen on
+        #[arg(long)]
+        socket: PathBuf,
+    },
+    /// Answer the guests' datagrams
+    Echo {
+        /// Address and port to listen on
+        #[arg(long, default_value_t = format!("127.0.0.1:{}", echo::PORT))]
+        listen: String,
+    },
+    /// Send commands to a QEMU and print its answers, one line of JSON each
+    Qmp {
+        /// QEMU's QMP socket
+        #[arg(long)]
+        socket: PathBuf,
+        /// Seconds to wait for an answer or event
+        #[arg(long, default_value_t = 60)]
+        timeout: u64,
+        /// Event to wait for after the commands
+        #[arg(long)]
+        wait: Option<String>,
+        /// `NAME`, `NAME {JSON ARGUMENTS}`, or a whole JSON command
+        commands: Vec<String>,
+    },
+}
+
+#[derive(Args)]
+struct Pool {
+    /// Memory that holds the guests
+    #[arg(long, default_value = "/dev/dax0.0")]
+    file: PathBuf,
+    /// Where to begin, in bytes (0x for hexadecimal)
+    #[arg(long, default_value = "0", value_parser = bytes)]
+    offset: u64,
+    /// How many bytes (default: all)
+    #[arg(long, value_parser = bytes)]
+    length: Option<u64>,
+}
+
+#[derive(Args)]
+struct Watch {
+    #[command(flatten)]
+    pool: Pool,
+    /// Only this guest; of several with this name, the one that started last
+    #[arg(long)]
+    name: Option<String>,
+    /// Seconds to wait for what is asked
+    #[arg(long, default_value_t = 60.0)]
+    timeout: f64,
+    /// With --first-progress: the beat to wait beyond
+    #[arg(long, value_name = "BEAT")]
+    since_beat: Option<u64>,
+    #[command(flatten)]
+    mode: Mode,
+}
+
+#[derive(Args)]
+#[group(multiple = false)]
+struct Mode {
+    /// Print the host's TSC and nothing else
+    #[arg(long)]
+    tsc: bool,
+    /// Wait until the guest runs all its checks
+    #[arg(long, requires = "name")]
+    running: bool,
+    /// Spin until the guest has beaten beyond --since-beat (default: its beat now) and print the host's TSC then
+    #[arg(long, requires = "name")]
+    first_progress: bool,
+    /// Spin for so many seconds and print the longest times without a beat, in the host's TSC
+    #[arg(long, requires = "name", value_name = "SECONDS")]
+    gaps: Option<f64>,
+    /// Prove that the guest of this earlier report survived: same boot, no fault, all its work going on
+    #[arg(long, value_name = "REPORT.json")]
+    survived: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Watch(args) => run_watch(&args),
+        Command::Disk { pool, socket } => {
+            let memory = Shared::file(&pool.file, pool.offset, pool.length, true)?;
+            serve_disk(&memory, &socket)
+        }
+        Command::Echo { listen } => echo::serve(&listen),
+        Command::Qmp {
+            socket,
+            timeout,
+            wait,
+            commands,
+        } => {
+            let mut qmp = qmp::Qmp::connect(&socket, Duration::from_secs(timeout))?;
+            for command in &commands {
+                println!("{}", qmp.execute(&qmp::parse_command(command)?)?);
+            }
+            if let Some(event) = wait {
+                println!("{}", qmp.wait(&event)?);
+            }
+            Ok(())
+        }
+    }
+}
+
+fn run_watch(args: &Watch) -> Result<()> {
+    let mode = &args.mode;
+    if mode.tsc {
+        println!("{}", tsc::read_ordered());
+        return Ok(());
+    }
+    let timeout = Duration::try_from_secs_f64(args.timeout).context("--timeout")?;
+    let pool = Shared::file(&args.pool.file, args.pool.offset, args.pool.length, false)?;
+    if let Some(path) = &mode.survived {
+        let text =
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let before: Report = serde_json::from_slice(&text)
+            .with_context(|| format!("{}: not a report of `watch --name`", path.display()))?;
+        return print(&watch::prove_survival(&pool, &before, timeout)?);
+    }
+    let Some(name) = &args.name else {
+        return print(&watch::all(&pool));
+    };
+    if mode.running {
+        return print(&watch::running(&pool, name, timeout)?);
+    }
+    let found = watch::find(&pool, name, timeout)?;
+    if mode.first_progress {
+        let since = args.since_beat.unwrap_or_else(|| found.page.beats());
+        let progress = watch::first_progress(found.page, since, timeout);
+        return print(&progress.with_context(|| format!("{name} did not beat beyond {since}"))?);
+    }
+    if let Some(seconds) = mode.gaps {
+        let duration = Duration::try_from_secs_f64(seconds).context("--gaps")?;
+        return print(&watch::gaps(found.page, duration, 8));
+    }
+    print(&Report::read(&found))
+}
+
+fn serve_disk(memory: &Shared, socket: &std::path::Path) -> Result<()> {
+    // A socket left by an earlier server would refuse the new one.
+    let _ = std::fs::remove_file(socket);
+    let listener = UnixListener::bind(socket)
+        .with_context(|| format!("cannot listen on {}", socket.display()))?;
+    std::thread::scope(|scope| {
+        for stream in listener.incoming() {
+            let stream = stream?;
+            scope.spawn(move || {
+                if let Err(error) = nbd::serve(stream, memory) {
+                    eprintln!("a client was dropped: {error:#}");
+                }
+            });
+        }
+        Ok(())
+    })
+}
+
+fn print(value: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string(value)?);
+    Ok(())
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    number.map_err(|_| "give a number of bytes, decimal or 0x...".to_owned())
+}
