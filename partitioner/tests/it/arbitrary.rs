@@ -7,7 +7,10 @@ use partitioner::{
 };
 use proptest::{collection::vec, option, prelude::*, sample::Index};
 
-use crate::lab::{mem, pci, ports};
+use crate::{
+    lab::{mem, pci, ports},
+    linux::join,
+};
 
 const PAGE: u64 = 4096;
 const BLOCK: u64 = 16 * PAGE;
@@ -110,7 +113,7 @@ pub fn inventory() -> impl Strategy<Value = Inventory> {
                 // L0 makes a hole in the first one, whatever it is.
                 put(&mut inventory, n, if n == 0 { Kind::Holes } else { kind });
             }
-            join(&mut inventory.ram);
+            inventory.ram = join(&inventory.ram);
             inventory
         },
     )
@@ -147,18 +150,6 @@ fn put(inventory: &mut Inventory, n: u64, kind: Kind) {
             .push(Unreclaimed { range: half, node }),
         Kind::Pool => inventory.pool.push(range),
     }
-}
-
-/// As `/proc/iomem` shows it.
-fn join(ram: &mut Vec<MemRange>) {
-    let mut joined: Vec<MemRange> = vec![];
-    for &range in ram.iter() {
-        match joined.last_mut() {
-            Some(last) if last.end() == range.start() => *last = mem(last.start(), range.end()),
-            _ => joined.push(range),
-        }
-    }
-    *ram = joined;
 }
 
 fn cpus(inventory: &Inventory) -> impl Strategy<Value = CpuRequest> + use<> {

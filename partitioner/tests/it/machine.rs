@@ -4,110 +4,100 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use partitioner::{
-    Action, ApicId, Bar, BlockState, Cpu, CpuNumber, Event, Inventory, MemRange, MemoryBlock,
-    Owner, PciAddress, Plan, Refresh, Resource, Role, Slot, Transfer, Unreclaimed,
+    Action, ApicId, Event, Inventory, MemRange, Owner, PciAddress, Plan, Refresh, Resource, Role,
+    Slot, Transfer, Unreclaimed,
 };
 
-/// One Linux, and what it uses.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Linux {
-    pub sees: Inventory,
-    /// What it had before it gave it away, so that it finds it again as it was.
-    past: Inventory,
-    pub nested: BTreeSet<ApicId>,
-    pub guests: BTreeSet<String>,
-}
+use crate::{
+    linux::{Linux, cut},
+    pieces::Pieces,
+};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Machine {
-    /// All physical memory that has an owner, in pieces that do not overlap.
-    memory: BTreeMap<u64, (u64, Owner)>,
+    memory: Pieces,
+    ports: Pieces,
     cpus: BTreeMap<ApicId, Owner>,
     functions: BTreeMap<PciAddress, Owner>,
-    ports: Vec<Owner>,
     pins: BTreeMap<u32, Owner>,
     pub hosts: [Option<Linux>; 2],
-    /// Every PCI function there is, as first seen.
+    /// All there is, as first seen.
     all: Inventory,
     loaded: bool,
 }
 
 impl Machine {
-    pub fn of(inventory: &Inventory, guests: &[String]) -> Self {
-        let host = Owner::Host(inventory.generation.slot());
-        let mut memory = BTreeMap::new();
-        let never: Vec<MemRange> = inventory.never_moves.clone();
-        let own = |range: &MemRange| {
-            never
-                .iter()
-                .fold(vec![(range.start(), range.end())], |pieces, never| {
-                    let cut = |(start, end): (u64, u64)| {
-                        [
-                            (start, end.min(never.start())),
-                            (start.max(never.end()), end),
-                        ]
-                        .into_iter()
-                        .filter(|(s, e)| s < e)
-                    };
-                    pieces.into_iter().flat_map(cut).collect()
-                })
-        };
-        let mut put =
-            |start: u64, end: u64, owner| assert_eq!(memory.insert(start, (end, owner)), None);
-        inventory
-            .ram
+    pub fn of(all: &Inventory, guests: &[String]) -> Self {
+        let host = Owner::Host(all.generation.slot());
+        let mut memory = Pieces::default();
+        let mut put = |range: &MemRange, owner| memory.put(range.start(), range.end(), owner);
+        own_ram(all).iter().for_each(|range| put(range, host));
+        all.never_moves
             .iter()
-            .flat_map(own)
-            .for_each(|(start, end)| put(start, end, host));
-        inventory
-            .never_moves
+            .for_each(|range| put(range, Owner::Monitor));
+        all.pool.iter().for_each(|range| put(range, Owner::Pool));
+        all.unreclaimed
             .iter()
-            .for_each(|r| put(r.start(), r.end(), Owner::Monitor));
-        inventory
-            .pool
-            .iter()
-            .for_each(|r| put(r.start(), r.end(), Owner::Pool));
-        inventory
-            .unreclaimed
-            .iter()
-            .for_each(|l| put(l.range.start(), l.range.end(), Owner::Nobody));
-        let pages: BTreeSet<u64> = inventory
-            .functions
-            .iter()
-            .flat_map(|f| f.pages())
-            .flat_map(|r| (r.start()..r.end()).step_by(4096))
+            .for_each(|left| put(&left.range, Owner::Nobody));
+        let bars = all.functions.iter().flat_map(|function| function.pages());
+        let pages: BTreeSet<u64> = bars
+            .flat_map(|range| (range.start()..range.end()).step_by(4096))
             .collect();
         pages
             .into_iter()
-            .for_each(|page| put(page, page + 4096, host));
-        let sees = inventory.clone();
-        let guests = guests.iter().cloned().collect();
-        let linux = Linux {
-            past: sees.clone(),
-            sees,
-            nested: BTreeSet::new(),
-            guests,
-        };
+            .for_each(|page| memory.put(page, page + 4096, host));
+        let mut ports = Pieces::default();
+        ports.put(0, 0x1_0000, host);
         let mut hosts = [None, None];
-        hosts[inventory.generation.slot().index()] = Some(linux);
+        hosts[all.generation.slot().index()] = Some(Linux::native(all.clone(), guests));
         Self {
             memory,
-            cpus: inventory.cpus.iter().map(|cpu| (cpu.apic, host)).collect(),
-            functions: inventory
+            ports,
+            cpus: all.cpus.iter().map(|cpu| (cpu.apic, host)).collect(),
+            functions: all
                 .functions
                 .iter()
-                .map(|f| (f.address, host))
+                .map(|function| (function.address, host))
                 .collect(),
-            ports: vec![host; 0x1_0000],
-            pins: inventory.pins.iter().map(|pin| (pin.gsi.0, host)).collect(),
+            pins: all.pins.iter().map(|pin| (pin.gsi.0, host)).collect(),
             hosts,
-            all: inventory.clone(),
+            all: all.clone(),
             loaded: false,
         }
     }
 
     pub fn linux(&self, slot: Slot) -> &Linux {
         self.hosts[slot.index()].as_ref().expect("the host runs")
+    }
+
+    fn host(&mut self, slot: Slot) -> &mut Linux {
+        self.hosts[slot.index()].as_mut().expect("the host runs")
+    }
+
+    fn runs(&self, slot: Slot) -> bool {
+        self.hosts[slot.index()].is_some()
+    }
+
+    pub fn owner_of(&self, at: u64) -> Option<Owner> {
+        self.memory.at(at).map(|(_, owner)| owner)
+    }
+
+    /// What the host's agent would observe now, and what it could do without.
+    pub fn inventory(&self, slot: Slot, unreclaimed: &[Unreclaimed], spare: u64) -> Inventory {
+        Inventory {
+            unreclaimed: unreclaimed.to_vec(),
+            spare,
+            ..self.linux(slot).sees.clone()
+        }
+    }
+
+    /// The same machine whatever pieces its memory is counted in.
+    pub fn tidy(self) -> Self {
+        Self {
+            memory: self.memory.tidy(),
+            ports: self.ports.tidy(),
+            ..self
+        }
     }
 
     /// Performs what `refresh` asks for, as its agent would, and checks the whole machine.
@@ -136,36 +126,35 @@ impl Machine {
     }
 
     fn act(&mut self, slot: Slot, plan: &Plan, action: &Action) {
+        let own = Owner::Host(slot);
+        let other = slot.other();
         match action {
-            Action::RemoveMemory { range, online } => self.remove_memory(slot, *range, *online),
-            Action::AddMemory { range, online } => self.add_memory(slot, *range, *online),
-            Action::OfflineCpu(apic) => self.switch_cpu(slot, *apic, false),
-            Action::OnlineCpu(apic) => self.switch_cpu(slot, *apic, true),
-            Action::RemovePci(address) => {
-                let sees = &mut self.host(slot).sees;
-                let function = sees
-                    .functions
-                    .iter()
-                    .find(|f| f.address == *address)
-                    .expect("the function is there");
-                assert!(function.busy.is_none() && !function.bridge);
-                sees.functions.retain(|f| f.address != *address);
+            Action::RemoveMemory { range, online } => {
+                self.host(slot).remove_memory(*range, *online)
             }
+            Action::AddMemory { range, online } => {
+                assert!(
+                    self.memory.owned(range.start(), range.end(), own),
+                    "{range} is not its own"
+                );
+                self.host(slot).add_memory(*range, *online);
+            }
+            Action::OfflineCpu(apic) => self.host(slot).switch_cpu(*apic, false),
+            Action::OnlineCpu(apic) => {
+                assert_eq!(self.cpus[apic], own);
+                self.host(slot).switch_cpu(*apic, true);
+            }
+            Action::RemovePci(address) => self.host(slot).remove_function(*address),
             Action::AddPci(address) => {
-                assert_eq!(self.functions[address], Owner::Host(slot));
+                assert_eq!(self.functions[address], own);
                 let function = self
                     .all
                     .functions
                     .iter()
-                    .find(|f| f.address == *address)
+                    .find(|function| function.address == *address)
                     .cloned();
-                let sees = &mut self.host(slot).sees;
-                assert!(
-                    sees.functions.iter().all(|f| f.address != *address),
-                    "{address} is there already"
-                );
-                sees.functions.extend(function);
-                sees.functions.sort_by_key(|f| f.address);
+                self.host(slot)
+                    .find_function(function.expect("there is such a function"));
             }
             Action::LoadSuccessor => {
                 assert!(
@@ -175,50 +164,48 @@ impl Machine {
                 assert!(!std::mem::replace(&mut self.loaded, true));
             }
             Action::WipeSuccessor => {
-                assert!(self.hosts[slot.other().index()].is_none(), "it runs");
+                assert!(!self.runs(other));
                 assert!(std::mem::replace(&mut self.loaded, false));
             }
             Action::EnterNested(apic) => {
-                self.runs_on(slot, *apic);
+                assert!(self.linux(slot).runs_on(*apic), "{apic} is offline");
                 assert!(
                     self.host(slot).nested.insert(*apic),
                     "{apic} is nested already"
                 );
             }
             Action::LeaveNested(apic) => {
-                self.runs_on(slot, *apic);
-                assert!(
-                    self.hosts[slot.other().index()].is_none(),
-                    "unprotected from the other host"
-                );
+                assert!(self.linux(slot).runs_on(*apic), "{apic} is offline");
+                assert!(!self.runs(other), "unprotected from the other host");
                 assert!(
                     self.host(slot).nested.remove(apic),
                     "{apic} is native already"
                 );
             }
-            Action::Transfer(transfer) => self.transfer(slot, plan, *transfer),
-            Action::StartSuccessor => self.start_successor(plan),
-            Action::StopSuccessor => {
-                let gone = self.hosts[slot.other().index()].take().expect("it runs");
-                assert!(
-                    gone.guests.is_empty(),
-                    "guests die with it: {:?}",
-                    gone.guests
-                );
+            Action::Transfer(transfer) => self.transfer(slot, *transfer),
+            Action::StartSuccessor => {
+                assert!(self.loaded && !self.runs(other));
+                // What it uses is checked to be its own, as after every action.
+                self.hosts[other.index()] = Some(Linux::booted(&self.all, plan));
             }
-            Action::MoveGuest(name) => self.move_guest(name, slot, slot.other()),
-            Action::ReturnGuest(name) => self.move_guest(name, slot.other(), slot),
-            Action::AwaitSuccessor | Action::Entrust => {
-                assert!(self.hosts[slot.other().index()].is_some())
+            Action::StopSuccessor => self.power_off(other),
+            Action::PowerOff | Action::TakeIncumbent => {
+                let gone = if *action == Action::PowerOff {
+                    slot
+                } else {
+                    other
+                };
+                self.power_off(gone);
+                self.loaded = false;
             }
-            Action::PowerOff => self.power_off(slot),
-            Action::AwaitIncumbentGone => assert!(self.hosts[slot.other().index()].is_none()),
-            Action::TakeIncumbent => self.power_off(slot.other()),
+            Action::MoveGuest(name) => self.move_guest(name, slot, other),
+            Action::ReturnGuest(name) => self.move_guest(name, other, slot),
+            Action::AwaitSuccessor | Action::Entrust => assert!(self.runs(other)),
+            Action::AwaitIncumbentGone => assert!(!self.runs(other)),
         }
     }
 
-    pub fn power_off(&mut self, slot: Slot) {
-        self.loaded = false;
+    fn power_off(&mut self, slot: Slot) {
         let gone = self.hosts[slot.index()].take().expect("it runs");
         assert!(
             gone.guests.is_empty(),
@@ -227,23 +214,9 @@ impl Machine {
         );
     }
 
-    /// The successor dies with all its guests.
+    /// A host dies with all its guests.
     pub fn kill(&mut self, slot: Slot) {
         self.hosts[slot.index()] = None;
-    }
-
-    fn host(&mut self, slot: Slot) -> &mut Linux {
-        self.hosts[slot.index()].as_mut().expect("the host runs")
-    }
-
-    fn runs_on(&self, slot: Slot, apic: ApicId) {
-        assert!(
-            self.linux(slot)
-                .sees
-                .cpu(apic)
-                .is_some_and(|cpu| cpu.online),
-            "{apic} is not online"
-        );
     }
 
     fn move_guest(&mut self, name: &str, from: Slot, to: Slot) {
@@ -251,102 +224,16 @@ impl Machine {
         assert!(self.host(to).guests.insert(name.into()));
     }
 
-    fn remove_memory(&mut self, slot: Slot, range: MemRange, online: bool) {
-        let sees = &mut self.host(slot).sees;
-        let block = sees
-            .blocks
-            .iter()
-            .find(|block| block.range == range)
-            .expect("the block is there");
-        assert!(block.removable);
-        assert_eq!(block.is_online(), online);
-        if online {
-            sees.spare = sees
-                .spare
-                .checked_sub(range.len())
-                .expect("more than it can do without");
-        }
-        sees.blocks.retain(|block| block.range != range);
-        sees.ram = cut(&sees.ram, range);
-    }
-
-    fn add_memory(&mut self, slot: Slot, range: MemRange, online: bool) {
+    fn transfer(&mut self, slot: Slot, Transfer { resource, from, to }: Transfer) {
         assert!(
-            self.owned(range, Owner::Host(slot)),
-            "{range} is not its own"
-        );
-        let host = self.host(slot);
-        assert_eq!(range.len(), host.sees.block_size);
-        assert!(
-            host.sees
-                .blocks
-                .iter()
-                .all(|block| !block.range.overlaps(range)),
-            "{range} is there already"
-        );
-        let state = if online {
-            BlockState::Online
-        } else {
-            BlockState::Offline
-        };
-        let known = host
-            .past
-            .blocks
-            .iter()
-            .find(|block| block.range == range)
-            .cloned();
-        let fresh = MemoryBlock {
-            range,
-            state,
-            removable: true,
-            free: 0,
-            node: partitioner::NodeId(0),
-        };
-        let block = known.unwrap_or(fresh);
-        assert_eq!(block.state, state);
-        if online {
-            host.sees.spare += range.len();
-        }
-        host.sees.blocks.push(block);
-        host.sees.blocks.sort_by_key(|block| block.range);
-        host.sees.ram = join(&host.sees.ram, range);
-    }
-
-    fn switch_cpu(&mut self, slot: Slot, apic: ApicId, online: bool) {
-        assert_eq!(self.cpus[&apic], Owner::Host(slot));
-        let host = self.host(slot);
-        let cpu = host
-            .sees
-            .cpus
-            .iter_mut()
-            .find(|cpu| cpu.apic == apic)
-            .expect("Linux knows the CPU");
-        assert_ne!(cpu.number, CpuNumber(0), "the boot CPU");
-        assert_ne!(cpu.online, online);
-        cpu.online = online;
-        // A CPU that comes up in a host that is being watched comes up nested.
-        if online && !host.nested.is_empty() {
-            host.nested.insert(apic);
-        }
-    }
-
-    fn transfer(&mut self, slot: Slot, plan: &Plan, Transfer { resource, from, to }: Transfer) {
-        let watched = |linux: &Linux| {
-            linux
-                .sees
-                .online_cpus()
-                .all(|cpu| linux.nested.contains(&cpu.apic))
-        };
-        assert!(
-            self.hosts.iter().flatten().all(watched),
+            self.hosts.iter().flatten().all(Linux::all_nested),
             "nobody enforces it on a native CPU"
         );
-        if from == Owner::Host(slot.other()) || to == Owner::Host(slot.other()) {
-            assert!(
-                self.hosts[slot.other().index()].is_none(),
-                "from or to a host that runs"
-            );
-        }
+        let other = Owner::Host(slot.other());
+        assert!(
+            !(from == other || to == other) || !self.runs(slot.other()),
+            "from or to a host that runs"
+        );
         match resource {
             Resource::Cpu(apic) => assert_eq!(self.cpus.insert(apic, to), Some(from)),
             Resource::Function(address) => {
@@ -354,157 +241,46 @@ impl Machine {
             }
             Resource::Pin(gsi) => assert_eq!(self.pins.insert(gsi.0, to), Some(from)),
             Resource::Ports(range) => {
-                for port in range.first()..=range.last() {
-                    assert_eq!(
-                        std::mem::replace(&mut self.ports[usize::from(port)], to),
-                        from
-                    );
-                }
+                self.ports
+                    .give(range.first().into(), u64::from(range.last()) + 1, from, to)
             }
-            Resource::Memory(range) => {
-                assert!(self.owned(range, from), "{range} is not {from}'s alone");
-                assert!(plan.boot.len() > 0);
-                self.split(range.start());
-                self.split(range.end());
-                for (_, (_, owner)) in self.memory.range_mut(range.start()..range.end()) {
-                    *owner = to;
-                }
-            }
+            Resource::Memory(range) => self.memory.give(range.start(), range.end(), from, to),
         }
-    }
-
-    fn split(&mut self, at: u64) {
-        if let Some((_, piece)) = self.memory.range_mut(..at).next_back()
-            && at < piece.0
-        {
-            let (end, owner) = *piece;
-            piece.0 = at;
-            self.memory.insert(at, (end, owner));
-        }
-    }
-
-    pub fn owner_of(&self, at: u64) -> Option<Owner> {
-        self.memory
-            .range(..=at)
-            .next_back()
-            .filter(|(_, (end, _))| at < *end)
-            .map(|(_, (_, owner))| *owner)
-    }
-
-    fn owned(&self, range: MemRange, owner: Owner) -> bool {
-        let mut at = range.start();
-        while at < range.end() {
-            match self.memory.range(..=at).next_back() {
-                Some((_, &(end, who))) if at < end && who == owner => at = end,
-                _ => return false,
-            }
-        }
-        true
-    }
-
-    /// The successor's Linux as it comes up: on its own memory, CPUs and functions, and what both see.
-    fn start_successor(&mut self, plan: &Plan) {
-        assert!(self.loaded, "nothing to start");
-        let slot = plan.successor();
-        assert!(self.hosts[slot.index()].is_none());
-        let own = Owner::Host(slot);
-        plan.memory
-            .iter()
-            .for_each(|&range| assert!(self.owned(range, own)));
-        plan.cpus
-            .iter()
-            .for_each(|cpu| assert_eq!(self.cpus[&cpu.apic], own));
-        let firsts = plan.cpus.iter().map(|cpu| (cpu, true));
-        let firsts: Vec<(&Cpu, bool)> = firsts
-            .chain(
-                self.all
-                    .cpus
-                    .iter()
-                    .filter(|cpu| !plan.cpus.iter().any(|c| c.apic == cpu.apic))
-                    .map(|c| (c, false)),
-            )
-            .collect();
-        let cpus = firsts.iter().zip(0..).map(|(&(cpu, online), number)| Cpu {
-            number: CpuNumber(number),
-            online,
-            ..cpu.clone()
-        });
-        let size = self.all.block_size;
-        let starts: BTreeSet<u64> = plan
-            .memory
-            .iter()
-            .flat_map(|r| (r.start() / size * size..r.end()).step_by(size as usize))
-            .collect();
-        let blocks = starts
-            .iter()
-            .filter_map(|&start| MemRange::with_len(start, size))
-            .map(|range| MemoryBlock {
-                range,
-                state: BlockState::Online,
-                removable: false,
-                free: 0,
-                node: partitioner::NodeId(0),
-            });
-        let functions = self
-            .all
-            .functions
-            .iter()
-            .filter(|f| f.bridge || self.functions[&f.address] == own);
-        let sees = Inventory {
-            generation: plan.generation.next(),
-            cpus: cpus.collect(),
-            blocks: blocks.collect(),
-            ram: plan.memory.clone(),
-            spare: 0,
-            functions: functions.cloned().collect(),
-            unreclaimed: Vec::new(),
-            ..self.all.clone()
-        };
-        let past = Inventory {
-            blocks: Vec::new(),
-            ..sees.clone()
-        };
-        let nested = plan.cpus.iter().map(|cpu| cpu.apic).collect();
-        self.hosts[slot.index()] = Some(Linux {
-            sees,
-            past,
-            nested,
-            guests: BTreeSet::new(),
-        });
     }
 
     /// No host uses what it does not own.
     fn check(&self) {
         for linux in self.hosts.iter().flatten() {
-            let own = Owner::Host(linux.sees.generation.slot());
+            let own = Owner::Host(linux.slot());
             for cpu in linux.sees.online_cpus() {
                 assert_eq!(self.cpus[&cpu.apic], own, "{}", cpu.apic);
             }
-            for &range in linux.sees.ram.iter() {
-                for piece in linux
+            let ram = own_ram(&linux.sees);
+            let functions = || {
+                linux
                     .sees
-                    .never_moves
+                    .functions
                     .iter()
-                    .fold(vec![range], |pieces, &never| cut(&pieces, never))
-                {
-                    assert!(self.owned(piece, own), "{piece}");
-                }
+                    .filter(|function| !function.bridge)
+            };
+            for range in ram
+                .into_iter()
+                .chain(functions().flat_map(|function| function.pages()))
+            {
+                assert!(
+                    self.memory.owned(range.start(), range.end(), own),
+                    "{range}"
+                );
             }
-            for function in linux.sees.functions.iter().filter(|f| !f.bridge) {
+            for range in functions().flat_map(|function| function.ports()) {
+                assert!(
+                    self.ports
+                        .owned(range.first().into(), u64::from(range.last()) + 1, own),
+                    "{range}"
+                );
+            }
+            for function in functions() {
                 assert_eq!(self.functions[&function.address], own, "{function}");
-                for bar in &function.bars {
-                    match bar {
-                        Bar::Memory(range) => {
-                            assert!(self.owned(range.to_pages(), own), "{function}")
-                        }
-                        Bar::Ports(ports) => {
-                            assert!(
-                                (ports.first()..=ports.last())
-                                    .all(|p| self.ports[usize::from(p)] == own)
-                            )
-                        }
-                    }
-                }
                 if let Some(gsi) = function.gsi.filter(|_| function.driver.is_some()) {
                     assert_eq!(self.pins[&gsi.0], own, "{function}");
                 }
@@ -517,7 +293,7 @@ impl Machine {
         let Some(partition) = refresh.partition() else {
             return;
         };
-        for (&start, &(end, owner)) in &self.memory {
+        for (start, end, owner) in self.memory.iter() {
             let range = MemRange::new(start, end).unwrap();
             assert_eq!(
                 partition.owner(Resource::Memory(range)),
@@ -529,54 +305,11 @@ impl Machine {
             assert_eq!(partition.owner(Resource::Cpu(apic)), Some(owner));
         }
     }
-
-    /// What the host's agent would observe now, and what it could do without.
-    pub fn inventory(&self, slot: Slot, unreclaimed: &[Unreclaimed], spare: u64) -> Inventory {
-        Inventory {
-            unreclaimed: unreclaimed.to_vec(),
-            spare,
-            ..self.linux(slot).sees.clone()
-        }
-    }
-
-    /// The same machine whatever pieces its memory is counted in.
-    pub fn tidy(mut self) -> Self {
-        let mut tidy: Vec<(u64, u64, Owner)> = Vec::new();
-        for (start, (end, owner)) in self.memory {
-            match tidy.last_mut() {
-                Some(last) if last.1 == start && last.2 == owner => last.1 = end,
-                _ => tidy.push((start, end, owner)),
-            }
-        }
-        self.memory = tidy
-            .into_iter()
-            .map(|(start, end, owner)| (start, (end, owner)))
-            .collect();
-        self
-    }
 }
 
-fn cut(ranges: &[MemRange], out: MemRange) -> Vec<MemRange> {
-    let pieces = |range: &MemRange| {
-        [
-            MemRange::new(range.start(), range.end().min(out.start())),
-            MemRange::new(range.start().max(out.end()), range.end()),
-        ]
-    };
-    ranges.iter().flat_map(pieces).flatten().collect()
-}
-
-fn join(ranges: &[MemRange], new: MemRange) -> Vec<MemRange> {
-    let mut sorted: Vec<MemRange> = ranges.iter().copied().chain([new]).collect();
-    sorted.sort();
-    let mut joined: Vec<MemRange> = Vec::new();
-    for range in sorted {
-        match joined.last_mut() {
-            Some(last) if last.end() == range.start() => {
-                *last = MemRange::new(last.start(), range.end()).unwrap()
-            }
-            _ => joined.push(range),
-        }
-    }
-    joined
+fn own_ram(inventory: &Inventory) -> Vec<MemRange> {
+    inventory
+        .never_moves
+        .iter()
+        .fold(inventory.ram.clone(), |ram, &never| cut(&ram, never))
 }

@@ -3,7 +3,9 @@
 mod arbitrary;
 mod generations;
 mod lab;
+mod linux;
 mod machine;
+mod pieces;
 mod plans;
 mod properties;
 mod transitions;
