@@ -203,6 +203,7 @@ fn the_first_host_gets_no_map_of_ranges_that_are_not_ram() {
 }
 
 const BLOCKS: [Range<u64>; 2] = [0x4800_0000..0x5000_0000, 0x5000_0000..0x6800_0000];
+const LOW_BLOCKS: [Range<u64>; 2] = [0x800_0000..0x4000_0000, 0x4000_0000..0x4800_0000];
 
 #[test]
 fn a_successors_map() {
@@ -241,7 +242,7 @@ fn three_generations_make_the_same_map() {
         firmware: FIRMWARE,
     };
     let even = SuccessorMemory {
-        blocks: &[0x800_0000..0x4800_0000],
+        blocks: &LOW_BLOCKS,
         slices: &[EVEN],
         ..odd.clone()
     };
