@@ -1060,6 +1060,14 @@ _Static_assert(__builtin_offsetof(struct locum_log_ring, text) == 64, "locum_log
 #define LOCUM_FRAME_FS_BASE 192
 #define LOCUM_FRAME_GS_BASE 200
 #define LOCUM_FRAME_MODULE 512
+#define LOCUM_FRAME_ES 176
+#define LOCUM_FRAME_CS 178
+#define LOCUM_FRAME_SS 180
+#define LOCUM_FRAME_DS 182
+#define LOCUM_FRAME_FS 184
+#define LOCUM_FRAME_GS 186
+#define LOCUM_FRAME_LDTR 188
+#define LOCUM_FRAME_TR 190
 /* Offset of the operand of LGDT and LIDT in struct locum_table_register. */
 #define LOCUM_TABLE_OPERAND 6
 #define LOCUM_FRAME_SIZE 4096

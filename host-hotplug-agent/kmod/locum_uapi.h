@@ -51,8 +51,7 @@ struct locum_info {
 	__u64 shared_size;	/* bytes */
 	__u64 memory_block;	/* bytes of a Linux memory block: granularity of LOCUM_IOC_MEM_REMOVE and _ADD */
 	__u64 tsc_khz;		/* this kernel's exact value, for the successor's tsc_early_khz= */
-	__u64 rsdp;		/* physical address of the RSDP that this kernel booted with, 0 if unknown */
-	__u64 reserved[4];	/* 0 */
+	__u64 reserved[5];	/* 0 */
 };
 
 /** 0x80604c01. Never fails on an open file. Allowed on files opened read-only. */
@@ -157,20 +156,22 @@ struct locum_range {
 };
 
 /**
- * 0xc0204c30. Offline and remove memory blocks from Linux; all of the range or nothing. The module remembers the
- * range. Errors: -EINVAL (not multiples of memory_block, or holes in the blocks), -EBUSY (a page could not be migrated,
- * or the range is not System RAM), -ENOSPC (the module's table is full), -EINTR.
+ * 0xc0204c30. Offline and remove memory blocks from Linux. All of the range or nothing if it lies within one "System
+ * RAM" line of /proc/iomem; else line by line, and LOCUM_IOC_MEM_LIST tells how far it came. The module remembers what
+ * it removed. Errors: -EINVAL (not multiples of memory_block, or holes in the blocks), -EBUSY (a page could not be
+ * migrated, or the range is not all System RAM), -ENOSPC (the module's table is full), -EINTR.
  */
 #define LOCUM_IOC_MEM_REMOVE _IOWR(LOCUM_IOC, 0x30, struct locum_range)
 
 /**
- * 0xc0204c31. Add memory to Linux as "System RAM (locum)", offline (unless the kernel's policy in
- * /sys/devices/system/memory/auto_online_blocks says otherwise): write online_movable to each block's state in sysfs
- * afterwards. The range must be memory removed before, or, while no other host is being prepared or runs, memory which
- * this kernel never had (a retired host's). Add block by block where e820 has several entries side by side: a range may
- * not straddle two of them (-EBUSY).
+ * 0xc0204c31. Add memory to Linux as "System RAM (locum)", offline: write online_movable to each block's state in
+ * sysfs afterwards. (A default in auto_online_blocks that would put them into a kernel zone, such as Debian's, is
+ * refused by the module and leaves them offline; "online_movable" there does online them.)
+ * The range must be memory removed before, or, while no other host is being prepared or runs, memory which this kernel
+ * never had (a retired host's). Add block by block where e820 has several entries side by side: a range may not
+ * straddle two of them (-EBUSY).
  * Errors: -EEXIST (part is System RAM already), -EBUSY (granted; or owned by the other host; or a resource in its way),
- * -EINVAL (alignment), -EACCES (L0's memory or the pool).
+ * -EINVAL (alignment, or no such node), -EACCES (L0's memory or the pool).
  */
 #define LOCUM_IOC_MEM_ADD _IOWR(LOCUM_IOC, 0x31, struct locum_range)
 

@@ -4,7 +4,7 @@ use core::mem::offset_of;
 use std::fmt::Write;
 
 use locum_abi::channel::ChannelRing;
-use locum_abi::frame::{Frame, TableRegister};
+use locum_abi::frame::{self, Frame, TableRegister};
 use locum_abi::header::{Header, SlotInfo};
 use locum_abi::mailbox::Mailbox;
 use locum_abi::status::{CpuStatus, HostStatus, Status};
@@ -151,6 +151,19 @@ pub fn offsets() -> String {
         "GS_BASE" = gs_base,
         "MODULE" = module
     );
+    for (name, index) in [
+        ("ES", frame::ES),
+        ("CS", frame::CS),
+        ("SS", frame::SS),
+        ("DS", frame::DS),
+        ("FS", frame::FS),
+        ("GS", frame::GS),
+        ("LDTR", frame::LDTR),
+        ("TR", frame::TR),
+    ] {
+        let offset = offset_of!(Frame, selectors) + index * size_of::<u16>();
+        writeln!(text, "#define LOCUM_FRAME_{name} {offset}").expect("write");
+    }
     let operand = offset_of!(TableRegister, limit);
     writeln!(
         text,

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * VMCALLs: what a nested host asks of L0.
+ */
+#include "locum.h"
+#include <linux/cpumask.h>
+#include <linux/preempt.h>
+#include <asm/tsc.h>
+
+/**
+ * locum_errno() - L0's error as one of Linux's
+ * @l0_errno: enum locum_errno, 0 for none
+ *
+ * Return: 0 or a negative errno, as documented in locum_uapi.h.
+ */
+int locum_errno(u32 l0_errno)
+{
+	switch (l0_errno) {
+	case 0:
+		return 0;
+	case LOCUM_ERRNO_ARGUMENT:
+		return -EINVAL;
+	case LOCUM_ERRNO_NOT_OWNER:
+		return -EACCES;
+	case LOCUM_ERRNO_NOT_PARKED:
+		return -EBUSY;
+	case LOCUM_ERRNO_STATE:
+		return -EBADFD;
+	case LOCUM_ERRNO_NO_SPACE:
+		return -ENOSPC;
+	case LOCUM_ERRNO_NO_VMX:
+		return -EOPNOTSUPP;
+	case LOCUM_ERRNO_NESTED:
+		return -EALREADY;
+	case LOCUM_ERRNO_ENTRY_FAILED:
+		return -EIO;
+	case LOCUM_ERRNO_TIMEOUT:
+		return -ETIMEDOUT;
+	case LOCUM_ERRNO_FRAME:
+		return -EBADMSG;
+	default:
+		return -EPROTO;
+	}
+}
+
+/**
+ * locum_vmcall() - ask L0; this CPU must be nested and stay so (preemption off)
+ * @op: enum locum_op
+ * @a: RDI
+ * @b: RSI
+ * @c: RDX
+ *
+ * Return: 0 or the negative of an enum locum_errno.
+ */
+long locum_vmcall(u64 op, u64 a, u64 b, u64 c)
+{
+	long result;
+
+	asm volatile("vmcall" : "=a"(result) : "a"(op), "D"(a), "S"(b), "d"(c) : "memory", "cc");
+	return result;
+}
+
+/**
+ * locum_call() - a call on behalf of the agent, under locum.lock
+ * @call: in and out, see locum_uapi.h
+ * @op: enum locum_op
+ *
+ * Return: 0, -EINVAL, -ENOTCONN, an error of L0.
+ */
+int locum_call(struct locum_call *call, u64 op)
+{
+	long result;
+	u64 start;
+
+	call->l0_errno = 0;
+	call->ticks = 0;
+	if (call->reserved)
+		return -EINVAL;
+	/* A VMCALL outside L0 would be #UD: so no change of mode or CPU between the check and the call. */
+	preempt_disable();
+	if (!locum_nested()) {
+		preempt_enable();
+		return -ENOTCONN;
+	}
+	start = rdtsc_ordered();
+	result = locum_vmcall(op, call->a, call->b, call->c);
+	call->ticks = rdtsc_ordered() - start;
+	preempt_enable();
+	call->l0_errno = -result;
+	return locum_errno(-result);
+}
+
+static bool online_apic_id(u64 apic_id)
+{
+	unsigned int cpu;
+
+	for_each_online_cpu(cpu)
+		if (locum_apic_id(cpu) == apic_id)
+			return true;
+	return false;
+}
+
+/**
+ * locum_grant() - give a resource to the other slot, under locum.lock
+ * @call: in and out, see locum_uapi.h
+ *
+ * L0 knows owners, not users: what Linux still uses here must not go.
+ *
+ * Return: as locum_call(), -EBUSY.
+ */
+int locum_grant(struct locum_call *call)
+{
+	bool memory = call->a == LOCUM_RESOURCE_MEMORY;
+	int error;
+
+	if (call->a == LOCUM_RESOURCE_CPU && online_apic_id(call->b)) {
+		pr_err("the CPU with APIC id %llu is online: take it offline first\n", call->b);
+		return -EBUSY;
+	}
+	if (memory && (!call->c || call->b + call->c < call->b))
+		return -EINVAL;
+	if (memory && locum_is_ram(call->b, call->c)) {
+		pr_err("memory %#llx+%#llx is in use by this kernel: remove it first (LOCUM_IOC_MEM_REMOVE)\n",
+		       call->b, call->c);
+		return -EBUSY;
+	}
+	error = locum_call(call, LOCUM_OP_GRANT);
+	/* Only removed memory is in our table; MMIO and pages L0 gave are not. */
+	if (!error && memory && locum_ranges_cover(call->b, call->c, LOCUM_RANGE_REMOVED))
+		error = locum_ranges_set(call->b, call->c, LOCUM_RANGE_GRANTED);
+	return error;
+}
+
+/**
+ * locum_abort() - stop the other host and take everything back, under locum.lock
+ * @call: in and out, see locum_uapi.h
+ *
+ * Return: as locum_call().
+ */
+int locum_abort(struct locum_call *call)
+{
+	int error = locum_call(call, LOCUM_OP_ABORT);
+
+	if (!error)
+		locum_ranges_replace(LOCUM_RANGE_GRANTED, LOCUM_RANGE_REMOVED);
+	return error;
+}

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * /dev/locum: the agent's way in. Calls are described in locum_uapi.h.
+ */
+#include "locum.h"
+#include <linux/build_bug.h>
+#include <linux/memory.h>
+#include <linux/miscdevice.h>
+#include <linux/module.h>
+#include <linux/poll.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+#include <asm/tsc.h>
+
+/* The numbers in the comments of locum_uapi.h, which other languages copy. */
+static_assert(LOCUM_IOC_INFO == 0x80604c01);
+static_assert(LOCUM_IOC_ENTER == 0xc0284c10);
+static_assert(LOCUM_IOC_LEAVE == 0xc0284c11);
+static_assert(LOCUM_IOC_CYCLE == 0xc0404c12);
+static_assert(LOCUM_IOC_PING == 0xc0284c20);
+static_assert(LOCUM_IOC_GRANT == 0xc0284c21);
+static_assert(LOCUM_IOC_START == 0xc0284c22);
+static_assert(LOCUM_IOC_ABORT == 0xc0284c23);
+static_assert(LOCUM_IOC_MEM_REMOVE == 0xc0204c30);
+static_assert(LOCUM_IOC_MEM_ADD == 0xc0204c31);
+static_assert(LOCUM_IOC_MEM_WIPE == 0xc0204c32);
+static_assert(LOCUM_IOC_MEM_LIST == 0x88104c33);
+static_assert(LOCUM_IOC_POWER_POLICY == 0x40044c40);
+static_assert(LOCUM_IOC_TEXT == 0x44004c50);
+static_assert(LOCUM_IOC_LISTEN == 0x4c51);
+static_assert(LOCUM_IOC_NEXT_REQUEST == 0x80404c52);
+static_assert(LOCUM_IOC_BUSY == 0x40044c53);
+static_assert(LOCUM_CHAN_SHUTDOWN == 0x40044c60);
+
+/* Room for any argument but struct locum_ranges. */
+union argument {
+	struct locum_info info;
+	struct locum_switch change;
+	struct locum_cycle cycle;
+	struct locum_call call;
+	struct locum_range range;
+	struct locum_text text;
+	struct locum_request request;
+	__u32 word;
+};
+
+static int info(struct locum_info *info)
+{
+	const struct locum_header *header = locum.header;
+
+	memset(info, 0, sizeof(*info));
+	info->uapi_revision = LOCUM_UAPI_REVISION;
+	info->abi_revision = header->revision;
+	info->slot = locum.slot;
+	info->cpu_count = header->cpu_count;
+	info->header = locum.header_phys;
+	info->shared = header->shared;
+	info->shared_size = header->shared_size;
+	info->memory_block = memory_block_size_bytes();
+	info->tsc_khz = tsc_khz;
+	return 0;
+}
+
+/* Calls that neither wait long nor need the lock: the daemon must get through while a refresh is at work. */
+static int quick(struct file *file, unsigned int number, union argument *argument)
+{
+	switch (number) {
+	case LOCUM_IOC_INFO:
+		return info(&argument->info);
+	case LOCUM_IOC_POWER_POLICY:
+		return locum_power_policy(argument->word);
+	case LOCUM_IOC_TEXT:
+		return locum_text(&argument->text);
+	case LOCUM_IOC_LISTEN:
+		return locum_listen(file);
+	case LOCUM_IOC_NEXT_REQUEST:
+		return locum_next_request(file, &argument->request);
+	case LOCUM_IOC_BUSY:
+		return locum_busy(file, argument->word);
+	default:
+		return -ENOIOCTLCMD;
+	}
+}
+
+static int locked(unsigned int number, union argument *argument)
+{
+	switch (number) {
+	case LOCUM_IOC_ENTER:
+		return locum_switch(&argument->change, LOCUM_CPU_MODE_NESTED);
+	case LOCUM_IOC_LEAVE:
+		return locum_switch(&argument->change, LOCUM_CPU_MODE_NATIVE);
+	case LOCUM_IOC_CYCLE:
+		return locum_cycle(&argument->cycle);
+	case LOCUM_IOC_PING:
+		return locum_call(&argument->call, LOCUM_OP_PING);
+	case LOCUM_IOC_GRANT:
+		return locum_grant(&argument->call);
+	case LOCUM_IOC_START:
+		return locum_call(&argument->call, LOCUM_OP_START);
+	case LOCUM_IOC_ABORT:
+		return locum_abort(&argument->call);
+	case LOCUM_IOC_MEM_REMOVE:
+		return locum_memory_remove(&argument->range);
+	case LOCUM_IOC_MEM_ADD:
+		return locum_memory_add(&argument->range);
+	case LOCUM_IOC_MEM_WIPE:
+		return locum_memory_wipe(&argument->range);
+	default:
+		return -ENOTTY;
+	}
+}
+
+/* The list is too large for the common argument. */
+static int list_ranges(void __user *to)
+{
+	struct locum_ranges *list = kmalloc(sizeof(*list), GFP_KERNEL);
+	int error = 0;
+
+	if (!list)
+		return -ENOMEM;
+	if (mutex_lock_killable(&locum.lock)) {
+		kfree(list);
+		return -EINTR;
+	}
+	locum_ranges_list(list);
+	mutex_unlock(&locum.lock);
+	if (copy_to_user(to, list, sizeof(*list)))
+		error = -EFAULT;
+	kfree(list);
+	return error;
+}
+
+static int dispatch(struct file *file, unsigned int number, union argument *argument)
+{
+	int error = quick(file, number, argument);
+
+	if (error != -ENOIOCTLCMD)
+		return error;
+	if (mutex_lock_killable(&locum.lock))
+		return -EINTR;
+	error = locked(number, argument);
+	mutex_unlock(&locum.lock);
+	return error;
+}
+
+static long device_ioctl(struct file *file, unsigned int number, unsigned long pointer)
+{
+	void __user *user = (void __user *)pointer;
+	size_t size = _IOC_SIZE(number);
+	union argument *argument;
+	int error;
+
+	if (_IOC_TYPE(number) != LOCUM_IOC)
+		return -ENOTTY;
+	if (number != LOCUM_IOC_INFO && !(file->f_mode & FMODE_WRITE))
+		return -EPERM;
+	if (number == LOCUM_IOC_MEM_LIST)
+		return list_ranges(user);
+	if (size > sizeof(*argument))
+		return -ENOTTY;
+	argument = kzalloc(sizeof(*argument), GFP_KERNEL);
+	if (!argument)
+		return -ENOMEM;
+	if (_IOC_DIR(number) & _IOC_WRITE && copy_from_user(argument, user, size)) {
+		kfree(argument);
+		return -EFAULT;
+	}
+	error = dispatch(file, number, argument);
+	/* On errors too: the caller wants L0's reason. */
+	if (error != -ENOTTY && _IOC_DIR(number) & _IOC_READ && copy_to_user(user, argument, size))
+		error = -EFAULT;
+	kfree(argument);
+	return error;
+}
+
+static int device_release(struct inode *inode, struct file *file)
+{
+	locum_listen_end(file);
+	return 0;
+}
+
+static loff_t device_llseek(struct file *file, loff_t offset, int whence)
+{
+	return fixed_size_llseek(file, offset, whence, MAX_LFS_FILESIZE);
+}
+
+static const struct file_operations operations = {
+	.owner = THIS_MODULE,
+	.release = device_release,
+	.llseek = device_llseek,
+	.read = locum_read,
+	.write = locum_write,
+	.mmap = locum_mmap,
+	.poll = locum_poll,
+	.unlocked_ioctl = device_ioctl,
+	.compat_ioctl = compat_ptr_ioctl,
+};
+
+static struct miscdevice device = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = "locum",
+	.fops = &operations,
+	.mode = 0644,
+};
+
+/**
+ * locum_device_init() - make /dev/locum
+ *
+ * Return: 0 or what misc_register() says.
+ */
+int locum_device_init(void)
+{
+	return misc_register(&device);
+}
+
+/** locum_device_exit() - undo locum_device_init() */
+void locum_device_exit(void)
+{
+	misc_deregister(&device);
+}

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * locum.ko, inside. main.c tells how the files hang together.
+ */
+#ifndef LOCUM_H
+#define LOCUM_H
+
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/fs.h>
+#include <linux/mutex.h>
+#include <linux/types.h>
+#include "locum_abi.h"
+#include "locum_uapi.h"
+
+/**
+ * struct locum - what was found at load time; constant afterwards but for the state behind the pointers
+ * @header: L0's header, read-only by agreement
+ * @header_phys: where it is
+ * @status: L0's status, likewise; changes under our eyes, so read it with READ_ONCE()
+ * @channels: the rings, see locum_ring()
+ * @slot: of this host
+ * @lock: serializes everything that changes modes, owners or memory; may be held for seconds
+ */
+struct locum {
+	const struct locum_header *header;
+	u64 header_phys;
+	const struct locum_status *status;
+	struct locum_channel_ring *channels;
+	u32 slot;
+	struct mutex lock;
+};
+
+extern struct locum locum;
+
+/* discover.c */
+int locum_discover(void);
+void locum_forget(void);
+void *locum_shared(u64 phys, u64 size);
+int locum_cpu_index(u32 apic_id);
+u32 locum_apic_id(unsigned int cpu);
+enum locum_cpu_mode locum_cpu_mode(unsigned int cpu);
+bool locum_nested(void);
+bool locum_any_nested(void);
+bool locum_other_host_alive(void);
+
+static inline const struct locum_slot_info *locum_own_slot(void)
+{
+	return &locum.header->slots[locum.slot];
+}
+
+static inline const struct locum_slot_info *locum_other_slot(void)
+{
+	return &locum.header->slots[!locum.slot];
+}
+
+/* frames.c */
+int locum_frames_init(void);
+void locum_frames_exit(void);
+struct locum_frame *locum_frame_of(unsigned int cpu);
+void locum_frame_prepare(struct locum_frame *frame);
+void locum_frame_fill_host(struct locum_frame *frame);
+
+/* switch.c */
+int locum_switch(struct locum_switch *request, enum locum_cpu_mode to);
+int locum_cycle(struct locum_cycle *request);
+void locum_pin(void);
+
+/* call.c */
+int locum_errno(u32 l0_errno);
+long locum_vmcall(u64 op, u64 a, u64 b, u64 c);
+int locum_call(struct locum_call *call, u64 op);
+int locum_grant(struct locum_call *call);
+int locum_abort(struct locum_call *call);
+
+/* ranges.c: under locum.lock */
+int locum_ranges_set(u64 start, u64 size, u32 state);
+void locum_ranges_replace(u32 from, u32 to);
+bool locum_ranges_cover(u64 start, u64 size, u32 state);
+bool locum_ranges_touch(u64 start, u64 size, u32 state);
+void locum_ranges_list(struct locum_ranges *list);
+
+/* memory.c */
+int locum_memory_init(void);
+void locum_memory_exit(void);
+int locum_memory_remove(const struct locum_range *range);
+int locum_memory_add(const struct locum_range *range);
+int locum_memory_wipe(const struct locum_range *range);
+bool locum_is_ram(u64 start, u64 size);
+
+/* access.c */
+ssize_t locum_read(struct file *file, char __user *buffer, size_t count, loff_t *position);
+ssize_t locum_write(struct file *file, const char __user *buffer, size_t count, loff_t *position);
+int locum_mmap(struct file *file, struct vm_area_struct *vma);
+
+/* device.c */
+int locum_device_init(void);
+void locum_device_exit(void);
+
+/* channel.c */
+int locum_channels_init(void);
+void locum_channels_exit(void);
+
+/* cpuhp.c */
+int locum_cpuhp_init(void);
+void locum_cpuhp_exit(void);
+
+/* power.c */
+int locum_power_init(void);
+void locum_power_exit(void);
+int locum_power_policy(u32 policy);
+
+/* sysfs.c */
+int locum_sysfs_init(void);
+void locum_sysfs_exit(void);
+int locum_text(const struct locum_text *text);
+int locum_listen(struct file *file);
+void locum_listen_end(struct file *file);
+int locum_next_request(struct file *file, struct locum_request *request);
+int locum_busy(struct file *file, u32 busy);
+__poll_t locum_poll(struct file *file, struct poll_table_struct *table);
+
+#endif /* LOCUM_H */

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Memory out of Linux and back, by Linux's own hotplug.
+ */
+#include "locum.h"
+#include <linux/io.h>
+#include <linux/ioport.h>
+#include <linux/memory.h>
+#include <linux/memory_hotplug.h>
+#include <linux/mm.h>
+#include <linux/notifier.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <linux/string.h>
+
+#define RESOURCE_NAME	"System RAM (locum)"
+#define WIPE_WINDOW	(2UL << 20)
+
+/* Linux keeps a pointer to the name in each resource, also when this module is gone: so it lives outside, for ever. */
+static const char *resource_name;
+
+/* What locum_memory_add() is adding just now, in page frames. */
+static unsigned long adding_first, adding_end;
+
+/**
+ * locum_is_ram() - does this kernel use any of it as memory?
+ * @start: first byte
+ * @size: bytes
+ *
+ * Return: whether any byte is System RAM (online or not).
+ */
+bool locum_is_ram(u64 start, u64 size)
+{
+	return region_intersects(start, size, IORESOURCE_SYSTEM_RAM, IORES_DESC_NONE) != REGION_DISJOINT;
+}
+
+static bool overlaps(u64 start, u64 size, u64 other, u64 other_size)
+{
+	return start < other + other_size && other < start + size;
+}
+
+/* L0's own memory and the pool are nobody's to add or wipe. */
+static bool forbidden(const struct locum_range *range)
+{
+	const struct locum_header *header = locum.header;
+
+	return overlaps(range->start, range->size, header->shared, header->shared_size) ||
+	       overlaps(range->start, range->size, header->private_, header->private_size) ||
+	       overlaps(range->start, range->size, header->pool, header->pool_size);
+}
+
+static int check(const struct locum_range *range, u64 unit)
+{
+	if (range->reserved || range->state || !range->size || range->start + range->size < range->start ||
+	    !IS_ALIGNED(range->start, unit) || !IS_ALIGNED(range->size, unit))
+		return -EINVAL;
+	return 0;
+}
+
+/*
+ * Is the range this host's and not in use? That holds for what was removed and not granted; and for memory unknown to
+ * this kernel once no other host is there that could have it (a retired one's, of which L0 made us the owner).
+ */
+static int check_free(const struct locum_range *range)
+{
+	if (forbidden(range))
+		return -EACCES;
+	if (locum_is_ram(range->start, range->size))
+		return -EEXIST;
+	if (locum_ranges_touch(range->start, range->size, LOCUM_RANGE_GRANTED))
+		return -EBUSY;
+	if (locum_other_host_alive() && !locum_ranges_cover(range->start, range->size, LOCUM_RANGE_REMOVED))
+		return -EBUSY;
+	return 0;
+}
+
+/* Called for each System RAM resource in a range. */
+static int remove_piece(struct resource *resource, void *data)
+{
+	u64 size = resource_size(resource);
+	int error;
+
+	error = offline_and_remove_memory(resource->start, size);
+	if (error)
+		return error;
+	return locum_ranges_set(resource->start, size, LOCUM_RANGE_REMOVED);
+}
+
+/**
+ * locum_memory_remove() - take memory blocks from Linux
+ * @range: see locum_uapi.h
+ *
+ * One call of Linux per resource: it finds the resource to shrink only if the range lies within one. Usually a range
+ * does, and then it is all or nothing.
+ *
+ * Return: 0, -EINVAL, -EBUSY, -ENOSPC, -EINTR.
+ */
+int locum_memory_remove(const struct locum_range *range)
+{
+	int error = check(range, memory_block_size_bytes());
+
+	if (error)
+		return error;
+	if (range->nid)
+		return -EINVAL;
+	if (region_intersects(range->start, range->size, IORESOURCE_SYSTEM_RAM, IORES_DESC_NONE) != REGION_INTERSECTS)
+		return -EBUSY;
+	/* Is there room to remember it? */
+	error = locum_ranges_set(range->start, range->size, LOCUM_RANGE_REMOVED);
+	locum_ranges_set(range->start, range->size, 0);
+	if (error)
+		return error;
+	error = walk_iomem_res_desc(IORES_DESC_NONE, IORESOURCE_SYSTEM_RAM | IORESOURCE_BUSY, range->start,
+				    range->start + range->size - 1, NULL, remove_piece);
+	locum_pin();
+	return error;
+}
+
+/*
+ * Debian's kernels online what is added at once, and to a kernel zone, from where it never comes back. Refuse that:
+ * the block stays offline, and the agent onlines it as movable.
+ */
+static int refuse_kernel_zone(struct notifier_block *block, unsigned long action, void *data)
+{
+	const struct memory_notify *what = data;
+
+	if (action != MEM_GOING_ONLINE || what->start_pfn < READ_ONCE(adding_first) ||
+	    what->start_pfn >= READ_ONCE(adding_end))
+		return NOTIFY_DONE;
+	return page_zonenum(pfn_to_page(what->start_pfn)) == ZONE_MOVABLE ? NOTIFY_OK : NOTIFY_BAD;
+}
+
+static struct notifier_block online_notifier = {
+	.notifier_call = refuse_kernel_zone,
+};
+
+/**
+ * locum_memory_add() - give memory to Linux
+ * @range: see locum_uapi.h
+ *
+ * Return: 0, -EINVAL, -EEXIST, -EBUSY, -EACCES, -ENOMEM.
+ */
+int locum_memory_add(const struct locum_range *range)
+{
+	int nid = range->nid == NUMA_NO_NODE ? memory_add_physaddr_to_nid(range->start) : range->nid;
+	int error = check(range, memory_block_size_bytes());
+
+	if (!error)
+		error = check_free(range);
+	if (error)
+		return error;
+	if (nid < 0 || nid >= nr_node_ids || !node_online(nid))
+		return -EINVAL;
+	WRITE_ONCE(adding_end, PHYS_PFN(range->start + range->size));
+	WRITE_ONCE(adding_first, PHYS_PFN(range->start));
+	/* Merged, so that neighbours added one by one can be removed as one later. */
+	error = add_memory_driver_managed(nid, range->start, range->size, resource_name, MHP_MERGE_RESOURCE);
+	WRITE_ONCE(adding_end, 0);
+	if (error)
+		return error;
+	locum_ranges_set(range->start, range->size, 0);
+	locum_pin();
+	return 0;
+}
+
+/**
+ * locum_memory_wipe() - zero memory that is not Linux's
+ * @range: see locum_uapi.h
+ *
+ * Return: 0, -EINVAL, -EEXIST, -EBUSY, -EACCES, -EINTR, -ENOMEM.
+ */
+int locum_memory_wipe(const struct locum_range *range)
+{
+	u64 at = range->start;
+	u64 end = at + range->size;
+	int error = check(range, PAGE_SIZE);
+
+	if (!error)
+		error = check_free(range);
+	while (!error && at < end) {
+		u64 size = min_t(u64, end - at, WIPE_WINDOW);
+		void *window = memremap(at, size, MEMREMAP_WB);
+
+		if (!window)
+			return -ENOMEM;
+		memset(window, 0, size);
+		memunmap(window);
+		at += size;
+		cond_resched();
+		if (fatal_signal_pending(current))
+			error = -EINTR;
+	}
+	return error;
+}
+
+/**
+ * locum_memory_init() - get ready for adding memory
+ *
+ * Return: 0, -ENOMEM.
+ */
+int locum_memory_init(void)
+{
+	int error;
+
+	resource_name = kstrdup(RESOURCE_NAME, GFP_KERNEL);
+	if (!resource_name)
+		return -ENOMEM;
+	error = register_memory_notifier(&online_notifier);
+	if (error)
+		kfree(resource_name);
+	return error;
+}
+
+/** locum_memory_exit() - undo locum_memory_init(); the name stays, resources may point to it */
+void locum_memory_exit(void)
+{
+	unregister_memory_notifier(&online_notifier);
+}

@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Native to nested and back, on one CPU or on all.
+ *
+ * One CPU: by an interrupt of another (smp_call_function_single). All CPUs: with the machine stopped (stop_machine),
+ * so that no CPU waits for one that is away. Both run with interrupts off. CPU hotplug is disabled meanwhile, so the
+ * set of online CPUs is the same for going there and, if one fails, for coming back. (stop_machine_cpuslocked() is not
+ * exported, and stop_machine() takes the hotplug lock itself.)
+ */
+#include "locum.h"
+#include "stub.h"
+#include <linux/cpu.h>
+#include <linux/delay.h>
+#include <linux/module.h>
+#include <linux/sched/signal.h>
+#include <linux/smp.h>
+#include <linux/stop_machine.h>
+#include <asm/apic.h>
+#include <asm/desc.h>
+#include <asm/tsc.h>
+
+/* What L0 does not carry over yet, each with the way to boot without. */
+#define UNSUPPORTED_CR4	(X86_CR4_LA57 | X86_CR4_CET | UNSUPPORTED_FRED)
+#ifdef X86_CR4_FRED
+#define UNSUPPORTED_FRED X86_CR4_FRED
+#else
+#define UNSUPPORTED_FRED 0
+#endif
+
+/**
+ * struct outcome - of one CPU
+ * @changed: it has changed its mode in this job
+ * @l0_errno: why not, 0 if L0 did not refuse
+ * @error: negative errno
+ * @detail: L0's
+ * @ticks: TSC ticks that the change took
+ */
+struct outcome {
+	bool changed;
+	u32 l0_errno;
+	int error;
+	u64 detail;
+	u64 ticks;
+};
+
+/**
+ * struct job - one change of mode on one or all CPUs
+ * @to: LOCUM_CPU_MODE_NESTED or LOCUM_CPU_MODE_NATIVE
+ * @only_changed: leave out CPUs that have not changed in the job before (to put them back)
+ * @outcomes: by CPU number
+ */
+struct job {
+	enum locum_cpu_mode to;
+	bool only_changed;
+	struct outcome outcomes[LOCUM_MAX_CPUS];
+};
+
+/* Under locum.lock; too large for the stack. */
+static struct job job;
+static bool pinned;
+
+/* An NMI that found the stub or L0 in its way comes again now. NMI_VECTOR as a destination of its own id is allowed,
+ * while the self shorthand is not (SDM vol. 3A, table "Valid Combinations for the xAPIC Local APIC ICR").
+ */
+static void resend_nmi(struct locum_frame *frame)
+{
+	if (xchg(&frame->nmi, 0))
+		apic->send_IPI(smp_processor_id(), NMI_VECTOR);
+}
+
+/* Runs on the CPU, interrupts off. */
+static void switch_this_cpu(struct job *work)
+{
+	unsigned int cpu = smp_processor_id();
+	struct locum_frame *frame = locum_frame_of(cpu);
+	struct outcome *outcome;
+	long result;
+	u64 start;
+
+	if (!frame)
+		return;
+	outcome = &work->outcomes[cpu];
+	if (work->only_changed && !outcome->changed)
+		return;
+	outcome->changed = false;
+	outcome->l0_errno = 0;
+	outcome->error = 0;
+	outcome->ticks = 0;
+	if (locum_cpu_mode(cpu) == work->to)
+		return;
+	if (native_read_cr4() & UNSUPPORTED_CR4) {
+		outcome->error = -EOPNOTSUPP;
+		return;
+	}
+	start = rdtsc_ordered();
+	locum_frame_prepare(frame);
+	if (work->to == LOCUM_CPU_MODE_NESTED) {
+		locum_frame_fill_host(frame);
+		result = locum_stub_enter(frame);
+	} else {
+		result = locum_stub_leave(frame, LOCUM_OP_LEAVE);
+	}
+	outcome->ticks = rdtsc_ordered() - start;
+	resend_nmi(frame);
+	outcome->changed = result == 0;
+	if (result) {
+		outcome->l0_errno = -result;
+		outcome->error = locum_errno(-result);
+		outcome->detail = frame->detail;
+	}
+}
+
+static void switch_by_interrupt(void *work)
+{
+	switch_this_cpu(work);
+}
+
+static int switch_stopped(void *work)
+{
+	switch_this_cpu(work);
+	return 0;
+}
+
+/* On one CPU or on all. Failures of CPUs are in the outcomes. */
+static int run(int cpu, enum locum_cpu_mode to, bool only_changed)
+{
+	job.to = to;
+	job.only_changed = only_changed;
+	if (cpu == LOCUM_ALL_CPUS)
+		return stop_machine(switch_stopped, &job, cpu_online_mask);
+	return smp_call_function_single(cpu, switch_by_interrupt, &job, true) ? -ENODEV : 0;
+}
+
+static int check_cpu(int cpu)
+{
+	unsigned int online;
+
+	if (cpu == LOCUM_ALL_CPUS) {
+		for_each_online_cpu(online) {
+			if (locum_frame_of(online))
+				continue;
+			pr_err("CPU number %u is beyond the %u that L0 manages: boot with nr_cpus=%u\n", online,
+			       LOCUM_MAX_CPUS, LOCUM_MAX_CPUS);
+			return -EOPNOTSUPP;
+		}
+		return 0;
+	}
+	return cpu >= 0 && cpu < nr_cpu_ids && cpu_online(cpu) && locum_frame_of(cpu) ? 0 : -ENODEV;
+}
+
+static bool takes_part(unsigned int cpu, int asked)
+{
+	return asked == LOCUM_ALL_CPUS || cpu == asked;
+}
+
+static const char *remedy(int error, unsigned int cpu)
+{
+	if (error == -EOPNOTSUPP && native_read_cr4() & UNSUPPORTED_CR4)
+		return "this kernel uses CET, FRED or 5-level paging, which L0 does not know yet: boot with ibt=off nousershstk fred=off no5lvl";
+	if (error == -EOPNOTSUPP)
+		return "the CPU lacks VMX, EPT or unrestricted guest, or the firmware disabled VMX: enable it in the firmware's setup";
+	return "see L0's trace (locum trace)";
+}
+
+/* Sums up the outcomes: how many CPUs are in the mode, and the first failure. */
+static int sum_up(int asked, struct locum_switch *request)
+{
+	unsigned int cpu;
+	int error = 0;
+
+	request->done = 0;
+	for_each_online_cpu(cpu) {
+		const struct outcome *outcome = &job.outcomes[cpu];
+
+		if (!takes_part(cpu, asked))
+			continue;
+		if (!outcome->error) {
+			request->done++;
+			continue;
+		}
+		if (!error) {
+			error = outcome->error;
+			request->l0_errno = outcome->l0_errno;
+			request->failed_apic_id = locum_apic_id(cpu);
+			request->detail = outcome->detail;
+			pr_err("CPU %u cannot go %s: L0 error %u, detail %#llx; %s\n", cpu,
+			       job.to == LOCUM_CPU_MODE_NESTED ? "nested" : "native", outcome->l0_errno,
+			       outcome->detail, remedy(error, cpu));
+		}
+	}
+	return error;
+}
+
+/**
+ * locum_pin() - forbid unloading while a CPU is nested or memory is away, under locum.lock
+ *
+ * Without the module nobody could leave or give the memory back.
+ */
+void locum_pin(void)
+{
+	bool want = locum_any_nested() || locum_ranges_touch(0, U64_MAX, 0);
+
+	if (want && !pinned)
+		__module_get(THIS_MODULE);
+	if (!want && pinned)
+		module_put(THIS_MODULE);
+	pinned = want;
+}
+
+/* Enter or leave, back again if a CPU fails. Under locum.lock, hotplug disabled. */
+static int change(int cpu, enum locum_cpu_mode to, struct locum_switch *request)
+{
+	enum locum_cpu_mode from = to == LOCUM_CPU_MODE_NESTED ? LOCUM_CPU_MODE_NATIVE : LOCUM_CPU_MODE_NESTED;
+	int error;
+
+	error = run(cpu, to, false);
+	if (error)
+		return error;
+	error = sum_up(cpu, request);
+	if (error && request->done) {
+		struct locum_switch back = {};
+
+		request->done = 0;
+		if (run(cpu, from, true) || sum_up(cpu, &back))
+			pr_err("some CPUs could not be put back: /sys/kernel/locum/mode tells which\n");
+	}
+	return error;
+}
+
+/**
+ * locum_switch() - enter or leave nested
+ * @request: in and out, see locum_uapi.h
+ * @to: LOCUM_CPU_MODE_NESTED or LOCUM_CPU_MODE_NATIVE
+ *
+ * Return: 0, -EINVAL, -ENODEV, an error of L0.
+ */
+int locum_switch(struct locum_switch *request, enum locum_cpu_mode to)
+{
+	u64 start;
+	int error;
+
+	if (request->flags || request->reserved)
+		return -EINVAL;
+	request->done = 0;
+	request->l0_errno = 0;
+	request->failed_apic_id = U32_MAX;
+	request->detail = 0;
+	start = rdtsc_ordered();
+	cpu_hotplug_disable();
+	error = check_cpu(request->cpu);
+	if (!error)
+		error = change(request->cpu, to, request);
+	cpu_hotplug_enable();
+	request->ticks = rdtsc_ordered() - start;
+	locum_pin();
+	return error;
+}
+
+/* Adds up the ticks of the outcomes of the last job. */
+static void add_ticks(int asked, u64 *sum, u64 *max)
+{
+	unsigned int cpu;
+
+	for_each_online_cpu(cpu) {
+		if (!takes_part(cpu, asked))
+			continue;
+		*sum += job.outcomes[cpu].ticks;
+		*max = max(*max, job.outcomes[cpu].ticks);
+	}
+}
+
+static void pause(u32 us)
+{
+	if (us)
+		usleep_range(us, us + us / 8 + 1);
+	else
+		cond_resched();
+}
+
+static int cycle(struct locum_cycle *request)
+{
+	struct locum_switch step = { .failed_apic_id = U32_MAX };
+	int error = 0;
+
+	while (!error && request->done < request->count) {
+		error = change(request->cpu, LOCUM_CPU_MODE_NESTED, &step);
+		if (error)
+			break;
+		add_ticks(request->cpu, &request->enter_ticks, &request->enter_max);
+		pause(request->pause_us);
+		error = change(request->cpu, LOCUM_CPU_MODE_NATIVE, &step);
+		if (error)
+			break;
+		add_ticks(request->cpu, &request->leave_ticks, &request->leave_max);
+		pause(request->pause_us);
+		request->done++;
+		if (signal_pending(current))
+			error = -EINTR;
+	}
+	request->l0_errno = step.l0_errno;
+	request->failed_apic_id = step.failed_apic_id;
+	request->detail = step.detail;
+	return error;
+}
+
+/**
+ * locum_cycle() - enter and leave many times
+ * @request: in and out, see locum_uapi.h
+ *
+ * Return: 0, -EINVAL, -EALREADY, -EINTR, as locum_switch().
+ */
+int locum_cycle(struct locum_cycle *request)
+{
+	int error;
+
+	if (request->count < 1 || request->count > 1000000 || request->pause_us > 1000000)
+		return -EINVAL;
+	if (locum_any_nested())
+		return -EALREADY;
+	request->done = 0;
+	request->enter_ticks = 0;
+	request->leave_ticks = 0;
+	request->enter_max = 0;
+	request->leave_max = 0;
+	cpu_hotplug_disable();
+	error = check_cpu(request->cpu);
+	if (!error)
+		error = cycle(request);
+	cpu_hotplug_enable();
+	locum_pin();
+	return error;
+}
