@@ -1,2 +1,14 @@
 //! L0.
-#![cfg_attr(target_os = "none", no_std)]
+#![no_std]
+#[cfg(test)]
+extern crate std;
+
+pub mod arch;
+pub mod boot;
+pub mod cpu;
+pub mod logger;
+pub mod nested;
+pub mod park;
+pub mod partition;
+pub mod shared;
+pub mod vmx;

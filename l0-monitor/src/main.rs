@@ -9,8 +9,13 @@ fn main() {
     std::process::exit(2);
 }
 
+// The image's entry point is in the library: this keeps it linked.
+#[cfg(target_os = "none")]
+use l0_monitor as _;
+
 #[cfg(target_os = "none")]
 #[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! {
-    loop {}
+fn panic(info: &core::panic::PanicInfo) -> ! {
+    log::error!("{info}: this CPU halts");
+    l0_monitor::arch::registers::halt_forever()
 }

@@ -1,0 +1,202 @@
+//! The IDT: one for all CPUs, every vector handled.
+//!
+//! | what arrives | what happens |
+//! | --- | --- |
+//! | NMI | noted per CPU, [`nmi_take`] asks for it |
+//! | #GP or #UD at an instruction of [`super::msr`] that may fault | execution goes on at its landing |
+//! | an interrupt (vector 32 and up) | end of interrupt, nothing else: only parked CPUs take interrupts |
+//! | anything else | a bug of L0 or a broken machine: traced, logged, and the CPU halts for good |
+#![expect(
+    unsafe_code,
+    reason = "the CPU reads the table, and the handlers begin in assembly"
+)]
+
+use core::arch::{asm, global_asm};
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use locum_abi::{MAX_CPUS, TraceKind};
+
+use super::gdt::{CODE, TableRegister};
+use super::{lapic, msr, registers};
+use crate::cpu::{self, CpuIndex};
+
+const VECTORS: usize = 256;
+const NMI: u64 = 2;
+const INVALID_OPCODE: u64 = 6;
+const DOUBLE_FAULT: usize = 8;
+const GENERAL_PROTECTION: u64 = 13;
+const PAGE_FAULT: u64 = 14;
+const FIRST_INTERRUPT: u64 = 32;
+/// Vector of spurious interrupts, which need no end of interrupt (SDM vol. 3A, 11.9).
+pub const SPURIOUS: u64 = 0xff;
+/// Bytes between two entry stubs.
+const STUB_STRIDE: u64 = 16;
+/// Limit of the IDT.
+pub const LIMIT: u16 = (VECTORS * 16 - 1) as u16;
+/// Type of an interrupt gate at DPL 0, present.
+const INTERRUPT_GATE: u64 = 0x8e00;
+
+#[repr(C, align(4096))]
+struct Idt(UnsafeCell<[[u64; 2]; VECTORS]>);
+
+// SAFETY: written by the boot CPU in `init` before any CPU loads it, only read afterwards.
+unsafe impl Sync for Idt {}
+
+static IDT: Idt = Idt(UnsafeCell::new([[0; 2]; VECTORS]));
+
+static NMI_PENDING: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
+
+// Vectors 8, 10-14, 17, 21, 29 and 30 push an error code (SDM vol. 3A, table 6-1); the others get a zero, so that all
+// frames look alike.
+global_asm!(
+    ".pushsection .text",
+    ".global l0_trap_stubs",
+    ".balign 16",
+    "l0_trap_stubs:",
+    ".set vector, 0",
+    ".rept 256",
+    ".balign 16",
+    ".if (vector == 8) || (vector >= 10 && vector <= 14) || (vector == 17) || (vector == 21) || (vector == 29) || (vector == 30)",
+    ".else",
+    "push 0",
+    ".endif",
+    "push vector",
+    "jmp l0_trap_common",
+    ".set vector, vector + 1",
+    ".endr",
+    "l0_trap_common:",
+    "push rax", "push rcx", "push rdx", "push rbx", "push rbp", "push rsi", "push rdi",
+    "push r8", "push r9", "push r10", "push r11", "push r12", "push r13", "push r14", "push r15",
+    "cld",
+    "mov rdi, rsp",
+    "call {trap}",
+    "pop r15", "pop r14", "pop r13", "pop r12", "pop r11", "pop r10", "pop r9", "pop r8",
+    "pop rdi", "pop rsi", "pop rbp", "pop rbx", "pop rdx", "pop rcx", "pop rax",
+    "add rsp, 16",
+    "iretq",
+    ".popsection",
+    trap = sym trap,
+);
+
+unsafe extern "C" {
+    safe static l0_trap_stubs: u8;
+}
+
+/// What the stub leaves on the stack, lowest address first.
+#[repr(C)]
+struct TrapFrame {
+    registers: [u64; 15],
+    vector: u64,
+    error: u64,
+    rip: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
+}
+
+/// An interrupt gate (SDM vol. 3A, 6.14.1) to `handler`, on stack `ist` (0: the current one).
+fn gate(handler: u64, ist: u8) -> [u64; 2] {
+    let low = (handler & 0xffff)
+        | u64::from(CODE) << 16
+        | u64::from(ist & 7) << 32
+        | INTERRUPT_GATE << 32
+        | (handler >> 16 & 0xffff) << 48;
+    [low, handler >> 32]
+}
+
+/// Fills the table.
+///
+/// # Safety
+/// Called once, by the boot CPU, before any CPU has loaded the table.
+pub unsafe fn init() {
+    let stubs = (&raw const l0_trap_stubs).addr() as u64;
+    for vector in 0..VECTORS {
+        let ist = u8::from(vector == DOUBLE_FAULT);
+        let gate = gate(stubs + vector as u64 * STUB_STRIDE, ist);
+        // SAFETY: the caller says that nobody else uses the table yet; `vector` is inside it.
+        unsafe { IDT.0.get().cast::<[u64; 2]>().add(vector).write(gate) };
+    }
+}
+
+/// Address of the table.
+pub fn base() -> u64 {
+    IDT.0.get() as u64
+}
+
+/// Loads IDTR.
+///
+/// # Safety
+/// [`init`] has run, and this CPU has L0's GDT and page tables.
+pub unsafe fn load() {
+    let register = TableRegister {
+        pad: [0; 3],
+        limit: LIMIT,
+        base: base(),
+    };
+    // SAFETY: the table is filled and static; its gates use the selector that L0's GDT has.
+    unsafe {
+        asm!("lidt [{}]", in(reg) &raw const register.limit, options(readonly, nostack, preserves_flags))
+    };
+}
+
+/// Whether an NMI arrived on `cpu` while it ran L0 since this was last asked. Asked by that CPU only.
+pub fn nmi_take(cpu: CpuIndex) -> bool {
+    let pending = &NMI_PENDING[cpu.get()];
+    pending.load(Relaxed) && pending.swap(false, Relaxed)
+}
+
+/// Every exception and interrupt under L0 comes here.
+extern "C" fn trap(frame: &mut TrapFrame) {
+    match frame.vector {
+        NMI => {
+            if let Some(cpu) = cpu::index_of_apic(super::cpuid::apic_id()) {
+                NMI_PENDING[cpu.get()].store(true, Relaxed);
+            }
+            return;
+        }
+        INVALID_OPCODE | GENERAL_PROTECTION => {
+            if let Some(landing) = msr::fixup(frame.rip) {
+                frame.rip = landing;
+                return;
+            }
+        }
+        SPURIOUS => return,
+        FIRST_INTERRUPT.. => {
+            lapic::eoi();
+            return;
+        }
+        _ => {}
+    }
+    let detail = if frame.vector == PAGE_FAULT {
+        registers::cr2()
+    } else {
+        frame.error
+    };
+    crate::shared::trace(TraceKind::Fault, frame.vector as u32, frame.rip, detail);
+    log::error!(
+        "exception {} at {:#x} (error {:#x}, CR2 {:#x}, RSP {:#x}): this CPU halts",
+        frame.vector,
+        frame.rip,
+        frame.error,
+        registers::cr2(),
+        frame.rsp,
+    );
+    registers::halt_forever()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gate_scatters_the_handler() {
+        let [low, high] = gate(0x1122_3344_5566_7788, 1);
+        assert_eq!(high, 0x1122_3344);
+        assert_eq!(low & 0xffff, 0x7788);
+        assert_eq!(low >> 48, 0x5566);
+        assert_eq!(low >> 16 & 0xffff, u64::from(CODE));
+        assert_eq!(low >> 32 & 0xffff, 0x8e01);
+    }
+}

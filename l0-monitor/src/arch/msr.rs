@@ -1,0 +1,138 @@
+//! Model-specific registers and XCR0, with variants that survive a #GP.
+#![expect(unsafe_code, reason = "RDMSR, WRMSR and XSETBV have no safe form")]
+
+use core::arch::{asm, global_asm};
+
+/// IA32_APIC_BASE.
+pub const APIC_BASE: u32 = 0x1b;
+/// IA32_FEATURE_CONTROL.
+pub const FEATURE_CONTROL: u32 = 0x3a;
+/// IA32_MTRRCAP.
+pub const MTRR_CAP: u32 = 0xfe;
+/// IA32_MTRR_PHYSBASE0; the mask is the next one, the second pair the two after it.
+pub const MTRR_PHYS_BASE0: u32 = 0x200;
+/// IA32_MTRR_DEF_TYPE.
+pub const MTRR_DEF_TYPE: u32 = 0x2ff;
+/// IA32_EFER.
+pub const EFER: u32 = 0xc000_0080;
+
+// Each function has one instruction that may fault and a landing for it; `fixup` below knows both. RAX is the second
+// half of the result: 0 where the instruction succeeded.
+global_asm!(
+    ".pushsection .text",
+    ".global l0_rdmsr_safe, l0_wrmsr_safe, l0_xsetbv_safe, l0_vmxoff_safe, l0_rdmsr_insn, l0_wrmsr_insn, l0_xsetbv_insn, l0_vmxoff_insn, l0_faulted",
+    "l0_rdmsr_safe:", // edi = MSR, rsi = where to put the value
+    "mov ecx, edi",
+    "l0_rdmsr_insn:",
+    "rdmsr",
+    "shl rdx, 32",
+    "or rax, rdx",
+    "mov [rsi], rax",
+    "xor eax, eax",
+    "ret",
+    "l0_wrmsr_safe:", // edi = MSR, rsi = value
+    "mov ecx, edi",
+    "mov eax, esi",
+    "mov rdx, rsi",
+    "shr rdx, 32",
+    "l0_wrmsr_insn:",
+    "wrmsr",
+    "xor eax, eax",
+    "ret",
+    "l0_xsetbv_safe:", // edi = register, rsi = value
+    "mov ecx, edi",
+    "mov eax, esi",
+    "mov rdx, rsi",
+    "shr rdx, 32",
+    "l0_xsetbv_insn:",
+    "xsetbv",
+    "xor eax, eax",
+    "ret",
+    "l0_vmxoff_safe:",
+    "l0_vmxoff_insn:",
+    "vmxoff",
+    "xor eax, eax",
+    "ret",
+    "l0_faulted:",
+    "mov eax, 1",
+    "ret",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    fn l0_rdmsr_safe(msr: u32, value: *mut u64) -> u32;
+    fn l0_wrmsr_safe(msr: u32, value: u64) -> u32;
+    fn l0_xsetbv_safe(register: u32, value: u64) -> u32;
+    fn l0_vmxoff_safe() -> u32;
+    safe static l0_rdmsr_insn: u8;
+    safe static l0_wrmsr_insn: u8;
+    safe static l0_xsetbv_insn: u8;
+    safe static l0_vmxoff_insn: u8;
+    safe static l0_faulted: u8;
+}
+
+/// Where to go on after a #GP or #UD at `rip`, `None` if the fault was not expected there.
+pub fn fixup(rip: u64) -> Option<u64> {
+    [
+        &raw const l0_rdmsr_insn,
+        &raw const l0_wrmsr_insn,
+        &raw const l0_xsetbv_insn,
+        &raw const l0_vmxoff_insn,
+    ]
+    .iter()
+    .any(|insn| insn.addr() as u64 == rip)
+    .then_some((&raw const l0_faulted).addr() as u64)
+}
+
+/// Reads an MSR that every CPU with VMX has. L0 stops the CPU where it does not exist.
+pub fn read(msr: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: RDMSR changes nothing but its output registers; a #GP ends in L0's own handler.
+    unsafe {
+        asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+    };
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Writes an MSR.
+///
+/// # Safety
+/// The value must leave the CPU in a state in which L0's code and its memory behave as the compiler assumes.
+pub unsafe fn write(msr: u32, value: u64) {
+    // SAFETY: the caller answers for the effect.
+    unsafe {
+        asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack, preserves_flags))
+    };
+}
+
+/// Reads an MSR that the CPU may not have: `None` if RDMSR raised #GP.
+pub fn read_safe(msr: u32) -> Option<u64> {
+    let mut value = 0;
+    // SAFETY: the function writes one u64 through a valid pointer; its only faulting instruction has a fix-up.
+    let faulted = unsafe { l0_rdmsr_safe(msr, &raw mut value) };
+    (faulted == 0).then_some(value)
+}
+
+/// Writes an MSR with a value that the CPU may refuse: false if WRMSR raised #GP.
+///
+/// For MSRs whose value L0's own code does not depend on (a host's, or VMX's); [`write`] is for the others.
+pub fn write_safe(msr: u32, value: u64) -> bool {
+    // SAFETY: see the function's purpose; its only faulting instruction has a fix-up.
+    unsafe { l0_wrmsr_safe(msr, value) == 0 }
+}
+
+/// Writes an extended control register (XCR0 is 0): false if XSETBV raised #GP or #UD. L0 uses no state that XSAVE
+/// manages, so any value that the CPU takes is sound. CR4.OSXSAVE must be set.
+pub fn xsetbv_safe(register: u32, value: u64) -> bool {
+    // SAFETY: L0 is soft-float; the function's only faulting instruction has a fix-up.
+    unsafe { l0_xsetbv_safe(register, value) == 0 }
+}
+
+/// Leaves VMX operation: false if the CPU was not in it.
+///
+/// # Safety
+/// No VMCS whose data still matters may be active on this CPU (SDM vol. 3C, "Managing VMCS Regions and Pointers").
+pub unsafe fn vmxoff_safe() -> bool {
+    // SAFETY: the caller answers for the VMCSs; the function's only faulting instruction has a fix-up.
+    unsafe { l0_vmxoff_safe() == 0 }
+}

@@ -1,0 +1,209 @@
+//! L0's own page tables: everything at its physical address, plus a window for each slot's switch stub.
+//!
+//! One PML4 per slot, since the stubs of two hosts may lie at the same address. The lower half, an identity map, is the
+//! same for both. Pages are writable and executable and write-back: the MTRRs decide on memory types.
+#![expect(unsafe_code, reason = "the CPU reads these tables")]
+
+use core::cell::UnsafeCell;
+
+use crate::cpu::Slot;
+
+/// Entries of a table at any level.
+const ENTRIES: usize = 512;
+/// Bytes of a large page.
+pub const LARGE: u64 = 2 << 20;
+const GIB: u64 = 1 << 30;
+/// Page tables always map this much, RAM or not, with 2 MiB pages.
+pub const LOW_GIB: usize = 4;
+/// GiB that one page directory pointer table maps.
+const PDPT_GIB: usize = ENTRIES;
+/// Page directory pointer tables: 2 TiB of RAM, where the CPU has 1 GiB pages.
+const PDPTS: usize = 4;
+/// Page directories: 64 GiB of RAM, where it has not.
+const PDS: usize = 64;
+
+/// Entry flags: present, writable, accessed, dirty.
+pub const PRESENT_WRITABLE: u64 = 0x63;
+/// Entry flag of a large page.
+pub const LARGE_PAGE: u64 = 0x80;
+
+/// One table.
+pub type Table = [u64; ENTRIES];
+
+/// The PML4 of a slot, 8 KiB aligned: bit 12 of CR3 clear tells Linux' entry code, which may run on it for a moment
+/// when an NMI hits, that this is no user-space CR3 of page-table isolation.
+#[repr(C, align(8192))]
+struct Pml4(Table);
+
+#[repr(C, align(4096))]
+struct Tables {
+    pml4: [Pml4; 2],
+    stub_pdpt: [Table; 2],
+    pdpt: [Table; PDPTS],
+    pd: [Table; PDS],
+}
+
+struct Static(UnsafeCell<Tables>);
+
+// SAFETY: written by the boot CPU in `init` only, before other CPUs run; then read by hardware (which sets no flags:
+// accessed and dirty are set from the start).
+unsafe impl Sync for Static {}
+
+static TABLES: Static = Static(UnsafeCell::new(Tables {
+    pml4: [const { Pml4([0; ENTRIES]) }; 2],
+    stub_pdpt: [[0; ENTRIES]; 2],
+    pdpt: [[0; ENTRIES]; PDPTS],
+    pd: [[0; ENTRIES]; PDS],
+}));
+
+/// CR3 for native calls and exits of the host in `slot`.
+pub fn l0_cr3(slot: Slot) -> u64 {
+    let tables = TABLES.0.get();
+    // SAFETY: only addresses are computed.
+    let pml4 = unsafe { (&raw mut (*tables).pml4).cast::<Pml4>().add(slot.get()) };
+    pml4 as u64
+}
+
+/// The identity map of one GiB with 2 MiB pages.
+pub fn fill_directory(pd: &mut Table, gib: usize) {
+    for (i, entry) in pd.iter_mut().enumerate() {
+        *entry = (gib as u64 * GIB + i as u64 * LARGE) | PRESENT_WRITABLE | LARGE_PAGE;
+    }
+}
+
+/// RAM that the tables could not map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unmapped {
+    /// First GiB that is not mapped.
+    pub first_gib: u64,
+}
+
+/// Fills the tables. `ram` are the ranges of RAM, `stub_pd` the physical addresses of the page directories for the top
+/// GiB of each slot.
+///
+/// # Errors
+/// [`Unmapped`] if there is RAM beyond what the tables can map; all below it is mapped.
+///
+/// # Safety
+/// Called once, by the boot CPU, before the tables are in use.
+pub unsafe fn init(
+    ram: impl Iterator<Item = core::ops::Range<u64>>,
+    stub_pd: [u64; 2],
+    has_1gib_pages: bool,
+) -> Result<(), Unmapped> {
+    // SAFETY: the caller says that nobody else uses the tables.
+    let tables = unsafe { &mut *TABLES.0.get() };
+    tables.fill(ram, stub_pd, has_1gib_pages)
+}
+
+impl Tables {
+    fn fill(
+        &mut self,
+        ram: impl Iterator<Item = core::ops::Range<u64>>,
+        stub_pd: [u64; 2],
+        has_1gib_pages: bool,
+    ) -> Result<(), Unmapped> {
+        let mut result = Ok(());
+        let mut free_pd = 0;
+        for gib in 0..LOW_GIB {
+            self.map_gib(gib, false, &mut free_pd);
+        }
+        for range in ram.filter(|range| range.end > LOW_GIB as u64 * GIB && range.start < range.end)
+        {
+            let first = (range.start / GIB).max(LOW_GIB as u64);
+            for gib in first..=(range.end - 1) / GIB {
+                if !self.map_gib(gib as usize, has_1gib_pages, &mut free_pd) {
+                    result = Err(Unmapped { first_gib: gib });
+                    break;
+                }
+            }
+        }
+        for slot in 0..2 {
+            for i in 0..PDPTS {
+                self.pml4[slot].0[i] = (&raw const self.pdpt[i]).addr() as u64 | PRESENT_WRITABLE;
+            }
+            self.pml4[slot].0[ENTRIES - 1] =
+                (&raw const self.stub_pdpt[slot]).addr() as u64 | PRESENT_WRITABLE;
+            self.stub_pdpt[slot][ENTRIES - 1] = stub_pd[slot] | PRESENT_WRITABLE;
+        }
+        result
+    }
+
+    /// Maps one GiB; false if there is no table for it.
+    fn map_gib(&mut self, gib: usize, as_one_page: bool, free_pd: &mut usize) -> bool {
+        let Some(entry) = self
+            .pdpt
+            .get_mut(gib / PDPT_GIB)
+            .and_then(|pdpt| pdpt.get_mut(gib % PDPT_GIB))
+        else {
+            return false;
+        };
+        if *entry != 0 {
+            return true;
+        }
+        if as_one_page {
+            *entry = (gib as u64 * GIB) | PRESENT_WRITABLE | LARGE_PAGE;
+            return true;
+        }
+        let Some(pd) = self.pd.get_mut(*free_pd) else {
+            return false;
+        };
+        *free_pd += 1;
+        fill_directory(pd, gib);
+        *entry = (&raw const *pd).addr() as u64 | PRESENT_WRITABLE;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::boxed::Box;
+
+    fn tables() -> Box<Tables> {
+        Box::new(Tables {
+            pml4: [const { Pml4([0; ENTRIES]) }; 2],
+            stub_pdpt: [[0; ENTRIES]; 2],
+            pdpt: [[0; ENTRIES]; PDPTS],
+            pd: [[0; ENTRIES]; PDS],
+        })
+    }
+
+    #[test]
+    fn low_memory_and_ram_are_mapped_and_nothing_else() {
+        let mut t = tables();
+        let ram = [0..GIB, 4 * GIB..5 * GIB + 1, 600 * GIB..601 * GIB];
+        assert_eq!(
+            t.fill(ram.into_iter(), [0x80_a000, 0x83_a000], true),
+            Ok(())
+        );
+        assert!(t.pdpt[0][..6].iter().all(|&e| e != 0));
+        assert_eq!(t.pdpt[0][6], 0);
+        assert_eq!(t.pdpt[0][5], 5 * GIB | 0xe3);
+        assert_eq!(t.pdpt[1][600 - 512], 600 * GIB | 0xe3);
+        assert_eq!(t.pd[3][511], (4 * GIB - LARGE) | 0xe3);
+        assert_eq!(t.stub_pdpt[1][511], 0x83_a000 | 0x63);
+        assert_eq!(t.pml4[0].0[0], t.pml4[1].0[0]);
+        assert_ne!(t.pml4[0].0[511], t.pml4[1].0[511]);
+    }
+
+    #[test]
+    fn ram_beyond_the_tables_is_reported() {
+        let mut t = tables();
+        let huge = core::iter::once(4 * GIB..100 * GIB);
+        assert_eq!(t.fill(huge, [0; 2], false), Err(Unmapped { first_gib: 64 }));
+        let mut t = tables();
+        let huge = core::iter::once(4 * GIB..3 << 40);
+        assert_eq!(
+            t.fill(huge, [0; 2], true),
+            Err(Unmapped { first_gib: 2048 })
+        );
+    }
+
+    #[test]
+    fn pml4s_keep_bit_12_clear() {
+        for slot in Slot::ALL {
+            assert_eq!(l0_cr3(slot) & 0x1fff, 0);
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Starting the other CPUs: INIT, SIPI, SIPI (SDM vol. 3A, 9.4.4), one at a time, each into [`crate::park`].
+#![expect(unsafe_code, reason = "starts CPUs on code that is copied below 1 MiB")]
+
+use core::arch::global_asm;
+
+use locum_abi::CpuMode;
+
+use super::memory::move_bytes;
+use crate::arch::{gdt, lapic, msr, paging, registers};
+use crate::cpu::{self, CpuIndex, Slot};
+use crate::{park, shared};
+
+/// Where the trampoline lies while CPUs start: conventional memory that the BIOS and GRUB leave alone. What was there
+/// is put back.
+const TRAMPOLINE: u64 = 0x8000;
+/// TSC ticks between INIT and SIPI: 10 ms at 1 GHz, and as long as CPUs of this century need at any rate.
+const INIT_TICKS: u64 = 10_000_000;
+/// TSC ticks before the second SIPI.
+const SIPI_TICKS: u64 = 1_000_000;
+/// TSC ticks until a CPU is given up: above a second at any rate there is.
+const START_TICKS: u64 = 6_000_000_000;
+
+// Real mode, CS = TRAMPOLINE / 16, straight into long mode on L0's page tables.
+global_asm!(
+    ".pushsection .rodata",
+    ".global l0_ap_start, l0_ap_cr3, l0_ap_stack, l0_ap_entry, l0_ap_end",
+    ".balign 16",
+    "l0_ap_start:",
+    ".code16",
+    "cli",
+    "cld",
+    "xor eax, eax",
+    "mov ds, ax",
+    "lgdtd [l0_ap_gdtr_at]",
+    "mov eax, 0x20", // PAE
+    "mov cr4, eax",
+    "mov eax, [l0_ap_cr3_at]",
+    "mov cr3, eax",
+    "mov ecx, 0xc0000080", // EFER
+    "rdmsr",
+    "or eax, 0x100", // LME
+    "wrmsr",
+    "mov eax, 0x80010033",
+    "mov cr0, eax",
+    ".byte 0x66, 0xea", // far jump to 64-bit code
+    ".long {base} + l0_ap_start64 - l0_ap_start",
+    ".short 0x10",
+    ".code64",
+    "l0_ap_start64:",
+    "mov eax, 0x18",
+    "mov ds, eax",
+    "mov es, eax",
+    "mov ss, eax",
+    "xor eax, eax",
+    "mov fs, eax",
+    "mov gs, eax",
+    "xor ebp, ebp",
+    "mov rsp, [l0_ap_stack_at]",
+    "call [l0_ap_entry_at]",
+    "ud2",
+    ".balign 8",
+    "l0_ap_gdt: .quad 0, 0, {code}, {data}",
+    "l0_ap_gdtr:",
+    ".short 31",
+    ".long {base} + l0_ap_gdt - l0_ap_start",
+    ".balign 8",
+    "l0_ap_cr3: .quad 0",
+    "l0_ap_stack: .quad 0",
+    "l0_ap_entry: .quad 0",
+    "l0_ap_end:",
+    ".set l0_ap_gdtr_at, {base} + l0_ap_gdtr - l0_ap_start",
+    ".set l0_ap_cr3_at, {base} + l0_ap_cr3 - l0_ap_start",
+    ".set l0_ap_stack_at, {base} + l0_ap_stack - l0_ap_start",
+    ".set l0_ap_entry_at, {base} + l0_ap_entry - l0_ap_start",
+    ".popsection",
+    base = const TRAMPOLINE,
+    code = const gdt::CODE_DESCRIPTOR,
+    data = const gdt::DATA_DESCRIPTOR,
+);
+
+unsafe extern "C" {
+    safe static l0_ap_start: u8;
+    safe static l0_ap_cr3: u8;
+    safe static l0_ap_stack: u8;
+    safe static l0_ap_entry: u8;
+    safe static l0_ap_end: u8;
+}
+
+/// Starts and parks every registered CPU but `me`. Returns how many came up; the others are logged and stay absent.
+///
+/// # Safety
+/// Called once by the boot CPU, with L0's page tables and descriptor tables in use, before any host runs.
+pub unsafe fn start_all(me: CpuIndex) -> usize {
+    let len = (&raw const l0_ap_end).addr() - (&raw const l0_ap_start).addr();
+    let mut saved = [0u8; 512];
+    assert!(len <= saved.len(), "AP trampoline fits its save area");
+    let entry: unsafe extern "C" fn() -> ! = arrive;
+    let mut started = 0;
+    // SAFETY: conventional memory that only L0 uses now; everything is put back below.
+    unsafe {
+        move_bytes(saved.as_mut_ptr() as u64, TRAMPOLINE, len as u64);
+        move_bytes(
+            TRAMPOLINE,
+            (&raw const l0_ap_start).addr() as u64,
+            len as u64,
+        );
+        put(&raw const l0_ap_cr3, paging::l0_cr3(Slot::EVEN));
+        put(&raw const l0_ap_entry, entry as usize as u64);
+    }
+    for cpu in cpu::all().filter(|&cpu| cpu != me) {
+        // SAFETY: the CPU is not in use, and the trampoline leads it to its own stack.
+        let up = unsafe {
+            put(&raw const l0_ap_stack, cpu::stack_top(cpu));
+            start(cpu)
+        };
+        if up {
+            started += 1;
+        } else {
+            log::error!(
+                "CPU with APIC id {} does not start; it stays unused",
+                cpu::apic_id(cpu)
+            );
+            shared::status().cpu(cpu).set_owner(None);
+        }
+    }
+    // SAFETY: no CPU is in the trampoline any more: those that came up are parked. One that comes up later finds what
+    // was there before, as it would after any failed start.
+    unsafe { move_bytes(TRAMPOLINE, saved.as_ptr() as u64, len as u64) };
+    started
+}
+
+/// Writes a word of the copied trampoline.
+///
+/// # Safety
+/// `field` is in the trampoline, which has been copied.
+unsafe fn put(field: *const u8, value: u64) {
+    let address = TRAMPOLINE as usize + (field.addr() - (&raw const l0_ap_start).addr());
+    // SAFETY: an aligned word of the copy.
+    unsafe { (address as *mut u64).write_volatile(value) };
+}
+
+/// # Safety
+/// The trampoline is in place for this CPU.
+unsafe fn start(cpu: CpuIndex) -> bool {
+    let id = cpu::apic_id(cpu);
+    let page = (TRAMPOLINE >> 12) as u8;
+    let parked = || shared::status().cpu(cpu).mode() == CpuMode::Parked;
+    // SAFETY: the caller's word.
+    unsafe {
+        lapic::send_init(id);
+        wait_for(INIT_TICKS, || false);
+        lapic::send_sipi(id, page);
+        if wait_for(SIPI_TICKS, parked) {
+            return true;
+        }
+        lapic::send_sipi(id, page);
+    }
+    wait_for(START_TICKS, parked)
+}
+
+fn wait_for(ticks: u64, done: impl Fn() -> bool) -> bool {
+    let begin = registers::tsc();
+    while registers::tsc().wrapping_sub(begin) < ticks {
+        if done() {
+            return true;
+        }
+        core::hint::spin_loop();
+    }
+    done()
+}
+
+/// # Safety
+/// Only called by the trampoline.
+unsafe extern "C" fn arrive() -> ! {
+    allow_vmx();
+    // SAFETY: on L0's page tables and this CPU's stack.
+    unsafe { park::arrive() }
+}
+
+/// Does what firmware should have done: allows VMX outside SMX and locks IA32_FEATURE_CONTROL (SDM vol. 3C, 24.7).
+/// False if VMX is missing, or locked off.
+pub fn allow_vmx() -> bool {
+    const LOCK: u64 = 1 << 0;
+    const VMX_OUTSIDE_SMX: u64 = 1 << 2;
+    if !crate::arch::cpuid::has_vmx() {
+        return false;
+    }
+    let Some(control) = msr::read_safe(msr::FEATURE_CONTROL) else {
+        return false;
+    };
+    if control & LOCK != 0 {
+        return control & VMX_OUTSIDE_SMX != 0;
+    }
+    msr::write_safe(msr::FEATURE_CONTROL, control | LOCK | VMX_OUTSIDE_SMX)
+}

@@ -1,0 +1,185 @@
+//! L0's own command line, and what L0 adds to the host's.
+
+use core::ops::Range;
+
+use arrayvec::ArrayString;
+
+use crate::logger::DEBUG_PORT;
+use crate::park::Wait;
+
+/// Longest command line of a host, in bytes (Linux' x86 `COMMAND_LINE_SIZE`, less the terminating zero).
+pub const HOST_LINE: usize = 2047;
+
+/// Alignment of the pool: a large page.
+const POOL_ALIGN: u64 = 2 << 20;
+
+/// What L0 was told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Guest RAM: `pool=START-END`, hexadecimal, END exclusive, both multiples of 2 MiB.
+    pub pool: Option<Range<u64>>,
+    /// Where the log goes besides the ring: `log=e9`, `log=com1` to `log=com4`.
+    pub log_port: Option<u16>,
+    /// CPUs that the first host uses: `host_cpus=N`. All, if not given.
+    pub host_cpus: Option<u32>,
+    /// How parked CPUs wait: `park=hlt`, `park=mwait` or `park=spin`.
+    pub wait: Wait,
+}
+
+/// An argument that L0 does not understand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadArgument<'a> {
+    /// The argument.
+    pub argument: &'a str,
+    /// What it should be.
+    pub expected: &'static str,
+}
+
+/// Reads the arguments; those that are wrong go to `bad` and are left out.
+pub fn parse<'a>(line: &'a str, mut bad: impl FnMut(BadArgument<'a>)) -> Options {
+    let mut options = Options::default();
+    // GRUB does not pass the file's name, but other loaders do.
+    for argument in line
+        .split_ascii_whitespace()
+        .filter(|a| !a.starts_with('/'))
+    {
+        let (key, value) = argument.split_once('=').unwrap_or((argument, ""));
+        let expected = match key {
+            "pool" => {
+                options.pool = pool(value);
+                options
+                    .pool
+                    .is_none()
+                    .then_some("pool=START-END, hexadecimal, multiples of 200000")
+            }
+            "log" => {
+                options.log_port = log_port(value);
+                options
+                    .log_port
+                    .is_none()
+                    .then_some("log=e9 or log=com1 to log=com4")
+            }
+            "host_cpus" => {
+                options.host_cpus = value.parse().ok().filter(|&n| n > 0);
+                options
+                    .host_cpus
+                    .is_none()
+                    .then_some("host_cpus=N, at least 1")
+            }
+            "park" => match value {
+                "hlt" | "mwait" | "spin" => {
+                    options.wait = match value {
+                        "mwait" => Wait::Monitor,
+                        "spin" => Wait::Spin,
+                        _ => Wait::Halt,
+                    };
+                    None
+                }
+                _ => Some("park=hlt, park=mwait or park=spin"),
+            },
+            _ => Some("one of pool=, log=, host_cpus=, park="),
+        };
+        if let Some(expected) = expected {
+            bad(BadArgument { argument, expected });
+        }
+    }
+    options
+}
+
+fn pool(value: &str) -> Option<Range<u64>> {
+    let (start, end) = value.split_once('-')?;
+    let (start, end) = (hex(start)?, hex(end)?);
+    let aligned = start.is_multiple_of(POOL_ALIGN) && end.is_multiple_of(POOL_ALIGN);
+    (aligned && start < end).then_some(start..end)
+}
+
+fn hex(digits: &str) -> Option<u64> {
+    u64::from_str_radix(digits.strip_prefix("0x").unwrap_or(digits), 16).ok()
+}
+
+fn log_port(value: &str) -> Option<u16> {
+    Some(match value {
+        "e9" => DEBUG_PORT,
+        "com1" => 0x3f8,
+        "com2" => 0x2f8,
+        "com3" => 0x3e8,
+        "com4" => 0x2e8,
+        _ => return None,
+    })
+}
+
+/// The host's command line does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLong;
+
+/// The first host's command line: what Locum needs first, so that the administrator's own words win and an argument
+/// `--` ends nothing of ours.
+///
+/// # Errors
+/// [`TooLong`] beyond [`HOST_LINE`] bytes.
+pub fn for_first_host(
+    own: &str,
+    maxcpus: Option<u32>,
+    five_level_paging: bool,
+) -> Result<ArrayString<HOST_LINE>, TooLong> {
+    use core::fmt::Write;
+    let mut line = ArrayString::new();
+    let mut write = || {
+        write!(line, "no_ipi_broadcast=1 acpi_irq_nobalance")?;
+        if five_level_paging {
+            // L0's page tables have four levels, and the reset vector can't change that.
+            write!(line, " no5lvl")?;
+        }
+        if let Some(n) = maxcpus {
+            write!(line, " maxcpus={n}")?;
+        }
+        write!(line, " {}", own.trim())
+    };
+    write().map_err(|_| TooLong)?;
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    fn parse_all(line: &str) -> (Options, Vec<&str>) {
+        let mut bad = Vec::new();
+        let options = parse(line, |b| bad.push(b.argument));
+        (options, bad)
+    }
+
+    #[test]
+    fn all_arguments() {
+        let (o, bad) = parse_all("/boot/l0 pool=68000000-7FE00000 log=com2 host_cpus=3 park=mwait");
+        assert!(bad.is_empty());
+        assert_eq!(o.pool, Some(0x6800_0000..0x7fe0_0000));
+        assert_eq!(o.log_port, Some(0x2f8));
+        assert_eq!(o.host_cpus, Some(3));
+        assert_eq!(o.wait, Wait::Monitor);
+        assert_eq!(
+            parse_all("pool=0x200000-0x400000").0.pool,
+            Some(0x20_0000..0x40_0000)
+        );
+    }
+
+    #[test]
+    fn bad_arguments_are_named_and_left_out() {
+        let line = "pool=1000-200000 pool=400000-200000 log=vga host_cpus=0 park=sleep quiet";
+        let (o, bad) = parse_all(line);
+        assert_eq!(bad.len(), 6);
+        assert_eq!(o, Options::default());
+    }
+
+    #[test]
+    fn ours_come_before_the_hosts_words() {
+        let line = for_first_host(" console=ttyS0 -- init ", Some(2), true).unwrap();
+        assert_eq!(
+            line.as_str(),
+            "no_ipi_broadcast=1 acpi_irq_nobalance no5lvl maxcpus=2 console=ttyS0 -- init"
+        );
+        let long = "x".repeat(HOST_LINE);
+        assert_eq!(for_first_host(&long, None, false), Err(TooLong));
+    }
+}

@@ -1,0 +1,100 @@
+//! Handing a CPU to a native host: the state that firmware leaves (ACPI 6.5, 5.2.12.19; Linux' 64-bit boot protocol).
+//!
+//! Long mode on an identity map of the low 4 GiB, readable, writable and executable; a flat GDT with code at 0x10 and
+//! data at 0x18; interrupts off; no IDT. Tables and GDT are in the shared region, so nothing of L0's private memory is
+//! used any more after the jump.
+#![expect(unsafe_code, reason = "leaves Rust for good")]
+
+use core::arch::asm;
+
+use crate::arch::gdt::{CODE, CODE_DESCRIPTOR, DATA, DATA_DESCRIPTOR, TableRegister};
+use crate::arch::paging::{self, LOW_GIB, PRESENT_WRITABLE, Table};
+use crate::arch::{msr, registers};
+use crate::cpu::Slot;
+use crate::shared::{self, layout::SlotArea};
+
+const FLAT_GDT: [u64; 4] = [0, 0, CODE_DESCRIPTOR, DATA_DESCRIPTOR];
+
+/// Fills a slot's firmware page tables and GDT. Called at boot.
+pub fn install(slot: Slot) {
+    let area = shared::slot_area(slot);
+    // SAFETY: inside the shared region; no CPU uses them yet.
+    unsafe {
+        let tables = (&raw mut (*area).firmware_tables).cast::<Table>();
+        let flags = PRESENT_WRITABLE;
+        tables.cast::<u64>().write(tables.add(1) as u64 | flags);
+        for gib in 0..LOW_GIB {
+            let directory = tables.add(2 + gib);
+            paging::fill_directory(&mut *directory, gib);
+            tables
+                .add(1)
+                .cast::<u64>()
+                .add(gib)
+                .write(directory as u64 | flags);
+        }
+        (&raw mut (*area).gdt).cast::<[u64; 4]>().write(FLAT_GDT);
+    }
+}
+
+/// CR3 of a slot's firmware page tables.
+pub fn firmware_cr3(slot: Slot) -> u64 {
+    let area: *mut SlotArea = shared::slot_area(slot);
+    // SAFETY: only an address is computed.
+    unsafe { &raw mut (*area).firmware_tables as u64 }
+}
+
+/// Hands this CPU to the native host of `slot` at `rip` with RSI = `rsi`.
+///
+/// # Safety
+/// L0 has nothing more to do on this CPU, and what is at `rip` is the host's. The CPU is on L0's page tables with
+/// interrupts off. If it is in VMX operation, no VMCS is active on it whose data matters.
+pub unsafe fn enter_native(slot: Slot, rip: u64, rsi: u64) -> ! {
+    let area = shared::slot_area(slot);
+    // SAFETY: only an address is computed.
+    let gdt = unsafe { &raw mut (*area).gdt as u64 };
+    let gdtr = TableRegister {
+        pad: [0; 3],
+        limit: size_of_val(&FLAT_GDT) as u16 - 1,
+        base: gdt,
+    };
+    let no_idt = TableRegister::default();
+    if registers::cr4() & registers::CR4_VMXE != 0 {
+        // A host that starts a CPU believes it outside VMX operation, and the kernel's own first value of CR4 would fault
+        // otherwise. The CPU may have parked after VMXON, or before it.
+        // SAFETY: the caller's word about VMCSs.
+        unsafe { msr::vmxoff_safe() };
+    }
+    // SAFETY: the firmware tables map everything below 4 GiB where it is, so also this code and this stack, and the GDT
+    // has the selectors that are loaded. The rest is the caller's word.
+    unsafe {
+        asm!(
+            "mov cr4, {cr4}",
+            "mov cr3, {cr3}",
+            "lgdt [{gdtr}]",
+            "lidt [{idtr}]",
+            "push {code}",
+            "lea rax, [rip + 2f]",
+            "push rax",
+            "retfq",
+            "2:",
+            "mov ds, {data:x}",
+            "mov es, {data:x}",
+            "mov ss, {data:x}",
+            "mov fs, {data:x}",
+            "mov gs, {data:x}",
+            "mov dr7, {dr7}",
+            "jmp {rip}",
+            cr4 = in(reg) registers::CR4_PAE,
+            cr3 = in(reg) firmware_cr3(slot),
+            gdtr = in(reg) &raw const gdtr.limit,
+            idtr = in(reg) &raw const no_idt.limit,
+            code = const CODE as i32,
+            data = in(reg) u32::from(DATA),
+            in("rax") 0,
+            dr7 = in(reg) 0x400u64,
+            rip = in(reg) rip,
+            in("rsi") rsi,
+            options(noreturn),
+        )
+    }
+}

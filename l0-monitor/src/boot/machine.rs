@@ -1,0 +1,101 @@
+//! What L0 found out about the machine at boot. Read-only afterwards.
+
+use arrayvec::ArrayVec;
+use firmware_shim::acpi::EcamRegion;
+use firmware_shim::e820::{E820Map, MemoryType as RangeType};
+
+use super::mtrr::Mtrrs;
+
+/// IOAPICs that L0 knows at most.
+pub const MAX_IOAPICS: usize = 16;
+/// Windows of PCI configuration space that L0 knows at most.
+pub const MAX_ECAM: usize = 8;
+
+/// A range of physical memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// First byte.
+    pub start: u64,
+    /// First byte after it.
+    pub end: u64,
+}
+
+/// An IOAPIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoApic {
+    /// Physical address of its registers.
+    pub address: u64,
+    /// Global system interrupt of its pin 0.
+    pub gsi_base: u32,
+    /// Number of pins.
+    pub pins: u32,
+}
+
+/// The machine.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Memory map as the firmware gave it.
+    pub e820: E820Map,
+    /// IOAPICs of the MADT.
+    pub ioapics: ArrayVec<IoApic, MAX_IOAPICS>,
+    /// PCI Express configuration space.
+    pub ecam: ArrayVec<EcamRegion, MAX_ECAM>,
+    /// Memory types.
+    pub mtrrs: Mtrrs,
+    /// Width of a physical address in bits.
+    pub max_phys_bits: u8,
+    /// Guest RAM.
+    pub pool: Option<Span>,
+    /// Ports of PM1a_CNT and PM1b_CNT, 0 if not there.
+    pub pm1_control: [u16; 2],
+    /// Physical address of (a copy of) the machine's RSDP.
+    pub rsdp: u64,
+    /// APIC id of the boot CPU.
+    pub boot_apic_id: u32,
+}
+
+impl Machine {
+    /// A machine of which nothing is known.
+    pub const EMPTY: Self = Self {
+        e820: E820Map::new(),
+        ioapics: ArrayVec::new_const(),
+        ecam: ArrayVec::new_const(),
+        mtrrs: Mtrrs::NONE,
+        max_phys_bits: 36,
+        pool: None,
+        pm1_control: [0; 2],
+        rsdp: 0,
+        boot_apic_id: 0,
+    };
+
+    /// The IOAPICs.
+    pub fn ioapics(&self) -> impl Iterator<Item = IoApic> + '_ {
+        self.ioapics.iter().copied()
+    }
+
+    /// RAM of any kind, ACPI memory included.
+    pub fn ram(&self) -> impl Iterator<Item = Span> + '_ {
+        self.e820
+            .entries()
+            .iter()
+            .filter(|entry| {
+                matches!(
+                    entry.kind,
+                    RangeType::Usable
+                        | RangeType::AcpiReclaim
+                        | RangeType::AcpiNvs
+                        | RangeType::SoftReserved
+                        | RangeType::Persistent
+                )
+            })
+            .map(|entry| Span {
+                start: entry.start,
+                end: entry.end,
+            })
+    }
+
+    /// First byte after the last of RAM.
+    pub fn memory_end(&self) -> u64 {
+        self.ram().map(|span| span.end).max().unwrap_or(0)
+    }
+}

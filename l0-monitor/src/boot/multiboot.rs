@@ -1,0 +1,198 @@
+//! The Multiboot2 boot information (Multiboot2 specification 2.0, section 3.6), read from a copy of it.
+//!
+//! A reader of its own: L0 needs five tags, as plain values, from bytes that it has copied away.
+
+/// What EAX holds at the entry.
+pub const BOOTLOADER_MAGIC: u32 = 0x36d7_6289;
+/// Fixed part: total size and a reserved word.
+const HEADER: usize = 8;
+/// Type and size of a tag.
+const TAG_HEADER: usize = 8;
+/// Tags begin at multiples of this.
+const TAG_ALIGN: usize = 8;
+/// Fixed part of the memory map tag after its header: entry size and version.
+const MAP_HEADER: usize = 8;
+
+const TAG_COMMAND_LINE: u32 = 1;
+const TAG_MODULE: u32 = 3;
+const TAG_MEMORY_MAP: u32 = 6;
+const TAG_RSDP_V1: u32 = 14;
+const TAG_RSDP_V2: u32 = 15;
+
+/// The boot information.
+#[derive(Clone, Copy, Debug)]
+pub struct Information<'a>(&'a [u8]);
+
+/// A module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Module<'a> {
+    /// Physical address.
+    pub start: u64,
+    /// First byte after it.
+    pub end: u64,
+    /// Its command line; without what is not UTF-8.
+    pub line: &'a str,
+}
+
+impl<'a> Information<'a> {
+    /// From a copy of the whole, whose first word is its size. `None` if that size is impossible or larger than the
+    /// copy.
+    pub fn new(copy: &'a [u8]) -> Option<Self> {
+        let size = u32_at(copy, 0)? as usize;
+        copy.get(..size).filter(|all| all.len() >= HEADER).map(Self)
+    }
+
+    /// Contents of all tags of a type, in order.
+    fn tags(self, wanted: u32) -> impl Iterator<Item = &'a [u8]> {
+        let mut rest = self.0.get(HEADER..).unwrap_or_default();
+        core::iter::from_fn(move || {
+            let (kind, size) = (u32_at(rest, 0)?, u32_at(rest, 4)? as usize);
+            let body = rest.get(TAG_HEADER..size)?;
+            rest = rest
+                .get(size.next_multiple_of(TAG_ALIGN)..)
+                .unwrap_or_default();
+            Some((kind, body))
+        })
+        .filter(move |&(kind, _)| kind == wanted)
+        .map(|(_, body)| body)
+    }
+
+    /// L0's command line.
+    pub fn command_line(self) -> &'a str {
+        self.tags(TAG_COMMAND_LINE).next().map_or("", text)
+    }
+
+    /// The modules, in the order of the boot loader's configuration.
+    pub fn modules(self) -> impl Iterator<Item = Module<'a>> {
+        self.tags(TAG_MODULE).filter_map(|body| {
+            let module = Module {
+                start: u32_at(body, 0)?.into(),
+                end: u32_at(body, 4)?.into(),
+                line: text(body.get(8..)?),
+            };
+            (module.start < module.end).then_some(module)
+        })
+    }
+
+    /// The memory map: (start, bytes, e820 type).
+    pub fn memory_map(self) -> impl Iterator<Item = (u64, u64, u32)> + Clone + use<'a> {
+        let body = self.tags(TAG_MEMORY_MAP).next().unwrap_or_default();
+        let entry = u32_at(body, 0).map_or(0, |size| size as usize).max(24);
+        body.get(MAP_HEADER..)
+            .unwrap_or_default()
+            .chunks_exact(entry)
+            .filter_map(|e| Some((u64_at(e, 0)?, u64_at(e, 8)?, u32_at(e, 16)?)))
+    }
+
+    /// Copy of the machine's RSDP, the newer kind if there are both.
+    pub fn rsdp(self) -> Option<&'a [u8]> {
+        self.tags(TAG_RSDP_V2)
+            .next()
+            .or_else(|| self.tags(TAG_RSDP_V1).next())
+    }
+}
+
+/// The string up to its terminating zero; up to the first byte that is not UTF-8, if there is one.
+fn text(bytes: &[u8]) -> &str {
+    let bytes = bytes.split(|&b| b == 0).next().unwrap_or_default();
+    match core::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => bytes
+            .get(..error.valid_up_to())
+            .and_then(|valid| core::str::from_utf8(valid).ok())
+            .unwrap_or(""),
+    }
+}
+
+fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    bytes
+        .get(offset..)?
+        .first_chunk()
+        .copied()
+        .map(u32::from_le_bytes)
+}
+
+fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
+    bytes
+        .get(offset..)?
+        .first_chunk()
+        .copied()
+        .map(u64::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    fn build(tags: &[(u32, Vec<u8>)]) -> Vec<u8> {
+        let mut out = std::vec![0; 8];
+        for (kind, body) in tags {
+            out.extend(kind.to_le_bytes());
+            out.extend((body.len() as u32 + 8).to_le_bytes());
+            out.extend(body);
+            out.resize(out.len().next_multiple_of(8), 0);
+        }
+        let size = out.len() as u32;
+        out[..4].copy_from_slice(&size.to_le_bytes());
+        out
+    }
+
+    fn module(start: u32, end: u32, line: &[u8]) -> (u32, Vec<u8>) {
+        let mut body = Vec::from(start.to_le_bytes());
+        body.extend(end.to_le_bytes());
+        body.extend(line);
+        body.push(0);
+        (TAG_MODULE, body)
+    }
+
+    #[test]
+    fn reads_what_grub_writes() {
+        let mut map = Vec::from(24u32.to_le_bytes());
+        map.extend(0u32.to_le_bytes());
+        for (start, len, kind) in [(0u64, 0x9fc00u64, 1u32), (0x10_0000, 1 << 30, 1)] {
+            map.extend(start.to_le_bytes());
+            map.extend(len.to_le_bytes());
+            map.extend(kind.to_le_bytes());
+            map.extend([0; 4]);
+        }
+        let raw = build(&[
+            (TAG_COMMAND_LINE, b"log=e9\0".to_vec()),
+            module(0x1000, 0x2000, b"console=ttyS0"),
+            module(0x3000, 0x3000, b"empty"),
+            (TAG_MEMORY_MAP, map),
+            module(0x4000, 0x5001, b"\xffx"),
+            (TAG_RSDP_V1, b"RSD PTR one".to_vec()),
+            (0, Vec::new()),
+        ]);
+        let info = Information::new(&raw).unwrap();
+        assert_eq!(info.command_line(), "log=e9");
+        let modules: Vec<_> = info.modules().collect();
+        assert_eq!(modules.len(), 2);
+        assert_eq!(modules[0].line, "console=ttyS0");
+        assert_eq!(
+            (modules[1].start, modules[1].end, modules[1].line),
+            (0x4000, 0x5001, "")
+        );
+        assert_eq!(info.memory_map().count(), 2);
+        assert_eq!(info.memory_map().nth(1), Some((0x10_0000, 1 << 30, 1)));
+        assert_eq!(info.rsdp(), Some(&b"RSD PTR one"[..]));
+    }
+
+    #[test]
+    fn damaged_information_ends_early_and_never_panics() {
+        assert!(Information::new(&[]).is_none());
+        assert!(Information::new(&100u32.to_le_bytes()).is_none());
+        let raw = build(&[module(1, 2, b"a"), module(3, 4, b"b")]);
+        for size in 0..raw.len() {
+            let mut cut = raw.clone();
+            cut[..4].copy_from_slice(&(size as u32).to_le_bytes());
+            if let Some(info) = Information::new(&cut) {
+                assert!(info.modules().count() <= 2);
+            }
+        }
+        let mut zero_size = raw;
+        zero_size[12..16].fill(0);
+        assert_eq!(Information::new(&zero_size).unwrap().modules().count(), 0);
+    }
+}

@@ -1,0 +1,172 @@
+//! Where the first host's kernel and ramdisk go.
+
+use core::ops::Range;
+
+/// A kernel is never loaded below this: below are old devices' memory and L0.
+const KERNEL_FLOOR: u64 = 16 << 20;
+/// Ramdisks go below this if they can: memory above it is the first to be given to a successor.
+const RAMDISK_PREFERRED_END: u64 = 1 << 30;
+/// Both go below this: the firmware's page tables map no more, and any kernel can read it.
+const LIMIT: u64 = 4 << 30;
+/// Alignment of a ramdisk.
+const PAGE: u64 = 4096;
+
+/// What has to be placed.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Bytes that the kernel needs from its load address.
+    pub kernel_room: u64,
+    /// Alignment of that address, a power of two.
+    pub kernel_align: u64,
+    /// Lowest such address that it takes.
+    pub kernel_lowest: u64,
+    /// Bytes of the ramdisk, 0 if there is none.
+    pub ramdisk: u64,
+}
+
+/// Where it goes. The ramdisk is moved first, then the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// Load address of the kernel.
+    pub kernel: u64,
+    /// Where the ramdisk goes, `None` if there is none.
+    pub ramdisk: Option<Range<u64>>,
+}
+
+/// There is no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoRoom {
+    /// For what.
+    pub what: &'static str,
+    /// Bytes that it needs.
+    pub bytes: u64,
+}
+
+/// Chooses the places: the kernel as low, the ramdisk as high as can be. `usable` are the host's ranges of RAM;
+/// `kernel_file` is where the boot loader left the kernel, which must survive moving the ramdisk. Ranges may overlap
+/// their sources otherwise: L0 moves, it does not copy.
+///
+/// # Errors
+/// [`NoRoom`].
+pub fn choose<I>(usable: I, kernel_file: &Range<u64>, wanted: &Wanted) -> Result<Places, NoRoom>
+where
+    I: Iterator<Item = Range<u64>> + Clone,
+{
+    let lowest = wanted.kernel_lowest.max(KERNEL_FLOOR);
+    let kernel = usable
+        .clone()
+        .filter_map(|range| {
+            let start = align_up(range.start.max(lowest), wanted.kernel_align)?;
+            let end = start.checked_add(wanted.kernel_room)?;
+            (end <= range.end.min(LIMIT)).then_some(start)
+        })
+        .min()
+        .ok_or(NoRoom {
+            what: "the kernel",
+            bytes: wanted.kernel_room,
+        })?;
+    if wanted.ramdisk == 0 {
+        return Ok(Places {
+            kernel,
+            ramdisk: None,
+        });
+    }
+    let taken = [kernel..kernel + wanted.kernel_room, kernel_file.clone()];
+    let ramdisk = [RAMDISK_PREFERRED_END, LIMIT]
+        .into_iter()
+        .find_map(|limit| {
+            usable
+                .clone()
+                .filter_map(|range| highest(&range, limit, wanted.ramdisk, &taken))
+                .max()
+        })
+        .ok_or(NoRoom {
+            what: "the ramdisk",
+            bytes: wanted.ramdisk,
+        })?;
+    Ok(Places {
+        kernel,
+        ramdisk: Some(ramdisk..ramdisk + wanted.ramdisk),
+    })
+}
+
+fn align_up(value: u64, align: u64) -> Option<u64> {
+    value.checked_next_multiple_of(align.max(1))
+}
+
+/// Highest page-aligned start of `len` bytes inside `range`, below `limit`, clear of `taken`.
+fn highest(range: &Range<u64>, limit: u64, len: u64, taken: &[Range<u64>]) -> Option<u64> {
+    let floor = range.start.max(KERNEL_FLOOR);
+    let mut start = range.end.min(limit).checked_sub(len)? & !(PAGE - 1);
+    // Each step goes below one of the few ranges in the way, so this ends.
+    while start >= floor {
+        let Some(hit) = taken
+            .iter()
+            .find(|t| start < t.end && t.start < start + len)
+        else {
+            return Some(start);
+        };
+        start = hit.start.checked_sub(len)? & !(PAGE - 1);
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn wanted() -> Wanted {
+        Wanted {
+            kernel_room: 60 * MIB,
+            kernel_align: 2 * MIB,
+            kernel_lowest: 16 * MIB,
+            ramdisk: 100 * MIB,
+        }
+    }
+
+    #[test]
+    fn kernel_low_ramdisk_high_but_below_one_gib() {
+        let usable = [0..MIB, 10 * MIB..1500 * MIB];
+        let p = choose(usable.into_iter(), &(20 * MIB..32 * MIB), &wanted()).unwrap();
+        assert_eq!(p.kernel, 16 * MIB);
+        assert_eq!(p.ramdisk, Some(924 * MIB..1024 * MIB));
+    }
+
+    #[test]
+    fn the_ramdisk_avoids_the_kernel_file_and_the_kernel() {
+        let usable = [10 * MIB..300 * MIB];
+        let file = 190 * MIB..202 * MIB;
+        let p = choose(usable.into_iter(), &file, &wanted()).unwrap();
+        assert_eq!(p.ramdisk, Some(90 * MIB..190 * MIB));
+        let usable = [10 * MIB..180 * MIB];
+        let p = choose(usable.into_iter(), &(100 * MIB..101 * MIB), &wanted());
+        assert_eq!(
+            p,
+            Err(NoRoom {
+                what: "the ramdisk",
+                bytes: 100 * MIB
+            })
+        );
+    }
+
+    #[test]
+    fn above_one_gib_only_if_there_is_no_room_below() {
+        let usable = [10 * MIB..100 * MIB, 2048 * MIB..2200 * MIB];
+        let p = choose(usable.into_iter(), &(0..0), &wanted()).unwrap();
+        assert_eq!(p.ramdisk, Some(2100 * MIB..2200 * MIB));
+    }
+
+    #[test]
+    fn a_kernel_takes_the_first_range_that_holds_it() {
+        let usable = [10 * MIB..70 * MIB, 99 * MIB..400 * MIB, 5 << 30..9 << 30];
+        let p = choose(usable.clone().into_iter(), &(0..0), &wanted()).unwrap();
+        assert_eq!(p.kernel, 100 * MIB);
+        let huge = Wanted {
+            kernel_room: 1 << 30,
+            ..wanted()
+        };
+        assert!(choose(usable.into_iter(), &(0..0), &huge).is_err());
+    }
+}

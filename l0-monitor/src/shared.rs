@@ -1,0 +1,443 @@
+//! The shared region: all that hosts see of L0.
+//!
+//! Hosts may write to any of it at any time, so L0 never makes references to its contents: it reads and writes single
+//! words, atomically, and trusts none of them for anything but reporting. The exceptions are mailboxes and the command
+//! they carry, which are checked in [`crate::park`].
+#![expect(
+    unsafe_code,
+    reason = "memory that hosts write too is reached through raw pointers"
+)]
+
+pub mod layout;
+
+use core::cell::UnsafeCell;
+use core::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
+
+use locum_abi::channel::CHANNEL_COUNT;
+use locum_abi::status::{EXIT_REASONS, NO_OWNER};
+use locum_abi::trace::{LOG_BYTES, TRACE_RECORDS};
+use locum_abi::{ChannelRing, CpuMode, Header, HostState, StopReason, TraceKind};
+
+use crate::cpu::{self, CpuIndex, Slot};
+use layout::{Region, Shared, SlotArea};
+
+// SAFETY: every access goes through raw pointers, by atomic or volatile words, or happens at boot on one CPU.
+unsafe impl Sync for Shared {}
+
+/// At 0x800000 in L0's image: see the linker script.
+// SAFETY: the section is zero-initialised memory like .bss, only its place differs.
+#[unsafe(link_section = ".bss..shared")]
+static REGION: Shared = Shared(UnsafeCell::new(layout::Filled {
+    bytes: [0; layout::SIZE as usize],
+}));
+
+fn region() -> *mut Region {
+    REGION.0.get().cast()
+}
+
+/// Pointer to a field of the region.
+macro_rules! field {
+    ($($path:tt)+) => {{
+        // SAFETY: only an address inside the static is computed.
+        unsafe { &raw mut (*region()).$($path)+ }
+    }};
+}
+
+fn word32(pointer: *mut u32) -> &'static AtomicU32 {
+    // SAFETY: every caller passes an aligned word inside the static region; words there are only accessed atomically.
+    unsafe { AtomicU32::from_ptr(pointer) }
+}
+
+fn word64(pointer: *mut u64) -> &'static AtomicU64 {
+    // SAFETY: as for `word32`.
+    unsafe { AtomicU64::from_ptr(pointer) }
+}
+
+/// Adds one to a counter with a single writer.
+fn count(pointer: *mut u64) {
+    let word = word64(pointer);
+    word.store(word.load(Relaxed).wrapping_add(1), Relaxed);
+}
+
+/// The header as L0 wrote it at boot. A copy: hosts are told not to write there, but could.
+pub fn header() -> Header {
+    let header = field!(header.0);
+    // SAFETY: the header is plain data inside the static; any bytes are a value of it.
+    unsafe { header.read_volatile() }
+}
+
+/// Publishes the header. Called once at boot.
+pub fn set_header(header: Header) {
+    let place = field!(header.0);
+    // SAFETY: inside the static, and only the boot CPU runs.
+    unsafe { place.write_volatile(header) };
+}
+
+/// Physical address of the header.
+pub fn header_address() -> u64 {
+    field!(header) as u64
+}
+
+/// Physical addresses of the parts that the header and the page tables name.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// Status.
+    pub status: u64,
+    /// Trace ring.
+    pub trace: u64,
+    /// Log ring.
+    pub log: u64,
+    /// Copy of the machine's RSDP.
+    pub machine_rsdp: u64,
+    /// First channel ring.
+    pub channels: u64,
+}
+
+/// Where the parts are.
+pub fn addresses() -> Addresses {
+    Addresses {
+        status: field!(status) as u64,
+        trace: field!(trace) as u64,
+        log: field!(log) as u64,
+        machine_rsdp: field!(machine_rsdp) as u64,
+        channels: field!(channels) as u64,
+    }
+}
+
+/// A slot's area; reached by raw pointer only.
+pub fn slot_area(slot: Slot) -> *mut SlotArea {
+    field!(slots).cast::<SlotArea>().wrapping_add(slot.get())
+}
+
+/// Physical address of the page that the host of `slot` sees at address 0 while nested.
+pub fn page_zero(slot: Slot) -> u64 {
+    // SAFETY: only an address is computed.
+    unsafe { &raw mut (*slot_area(slot)).page_zero as u64 }
+}
+
+/// Slice below 1 MiB of the host in `slot`: first byte and bytes.
+pub const fn low_slice(slot: Slot) -> (u64, u64) {
+    (layout::LOW_SLICES[slot.get()], layout::LOW_SLICE_SIZE)
+}
+
+/// The status.
+pub const fn status() -> StatusView {
+    StatusView(())
+}
+
+/// Access to the status, word by word.
+#[derive(Clone, Copy, Debug)]
+pub struct StatusView(());
+
+impl StatusView {
+    /// Generation of the reigning host.
+    pub fn generation(self) -> u32 {
+        word32(field!(status.0.generation)).load(Relaxed)
+    }
+
+    /// Sets the generation of the reigning host.
+    pub fn set_generation(self, generation: u32) {
+        word32(field!(status.0.generation)).store(generation, Release);
+    }
+
+    /// Sets the number of CPUs.
+    pub fn set_cpu_count(self, count: u32) {
+        word32(field!(status.0.cpu_count)).store(count, Relaxed);
+    }
+
+    /// Counts a refused request.
+    pub fn count_refusal(self) {
+        word64(field!(status.0.refusals)).fetch_add(1, Relaxed);
+    }
+
+    /// The host of a slot.
+    pub const fn host(self, slot: Slot) -> HostView {
+        HostView(slot)
+    }
+
+    /// A CPU.
+    pub const fn cpu(self, cpu: CpuIndex) -> CpuView {
+        CpuView(cpu)
+    }
+}
+
+/// Access to [`locum_abi::HostStatus`].
+#[derive(Clone, Copy, Debug)]
+pub struct HostView(Slot);
+
+impl HostView {
+    fn pointer(self) -> *mut locum_abi::HostStatus {
+        field!(status.0.hosts)
+            .cast::<locum_abi::HostStatus>()
+            .wrapping_add(self.0.get())
+    }
+
+    /// State; a word that is none counts as absent.
+    pub fn state(self) -> HostState {
+        // SAFETY: only an address is computed.
+        let word = unsafe { &raw mut (*self.pointer()).state };
+        HostState::from_raw(word32(word).load(Acquire)).unwrap_or(HostState::Absent)
+    }
+
+    /// Sets the state. Whoever sees it also sees what was written before.
+    pub fn set_state(self, state: HostState) {
+        // SAFETY: only an address is computed.
+        word32(unsafe { &raw mut (*self.pointer()).state }).store(state as u32, Release);
+    }
+
+    /// Sets why the host is dead and on which CPU (APIC id) it died; [`Self::set_state`] comes after it.
+    pub fn set_reason(self, reason: StopReason, detail: [u64; 3], apic_id: u32) {
+        let host = self.pointer();
+        // SAFETY: only addresses are computed.
+        unsafe {
+            word32(&raw mut (*host).reason).store(reason as u32, Relaxed);
+            for (i, value) in detail.into_iter().enumerate() {
+                word64((&raw mut (*host).detail).cast::<u64>().wrapping_add(i))
+                    .store(value, Relaxed);
+            }
+            word32(&raw mut (*host).cpu).store(apic_id, Relaxed);
+        }
+    }
+
+    /// Sets the host's generation.
+    pub fn set_generation(self, generation: u32) {
+        // SAFETY: only an address is computed.
+        word32(unsafe { &raw mut (*self.pointer()).generation }).store(generation, Relaxed);
+    }
+}
+
+/// Access to [`locum_abi::CpuStatus`]. Counters are written by that CPU only.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuView(CpuIndex);
+
+/// Counters of a CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// Native to nested.
+    Enters,
+    /// Nested to native.
+    Leaves,
+    /// VM exits.
+    Exits,
+    /// Exits of guests.
+    GuestExits,
+    /// NMIs passed on.
+    Nmis,
+}
+
+impl CpuView {
+    fn pointer(self) -> *mut locum_abi::CpuStatus {
+        field!(status.0.cpus)
+            .cast::<locum_abi::CpuStatus>()
+            .wrapping_add(self.0.get())
+    }
+
+    /// Mode; a word that is none counts as absent.
+    pub fn mode(self) -> CpuMode {
+        // SAFETY: only an address is computed.
+        let word = unsafe { &raw mut (*self.pointer()).mode };
+        CpuMode::from_raw(word32(word).load(Acquire)).unwrap_or(CpuMode::Absent)
+    }
+
+    /// Sets the mode.
+    pub fn set_mode(self, mode: CpuMode) {
+        // SAFETY: only an address is computed.
+        word32(unsafe { &raw mut (*self.pointer()).mode }).store(mode as u32, Release);
+    }
+
+    /// Sets the owner, for hosts to see.
+    pub fn set_owner(self, owner: Option<Slot>) {
+        let raw = owner.map_or(NO_OWNER, |slot| slot.get() as u32);
+        // SAFETY: only an address is computed.
+        word32(unsafe { &raw mut (*self.pointer()).owner }).store(raw, Release);
+    }
+
+    /// Sets the APIC id.
+    pub fn set_apic_id(self, apic_id: u32) {
+        // SAFETY: only an address is computed.
+        word32(unsafe { &raw mut (*self.pointer()).apic_id }).store(apic_id, Relaxed);
+    }
+
+    /// Adds one to a counter.
+    pub fn count(self, counter: Counter) {
+        let cpu = self.pointer();
+        // SAFETY: only an address is computed.
+        count(unsafe {
+            match counter {
+                Counter::Enters => &raw mut (*cpu).enters,
+                Counter::Leaves => &raw mut (*cpu).leaves,
+                Counter::Exits => &raw mut (*cpu).exits,
+                Counter::GuestExits => &raw mut (*cpu).guest_exits,
+                Counter::Nmis => &raw mut (*cpu).nmis,
+            }
+        });
+    }
+
+    /// Counts an exit of the host by its basic reason.
+    pub fn count_reason(self, basic_reason: u16) {
+        let index = usize::from(basic_reason).min(EXIT_REASONS - 1);
+        // SAFETY: only an address inside the array is computed.
+        count(unsafe {
+            (&raw mut (*self.pointer()).exits_by_reason)
+                .cast::<u64>()
+                .add(index)
+        });
+    }
+}
+
+/// Appends a record to the trace ring.
+pub fn trace(kind: TraceKind, a: u32, b: u64, c: u64) {
+    let number = word64(field!(trace.0.written)).fetch_add(1, AcqRel);
+    let index = (number % TRACE_RECORDS as u64) as usize;
+    let record = field!(trace.0.records)
+        .cast::<locum_abi::TraceRecord>()
+        .wrapping_add(index);
+    let (tsc, cpu) = stamp();
+    // SAFETY: the record is inside the ring; L0 is the only writer, and two of its CPUs meet in one record only when
+    // one of them is overtaken by a whole ring, which garbles that record and nothing else.
+    unsafe {
+        record.write_volatile(locum_abi::TraceRecord {
+            tsc,
+            kind: kind as u16,
+            cpu,
+            a,
+            b,
+            c,
+        });
+    }
+}
+
+#[cfg(target_os = "none")]
+fn stamp() -> (u64, u16) {
+    (
+        crate::arch::registers::tsc(),
+        crate::arch::cpuid::apic_id() as u16,
+    )
+}
+
+#[cfg(not(target_os = "none"))]
+fn stamp() -> (u64, u16) {
+    (0, 0)
+}
+
+/// Appends bytes to the log ring. The logger's lock makes sure that there is one writer at a time.
+pub fn log_bytes(bytes: &[u8]) {
+    let written = word64(field!(log.0.written));
+    let mut at = written.load(Relaxed);
+    let text = field!(log.0.text).cast::<u8>();
+    for &byte in bytes {
+        // SAFETY: the index is inside the text.
+        unsafe {
+            text.add((at % LOG_BYTES as u64) as usize)
+                .write_volatile(byte)
+        };
+        at = at.wrapping_add(1);
+    }
+    written.store(at, Release);
+}
+
+/// Empties all channel rings, in both directions.
+pub fn clear_channels() {
+    let rings = field!(channels).cast::<ChannelRing>();
+    for i in 0..2 * CHANNEL_COUNT {
+        let ring = rings.wrapping_add(i);
+        // SAFETY: only addresses inside the ring are computed.
+        unsafe {
+            for word in [
+                &raw mut (*ring).head,
+                &raw mut (*ring).flags,
+                &raw mut (*ring).tail,
+                &raw mut (*ring).closed,
+            ] {
+                word32(word).store(0, Release);
+            }
+        }
+    }
+}
+
+/// What a mailbox says, in one read of its first 16 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MailboxWords {
+    /// Command, reserved, APIC id: the first eight bytes.
+    pub head: u64,
+    /// Wakeup vector.
+    pub vector: u64,
+}
+
+/// Reads a mailbox: the command first, so that the rest is what the host wrote before it.
+pub fn mailbox(slot: Slot) -> MailboxWords {
+    let mailbox = slot_area(slot).cast::<u64>();
+    let head = word64(mailbox).load(Acquire);
+    MailboxWords {
+        head,
+        vector: word64(mailbox.wrapping_add(1)).load(Relaxed),
+    }
+}
+
+/// Clears the command if the mailbox still says `head`; another command is not touched.
+pub fn clear_mailbox(slot: Slot, head: u64) -> bool {
+    word64(slot_area(slot).cast::<u64>())
+        .compare_exchange(head, head & !0xffff, AcqRel, Relaxed)
+        .is_ok()
+}
+
+/// Wakes whoever monitors the mailbox's line, without changing the mailbox.
+pub fn touch_mailbox(slot: Slot) {
+    let head = word64(slot_area(slot).cast::<u64>());
+    head.fetch_or(0, AcqRel);
+}
+
+/// Marks where each CPU is at boot: absent, with its owner.
+pub fn init_cpus(owner: Slot) {
+    let status = status();
+    status.set_cpu_count(cpu::count() as u32);
+    for index in cpu::all() {
+        status.cpu(index).set_apic_id(cpu::apic_id(index));
+        status.cpu(index).set_owner(Some(owner));
+    }
+}
+
+/// Writes the constants of the rings.
+pub fn init_rings() {
+    word64(field!(trace.0.capacity)).store(TRACE_RECORDS as u64, Relaxed);
+    word64(field!(log.0.capacity)).store(LOG_BYTES as u64, Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mailbox_is_cleared_only_if_it_did_not_change() {
+        let head = 1 | 3 << 32;
+        word64(slot_area(Slot::ODD).cast()).store(head, Release);
+        assert!(!clear_mailbox(Slot::ODD, 1 | 2 << 32));
+        assert_eq!(mailbox(Slot::ODD).head, head);
+        assert!(clear_mailbox(Slot::ODD, head));
+        assert_eq!(mailbox(Slot::ODD).head, 3 << 32);
+    }
+
+    #[test]
+    fn the_trace_ring_wraps() {
+        let before = word64(field!(trace.0.written)).load(Relaxed);
+        for n in 0..TRACE_RECORDS as u64 + 1 {
+            trace(TraceKind::Boot, n as u32, 0, 0);
+        }
+        assert_eq!(
+            word64(field!(trace.0.written)).load(Relaxed),
+            before + TRACE_RECORDS as u64 + 1
+        );
+    }
+
+    #[test]
+    fn exit_reasons_beyond_the_table_share_its_last_counter() {
+        let cpu = CpuIndex::new(63).unwrap();
+        status().cpu(cpu).count_reason(u16::MAX);
+        status().cpu(cpu).count_reason(79);
+        let last = field!(status.0.cpus[63].exits_by_reason[79]);
+        assert_eq!(word64(last).load(Relaxed), 2);
+    }
+}

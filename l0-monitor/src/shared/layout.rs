@@ -1,0 +1,100 @@
+//! The shared region as one structure: offsets follow from it, so nothing can overlap.
+
+use core::cell::UnsafeCell;
+
+use locum_abi::channel::CHANNEL_COUNT;
+use locum_abi::header::SLOTS;
+use locum_abi::{ChannelRing, Header, LogRing, Mailbox, Status, TraceRing};
+
+use crate::arch::paging::{LOW_GIB, Table};
+
+/// Physical address of the region: one 2 MiB page, since Linux maps the reset vector for its last jump with a page of
+/// that size.
+pub const BASE: u64 = 0x80_0000;
+/// Bytes of the region.
+pub const SIZE: u64 = 0x20_0000;
+/// Physical address of L0's private memory.
+pub const PRIVATE_BASE: u64 = 0x10_0000;
+/// Bytes of L0's private memory.
+pub const PRIVATE_SIZE: u64 = BASE - PRIVATE_BASE;
+/// First bytes of the slices below 1 MiB that hold the trampolines of the two slots' kernels.
+pub const LOW_SLICES: [u64; SLOTS] = [0x1_0000, 0x5_0000];
+/// Bytes of each slice.
+pub const LOW_SLICE_SIZE: u64 = 0x4_0000;
+/// End of the memory below 1 MiB that hosts are given; up to the EBDA nothing is used, so that no kernel puts its
+/// trampoline there.
+pub const LOW_END: u64 = LOW_SLICES[1] + LOW_SLICE_SIZE;
+/// Page-table pages per slot with which a module maps its stub.
+pub const STUB_PT_PAGES: usize = 16;
+/// Bytes per slot for a host's firmware tables.
+pub const TABLES_SIZE: usize = 64 * 1024;
+/// Page tables of the firmware's identity map: a PML4, a PDPT, a page directory per GiB.
+pub const FIRMWARE_TABLES: usize = 2 + LOW_GIB;
+/// Bytes at the end of [`Region::machine_rsdp`]'s page that stay unused.
+pub const RSDP_MAX: usize = 36;
+
+/// A page of bytes.
+#[repr(C, align(4096))]
+pub struct Page(pub [u8; 4096]);
+
+/// A page-aligned value: the next one starts on a page of its own.
+#[repr(C, align(4096))]
+pub struct Paged<T>(pub T);
+
+/// What one slot's host has.
+#[repr(C, align(4096))]
+pub struct SlotArea {
+    /// Wakeup mailbox.
+    pub mailbox: Mailbox,
+    /// Reset vector: code and data of [`crate::boot::reset`].
+    pub reset_vector: Page,
+    /// GDT with which a CPU is handed to a native host.
+    pub gdt: Page,
+    /// What the host sees at address 0 while nested.
+    pub page_zero: Page,
+    /// Identity map of the low 4 GiB on which a CPU is handed to a host.
+    pub firmware_tables: [Paged<Table>; FIRMWARE_TABLES],
+    /// Page directory for the module's stub.
+    pub stub_pd: Paged<Table>,
+    /// Page tables for the module's stub.
+    pub stub_pt: [Paged<Table>; STUB_PT_PAGES],
+    /// Zero page, command line and ACPI tables.
+    pub tables: Paged<[u8; TABLES_SIZE]>,
+}
+
+/// All of the region. Everything in it begins on a page of its own.
+#[repr(C, align(4096))]
+pub struct Region {
+    /// Where everything is.
+    pub header: Paged<Header>,
+    /// Modes, owners, counters.
+    pub status: Paged<Status>,
+    /// Trace ring.
+    pub trace: Paged<TraceRing>,
+    /// Log ring.
+    pub log: Paged<LogRing>,
+    /// Copy of the machine's RSDP.
+    pub machine_rsdp: Page,
+    /// Per slot.
+    pub slots: [SlotArea; SLOTS],
+    /// Byte rings between the hosts.
+    pub channels: [[ChannelRing; 2]; CHANNEL_COUNT],
+}
+
+/// The region, filled up: in the image it takes the memory that it is said to take.
+#[repr(C, align(4096))]
+pub union Filled {
+    /// What is in it.
+    pub region: core::mem::ManuallyDrop<Region>,
+    /// What it takes.
+    pub bytes: [u8; SIZE as usize],
+}
+
+const _: () = assert!(size_of::<Filled>() as u64 == SIZE);
+const _: () = assert!(core::mem::offset_of!(Region, header) == 0);
+const _: () = assert!(size_of::<Paged<Table>>() == 4096);
+
+/// The region as a static: zero at boot, written by L0 and by hosts at any time, so only ever reached through
+/// pointers.
+#[repr(transparent)]
+pub struct Shared(pub UnsafeCell<Filled>);
