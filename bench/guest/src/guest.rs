@@ -11,6 +11,8 @@ mod pace;
 mod registers;
 mod setup;
 
+pub use disk::BLOCKS as DISK_BLOCKS;
+
 use crate::beat::{BeatPage, Fault, FirstFault, Identity, Sample, Tally};
 use crate::clock::{self, Floor, Look, nanoseconds};
 use crate::map::Shared;
@@ -69,8 +71,12 @@ impl Guest<'_> {
 /// The guest cannot be set up: the message names what is missing.
 pub fn run_as_init() -> Result<()> {
     setup::mounts()?;
-    let modules = setup::load_modules()?;
     let params = setup::params()?;
+    let modules = if params.modules {
+        setup::load_modules()?
+    } else {
+        0
+    };
     let memory = Shared::locked(crate::beat::PAGE_BYTES)?;
     let [words] = memory.pages() else {
         bail!("one page was asked for")
@@ -143,9 +149,9 @@ fn report(guest: &Guest<'_>) -> Result<()> {
         }));
         if *report_ms > 0 {
             let faults = page.faults();
-            let seconds = nanoseconds(ClockId::Monotonic) / 1_000_000;
+            let ms = nanoseconds(ClockId::Monotonic) / 1_000_000;
             println!(
-                "lab {name}: beat {} passes {} faults {faults} at {seconds} ms",
+                "lab {name}: beat {} passes {} faults {faults} at {ms} ms",
                 page.beats(),
                 page.tally(Tally::Passes)
             );

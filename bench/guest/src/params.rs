@@ -14,6 +14,8 @@ pub struct Params {
     pub duty: u64,
     /// `lab.io_ms`: guest time between two requests to disk and network, in ms.
     pub io_ms: u64,
+    /// `lab.modules`: whether to load the modules of the initramfs; 0 saves a guest without devices the time.
+    pub modules: bool,
     /// `lab.reboot_after`: reboot after that many beats; 0 for never. For tests of a guest's death.
     pub reboot_after: u64,
 }
@@ -26,6 +28,7 @@ impl Default for Params {
             report_ms: 1000,
             duty: 100,
             io_ms: 20,
+            modules: true,
             reboot_after: 0,
         }
     }
@@ -56,6 +59,7 @@ impl Params {
                 "report_ms" => params.report_ms = number()?,
                 "duty" => params.duty = number()?.clamp(1, 100),
                 "io_ms" => params.io_ms = number()?,
+                "modules" => params.modules = number()? != 0,
                 "reboot_after" => params.reboot_after = number()?,
                 _ => {
                     return Err(format!(

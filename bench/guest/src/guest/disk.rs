@@ -8,8 +8,8 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 const BLOCK: usize = 4096;
-/// Blocks in use: a handful of passes within a test, so that old writes are read again after a handover.
-const BLOCKS: u64 = 64;
+/// Blocks in use: few, so that soon after a handover all that was written before it has been read again.
+pub const BLOCKS: u64 = 32;
 /// Distinguishes blocks from pages of the buffer.
 const DISK: u64 = 0x6469_736b;
 

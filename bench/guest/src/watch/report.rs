@@ -1,6 +1,7 @@
 //! What a host reads from one beat page, as JSON.
 
 use crate::beat::{self, Tally};
+use crate::guest::DISK_BLOCKS;
 use crate::scan::Found;
 use crate::tsc;
 use serde::{Deserialize, Serialize};
@@ -103,40 +104,49 @@ const MUST_ADVANCE: [Tally; 5] = [
     Tally::NetEchoes,
 ];
 
+/// How much of it: all of the buffer and of the disk's blocks, so that whatever was written before the event is read after it.
+fn enough(kind: Tally, guest: &Report) -> u64 {
+    match kind {
+        Tally::PagesVerified => guest.buffer_bytes / beat::PAGE_BYTES as u64,
+        Tally::DiskBlocks => DISK_BLOCKS,
+        _ => 1,
+    }
+}
+
 /// What speaks against it that the guest of report `before` survived, given two later reports of that name: empty when all
 /// is well. Work must have advanced from `start` to `now`, that is, after the event.
 #[must_use]
 pub fn survived(before: &Report, start: &Report, now: &Report) -> Vec<String> {
     let mut complaints = Vec::new();
     if now.boot_id != before.boot_id {
-        complaints.push(format!(
-            "it booted anew (boot id {:#x}, was {:#x})",
-            now.boot_id, before.boot_id
-        ));
+        let (new, old) = (now.boot_id, before.boot_id);
+        complaints.push(format!("it booted anew (boot id {new:#x}, was {old:#x})"));
         return complaints;
     }
     if now.faults > 0 {
+        let (faults, kinds) = (now.faults, &now.fault_kinds);
         complaints.push(format!(
-            "{} faults {:?}, the first {:?}",
-            now.faults, now.fault_kinds, now.first_fault
+            "{faults} faults {kinds:?}, first {:?}",
+            now.first_fault
         ));
     }
     if start.beats < before.beats {
+        let (late, early) = (start.beats, before.beats);
         complaints.push(format!(
-            "its memory is an older one: beat {} after {}",
-            start.beats, before.beats
+            "its memory is an older one: beat {late} after {early}"
         ));
     }
     if now.beats <= start.beats {
         complaints.push(format!("it stands still at beat {}", now.beats));
     }
-    let tally = |report: &Report, tally: Tally| report.work.get(tally.name()).copied().unwrap_or(0);
+    let tally = |report: &Report, kind: Tally| report.work.get(kind.name()).copied().unwrap_or(0);
     for kind in MUST_ADVANCE {
-        if tally(before, kind) > 0 && tally(now, kind) <= tally(start, kind) {
+        let (from, to) = (tally(start, kind), tally(now, kind));
+        let enough = enough(kind, now).max(1);
+        if tally(before, kind) > 0 && to.saturating_sub(from) < enough {
             complaints.push(format!(
-                "{} stand still at {}",
-                kind.name(),
-                tally(now, kind)
+                "{} went from {from} to {to} only, of {enough} needed",
+                kind.name()
             ));
         }
     }
@@ -154,7 +164,7 @@ mod tests {
             gpa: 0x1000,
             boot_id: 5,
             started_ns: 0,
-            buffer_bytes: 0,
+            buffer_bytes: DISK_BLOCKS * beat::PAGE_BYTES as u64,
         }
     }
 
@@ -183,7 +193,7 @@ mod tests {
         [0, 1, 2].map(|_| {
             page.beat();
             for kind in MUST_ADVANCE {
-                page.add(kind, 1);
+                page.add(kind, DISK_BLOCKS);
             }
             Report::read(&Found { offset: 0, page })
         })
@@ -205,7 +215,7 @@ mod tests {
             (|start, now| now.beats = start.beats, "at beat"),
             (
                 |start, now| now.work.clone_from(&start.work),
-                "disk_blocks stand still",
+                "disk_blocks went from 64 to 64",
             ),
         ];
         for (change, word) in changes {
@@ -214,6 +224,19 @@ mod tests {
             let complaints = survived(&before, &start, &now).join("; ");
             assert!(complaints.contains(word), "{word}: {complaints}");
         }
+    }
+
+    #[test]
+    fn one_page_short_of_a_pass_is_not_enough() {
+        let [before, start, mut now] = reports();
+        if let Some(pages) = now.work.get_mut("pages_verified") {
+            *pages -= 1;
+        }
+        let complaints = survived(&before, &start, &now).join("; ");
+        assert!(
+            complaints.contains("pages_verified went from 64 to 95 only, of 32"),
+            "{complaints}"
+        );
     }
 
     #[test]

@@ -1,0 +1,49 @@
+#!/bin/sh
+# guest.sh NAME [QEMU OPTION...]: becomes the QEMU of a guest; with `-incoming defer` it waits for the guest instead.
+#
+# Source and target are started with the same command line. QMP is at $RUN/NAME.qmp, the console in $RUN/NAME.log.
+# The guests' places in the pool (bytes; each host has the same):
+#   g1    0 -128 MiB  microvm, 1 vCPU, no devices: the smallest pause
+#   g2  128 -320 MiB  q35, 2 vCPUs, virtio disk and net
+#       320 -336 MiB  the disk of g2
+set -eu
+name=$1
+shift
+: "${RUN:=/run}" "${POOL:=/dev/dax0.0}" "${ACCEL:=kvm}" "${CPU:=host}" "${GUEST:=/guest}" "${APPEND:=}"
+
+# Without TSC, timer and RTC calibration, and without what costs an emulator most.
+boot="console=ttyS0 quiet reboot=t panic=-1 mitigations=off nokaslr init_on_alloc=0 no_timer_check idle=halt"
+# RAM in the pool. QEMU is built without libdaxctl, so it must be told the alignment of device-DAX.
+ram() {
+    echo "memory-backend-file,id=ram,mem-path=$POOL,share=on,align=2M,size=$1,offset=$2"
+}
+
+case $name in
+g1)
+    set -- -M "${M:-microvm,pit=off,pic=off,rtc=off,isa-serial=on},suppress-vmdesc=on,memory-backend=ram" -m 128M -smp 1 \
+        -object "$(ram 128M 0)" \
+        -append "$boot lab.name=g1 lab.buffer_mib=32 lab.modules=0 $APPEND" "$@"
+    ;;
+g2)
+    # One process serves the disk and one the datagrams, for source and target alike if they are on one host.
+    [ -S "$RUN/g2.disk" ] || {
+        lab-guest disk --file "$POOL" --offset 0x14000000 --length 0x1000000 --socket "$RUN/g2.disk" >"$RUN/g2.disk.log" 2>&1 &
+        lab-guest echo >"$RUN/g2.echo.log" 2>&1 &
+        while [ ! -S "$RUN/g2.disk" ]; do sleep 0.1; done
+    }
+    set -- -M "${M:-q35,vmport=off,smbus=off,sata=off,usb=off},suppress-vmdesc=on,memory-backend=ram" -m 192M -smp 2 \
+        -object "$(ram 192M 128M)" \
+        -blockdev "driver=nbd,node-name=disk0,server.type=unix,server.path=$RUN/g2.disk" \
+        -device virtio-blk-pci,drive=disk0 \
+        -netdev user,id=net0 -device virtio-net-pci,netdev=net0,romfile= \
+        -append "$boot lab.name=g2 lab.buffer_mib=48 lab.duty=25 $APPEND" "$@"
+    ;;
+*)
+    echo "guest.sh: no guest $name; there are g1 and g2" >&2
+    exit 1
+    ;;
+esac
+exec qemu-system-x86_64 -accel "$ACCEL" -cpu "$CPU" -nodefaults -no-user-config -display none -no-reboot \
+    -kernel "${KERNEL:-$GUEST/vmlinuz}" -initrd "$GUEST/initrd" \
+    -chardev "file,id=console,path=$RUN/$name${TAG:-}.log" -serial chardev:console \
+    -qmp "unix:$RUN/$name${TAG:-}.qmp,server=on,wait=off" "$@"
