@@ -1,0 +1,162 @@
+//! One exit of the host being served: the helpers that every handler uses. VMCS01 is current.
+
+use locum_abi::TraceKind;
+
+use crate::nested::vcpu::{VCpu, gpr};
+use crate::nested::walk::{Fault, Paging};
+use crate::vmx::exit::{InstructionInfo, Interruption};
+use crate::vmx::field::{self, Field, Segment};
+use crate::vmx::{Hardware, VmxStatus};
+
+/// An exception for the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exception {
+    /// #UD.
+    InvalidOpcode,
+    /// #GP(0).
+    GeneralProtection,
+    /// #PF with error code at this linear address.
+    Page(u32, u64),
+}
+
+/// The CPU's state and its hardware while an exit is served.
+#[derive(Debug)]
+pub struct Context<'a, H: Hardware> {
+    /// State.
+    pub cpu: &'a mut VCpu,
+    /// Hardware.
+    pub hw: &'a mut H,
+}
+
+impl<H: Hardware> Context<'_, H> {
+    /// A field of the current VMCS. VMCS01 is current and has every field that L0 asks for, so a failure can only be a
+    /// bug of L0: it is traced, and 0 stands in.
+    pub fn read(&mut self, field: Field) -> u64 {
+        self.hw.vmread(field).unwrap_or_else(|status| {
+            self.hw
+                .trace(TraceKind::VmxFail, 23, status.apply(0), u64::from(field.0));
+            0
+        })
+    }
+
+    /// Writes a field of the current VMCS, under the same terms.
+    pub fn write(&mut self, field: Field, value: u64) {
+        let status = self.hw.vmwrite(field, value);
+        if !status.ok() {
+            self.hw
+                .trace(TraceKind::VmxFail, 25, status.apply(0), u64::from(field.0));
+        }
+    }
+
+    /// A general register of the host, RSP included. Numbers above 15 read as 0.
+    pub fn gpr(&mut self, number: u8) -> u64 {
+        let number = usize::from(number);
+        if number == gpr::RSP {
+            self.read(field::GUEST_RSP)
+        } else {
+            self.cpu.gprs.get(number).copied().unwrap_or(0)
+        }
+    }
+
+    /// Sets a general register of the host.
+    pub fn set_gpr(&mut self, number: u8, value: u64) {
+        let number = usize::from(number);
+        if number == gpr::RSP {
+            self.write(field::GUEST_RSP, value);
+        } else if let Some(slot) = self.cpu.gprs.get_mut(number) {
+            *slot = value;
+        }
+    }
+
+    /// Goes past the instruction that exited: RIP, interrupt shadow, and the single-step trap if RFLAGS.TF is set.
+    pub fn advance(&mut self) {
+        let length = self.read(field::INSTRUCTION_LENGTH);
+        self.advance_by(length);
+    }
+
+    /// The same for an instruction whose length the CPU does not report.
+    pub fn advance_by(&mut self, length: u64) {
+        let rip = self.read(field::GUEST_RIP).wrapping_add(length);
+        self.write(field::GUEST_RIP, rip);
+        let shadow = self.read(field::GUEST_INTERRUPTIBILITY);
+        if shadow & 3 != 0 {
+            self.write(field::GUEST_INTERRUPTIBILITY, shadow & !3);
+        }
+        if self.read(field::GUEST_RFLAGS) & 1 << 8 != 0 {
+            let pending = self.read(field::GUEST_PENDING_DEBUG);
+            self.write(field::GUEST_PENDING_DEBUG, pending | 1 << 14);
+        }
+    }
+
+    /// Ends a VMX instruction of the host with its outcome in RFLAGS.
+    pub fn finish(&mut self, status: VmxStatus) {
+        let rflags = self.read(field::GUEST_RFLAGS);
+        self.write(field::GUEST_RFLAGS, status.apply(rflags));
+        self.advance();
+    }
+
+    /// Raises an exception at the instruction that exited.
+    pub fn inject(&mut self, exception: Exception) {
+        let (vector, code) = match exception {
+            Exception::InvalidOpcode => (6, None),
+            Exception::GeneralProtection => (13, Some(0)),
+            Exception::Page(code, address) => {
+                self.hw.set_cr2(address);
+                (14, Some(code))
+            }
+        };
+        let rip = self.read(field::GUEST_RIP);
+        self.hw.trace(
+            TraceKind::Inject,
+            u32::from(vector) | code.unwrap_or(0) << 16,
+            rip,
+            0,
+        );
+        self.write(
+            field::ENTRY_INTERRUPTION,
+            u64::from(Interruption::exception(vector, code.is_some()).0),
+        );
+        self.write(field::ENTRY_ERROR_CODE, u64::from(code.unwrap_or(0)));
+    }
+
+    /// Current privilege level of the host: the DPL of SS.
+    pub fn cpl(&mut self) -> u8 {
+        (self.read(Segment::Ss.guest_rights()) >> 5 & 3) as u8
+    }
+
+    /// How the host translates addresses.
+    pub fn paging(&mut self) -> Paging {
+        Paging {
+            cr3: self.read(field::GUEST_CR3),
+            five_levels: self.read(field::GUEST_CR4) & 1 << 12 != 0,
+        }
+    }
+
+    /// Linear address of the memory operand of the VMX instruction that exited (SDM vol. 3C, 29.2.1 "displacement" in
+    /// the qualification, table 29-13 for the rest).
+    pub fn operand_address(&mut self, info: InstructionInfo) -> u64 {
+        let mut address = self.read(field::EXIT_QUALIFICATION);
+        if let Some(base) = info.base() {
+            address = address.wrapping_add(self.gpr(base));
+        }
+        if let Some(index) = info.index() {
+            address = address.wrapping_add(self.gpr(index) << info.scale());
+        }
+        if info.address_size() == 4 {
+            address &= 0xffff_ffff;
+        }
+        match info.segment() {
+            4 => address.wrapping_add(self.read(Segment::Fs.guest_base())),
+            5 => address.wrapping_add(self.read(Segment::Gs.guest_base())),
+            _ => address,
+        }
+    }
+
+    /// The exception that a failed operand access raises.
+    pub fn operand_exception(fault: Fault, linear: u64) -> Exception {
+        match fault {
+            Fault::Page(code) => Exception::Page(code, linear),
+            Fault::Outside | Fault::NonCanonical => Exception::GeneralProtection,
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! One VM exit, from what the CPU reports to what happens next.
+//!
+//! An exit of the guest is reflected to the host's KVM untouched; an exit of the host is served. Neither knows how it is
+//! carried out: the result is a [`Next`], and `run` applies it.
+
+use locum_abi::StopReason;
+
+use crate::nested::context::{Context, Exception};
+use crate::nested::decode::{self, What};
+use crate::nested::host_area::{self, Kept};
+use crate::nested::vcpu::gpr;
+use crate::nested::vmx_instructions::Outcome;
+use crate::vmx::Hardware;
+use crate::vmx::exit::{ExitReason, Interruption, IoAccess, Reason};
+use crate::vmx::field;
+
+/// What happens after an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Continue the host (VMCS01 is current).
+    Host,
+    /// Enter the guest (the host's VMCS is current); true for VMLAUNCH.
+    Guest(bool),
+    /// The host calls: RAX is in the registers.
+    Call,
+    /// INIT arrived.
+    Init,
+    /// The host can't go on.
+    Die(StopReason, [u64; 3]),
+}
+
+/// Decisions that depend on the partition.
+pub trait Policy<H: Hardware> {
+    /// A port access; see [`crate::partition::port`].
+    fn port(
+        &mut self,
+        hw: &mut H,
+        io: IoAccess,
+        value: u32,
+    ) -> crate::partition::io_filter::Verdict;
+    /// True if the page of `address` holds an IOAPIC that is filtered now.
+    fn is_device(&mut self, address: u64) -> bool;
+    /// An access to such a page.
+    fn device(&mut self, hw: &mut H, address: u64, write: Option<u32>) -> u32;
+    /// An EPT violation that is none: the host owns the page and may access it again.
+    fn allow(&mut self, address: u64, write: bool) -> bool;
+    /// True if the host's bug ends it (a successor); false if the access is merely refused.
+    fn is_on_trial(&self) -> bool;
+}
+
+impl<H: Hardware> Context<'_, H> {
+    /// Serves the exit that the current VMCS reports.
+    pub fn serve(&mut self, policy: &mut impl Policy<H>) -> (Next, Reason) {
+        let reason = ExitReason(self.read(field::EXIT_REASON) as u32);
+        let basic = reason.basic();
+        if self.cpu.in_guest {
+            if basic == Reason::INIT {
+                self.cpu.in_guest = false;
+                self.hw.vmptrld(self.cpu.vmcs01);
+                return (Next::Init, basic);
+            }
+            return (self.reflect(reason), basic);
+        }
+        if reason.entry_failure() {
+            let rip = self.read(field::GUEST_RIP);
+            let qualification = self.read(field::EXIT_QUALIFICATION);
+            return (
+                Next::Die(
+                    StopReason::EntryFailure,
+                    [rip, reason.0.into(), qualification],
+                ),
+                basic,
+            );
+        }
+        (self.serve_host(basic, policy), basic)
+    }
+
+    /// A guest's exit: the host finds itself at its own exit handler, with the state that hardware would have left.
+    fn reflect(&mut self, reason: ExitReason) -> Next {
+        self.cpu.in_guest = false;
+        let nmi = reason.basic() == Reason::EXCEPTION_NMI
+            && Interruption(self.read(field::EXIT_INTERRUPTION) as u32).is_nmi();
+        let kept = Kept::read(self.hw);
+        let current = self.cpu.belief.current.unwrap_or(0);
+        let area = self.cpu.adopted.find(current).map(|e| e.area);
+        self.hw.vmptrld(self.cpu.vmcs01);
+        let (Ok(kept), Some(area)) = (kept, area) else {
+            return Next::Die(StopReason::Unhandled, [0, reason.0.into(), current]);
+        };
+        let efer = self.read(field::GUEST_EFER);
+        let fixed = (self.cpu.caps.cr0_fixed, self.cpu.caps.cr4_fixed);
+        host_area::load(self.hw, &area, &kept, fixed, nmi, efer);
+        Next::Host
+    }
+
+    fn serve_host(&mut self, reason: Reason, policy: &mut impl Policy<H>) -> Next {
+        match reason {
+            Reason::VMREAD
+            | Reason::VMWRITE
+            | Reason::VMRESUME
+            | Reason::VMLAUNCH
+            | Reason::VMPTRLD
+            | Reason::VMCLEAR
+            | Reason::VMPTRST
+            | Reason::INVEPT
+            | Reason::INVVPID
+            | Reason::VMXON
+            | Reason::VMXOFF
+            | Reason::VMFUNC => match self.vmx_instruction(reason) {
+                Outcome::Host => {}
+                Outcome::Guest(launch) => return Next::Guest(launch),
+            },
+            Reason::CPUID => self.cpuid(),
+            Reason::RDMSR => self.rdmsr(),
+            Reason::WRMSR => self.wrmsr(),
+            Reason::XSETBV => self.xsetbv(),
+            Reason::INVD => self.invd(),
+            Reason::CR_ACCESS => self.control_register(),
+            Reason::IO => return self.io(policy),
+            Reason::EPT_VIOLATION => return self.ept_violation(policy),
+            Reason::INIT => return Next::Init,
+            Reason::VMCALL => {
+                if self.cpl() == 0 && locum_abi::Op::from_raw(self.rax()).is_some() {
+                    return Next::Call;
+                }
+                self.inject(Exception::InvalidOpcode);
+            }
+            Reason::GETSEC => self.inject(Exception::InvalidOpcode),
+            Reason::TRIPLE_FAULT => {
+                let rip = self.read(field::GUEST_RIP);
+                let rsp = self.read(field::GUEST_RSP);
+                let cr3 = self.read(field::GUEST_CR3);
+                return Next::Die(StopReason::TripleFault, [rip, rsp, cr3]);
+            }
+            other => {
+                let rip = self.read(field::GUEST_RIP);
+                let qualification = self.read(field::EXIT_QUALIFICATION);
+                return Next::Die(StopReason::Unhandled, [rip, other.0.into(), qualification]);
+            }
+        }
+        Next::Host
+    }
+
+    fn io(&mut self, policy: &mut impl Policy<H>) -> Next {
+        use crate::partition::io_filter::Verdict;
+        let io = IoAccess::new(self.read(field::EXIT_QUALIFICATION));
+        if io.string {
+            self.inject(Exception::GeneralProtection);
+            return Next::Host;
+        }
+        let rax = self.rax();
+        match policy.port(self.hw, io, rax as u32) {
+            Verdict::Value(value) => {
+                let merged = match io.size {
+                    1 => rax & !0xff | u64::from(value & 0xff),
+                    2 => rax & !0xffff | u64::from(value & 0xffff),
+                    _ => u64::from(value),
+                };
+                self.cpu.gprs[gpr::RAX] = merged;
+            }
+            Verdict::Done => {}
+            Verdict::Power => {
+                self.hw.trace(
+                    locum_abi::TraceKind::PowerFiltered,
+                    io.port.into(),
+                    rax & 0xffff_ffff,
+                    0,
+                );
+                if policy.is_on_trial() {
+                    let rip = self.read(field::GUEST_RIP);
+                    return Next::Die(
+                        StopReason::PoweredOff,
+                        [rip, io.port.into(), rax & 0xffff_ffff],
+                    );
+                }
+            }
+        }
+        self.advance();
+        Next::Host
+    }
+
+    fn ept_violation(&mut self, policy: &mut impl Policy<H>) -> Next {
+        let address = self.read(field::GUEST_PHYSICAL_ADDRESS);
+        let qualification = self.read(field::EXIT_QUALIFICATION);
+        let device = policy.is_device(address);
+        if !device && policy.allow(address, qualification & 2 != 0) {
+            return Next::Host;
+        }
+        let rip = self.read(field::GUEST_RIP);
+        if !device && policy.is_on_trial() {
+            return Next::Die(StopReason::WildAccess, [rip, address, qualification]);
+        }
+        if !device {
+            self.hw.trace(
+                locum_abi::TraceKind::MemDenied,
+                qualification as u32,
+                address,
+                rip,
+            );
+        }
+        match self.fetch_mov(rip) {
+            Some(mov) => {
+                let write = match mov.what {
+                    What::Load(_) => None,
+                    What::Store(register) => Some(self.gpr(register)),
+                    What::StoreImmediate(value) => Some(value),
+                };
+                let value = if device && mov.size == 4 {
+                    policy.device(self.hw, address, write.map(|v| v as u32))
+                } else {
+                    !0
+                };
+                if let What::Load(register) = mov.what {
+                    self.load_register(register, mov.size, value);
+                }
+                self.advance_by(u64::from(mov.length));
+            }
+            None => self.inject(Exception::GeneralProtection),
+        }
+        Next::Host
+    }
+
+    fn load_register(&mut self, register: u8, size: u8, value: u32) {
+        let old = self.gpr(register);
+        let merged = match size {
+            1 => old & !0xff | u64::from(value & 0xff),
+            2 => old & !0xffff | u64::from(value & 0xffff),
+            4 => u64::from(value),
+            _ => value as i32 as u64,
+        };
+        self.set_gpr(register, merged);
+    }
+
+    /// Fetches and decodes the instruction at `rip`; the CPU reports neither its bytes nor its length for an EPT
+    /// violation.
+    fn fetch_mov(&mut self, rip: u64) -> Option<decode::Mov> {
+        let paging = self.paging();
+        let mut bytes = [0_u8; 15];
+        let mut have = 0;
+        for (i, slot) in bytes.iter_mut().enumerate() {
+            let Ok(phys) = paging.translate(self.hw, rip.wrapping_add(i as u64), false) else {
+                break;
+            };
+            if !self.hw.may_touch(phys, 1) {
+                break;
+            }
+            *slot = self.hw.read_phys(phys, 1) as u8;
+            have += 1;
+        }
+        decode::mov(bytes.get(..have)?)
+    }
+
+    /// The host's entry into its guest failed with these RFLAGS.
+    pub fn entry_failed(&mut self, rflags: u64) -> Next {
+        if self.cpu.in_guest {
+            self.guest_entry_failed(rflags);
+            return Next::Host;
+        }
+        let error = self.read(field::INSTRUCTION_ERROR);
+        let rip = self.read(field::GUEST_RIP);
+        Next::Die(StopReason::EntryFailure, [rip, error, rflags])
+    }
+}

@@ -1,0 +1,233 @@
+//! The host-state area: what a VM exit loads (SDM vol. 3C, 26.5 and 29.5).
+//!
+//! L0 replaces the part of it that decides where an exit lands. The rest (TR, SYSENTER, PAT, EFER, PERF_GLOBAL_CTRL)
+//! stays the host's: the CPU then loads the host's values at the exit, which is what the host is to find. L0 itself
+//! uses neither a TSS nor SYSENTER.
+
+use crate::vmx::caps::exit;
+use crate::vmx::field::{self, Field, Segment};
+use crate::vmx::{Hardware, VmxStatus};
+
+/// Number of replaced fields.
+pub const FIELDS: usize = 15;
+
+/// Index of a replaced field in a [`HostArea`].
+pub mod at {
+    /// CR0.
+    pub const CR0: usize = 0;
+    /// CR3.
+    pub const CR3: usize = 1;
+    /// CR4.
+    pub const CR4: usize = 2;
+    /// RSP.
+    pub const RSP: usize = 3;
+    /// RIP.
+    pub const RIP: usize = 4;
+    /// Selectors ES, CS, SS, DS, FS, GS from here on.
+    pub const SELECTORS: usize = 5;
+    /// FS base.
+    pub const FS_BASE: usize = 11;
+    /// GS base.
+    pub const GS_BASE: usize = 12;
+    /// GDTR base.
+    pub const GDTR_BASE: usize = 13;
+    /// IDTR base.
+    pub const IDTR_BASE: usize = 14;
+}
+
+/// Encodings, in the order of [`HostArea`].
+pub const REPLACED: [Field; FIELDS] = [
+    field::HOST_CR0,
+    field::HOST_CR3,
+    field::HOST_CR4,
+    field::HOST_RSP,
+    field::HOST_RIP,
+    Field(0x0c00),
+    Field(0x0c02),
+    Field(0x0c04),
+    Field(0x0c06),
+    Field(0x0c08),
+    Field(0x0c0a),
+    field::HOST_FS_BASE,
+    field::HOST_GS_BASE,
+    field::HOST_GDTR_BASE,
+    field::HOST_IDTR_BASE,
+];
+
+/// Values of the replaced fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostArea(pub [u64; FIELDS]);
+
+impl HostArea {
+    /// All zero.
+    pub const ZERO: Self = Self([0; FIELDS]);
+
+    /// Index of `field`, `None` if L0 leaves it alone.
+    pub fn index(field: Field) -> Option<usize> {
+        REPLACED.iter().position(|f| *f == field)
+    }
+
+    /// Reads the area of the current VMCS.
+    ///
+    /// # Errors
+    /// That of the VMREAD that failed: there is no current VMCS.
+    pub fn read(hw: &mut impl Hardware) -> Result<Self, VmxStatus> {
+        let mut area = Self::ZERO;
+        for (value, field) in area.0.iter_mut().zip(REPLACED) {
+            *value = hw.vmread(field)?;
+        }
+        Ok(area)
+    }
+
+    /// Writes the area of the current VMCS.
+    pub fn write(&self, hw: &mut impl Hardware) {
+        for (value, field) in self.0.iter().zip(REPLACED) {
+            hw.vmwrite(field, *value);
+        }
+    }
+
+    /// Whether VM entry would accept these fields (SDM vol. 3C, 28.2.2 and 28.2.3); the CPU checks the others.
+    pub fn valid(&self, cr0_fixed: u64, cr4_fixed: u64, cr4_allowed: u64, phys_bits: u32) -> bool {
+        const PG_PE: u64 = 0x8000_0001;
+        let v = &self.0;
+        let canonical = |a: u64| ((a as i64) << 16 >> 16) as u64 == a;
+        let selectors = &v[at::SELECTORS..at::FS_BASE];
+        v[at::CR0] & (cr0_fixed | PG_PE) == cr0_fixed | PG_PE
+            && v[at::CR0] >> 32 == 0
+            && v[at::CR4] & cr4_fixed == cr4_fixed
+            && v[at::CR4] & !cr4_allowed == 0
+            && v[at::CR4] & 1 << 5 != 0
+            && v[at::CR3] >> phys_bits == 0
+            && selectors.iter().all(|s| s & 7 == 0)
+            && v[at::SELECTORS + Segment::Cs as usize] != 0
+            && [
+                at::RIP,
+                at::FS_BASE,
+                at::GS_BASE,
+                at::GDTR_BASE,
+                at::IDTR_BASE,
+            ]
+            .iter()
+            .all(|i| canonical(v[*i]))
+    }
+}
+
+/// What else an exit loads, read from the VMCS of the guest that exited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// VM-exit controls.
+    pub exit_controls: u32,
+    /// TR selector and base.
+    pub tr: [u64; 2],
+    /// SYSENTER_CS, ESP, EIP.
+    pub sysenter: [u64; 3],
+    /// IA32_EFER, if the exit controls load it.
+    pub efer: u64,
+}
+
+impl Kept {
+    /// Reads them from the current VMCS.
+    ///
+    /// # Errors
+    /// That of the VMREAD that failed.
+    pub fn read(hw: &mut impl Hardware) -> Result<Self, VmxStatus> {
+        let exit_controls = hw.vmread(field::EXIT_CONTROLS)? as u32;
+        Ok(Self {
+            exit_controls,
+            tr: [
+                hw.vmread(HOST_TR_SELECTOR)?,
+                hw.vmread(field::HOST_TR_BASE)?,
+            ],
+            sysenter: [
+                hw.vmread(field::HOST_SYSENTER_CS)?,
+                hw.vmread(field::HOST_SYSENTER_ESP)?,
+                hw.vmread(field::HOST_SYSENTER_EIP)?,
+            ],
+            efer: if exit_controls & exit::LOAD_EFER != 0 {
+                hw.vmread(field::HOST_EFER)?
+            } else {
+                0
+            },
+        })
+    }
+}
+
+/// Host TR selector.
+pub const HOST_TR_SELECTOR: Field = Field(0x0c0c);
+
+/// Access rights (SDM table 26-2) of an unusable segment.
+pub const UNUSABLE: u64 = 1 << 16;
+/// Of 64-bit code at CPL 0.
+pub const CODE_64: u64 = 0xa09b;
+/// Of flat writable data at DPL 0.
+pub const DATA: u64 = 0xc093;
+/// Of a busy 64-bit TSS.
+pub const BUSY_TSS: u64 = 0x8b;
+
+/// Puts into the current VMCS (VMCS01) the guest state that an exit to the host leaves on hardware: SDM vol. 3C, 29.5
+/// "Loading Host State", with the limits, RFLAGS, DR7 and DEBUGCTL that it prescribes.
+///
+/// `nmi` is true if the exit was caused by an NMI, after which NMIs are blocked (29.3.3). `efer_now` is the IA32_EFER
+/// that VMCS01 holds; only LMA and LME change where the exit controls do not load the MSR.
+pub fn load(
+    hw: &mut impl Hardware,
+    area: &HostArea,
+    kept: &Kept,
+    cr_fixed: (u64, u64),
+    nmi: bool,
+    efer_now: u64,
+) {
+    let v = &area.0;
+    hw.vmwrite(field::GUEST_CR0, v[at::CR0] | cr_fixed.0);
+    hw.vmwrite(field::CR0_SHADOW, v[at::CR0]);
+    hw.vmwrite(field::GUEST_CR3, v[at::CR3]);
+    hw.vmwrite(field::GUEST_CR4, v[at::CR4] | cr_fixed.1);
+    hw.vmwrite(field::CR4_SHADOW, v[at::CR4]);
+    hw.vmwrite(field::GUEST_RSP, v[at::RSP]);
+    hw.vmwrite(field::GUEST_RIP, v[at::RIP]);
+    hw.vmwrite(field::GUEST_RFLAGS, 2);
+    hw.vmwrite(field::GUEST_DR7, 0x400);
+    hw.vmwrite(field::GUEST_DEBUGCTL, 0);
+    for segment in Segment::ALL {
+        let (selector, base, limit, rights) = match segment {
+            Segment::Ldtr => (0, 0, 0, UNUSABLE),
+            Segment::Tr => (kept.tr[0], kept.tr[1], 0x67, BUSY_TSS),
+            Segment::Cs => (v[at::SELECTORS + 1], 0, 0xffff_ffff, CODE_64),
+            other => {
+                let selector = v[at::SELECTORS + other as usize];
+                let base = match other {
+                    Segment::Fs => v[at::FS_BASE],
+                    Segment::Gs => v[at::GS_BASE],
+                    _ => 0,
+                };
+                (
+                    selector,
+                    base,
+                    0xffff_ffff,
+                    if selector == 0 { UNUSABLE } else { DATA },
+                )
+            }
+        };
+        hw.vmwrite(segment.guest_selector(), selector);
+        hw.vmwrite(segment.guest_base(), base);
+        hw.vmwrite(segment.guest_limit(), limit);
+        hw.vmwrite(segment.guest_rights(), rights);
+    }
+    hw.vmwrite(field::GUEST_GDTR_BASE, v[at::GDTR_BASE]);
+    hw.vmwrite(field::GUEST_GDTR_LIMIT, 0xffff);
+    hw.vmwrite(field::GUEST_IDTR_BASE, v[at::IDTR_BASE]);
+    hw.vmwrite(field::GUEST_IDTR_LIMIT, 0xffff);
+    hw.vmwrite(field::GUEST_SYSENTER_CS, kept.sysenter[0]);
+    hw.vmwrite(field::GUEST_SYSENTER_ESP, kept.sysenter[1]);
+    hw.vmwrite(field::GUEST_SYSENTER_EIP, kept.sysenter[2]);
+    const LME_LMA: u64 = 0x500;
+    let efer = if kept.exit_controls & exit::LOAD_EFER != 0 {
+        kept.efer
+    } else {
+        efer_now | LME_LMA
+    };
+    hw.vmwrite(field::GUEST_EFER, efer);
+    hw.vmwrite(field::GUEST_INTERRUPTIBILITY, if nmi { 8 } else { 0 });
+    hw.vmwrite(field::GUEST_ACTIVITY, 0);
+    hw.vmwrite(field::GUEST_PENDING_DEBUG, 0);
+}

@@ -1,0 +1,70 @@
+//! The nested mode: L0 in VMX root under a KVM that goes on as if it still were.
+//!
+//! # How it works
+//! A host calls ([`transition`]), and L0 takes its state as the guest state of a VMCS of its own, VMCS01 ([`vmcs01`]),
+//! without leaving VMX operation: the host's VMCSs stay active and launched. The host goes on in VMX non-root. Its guests
+//! run on the very VMCSs that its KVM made; only the host-state area in them is L0's while they are
+//! [adopted](adopt).
+//!
+//! Every VM exit comes to [`run`], is turned into a decision by [`exits`], and carried out by `run`:
+//!
+//! ```text
+//!            exit of the guest                       exit of the host
+//! VMCS02 ----------------------> exits::reflect      VMCS01 ---> exits::serve_host
+//!                                    |                              |   cpuid, msr, cr, vmx_instructions, io, ept
+//!    VMCS01 := state that hardware   |                              |
+//!    would have loaded at the exit   v                              v
+//!                                 Next::Host                    Next::{Host, Guest, Call, Die, Init}
+//! ```
+//!
+//! # What is where
+//! | module | what |
+//! | --- | --- |
+//! | [`exits`] | what an exit comes to |
+//! | [`context`] | registers and fields of the host that is served |
+//! | [`vmx_instructions`] | the host's VMX instructions |
+//! | [`host_area`], [`adopt`] | host-state area: loading it, replacing it |
+//! | [`control_registers`], [`simple`] | CR0, CR4; CPUID, MSRs, XCR0 |
+//! | [`walk`], [`decode`] | reading the host's memory operands and MOVs |
+//! | [`transition`] | native to nested and back |
+//! | [`hypercall`] | what a host may ask for |
+//! | [`run`] | assembly, and everything that acts |
+//!
+//! Everything but `run`, `transition` and `hypercall` is generic over [`crate::vmx::Hardware`] and is tested against a
+//! model of it.
+
+pub mod adopt;
+pub mod context;
+pub mod control_registers;
+pub mod decode;
+pub mod exits;
+pub mod host_area;
+pub mod hypercall;
+#[cfg(test)]
+mod model;
+pub mod regions;
+pub mod run;
+pub mod simple;
+#[cfg(test)]
+mod tests;
+pub mod transition;
+pub mod vcpu;
+pub mod vmcs01;
+pub mod vmx_instructions;
+pub mod walk;
+
+pub use transition::{native_call, start};
+pub use vmcs01::HOST_VPID;
+
+use crate::cpu::Slot;
+
+/// Where a CPU of a nested host begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// Entry point, in 64-bit mode on an identity map.
+    pub rip: u64,
+    /// RSI there (the zero page of a boot CPU, else 0).
+    pub rsi: u64,
+    /// Host that the CPU belongs to.
+    pub slot: Slot,
+}

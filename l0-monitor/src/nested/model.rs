@@ -1,0 +1,219 @@
+//! A model of VMX for tests: VMCSs with memory and a current pointer, the errors that matter, physical memory in words.
+
+use std::collections::{BTreeMap, HashMap};
+use std::vec::Vec;
+
+use locum_abi::TraceKind;
+
+use crate::vmx::field::{self, Field};
+use crate::vmx::hardware::Invalidate;
+use crate::vmx::{Hardware, VmxStatus};
+
+/// VMCS revision identifier of the model.
+pub const REVISION: u32 = 0x10;
+
+/// The machine.
+#[derive(Debug, Default)]
+pub struct Model {
+    /// VMCS data by address.
+    pub vmcs: HashMap<u64, BTreeMap<u32, u64>>,
+    /// Addresses that are launched.
+    pub launched: Vec<u64>,
+    /// Current VMCS.
+    pub current: Option<u64>,
+    /// VMXON region, if in VMX operation.
+    pub vmxon: Option<u64>,
+    /// Physical memory.
+    pub memory: BTreeMap<u64, u8>,
+    /// MSRs that exist.
+    pub msrs: HashMap<u32, u64>,
+    /// First address that the host may not touch.
+    pub limit: u64,
+    /// Kinds of trace records left.
+    pub traced: Vec<TraceKind>,
+    /// What was invalidated.
+    pub invalidated: Vec<(Invalidate, u64, [u64; 2])>,
+    /// CR2.
+    pub cr2: u64,
+}
+
+impl Model {
+    /// In VMX operation, with `current` current; memory below 4 GiB is the host's and mapped one to one by the page
+    /// tables at 0x1000.
+    pub fn new(vmxon: u64, current: u64) -> Self {
+        let mut model = Self {
+            vmxon: Some(vmxon),
+            limit: 4 << 30,
+            ..Self::default()
+        };
+        model.put(0x1000, 0x2003);
+        for gib in 0..4 {
+            model.put(0x2000 + 8 * gib, gib << 30 | 0x83);
+        }
+        model.vmcs.insert(current, BTreeMap::new());
+        model.current = Some(current);
+        model
+    }
+
+    /// Stores a word.
+    pub fn put(&mut self, address: u64, value: u64) {
+        for (i, byte) in value.to_le_bytes().into_iter().enumerate() {
+            self.memory.insert(address + i as u64, byte);
+        }
+    }
+
+    /// A field of a VMCS, 0 if it was never written.
+    pub fn field(&self, vmcs: u64, field: Field) -> u64 {
+        self.vmcs
+            .get(&vmcs)
+            .and_then(|f| f.get(&field.0))
+            .copied()
+            .unwrap_or(0)
+    }
+
+    /// Writes a field of a VMCS.
+    pub fn set(&mut self, vmcs: u64, field: Field, value: u64) {
+        self.vmcs.entry(vmcs).or_default().insert(field.0, value);
+    }
+
+    fn fail(&mut self, number: u64) -> VmxStatus {
+        match self.current {
+            Some(current) => {
+                self.set(current, field::INSTRUCTION_ERROR, number);
+                VmxStatus::FailValid
+            }
+            None => VmxStatus::FailInvalid,
+        }
+    }
+
+    fn bad_pointer(phys: u64) -> bool {
+        phys & 0xfff != 0 || phys >> 39 != 0
+    }
+}
+
+impl Hardware for Model {
+    fn vmread(&mut self, field: Field) -> Result<u64, VmxStatus> {
+        if field.0 > 0x7000 {
+            return Err(self.fail(12));
+        }
+        self.current
+            .map(|c| self.field(c, field))
+            .ok_or(VmxStatus::FailInvalid)
+    }
+
+    fn vmwrite(&mut self, field: Field, value: u64) -> VmxStatus {
+        match self.current {
+            None => VmxStatus::FailInvalid,
+            Some(_) if field.0 > 0x7000 => self.fail(12),
+            // Read-only fields, SDM vol. 3C, 26.11.2: type 1.
+            Some(_) if field.0 >> 10 & 3 == 1 => self.fail(13),
+            Some(current) => {
+                self.set(current, field, field.truncate(value));
+                VmxStatus::Succeed
+            }
+        }
+    }
+
+    fn vmptrld(&mut self, phys: u64) -> VmxStatus {
+        if Self::bad_pointer(phys) {
+            return self.fail(9);
+        }
+        if self.vmxon == Some(phys) {
+            return self.fail(10);
+        }
+        self.current = Some(phys);
+        self.vmcs.entry(phys).or_default();
+        VmxStatus::Succeed
+    }
+
+    fn vmclear(&mut self, phys: u64) -> VmxStatus {
+        if Self::bad_pointer(phys) {
+            return self.fail(2);
+        }
+        if self.vmxon == Some(phys) {
+            return self.fail(3);
+        }
+        self.launched.retain(|l| *l != phys);
+        if self.current == Some(phys) {
+            self.current = None;
+        }
+        VmxStatus::Succeed
+    }
+
+    fn vmxon(&mut self, phys: u64) -> VmxStatus {
+        if self.vmxon.is_some() {
+            return self.fail(15);
+        }
+        self.vmxon = Some(phys);
+        self.current = None;
+        VmxStatus::Succeed
+    }
+
+    fn vmxoff(&mut self) -> VmxStatus {
+        self.vmxon = None;
+        self.current = None;
+        VmxStatus::Succeed
+    }
+
+    fn vmptrst(&mut self) -> u64 {
+        self.current.unwrap_or(!0)
+    }
+
+    fn invalidate(&mut self, what: Invalidate, kind: u64, descriptor: [u64; 2]) -> VmxStatus {
+        if kind > 3 {
+            return self.fail(28);
+        }
+        self.invalidated.push((what, kind, descriptor));
+        VmxStatus::Succeed
+    }
+
+    fn cpuid(&mut self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        [leaf, subleaf, 0, 0]
+    }
+
+    fn rdmsr(&mut self, msr: u32) -> Option<u64> {
+        self.msrs.get(&msr).copied()
+    }
+
+    fn wrmsr(&mut self, msr: u32, value: u64) -> bool {
+        self.msrs.get_mut(&msr).map(|slot| *slot = value).is_some()
+    }
+
+    fn xsetbv(&mut self, index: u32, value: u64) -> bool {
+        index == 0 && value & 1 == 1
+    }
+
+    fn wbinvd(&mut self) {}
+
+    fn set_cr2(&mut self, value: u64) {
+        self.cr2 = value;
+    }
+
+    fn port_in(&mut self, _port: u16, size: u8) -> u32 {
+        u32::MAX >> (32 - 8 * u32::from(size))
+    }
+
+    fn port_out(&mut self, _port: u16, _size: u8, _value: u32) {}
+
+    fn read_phys(&mut self, address: u64, size: u8) -> u64 {
+        (0..u64::from(size))
+            .map(|i| u64::from(self.memory.get(&(address + i)).copied().unwrap_or(0)) << (8 * i))
+            .sum()
+    }
+
+    fn write_phys(&mut self, address: u64, size: u8, value: u64) {
+        for i in 0..u64::from(size) {
+            self.memory.insert(address + i, (value >> (8 * i)) as u8);
+        }
+    }
+
+    fn may_touch(&mut self, address: u64, bytes: u64) -> bool {
+        address
+            .checked_add(bytes)
+            .is_some_and(|end| end <= self.limit)
+    }
+
+    fn trace(&mut self, kind: TraceKind, _a: u32, _b: u64, _c: u64) {
+        self.traced.push(kind);
+    }
+}

@@ -1,0 +1,308 @@
+//! The run loop: assembly around VM entry and exit, and the one place where decisions become actions.
+#![expect(
+    unsafe_code,
+    reason = "VM entry and exit switch the whole CPU; per-CPU state is reached from assembly"
+)]
+
+use core::arch::global_asm;
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicU8, Ordering};
+
+use locum_abi::{CpuMode, HostState, MAX_CPUS, StopReason, TraceKind};
+
+use crate::cpu::{self, CpuIndex, Slot};
+use crate::nested::context::Context;
+use crate::nested::exits::{Next, Policy};
+use crate::nested::hypercall::{self, After};
+use crate::nested::transition;
+use crate::nested::vcpu::{NMI_ROOM, VCpu};
+use crate::nested::vmcs01::HOST_VPID;
+use crate::partition::{self, io_filter::Verdict};
+use crate::shared::{self, Counter};
+use crate::vmx::Hardware;
+use crate::vmx::exit::IoAccess;
+use crate::vmx::hardware::Invalidate;
+use crate::vmx::instructions::Cpu;
+
+/// Where a CPU stands between running a host and being parked; decides who may send it INIT.
+///
+/// INIT is held pending while a CPU is in VMX root, and would reset it as soon as it leaves VMX operation. So a CPU parks
+/// only after it has won this word, and one to which INIT was sent first goes back into non-root, where the INIT becomes
+/// an exit.
+static STAGES: [AtomicU8; MAX_CPUS] = [const { AtomicU8::new(PARKED) }; MAX_CPUS];
+const RUNNING: u8 = 0;
+const INIT_SENT: u8 = 1;
+const PARKED: u8 = 2;
+
+/// The host in non-root begins to run on `cpu`.
+pub fn mark_running(cpu: CpuIndex) {
+    STAGES[cpu.get()].store(RUNNING, Ordering::Release);
+}
+
+/// Claims the right to send INIT to `cpu`. False if it is on its way to the parking loop by itself.
+pub fn claim_init(cpu: CpuIndex) -> bool {
+    let stage = &STAGES[cpu.get()];
+    stage
+        .compare_exchange(RUNNING, INIT_SENT, Ordering::AcqRel, Ordering::Acquire)
+        .is_ok()
+}
+
+fn claim_park(cpu: CpuIndex) -> bool {
+    let stage = &STAGES[cpu.get()];
+    stage.compare_exchange(RUNNING, PARKED, Ordering::AcqRel, Ordering::Acquire) != Err(INIT_SENT)
+}
+
+struct Cell(UnsafeCell<VCpu>);
+
+// SAFETY: each element is only used by the CPU it belongs to, see `vcpu`.
+unsafe impl Sync for Cell {}
+
+static VCPUS: [Cell; MAX_CPUS] = [const { Cell(UnsafeCell::new(VCpu::new())) }; MAX_CPUS];
+
+/// The state of CPU `cpu`.
+///
+/// # Safety
+/// Called on that CPU, and no other reference to the state is alive: L0's entry points take it once and hand it down.
+pub unsafe fn vcpu(cpu: CpuIndex) -> &'static mut VCpu {
+    // SAFETY: the caller vouches for exclusive use.
+    unsafe { &mut *VCPUS[cpu.get()].0.get() }
+}
+
+const GPRS: usize = core::mem::offset_of!(VCpu, gprs);
+const STACK_TOP: usize = core::mem::offset_of!(VCpu, stack_top);
+const _: () = assert!(GPRS == NMI_ROOM);
+
+// A VM exit loads RSP with the end of the register area, so that pushes fill it. RBX holds the address of the VCpu across
+// calls. RSP is at the end of the area again when VM entry is tried, so that a failed one saves the registers the same
+// way; neither LEA nor PUSH nor POP change the flags that tell why.
+global_asm!(
+    ".pushsection .text",
+    ".balign 16",
+    ".globl l0_vm_exit",
+    "l0_vm_exit:",
+    "push r15", "push r14", "push r13", "push r12", "push r11", "push r10", "push r9", "push r8",
+    "push rdi", "push rsi", "push rbp", "push 0", "push rbx", "push rdx", "push rcx", "push rax",
+    "lea rbx, [rsp - {gprs}]",
+    "mov rsp, [rbx + {stack}]",
+    "cld",
+    "mov rdi, rbx",
+    "call {handle}",
+    "l0_vm_enter:",
+    "lea rsp, [rbx + {gprs}]",
+    "cmp al, 0",
+    "pop rax", "pop rcx", "pop rdx", "pop rbx", "lea rsp, [rsp + 8]", "pop rbp", "pop rsi", "pop rdi",
+    "pop r8", "pop r9", "pop r10", "pop r11", "pop r12", "pop r13", "pop r14", "pop r15",
+    "jne 2f",
+    "vmresume",
+    "jmp 3f",
+    "2:",
+    "vmlaunch",
+    "3:",
+    "push r15", "push r14", "push r13", "push r12", "push r11", "push r10", "push r9", "push r8",
+    "push rdi", "push rsi", "push rbp", "push 0", "push rbx", "push rdx", "push rcx", "push rax",
+    "lea rbx, [rsp - {gprs}]",
+    "mov rsp, [rbx + {stack}]",
+    "pushfq",
+    "pop rsi",
+    "cld",
+    "mov rdi, rbx",
+    "call {failed}",
+    "jmp l0_vm_enter",
+    ".globl l0_vm_first_enter",
+    "l0_vm_first_enter:", // rdi = VCpu
+    "mov rbx, rdi",
+    "mov eax, 1",
+    "jmp l0_vm_enter",
+    ".popsection",
+    gprs = const GPRS,
+    stack = const STACK_TOP,
+    handle = sym handle_exit,
+    failed = sym handle_failure,
+);
+
+unsafe extern "C" {
+    safe static l0_vm_exit: u8;
+    fn l0_vm_first_enter(vcpu: *mut core::ffi::c_void) -> !;
+}
+
+/// Address that VM exits jump to.
+pub fn exit_address() -> u64 {
+    (&raw const l0_vm_exit).addr() as u64
+}
+
+/// RSP that VM exits load on `cpu`.
+pub fn exit_stack(cpu: CpuIndex) -> u64 {
+    VCPUS[cpu.get()].0.get() as u64 + (GPRS + 128) as u64
+}
+
+/// Launches VMCS01 for the first time, with the registers in `vcpu`.
+///
+/// # Safety
+/// VMCS01 of this CPU is current, clear and filled in; `vcpu` is this CPU's.
+pub unsafe fn launch(vcpu: &'static mut VCpu) -> ! {
+    vcpu.launched = true;
+    // SAFETY: the caller says that everything is in place; the assembly takes the state over.
+    unsafe { l0_vm_first_enter((&raw mut *vcpu).cast()) }
+}
+
+struct Real {
+    slot: usize,
+}
+
+impl Policy<Cpu> for Real {
+    fn port(&mut self, hw: &mut Cpu, io: IoAccess, value: u32) -> Verdict {
+        partition::port(hw, self.slot, io, value)
+    }
+
+    fn is_device(&mut self, address: u64) -> bool {
+        partition::two_hosts() && partition::is_ioapic(address)
+    }
+
+    fn device(&mut self, hw: &mut Cpu, address: u64, write: Option<u32>) -> u32 {
+        partition::ioapic(hw, self.slot, address, write).unwrap_or(!0)
+    }
+
+    fn allow(&mut self, address: u64, write: bool) -> bool {
+        partition::allow(self.slot, address, write)
+    }
+
+    fn is_on_trial(&self) -> bool {
+        partition::two_hosts() && partition::reigning() != self.slot
+    }
+}
+
+fn index_of(vcpu: &VCpu) -> CpuIndex {
+    match cpu::index_of_apic(vcpu.apic_id) {
+        Some(index) => index,
+        // A VCpu in use was given the APIC id of a CPU that L0 knows.
+        None => crate::arch::registers::halt_forever(),
+    }
+}
+
+/// Every VM exit. Returns what the assembly enters with: 0 VMRESUME, 1 VMLAUNCH.
+extern "C" fn handle_exit(vcpu: *mut VCpu) -> u8 {
+    // SAFETY: the assembly passes this CPU's state, and nobody else holds it: L0 runs on this CPU only after an exit.
+    let vcpu = unsafe { &mut *vcpu };
+    let index = index_of(vcpu);
+    let status = shared::status().cpu(index);
+    status.count(Counter::Exits);
+    let mut policy = Real { slot: vcpu.slot };
+    // SAFETY: on L0's page tables with interrupts off, as every exit leaves it.
+    let mut hw = unsafe { Cpu::new(vcpu.slot) };
+    flush_if_changed(vcpu, &mut hw);
+    let was_guest = vcpu.in_guest;
+    let (next, reason) = Context {
+        cpu: vcpu,
+        hw: &mut hw,
+    }
+    .serve(&mut policy);
+    if was_guest {
+        status.count(Counter::GuestExits);
+    } else {
+        status.count_reason(reason.0);
+    }
+    act(vcpu, &mut hw, index, next)
+}
+
+/// A VM entry that did not happen.
+extern "C" fn handle_failure(vcpu: *mut VCpu, rflags: u64) -> u8 {
+    // SAFETY: as in `handle_exit`.
+    let vcpu = unsafe { &mut *vcpu };
+    let index = index_of(vcpu);
+    // SAFETY: as in `handle_exit`.
+    let mut hw = unsafe { Cpu::new(vcpu.slot) };
+    let next = Context {
+        cpu: vcpu,
+        hw: &mut hw,
+    }
+    .entry_failed(rflags);
+    act(vcpu, &mut hw, index, next)
+}
+
+/// Rights that the host lost must not survive in this CPU's caches (SDM vol. 3C, 30.4.3.4).
+fn flush_if_changed(vcpu: &mut VCpu, hw: &mut Cpu) {
+    let changes = partition::ept_changes(vcpu.slot);
+    if vcpu.ept_seen != changes {
+        vcpu.ept_seen = changes;
+        hw.invalidate(Invalidate::Ept, 1, [partition::ept_pointer(vcpu.slot), 0]);
+        hw.invalidate(Invalidate::Vpid, 1, [HOST_VPID, 0]);
+    }
+}
+
+fn act(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex, next: Next) -> u8 {
+    match next {
+        Next::Host => resume(vcpu),
+        Next::Guest(launch) => u8::from(launch),
+        Next::Call => match hypercall::serve(vcpu, hw, index) {
+            After::Resume => resume(vcpu),
+            After::Park => park(vcpu, hw, index),
+            After::Leave(frame) => transition::leave(vcpu, hw, index, frame),
+        },
+        Next::Init => {
+            // Only L0 sends INIT, to the CPUs of a host that is being stopped.
+            STAGES[index.get()].store(PARKED, Ordering::Release);
+            shared::trace(TraceKind::CpuTaken, vcpu.slot as u32, 0, 0);
+            transition::clean_up(vcpu, hw);
+            crate::park::park(index)
+        }
+        Next::Die(reason, detail) => {
+            die(vcpu.slot, index, reason, detail);
+            park(vcpu, hw, index)
+        }
+    }
+}
+
+fn resume(vcpu: &mut VCpu) -> u8 {
+    // VMCS01 is launched but right after it was cleared to change VMXON regions.
+    let launch = !vcpu.launched;
+    vcpu.launched = true;
+    u8::from(launch)
+}
+
+/// Parks this CPU; or, if INIT was sent to it, continues the host so that the INIT arrives.
+fn park(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex) -> u8 {
+    if !claim_park(index) {
+        return resume(vcpu);
+    }
+    transition::clean_up(vcpu, hw);
+    crate::park::park(index)
+}
+
+/// Declares the host in `slot` dead. What it has stays as it is until the other host takes it.
+pub fn die(slot: usize, index: CpuIndex, reason: StopReason, detail: [u64; 3]) {
+    let Some(slot) = Slot::ALL.get(slot).copied() else {
+        return;
+    };
+    let host = shared::status().host(slot);
+    if host.state() != HostState::Running {
+        return;
+    }
+    let apic_id = cpu::apic_id(index);
+    host.set_reason(reason, detail, apic_id);
+    host.set_state(HostState::Dead);
+    let kind = reason as u32 | (slot.get() as u32) << 16;
+    shared::trace(TraceKind::HostDead, kind, detail[0], detail[1]);
+    log::error!(
+        "host in slot {} died on APIC id {apic_id}: {reason:?} {detail:x?}",
+        slot.get()
+    );
+}
+
+/// Waits until `done`, at most `ticks` of the TSC.
+pub fn wait_until(ticks: u64, mut done: impl FnMut() -> bool) -> bool {
+    let start = crate::arch::registers::tsc();
+    loop {
+        if done() {
+            return true;
+        }
+        if crate::arch::registers::tsc().wrapping_sub(start) > ticks {
+            return false;
+        }
+        core::hint::spin_loop();
+    }
+}
+
+/// True if `cpu` is parked.
+pub fn is_parked(cpu: CpuIndex) -> bool {
+    shared::status().cpu(cpu).mode() == CpuMode::Parked
+}

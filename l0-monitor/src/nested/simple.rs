@@ -1,0 +1,105 @@
+//! Exits that are answered by the instruction itself: CPUID, RDMSR, WRMSR, XSETBV, INVD.
+
+use crate::nested::context::{Context, Exception};
+use crate::nested::vcpu::gpr;
+use crate::vmx::Hardware;
+use crate::vmx::field;
+
+/// IA32_APIC_BASE.
+pub const IA32_APIC_BASE: u32 = 0x1b;
+const BSP: u64 = 1 << 8;
+const CR4_OSXSAVE: u64 = 1 << 18;
+const CR4_PKE: u64 = 1 << 22;
+
+/// CPUID as the host gets it natively: OSXSAVE and OSPKE follow its CR4, not L0's (SDM vol. 2A, CPUID).
+pub fn cpuid_for(leaf: u32, subleaf: u32, mut regs: [u32; 4], cr4: u64) -> [u32; 4] {
+    let follow = |word: u32, bit: u32, on: bool| {
+        if on {
+            word | 1 << bit
+        } else {
+            word & !(1 << bit)
+        }
+    };
+    match (leaf, subleaf) {
+        (1, _) => regs[2] = follow(regs[2], 27, cr4 & CR4_OSXSAVE != 0),
+        (7, 0) => regs[2] = follow(regs[2], 4, cr4 & CR4_PKE != 0),
+        _ => {}
+    }
+    regs
+}
+
+impl<H: Hardware> Context<'_, H> {
+    /// CPUID.
+    pub fn cpuid(&mut self) {
+        let (leaf, subleaf) = (
+            self.cpu.gprs[gpr::RAX] as u32,
+            self.cpu.gprs[gpr::RCX] as u32,
+        );
+        let regs = self.hw.cpuid(leaf, subleaf);
+        let cr4 = self.read(field::GUEST_CR4);
+        let [a, b, c, d] = cpuid_for(leaf, subleaf, regs, cr4);
+        for (register, value) in [(gpr::RAX, a), (gpr::RBX, b), (gpr::RCX, c), (gpr::RDX, d)] {
+            self.cpu.gprs[register] = u64::from(value);
+        }
+        self.advance();
+    }
+
+    /// RDMSR: those the bitmap names, and those outside its two ranges, which exit always.
+    pub fn rdmsr(&mut self) {
+        let msr = self.cpu.gprs[gpr::RCX] as u32;
+        match self.hw.rdmsr(msr) {
+            Some(mut value) => {
+                if msr == IA32_APIC_BASE && self.cpu.pretend_bsp {
+                    value |= BSP;
+                }
+                self.cpu.gprs[gpr::RAX] = value & 0xffff_ffff;
+                self.cpu.gprs[gpr::RDX] = value >> 32;
+                self.advance();
+            }
+            None => self.inject(Exception::GeneralProtection),
+        }
+    }
+
+    /// WRMSR, likewise.
+    pub fn wrmsr(&mut self) {
+        let value = self.edx_eax();
+        if self.hw.wrmsr(self.cpu.gprs[gpr::RCX] as u32, value) {
+            self.advance();
+        } else {
+            self.inject(Exception::GeneralProtection);
+        }
+    }
+
+    /// XSETBV.
+    pub fn xsetbv(&mut self) {
+        let value = self.edx_eax();
+        if self.cpl() == 0 && self.hw.xsetbv(self.cpu.gprs[gpr::RCX] as u32, value) {
+            self.advance();
+        } else {
+            self.inject(Exception::GeneralProtection);
+        }
+    }
+
+    /// INVD: caches are written back first, they hold others' data too.
+    pub fn invd(&mut self) {
+        self.hw.wbinvd();
+        self.advance();
+    }
+
+    fn edx_eax(&self) -> u64 {
+        self.cpu.gprs[gpr::RDX] << 32 | self.cpu.gprs[gpr::RAX] & 0xffff_ffff
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpuid_follows_the_hosts_cr4() {
+        assert_eq!(cpuid_for(1, 0, [0, 0, 1 << 27, 0], 0)[2], 0);
+        assert_eq!(cpuid_for(1, 0, [0; 4], CR4_OSXSAVE)[2], 1 << 27);
+        assert_eq!(cpuid_for(7, 0, [0, 0, 1 << 4, 0], 0)[2], 0);
+        assert_eq!(cpuid_for(7, 1, [0, 0, 1 << 4, 0], 0)[2], 1 << 4);
+    }
+}

@@ -1,0 +1,126 @@
+//! What L0 keeps for one CPU while it is nested.
+
+use crate::nested::adopt::Adopted;
+use crate::nested::host_area::HostArea;
+use crate::vmx::caps::Caps;
+
+/// Index of a general register, as instructions encode it.
+pub mod gpr {
+    /// RAX.
+    pub const RAX: usize = 0;
+    /// RCX.
+    pub const RCX: usize = 1;
+    /// RDX.
+    pub const RDX: usize = 2;
+    /// RBX.
+    pub const RBX: usize = 3;
+    /// RSP: kept in the VMCS, the slot is not used.
+    pub const RSP: usize = 4;
+    /// RSI.
+    pub const RSI: usize = 6;
+    /// RDI.
+    pub const RDI: usize = 7;
+}
+
+/// The host's belief about VMX on this CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Belief {
+    /// In VMX operation.
+    pub vmx_on: bool,
+    /// The VMXON region it named, if L0 saw it.
+    pub vmxon_region: Option<u64>,
+    /// Its current VMCS.
+    pub current: Option<u64>,
+}
+
+/// Bytes below [`VCpu::gprs`] that an NMI may use as stack: exits begin with RSP in the register area.
+pub const NMI_ROOM: usize = 1024;
+
+/// One CPU's nested state. The assembly relies on the first three fields (see `run`).
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct VCpu {
+    /// See [`NMI_ROOM`].
+    pub nmi_room: [u8; NMI_ROOM],
+    /// General registers of whoever runs above L0: the host, or its guest. They pass through L0 unchanged on the way
+    /// from one to the other.
+    pub gprs: [u64; 16],
+    /// Top of this CPU's L0 stack.
+    pub stack_top: u64,
+    /// Slot of the host.
+    pub slot: usize,
+    /// APIC id.
+    pub apic_id: u32,
+    /// L0's VMXON region is the one in use (not one of the host's).
+    pub own_vmxon: bool,
+    /// VMCS01 has been launched since it was last cleared.
+    pub launched: bool,
+    /// The guest runs (or is about to): the current VMCS is the host's.
+    pub in_guest: bool,
+    /// An INIT was sent to this CPU and its exit has not come yet.
+    pub init_sent: bool,
+    /// The host reads APICBASE.BSP as 1 on this CPU.
+    pub pretend_bsp: bool,
+    /// Physical address of VMCS01.
+    pub vmcs01: u64,
+    /// Physical address of L0's VMXON region.
+    pub vmxon_region: u64,
+    /// Changes of the slot's EPT that this CPU has seen.
+    pub ept_seen: u32,
+    /// What the host believes.
+    pub belief: Belief,
+    /// What L0 puts into the host-state area of every VMCS it enters.
+    pub own_area: HostArea,
+    /// The VMCSs of the host whose host-state area L0 has replaced.
+    pub adopted: Adopted,
+    /// Capabilities and controls.
+    pub caps: Caps,
+}
+
+impl VCpu {
+    /// A CPU that was never nested.
+    pub const fn new() -> Self {
+        Self {
+            nmi_room: [0; NMI_ROOM],
+            gprs: [0; 16],
+            stack_top: 0,
+            slot: 0,
+            apic_id: 0,
+            own_vmxon: false,
+            launched: false,
+            in_guest: false,
+            init_sent: false,
+            pretend_bsp: false,
+            vmcs01: 0,
+            vmxon_region: 0,
+            ept_seen: 0,
+            belief: Belief {
+                vmx_on: false,
+                vmxon_region: None,
+                current: None,
+            },
+            own_area: HostArea::ZERO,
+            adopted: Adopted::new(),
+            caps: Caps {
+                revision: 0,
+                pin: 0,
+                primary: 0,
+                secondary: 0,
+                exit: 0,
+                entry: 0,
+                cr0_fixed: 0,
+                cr4_fixed: 0,
+                cr4_allowed: 0,
+                ept_1g: false,
+                ept_vpid: 0,
+                phys_bits: 0,
+            },
+        }
+    }
+}
+
+impl Default for VCpu {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,262 @@
+//! VMCS01: the VMCS in which a host runs.
+//!
+//! Interrupts, exceptions, HLT, CR3, most MSRs: nothing of a host's daily life exits. What does: CPUID and XSETBV (always),
+//! VMX instructions, CR0 and CR4 writes that VMX can't have as they are, and what the partition filters.
+
+use locum_abi::Frame;
+use locum_abi::frame::{CS, DS, ES, FS, GS, LDTR, SS, TR};
+
+use crate::nested::host_area::{BUSY_TSS, CODE_64, HOST_TR_SELECTOR, UNUSABLE};
+use crate::nested::vcpu::VCpu;
+use crate::partition;
+use crate::vmx::Hardware;
+use crate::vmx::caps::entry;
+use crate::vmx::field::{self, Field, Segment};
+
+/// VPID of a host: the highest, KVM takes the lowest.
+pub const HOST_VPID: u64 = 0xffff;
+
+/// A segment register as VMCS01 holds it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SegmentState {
+    /// Selector.
+    pub selector: u16,
+    /// Access rights.
+    pub rights: u32,
+    /// Limit.
+    pub limit: u32,
+    /// Base.
+    pub base: u64,
+}
+
+/// The state in which a host begins or goes on in non-root operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostState {
+    /// CR0 as the host sees it.
+    pub cr0: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4 as the host sees it.
+    pub cr4: u64,
+    /// IA32_EFER.
+    pub efer: u64,
+    /// RIP.
+    pub rip: u64,
+    /// RSP.
+    pub rsp: u64,
+    /// RFLAGS.
+    pub rflags: u64,
+    /// DR7.
+    pub dr7: u64,
+    /// IA32_DEBUGCTL.
+    pub debugctl: u64,
+    /// IA32_SYSENTER_CS, ESP, EIP.
+    pub sysenter: [u64; 3],
+    /// GDTR base and limit.
+    pub gdtr: (u64, u16),
+    /// IDTR base and limit.
+    pub idtr: (u64, u16),
+    /// ES, CS, SS, DS, FS, GS, LDTR, TR.
+    pub segments: [SegmentState; 8],
+}
+
+/// A data segment from its selector alone: Linux' are flat; only the base of FS and GS is taken from elsewhere. In
+/// 64-bit mode nothing else of it matters (SDM vol. 3A, 3.4.4).
+fn data(selector: u16, base: u64) -> SegmentState {
+    let dpl = u32::from(selector & 3);
+    let rights = if selector & !3 == 0 {
+        UNUSABLE as u32
+    } else {
+        0xc093 | dpl << 5
+    };
+    SegmentState {
+        selector,
+        rights,
+        limit: 0xffff_ffff,
+        base,
+    }
+}
+
+impl HostState {
+    /// The state that a host's frame describes. `sysenter`, `efer` and `debugctl` are read from the CPU: nothing has
+    /// changed them since the call.
+    pub fn from_frame(frame: &Frame, efer: u64, debugctl: u64, sysenter: [u64; 3]) -> Self {
+        let s = &frame.selectors;
+        let ldt = if s[LDTR] & !3 == 0 {
+            SegmentState {
+                rights: UNUSABLE as u32,
+                ..SegmentState::default()
+            }
+        } else {
+            SegmentState {
+                selector: s[LDTR],
+                rights: 0x82,
+                limit: frame.ldtr_limit,
+                base: frame.ldtr_base,
+            }
+        };
+        Self {
+            cr0: frame.cr0,
+            cr3: frame.cr3,
+            cr4: frame.cr4,
+            efer,
+            rip: frame.rip,
+            rsp: frame.rsp,
+            rflags: frame.rflags,
+            dr7: frame.dr7,
+            debugctl,
+            sysenter,
+            gdtr: (frame.gdtr.base, frame.gdtr.limit),
+            idtr: (frame.idtr.base, frame.idtr.limit),
+            segments: [
+                data(s[ES], 0),
+                SegmentState {
+                    selector: s[CS],
+                    rights: CODE_64 as u32,
+                    limit: 0xffff_ffff,
+                    base: 0,
+                },
+                data(s[SS], 0),
+                data(s[DS], 0),
+                data(s[FS], frame.fs_base),
+                data(s[GS], frame.gs_base),
+                ldt,
+                SegmentState {
+                    selector: s[TR],
+                    rights: BUSY_TSS as u32,
+                    limit: frame.tr_limit,
+                    base: frame.tr_base,
+                },
+            ],
+        }
+    }
+
+    /// 64-bit mode on an identity map, as firmware hands a CPU over: the 64-bit Linux boot protocol
+    /// (Documentation/arch/x86/boot.rst) and the ACPI wakeup mailbox alike.
+    pub fn firmware(rip: u64, cr3: u64, gdt: (u64, u16), code: u16, data_selector: u16) -> Self {
+        let null = SegmentState {
+            rights: UNUSABLE as u32,
+            ..SegmentState::default()
+        };
+        let flat = data(data_selector, 0);
+        Self {
+            cr0: 0x8001_0033,
+            cr3,
+            cr4: 1 << 5,
+            efer: 0x500,
+            rip,
+            rsp: 0,
+            rflags: 2,
+            dr7: 0x400,
+            debugctl: 0,
+            sysenter: [0; 3],
+            gdtr: gdt,
+            idtr: (0, 0),
+            segments: [
+                flat,
+                SegmentState {
+                    selector: code,
+                    rights: CODE_64 as u32,
+                    limit: 0xffff_ffff,
+                    base: 0,
+                },
+                flat,
+                flat,
+                null,
+                null,
+                null,
+                SegmentState {
+                    selector: 0,
+                    rights: BUSY_TSS as u32,
+                    limit: 0x67,
+                    base: 0,
+                },
+            ],
+        }
+    }
+
+    /// Writes the state to the current VMCS.
+    fn write(&self, hw: &mut impl Hardware, cpu: &VCpu) {
+        let long_mode = if self.efer & 1 << 10 != 0 {
+            entry::IA32E
+        } else {
+            0
+        };
+        let fields = [
+            (field::ENTRY_CONTROLS, u64::from(cpu.caps.entry | long_mode)),
+            (field::GUEST_CR0, self.cr0 | cpu.caps.cr0_fixed),
+            (field::CR0_SHADOW, self.cr0),
+            (field::GUEST_CR3, self.cr3),
+            (field::GUEST_CR4, self.cr4 | cpu.caps.cr4_fixed),
+            (field::CR4_SHADOW, self.cr4),
+            (field::GUEST_EFER, self.efer),
+            (field::GUEST_RIP, self.rip),
+            (field::GUEST_RSP, self.rsp),
+            (field::GUEST_RFLAGS, self.rflags),
+            (field::GUEST_DR7, self.dr7),
+            (field::GUEST_DEBUGCTL, self.debugctl),
+            (field::GUEST_SYSENTER_CS, self.sysenter[0]),
+            (field::GUEST_SYSENTER_ESP, self.sysenter[1]),
+            (field::GUEST_SYSENTER_EIP, self.sysenter[2]),
+            (field::GUEST_GDTR_BASE, self.gdtr.0),
+            (field::GUEST_GDTR_LIMIT, self.gdtr.1.into()),
+            (field::GUEST_IDTR_BASE, self.idtr.0),
+            (field::GUEST_IDTR_LIMIT, self.idtr.1.into()),
+            (field::GUEST_INTERRUPTIBILITY, 0),
+            (field::GUEST_ACTIVITY, 0),
+            (field::GUEST_PENDING_DEBUG, 0),
+            (field::VMCS_LINK, !0),
+        ];
+        write_all(hw, &fields);
+        for (segment, state) in Segment::ALL.into_iter().zip(self.segments) {
+            hw.vmwrite(segment.guest_selector(), state.selector.into());
+            hw.vmwrite(segment.guest_rights(), state.rights.into());
+            hw.vmwrite(segment.guest_limit(), state.limit.into());
+            hw.vmwrite(segment.guest_base(), state.base);
+        }
+    }
+}
+
+fn write_all(hw: &mut impl Hardware, fields: &[(Field, u64)]) {
+    for (field, value) in fields {
+        hw.vmwrite(*field, *value);
+    }
+}
+
+/// Fills VMCS01, which is current and clear. `tr` is what an exit loads into the task register: the host's own, since L0
+/// uses none and a host must find its own when L0 leaves.
+pub fn fill(hw: &mut impl Hardware, cpu: &VCpu, state: &HostState, tr: (u16, u64)) {
+    let [io_a, io_b] = partition::io_bitmaps(cpu.slot);
+    let efer_now = hw.rdmsr(0xc000_0080).unwrap_or(0x500);
+    let fields = [
+        (field::PIN_CONTROLS, cpu.caps.pin.into()),
+        (field::PRIMARY_CONTROLS, cpu.caps.primary.into()),
+        (field::SECONDARY_CONTROLS, cpu.caps.secondary.into()),
+        (field::EXIT_CONTROLS, cpu.caps.exit.into()),
+        (field::EXCEPTION_BITMAP, 0),
+        (field::PF_ERROR_MASK, 0),
+        (field::PF_ERROR_MATCH, 0),
+        (field::CR3_TARGET_COUNT, 0),
+        (field::EXIT_MSR_STORE_COUNT, 0),
+        (field::EXIT_MSR_LOAD_COUNT, 0),
+        (field::ENTRY_MSR_LOAD_COUNT, 0),
+        (field::ENTRY_INTERRUPTION, 0),
+        (field::CR0_MASK, cpu.caps.cr0_fixed),
+        (field::CR4_MASK, cpu.caps.cr4_fixed),
+        (field::IO_BITMAP_A, io_a),
+        (field::IO_BITMAP_B, io_b),
+        (field::MSR_BITMAP, partition::msr_bitmap(cpu.pretend_bsp)),
+        (field::EPTP, partition::ept_pointer(cpu.slot)),
+        (field::VPID, HOST_VPID),
+        (field::XSS_EXITING_BITMAP, 0),
+        (field::HOST_EFER, efer_now | 0x500),
+        (field::HOST_SYSENTER_CS, 0),
+        (field::HOST_SYSENTER_ESP, 0),
+        (field::HOST_SYSENTER_EIP, 0),
+        (HOST_TR_SELECTOR, tr.0.into()),
+        (field::HOST_TR_BASE, tr.1),
+    ];
+    write_all(hw, &fields);
+    cpu.own_area.write(hw);
+    state.write(hw, cpu);
+}

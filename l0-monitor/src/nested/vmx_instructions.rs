@@ -1,0 +1,303 @@
+//! The host's VMX instructions (SDM vol. 3C, chapter 31), executed for it on its own VMCSs.
+//!
+//! Each is carried out by the real instruction with the host's VMCS current, so that flags, error numbers and launch
+//! states are the CPU's own. Around each call VMCS01 is current.
+
+use crate::nested::context::{Context, Exception};
+use crate::nested::host_area::HostArea;
+use crate::nested::vcpu::{Belief, gpr};
+use crate::nested::walk;
+use crate::vmx::exit::{InstructionInfo, Reason};
+use crate::vmx::field::{self, Field};
+use crate::vmx::hardware::Invalidate;
+use crate::vmx::{Hardware, VmxStatus};
+
+const CR4_VMXE: u64 = 1 << 13;
+/// A physical address that no VMXON or VMPTRLD accepts: beyond every MAXPHYADDR.
+const BAD_POINTER: u64 = !0xfff;
+
+/// What the exit handler does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Continue the host.
+    Host,
+    /// Enter the guest: the host's VMCS is current. True for VMLAUNCH.
+    Guest(bool),
+}
+
+impl<H: Hardware> Context<'_, H> {
+    /// Serves a VMX instruction.
+    pub fn vmx_instruction(&mut self, reason: Reason) -> Outcome {
+        if reason == Reason::VMXON {
+            self.vmxon();
+            return Outcome::Host;
+        }
+        if !self.cpu.belief.vmx_on {
+            self.inject(Exception::InvalidOpcode);
+            return Outcome::Host;
+        }
+        if self.cpl() != 0 {
+            self.inject(Exception::GeneralProtection);
+            return Outcome::Host;
+        }
+        match reason {
+            Reason::VMREAD => self.vmread(),
+            Reason::VMWRITE => self.vmwrite(),
+            Reason::VMRESUME => return self.enter_guest(false),
+            Reason::VMLAUNCH => return self.enter_guest(true),
+            Reason::VMPTRLD => self.vmptrld(),
+            Reason::VMCLEAR => self.vmclear(),
+            Reason::VMPTRST => self.vmptrst(),
+            Reason::INVEPT => self.invalidate(Invalidate::Ept),
+            Reason::INVVPID => self.invalidate(Invalidate::Vpid),
+            Reason::VMXOFF => self.vmxoff(),
+            _ => self.inject(Exception::InvalidOpcode),
+        }
+        Outcome::Host
+    }
+
+    /// Runs `act` with the host's VMCS current, so that an error number lands there, and ends the instruction. Without
+    /// a current VMCS a VMfailValid is a VMfailInvalid.
+    fn on_host_vmcs(&mut self, act: impl FnOnce(&mut Self) -> VmxStatus) {
+        let current = self.cpu.belief.current;
+        if let Some(phys) = current {
+            self.hw.vmptrld(phys);
+        }
+        let status = match act(self) {
+            VmxStatus::FailValid if current.is_none() => VmxStatus::FailInvalid,
+            status => status,
+        };
+        self.hw.vmptrld(self.cpu.vmcs01);
+        self.finish(status);
+    }
+
+    fn operand<const N: usize>(&mut self) -> Option<[u64; N]> {
+        let info = InstructionInfo(self.read(field::INSTRUCTION_INFO) as u32);
+        let linear = self.operand_address(info);
+        let paging = self.paging();
+        match walk::read_words(self.hw, paging, linear) {
+            Ok(words) => Some(words),
+            Err(fault) => {
+                self.inject(Self::operand_exception(fault, linear));
+                None
+            }
+        }
+    }
+
+    fn vmxon(&mut self) {
+        if self.read(field::CR4_SHADOW) & CR4_VMXE == 0 {
+            return self.inject(Exception::InvalidOpcode);
+        }
+        if self.cpl() != 0 {
+            return self.inject(Exception::GeneralProtection);
+        }
+        let Some([region]) = self.operand::<1>() else {
+            return;
+        };
+        if self.cpu.belief.vmx_on {
+            // In root operation the CPU reports error 15 (or VMfailInvalid) whatever the operand.
+            let own = self.cpu.vmxon_region;
+            return self.on_host_vmcs(|c| c.hw.vmxon(own));
+        }
+        let usable = region & 0xfff == 0
+            && self.hw.may_touch(region, 4096)
+            && self.hw.read_phys(region, 4) as u32 == self.cpu.caps.revision;
+        if !usable {
+            return self.finish(VmxStatus::FailInvalid);
+        }
+        self.cpu.belief = Belief {
+            vmx_on: true,
+            vmxon_region: Some(region),
+            current: None,
+        };
+        self.finish(VmxStatus::Succeed);
+    }
+
+    fn vmxoff(&mut self) {
+        self.cpu.adopted.give_back_all(self.hw);
+        self.cpu.belief = Belief::default();
+        if !self.cpu.own_vmxon {
+            // The host may free the region it entered with: move over to L0's own.
+            self.hw.vmclear(self.cpu.vmcs01);
+            self.hw.vmxoff();
+            self.hw.vmxon(self.cpu.vmxon_region);
+            self.cpu.own_vmxon = true;
+            self.cpu.launched = false;
+        }
+        self.hw.vmptrld(self.cpu.vmcs01);
+        self.finish(VmxStatus::Succeed);
+    }
+
+    fn vmptrld(&mut self) {
+        let Some([phys]) = self.operand::<1>() else {
+            return;
+        };
+        let target = self.checked_pointer(phys);
+        self.on_host_vmcs(|c| {
+            let status = c.hw.vmptrld(target);
+            if !status.ok() {
+                return status;
+            }
+            let own = c.cpu.own_area;
+            match c.cpu.adopted.adopt(c.hw, target, &own) {
+                Ok(()) => {
+                    c.cpu.belief.current = Some(target);
+                    VmxStatus::Succeed
+                }
+                Err(status) => status,
+            }
+        });
+    }
+
+    fn vmclear(&mut self) {
+        let Some([phys]) = self.operand::<1>() else {
+            return;
+        };
+        let target = self.checked_pointer(phys);
+        self.cpu.adopted.give_back(self.hw, target);
+        let was_current = self.cpu.belief.current == Some(target);
+        self.on_host_vmcs(|c| c.hw.vmclear(target));
+        if was_current {
+            self.cpu.belief.current = None;
+        }
+    }
+
+    /// The address to hand to the real VMPTRLD or VMCLEAR: the host's, or, where the host may not name it, one that
+    /// makes the instruction fail as it does on hardware for that reason.
+    fn checked_pointer(&mut self, phys: u64) -> u64 {
+        if self.cpu.belief.vmxon_region == Some(phys) {
+            self.cpu.vmxon_region
+        } else if self.hw.may_touch(phys & !0xfff, 4096) {
+            phys
+        } else {
+            BAD_POINTER
+        }
+    }
+
+    fn vmptrst(&mut self) {
+        let info = InstructionInfo(self.read(field::INSTRUCTION_INFO) as u32);
+        let linear = self.operand_address(info);
+        let paging = self.paging();
+        let value = self.cpu.belief.current.unwrap_or(!0);
+        match walk::write_word(self.hw, paging, linear, value) {
+            Ok(()) => self.finish(VmxStatus::Succeed),
+            Err(fault) => self.inject(Self::operand_exception(fault, linear)),
+        }
+    }
+
+    fn invalidate(&mut self, what: Invalidate) {
+        let Some(descriptor) = self.operand::<2>() else {
+            return;
+        };
+        let info = InstructionInfo(self.read(field::INSTRUCTION_INFO) as u32);
+        let kind = self.gpr(info.register2());
+        self.on_host_vmcs(|c| c.hw.invalidate(what, kind, descriptor));
+    }
+
+    fn vmread(&mut self) {
+        let info = InstructionInfo(self.read(field::INSTRUCTION_INFO) as u32);
+        let code = self.gpr(info.register2());
+        let Some(current) = self.cpu.belief.current else {
+            return self.finish(VmxStatus::FailInvalid);
+        };
+        let field = Field(code as u32);
+        let replaced = HostArea::index(field).filter(|_| code >> 32 == 0);
+        let value =
+            match replaced.and_then(|i| self.cpu.adopted.find(current)?.area.0.get(i).copied()) {
+                Some(value) => Ok(value),
+                None => {
+                    self.hw.vmptrld(current);
+                    // An encoding with upper bits set names no field: any unassigned one fails alike.
+                    let value = self
+                        .hw
+                        .vmread(if code >> 32 == 0 { field } else { Field(!0) });
+                    self.hw.vmptrld(self.cpu.vmcs01);
+                    value
+                }
+            };
+        match value {
+            Err(status) => self.finish(status),
+            Ok(value) if info.is_register() => {
+                self.set_gpr(info.register1(), value);
+                self.finish(VmxStatus::Succeed);
+            }
+            Ok(value) => {
+                let linear = self.operand_address(info);
+                let paging = self.paging();
+                match walk::write_word(self.hw, paging, linear, value) {
+                    Ok(()) => self.finish(VmxStatus::Succeed),
+                    Err(fault) => self.inject(Self::operand_exception(fault, linear)),
+                }
+            }
+        }
+    }
+
+    fn vmwrite(&mut self) {
+        let info = InstructionInfo(self.read(field::INSTRUCTION_INFO) as u32);
+        let value = if info.is_register() {
+            self.gpr(info.register1())
+        } else {
+            let Some([value]) = self.operand::<1>() else {
+                return;
+            };
+            value
+        };
+        let code = self.gpr(info.register2());
+        let Some(current) = self.cpu.belief.current else {
+            return self.finish(VmxStatus::FailInvalid);
+        };
+        let field = Field(code as u32);
+        let replaced = HostArea::index(field).filter(|_| code >> 32 == 0);
+        if let Some(slot) = replaced.and_then(|i| self.cpu.adopted.find(current)?.area.0.get_mut(i))
+        {
+            *slot = field.truncate(value);
+            return self.finish(VmxStatus::Succeed);
+        }
+        self.hw.vmptrld(current);
+        let status = self
+            .hw
+            .vmwrite(if code >> 32 == 0 { field } else { Field(!0) }, value);
+        self.hw.vmptrld(self.cpu.vmcs01);
+        self.finish(status);
+    }
+
+    /// VMLAUNCH or VMRESUME: the same instruction on the host's VMCS. VMCS01's RIP stays at the instruction; the exit
+    /// of the guest replaces it, a failure advances it ([`Context::guest_entry_failed`]).
+    fn enter_guest(&mut self, launch: bool) -> Outcome {
+        let Some(current) = self.cpu.belief.current else {
+            self.finish(VmxStatus::FailInvalid);
+            return Outcome::Host;
+        };
+        self.hw.vmptrld(current);
+        let caps = self.cpu.caps;
+        let valid = self.cpu.adopted.find(current).is_none_or(|e| {
+            e.area.valid(
+                caps.cr0_fixed,
+                caps.cr4_fixed,
+                caps.cr4_allowed,
+                caps.phys_bits,
+            )
+        });
+        if !valid {
+            // The entry must fail as it would with the host's own area, and must not succeed: a CR3 beyond the
+            // physical width gives the same error with certainty.
+            self.hw.vmwrite(field::HOST_CR3, BAD_POINTER);
+        }
+        self.cpu.in_guest = true;
+        Outcome::Guest(launch)
+    }
+
+    /// The instruction that [`Context::vmx_instruction`] asked for failed with these RFLAGS: the host sees exactly that.
+    pub fn guest_entry_failed(&mut self, rflags: u64) {
+        self.cpu.in_guest = false;
+        let own_cr3 = self.cpu.own_area.0[crate::nested::host_area::at::CR3];
+        self.hw.vmwrite(field::HOST_CR3, own_cr3);
+        self.hw.vmptrld(self.cpu.vmcs01);
+        self.finish(VmxStatus::from_rflags(rflags));
+    }
+
+    /// RAX of the host.
+    pub fn rax(&self) -> u64 {
+        self.cpu.gprs[gpr::RAX]
+    }
+}

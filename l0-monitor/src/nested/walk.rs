@@ -1,0 +1,119 @@
+//! Translation of a host's linear address, for the memory operands of VMX instructions (SDM vol. 3A, 4.5).
+//!
+//! Guest-physical is host-physical, so a walk reads the host's page tables where they are. Every address met on the
+//! way is an allegation: only bytes that the host may touch are read.
+
+use crate::vmx::Hardware;
+
+/// Why there is no translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Not present: the host gets #PF, error code as given.
+    Page(u32),
+    /// The tables or the page lie outside the host's partition.
+    Outside,
+    /// Not canonical.
+    NonCanonical,
+}
+
+/// Paging of the host as far as a supervisor access by 64-bit code needs it.
+#[derive(Clone, Copy, Debug)]
+pub struct Paging {
+    /// CR3.
+    pub cr3: u64,
+    /// CR4.LA57: five levels.
+    pub five_levels: bool,
+}
+
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+impl Paging {
+    /// Translates one address; `write` only for the error code and the R/W bit (CR0.WP is taken as set).
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    pub fn translate(self, hw: &mut impl Hardware, linear: u64, write: bool) -> Result<u64, Fault> {
+        let levels = if self.five_levels { 5 } else { 4 };
+        let unused = 64 - (12 + 9 * levels);
+        if ((linear as i64) << unused >> unused) as u64 != linear {
+            return Err(Fault::NonCanonical);
+        }
+        let code = u32::from(write) << 1;
+        let mut table = self.cr3 & ADDRESS;
+        let mut level = levels;
+        loop {
+            let shift = 12 + 9 * (level - 1);
+            let slot = table + ((linear >> shift & 0x1ff) << 3);
+            if !hw.may_touch(slot, 8) {
+                return Err(Fault::Outside);
+            }
+            let entry = hw.read_phys(slot, 8);
+            if entry & 1 == 0 {
+                return Err(Fault::Page(code));
+            }
+            if write && entry & 2 == 0 {
+                return Err(Fault::Page(code | 1));
+            }
+            if level == 1 || (entry & 0x80 != 0 && level <= 3) {
+                let mask = (1_u64 << shift) - 1;
+                return Ok(entry & ADDRESS & !mask | linear & mask);
+            }
+            table = entry & ADDRESS;
+            level -= 1;
+        }
+    }
+}
+
+/// Reads `N` little-endian words of 64 bits at a linear address; they may cross a page.
+///
+/// # Errors
+/// See [`Fault`].
+pub fn read_words<const N: usize>(
+    hw: &mut impl Hardware,
+    paging: Paging,
+    linear: u64,
+) -> Result<[u64; N], Fault> {
+    let mut words = [0_u64; N];
+    for (i, word) in words.iter_mut().enumerate() {
+        let at = linear.wrapping_add(8 * i as u64);
+        if at & 0xfff <= 0xff8 {
+            let phys = paging.translate(hw, at, false)?;
+            if !hw.may_touch(phys, 8) {
+                return Err(Fault::Outside);
+            }
+            *word = hw.read_phys(phys, 8);
+        } else {
+            for byte in 0..8 {
+                let phys = paging.translate(hw, at.wrapping_add(byte), false)?;
+                if !hw.may_touch(phys, 1) {
+                    return Err(Fault::Outside);
+                }
+                *word |= hw.read_phys(phys, 1) << (8 * byte);
+            }
+        }
+    }
+    Ok(words)
+}
+
+/// Writes a 64-bit word at a linear address; it may cross a page.
+///
+/// # Errors
+/// See [`Fault`]; nothing is written then.
+pub fn write_word(
+    hw: &mut impl Hardware,
+    paging: Paging,
+    linear: u64,
+    value: u64,
+) -> Result<(), Fault> {
+    let mut phys = [0_u64; 8];
+    for (byte, slot) in phys.iter_mut().enumerate() {
+        *slot = paging.translate(hw, linear.wrapping_add(byte as u64), true)?;
+        if !hw.may_touch(*slot, 1) {
+            return Err(Fault::Outside);
+        }
+    }
+    for (byte, slot) in phys.iter().enumerate() {
+        hw.write_phys(*slot, 1, value >> (8 * byte) & 0xff);
+    }
+    Ok(())
+}

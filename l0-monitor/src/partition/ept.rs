@@ -1,0 +1,264 @@
+//! EPT: a host's rights on physical memory as the CPU checks them (SDM vol. 3C, 30.3).
+//!
+//! An identity map with holes. It is derived from the [`Map`](super::memory::Map) and the MTRRs and can be made
+//! again from them at any time; it never holds anything of its own.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::memory::Access;
+
+const READ: u64 = 1;
+const WRITE: u64 = 2;
+const EXECUTE: u64 = 4;
+const LARGE: u64 = 1 << 7;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// Bytes that an entry maps at level 1 (page table) to 4.
+const fn span(level: u32) -> u64 {
+    1 << (12 + 9 * (level - 1))
+}
+
+/// One 4 KiB table.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+pub struct Table([AtomicU64; 512]);
+
+impl Table {
+    /// An empty table.
+    pub const fn new() -> Self {
+        Self([const { AtomicU64::new(0) }; 512])
+    }
+
+    fn address(&self) -> u64 {
+        core::ptr::from_ref(self) as u64
+    }
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a stretch of memory is to a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// Rights.
+    pub access: Access,
+    /// Memory type (0 UC, 1 WC, 4 WT, 5 WP, 6 WB), from the MTRRs.
+    pub memory_type: u8,
+    /// Where it is in host-physical memory, less where the host sees it: 0 but for page 0 of a successor.
+    pub offset: u64,
+    /// First address that may differ.
+    pub end: u64,
+}
+
+impl Stretch {
+    fn leaf(&self, address: u64, large: bool) -> u64 {
+        let rights = match self.access {
+            Access::None => return 0,
+            Access::Read => READ | EXECUTE,
+            Access::Full => READ | WRITE | EXECUTE,
+        };
+        address.wrapping_add(self.offset) & ADDRESS
+            | u64::from(self.memory_type) << 3
+            | rights
+            | if large { LARGE } else { 0 }
+    }
+}
+
+/// No table is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exhausted;
+
+/// The EPT of one host: a root and the tables it has used so far, from a fixed store.
+#[derive(Debug)]
+pub struct Ept<'a> {
+    tables: &'a [Table],
+    used: usize,
+    large_1g: bool,
+}
+
+impl<'a> Ept<'a> {
+    /// An empty EPT over a store of tables, the first of which is the root.
+    pub const fn new(tables: &'a [Table], large_1g: bool) -> Self {
+        Self {
+            tables,
+            used: 1,
+            large_1g,
+        }
+    }
+
+    /// The EPT pointer: write-back tables, walk length 4 (SDM table 26-9).
+    pub fn pointer(&self) -> u64 {
+        self.tables.first().map_or(0, Table::address) | 3 << 3 | 6
+    }
+
+    /// Forgets everything that the store holds, from whatever use of it before.
+    pub fn clear(&mut self) {
+        for entry in self.tables.iter().flat_map(|table| &table.0) {
+            entry.store(0, Ordering::Relaxed);
+        }
+        self.used = 1;
+    }
+
+    fn table_at(&self, entry: u64) -> Option<&'a Table> {
+        self.tables
+            .iter()
+            .take(self.used)
+            .find(|t| t.address() == entry & ADDRESS)
+    }
+
+    /// Makes the entries for `start..end` say what `stretch` tells of each address.
+    ///
+    /// # Errors
+    /// [`Exhausted`]: a part may be mapped, none of it with more rights than it should have.
+    pub fn update(
+        &mut self,
+        start: u64,
+        end: u64,
+        stretch: &impl Fn(u64) -> Stretch,
+    ) -> Result<(), Exhausted> {
+        let Some(root) = self.tables.first() else {
+            return Err(Exhausted);
+        };
+        self.fill(root, 4, 0, start, end, stretch)
+    }
+
+    fn fill(
+        &mut self,
+        table: &'a Table,
+        level: u32,
+        base: u64,
+        start: u64,
+        end: u64,
+        stretch: &impl Fn(u64) -> Stretch,
+    ) -> Result<(), Exhausted> {
+        let size = span(level);
+        for (index, slot) in table.0.iter().enumerate() {
+            let first = base + index as u64 * size;
+            let last = first + size;
+            if last <= start || first >= end {
+                continue;
+            }
+            let entry = slot.load(Ordering::Relaxed);
+            let has_table =
+                level > 1 && entry & (READ | WRITE | EXECUTE) != 0 && entry & LARGE == 0;
+            let here = stretch(first);
+            let uniform = here.end >= last;
+            let leaf_allowed = level == 1 || level == 2 || (level == 3 && self.large_1g);
+            if !has_table && uniform && (leaf_allowed || here.access == Access::None) {
+                slot.store(here.leaf(first, level > 1), Ordering::Release);
+                continue;
+            }
+            if level == 1 {
+                slot.store(here.leaf(first, false), Ordering::Release);
+                continue;
+            }
+            let (below, from, to) = if has_table {
+                (self.table_at(entry).ok_or(Exhausted)?, start, end)
+            } else {
+                // What was a large page (or nothing) is made anew, whole.
+                let below = self.tables.get(self.used).ok_or(Exhausted)?;
+                self.used += 1;
+                (
+                    below,
+                    if entry == 0 { start } else { first },
+                    if entry == 0 { end } else { last },
+                )
+            };
+            if !has_table {
+                slot.store(0, Ordering::Release);
+            }
+            self.fill(below, level - 1, first, from, to, stretch)?;
+            slot.store(below.address() | READ | WRITE | EXECUTE, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// The leaf entry that maps `address` (0: nothing does) and the bytes it spans.
+    pub fn lookup(&self, address: u64) -> (u64, u64) {
+        let mut table = self.tables.first();
+        for level in (1..=4).rev() {
+            let size = span(level);
+            let index = (address / size % 512) as usize;
+            let entry = table
+                .and_then(|t| t.0.get(index))
+                .map_or(0, |e| e.load(Ordering::Relaxed));
+            if level == 1 || entry == 0 || entry & LARGE != 0 {
+                return (entry, size);
+            }
+            table = self.table_at(entry);
+        }
+        (0, 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use super::*;
+
+    fn store(n: usize) -> Vec<Table> {
+        (0..n).map(|_| Table::new()).collect()
+    }
+
+    fn hole(hole: core::ops::Range<u64>) -> impl Fn(u64) -> Stretch {
+        move |address| {
+            let (access, end) = if address < hole.start {
+                (Access::Full, hole.start)
+            } else if address < hole.end {
+                (Access::None, hole.end)
+            } else {
+                (Access::Full, 1 << 52)
+            };
+            Stretch {
+                access,
+                memory_type: 6,
+                offset: 0,
+                end,
+            }
+        }
+    }
+
+    #[test]
+    fn identity_with_a_hole() {
+        let tables = store(8);
+        let mut ept = Ept::new(&tables, false);
+        let map = hole(0x10_0000..0x80_0000);
+        ept.update(0, 1 << 30, &map).unwrap();
+        assert_eq!(ept.lookup(0xf_f000), (0xf_f000 | 6 << 3 | 7, 4096));
+        assert_eq!(ept.lookup(0x10_0000).0, 0);
+        assert_eq!(ept.lookup(0x7f_f000).0, 0);
+        assert_eq!(
+            ept.lookup(0x80_0000),
+            (0x80_0000 | 6 << 3 | 7 | LARGE, 2 << 20)
+        );
+        assert_eq!(ept.lookup(1 << 30).0, 0, "beyond what was asked");
+    }
+
+    #[test]
+    fn a_large_page_splits_and_keeps_its_rest() {
+        let tables = store(8);
+        let mut ept = Ept::new(&tables, true);
+        ept.update(0, 1 << 30, &hole(0..0)).unwrap();
+        assert_eq!(ept.lookup(0x1234_5000).1, 1 << 30);
+        let map = hole(0x1000_1000..0x1000_2000);
+        ept.update(0x1000_1000, 0x1000_2000, &map).unwrap();
+        assert_eq!(ept.lookup(0x1000_1000).0, 0);
+        assert_eq!(ept.lookup(0x1000_0000), (0x1000_0000 | 6 << 3 | 7, 4096));
+        assert_eq!(
+            ept.lookup(0x1020_0000),
+            (0x1020_0000 | 6 << 3 | 7 | LARGE, 2 << 20)
+        );
+        ept.update(0x1000_1000, 0x1000_2000, &hole(0..0)).unwrap();
+        assert_eq!(ept.lookup(0x1000_1000).0, 0x1000_1000 | 6 << 3 | 7);
+    }
+
+    #[test]
+    fn exhaustion_is_an_error() {
+        let tables = store(2);
+        let mut ept = Ept::new(&tables, false);
+        assert_eq!(ept.update(0, 1 << 30, &hole(0..0)), Err(Exhausted));
+    }
+}

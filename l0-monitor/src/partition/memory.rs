@@ -1,0 +1,267 @@
+//! Who owns which physical memory: a sorted list of ranges that covers the whole address space.
+
+/// Number of host slots.
+const SLOTS: usize = locum_abi::header::SLOTS;
+
+/// End of the address space that is accounted for (MAXPHYADDR is 52 at most).
+pub const END: u64 = 1 << 52;
+
+/// What a range is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Belongs to the host in this slot.
+    Host(usize),
+    /// L0's private memory: no host.
+    Monitor,
+    /// Both hosts: the pool, the local APIC page, the channels.
+    Shared,
+    /// Both hosts, read-only: what L0 publishes, the BIOS area.
+    ReadOnly,
+    /// An IOAPIC's registers: direct while there is one host, filtered while there are two.
+    IoApic,
+}
+
+/// Rights of a host on a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// None.
+    None,
+    /// Read and fetch.
+    Read,
+    /// Read, write, fetch.
+    Full,
+}
+
+impl Kind {
+    /// Rights of the host in `slot`; `sole` if it is the only host.
+    pub const fn access(self, slot: usize, sole: bool) -> Access {
+        match self {
+            Self::Host(owner) => {
+                if owner == slot {
+                    Access::Full
+                } else {
+                    Access::None
+                }
+            }
+            Self::Monitor => Access::None,
+            Self::Shared => Access::Full,
+            Self::ReadOnly => Access::Read,
+            Self::IoApic => {
+                if sole {
+                    Access::Full
+                } else {
+                    Access::None
+                }
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Range {
+    /// First byte; the range ends where the next one starts.
+    start: u64,
+    kind: Kind,
+}
+
+const CAPACITY: usize = 256;
+
+/// The list of ranges is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// The map.
+#[derive(Clone, Debug)]
+pub struct Map {
+    len: usize,
+    ranges: [Range; CAPACITY],
+}
+
+impl Map {
+    /// Everything belongs to the host in slot 0.
+    pub const fn new() -> Self {
+        Self {
+            len: 1,
+            ranges: [Range {
+                start: 0,
+                kind: Kind::Host(0),
+            }; CAPACITY],
+        }
+    }
+
+    fn ranges(&self) -> &[Range] {
+        self.ranges.get(..self.len).unwrap_or(&[])
+    }
+
+    /// The kind of the byte at `address` and the end of the run of that kind (as far as the list tells runs apart).
+    pub fn at(&self, address: u64) -> (Kind, u64) {
+        let ranges = self.ranges();
+        let next = ranges.partition_point(|r| r.start <= address);
+        let kind = next
+            .checked_sub(1)
+            .and_then(|i| ranges.get(i))
+            .map_or(Kind::Monitor, |r| r.kind);
+        (kind, ranges.get(next).map_or(END, |r| r.start))
+    }
+
+    /// True if all of `start..end` satisfies `test`.
+    pub fn all(&self, start: u64, end: u64, test: impl Fn(Kind) -> bool) -> bool {
+        let mut at = start;
+        while at < end {
+            let (kind, run) = self.at(at);
+            if !test(kind) {
+                return false;
+            }
+            at = run;
+        }
+        start < end && end <= END
+    }
+
+    /// Makes `start..end` of one kind. Bounds are 4 KiB aligned and within [`END`]; an empty range changes nothing.
+    ///
+    /// # Errors
+    /// [`Full`]; the map is as before then.
+    pub fn set(&mut self, start: u64, end: u64, kind: Kind) -> Result<(), Full> {
+        if start >= end || end > END {
+            return Ok(());
+        }
+        let (after, _) = self.at(end);
+        let mut new = Self {
+            len: 0,
+            ranges: self.ranges,
+        };
+        let mut push = |range: Range| -> Result<(), Full> {
+            if let Some(last) = new.len.checked_sub(1).and_then(|i| new.ranges.get(i))
+                && last.kind == range.kind
+            {
+                return Ok(());
+            }
+            *new.ranges.get_mut(new.len).ok_or(Full)? = range;
+            new.len += 1;
+            Ok(())
+        };
+        for range in self.ranges().iter().filter(|r| r.start < start) {
+            push(*range)?;
+        }
+        push(Range { start, kind })?;
+        if end < END {
+            push(Range {
+                start: end,
+                kind: after,
+            })?;
+            for range in self.ranges().iter().filter(|r| r.start > end) {
+                push(*range)?;
+            }
+        }
+        *self = new;
+        Ok(())
+    }
+
+    /// Everything that belongs to the host in `from` belongs to the one in `to`.
+    pub fn transfer(&mut self, from: usize, to: usize) {
+        let mut new = Self {
+            len: 0,
+            ranges: self.ranges,
+        };
+        for range in self.ranges() {
+            let kind = if range.kind == Kind::Host(from) {
+                Kind::Host(to)
+            } else {
+                range.kind
+            };
+            let same = new
+                .len
+                .checked_sub(1)
+                .and_then(|i| new.ranges.get(i))
+                .is_some_and(|last| last.kind == kind);
+            if !same && let Some(slot) = new.ranges.get_mut(new.len) {
+                *slot = Range {
+                    start: range.start,
+                    kind,
+                };
+                new.len += 1;
+            }
+        }
+        *self = new;
+    }
+
+    /// Bytes below `end` that belong to each host.
+    pub fn owned_bytes(&self, end: u64) -> [u64; SLOTS] {
+        let mut bytes = [0; SLOTS];
+        let mut at = 0;
+        while at < end {
+            let (kind, run) = self.at(at);
+            if let Kind::Host(slot) = kind
+                && let Some(sum) = bytes.get_mut(slot)
+            {
+                *sum += run.min(end) - at;
+            }
+            at = run;
+        }
+        bytes
+    }
+}
+
+impl Default for Map {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn set_splits_and_joins() {
+        let mut map = Map::new();
+        map.set(0x10_0000, 0x20_0000, Kind::Monitor).unwrap();
+        assert_eq!(map.at(0xf_ffff), (Kind::Host(0), 0x10_0000));
+        assert_eq!(map.at(0x10_0000), (Kind::Monitor, 0x20_0000));
+        assert_eq!(map.at(0x20_0000), (Kind::Host(0), END));
+        map.set(0x18_0000, 0x30_0000, Kind::Host(1)).unwrap();
+        assert_eq!(map.at(0x17_ffff), (Kind::Monitor, 0x18_0000));
+        assert_eq!(map.at(0x2f_ffff), (Kind::Host(1), 0x30_0000));
+        map.transfer(1, 0);
+        assert_eq!(map.at(0x18_0000), (Kind::Host(0), END));
+        map.set(0x10_0000, 0x18_0000, Kind::Host(0)).unwrap();
+        assert_eq!(map.len, 1, "joined again");
+    }
+
+    #[test]
+    fn exactly_one_owner_whatever_happens() {
+        let mut map = Map::new();
+        let mut model = [0_usize; 64];
+        let mut seed = 12345_u32;
+        for _ in 0..2000 {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let (a, b, slot) = (
+                (seed >> 8 & 63) as usize,
+                (seed >> 16 & 63) as usize,
+                (seed >> 30 & 1) as usize,
+            );
+            map.set((a as u64) << 12, (b as u64) << 12, Kind::Host(slot))
+                .unwrap();
+            for owner in model.iter_mut().take(b).skip(a) {
+                *owner = slot;
+            }
+            for (page, owner) in model.iter().enumerate() {
+                assert_eq!(map.at((page as u64) << 12).0, Kind::Host(*owner));
+            }
+        }
+        let ones = model.iter().filter(|o| **o == 1).count() as u64;
+        assert_eq!(map.owned_bytes(64 << 12)[1], ones << 12);
+    }
+
+    #[test]
+    fn full_changes_nothing() {
+        let mut map = Map::new();
+        let mut at = 0;
+        while map.set(at, at + 0x1000, Kind::Shared).is_ok() {
+            at += 0x2000;
+        }
+        let len = map.len;
+        assert_eq!(map.set(at, at + 0x1000, Kind::Shared), Err(Full));
+        assert_eq!((map.len, map.at(at).0), (len, Kind::Host(0)));
+    }
+}

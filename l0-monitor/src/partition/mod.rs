@@ -1,0 +1,453 @@
+//! The partition: who owns which CPU, page, port, pin and PCI function, and how the CPU is made to enforce it.
+//!
+//! [`Owners`](owners::Owners) and [`Map`](memory::Map) say who owns what; everything else here is derived from them:
+//! one [EPT](ept) and one pair of I/O bitmaps per slot, and the filters for what two hosts must share
+//! ([PCI configuration and power ports](io_filter), [IOAPICs](ioapic)). Owners change in [`owners::Owners::give`] and
+//! [`owners::Owners::give_all`] and nowhere else.
+//!
+//! While only one host exists, it owns everything but L0's memory, and nothing is filtered.
+
+pub mod ept;
+pub mod io_filter;
+pub mod ioapic;
+pub mod memory;
+pub mod owners;
+mod pages;
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use locum_abi::header::SLOTS;
+use locum_abi::{CpuMode, Errno, HostState, SlotInfo, TraceKind};
+use spin::Mutex;
+
+use crate::boot::Machine;
+use crate::cpu::{self, CpuIndex, Slot};
+use crate::shared::{self, layout};
+use crate::vmx::Hardware;
+use crate::vmx::exit::IoAccess;
+use ept::{Ept, Stretch};
+use io_filter::{IoFilter, Verdict};
+use ioapic::IoApic;
+use memory::{Access, Kind, Map};
+use owners::{Owners, Resource};
+
+const PAGE: u64 = 4096;
+const LAPIC_PAGE: u64 = 0xfee0_0000;
+/// Start of what both hosts may read below 1 MiB: the EBDA (or where it would be) and the BIOS area.
+const EBDA: u64 = 0x9_f000;
+const VGA: u64 = 0xa_0000;
+const BIOS: u64 = 0xc_0000;
+const MIB: u64 = 0x10_0000;
+const MAX_IOAPICS: usize = 8;
+
+/// Changes of each slot's EPT that took rights away. A CPU compares it with what it saw last and flushes.
+static EPT_CHANGES: [AtomicU32; SLOTS] = [const { AtomicU32::new(0) }; SLOTS];
+
+struct State {
+    owners: Owners,
+    epts: [Ept<'static>; SLOTS],
+    io: IoFilter,
+    ioapics: [IoApic; MAX_IOAPICS],
+    ioapic_count: usize,
+    /// Two hosts run, or one is dead and not yet cleared away.
+    two: bool,
+    /// End of the memory that is mapped eagerly.
+    mapped_end: u64,
+}
+
+static STATE: Mutex<State> = Mutex::new(State {
+    owners: Owners::new(),
+    epts: [const { Ept::new(&[], false) }; SLOTS],
+    io: IoFilter {
+        pci_address: [0; 2],
+        pm1: [0; 2],
+    },
+    ioapics: [IoApic {
+        address: 0,
+        gsi_base: 0,
+        index: [0; 2],
+    }; MAX_IOAPICS],
+    ioapic_count: 0,
+    two: false,
+    mapped_end: 0,
+});
+
+/// The map as it is when the first host starts.
+fn first_map(machine: &Machine) -> Result<Map, memory::Full> {
+    let mut map = Map::new();
+    map.set(layout::PRIVATE_BASE, layout::BASE, Kind::Monitor)?;
+    let read_only_end = layout::BASE + core::mem::offset_of!(layout::Region, slots) as u64;
+    map.set(layout::BASE, read_only_end, Kind::ReadOnly)?;
+    map.set(read_only_end, layout::BASE + layout::SIZE, Kind::Shared)?;
+    map.set(EBDA, VGA, Kind::ReadOnly)?;
+    map.set(BIOS, MIB, Kind::ReadOnly)?;
+    map.set(LAPIC_PAGE, LAPIC_PAGE + PAGE, Kind::Shared)?;
+    if let Some(pool) = machine.pool {
+        map.set(pool.start, pool.end, Kind::Shared)?;
+    }
+    for ioapic in machine.ioapics() {
+        let page = ioapic.address & !(PAGE - 1);
+        map.set(page, page + PAGE, Kind::IoApic)?;
+    }
+    Ok(map)
+}
+
+/// Gives everything to the first host. Called once at boot.
+///
+/// # Errors
+/// [`memory::Full`] if the machine is too fragmented for the list of ranges.
+pub fn init(machine: &Machine) -> Result<(), memory::Full> {
+    let mut state = STATE.lock();
+    state.owners.memory = first_map(machine)?;
+    state.io.pm1 = machine.pm1_control;
+    state.ioapic_count = 0;
+    for found in machine.ioapics() {
+        let at = state.ioapic_count;
+        if let Some(slot) = state.ioapics.get_mut(at) {
+            *slot = IoApic {
+                address: found.address,
+                gsi_base: found.gsi_base,
+                index: [0; 2],
+            };
+            state.ioapic_count += 1;
+        }
+    }
+    state.mapped_end = machine.memory_end().max(4 << 30);
+    Ok(())
+}
+
+/// Tells the partition whether EPT has 1 GiB pages and builds the tables of the host in `slot`, unless they exist.
+pub fn prepare(slot: Slot, large_1g: bool) {
+    let mut state = STATE.lock();
+    let index = slot.get();
+    let fresh = state
+        .epts
+        .get(index)
+        .is_some_and(|e| e.pointer() & !0xfff == 0);
+    if fresh {
+        if let Some(ept) = state.epts.get_mut(index) {
+            *ept = Ept::new(pages::ept_tables(index), large_1g);
+        }
+        state.rebuild(index);
+        state.write_bitmaps();
+    }
+}
+
+impl State {
+    fn sole(&self) -> bool {
+        !self.two
+    }
+
+    /// Derives a slot's EPT for `start..end`.
+    fn map(&mut self, slot: usize, start: u64, end: u64) {
+        let sole = self.sole();
+        let map = &self.owners.memory;
+        let successor_zero = if sole || slot == self.owners.reigning() {
+            None
+        } else {
+            slot_info(slot).map(|i| i.page_zero)
+        };
+        let stretch = |address: u64| {
+            let (kind, run) = map.at(address);
+            let (memory_type, type_end) = crate::boot::memory_type(address);
+            let mut s = Stretch {
+                access: kind.access(slot, sole),
+                memory_type,
+                offset: 0,
+                end: run.min(type_end),
+            };
+            if let Some(page) = successor_zero {
+                if address < PAGE {
+                    s = Stretch {
+                        access: Access::Full,
+                        memory_type: 6,
+                        offset: page,
+                        end: PAGE,
+                    };
+                }
+            }
+            s
+        };
+        if let Some(ept) = self.epts.get_mut(slot) {
+            if ept.update(start, end, &stretch).is_err() {
+                log::error!("EPT of slot {slot}: out of tables at {start:#x}..{end:#x}");
+            }
+        }
+        if let Some(changes) = EPT_CHANGES.get(slot) {
+            changes.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    fn rebuild(&mut self, slot: usize) {
+        let end = self.mapped_end;
+        self.map(slot, 0, end);
+    }
+
+    fn write_bitmaps(&self) {
+        for slot in 0..SLOTS {
+            let map = if self.two {
+                let mut map = self.owners.io_bitmap(slot, &io_filter::FILTERED);
+                for port in self.io.pm1.iter().filter(|p| **p != 0) {
+                    for p in [*port, port.wrapping_add(1)] {
+                        if let Some(byte) = map.get_mut(usize::from(p >> 3)) {
+                            *byte |= 1 << (p & 7);
+                        }
+                    }
+                }
+                map
+            } else {
+                [0; 8192]
+            };
+            pages::set_io_bitmap(slot, &map);
+        }
+    }
+}
+
+/// EPT pointer of a slot.
+pub fn ept_pointer(slot: usize) -> u64 {
+    STATE.lock().epts.get(slot).map_or(0, Ept::pointer)
+}
+
+/// Number of changes of a slot's EPT.
+pub fn ept_changes(slot: usize) -> u32 {
+    EPT_CHANGES
+        .get(slot)
+        .map_or(0, |c| c.load(Ordering::Acquire))
+}
+
+/// Physical addresses of a slot's I/O bitmaps A and B.
+pub fn io_bitmaps(slot: usize) -> [u64; 2] {
+    pages::io_bitmap_addresses(slot)
+}
+
+/// Physical address of the MSR bitmap: nothing exits, or with `bsp` only reads of IA32_APIC_BASE.
+pub fn msr_bitmap(bsp: bool) -> u64 {
+    pages::msr_bitmap(bsp)
+}
+
+/// Whether L0 may touch these bytes for the host in `slot`.
+pub fn may_touch(slot: usize, address: u64, bytes: u64) -> bool {
+    let state = STATE.lock();
+    let sole = state.sole();
+    address.checked_add(bytes).is_some_and(|end| {
+        state.owners.memory.all(address, end, |k| {
+            k != Kind::IoApic && k.access(slot, sole) == Access::Full
+        })
+    })
+}
+
+/// The owner of a CPU.
+pub fn cpu_owner(cpu: CpuIndex) -> Option<Slot> {
+    STATE
+        .lock()
+        .owners
+        .cpu(cpu.get())
+        .and_then(|slot| Slot::ALL.get(slot).copied())
+}
+
+/// Whether a CPU of the host in `slot` is nested: those that come up then are nested too.
+pub fn slot_is_nested(slot: Slot) -> bool {
+    cpu::all()
+        .any(|c| shared::status().cpu(c).mode() == CpuMode::Nested && cpu_owner(c) == Some(slot))
+}
+
+/// Whether every CPU of the host in `slot` is nested or parked: what it does is filtered.
+pub fn slot_is_wholly_nested(slot: Slot) -> bool {
+    cpu::all()
+        .all(|c| shared::status().cpu(c).mode() != CpuMode::Native || cpu_owner(c) != Some(slot))
+}
+
+/// Slot of the reigning host.
+pub fn reigning() -> usize {
+    STATE.lock().owners.reigning()
+}
+
+/// Whether two hosts run.
+pub fn two_hosts() -> bool {
+    STATE.lock().two
+}
+
+fn slot_info(slot: usize) -> Option<SlotInfo> {
+    shared::header().slots.get(slot).copied()
+}
+
+fn publish_cpu(index: usize) {
+    if let Some(cpu) = CpuIndex::new(index) {
+        shared::status().cpu(cpu).set_owner(cpu_owner(cpu));
+    }
+}
+
+/// Gives a resource of the host in `from` to the other slot.
+///
+/// # Errors
+/// Those of [`Owners::give`]; [`Errno::State`] if the other host runs; [`Errno::NotParked`].
+pub fn grant(resource: Resource, from: Slot) -> Result<(), Errno> {
+    {
+        let mut state = STATE.lock();
+        if state.two {
+            return Err(Errno::State);
+        }
+        if let Resource::Cpu(index) = resource {
+            let cpu = CpuIndex::new(index).ok_or(Errno::Argument)?;
+            if shared::status().cpu(cpu).mode() != CpuMode::Parked {
+                return Err(Errno::NotParked);
+            }
+        }
+        state.owners.give(resource, from.get())?;
+        if let Resource::Memory(start, end) = resource {
+            state.map(from.get(), start, end);
+        }
+    }
+    shared::status()
+        .host(from.other())
+        .set_state(HostState::Preparing);
+    if let Resource::Cpu(index) = resource {
+        publish_cpu(index);
+    }
+    Ok(())
+}
+
+/// Makes two hosts of one: filters on, the successor's EPT built. `entry` and `zero_page` are where it will start.
+///
+/// # Errors
+/// [`Errno::State`] if two hosts run already; [`Errno::NotOwner`] if an address is not the successor's;
+/// [`Errno::NoSpace`].
+pub fn begin_two(
+    hw: &mut impl Hardware,
+    from: Slot,
+    large_1g: bool,
+    addresses: [u64; 2],
+) -> Result<(), Errno> {
+    let to = from.other();
+    let mut guard = STATE.lock();
+    let state = &mut *guard;
+    if state.two {
+        return Err(Errno::State);
+    }
+    if !addresses
+        .iter()
+        .all(|a| state.owners.memory.at(*a).0 == Kind::Host(to.get()))
+    {
+        return Err(Errno::NotOwner);
+    }
+    let info = slot_info(to.get()).ok_or(Errno::Argument)?;
+    let (slice, size) = (info.low_slice, info.low_slice_size);
+    state
+        .owners
+        .memory
+        .set(slice, slice + size, Kind::Host(to.get()))
+        .map_err(|_| Errno::NoSpace)?;
+    // The host may have a configuration cycle half done: its address is in the real register.
+    let latch = hw.port_in(0xcf8, 4);
+    state.io.pci_address = [latch; 2];
+    for i in 0..state.ioapic_count {
+        if let Some(ioapic) = state.ioapics.get_mut(i) {
+            let index = hw.read_phys(ioapic.address, 4) as u32;
+            ioapic.index = [index; 2];
+        }
+    }
+    state.two = true;
+    if let Some(ept) = state.epts.get_mut(to.get()) {
+        *ept = Ept::new(pages::ept_tables(to.get()), large_1g);
+        ept.clear();
+    }
+    state.rebuild(to.get());
+    state.rebuild(from.get());
+    state.write_bitmaps();
+    Ok(())
+}
+
+/// Makes one host of two: everything belongs to the host in `to`.
+pub fn end_two(hw: &mut impl Hardware, to: Slot) {
+    {
+        let mut guard = STATE.lock();
+        let state = &mut *guard;
+        let was_two = state.two;
+        state.owners.give_all(to.get());
+        state.two = false;
+        if was_two {
+            hw.port_out(
+                0xcf8,
+                4,
+                state.io.pci_address.get(to.get()).copied().unwrap_or(0),
+            );
+            for i in 0..state.ioapic_count {
+                if let Some(ioapic) = state.ioapics.get(i) {
+                    let index = ioapic.index.get(to.get()).copied().unwrap_or(0);
+                    hw.write_phys(ioapic.address, 4, index.into());
+                }
+            }
+        }
+        state.rebuild(to.get());
+        state.write_bitmaps();
+    }
+    for index in 0..cpu::count() {
+        publish_cpu(index);
+    }
+}
+
+/// Serves a port access of the host in `slot`.
+pub fn port(hw: &mut impl Hardware, slot: usize, io: IoAccess, value: u32) -> Verdict {
+    let mut guard = STATE.lock();
+    let state = &mut *guard;
+    let mut untraced = state.io;
+    let verdict = untraced.access(hw, &state.owners, slot, io, value);
+    state.io = untraced;
+    verdict
+}
+
+/// Serves an access to an IOAPIC's page, if `address` is in one while two hosts run. See [`IoApic::access`].
+pub fn ioapic(
+    hw: &mut impl Hardware,
+    slot: usize,
+    address: u64,
+    write: Option<u32>,
+) -> Option<u32> {
+    let mut guard = STATE.lock();
+    let state = &mut *guard;
+    let count = state.ioapic_count;
+    let ioapic = state
+        .ioapics
+        .iter_mut()
+        .take(count)
+        .find(|i| i.address & !0xfff == address & !0xfff)?;
+    let offset = address - ioapic.address.min(address);
+    Some(ioapic.access(hw, &state.owners, slot, offset, write))
+}
+
+/// True if an IOAPIC's registers are in the page of `address`.
+pub fn is_ioapic(address: u64) -> bool {
+    STATE.lock().owners.memory.at(address).0 == Kind::IoApic
+}
+
+/// Whether the host in `slot` may make the access that EPT refused: then it is mapped now (memory beyond what is mapped
+/// eagerly, or an entry that was being rebuilt), and the access can be made again.
+pub fn allow(slot: usize, address: u64, write: bool) -> bool {
+    let mut state = STATE.lock();
+    let sole = state.sole();
+    let access = state.owners.memory.at(address).0.access(slot, sole);
+    if access == Access::None || (write && access == Access::Read) {
+        return false;
+    }
+    let mapped = |state: &State| {
+        state
+            .epts
+            .get(slot)
+            .is_some_and(|e| e.lookup(address).0 != 0)
+    };
+    if !mapped(&state) {
+        let start = address & !((2 << 20) - 1);
+        state.map(slot, start, start + (2 << 20));
+    }
+    mapped(&state)
+}
+
+/// Leaves a trace record for an owner's change.
+pub fn trace_owner(kind: u64, to: Slot, b: u64, c: u64) {
+    shared::trace(
+        TraceKind::Owner,
+        kind as u32 | (to.get() as u32) << 16,
+        b,
+        c,
+    );
+}

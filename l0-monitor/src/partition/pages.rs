@@ -1,0 +1,52 @@
+//! The pages that the CPU reads: EPT tables, I/O bitmaps, MSR bitmaps. Fixed stores, reached through atomics.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use locum_abi::header::SLOTS;
+
+use super::ept::Table;
+use super::owners::PortMap;
+
+/// EPT tables per slot: enough for 4 GiB in 2 MiB pages, two dozen regions split to 4 KiB, and 100 GiB on top.
+const EPT_TABLES: usize = 160;
+
+static EPT: [[Table; EPT_TABLES]; SLOTS] = [const { [const { Table::new() }; EPT_TABLES] }; SLOTS];
+
+#[repr(C, align(4096))]
+struct Words<const N: usize>([AtomicU64; N]);
+
+static IO: [Words<1024>; SLOTS] = [const { Words([const { AtomicU64::new(0) }; 1024]) }; SLOTS];
+
+static MSR_NONE: Words<512> = Words([const { AtomicU64::new(0) }; 512]);
+/// Read bitmap for low MSRs: bit 0x1b, IA32_APIC_BASE (SDM vol. 3C, 26.6.9).
+static MSR_BSP: Words<512> = Words({
+    let mut words = [const { AtomicU64::new(0) }; 512];
+    words[0] = AtomicU64::new(1 << 0x1b);
+    words
+});
+
+/// The tables of a slot.
+pub fn ept_tables(slot: usize) -> &'static [Table] {
+    EPT.get(slot).map_or(&[], |tables| tables.as_slice())
+}
+
+/// Writes a slot's I/O bitmaps.
+pub fn set_io_bitmap(slot: usize, map: &PortMap) {
+    let Some(words) = IO.get(slot) else { return };
+    for (word, bytes) in words.0.iter().zip(map.as_chunks::<8>().0) {
+        word.store(u64::from_le_bytes(*bytes), Ordering::Release);
+    }
+}
+
+/// Addresses of a slot's I/O bitmaps A and B.
+pub fn io_bitmap_addresses(slot: usize) -> [u64; 2] {
+    IO.get(slot).map_or([0; 2], |words| {
+        let a = core::ptr::from_ref(words) as u64;
+        [a, a + 4096]
+    })
+}
+
+/// Address of an MSR bitmap.
+pub fn msr_bitmap(bsp: bool) -> u64 {
+    core::ptr::from_ref(if bsp { &MSR_BSP } else { &MSR_NONE }) as u64
+}

@@ -1,0 +1,230 @@
+//! Exit reasons and qualifications (SDM vol. 3C, 29.2; vol. 3D, appendix C).
+
+/// Basic exit reason; an open set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reason(pub u16);
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $code:expr;)*) => {
+        impl Reason { $($(#[$doc])* pub const $name: Self = Self($code);)* }
+    };
+}
+
+reasons! {
+    /// Exception or NMI.
+    EXCEPTION_NMI = 0;
+    /// Triple fault.
+    TRIPLE_FAULT = 2;
+    /// INIT signal.
+    INIT = 3;
+    /// CPUID.
+    CPUID = 10;
+    /// GETSEC.
+    GETSEC = 11;
+    /// INVD.
+    INVD = 13;
+    /// VMCALL.
+    VMCALL = 18;
+    /// VMCLEAR.
+    VMCLEAR = 19;
+    /// VMLAUNCH.
+    VMLAUNCH = 20;
+    /// VMPTRLD.
+    VMPTRLD = 21;
+    /// VMPTRST.
+    VMPTRST = 22;
+    /// VMREAD.
+    VMREAD = 23;
+    /// VMRESUME.
+    VMRESUME = 24;
+    /// VMWRITE.
+    VMWRITE = 25;
+    /// VMXOFF.
+    VMXOFF = 26;
+    /// VMXON.
+    VMXON = 27;
+    /// Control-register access.
+    CR_ACCESS = 28;
+    /// I/O instruction.
+    IO = 30;
+    /// RDMSR.
+    RDMSR = 31;
+    /// WRMSR.
+    WRMSR = 32;
+    /// EPT violation.
+    EPT_VIOLATION = 48;
+    /// EPT misconfiguration.
+    EPT_MISCONFIG = 49;
+    /// INVEPT.
+    INVEPT = 50;
+    /// INVVPID.
+    INVVPID = 53;
+    /// XSETBV.
+    XSETBV = 55;
+    /// VMFUNC.
+    VMFUNC = 59;
+}
+
+/// The 32-bit exit-reason field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitReason(pub u32);
+
+impl ExitReason {
+    /// Bits 15:0.
+    pub const fn basic(self) -> Reason {
+        Reason((self.0 & 0xffff) as u16)
+    }
+
+    /// Bit 31: the VM entry failed.
+    pub const fn entry_failure(self) -> bool {
+        self.0 >> 31 != 0
+    }
+}
+
+/// VM-exit interruption information (SDM vol. 3C, 26.9.2).
+#[derive(Clone, Copy, Debug)]
+pub struct Interruption(pub u32);
+
+impl Interruption {
+    /// Valid and of type NMI.
+    pub const fn is_nmi(self) -> bool {
+        self.0 >> 31 != 0 && self.0 >> 8 & 7 == 2
+    }
+
+    /// Entry information that injects a hardware exception.
+    pub const fn exception(vector: u8, with_error_code: bool) -> Self {
+        Self(1 << 31 | (with_error_code as u32) << 11 | 3 << 8 | vector as u32)
+    }
+}
+
+/// Qualification of a control-register access (SDM table 29-3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrAccess {
+    /// MOV to CR `cr` from general register `gpr`.
+    Write {
+        /// Control register number.
+        cr: u8,
+        /// General register number (4 is RSP).
+        gpr: u8,
+    },
+    /// CLTS.
+    Clts,
+    /// LMSW with this source.
+    Lmsw(u16),
+    /// MOV from CR: never asked for.
+    Read,
+}
+
+impl CrAccess {
+    /// Decodes the qualification.
+    pub const fn new(qualification: u64) -> Self {
+        match qualification >> 4 & 3 {
+            0 => Self::Write {
+                cr: (qualification & 15) as u8,
+                gpr: (qualification >> 8 & 15) as u8,
+            },
+            1 => Self::Read,
+            2 => Self::Clts,
+            _ => Self::Lmsw((qualification >> 16) as u16),
+        }
+    }
+}
+
+/// Qualification of an I/O instruction (SDM table 29-5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoAccess {
+    /// Port.
+    pub port: u16,
+    /// 1, 2 or 4 bytes.
+    pub size: u8,
+    /// IN (true) or OUT.
+    pub input: bool,
+    /// INS or OUTS.
+    pub string: bool,
+}
+
+impl IoAccess {
+    /// Decodes the qualification.
+    pub const fn new(qualification: u64) -> Self {
+        Self {
+            port: (qualification >> 16) as u16,
+            size: (qualification & 7) as u8 + 1,
+            input: qualification & 8 != 0,
+            string: qualification & 16 != 0,
+        }
+    }
+}
+
+/// VM-exit instruction information of the VMX instructions (SDM tables 29-13, 29-14, 29-15).
+#[derive(Clone, Copy, Debug)]
+pub struct InstructionInfo(pub u32);
+
+impl InstructionInfo {
+    /// Scale of the index, as a shift.
+    pub const fn scale(self) -> u32 {
+        self.0 & 3
+    }
+
+    /// First operand is a register (VMREAD, VMWRITE).
+    pub const fn is_register(self) -> bool {
+        self.0 & 1 << 10 != 0
+    }
+
+    /// Register of the first operand (VMREAD, VMWRITE).
+    pub const fn register1(self) -> u8 {
+        (self.0 >> 3 & 15) as u8
+    }
+
+    /// Second register operand: the field (VMREAD, VMWRITE) or the type (INVEPT, INVVPID).
+    pub const fn register2(self) -> u8 {
+        (self.0 >> 28) as u8
+    }
+
+    /// Address size in bytes: 2, 4 or 8.
+    pub const fn address_size(self) -> u8 {
+        2 << (self.0 >> 7 & 3)
+    }
+
+    /// Segment register number.
+    pub const fn segment(self) -> u8 {
+        (self.0 >> 15 & 7) as u8
+    }
+
+    /// Index register.
+    pub const fn index(self) -> Option<u8> {
+        if self.0 & 1 << 22 != 0 {
+            None
+        } else {
+            Some((self.0 >> 18 & 15) as u8)
+        }
+    }
+
+    /// Base register.
+    pub const fn base(self) -> Option<u8> {
+        if self.0 & 1 << 27 != 0 {
+            None
+        } else {
+            Some((self.0 >> 23 & 15) as u8)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decodes() {
+        assert_eq!(CrAccess::new(0x300), CrAccess::Write { cr: 0, gpr: 3 });
+        assert_eq!(CrAccess::new(0x004), CrAccess::Write { cr: 4, gpr: 0 });
+        assert_eq!(CrAccess::new(0x0008_0030), CrAccess::Lmsw(8));
+        let io = IoAccess::new(0xcfc << 16 | 8 | 3);
+        assert_eq!(
+            (io.port, io.size, io.input, io.string),
+            (0xcfc, 4, true, false)
+        );
+        assert!(ExitReason(0x8000_0021).entry_failure());
+        assert!(Interruption(0x8000_0202).is_nmi() && !Interruption(0x8000_0302).is_nmi());
+        assert_eq!(Interruption::exception(13, true).0, 0x8000_0b0d);
+    }
+}

@@ -1,0 +1,277 @@
+//! VMCS field encodings (SDM vol. 3D, appendix B).
+
+/// Width of a field, from bits 14:13 of its encoding (SDM vol. 3C, 26.11.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    /// 16 bits.
+    W16,
+    /// 64 bits.
+    W64,
+    /// 32 bits.
+    W32,
+    /// Natural width: 64 bits on every CPU that L0 runs on.
+    Natural,
+}
+
+/// Encoding of a VMCS field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Field(pub u32);
+
+impl Field {
+    /// The field's width.
+    pub const fn width(self) -> Width {
+        match self.0 >> 13 & 3 {
+            0 => Width::W16,
+            1 => Width::W64,
+            2 => Width::W32,
+            _ => Width::Natural,
+        }
+    }
+
+    /// True for a field of the host-state area (type 3).
+    pub const fn is_host_state(self) -> bool {
+        self.0 >> 10 & 3 == 3
+    }
+
+    /// `value` cut to the field's width, as VMWRITE does.
+    pub const fn truncate(self, value: u64) -> u64 {
+        match self.width() {
+            Width::W16 => value & 0xffff,
+            Width::W32 => value & 0xffff_ffff,
+            Width::W64 | Width::Natural => value,
+        }
+    }
+}
+
+macro_rules! fields {
+    ($($(#[$doc:meta])* $name:ident = $code:expr;)*) => {
+        $($(#[$doc])* pub const $name: Field = Field($code);)*
+    };
+}
+
+fields! {
+    /// Virtual-processor identifier.
+    VPID = 0x0000;
+    /// Physical address of I/O bitmap A (ports 0 to 0x7fff).
+    IO_BITMAP_A = 0x2000;
+    /// Physical address of I/O bitmap B (ports 0x8000 to 0xffff).
+    IO_BITMAP_B = 0x2002;
+    /// Physical address of the MSR bitmaps.
+    MSR_BITMAP = 0x2004;
+    /// EPT pointer.
+    EPTP = 0x201a;
+    /// XSS-exiting bitmap.
+    XSS_EXITING_BITMAP = 0x202c;
+    /// Guest-physical address of an EPT violation or misconfiguration.
+    GUEST_PHYSICAL_ADDRESS = 0x2400;
+    /// VMCS link pointer.
+    VMCS_LINK = 0x2800;
+    /// Guest IA32_DEBUGCTL.
+    GUEST_DEBUGCTL = 0x2802;
+    /// Guest IA32_EFER.
+    GUEST_EFER = 0x2806;
+    /// Guest PDPTE0; PDPTE1 to 3 follow in steps of 2.
+    GUEST_PDPTE0 = 0x280a;
+    /// Host IA32_PAT.
+    HOST_PAT = 0x2c00;
+    /// Host IA32_EFER.
+    HOST_EFER = 0x2c02;
+    /// Host IA32_PERF_GLOBAL_CTRL.
+    HOST_PERF_GLOBAL_CTRL = 0x2c04;
+    /// Pin-based VM-execution controls.
+    PIN_CONTROLS = 0x4000;
+    /// Primary processor-based VM-execution controls.
+    PRIMARY_CONTROLS = 0x4002;
+    /// Exception bitmap.
+    EXCEPTION_BITMAP = 0x4004;
+    /// Primary VM-exit controls.
+    EXIT_CONTROLS = 0x400c;
+    /// VM-exit MSR-store count.
+    EXIT_MSR_STORE_COUNT = 0x400e;
+    /// VM-exit MSR-load count.
+    EXIT_MSR_LOAD_COUNT = 0x4010;
+    /// VM-entry controls.
+    ENTRY_CONTROLS = 0x4012;
+    /// VM-entry MSR-load count.
+    ENTRY_MSR_LOAD_COUNT = 0x4014;
+    /// VM-entry interruption information.
+    ENTRY_INTERRUPTION = 0x4016;
+    /// VM-entry exception error code.
+    ENTRY_ERROR_CODE = 0x4018;
+    /// Secondary processor-based VM-execution controls.
+    SECONDARY_CONTROLS = 0x401e;
+    /// CR3-target count.
+    CR3_TARGET_COUNT = 0x400a;
+    /// Page-fault error-code mask.
+    PF_ERROR_MASK = 0x4006;
+    /// Page-fault error-code match.
+    PF_ERROR_MATCH = 0x4008;
+    /// VM-instruction error.
+    INSTRUCTION_ERROR = 0x4400;
+    /// Exit reason.
+    EXIT_REASON = 0x4402;
+    /// VM-exit interruption information.
+    EXIT_INTERRUPTION = 0x4404;
+    /// IDT-vectoring information.
+    IDT_VECTORING = 0x4408;
+    /// IDT-vectoring error code.
+    IDT_VECTORING_ERROR = 0x440a;
+    /// VM-exit instruction length.
+    INSTRUCTION_LENGTH = 0x440c;
+    /// VM-exit instruction information.
+    INSTRUCTION_INFO = 0x440e;
+    /// Guest interruptibility state.
+    GUEST_INTERRUPTIBILITY = 0x4824;
+    /// Guest activity state.
+    GUEST_ACTIVITY = 0x4826;
+    /// Guest GDTR limit.
+    GUEST_GDTR_LIMIT = 0x4810;
+    /// Guest IDTR limit.
+    GUEST_IDTR_LIMIT = 0x4812;
+    /// Guest IA32_SYSENTER_CS.
+    GUEST_SYSENTER_CS = 0x482a;
+    /// Host IA32_SYSENTER_CS.
+    HOST_SYSENTER_CS = 0x4c00;
+    /// CR0 guest/host mask.
+    CR0_MASK = 0x6000;
+    /// CR4 guest/host mask.
+    CR4_MASK = 0x6002;
+    /// CR0 read shadow.
+    CR0_SHADOW = 0x6004;
+    /// CR4 read shadow.
+    CR4_SHADOW = 0x6006;
+    /// Exit qualification.
+    EXIT_QUALIFICATION = 0x6400;
+    /// Guest-linear address.
+    GUEST_LINEAR_ADDRESS = 0x640a;
+    /// Guest CR0.
+    GUEST_CR0 = 0x6800;
+    /// Guest CR3.
+    GUEST_CR3 = 0x6802;
+    /// Guest CR4.
+    GUEST_CR4 = 0x6804;
+    /// Guest GDTR base.
+    GUEST_GDTR_BASE = 0x6816;
+    /// Guest IDTR base.
+    GUEST_IDTR_BASE = 0x6818;
+    /// Guest DR7.
+    GUEST_DR7 = 0x681a;
+    /// Guest RSP.
+    GUEST_RSP = 0x681c;
+    /// Guest RIP.
+    GUEST_RIP = 0x681e;
+    /// Guest RFLAGS.
+    GUEST_RFLAGS = 0x6820;
+    /// Guest pending debug exceptions.
+    GUEST_PENDING_DEBUG = 0x6822;
+    /// Guest IA32_SYSENTER_ESP.
+    GUEST_SYSENTER_ESP = 0x6824;
+    /// Guest IA32_SYSENTER_EIP.
+    GUEST_SYSENTER_EIP = 0x6826;
+    /// Host CR0.
+    HOST_CR0 = 0x6c00;
+    /// Host CR3.
+    HOST_CR3 = 0x6c02;
+    /// Host CR4.
+    HOST_CR4 = 0x6c04;
+    /// Host FS base.
+    HOST_FS_BASE = 0x6c06;
+    /// Host GS base.
+    HOST_GS_BASE = 0x6c08;
+    /// Host TR base.
+    HOST_TR_BASE = 0x6c0a;
+    /// Host GDTR base.
+    HOST_GDTR_BASE = 0x6c0c;
+    /// Host IDTR base.
+    HOST_IDTR_BASE = 0x6c0e;
+    /// Host IA32_SYSENTER_ESP.
+    HOST_SYSENTER_ESP = 0x6c10;
+    /// Host IA32_SYSENTER_EIP.
+    HOST_SYSENTER_EIP = 0x6c12;
+    /// Host RSP.
+    HOST_RSP = 0x6c14;
+    /// Host RIP.
+    HOST_RIP = 0x6c16;
+}
+
+/// Segment registers in the order of the encodings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Segment {
+    /// ES.
+    Es = 0,
+    /// CS.
+    Cs = 1,
+    /// SS.
+    Ss = 2,
+    /// DS.
+    Ds = 3,
+    /// FS.
+    Fs = 4,
+    /// GS.
+    Gs = 5,
+    /// LDTR.
+    Ldtr = 6,
+    /// TR.
+    Tr = 7,
+}
+
+impl Segment {
+    /// All eight.
+    pub const ALL: [Self; 8] = [
+        Self::Es,
+        Self::Cs,
+        Self::Ss,
+        Self::Ds,
+        Self::Fs,
+        Self::Gs,
+        Self::Ldtr,
+        Self::Tr,
+    ];
+
+    /// Guest selector.
+    pub const fn guest_selector(self) -> Field {
+        Field(0x0800 + 2 * self as u32)
+    }
+
+    /// Guest limit.
+    pub const fn guest_limit(self) -> Field {
+        Field(0x4800 + 2 * self as u32)
+    }
+
+    /// Guest access rights.
+    pub const fn guest_rights(self) -> Field {
+        Field(0x4814 + 2 * self as u32)
+    }
+
+    /// Guest base.
+    pub const fn guest_base(self) -> Field {
+        Field(0x6806 + 2 * self as u32)
+    }
+
+    /// Host selector; LDTR has none (every VM exit makes it unusable).
+    pub const fn host_selector(self) -> Option<Field> {
+        match self {
+            Self::Ldtr => None,
+            Self::Tr => Some(Field(0x0c0c)),
+            other => Some(Field(0x0c00 + 2 * other as u32)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn encodings_follow_the_appendix() {
+        assert_eq!(Segment::Tr.guest_selector().0, 0x080e);
+        assert_eq!(Segment::Tr.guest_limit().0, 0x480e);
+        assert_eq!(Segment::Tr.guest_rights().0, 0x4822);
+        assert_eq!(Segment::Tr.guest_base().0, 0x6814);
+        assert_eq!(Segment::Gs.host_selector(), Some(Field(0x0c0a)));
+        assert_eq!(GUEST_RIP.width(), Width::Natural);
+        assert_eq!(EPTP.width(), Width::W64);
+        assert_eq!(VPID.truncate(0x1_2345), 0x2345);
+        assert!(HOST_EFER.is_host_state() && !GUEST_EFER.is_host_state());
+    }
+}

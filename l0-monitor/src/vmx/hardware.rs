@@ -1,0 +1,114 @@
+//! The CPU as the nested code sees it. One implementation executes instructions ([`super::instructions::Cpu`]); the
+//! tests have another, a model of VMX on the host.
+
+use locum_abi::TraceKind;
+
+use super::field::Field;
+
+/// Outcome of a VMX instruction (SDM vol. 3C, 31.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmxStatus {
+    /// VMsucceed: all arithmetic flags clear.
+    Succeed,
+    /// VMfailInvalid: CF. There is no current VMCS to hold an error number.
+    FailInvalid,
+    /// VMfailValid: ZF. The number is in the current VMCS.
+    FailValid,
+}
+
+impl VmxStatus {
+    /// From RFLAGS after the instruction.
+    pub const fn from_rflags(rflags: u64) -> Self {
+        if rflags & 1 != 0 {
+            Self::FailInvalid
+        } else if rflags & 1 << 6 != 0 {
+            Self::FailValid
+        } else {
+            Self::Succeed
+        }
+    }
+
+    /// RFLAGS as the instruction leaves them: CF, PF, AF, ZF, SF, OF are clear but for the one that tells.
+    pub const fn apply(self, rflags: u64) -> u64 {
+        let clear = rflags & !0x8d5;
+        match self {
+            Self::Succeed => clear,
+            Self::FailInvalid => clear | 1,
+            Self::FailValid => clear | 1 << 6,
+        }
+    }
+
+    /// True for [`VmxStatus::Succeed`].
+    pub const fn ok(self) -> bool {
+        matches!(self, Self::Succeed)
+    }
+}
+
+/// An INVEPT or INVVPID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Invalidate {
+    /// INVEPT.
+    Ept,
+    /// INVVPID.
+    Vpid,
+}
+
+/// What the nested code asks of the CPU it runs on.
+///
+/// Physical addresses that reach `read_phys` and `write_phys` have been checked against the caller's partition.
+pub trait Hardware {
+    /// VMREAD from the current VMCS.
+    fn vmread(&mut self, field: Field) -> Result<u64, VmxStatus>;
+    /// VMWRITE to the current VMCS.
+    fn vmwrite(&mut self, field: Field, value: u64) -> VmxStatus;
+    /// VMPTRLD.
+    fn vmptrld(&mut self, phys: u64) -> VmxStatus;
+    /// VMCLEAR.
+    fn vmclear(&mut self, phys: u64) -> VmxStatus;
+    /// VMXON. CR4.VMXE must be set.
+    fn vmxon(&mut self, phys: u64) -> VmxStatus;
+    /// VMXOFF.
+    fn vmxoff(&mut self) -> VmxStatus;
+    /// VMPTRST.
+    fn vmptrst(&mut self) -> u64;
+    /// INVEPT or INVVPID with a descriptor.
+    fn invalidate(&mut self, what: Invalidate, kind: u64, descriptor: [u64; 2]) -> VmxStatus;
+    /// CPUID: EAX, EBX, ECX, EDX.
+    fn cpuid(&mut self, leaf: u32, subleaf: u32) -> [u32; 4];
+    /// RDMSR; `None` where the CPU raises #GP.
+    fn rdmsr(&mut self, msr: u32) -> Option<u64>;
+    /// WRMSR; false where the CPU raises #GP.
+    fn wrmsr(&mut self, msr: u32, value: u64) -> bool;
+    /// XSETBV; false where the CPU raises #GP.
+    fn xsetbv(&mut self, index: u32, value: u64) -> bool;
+    /// WBINVD.
+    fn wbinvd(&mut self);
+    /// Writes CR2.
+    fn set_cr2(&mut self, value: u64);
+    /// IN of 1, 2 or 4 bytes.
+    fn port_in(&mut self, port: u16, size: u8) -> u32;
+    /// OUT of 1, 2 or 4 bytes.
+    fn port_out(&mut self, port: u16, size: u8, value: u32);
+    /// Reads 1, 2, 4 or 8 aligned bytes of physical memory or MMIO.
+    fn read_phys(&mut self, address: u64, size: u8) -> u64;
+    /// Writes 1, 2, 4 or 8 aligned bytes of physical memory or MMIO.
+    fn write_phys(&mut self, address: u64, size: u8, value: u64);
+    /// Whether the host may touch these bytes of RAM: nothing a host names is touched before this says yes.
+    fn may_touch(&mut self, address: u64, bytes: u64) -> bool;
+    /// Leaves a record in the trace ring.
+    fn trace(&mut self, kind: TraceKind, a: u32, b: u64, c: u64);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags() {
+        assert_eq!(VmxStatus::from_rflags(0x2), VmxStatus::Succeed);
+        assert_eq!(VmxStatus::from_rflags(0x3), VmxStatus::FailInvalid);
+        assert_eq!(VmxStatus::from_rflags(0x42), VmxStatus::FailValid);
+        assert_eq!(VmxStatus::Succeed.apply(0x8d7), 0x2);
+        assert_eq!(VmxStatus::FailValid.apply(0x203), 0x242);
+    }
+}
