@@ -3,7 +3,7 @@
 use super::madt_build::{self, Interrupts, Wakeup};
 use super::sink::Sink;
 use super::{
-    AcpiError, BuildError, FADT_REVISION_6_LEN, Fadt, Locm, Machine, RSDP_V2_LEN, Rsdp, SdtHeader,
+    AcpiError, BuildError, FADT_REVISION_6_LEN, Locm, Machine, RSDP_V2_LEN, Rsdp, SdtHeader,
     Signature,
 };
 use crate::PhysMem;
@@ -94,13 +94,11 @@ pub fn successor_tables<M: PhysMem + ?Sized>(
     phys: u64,
     out: &mut [u8],
 ) -> Result<HostTables, BuildError> {
-    let fadt: Fadt = machine.fadt()?;
+    let fadt = machine.fadt()?;
     let parts = Parts {
         fadt: fadt.for_successor(),
         cpus: host.cpus,
-        interrupts: Interrupts::HardwareReduced {
-            sci: fadt.sci_interrupt(),
-        },
+        interrupts: Interrupts::HardwareReduced,
         wakeup: Wakeup {
             mailbox: host.mailbox,
             reset_vector: host.reset_vector,

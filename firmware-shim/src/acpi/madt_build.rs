@@ -17,38 +17,32 @@ const MAILBOX_ALIGN: u64 = 4096;
 pub(crate) enum Interrupts {
     /// All of the machine's, dual 8259 included.
     Legacy,
-    /// Those that a hardware-reduced host can have.
+    /// The IOAPICs without any ISA interrupt, for a hardware-reduced host.
     ///
-    /// Linux then has no legacy IRQs (`nr_legacy_irqs() == 0`), and no ISA IRQ is looked up by number. An override only fixes a
-    /// pin's trigger mode and polarity, from the start and for good. Those of the timer (0), the RTC (8) and the SCI belong to
-    /// devices that the host does not have; the timer's would even be taken for the SCI's, whose number is 0 here
-    /// (`acpi_parse_int_src_ovr`). IOAPIC pins wired to NMI stay with the host that has the platform.
-    HardwareReduced {
-        /// The machine's SCI.
-        sci: u16,
-    },
+    /// Linux then has no legacy IRQs (`nr_legacy_irqs() == 0`) and looks up no ISA IRQ by number, so that an override can do
+    /// harm only: it fixes its pin's trigger mode and polarity before the first device asks for it, and a PCI link that
+    /// says otherwise, as Bochs' do (active low links, active high overrides), gets -EBUSY (`mp_check_pin_attr` lets only a
+    /// legacy IRQ be changed). That of the timer would even be taken for the SCI's, whose number is 0 here
+    /// (`acpi_parse_int_src_ovr`). Without overrides a pin gets what its first device's `_CRS` or PCI link says.
+    ///
+    /// IOAPIC pins wired to NMI stay with the host that has the platform.
+    HardwareReduced,
 }
 
 impl Interrupts {
-    const TIMER: u8 = 0;
-    const RTC: u8 = 8;
-
     fn keeps(self, entry: &MadtEntry) -> bool {
-        match (entry, self) {
-            (
-                MadtEntry::IoApic { .. }
-                | MadtEntry::LocalApicNmi { .. }
-                | MadtEntry::LocalX2ApicNmi { .. }
-                | MadtEntry::LocalApicAddress { .. },
-                _,
-            )
-            | (MadtEntry::InterruptOverride { .. } | MadtEntry::NmiSource { .. }, Self::Legacy) => {
-                true
+        match entry {
+            MadtEntry::IoApic { .. }
+            | MadtEntry::LocalApicNmi { .. }
+            | MadtEntry::LocalX2ApicNmi { .. }
+            | MadtEntry::LocalApicAddress { .. } => true,
+            MadtEntry::InterruptOverride { .. } | MadtEntry::NmiSource { .. } => {
+                self == Self::Legacy
             }
-            (MadtEntry::InterruptOverride { source, .. }, Self::HardwareReduced { sci }) => {
-                ![Self::TIMER, Self::RTC].contains(source) && u16::from(*source) != sci
-            }
-            _ => false,
+            MadtEntry::LocalApic { .. }
+            | MadtEntry::LocalX2Apic { .. }
+            | MadtEntry::Wakeup { .. }
+            | MadtEntry::Other { .. } => false,
         }
     }
 }
@@ -86,7 +80,7 @@ pub(crate) fn write<M: PhysMem + ?Sized>(
     out.u32(machine.local_apic_address());
     out.u32(match interrupts {
         Interrupts::Legacy => machine.flags(),
-        Interrupts::HardwareReduced { .. } => machine.flags() & !PCAT_COMPAT,
+        Interrupts::HardwareReduced => machine.flags() & !PCAT_COMPAT,
     });
     for (index, &apic_id) in own.iter().enumerate() {
         if own.iter().take(index).any(|&earlier| earlier == apic_id) {
