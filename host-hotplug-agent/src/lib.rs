@@ -1,5 +1,6 @@
 //! `locum`: the command and daemon that drives a refresh from inside the host.
 
+pub mod acpi;
 pub mod cli;
 pub mod command;
 pub mod config;
@@ -7,7 +8,9 @@ pub mod cpuinfo;
 pub mod daemon;
 pub mod doctor;
 pub mod error;
+pub mod inventory;
 pub mod l0;
+pub mod load;
 pub mod machine;
 pub mod report;
 pub mod status;

@@ -1,3 +1,6 @@
 //! Fakes for this crate's tests.
 
+pub mod kernel;
 pub mod l0;
+pub mod tables;
+pub mod tree;

@@ -1,0 +1,66 @@
+//! `/sys/kernel/irq`: which IOAPIC pins are in use, and by whom.
+
+use std::collections::BTreeMap;
+
+use partitioner::{Gsi, PciFunction, Pin};
+
+use super::pci;
+use crate::sysroot::SysRoot;
+
+/// Pins that an IOAPIC has at least, and that the last one is taken to have: the kernel does not tell user space.
+const PINS: u32 = 24;
+
+/// All IOAPIC pins with their users other than `functions`. Linux's number of an IOAPIC interrupt is its GSI
+/// (`mp_map_pin_to_irq`).
+pub fn pins(sys: &SysRoot, gsi_bases: &[u32], functions: &[PciFunction]) -> Vec<Pin> {
+    let mut users: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+    let end = gsi_bases.last().map_or(0, |base| base + PINS);
+    for gsi in gsi_bases.first().copied().unwrap_or(0)..end {
+        users.entry(gsi).or_default();
+    }
+    for function in functions {
+        if let Some(gsi) = function.gsi {
+            users.entry(gsi.0).or_default();
+        }
+    }
+    for name in sys.list("sys/kernel/irq").unwrap_or_default() {
+        let chip = sys
+            .read_optional(format!("sys/kernel/irq/{name}/chip_name"))
+            .unwrap_or_default();
+        let (Ok(number), true) = (name.parse::<u32>(), chip.contains("IO-APIC")) else {
+            continue;
+        };
+        let actions = sys
+            .read_optional(format!("sys/kernel/irq/{name}/actions"))
+            .unwrap_or_default();
+        let foreign = actions
+            .split(',')
+            .filter(|action| !action.is_empty() && !belongs(sys, action, number, functions))
+            .map(str::to_owned);
+        users.entry(number).or_default().extend(foreign);
+    }
+    users
+        .into_iter()
+        .map(|(gsi, users)| Pin {
+            gsi: Gsi(gsi),
+            users,
+        })
+        .collect()
+}
+
+/// Whether a handler of that name was set up by one of the functions: drivers name it after themselves or after their
+/// network interface.
+fn belongs(sys: &SysRoot, action: &str, gsi: u32, functions: &[PciFunction]) -> bool {
+    let on_pin = functions
+        .iter()
+        .filter(|function| function.gsi == Some(Gsi(gsi)));
+    on_pin.into_iter().any(|function| {
+        function
+            .driver
+            .as_deref()
+            .is_some_and(|driver| action.starts_with(driver))
+            || pci::interfaces(sys, &pci::dir(function.address))
+                .iter()
+                .any(|name| action.starts_with(name.as_str()))
+    })
+}

@@ -1,0 +1,140 @@
+//! The machine as this host sees it, in the words of the plan.
+
+mod iomem;
+pub mod irq;
+pub mod memory;
+pub mod pci;
+
+use anyhow::{Context, Result};
+use locum_abi::{Header, Status};
+use partitioner::{
+    ApicId, Cpu, CpuNumber, Generation, Inventory, MemRange, NodeId, PortRange, StayingPorts,
+    Unreclaimed,
+};
+
+pub use iomem::range as iomem_range;
+
+use crate::acpi::Interrupts;
+use crate::l0::view;
+use crate::sysroot::SysRoot;
+
+/// Takes stock.
+///
+/// # Errors
+/// If sysfs, procfs or the ACPI tables cannot be read or contradict L0.
+pub fn take(
+    sys: &SysRoot,
+    header: &Header,
+    status: &Status,
+    slot: u32,
+    unreclaimed: Vec<Unreclaimed>,
+) -> Result<Inventory> {
+    let madt = Interrupts::read(sys)?;
+    let functions = pci::functions(sys)?;
+    let pins = irq::pins(sys, &madt.gsi_bases, &functions);
+    let range = |start, len| MemRange::with_len(start, len);
+    let never_moves = [
+        range(0, 1 << 20),
+        range(header.private, header.private_size),
+        range(header.shared, header.shared_size),
+    ];
+    Ok(Inventory {
+        generation: Generation(u64::from(status.generation)),
+        cpus: cpus(sys, &madt, status, slot)?,
+        block_size: memory::block_size(sys)?,
+        blocks: memory::blocks(sys)?,
+        ram: iomem::ram(sys)?,
+        spare: memory::spare(sys)?,
+        functions,
+        pins,
+        staying_ports: staying_ports(sys, header, slot),
+        pool: range(header.pool, header.pool_size).into_iter().collect(),
+        never_moves: merged(never_moves.into_iter().flatten().collect()),
+        unreclaimed,
+    })
+}
+
+/// The CPUs that L0 says are this host's.
+fn cpus(sys: &SysRoot, madt: &Interrupts, status: &Status, slot: u32) -> Result<Vec<Cpu>> {
+    let mut cpus = Vec::new();
+    for cpu in view::used(status).iter().filter(|cpu| cpu.owner == slot) {
+        let number = madt
+            .number(cpu.apic_id)
+            .with_context(|| format!("L0 knows APIC {}, the MADT does not", cpu.apic_id))?;
+        let dir = cpu_dir(number);
+        // CPU 0 has no file `online`: it always is.
+        let online = sys
+            .read_optional(format!("{dir}/online"))
+            .is_none_or(|text| text == "1");
+        cpus.push(Cpu {
+            apic: ApicId(cpu.apic_id),
+            number: CpuNumber(number),
+            online,
+            node: NodeId(node_of(sys, &dir)),
+        });
+    }
+    cpus.sort_by_key(|cpu| cpu.number);
+    Ok(cpus)
+}
+
+/// Where the CPU is in sysfs.
+pub fn cpu_dir(number: u32) -> String {
+    format!("sys/devices/system/cpu/cpu{number}")
+}
+
+/// The node whose link a device has beside its files; 0 on machines without NUMA.
+fn node_of(sys: &SysRoot, dir: &str) -> u32 {
+    let names = sys.list(dir).unwrap_or_default();
+    names
+        .iter()
+        .find_map(|name| name.strip_prefix("node")?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// Consoles of this host: the slot's own and those that the kernel writes to.
+fn staying_ports(sys: &SysRoot, header: &Header, slot: u32) -> Vec<StayingPorts> {
+    const UART_PORTS: u16 = 8;
+    let mut staying = Vec::new();
+    let own = header
+        .slots
+        .get(slot as usize)
+        .map_or(0, |info| info.console_port);
+    let mut push = |port: u64, user: String| {
+        let Some(first) = u16::try_from(port).ok().filter(|&port| port != 0) else {
+            return;
+        };
+        if let Some(ports) = PortRange::new(first, first.saturating_add(UART_PORTS - 1)) {
+            staying.push(StayingPorts { ports, user });
+        }
+    };
+    push(u64::from(own), "this host's console".to_owned());
+    for name in sys.list("sys/class/tty").unwrap_or_default() {
+        let dir = format!("sys/class/tty/{name}");
+        if sys.read_optional(format!("{dir}/console")).as_deref() == Some("Y") {
+            push(
+                sys.read_number(format!("{dir}/port")).unwrap_or(0),
+                format!("{name}, the console"),
+            );
+        }
+    }
+    staying
+}
+
+/// Adjacent and overlapping ranges as one.
+fn merged(mut ranges: Vec<MemRange>) -> Vec<MemRange> {
+    ranges.sort_unstable();
+    let mut out: Vec<MemRange> = Vec::new();
+    for range in ranges {
+        match out.last_mut() {
+            Some(last) if range.start() <= last.end() => {
+                let end = last.end().max(range.end());
+                *last = MemRange::new(last.start(), end).unwrap_or(*last);
+            }
+            _ => out.push(range),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

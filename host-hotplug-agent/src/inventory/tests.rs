@@ -1,0 +1,126 @@
+use partitioner::{Bar, CpuRequest, MemoryRequest, PlanError, Request, plan};
+
+use super::*;
+use crate::l0::memory as l0_memory;
+use crate::testing::l0::FakeRegion;
+use crate::testing::tree::Tree;
+
+fn inventory(tree: &Tree) -> Inventory {
+    let region = FakeRegion::new(4);
+    let status = l0_memory::status(&region, &region.header()).unwrap();
+    take(&tree.sys(), &region.header(), &status, 0, Vec::new()).unwrap()
+}
+
+fn request(devices: &[&str]) -> Request {
+    Request {
+        cpus: CpuRequest::Count(2),
+        memory: MemoryRequest::Size(512 << 20),
+        boot: partitioner::BootSize::default(),
+        functions: devices
+            .iter()
+            .map(|address| address.parse().unwrap())
+            .collect(),
+        ports: vec![PortRange::new(0x2f8, 0x2ff).unwrap()],
+        pins: vec![],
+        guests: vec![],
+    }
+}
+
+#[test]
+fn the_lab_machine_can_be_planned() {
+    let tree = Tree::lab();
+    let inventory = inventory(&tree);
+    assert_eq!(inventory.cpus.len(), 4);
+    assert!(inventory.cpus.iter().all(|cpu| cpu.online));
+    assert_eq!(
+        inventory
+            .blocks
+            .iter()
+            .filter(|block| block.removable)
+            .count(),
+        5
+    );
+    assert_eq!(
+        inventory.never_moves.len(),
+        1,
+        "the first 10 MiB, in one piece"
+    );
+    let nic = inventory
+        .functions
+        .iter()
+        .find(|f| f.address.device() == 3)
+        .unwrap();
+    assert_eq!(nic.driver.as_deref(), Some("e1000"));
+    assert_eq!(nic.bars.len(), 2);
+    assert!(matches!(nic.bars[1], Bar::Ports(ports) if ports.first() == 0xc100));
+    let acpi = inventory.pins.iter().find(|pin| pin.gsi.0 == 9).unwrap();
+    assert_eq!(acpi.users, ["acpi"]);
+    assert_eq!(inventory.pins.len(), 24);
+
+    let plan = plan(&inventory, &request(&["0000:00:03.0"])).unwrap();
+    assert_eq!(plan.cpus.len(), 2);
+    assert_eq!(plan.memory_bytes(), 512 << 20);
+    assert_eq!(plan.pins.iter().map(|gsi| gsi.0).collect::<Vec<_>>(), [11]);
+}
+
+#[test]
+fn what_is_busy_is_refused_with_its_user() {
+    let tree = Tree::lab();
+    tree.put(
+        "sys/bus/pci/devices/0000:00:03.0/net/eth1/flags",
+        "0x1003\n",
+    );
+    let error = plan(&inventory(&tree), &request(&["0000:00:03.0"])).unwrap_err();
+    assert!(matches!(error, PlanError::Busy { .. }));
+    assert!(error.to_string().contains("eth1"), "{error}");
+
+    let shared = plan(&inventory(&tree), &request(&["0000:00:02.0"])).unwrap_err();
+    assert!(
+        matches!(shared, PlanError::SharedPin { .. }),
+        "the SCI's pin cannot go: {shared}"
+    );
+    let unknown = plan(&inventory(&tree), &request(&["0000:00:1e.0"])).unwrap_err();
+    assert!(
+        matches!(unknown, PlanError::UnknownFunction(_)),
+        "{unknown}"
+    );
+}
+
+#[test]
+fn cpu_0_the_last_cpu_and_too_much_memory_are_refused() {
+    let inventory = inventory(&Tree::lab());
+    let with = |cpus, memory| {
+        plan(
+            &inventory,
+            &Request {
+                cpus,
+                memory,
+                ..request(&[])
+            },
+        )
+        .unwrap_err()
+    };
+    let size = MemoryRequest::Size(128 << 20);
+    assert_eq!(
+        with(CpuRequest::List(vec![CpuNumber(0)]), size.clone()),
+        PlanError::CpuZero
+    );
+    assert!(matches!(
+        with(CpuRequest::Count(4), size),
+        PlanError::LastCpu { .. }
+    ));
+    assert!(matches!(
+        with(CpuRequest::Count(1), MemoryRequest::Size(2 << 30)),
+        PlanError::TooMuchMemory { .. }
+    ));
+}
+
+#[test]
+fn a_cpu_of_the_other_host_is_not_ours() {
+    let tree = Tree::lab();
+    let region = FakeRegion::new(4);
+    region.update(|status| status.cpus[3].owner = 1);
+    let status = l0_memory::status(&region, &region.header()).unwrap();
+    let inventory = take(&tree.sys(), &region.header(), &status, 0, Vec::new()).unwrap();
+    assert_eq!(inventory.cpus.len(), 3);
+}

@@ -1,0 +1,79 @@
+//! The successor's command line: the administrator's, and what a host beside another cannot do without.
+
+/// Facts that go onto the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// CPUs that the successor boots with.
+    pub cpus: usize,
+    /// The incumbent's TSC rate.
+    pub tsc_khz: u64,
+    /// The successor's generation.
+    pub generation: u64,
+}
+
+/// `given` with everything needed appended. A parameter that is given keeps its value, but for those that only Locum can
+/// know: `maxcpus`, `tsc_early_khz`, `locum.generation`.
+pub fn complete(given: &str, facts: Facts) -> String {
+    let own = [
+        ("maxcpus", facts.cpus.to_string()),
+        ("tsc_early_khz", facts.tsc_khz.to_string()),
+        ("locum.generation", facts.generation.to_string()),
+    ];
+    let needed = [
+        ("no_ipi_broadcast", "=1"),
+        ("acpi_irq_nobalance", ""),
+        ("dax_hmem.region_idle", "=1"),
+    ];
+    let key = |word: &str| word.split('=').next().unwrap_or(word).replace('-', "_");
+    let mut words: Vec<String> = given
+        .split_whitespace()
+        .filter(|word| !own.iter().any(|(name, _)| key(word) == *name))
+        .map(str::to_owned)
+        .collect();
+    // What follows `--` goes to init and not to the kernel.
+    let end = words
+        .iter()
+        .position(|word| word == "--")
+        .unwrap_or(words.len());
+    let rest = words.split_off(end);
+    for (name, value) in needed {
+        if !words.iter().any(|word| key(word) == name) {
+            words.push(format!("{name}{value}"));
+        }
+    }
+    words.extend(own.map(|(name, value)| format!("{name}={value}")));
+    words.extend(rest);
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_locum_knows_wins_and_the_rest_stays() {
+        let facts = Facts {
+            cpus: 2,
+            tsc_khz: 100_001,
+            generation: 3,
+        };
+        let line = complete("console=ttyS1 maxcpus=8 no-ipi-broadcast=0 -- arg", facts);
+        assert_eq!(
+            line,
+            "console=ttyS1 no-ipi-broadcast=0 acpi_irq_nobalance dax_hmem.region_idle=1 maxcpus=2 tsc_early_khz=100001 locum.generation=3 -- arg"
+        );
+        let again = complete(
+            &line,
+            Facts {
+                generation: 4,
+                ..facts
+            },
+        );
+        assert_eq!(
+            again.matches("locum.generation").count(),
+            1,
+            "from generation to generation: {again}"
+        );
+        assert_eq!(again.matches("acpi_irq_nobalance").count(), 1);
+    }
+}

@@ -1,0 +1,36 @@
+//! ACPI tables as a fixture of `/sys/firmware/acpi/tables`.
+
+use std::fs;
+use std::path::Path;
+
+/// Writes a FADT, a DSDT, an SSDT and a MADT with these CPUs and one IOAPIC.
+pub fn write(root: &Path, apic_ids: &[u8]) {
+    let dir = root.join("sys/firmware/acpi/tables");
+    fs::create_dir_all(&dir).unwrap();
+    let mut fadt = vec![0; 276 - 36];
+    fadt[140 - 36..148 - 36].copy_from_slice(&0x7fff_0000u64.to_le_bytes());
+    fs::write(dir.join("FACP"), table(b"FACP", &fadt)).unwrap();
+    fs::write(dir.join("DSDT"), table(b"DSDT", &[0x10; 20])).unwrap();
+    fs::write(dir.join("SSDT"), table(b"SSDT", &[0x10; 7])).unwrap();
+    let mut madt = 0xfee0_0000u32.to_le_bytes().to_vec();
+    madt.extend_from_slice(&1u32.to_le_bytes());
+    for (uid, &apic_id) in (0u8..).zip(apic_ids) {
+        madt.extend_from_slice(&[0, 8, uid, apic_id, 1, 0, 0, 0]);
+    }
+    madt.extend_from_slice(&[1, 12, 0, 0]);
+    madt.extend_from_slice(&0xfec0_0000u32.to_le_bytes());
+    madt.extend_from_slice(&0u32.to_le_bytes());
+    fs::write(dir.join("APIC"), table(b"APIC", &madt)).unwrap();
+}
+
+fn table(signature: &[u8; 4], body: &[u8]) -> Vec<u8> {
+    let mut table = signature.to_vec();
+    table.extend_from_slice(&(36 + body.len() as u32).to_le_bytes());
+    table.extend_from_slice(&[6, 0]);
+    table.extend_from_slice(b"FIXTUREFIXTURE");
+    table.resize(36, 0);
+    table.extend_from_slice(body);
+    let sum = table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+    table[9] = 0u8.wrapping_sub(sum);
+    table
+}

@@ -1,0 +1,156 @@
+//! A host's `/proc` and `/sys` as plain files: four CPUs, 2 GiB of RAM in blocks of 128 MiB, two NICs, as in the lab.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+/// Bytes of a memory block.
+pub const BLOCK: u64 = 128 << 20;
+
+/// A tree of files in a directory that goes away with it.
+pub struct Tree {
+    dir: tempfile::TempDir,
+}
+
+impl Tree {
+    /// The lab's machine under generation 0.
+    pub fn lab() -> Self {
+        let tree = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        tree.put("proc/sys/kernel/osrelease", "6.12.94+deb13-amd64\n");
+        tree.put(
+            "proc/meminfo",
+            "MemTotal: 1600000 kB\nMemAvailable: 1400000 kB\n",
+        );
+        tree.put(
+            "proc/iomem",
+            "00001000-0004ffff : System RAM\n00a00000-67ffffff : System RAM\n68000000-7fdfffff : Soft Reserved\n\
+             c0000000-c001ffff : 0000:00:03.0\n",
+        );
+        tree.put(
+            "sys/devices/system/memory/block_size_bytes",
+            format!("{BLOCK:x}\n"),
+        );
+        for number in 0..13 {
+            tree.block(
+                number,
+                "online",
+                if number >= 8 { "Movable" } else { "Normal" },
+            );
+        }
+        super::tables::write(tree.path(), &[0, 1, 2, 3]);
+        for cpu in 0..4 {
+            let dir = format!("sys/devices/system/cpu/cpu{cpu}");
+            fs::create_dir_all(tree.path().join(&dir)).unwrap();
+            if cpu > 0 {
+                tree.put(format!("{dir}/online"), "1\n");
+            }
+        }
+        tree.put(
+            "proc/cpuinfo",
+            "processor : 0\nflags : vmx constant_tsc\nvmx flags : ept unrestricted_guest\n",
+        );
+        tree.function("0000:00:00.0", "0x060000", 0, None, "");
+        tree.function(
+            "0000:00:02.0",
+            "0x020000",
+            9,
+            Some(("e1000", "eth0")),
+            "0xc0020000 0xc003ffff 0x40200\n",
+        );
+        tree.function(
+            "0000:00:03.0",
+            "0x020000",
+            11,
+            Some(("e1000", "eth1")),
+            "0xc0000000 0xc001ffff 0x40200\n0xc100 0xc13f 0x40101\n",
+        );
+        tree.put("sys/class/net/eth0/x", "");
+        for (irq, chip, actions) in [
+            (0, "IO-APIC", "timer"),
+            (9, "IO-APIC", "acpi"),
+            (24, "PCI-MSI", "x"),
+        ] {
+            tree.put(
+                format!("sys/kernel/irq/{irq}/chip_name"),
+                format!("{chip}\n"),
+            );
+            tree.put(
+                format!("sys/kernel/irq/{irq}/actions"),
+                format!("{actions}\n"),
+            );
+        }
+        for (index, (start, last, kind)) in [
+            (0u64, 0x9_ffffu64, "System RAM"),
+            (0x10_0000, 0x7ffe_ffff, "System RAM"),
+            (0x7fff_0000, 0x7fff_ffff, "ACPI Tables"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            tree.put(
+                format!("sys/firmware/memmap/{index}/start"),
+                format!("{start:#x}\n"),
+            );
+            tree.put(
+                format!("sys/firmware/memmap/{index}/end"),
+                format!("{last:#x}\n"),
+            );
+            tree.put(
+                format!("sys/firmware/memmap/{index}/type"),
+                format!("{kind}\n"),
+            );
+        }
+        tree
+    }
+
+    /// Its root.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The tree as the agent sees it.
+    pub fn sys(&self) -> crate::sysroot::SysRoot {
+        crate::sysroot::SysRoot::at(self.path())
+    }
+
+    /// Writes a file, with the directories above it.
+    pub fn put(&self, path: impl AsRef<Path>, text: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Makes a memory block.
+    pub fn block(&self, number: u64, state: &str, zones: &str) {
+        let dir = format!("sys/devices/system/memory/memory{number}");
+        self.put(format!("{dir}/state"), format!("{state}\n"));
+        self.put(format!("{dir}/valid_zones"), format!("{zones}\n"));
+    }
+
+    /// Makes a PCI function, with driver and network interface.
+    pub fn function(
+        &self,
+        address: &str,
+        class: &str,
+        irq: u32,
+        driver: Option<(&str, &str)>,
+        resource: &str,
+    ) {
+        let dir = format!("sys/bus/pci/devices/{address}");
+        self.put(format!("{dir}/class"), format!("{class}\n"));
+        self.put(format!("{dir}/irq"), format!("{irq}\n"));
+        self.put(format!("{dir}/resource"), resource);
+        if let Some((driver, interface)) = driver {
+            fs::create_dir_all(self.path().join(format!("sys/bus/pci/drivers/{driver}"))).unwrap();
+            symlink(
+                format!("../../../../bus/pci/drivers/{driver}"),
+                self.path().join(format!("{dir}/driver")),
+            )
+            .unwrap();
+            self.put(format!("{dir}/net/{interface}/flags"), "0x1002\n");
+        }
+    }
+}
