@@ -8,6 +8,8 @@ const LEAF1_ECX_MONITOR: u32 = 1 << 3;
 const LEAF1_ECX_VMX: u32 = 1 << 5;
 /// Leaf 7 ECX: five-level paging.
 const LEAF7_ECX_LA57: u32 = 1 << 16;
+/// Leaf 0x80000001 EDX: no-execute pages.
+const EXT1_EDX_NX: u32 = 1 << 20;
 /// Leaf 0x80000001 EDX: 1 GiB pages.
 const EXT1_EDX_PAGE1GB: u32 = 1 << 26;
 
@@ -30,6 +32,11 @@ pub fn has_monitor() -> bool {
 /// Whether the CPU has five-level paging.
 pub fn has_la57() -> bool {
     __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ecx & LEAF7_ECX_LA57 != 0
+}
+
+/// Whether the CPU has no-execute pages.
+pub fn has_nx() -> bool {
+    __cpuid(0x8000_0000).eax >= 0x8000_0001 && __cpuid(0x8000_0001).edx & EXT1_EDX_NX != 0
 }
 
 /// Whether the CPU has pages of 1 GiB.

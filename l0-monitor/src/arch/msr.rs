@@ -15,6 +15,8 @@ pub const MTRR_PHYS_BASE0: u32 = 0x200;
 pub const MTRR_DEF_TYPE: u32 = 0x2ff;
 /// IA32_EFER.
 pub const EFER: u32 = 0xc000_0080;
+/// EFER: no-execute pages.
+pub const EFER_NXE: u64 = 1 << 11;
 
 // Each function has one instruction that may fault and a landing for it; `fixup` below knows both. RAX is the second
 // half of the result: 0 where the instruction succeeded.

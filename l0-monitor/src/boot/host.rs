@@ -1,7 +1,7 @@
 //! Handing a CPU to a native host: the state that firmware leaves (ACPI 6.5, 5.2.12.19; Linux' 64-bit boot protocol).
 //!
 //! Long mode on an identity map of the low 4 GiB, readable, writable and executable; a flat GDT with code at 0x10 and
-//! data at 0x18; interrupts off; no IDT. Tables and GDT are in the shared region, so nothing of L0's private memory is
+//! data at 0x18; no-execute pages enabled; interrupts off; no IDT. Tables and GDT are in the shared region, so nothing of L0's private memory is
 //! used any more after the jump.
 #![expect(unsafe_code, reason = "leaves Rust for good")]
 
@@ -9,7 +9,7 @@ use core::arch::asm;
 
 use crate::arch::gdt::{CODE, CODE_DESCRIPTOR, DATA, DATA_DESCRIPTOR, TableRegister};
 use crate::arch::paging::{self, LOW_GIB, PRESENT_WRITABLE, Table};
-use crate::arch::{msr, registers};
+use crate::arch::{cpuid, msr, registers};
 use crate::cpu::Slot;
 use crate::shared::{self, layout::SlotArea};
 
@@ -63,6 +63,11 @@ pub unsafe fn enter_native(slot: Slot, rip: u64, rsi: u64) -> ! {
         // otherwise. The CPU may have parked after VMXON, or before it.
         // SAFETY: the caller's word about VMCSs.
         unsafe { msr::vmxoff_safe() };
+    }
+    if cpuid::has_nx() {
+        // Linux' 64-bit trampoline loads page tables with no-execute bits before it writes EFER itself.
+        // SAFETY: L0's and the firmware's page tables have no such bits.
+        unsafe { msr::write(msr::EFER, msr::read(msr::EFER) | msr::EFER_NXE) };
     }
     // SAFETY: the firmware tables map everything below 4 GiB where it is, so also this code and this stack, and the GDT
     // has the selectors that are loaded. The rest is the caller's word.

@@ -4,6 +4,8 @@
     reason = "sets up the CPU and places things in physical memory"
 )]
 
+use core::cell::UnsafeCell;
+
 use arrayvec::ArrayString;
 use firmware_shim::acpi::{self, HostFirmware, Locm, MadtEntry, Rsdp};
 use firmware_shim::e820::{self, E820Map, FirstHostMemory, MemoryType};
@@ -91,11 +93,12 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
     let started = unsafe { super::ap::start_all(me) };
     partition::init(machine).map_err(|_| BootError::Partition)?;
     log::info!(
-        "{} CPUs ({} parked), {} MiB of RAM, pool {:#x?}, VMX {}",
+        "{} CPUs ({} parked), {} MiB of RAM, pool {:#x}-{:#x}, VMX {}",
         cpu::count(),
         started,
         machine.ram().map(|r| r.end - r.start).sum::<u64>() >> 20,
-        machine.pool.map(|p| p.start..p.end),
+        machine.pool.map_or(0, |p| p.start),
+        machine.pool.map_or(0, |p| p.end),
         if super::ap::allow_vmx() {
             "on"
         } else {
@@ -121,7 +124,6 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
 
 /// Copies the boot information into L0's memory, before anything is written elsewhere.
 fn copy_information(magic: u32, address: u32) -> Result<&'static [u8], BootError> {
-    static COPY: spin::Once<[u8; INFORMATION_MAX]> = spin::Once::new();
     if magic != BOOTLOADER_MAGIC {
         return Err(BootError::Multiboot("there is none"));
     }
@@ -134,14 +136,20 @@ fn copy_information(magic: u32, address: u32) -> Result<&'static [u8], BootError
     if size > INFORMATION_MAX {
         return Err(BootError::Multiboot("it is longer than 64 KiB"));
     }
-    let copy = COPY.call_once(|| {
-        let mut copy = [0; INFORMATION_MAX];
-        // SAFETY: as above; the copy has room for `size` bytes.
-        unsafe { move_bytes(copy.as_mut_ptr() as u64, start, size as u64) };
-        copy
-    });
-    Ok(copy)
+    // SAFETY: as above; the copy has room for `size` bytes, and only the boot CPU, here, ever touches it before it is
+    // read-only.
+    unsafe {
+        move_bytes(COPY.0.get() as u64, start, size as u64);
+        Ok(&*COPY.0.get())
+    }
 }
+
+struct Copy(UnsafeCell<[u8; INFORMATION_MAX]>);
+
+// SAFETY: written once, by the boot CPU, before anybody reads it.
+unsafe impl Sync for Copy {}
+
+static COPY: Copy = Copy(UnsafeCell::new([0; INFORMATION_MAX]));
 
 /// The machine's RSDP: what GRUB copied, put where it stays, or what is in the BIOS area.
 fn find_rsdp(memory: &Identity, information: Information<'_>) -> Result<(u64, Rsdp), BootError> {
@@ -401,10 +409,12 @@ fn load(
             line.len() as u64,
         );
     }
+    let ramdisk = places.ramdisk.clone().unwrap_or(0..0);
     log::info!(
-        "kernel at {:#x}, ramdisk at {:#x?}, command line: {line}",
+        "kernel at {:#x}, ramdisk at {:#x}-{:#x}, command line: {line}",
         places.kernel,
-        places.ramdisk
+        ramdisk.start,
+        ramdisk.end,
     );
     let code = kernel.code().as_ptr_range();
     let (from, len) = (code.start as u64, kernel.code().len() as u64);
