@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Write,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -48,6 +49,12 @@ impl Archive {
         self.insert(path, Entry::File(source.into(), mode));
     }
 
+    /// Whether something was added at that path.
+    #[must_use]
+    pub fn contains(&self, path: &str) -> bool {
+        self.entries.contains_key(path)
+    }
+
     fn insert(&mut self, path: &str, entry: Entry) {
         let mut parent = Path::new(path).parent();
         while let Some(directory) = parent.filter(|p| !p.as_os_str().is_empty()) {
@@ -85,6 +92,33 @@ impl Archive {
             writer.finish()?;
         }
         newc::trailer(&mut out)?;
+        Ok(())
+    }
+}
+
+impl Archive {
+    /// Lays the files out in a directory, which must not exist.
+    ///
+    /// # Errors
+    /// A source file cannot be read, or the directory cannot be written.
+    pub fn stage(&self, dir: &Path) -> Result<()> {
+        fs::create_dir_all(dir)?;
+        for (path, entry) in &self.entries {
+            let target = dir.join(path);
+            match entry {
+                Entry::Directory => fs::create_dir_all(&target)?,
+                Entry::Link(to) => std::os::unix::fs::symlink(to, &target)?,
+                Entry::Bytes(bytes, mode) => {
+                    fs::write(&target, bytes)?;
+                    fs::set_permissions(&target, fs::Permissions::from_mode(*mode))?;
+                }
+                Entry::File(source, mode) => {
+                    fs::copy(source, &target)
+                        .with_context(|| format!("reading {} for the image", source.display()))?;
+                    fs::set_permissions(&target, fs::Permissions::from_mode(*mode))?;
+                }
+            }
+        }
         Ok(())
     }
 }

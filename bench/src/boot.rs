@@ -11,11 +11,11 @@ use clap::Args;
 
 use crate::{
     build,
-    image::{Image, Packing},
+    image::Image,
     iso::Iso,
     kernel::Kernel,
     machine::{Machine, Setup},
-    paths, say,
+    paths, say, tools,
 };
 
 /// Kernel that hosts boot unless told otherwise.
@@ -54,9 +54,6 @@ pub struct MachineArgs {
     /// Put a file into the initramfs: PATH_IN_HOST=FILE
     #[arg(long, value_name = "PATH=FILE")]
     pub file: Vec<String>,
-    /// How QEMU and its libraries are packed in the initramfs
-    #[arg(long, value_enum, default_value_t)]
-    pub packing: Packing,
     /// Kill the machine after this many seconds of wall time
     #[arg(long, default_value_t = 600)]
     pub timeout: u64,
@@ -131,6 +128,7 @@ pub fn boot(args: &BootArgs) -> Result<bool> {
 /// # Errors
 /// Something does not build or cannot be fetched.
 pub fn prepare(args: &MachineArgs) -> Result<Setup> {
+    tools::ensure()?;
     let dir = match &args.dir {
         Some(dir) => std::path::absolute(dir)?,
         None => paths::out().join("runs").join(run_name()?),
@@ -156,7 +154,6 @@ pub fn prepare(args: &MachineArgs) -> Result<Setup> {
         modules: &modules,
         agent: agent.as_deref(),
         extra: &extra,
-        packing: args.packing,
     }
     .build(&initrd)?;
     let iso = dir.join("boot.iso");

@@ -27,6 +27,22 @@ pub fn labd() -> Result<PathBuf> {
     cargo("labd", "labd", "x86_64-unknown-linux-gnu", true)
 }
 
+/// The host's view of its guests, linked statically.
+///
+/// # Errors
+/// As [`l0`].
+pub fn lab_guest() -> Result<PathBuf> {
+    cargo("lab-guest", "lab-guest", "x86_64-unknown-linux-gnu", true)
+}
+
+/// First process of the guests, linked statically.
+///
+/// # Errors
+/// As [`l0`].
+pub fn guest_init() -> Result<PathBuf> {
+    cargo("lab-guest", "guest-init", "x86_64-unknown-linux-gnu", true)
+}
+
 /// The agent, linked statically.
 ///
 /// # Errors

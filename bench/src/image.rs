@@ -2,8 +2,11 @@
 //!
 //! One image serves all generations: it holds the modules of every kernel and the kernels themselves, and a host finds
 //! the image that it was booted from in `/sys/firmware/initrd` (`retain_initrd`), so a successor can be started from a
-//! host that has no disk. The image is two archives: first a plain one with what changes often, then a compressed one
-//! with what depends on Debian's versions only, which is made once.
+//! host that has no disk.
+//!
+//! Its bulk is two squashfs images that a host mounts instead of unpacking: the emulator would need 7 s to decompress
+//! QEMU and its libraries, of which a run touches a part. `base.sqfs` depends on Debian's versions only and is made
+//! once; `own.sqfs` holds what is built here, and the modules of every kernel.
 
 use std::{
     fs::{self, File},
@@ -29,17 +32,20 @@ const FIRMWARE: &[&str] = &[
 /// Programs from the host root beside busybox.
 const PROGRAMS: &[&str] = &["usr/bin/qemu-system-x86_64"];
 
-/// How the unchanging part is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Packing {
-    /// Not at all.
-    Plain,
-    /// `lz4 -l`.
-    #[default]
-    Lz4,
-    /// `zstd -19`.
-    Zstd,
-}
+/// Modules that guests load, in this order.
+const GUEST_MODULES: &[&str] = &[
+    "kernel/net/core/failover.ko",
+    "kernel/drivers/net/net_failover.ko",
+    "kernel/drivers/net/virtio_net.ko",
+    "kernel/drivers/block/virtio_blk.ko",
+];
+
+/// How guests are started, in `/guest`.
+const GUEST_SCRIPTS: &[(&str, &str)] = &[
+    ("pool-up.sh", include_str!("../guest/scripts/pool-up.sh")),
+    ("guest.sh", include_str!("../guest/scripts/guest.sh")),
+    ("handover.sh", include_str!("../guest/scripts/handover.sh")),
+];
 
 /// What goes into an image.
 #[derive(Debug)]
@@ -52,8 +58,6 @@ pub struct Image<'a> {
     pub agent: Option<&'a Path>,
     /// Further files: path in the image, source, mode.
     pub extra: &'a [(String, PathBuf, u32)],
-    /// Compression of the unchanging part.
-    pub packing: Packing,
 }
 
 impl Image<'_> {
@@ -63,101 +67,148 @@ impl Image<'_> {
     /// A part is missing or cannot be built.
     pub fn build(&self, target: &Path) -> Result<()> {
         let _lock = paths::lock(&paths::out(), "image")?;
-        let base = self.base()?;
         let mut out = BufWriter::new(File::create(target)?);
-        self.overlay()?.write(&mut out)?;
-        std::io::copy(&mut File::open(base)?, &mut out)?;
+        self.archive()?.write(&mut out)?;
         out.flush()?;
         Ok(())
     }
 
-    fn overlay(&self) -> Result<Archive> {
+    fn archive(&self) -> Result<Archive> {
         let mut archive = Archive::default();
-        for directory in [
-            "proc",
-            "sys",
-            "dev",
-            "tmp",
-            "root",
-            "var/log",
-            "etc/locum",
-            "boot",
-        ] {
+        for directory in DIRECTORIES {
             archive.directory(directory);
         }
+        add_busybox(&mut archive)?;
         archive.bytes("init", include_bytes!("../image/init"), 0o755);
         archive.bytes("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644);
         archive.bytes("etc/group", "root:x:0:\n", 0o644);
         archive.file("sbin/labd", build::labd()?, 0o755);
-        if let Some(agent) = self.agent {
-            archive.file("sbin/locum", agent, 0o755);
+        for (path, target) in LINKS {
+            archive.link(path, target);
         }
-        for (kernel, module) in self.kernels.iter().zip(self.modules) {
+        for kernel in self.kernels {
             let release = kernel.release();
-            let modules = kernel.modules(module.as_deref())?;
-            add_tree(&mut archive, &modules, &format!("lib/modules/{release}"))?;
             archive.file(&format!("boot/vmlinuz-{release}"), kernel.image(), 0o644);
         }
-        if let Some(kernel) = self.kernels.first() {
-            archive.link(
-                "guest/vmlinuz",
-                &format!("/boot/vmlinuz-{}", kernel.release()),
-            );
-        }
-        archive.bytes("guest/initrd", guest_initrd()?, 0o644);
+        archive.file("images/base.sqfs", base()?, 0o644);
+        let own = paths::out().join("own.sqfs");
+        squashfs(&self.own(&mut archive)?, &own)?;
+        archive.file("images/own.sqfs", own, 0o644);
         for (path, source, mode) in self.extra {
             archive.file(path, source, *mode);
         }
         Ok(archive)
     }
 
-    /// The part that depends on the host root only: made once per root and packing.
-    fn base(&self) -> Result<PathBuf> {
-        let root = Root::host()?;
-        let key = root
-            .dir()
-            .file_name()
-            .context("root without a name")?
-            .to_string_lossy()
-            .into_owned();
-        let plain = paths::cache()?.join(format!("{key}-base.cpio"));
-        if !plain.exists() {
-            say("packing QEMU and busybox");
-            let part = plain.with_extension("part");
-            let mut out = BufWriter::new(File::create(&part)?);
-            base_archive(&root)?.write(&mut out)?;
-            out.flush()?;
-            fs::rename(&part, &plain)?;
+    /// The files of `own.sqfs`; what is needed to mount it goes straight into `archive`.
+    fn own(&self, archive: &mut Archive) -> Result<Archive> {
+        let mut own = Archive::default();
+        if let Some(agent) = self.agent {
+            own.file("bin/locum", agent, 0o755);
         }
-        let (suffix, program, options): (_, _, &[&str]) = match self.packing {
-            Packing::Plain => return Ok(plain),
-            Packing::Lz4 => ("lz4", "lz4", &["-l", "-9", "-f", "-q"]),
-            Packing::Zstd => ("zst", "zstd", &["-19", "-f", "-q"]),
-        };
-        let packed = PathBuf::from(format!("{}.{suffix}", plain.display()));
-        if !packed.exists() {
-            say(&format!("compressing with {program}"));
-            let part = packed.with_extension("part");
-            let mut command = Command::new(program);
-            command.args(options).arg(&plain);
-            match self.packing {
-                Packing::Zstd => command.arg("-o").arg(&part),
-                _ => command.arg(&part),
-            };
-            tools::run(&mut command)?;
-            fs::rename(&part, &packed)?;
+        own.file("bin/lab-guest", build::lab_guest()?, 0o755);
+        for (name, text) in GUEST_SCRIPTS {
+            own.bytes(&format!("guest/{name}"), *text, 0o755);
         }
-        Ok(packed)
+        for (kernel, module) in self.kernels.iter().zip(self.modules) {
+            let release = kernel.release();
+            let modules = kernel.modules(module.as_deref())?;
+            add_tree(&mut own, &modules, &format!("modules/{release}"))?;
+            for early in ["loop", "squashfs"] {
+                let file = kernel.find_module(&modules, early)?;
+                archive.file(&format!("early/{release}/{early}.ko"), file, 0o644);
+            }
+            // Guests run the first kernel.
+            if !own.contains("guest/vmlinuz") {
+                own.link("guest/vmlinuz", &format!("/boot/vmlinuz-{release}"));
+                own.bytes("guest/initrd", guest_initrd(&modules)?, 0o644);
+            }
+        }
+        Ok(own)
     }
+}
+
+/// Where a host mounts things, or writes.
+const DIRECTORIES: &[&str] = &[
+    "proc",
+    "sys",
+    "dev",
+    "tmp",
+    "root",
+    "run",
+    "var/log",
+    "etc/locum",
+    "boot",
+    "system",
+    "own",
+];
+
+/// Names in the mounted base image that programs expect at the usual place.
+const LINKS: &[(&str, &str)] = &[
+    ("lib64", "/system/lib64"),
+    ("usr/lib", "/system/usr/lib"),
+    ("usr/share", "/system/usr/share"),
+    ("usr/bin", "/system/usr/bin"),
+    ("lib/modules", "/own/modules"),
+    ("guest", "/own/guest"),
+];
+
+/// The image that depends on the host root only: made once per root.
+fn base() -> Result<PathBuf> {
+    let root = Root::host()?;
+    let key = root
+        .dir()
+        .file_name()
+        .context("root without a name")?
+        .to_string_lossy()
+        .into_owned();
+    let target = paths::cache()?.join(format!("{key}-base.sqfs"));
+    if !target.exists() {
+        say("packing QEMU");
+        squashfs(&base_archive(&root)?, &target)?;
+    }
+    Ok(target)
+}
+
+fn squashfs(archive: &Archive, target: &Path) -> Result<()> {
+    let stage = paths::out().join("stage");
+    if stage.exists() {
+        fs::remove_dir_all(&stage)?;
+    }
+    archive.stage(&stage)?;
+    let part = target.with_extension("part");
+    tools::run(
+        Command::new("mksquashfs")
+            .arg(&stage)
+            .arg(&part)
+            .args([
+                "-quiet",
+                "-no-progress",
+                "-noappend",
+                "-all-root",
+                "-all-time",
+                "0",
+                "-no-xattrs",
+            ])
+            .args(["-comp", "lz4", "-Xhc", "-b", "64K"]),
+    )?;
+    fs::rename(&part, target)?;
+    fs::remove_dir_all(&stage)?;
+    Ok(())
+}
+
+fn add_busybox(archive: &mut Archive) -> Result<()> {
+    let busybox = Root::host()?.path("usr/bin/busybox");
+    let applets = tools::output(Command::new(&busybox).arg("--list"))?;
+    archive.file("bin/busybox", busybox, 0o755);
+    for applet in applets.lines().filter(|name| *name != "busybox") {
+        archive.link(&format!("bin/{applet}"), "busybox");
+    }
+    Ok(())
 }
 
 fn base_archive(root: &Root) -> Result<Archive> {
     let mut archive = Archive::default();
-    archive.file("bin/busybox", root.path("usr/bin/busybox"), 0o755);
-    let applets = tools::output(Command::new(root.path("usr/bin/busybox")).arg("--list"))?;
-    for applet in applets.lines().filter(|name| *name != "busybox") {
-        archive.link(&format!("bin/{applet}"), "busybox");
-    }
     for program in PROGRAMS {
         archive.file(program, root.path(program), 0o755);
         for library in root.libraries(program)? {
@@ -175,15 +226,21 @@ fn base_archive(root: &Root) -> Result<Archive> {
     Ok(archive)
 }
 
-fn guest_initrd() -> Result<Vec<u8>> {
-    let root = Root::host()?;
+/// The guests' initramfs: the program that checks, and the modules for the guest that has devices.
+fn guest_initrd(modules: &Path) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    for directory in ["proc", "sys", "dev"] {
+    for directory in ["proc", "dev"] {
         archive.directory(directory);
     }
-    archive.file("bin/busybox", root.path("usr/bin/busybox"), 0o755);
-    archive.link("bin/sh", "busybox");
-    archive.bytes("init", include_bytes!("../image/guest-init"), 0o755);
+    archive.file("init", build::guest_init()?, 0o755);
+    let mut order = String::new();
+    for module in GUEST_MODULES {
+        let name = module.rsplit('/').next().unwrap_or(module);
+        archive.file(&format!("modules/{name}"), modules.join(module), 0o644);
+        order.push_str(name);
+        order.push('\n');
+    }
+    archive.bytes("modules/order", order, 0o644);
     let mut bytes = Vec::new();
     archive.write(&mut bytes)?;
     Ok(bytes)

@@ -13,6 +13,8 @@ use crate::{paths, roots::Root, tools};
 
 /// Modules that hosts load, by the names that `modprobe` takes; what they depend on comes along.
 const MODULES: &[&str] = &[
+    "loop",
+    "squashfs",
     "kvm-intel",
     "e1000",
     "dax_hmem",
@@ -69,6 +71,19 @@ impl Kernel {
     #[must_use]
     pub fn image(&self) -> PathBuf {
         self.root.path(&format!("boot/vmlinuz-{}", self.release))
+    }
+
+    /// The one file of a module, in a directory made by [`Kernel::modules`].
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn find_module(&self, dir: &Path, name: &str) -> Result<PathBuf> {
+        let index = fs::read_to_string(dir.join("modules.dep"))?;
+        let file = closure(&index, &[name])?
+            .into_iter()
+            .find(|file| module_name(file) == name)
+            .with_context(|| format!("no module {name} in {}", dir.display()))?;
+        Ok(dir.join(file))
     }
 
     /// A directory with the lab's modules, uncompressed (the emulator would need seconds for xz), and their index:
