@@ -183,11 +183,12 @@ impl<M: PhysMem + ?Sized> Entries<'_, M> {
             kind,
             len,
         };
-        if len < 2 || usize::from(len) > left {
+        if usize::from(len) > left {
             return Err(malformed);
         }
         let (bytes, _) = raw.split_at_mut(usize::from(len));
         self.mem.read(at, bytes)?;
+        // Refuses lengths below two as well, on which the walk would stand still.
         let entry = MadtEntry::decode(bytes).ok_or(malformed)?;
         Ok((entry, len))
     }

@@ -103,7 +103,8 @@ pub enum MadtEntry {
 }
 
 impl MadtEntry {
-    /// Decodes an entry from its bytes, type and length byte included; `None` if its type asks for more of them.
+    /// Decodes an entry from its bytes, type and length byte included; `None` if its type asks for more of them, which
+    /// is two at the least.
     pub(crate) fn decode(raw: &[u8]) -> Option<Self> {
         let kind = u8_at(raw, 0);
         let (min, entry) = match kind {

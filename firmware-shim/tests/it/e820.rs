@@ -234,6 +234,19 @@ fn a_successors_map() {
 }
 
 #[test]
+fn a_pool_that_is_not_the_successors_is_reserved() {
+    let memory = SuccessorMemory {
+        blocks: &BLOCKS,
+        slices: &[ODD],
+        pools: &[],
+        firmware: FIRMWARE,
+    };
+    let incumbent = for_first_host(&machine(), &first(&[POOL])).unwrap();
+    let m = for_successor(&incumbent, &memory).unwrap();
+    assert!(m.covers(&POOL, |kind| kind == Reserved));
+}
+
+#[test]
 fn three_generations_make_the_same_map() {
     let odd = SuccessorMemory {
         blocks: &BLOCKS,

@@ -97,8 +97,16 @@ fn reads_a_kernel() {
 #[test]
 fn no_setup_sectors_means_four() {
     let mut file = with(at!(setup_sects), &[0]);
-    file.truncate(5 * 512 + CODE_LEN);
-    assert_eq!(KernelImage::parse(&file).unwrap().code().len(), CODE_LEN);
+    file.drain(5 * 512..(SETUP_SECTS + 1) * 512);
+    let whole = bzimage();
+    let wanted = KernelImage::parse(&whole).unwrap();
+    assert_eq!(KernelImage::parse(&file).unwrap().code(), wanted.code());
+}
+
+#[test]
+fn protocol_2_12_is_enough() {
+    let file = with(at!(version), &0x020cu16.to_le_bytes());
+    assert_eq!(KernelImage::parse(&file).unwrap().protocol(), 0x020c);
 }
 
 #[test]
