@@ -1,0 +1,161 @@
+//! A channel's file, read and written with a deadline. Never hangs: the other host may be dead.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// Why a channel's read or write ended without what was wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// Nothing happened in time.
+    #[error("the other host did not answer in time")]
+    Timeout,
+    /// The other side closed.
+    #[error("the other host closed the channel")]
+    Closed,
+    /// Someone here wants it to end.
+    #[error("given up")]
+    GivenUp,
+    /// Anything else.
+    #[error("the channel failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// When to give up: at a time, or when asked.
+pub struct Until<'a> {
+    /// The time.
+    pub deadline: Instant,
+    /// Asked every so often.
+    pub given_up: &'a (dyn Fn() -> bool + Sync),
+}
+
+/// Longest wait between two questions whether to give up, in nanoseconds.
+const ASK_EVERY: i64 = 100_000_000;
+
+impl Until<'_> {
+    /// Waits for `fd`.
+    ///
+    /// # Errors
+    /// [`PortError::Timeout`] or [`PortError::GivenUp`].
+    pub fn wait(
+        &self,
+        file: &impl std::os::fd::AsFd,
+        flags: PollFlags,
+    ) -> Result<PollFlags, PortError> {
+        loop {
+            if (self.given_up)() {
+                return Err(PortError::GivenUp);
+            }
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(PortError::Timeout);
+            }
+            let nanos = i64::try_from(left.as_nanos())
+                .unwrap_or(i64::MAX)
+                .min(ASK_EVERY);
+            let mut fds = [PollFd::new(file, flags)];
+            match poll(
+                &mut fds,
+                Some(&Timespec {
+                    tv_sec: 0,
+                    tv_nsec: nanos,
+                }),
+            ) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => {
+                    let [fd] = fds;
+                    return Ok(fd.revents());
+                }
+                Err(error) => return Err(PortError::Io(error.into())),
+            }
+        }
+    }
+}
+
+/// A channel, opened without blocking.
+#[derive(Debug)]
+pub struct Port {
+    file: File,
+}
+
+impl Port {
+    /// Over an open file, which must not block (`O_NONBLOCK`).
+    pub fn new(file: File) -> Self {
+        Self { file }
+    }
+
+    /// Reads what there is, at least a byte. 0: the other side closed.
+    ///
+    /// # Errors
+    /// [`PortError`].
+    pub fn read_some(&mut self, buf: &mut [u8], until: &Until<'_>) -> Result<usize, PortError> {
+        loop {
+            match self.file.read(buf) {
+                Ok(count) => return Ok(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    until.wait(&self.file, PollFlags::IN)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(PortError::Io(error)),
+            }
+        }
+    }
+
+    /// Fills `buf`.
+    ///
+    /// # Errors
+    /// [`PortError`]; [`PortError::Closed`] if the other side closed before.
+    pub fn read_exact(&mut self, buf: &mut [u8], until: &Until<'_>) -> Result<(), PortError> {
+        let mut filled = 0;
+        while let Some(rest) = buf.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match self.read_some(rest, until)? {
+                0 => return Err(PortError::Closed),
+                count => filled += count,
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all of `bytes`.
+    ///
+    /// # Errors
+    /// [`PortError`]; [`PortError::Closed`] if the other side reads no more.
+    pub fn write_all(&mut self, mut bytes: &[u8], until: &Until<'_>) -> Result<(), PortError> {
+        while !bytes.is_empty() {
+            match self.file.write(bytes) {
+                Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    until.wait(&self.file, PollFlags::OUT)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    return Err(PortError::Closed);
+                }
+                Err(error) => return Err(PortError::Io(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// For tests: never gives up before the deadline.
+#[cfg(test)]
+pub fn within(seconds: u64) -> Until<'static> {
+    Until {
+        deadline: Instant::now() + std::time::Duration::from_secs(seconds),
+        given_up: &|| false,
+    }
+}
+
+/// For tests: two ends of a pair of channels.
+#[cfg(test)]
+pub fn pair() -> (Port, Port) {
+    let (left, right) = std::os::unix::net::UnixStream::pair().unwrap();
+    let file = |stream: std::os::unix::net::UnixStream| {
+        stream.set_nonblocking(true).unwrap();
+        Port::new(File::from(std::os::fd::OwnedFd::from(stream)))
+    };
+    (file(left), file(right))
+}

@@ -1,0 +1,103 @@
+//! Guests: QEMU processes, driven over QMP.
+
+pub mod argv;
+pub mod qemu;
+pub mod qmp;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::channel::Port;
+use crate::channel::port::Until;
+use crate::config;
+use crate::error::Refusal;
+
+/// What the other host needs to know to run a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// Its name.
+    pub name: String,
+    /// QMP socket of its QEMU, on either host.
+    pub qmp: PathBuf,
+    /// Command line that starts its QEMU, waiting for the state.
+    pub command: Vec<String>,
+    /// Where QEMU's output goes.
+    pub output: PathBuf,
+    /// Number of its channel.
+    pub channel: usize,
+}
+
+/// What the sending side saw.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// TSC when QEMU was told to migrate.
+    pub begun: u64,
+    /// TSC when the guest had stopped.
+    pub stopped: u64,
+    /// TSC when all was in the channel.
+    pub saved: u64,
+    /// Bytes in the channel.
+    pub state_bytes: u64,
+    /// Bytes of pool RAM among them.
+    pub ram_bytes_copied: u64,
+}
+
+/// What the receiving side saw.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Received {
+    /// TSC when all had been read from the channel.
+    pub received: u64,
+    /// TSC when the guest had been resumed.
+    pub resumed: u64,
+}
+
+/// A QEMU, either with a running guest or waiting for one.
+pub trait Vm: Send {
+    /// Stops the guest and sends its state. On success the guest is stopped, and nothing but [`Vm::resume`] or
+    /// [`Vm::quit`] may follow.
+    ///
+    /// # Errors
+    /// Why not; the guest may be stopped, [`Vm::resume`] makes sure that it runs.
+    fn send(&mut self, port: &mut Port, until: &Until<'_>) -> Result<Sent>;
+
+    /// Reads the state and runs the guest.
+    ///
+    /// # Errors
+    /// Why not; the guest does not run here.
+    fn receive(&mut self, port: &mut Port, until: &Until<'_>) -> Result<Received>;
+
+    /// Makes the guest run on after a [`Vm::send`], whether that failed or not. Only if it runs nowhere else.
+    ///
+    /// # Errors
+    /// If QEMU refuses.
+    fn resume(&mut self) -> Result<()>;
+
+    /// Ends the QEMU, by force if need be; done when its process is gone.
+    ///
+    /// # Errors
+    /// If the process cannot be ended.
+    fn quit(&mut self) -> Result<()>;
+}
+
+/// What runs guests on this host.
+pub trait Hypervisor: Send + Sync {
+    /// Looks at a running guest and says how to start its QEMU on the other host.
+    ///
+    /// # Errors
+    /// [`Refusal::NoGuest`], [`Refusal::GuestNotRunning`] or [`Refusal::NotInPool`].
+    fn inspect(&self, guest: &config::Guest, channel: usize) -> Result<Spec, Refusal>;
+
+    /// Takes hold of a running guest.
+    ///
+    /// # Errors
+    /// If its QEMU does not answer.
+    fn attach(&self, spec: &Spec) -> Result<Box<dyn Vm>>;
+
+    /// Starts a QEMU that waits for the guest's state.
+    ///
+    /// # Errors
+    /// If it does not come up in time.
+    fn prepare(&self, spec: &Spec, until: &Until<'_>) -> Result<Box<dyn Vm>>;
+}

@@ -1,0 +1,487 @@
+//! Real guests: QEMU over QMP.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use super::qmp::{Qmp, seconds};
+use super::{Hypervisor, Received, Sent, Spec, Vm, argv};
+use crate::channel::port::{PortError, Until};
+use crate::channel::{Port, stream};
+use crate::config;
+use crate::error::Refusal;
+use crate::sysroot::SysRoot;
+use crate::tsc;
+
+/// Seconds that QEMU gets to answer a command that does not wait for anything.
+const ANSWER: u64 = 30;
+/// Seconds that QEMU gets to end by itself.
+const QUIT: u64 = 10;
+/// Where output of a QEMU goes whose own output is no file.
+const OUTPUT_DIR: &str = "run/locum";
+
+/// QEMU on this host.
+#[derive(Clone, Debug)]
+pub struct Qemu {
+    sys: SysRoot,
+    /// What the path of the pool's device starts with.
+    pool: String,
+}
+
+impl Qemu {
+    /// With the pool behind paths that start with `pool`: `/dev/dax` on real hosts.
+    pub fn new(sys: SysRoot, pool: impl Into<String>) -> Self {
+        Self {
+            sys,
+            pool: pool.into(),
+        }
+    }
+}
+
+impl Hypervisor for Qemu {
+    fn inspect(&self, guest: &config::Guest, channel: usize) -> Result<Spec, Refusal> {
+        let until = seconds(ANSWER);
+        let refuse = |error: anyhow::Error| Refusal::NoGuest {
+            guest: guest.name.clone(),
+            path: guest.qmp.clone(),
+            problem: format!("{error:#}"),
+        };
+        let mut qmp = Qmp::connect(&guest.qmp, &until).map_err(refuse)?;
+        let status = qmp
+            .execute("query-status", json!({}), &until)
+            .map_err(refuse)?;
+        if status.get("running") != Some(&Value::Bool(true)) {
+            let status = status
+                .get("status")
+                .and_then(Value::as_str)
+                .unwrap_or("not running")
+                .to_owned();
+            return Err(Refusal::GuestNotRunning {
+                guest: guest.name.clone(),
+                status,
+            });
+        }
+        let outside = outside_pool(&mut qmp, &self.pool, &until).map_err(refuse)?;
+        if let Some(problem) = outside {
+            return Err(Refusal::NotInPool {
+                guest: guest.name.clone(),
+                problem,
+            });
+        }
+        let pid = peer(&qmp).map_err(refuse)?;
+        let command = if guest.command.is_empty() {
+            let path = format!("proc/{}/cmdline", pid.as_raw_nonzero());
+            let raw = fs::read(self.sys.path(path)).map_err(|error| refuse(error.into()))?;
+            argv::split(&raw)
+        } else {
+            guest.command.clone()
+        };
+        Ok(Spec {
+            name: guest.name.clone(),
+            qmp: guest.qmp.clone(),
+            command: argv::incoming(&command, &guest.qmp),
+            output: self.output(pid, &guest.name),
+            channel,
+        })
+    }
+
+    fn attach(&self, spec: &Spec) -> Result<Box<dyn Vm>> {
+        let qmp = Qmp::connect(&spec.qmp, &seconds(ANSWER)).context("its QEMU does not answer")?;
+        let pid = peer(&qmp)?;
+        Ok(Box::new(QemuVm {
+            qmp,
+            pid,
+            child: None,
+        }))
+    }
+
+    fn prepare(&self, spec: &Spec, until: &Until<'_>) -> Result<Box<dyn Vm>> {
+        let vm = QemuVm::start(spec, until)?;
+        Ok(Box::new(vm))
+    }
+}
+
+impl Qemu {
+    /// Where the other QEMU's output goes: to the same file, if this one's goes to a file.
+    fn output(&self, pid: Pid, name: &str) -> PathBuf {
+        let target = fs::read_link(self.sys.path(format!("proc/{}/fd/1", pid.as_raw_nonzero())));
+        match target {
+            Ok(path)
+                if path.is_absolute() && fs::metadata(&path).is_ok_and(|file| file.is_file()) =>
+            {
+                path
+            }
+            _ => Path::new("/").join(OUTPUT_DIR).join(format!("{name}.log")),
+        }
+    }
+}
+
+/// One QEMU process.
+struct QemuVm {
+    qmp: Qmp,
+    pid: Pid,
+    child: Option<Child>,
+}
+
+impl QemuVm {
+    fn start(spec: &Spec, until: &Until<'_>) -> Result<Self> {
+        let (program, args) = spec
+            .command
+            .split_first()
+            .context("the guest's command line is empty")?;
+        // A socket left by an earlier QEMU would be taken for the new one's.
+        match fs::remove_file(&spec.qmp) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        for path in [&spec.output, &spec.qmp] {
+            if let Some(dir) = path.parent() {
+                fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+            }
+        }
+        let output = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&spec.output)
+            .with_context(|| format!("opening {}", spec.output.display()))?;
+        let child = Command::new(program)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("starting {program}"))?;
+        let mut started = Started(Some(child));
+        let qmp = started.connect(spec, until)?;
+        let child = started.0.take();
+        let pid = child
+            .as_ref()
+            .and_then(|child| Pid::from_raw(i32::try_from(child.id()).ok()?));
+        let mut vm = Self {
+            qmp,
+            pid: pid.context("a process without an id")?,
+            child,
+        };
+        if let Err(error) = set_up(&mut vm.qmp, until) {
+            let _ = vm.quit();
+            return Err(error);
+        }
+        Ok(vm)
+    }
+
+    fn gone(&mut self) -> bool {
+        match &mut self.child {
+            Some(child) => !matches!(child.try_wait(), Ok(None)),
+            None => ended(self.pid),
+        }
+    }
+}
+
+/// Whether a process that is not our child has ended, reaped by its parent or not.
+fn ended(pid: Pid) -> bool {
+    match fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())) {
+        // The state follows the name, which is in parentheses and may hold any character.
+        Ok(stat) => stat
+            .rsplit(')')
+            .next()
+            .is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
+        Err(_) => true,
+    }
+}
+
+/// A process that is killed unless it becomes a [`QemuVm`].
+struct Started(Option<Child>);
+
+impl Started {
+    fn connect(&mut self, spec: &Spec, until: &Until<'_>) -> Result<Qmp> {
+        loop {
+            if let Ok(qmp) = Qmp::connect(&spec.qmp, until) {
+                return Ok(qmp);
+            }
+            if let Some(status) = self
+                .0
+                .as_mut()
+                .and_then(|child| child.try_wait().ok().flatten())
+            {
+                bail!("QEMU ended ({status}): {}", last_line(&spec.output));
+            }
+            if (until.given_up)() {
+                return Err(PortError::GivenUp.into());
+            }
+            if std::time::Instant::now() >= until.deadline {
+                bail!(
+                    "QEMU did not open {} in time: {}",
+                    spec.qmp.display(),
+                    last_line(&spec.output)
+                );
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Vm for QemuVm {
+    fn send(&mut self, port: &mut Port, until: &Until<'_>) -> Result<Sent> {
+        set_up(&mut self.qmp, until)?;
+        let ram_size = memory_size(&mut self.qmp, until)?;
+        let (ours, theirs) = UnixStream::pair()?;
+        self.qmp.getfd("locum", theirs.as_fd(), until)?;
+        drop(theirs);
+        self.qmp.drop_events();
+        let mut sent = Sent {
+            begun: tsc::now(),
+            ..Sent::default()
+        };
+        self.qmp
+            .execute("migrate", json!({ "uri": "fd:locum" }), until)?;
+        let qmp = &mut self.qmp;
+        let (pumped, stopped) = std::thread::scope(|scope| {
+            let pump = scope.spawn(move || {
+                let bytes = stream::send(ours, port, until);
+                (bytes, tsc::now())
+            });
+            let stopped = completion(qmp, until);
+            (pump.join(), stopped)
+        });
+        let (bytes, saved) = pumped.map_err(|_| anyhow!("the pump panicked"))?;
+        sent.stopped = stopped?;
+        sent.state_bytes = bytes?;
+        sent.saved = saved;
+        let info = self.qmp.execute("query-migrate", json!({}), until)?;
+        let ram = |key: &str| {
+            info.get("ram")
+                .and_then(|ram| ram.get(key))
+                .and_then(Value::as_u64)
+                .unwrap_or(0)
+        };
+        // Ignored blocks are left out of the total: guest RAM in it means that it was sent.
+        sent.ram_bytes_copied = if ram("total") >= ram_size {
+            ram("normal-bytes")
+        } else {
+            0
+        };
+        Ok(sent)
+    }
+
+    fn receive(&mut self, port: &mut Port, until: &Until<'_>) -> Result<Received> {
+        let (ours, theirs) = UnixStream::pair()?;
+        self.qmp.getfd("locum", theirs.as_fd(), until)?;
+        drop(theirs);
+        self.qmp.drop_events();
+        self.qmp
+            .execute("migrate-incoming", json!({ "uri": "fd:locum" }), until)?;
+        let qmp = &mut self.qmp;
+        // A QEMU that fails does not read on; the pump need not wait for the rest of the stream then.
+        let ended = AtomicBool::new(false);
+        let given_up = || ended.load(Ordering::Relaxed) || (until.given_up)();
+        let (pumped, resumed) = std::thread::scope(|scope| {
+            let pump = scope.spawn(|| {
+                let until = Until {
+                    deadline: until.deadline,
+                    given_up: &given_up,
+                };
+                let bytes = stream::receive(port, ours, &until);
+                (bytes, tsc::now())
+            });
+            let resumed = resumption(qmp, until);
+            ended.store(resumed.is_err(), Ordering::Relaxed);
+            (pump.join(), resumed)
+        });
+        let (bytes, received) = pumped.map_err(|_| anyhow!("the pump panicked"))?;
+        match (bytes, resumed) {
+            (_, Ok(resumed)) => Ok(Received { received, resumed }),
+            (Err(stream), Err(_)) => Err(anyhow!(stream).context("reading the guest's state")),
+            (Ok(_), Err(error)) => {
+                Err(error.context("QEMU did not accept the guest's state; see its output"))
+            }
+        }
+    }
+
+    fn resume(&mut self) -> Result<()> {
+        let until = seconds(ANSWER);
+        let status = |qmp: &mut Qmp| -> Result<String> {
+            let status = qmp.execute("query-status", json!({}), &until)?;
+            Ok(status
+                .get("status")
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned())
+        };
+        // Harmless if no migration is under way.
+        let _ = self.qmp.execute("migrate_cancel", json!({}), &until);
+        loop {
+            match status(&mut self.qmp)?.as_str() {
+                "running" => return Ok(()),
+                // Between stop and the end of a migration, or of its cancellation.
+                "finish-migrate" | "save-vm" => std::thread::sleep(Duration::from_millis(10)),
+                _ => {
+                    self.qmp
+                        .execute("cont", json!({}), &until)
+                        .context("resuming the guest")?;
+                }
+            }
+            if std::time::Instant::now() >= until.deadline {
+                bail!("QEMU does not resume the guest");
+            }
+        }
+    }
+
+    fn quit(&mut self) -> Result<()> {
+        let until = seconds(QUIT);
+        let _ = self.qmp.execute("quit", json!({}), &until);
+        let _ = self.qmp.wait_closed(&until);
+        for attempt in 0..500 {
+            if self.gone() {
+                return Ok(());
+            }
+            if attempt == 200 {
+                let _ = kill_process(self.pid, Signal::KILL);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        bail!(
+            "its QEMU (process {}) does not end: `kill -9` it",
+            self.pid.as_raw_nonzero()
+        )
+    }
+}
+
+/// Capabilities and limits of a migration, the same on both sides.
+fn set_up(qmp: &mut Qmp, until: &Until<'_>) -> Result<()> {
+    let on = |name: &str| json!({ "capability": name, "state": true });
+    let capabilities = [on("x-ignore-shared"), on("events")];
+    qmp.execute(
+        "migrate-set-capabilities",
+        json!({ "capabilities": capabilities }),
+        until,
+    )
+    .context("this QEMU cannot leave shared RAM where it is: use QEMU 4.0 or later")?;
+    // Nothing is to wait for a rate limit, nor to iterate: what is left is small.
+    let parameters = json!({ "max-bandwidth": 100u64 << 30, "downtime-limit": 300_000 });
+    qmp.execute("migrate-set-parameters", parameters, until)
+        .map(drop)
+}
+
+/// Waits for the end of an outgoing migration; returns the TSC at which the guest stopped.
+fn completion(qmp: &mut Qmp, until: &Until<'_>) -> Result<u64> {
+    let mut stopped = 0;
+    loop {
+        let event = qmp.event(&["STOP", "MIGRATION"], until)?;
+        if event.name == "STOP" {
+            stopped = event.tsc;
+            continue;
+        }
+        match event.data.get("status").and_then(Value::as_str) {
+            Some("completed") => return Ok(stopped),
+            Some(status @ ("failed" | "cancelled")) => {
+                let info = qmp
+                    .execute("query-migrate", json!({}), until)
+                    .unwrap_or_default();
+                let why = info
+                    .get("error-desc")
+                    .and_then(Value::as_str)
+                    .unwrap_or("QEMU does not say why");
+                bail!("the migration {status}: {why}");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Waits for the guest to run after an incoming migration; returns the TSC.
+fn resumption(qmp: &mut Qmp, until: &Until<'_>) -> Result<u64> {
+    loop {
+        let event = qmp.event(&["RESUME", "MIGRATION"], until)?;
+        if event.name == "RESUME" {
+            return Ok(event.tsc);
+        }
+        if event.data.get("status").and_then(Value::as_str) == Some("failed") {
+            bail!("the incoming migration failed");
+        }
+    }
+}
+
+/// Says what is wrong if some of the guest's RAM is not in the pool.
+fn outside_pool(qmp: &mut Qmp, pool: &str, until: &Until<'_>) -> Result<Option<String>> {
+    let backends = qmp.execute("query-memdev", json!({}), until)?;
+    let backends = backends.as_array().cloned().unwrap_or_default();
+    if backends.is_empty() {
+        return Ok(Some("it has no memory backend".to_owned()));
+    }
+    for backend in backends {
+        let id = backend
+            .get("id")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned();
+        let path = format!("/objects/{id}");
+        let mut get = |property: &str| {
+            qmp.execute(
+                "qom-get",
+                json!({ "path": path, "property": property }),
+                until,
+            )
+            .unwrap_or_default()
+        };
+        let kind = get("type");
+        if kind.as_str() != Some("memory-backend-file") {
+            return Ok(Some(format!(
+                "`{id}` is a {}",
+                kind.as_str().unwrap_or("backend of unknown type")
+            )));
+        }
+        let file = get("mem-path");
+        let file = file.as_str().unwrap_or_default();
+        if !file.starts_with(pool) {
+            return Ok(Some(format!("`{id}` lies in {file}")));
+        }
+        if get("share") != Value::Bool(true) {
+            return Ok(Some(format!("`{id}` is not share=on")));
+        }
+    }
+    Ok(None)
+}
+
+/// Bytes of the guest's RAM.
+fn memory_size(qmp: &mut Qmp, until: &Until<'_>) -> Result<u64> {
+    let summary = qmp.execute("query-memory-size-summary", json!({}), until)?;
+    Ok(summary
+        .get("base-memory")
+        .and_then(Value::as_u64)
+        .unwrap_or(u64::MAX))
+}
+
+/// The process at the other end of the socket.
+fn peer(qmp: &Qmp) -> Result<Pid> {
+    let credentials = rustix::net::sockopt::socket_peercred(qmp.stream())?;
+    Ok(credentials.pid)
+}
+
+/// The last line that QEMU printed.
+fn last_line(path: &Path) -> String {
+    let text = fs::read(path)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default();
+    match text.trim_end().lines().last() {
+        Some(line) => line.to_owned(),
+        None => format!("it printed nothing to {}", path.display()),
+    }
+}

@@ -1,0 +1,313 @@
+//! Guests handed over between real QEMUs on one host (TCG): RAM stays in a file that both map, state crosses a pair of
+//! sockets in place of the channel. Skipped where QEMU is not installed.
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use locum_agent::channel::Port;
+use locum_agent::channel::port::Until;
+use locum_agent::config::Guest;
+use locum_agent::error::Refusal;
+use locum_agent::guest::qemu::Qemu;
+use locum_agent::guest::qmp::seconds;
+use locum_agent::guest::{Hypervisor, Received, Sent, Spec, Vm};
+use locum_agent::sysroot::SysRoot;
+
+const RAM: u64 = 64 << 20;
+/// Where the guest counts.
+const COUNTER: u64 = 0x8000;
+/// `mov ds:[0x8000]` counted up for ever: xor ax,ax; mov ds,ax; 1: inc dword [0x8000]; jmp 1b
+const BOOT_CODE: [u8; 11] = [
+    0x31, 0xc0, 0x8e, 0xd8, 0x66, 0xff, 0x06, 0x00, 0x80, 0xeb, 0xf9,
+];
+
+struct Lab {
+    dir: tempfile::TempDir,
+    pool: PathBuf,
+    source: Option<Child>,
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if let Some(source) = &mut self.source {
+            let _ = source.kill();
+            let _ = source.wait();
+        }
+    }
+}
+
+impl Lab {
+    /// None if there is no QEMU here.
+    fn new() -> Option<Self> {
+        Command::new("qemu-system-x86_64")
+            .arg("--version")
+            .stdout(Stdio::null())
+            .status()
+            .ok()?;
+        let dir = tempfile::Builder::new().tempdir_in("/dev/shm").unwrap();
+        let mut disk = vec![0; 1_474_560];
+        disk[..BOOT_CODE.len()].copy_from_slice(&BOOT_CODE);
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        fs::write(dir.path().join("disk"), disk).unwrap();
+        let pool = dir.path().join("pool");
+        Some(Self {
+            dir,
+            pool,
+            source: None,
+        })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, qmp: &Path, memory: &str) -> Vec<String> {
+        let disk = self.path("disk");
+        format!(
+            "qemu-system-x86_64 -M pc,memory-backend=ram -accel tcg -m 64 -nodefaults -no-user-config -display none \
+             -object {memory} -qmp unix:{},server=on,wait=off \
+             -drive if=floppy,format=raw,readonly=on,file.locking=off,file={}",
+            qmp.display(),
+            disk.display()
+        )
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect()
+    }
+
+    fn in_pool(&self) -> String {
+        format!(
+            "memory-backend-file,id=ram,size=64M,mem-path={},share=on",
+            self.pool.display()
+        )
+    }
+
+    /// Starts a guest and waits until it counts.
+    fn boot(&mut self, memory: &str) -> Guest {
+        let qmp = self.path("source.qmp");
+        let command = self.command(&qmp, memory);
+        let child = Command::new(&command[0])
+            .args(&command[1..])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.source = Some(child);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while UnixStream::connect(&qmp).is_err() {
+            assert!(Instant::now() < deadline, "QEMU does not come up");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Guest {
+            name: "one".to_owned(),
+            qmp,
+            command: vec![],
+            channel: None,
+        }
+    }
+
+    fn counter(&self) -> u32 {
+        let mut bytes = [0; 4];
+        // QEMU opens its monitor before its memory.
+        let read = File::open(&self.pool).and_then(|file| file.read_exact_at(&mut bytes, COUNTER));
+        if read.is_err() {
+            return 0;
+        }
+        u32::from_le_bytes(bytes)
+    }
+
+    fn counts(&self) -> bool {
+        let before = self.counter();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+            if self.counter() != before {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn hypervisor(&self) -> Qemu {
+        Qemu::new(SysRoot::default(), self.pool.to_string_lossy())
+    }
+
+    /// The target's specification: the same guest, with another socket since both are on one host.
+    fn target(&self, spec: &Spec, extra: &[&str]) -> Spec {
+        let qmp = self.path("target.qmp");
+        let mut command =
+            locum_agent::guest::argv::incoming(&self.command(&qmp, &self.in_pool()), &qmp);
+        command.extend(extra.iter().map(|word| (*word).to_owned()));
+        Spec {
+            qmp,
+            command,
+            output: self.path("target.log"),
+            ..spec.clone()
+        }
+    }
+}
+
+fn ports() -> (Port, Port) {
+    let (left, right) = UnixStream::pair().unwrap();
+    let port = |stream: UnixStream| {
+        stream.set_nonblocking(true).unwrap();
+        Port::new(File::from(OwnedFd::from(stream)))
+    };
+    (port(left), port(right))
+}
+
+fn hand_over(
+    source: &mut dyn Vm,
+    target: &mut dyn Vm,
+    until: &Until<'_>,
+) -> (anyhow::Result<Sent>, anyhow::Result<Received>) {
+    let (mut out, mut into) = ports();
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(|| source.send(&mut out, until));
+        let received = target.receive(&mut into, until);
+        (sending.join().unwrap(), received)
+    })
+}
+
+#[test]
+fn a_guest_goes_over_and_back_and_its_ram_stays() {
+    let Some(mut lab) = Lab::new() else { return };
+    let guest = lab.boot(&lab.in_pool());
+    assert!(lab.counts(), "the guest runs");
+    let hypervisor = lab.hypervisor();
+    let spec = hypervisor.inspect(&guest, 1).unwrap();
+    assert!(
+        spec.command
+            .ends_with(&["-incoming".to_owned(), "defer".to_owned()]),
+        "{:?}",
+        spec.command
+    );
+
+    let until = seconds(60);
+    let mut source = hypervisor.attach(&spec).unwrap();
+    let there = lab.target(&spec, &[]);
+    let mut target = hypervisor.prepare(&there, &until).unwrap();
+    let (sent, received) = hand_over(source.as_mut(), target.as_mut(), &until);
+    let (sent, received) = (sent.unwrap(), received.unwrap());
+    let stopped_at = lab.counter();
+    source.quit().unwrap();
+    assert!(lab.counts(), "the guest runs in the target");
+    assert!(lab.counter() >= stopped_at, "and went on where it was");
+    assert_eq!(sent.ram_bytes_copied, 0);
+    assert!(
+        sent.state_bytes > 1000 && sent.state_bytes < RAM / 8,
+        "{} bytes",
+        sent.state_bytes
+    );
+    assert!(sent.begun < sent.stopped && sent.stopped < received.resumed);
+    assert!(received.received <= received.resumed);
+
+    // And back, as an abort does it.
+    lab.source.take().unwrap().wait().unwrap();
+    let mut returned = hypervisor.prepare(&spec, &until).unwrap();
+    let (sent, received) = hand_over(target.as_mut(), returned.as_mut(), &until);
+    sent.unwrap();
+    received.unwrap();
+    target.quit().unwrap();
+    assert!(lab.counts(), "the guest runs where it came from");
+    returned.quit().unwrap();
+}
+
+#[test]
+fn a_target_that_refuses_leaves_the_guest_running_in_the_source() {
+    let Some(mut lab) = Lab::new() else { return };
+    let guest = lab.boot(&lab.in_pool());
+    let hypervisor = lab.hypervisor();
+    assert!(lab.counts());
+    let spec = hypervisor.inspect(&guest, 1).unwrap();
+    let until = seconds(60);
+    let mut source = hypervisor.attach(&spec).unwrap();
+    let mut other = lab.target(&spec, &[]);
+    for word in &mut other.command {
+        *word = word.replace("pc,memory-backend", "isapc,memory-backend");
+    }
+    let mut target = hypervisor.prepare(&other, &until).unwrap();
+    let (_, received) = hand_over(source.as_mut(), target.as_mut(), &until);
+    received.unwrap_err();
+    target.quit().unwrap();
+    source.resume().unwrap();
+    assert!(lab.counts(), "the guest goes on");
+
+    // The next attempt, with a right target, works.
+    let mut target = hypervisor.prepare(&lab.target(&spec, &[]), &until).unwrap();
+    let (sent, received) = hand_over(source.as_mut(), target.as_mut(), &until);
+    sent.unwrap();
+    received.unwrap();
+    source.quit().unwrap();
+    assert!(lab.counts());
+    target.quit().unwrap();
+}
+
+#[test]
+fn a_target_that_does_not_start_says_why() {
+    let Some(mut lab) = Lab::new() else { return };
+    let guest = lab.boot(&lab.in_pool());
+    let hypervisor = lab.hypervisor();
+    let spec = hypervisor.inspect(&guest, 1).unwrap();
+    let bad = lab.target(&spec, &["-device", "no-such-device"]);
+    let error = hypervisor
+        .prepare(&bad, &seconds(20))
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.contains("no-such-device"), "{error}");
+}
+
+#[test]
+fn guests_whose_ram_is_elsewhere_are_refused_with_the_remedy() {
+    for (memory, word) in [
+        ("memory-backend-ram,id=ram,size=64M", "memory-backend-ram"),
+        (
+            "memory-backend-file,id=ram,size=64M,mem-path=/dev/shm/locum-test-elsewhere,share=on",
+            "elsewhere",
+        ),
+    ] {
+        let Some(mut lab) = Lab::new() else { return };
+        let guest = lab.boot(memory);
+        let refusal = lab.hypervisor().inspect(&guest, 1).unwrap_err();
+        assert!(matches!(refusal, Refusal::NotInPool { .. }), "{refusal}");
+        let text = refusal.to_string();
+        assert!(text.contains(word) && text.contains("share=on"), "{text}");
+    }
+    let _ = fs::remove_file("/dev/shm/locum-test-elsewhere");
+    let Some(mut lab) = Lab::new() else { return };
+    let private = lab.in_pool().replace("share=on", "share=off");
+    let guest = lab.boot(&private);
+    let refusal = lab.hypervisor().inspect(&guest, 1).unwrap_err();
+    assert!(refusal.to_string().contains("not share=on"), "{refusal}");
+}
+
+#[test]
+fn a_guest_that_is_not_there_or_does_not_run_is_refused() {
+    let Some(mut lab) = Lab::new() else { return };
+    let hypervisor = lab.hypervisor();
+    let nobody = Guest {
+        name: "none".to_owned(),
+        qmp: lab.path("none.qmp"),
+        command: vec![],
+        channel: None,
+    };
+    assert!(matches!(
+        hypervisor.inspect(&nobody, 1),
+        Err(Refusal::NoGuest { .. })
+    ));
+    let guest = lab.boot(&lab.in_pool());
+    let until = seconds(20);
+    let mut qmp = locum_agent::guest::qmp::Qmp::connect(&guest.qmp, &until).unwrap();
+    qmp.execute("stop", serde_json::json!({}), &until).unwrap();
+    drop(qmp);
+    let refusal = hypervisor.inspect(&guest, 1).unwrap_err();
+    assert!(
+        matches!(refusal, Refusal::GuestNotRunning { .. }),
+        "{refusal}"
+    );
+}
