@@ -58,6 +58,7 @@ fn bzimage() -> Vec<u8> {
     put(&mut file, at!(cmdline_size), &2047u32.to_le_bytes());
     put(&mut file, at!(payload_offset), &0x300u32.to_le_bytes());
     put(&mut file, at!(payload_length), &0x3000u32.to_le_bytes());
+    put(&mut file, at!(setup_data), &[0x77; 8]); // a list that is not there
     put(&mut file, at!(pref_address), &0x100_0000u64.to_le_bytes());
     put(&mut file, at!(init_size), &0x39e_c000u32.to_le_bytes());
     put(&mut file, 0x26c, &[0xee; 4]); // code after the header
