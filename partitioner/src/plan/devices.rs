@@ -131,11 +131,7 @@ fn pins(
             return Err(PlanError::UnknownPin(gsi));
         };
         // A level-triggered line that stays asserted by one host's device would never end for the other's.
-        let on_line = || {
-            staying
-                .iter()
-                .filter(|other| other.gsi == Some(gsi) && !other.bridge)
-        };
+        let on_line = || staying.iter().filter(|other| other.gsi == Some(gsi));
         let driven = on_line()
             .find(|other| other.driver.is_some())
             .map(|other| other.to_string());
@@ -143,7 +139,9 @@ fn pins(
             return Err(PlanError::SharedPin { gsi, wanted, other });
         }
         if set.insert(gsi) {
-            warnings.extend(on_line().map(|other| Warning::IdleFunctionLosesPin {
+            // A bridge without a driver may name a pin, but is never given one later.
+            let idle = on_line().filter(|other| !other.bridge);
+            warnings.extend(idle.map(|other| Warning::IdleFunctionLosesPin {
                 address: other.address,
                 gsi,
             }));

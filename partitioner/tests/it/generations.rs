@@ -58,6 +58,7 @@ fn bytes(refresh: &Refresh) -> u64 {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too many steps for an interpreter")]
 fn six_generations_lose_nothing() {
     let mut inventory = lab::inventory();
     let mut request = lab::request();

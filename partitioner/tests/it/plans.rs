@@ -319,6 +319,19 @@ fn functions_that_share_a_line_can_go_together() {
 }
 
 #[test]
+fn a_bridge_shares_a_line_only_if_a_driver_listens() {
+    let mut inventory = lab::inventory();
+    inventory.functions[1].gsi = Some(Gsi(11));
+    assert_eq!(plan(&inventory, &lab::request()).unwrap().warnings, []);
+    inventory.functions[1].driver = Some("pcieport".into());
+    let error = plan(&inventory, &lab::request()).unwrap_err().to_string();
+    assert!(
+        error.contains("shared with 0000:00:01.0 (pcieport)"),
+        "{error}"
+    );
+}
+
+#[test]
 fn guests_need_a_pool_and_one_name_each() {
     refused(|i, _| i.pool.clear(), &["no pool", "pool=START-END"]);
     refused(

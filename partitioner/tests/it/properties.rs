@@ -18,7 +18,7 @@ fn for_all(
     cases: u32,
     test: impl Fn(&Inventory, &Request, Option<Plan>) -> Result<(), TestCaseError>,
 ) {
-    let cases = if cfg!(miri) { 3 } else { cases };
+    let cases = if cfg!(miri) { 4 } else { cases };
     let config = Config {
         cases,
         failure_persistence: None,

@@ -71,6 +71,7 @@ fn expected(refresh: &Refresh) -> Vec<&'static str> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too many steps for an interpreter")]
 fn every_event_in_every_reachable_state() {
     let events = events();
     let mut seen: BTreeMap<String, Refresh> = BTreeMap::new();
@@ -150,4 +151,24 @@ fn a_plan_of_another_host_is_refused() {
     let mut refresh = Refresh::idle(Generation(2), vec![]);
     let error = refresh.apply(planned).unwrap_err().to_string();
     assert!(error.contains("plan again"), "{error}");
+}
+
+#[test]
+fn a_new_plan_forgets_the_last_failure() {
+    let [planned, start, ..] = events();
+    let mut refresh = Refresh::idle(Generation(0), vec![]);
+    refresh.apply(planned.clone()).unwrap();
+    refresh.apply(start).unwrap();
+    refresh.apply(Event::Done).unwrap();
+    refresh.apply(Event::Failed("a cause".into())).unwrap();
+    refresh.apply(Event::Failed("another".into())).unwrap();
+    assert_eq!(refresh.state(), State::Idle);
+    assert!(refresh.last_error().unwrap().ends_with("another"));
+    assert_eq!(
+        refresh.losses().len(),
+        1,
+        "the memory that did not come back"
+    );
+    refresh.apply(planned).unwrap();
+    assert_eq!((refresh.last_error(), refresh.losses().len()), (None, 0));
 }

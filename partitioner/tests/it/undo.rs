@@ -27,6 +27,7 @@ fn fresh() -> Machine {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too many steps for an interpreter")]
 fn abort_at_every_step_undoes_all_in_reverse() {
     let steps = (0..)
         .map_while(after)
@@ -77,6 +78,7 @@ fn after_the_point_of_no_return_there_is_no_abort() {
 
 /// The successor dies at any moment, even when it is in charge already: the guests in it are lost, nothing else is.
 #[test]
+#[cfg_attr(miri, ignore = "too many steps for an interpreter")]
 fn a_dead_successor_costs_its_guests_only() {
     let mut died = 0;
     for (mut machine, mut refresh) in (0..).map_while(after) {
@@ -110,6 +112,7 @@ fn a_dead_successor_costs_its_guests_only() {
 
 /// While going back, what is only missing is reported; what others depend on is waited for.
 #[test]
+#[cfg_attr(miri, ignore = "too many steps for an interpreter")]
 fn a_failure_on_the_way_back() {
     let (_, ready) = (0..)
         .map_while(after)
@@ -142,6 +145,7 @@ fn a_failure_on_the_way_back() {
 
 #[cfg(feature = "serde")]
 #[test]
+#[cfg_attr(miri, ignore = "too many steps for an interpreter")]
 fn the_state_survives_being_written_down_at_every_step() {
     for (_, refresh) in (0..).map_while(after) {
         let text = serde_json::to_string(&refresh).unwrap();
