@@ -6,6 +6,7 @@
  */
 #include "locum.h"
 #include <linux/io.h>
+#include <linux/ioport.h>
 #include <linux/mm.h>
 #include <linux/uaccess.h>
 
@@ -28,6 +29,23 @@ static bool is_public(u64 start, u64 size)
 	       within(start, size, header->log, PAGE_ALIGN(header->log_size));
 }
 
+/* The machine's own tables: memory that firmware keeps. Another host's memory is Reserved, too, so not while it is. */
+static bool is_firmware(u64 start, u64 size)
+{
+	static const unsigned long descriptors[] = {
+		IORES_DESC_ACPI_TABLES, IORES_DESC_ACPI_NV_STORAGE, IORES_DESC_RESERVED,
+	};
+	const struct locum_header *header = locum.header;
+	unsigned int i;
+
+	if (locum_other_host_alive() || (start < header->private_ + header->private_size && header->private_ < start + size))
+		return false;
+	for (i = 0; i < ARRAY_SIZE(descriptors); i++)
+		if (region_intersects(start, size, IORESOURCE_MEM, descriptors[i]) == REGION_INTERSECTS)
+			return true;
+	return false;
+}
+
 /* May [start, start + size) be read, or written? 0 or a negative errno. Under locum.lock. */
 static int classify(const struct file *file, u64 start, u64 size, bool write)
 {
@@ -47,7 +65,9 @@ static int classify(const struct file *file, u64 start, u64 size, bool write)
 
 		return state == LOCUM_HOST_STATE_RUNNING ? -EBUSY : 0;
 	}
-	return !write && within(start, size, header->shared, header->shared_size) ? 0 : -EFAULT;
+	if (!write && (within(start, size, header->shared, header->shared_size) || is_firmware(start, size)))
+		return 0;
+	return -EFAULT;
 }
 
 /* How many bytes from @start fit into one class: up to @count, at most a window, and page-wise at borders. */

@@ -50,7 +50,7 @@ static long used(const struct locum_channel_ring *ring)
 {
 	u32 bytes = smp_load_acquire(&ring->head) - smp_load_acquire(&ring->tail);
 
-	return bytes <= LOCUM_RING_DATA ? bytes : -EIO;
+	return bytes <= LOCUM_RING_DATA ? (long)bytes : -EIO;
 }
 
 static bool at_end(const struct direction *in)

@@ -9,7 +9,8 @@
  *
  * *Offsets are physical addresses.* pread(2) works inside L0's header, status, trace and log regions (addresses from
  * LOCUM_IOC_INFO and the header), and, on a file opened for writing, inside all of the shared region, inside memory
- * removed with LOCUM_IOC_MEM_REMOVE and inside the other slot's ``tables``. pwrite(2) works inside removed memory and
+ * removed with LOCUM_IOC_MEM_REMOVE and, while there is no other host, inside the machine's firmware tables (memory
+ * that e820 calls Reserved, ACPI Tables or ACPI Non-volatile Storage, but for L0's private memory). pwrite(2) works inside removed memory and
  * the other slot's ``tables``. Elsewhere: -EFAULT. In memory that was granted to the other host, or in ``tables`` once
  * that host was started: -EBUSY. mmap(2) (PROT_READ, MAP_SHARED) works for the page-aligned parts of the shared region
  * that the file may read; -EACCES with PROT_WRITE. Reads and writes may be short: go on at the next offset.
@@ -159,14 +160,15 @@ struct locum_range {
  * 0xc0204c30. Offline and remove memory blocks from Linux. All of the range or nothing if it lies within one "System
  * RAM" line of /proc/iomem; else line by line, and LOCUM_IOC_MEM_LIST tells how far it came. The module remembers what
  * it removed. Errors: -EINVAL (not multiples of memory_block, or holes in the blocks), -EBUSY (a page could not be
- * migrated, or the range is not all System RAM), -ENOSPC (the module's table is full), -EINTR.
+ * migrated, or the range is not all System RAM, or the kernel's image or crash kernel lies above the range in the same
+ * line of /proc/iomem, which Linux can't split then: boot with nokaslr), -ENOSPC (the module's table is full), -EINTR.
  */
 #define LOCUM_IOC_MEM_REMOVE _IOWR(LOCUM_IOC, 0x30, struct locum_range)
 
 /**
- * 0xc0204c31. Add memory to Linux as "System RAM (locum)", offline: write online_movable to each block's state in
- * sysfs afterwards. (A default in auto_online_blocks that would put them into a kernel zone, such as Debian's, is
- * refused by the module and leaves them offline; "online_movable" there does online them.)
+ * 0xc0204c31. Add memory to Linux as "System RAM (locum)". Each block is then offline, or online in the movable zone
+ * where the kernel's policy (auto_online_blocks) chose that; it never goes to a kernel zone, which the module refuses
+ * while it adds. So afterwards: read each block's state in sysfs, and write online_movable where it says offline.
  * The range must be memory removed before, or, while no other host is being prepared or runs, memory which this kernel
  * never had (a retired host's). Add block by block where e820 has several entries side by side: a range may not
  * straddle two of them (-EBUSY).

@@ -74,12 +74,57 @@ static int check_free(const struct locum_range *range)
 	return 0;
 }
 
+/* A question for walk_iomem_res_desc(): which resource holds an address? */
+struct holder {
+	u64 address;
+	struct resource resource;
+};
+
+static int find_holder(struct resource *resource, void *data)
+{
+	struct holder *holder = data;
+
+	if (holder->address < resource->start || holder->address > resource->end)
+		return 0;
+	holder->resource = *resource;
+	return 1;
+}
+
+static int any(struct resource *resource, void *data)
+{
+	return 1;
+}
+
+/*
+ * Linux splits a System RAM resource by giving all of its children (kernel image, crash kernel) to the lower half. Are
+ * there children above the range? Then it only warns, and the resource stays: memory removed and yet "System RAM".
+ */
+static bool unsplittable(u64 start, u64 size)
+{
+	const unsigned long flags = IORESOURCE_SYSTEM_RAM | IORESOURCE_BUSY;
+	/* Any function of the kernel tells where its image is. */
+	u64 kernel = __pa((unsigned long)&memory_block_size_bytes);
+	struct holder holder = { .address = start };
+
+	walk_iomem_res_desc(IORES_DESC_NONE, flags, 0, U64_MAX, &holder, find_holder);
+	if (holder.resource.start == start || holder.resource.end < start + size)
+		return false;
+	if (kernel >= start && kernel <= holder.resource.end)
+		return true;
+	return walk_iomem_res_desc(IORES_DESC_CRASH_KERNEL, flags, start + size, holder.resource.end, NULL, any) > 0;
+}
+
 /* Called for each System RAM resource in a range. */
 static int remove_piece(struct resource *resource, void *data)
 {
 	u64 size = resource_size(resource);
 	int error;
 
+	if (unsplittable(resource->start, size)) {
+		pr_err("memory %#llx+%#llx cannot be removed with the kernel image or crash kernel above it: boot with nokaslr\n",
+		       resource->start, size);
+		return -EBUSY;
+	}
 	error = offline_and_remove_memory(resource->start, size);
 	if (error)
 		return error;

@@ -148,7 +148,7 @@ int locum_power_init(void)
 	power_off_handler = register_sys_off_handler(SYS_OFF_MODE_POWER_OFF, SYS_OFF_PRIO_FIRMWARE + 1, power_off, NULL);
 	if (IS_ERR(power_off_handler))
 		return PTR_ERR(power_off_handler);
-	prepare_handler = register_sys_off_handler(SYS_OFF_MODE_POWER_OFF_PREPARE, SYS_OFF_PRIO_FIRMWARE, prepare, NULL);
+	prepare_handler = register_sys_off_handler(SYS_OFF_MODE_POWER_OFF_PREPARE, SYS_OFF_PRIO_FIRMWARE + 1, prepare, NULL);
 	if (IS_ERR(prepare_handler)) {
 		unregister_sys_off_handler(power_off_handler);
 		return PTR_ERR(prepare_handler);

@@ -183,9 +183,9 @@ static int sum_up(int asked, struct locum_switch *request)
 			request->l0_errno = outcome->l0_errno;
 			request->failed_apic_id = locum_apic_id(cpu);
 			request->detail = outcome->detail;
-			pr_err("CPU %u cannot go %s: L0 error %u, detail %#llx; %s\n", cpu,
-			       job.to == LOCUM_CPU_MODE_NESTED ? "nested" : "native", outcome->l0_errno,
-			       outcome->detail, remedy(error, cpu));
+			pr_err_ratelimited("CPU %u cannot go %s: L0 error %u, detail %#llx; %s\n", cpu,
+					   job.to == LOCUM_CPU_MODE_NESTED ? "nested" : "native",
+					   outcome->l0_errno, outcome->detail, remedy(error, cpu));
 		}
 	}
 	return error;

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Makes a shared region as L0 would have it, with an "L0" that refuses to enter: enough for locum.ko to load, and for
+ * the stub to go to another page table and come back, in QEMU without VMX. See run.sh.
+ *
+ * usage: fake_l0 REGION LOCM: writes the region (to be loaded at FAKE_BASE) and the body of the ACPI table.
+ */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "../locum_abi.h"
+#include "fake_l0.h"
+
+static unsigned char region[FAKE_SIZE];
+static unsigned long used = FAKE_HEADER_PAGE;
+
+static uint64_t take(unsigned long bytes, unsigned long align)
+{
+	unsigned long at = (used + align - 1) & ~(align - 1);
+
+	used = at + bytes;
+	if (used > sizeof(region)) {
+		fprintf(stderr, "the region is full\n");
+		exit(1);
+	}
+	return FAKE_BASE + at;
+}
+
+static void *at(uint64_t phys)
+{
+	return region + (phys - FAKE_BASE);
+}
+
+/*
+ * The fake entry, 64-bit, RDI = frame: does to the CPU what L0's own work does to it (segments, TR and GS base are not
+ * the host's any more), sends this CPU an NMI if the frame's detail asks for it, refuses with NoVmx (6).
+ */
+static const unsigned char entry[] = {
+	0x31, 0xc0,					/* xor %eax, %eax */
+	0x8e, 0xd8, 0x8e, 0xc0, 0x8e, 0xe0, 0x8e, 0xe8,	/* mov %eax, %ds, %es, %fs, %gs */
+	0x31, 0xd2,					/* xor %edx, %edx */
+	0xb9, 0x01, 0x01, 0x00, 0xc0, 0x0f, 0x30,	/* mov $MSR_GS_BASE, %ecx; wrmsr */
+	0xb9, 0x00, 0x01, 0x00, 0xc0, 0x0f, 0x30,	/* mov $MSR_FS_BASE, %ecx; wrmsr */
+	0x8b, 0x47, 0x08,				/* mov 8(%rdi), %eax: APIC id */
+	0xc1, 0xe0, 0x18,				/* shl $24, %eax */
+	0xbb, 0x00, 0x00, 0xe0, 0xfe,			/* mov $0xfee00000, %ebx */
+	0x89, 0x83, 0x10, 0x03, 0x00, 0x00,		/* mov %eax, 0x310(%rbx): ICR2 */
+	0xc7, 0x83, 0x00, 0x03, 0x00, 0x00,		/* movl $0x4400, 0x300(%rbx): NMI */
+	0x00, 0x44, 0x00, 0x00,
+	0xb9, 0x00, 0x01, 0x00, 0x00,			/* mov $256, %ecx */
+	0xf3, 0x90, 0xe2, 0xfc,				/* 1: pause; loop 1b */
+	0x48, 0xc7, 0x47, 0x10, 0xfa, 0xff, 0xff, 0xff,	/* movq $-6, 16(%rdi): result */
+	0x48, 0xc7, 0x47, 0x18, 0x34, 0x12, 0x00, 0x00,	/* movq $0x1234, 24(%rdi): detail */
+	0xff, 0x67, 0x28,				/* jmp *40(%rdi): return_native */
+};
+
+/* Identity map of the first 4 GiB by 2 MiB pages; top GiB through the module's directory. Bit 12 of CR3 clear. */
+static uint64_t page_table(uint64_t stub_pd)
+{
+	uint64_t pml4 = take(4096, 8192), low = take(4096, 4096), high = take(4096, 4096);
+	uint64_t directories = take(4 * 4096, 4096);
+	uint64_t i;
+
+	((uint64_t *)at(pml4))[0] = low | 3;
+	((uint64_t *)at(pml4))[511] = high | 3;
+	((uint64_t *)at(high))[511] = stub_pd | 3;
+	for (i = 0; i < 4; i++)
+		((uint64_t *)at(low))[i] = (directories + i * 4096) | 3;
+	for (i = 0; i < 4 * 512; i++)
+		((uint64_t *)at(directories))[i] = i << 21 | 0x83;
+	return pml4;
+}
+
+static void slot(struct locum_slot_info *slot)
+{
+	slot->mailbox = take(4096, 4096);
+	slot->reset_vector = take(4096, 4096);
+	slot->stub_pd = take(4096, 4096);
+	slot->stub_pt_pages = 16;
+	slot->stub_pt = take(16 * 4096, 4096);
+	slot->l0_cr3 = page_table(slot->stub_pd);
+	slot->l0_entry = take(4096, 4096);
+	memcpy(at(slot->l0_entry), entry, sizeof(entry));
+	slot->tables_size = FAKE_TABLES;
+	slot->tables = take(FAKE_TABLES, 4096);
+}
+
+static void fill_status(struct locum_status *status)
+{
+	unsigned int i;
+
+	status->cpu_count = FAKE_CPUS;
+	status->hosts[0].state = LOCUM_HOST_STATE_RUNNING;
+	for (i = 0; i < FAKE_CPUS; i++) {
+		status->cpus[i].apic_id = i;
+		status->cpus[i].mode = LOCUM_CPU_MODE_NATIVE;
+	}
+}
+
+static void save(const char *path, const void *data, size_t size)
+{
+	FILE *file = fopen(path, "wb");
+
+	if (!file || fwrite(data, size, 1, file) != 1 || fclose(file)) {
+		perror(path);
+		exit(1);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	struct locum_header *header = (struct locum_header *)region;
+	struct {
+		uint64_t header;
+		uint32_t revision;
+		uint32_t reserved;
+	} locm = { FAKE_BASE, LOCUM_REVISION, 0 };
+
+	if (argc != 3)
+		return 2;
+	header->magic = LOCUM_MAGIC;
+	header->revision = LOCUM_REVISION;
+	header->size = sizeof(*header);
+	header->shared = FAKE_BASE;
+	header->shared_size = FAKE_SIZE;
+	header->private_ = FAKE_PRIVATE;
+	header->private_size = FAKE_PRIVATE_SIZE;
+	header->status = take(sizeof(struct locum_status), 4096);
+	header->status_size = sizeof(struct locum_status);
+	header->trace = take(sizeof(struct locum_trace_ring), 4096);
+	header->trace_size = sizeof(struct locum_trace_ring);
+	header->log = take(sizeof(struct locum_log_ring), 4096);
+	header->log_size = sizeof(struct locum_log_ring);
+	header->channels_size = 2 * LOCUM_CHANNEL_COUNT * sizeof(struct locum_channel_ring);
+	header->channels = take(header->channels_size, 4096);
+	header->cpu_count = FAKE_CPUS;
+	slot(&header->slots[0]);
+	slot(&header->slots[1]);
+	fill_status(at(header->status));
+	save(argv[1], region, sizeof(region));
+	save(argv[2], &locm, sizeof(locm));
+	return 0;
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Memory out of Linux, written, read, wiped, and back. Wants two removable blocks side by side (movablecore=). */
+#include "check.h"
+
+/* Offline after adding, but for a kernel whose policy put it into the movable zone. */
+static void online(const char *path)
+{
+	char text[64];
+
+	CHECK(!get_file(path, text, sizeof(text)));
+	if (!strcmp(text, "offline\n"))
+		CHECK(!put_file(path, "online_movable"));
+}
+
+static int removed_and_back(struct locum_range range, unsigned long block)
+{
+	static unsigned char data[3 << 20], back[3 << 20];
+	struct locum_ranges list;
+	struct locum_range part;
+	char path[80], text[64];
+	unsigned long i;
+
+	CHECK(!ioctl(device, LOCUM_IOC_MEM_LIST, &list) && list.count == 1);
+	CHECK(list.ranges[0].start == range.start && list.ranges[0].size == range.size);
+	CHECK(list.ranges[0].state == LOCUM_RANGE_REMOVED);
+	FAILS(ioctl(device, LOCUM_IOC_MEM_REMOVE, &range), EBUSY);
+
+	for (i = 0; i < sizeof(data); i++)
+		data[i] = i * 7 + (i >> 9);
+	CHECK(pwrite(device, data, sizeof(data), range.start + 4096 * 3 + 5) == sizeof(data));
+	CHECK(pread(device, back, sizeof(back), range.start + 4096 * 3 + 5) == sizeof(back));
+	CHECK(!memcmp(data, back, sizeof(data)));
+	CHECK(pwrite(device, data, 8192, range.start + range.size - 4096) == 4096);
+	FAILS(pwrite(device, data, 1, range.start + range.size), EFAULT);
+
+	part = range;
+	part.size = 4096 + 1;
+	FAILS(ioctl(device, LOCUM_IOC_MEM_WIPE, &part), EINVAL);
+	CHECK(!ioctl(device, LOCUM_IOC_MEM_WIPE, &range));
+	CHECK(pread(device, back, sizeof(back), range.start) == sizeof(back));
+	for (i = 0; i < sizeof(back) && !back[i]; i++)
+		;
+	CHECK(i == sizeof(back));
+
+	/* Block by block, as after a retired host; then one removal of both, and both at once. */
+	part = range;
+	part.size = block;
+	CHECK(!ioctl(device, LOCUM_IOC_MEM_ADD, &part));
+	FAILS(ioctl(device, LOCUM_IOC_MEM_ADD, &part), EEXIST);
+	FAILS(ioctl(device, LOCUM_IOC_MEM_WIPE, &part), EEXIST);
+	snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%llu/state", range.start / block);
+	online(path);
+	part.start += block;
+	CHECK(!ioctl(device, LOCUM_IOC_MEM_ADD, &part));
+	snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%llu/state", range.start / block + 1);
+	online(path);
+	snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%llu/valid_zones", range.start / block + 1);
+	CHECK(!get_file(path, text, sizeof(text)) && !strcmp(text, "Movable\n"));
+	CHECK(!ioctl(device, LOCUM_IOC_MEM_LIST, &list) && list.count == 0);
+	return 0;
+}
+
+/* The highest pair of blocks that Linux lets go. */
+void test_memory(void)
+{
+	unsigned long block = machine.memory_block;
+	struct locum_range range = { .size = 2 * block };
+	struct locum_range bad = { .start = block + 4096, .size = block };
+	long number;
+
+	FAILS(ioctl(device, LOCUM_IOC_MEM_REMOVE, &bad), EINVAL);
+	bad = (struct locum_range){ .start = 1ULL << 45, .size = block };
+	FAILS(ioctl(device, LOCUM_IOC_MEM_REMOVE, &bad), EBUSY);
+	bad = (struct locum_range){ .start = header.private_ & -block, .size = block };
+	CHECK(ioctl(device, LOCUM_IOC_MEM_WIPE, &bad) == -1 && (errno == EACCES || errno == EEXIST));
+
+	for (number = 64; number > 0; number--) {
+		range.start = number * block;
+		if (!ioctl(device, LOCUM_IOC_MEM_REMOVE, &range))
+			break;
+	}
+	if (!CHECK(number > 0))
+		return;
+	printf("removed %#llx+%#llx\n", range.start, range.size);
+	removed_and_back(range, block);
+	CHECK(!ioctl(device, LOCUM_IOC_MEM_REMOVE, &range));
+	removed_and_back(range, block);
+}
