@@ -111,6 +111,7 @@ fn six_generations_lose_nothing() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too many steps for an interpreter")]
 fn two_cpus_are_enough() {
     let mut inventory = lab::inventory();
     inventory.cpus.truncate(2);
@@ -128,6 +129,7 @@ fn two_cpus_are_enough() {
 
 /// What the successor could not add is nobody's, is reported, and serves the next successor.
 #[test]
+#[cfg_attr(miri, ignore = "too many steps for an interpreter")]
 fn what_could_not_be_added_is_not_forgotten() {
     let inventory = lab::inventory();
     let request = lab::request();
@@ -182,6 +184,7 @@ fn what_could_not_be_added_is_not_forgotten() {
 
 /// An incumbent that neither powers off nor takes its guests back is taken by force, once.
 #[test]
+#[cfg_attr(miri, ignore = "too many steps for an interpreter")]
 fn an_incumbent_that_hangs_is_taken() {
     let inventory = lab::inventory();
     let request = lab::request();

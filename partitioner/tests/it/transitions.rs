@@ -172,3 +172,34 @@ fn a_new_plan_forgets_the_last_failure() {
     refresh.apply(planned).unwrap();
     assert_eq!((refresh.last_error(), refresh.losses().len()), (None, 0));
 }
+
+#[test]
+fn a_refresh_from_end_to_end() {
+    let [planned, start, ..] = events();
+    let mut incumbent = Refresh::idle(Generation(0), vec![]);
+    incumbent.apply(planned).unwrap();
+    let mut states = vec![incumbent.state()];
+    incumbent.apply(start).unwrap();
+    while incumbent.next_action() != Some(&Action::Entrust) {
+        incumbent.apply(Event::Done).unwrap();
+        states.push(incumbent.state());
+    }
+    let mut successor = Refresh::take_over(incumbent).unwrap();
+    while successor.next_action().is_some() {
+        successor.apply(Event::Done).unwrap();
+        states.push(successor.state());
+    }
+    states.dedup();
+    let way = [
+        State::Planned,
+        State::Offloaded,
+        State::Nested,
+        State::SuccessorUp,
+        State::Handover,
+        State::Retired,
+        State::Reclaimed,
+        State::Idle,
+    ];
+    assert_eq!(states, way);
+    assert_eq!(successor.generation(), Generation(1));
+}

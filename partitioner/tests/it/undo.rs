@@ -65,6 +65,7 @@ fn abort_at_every_step_undoes_all_in_reverse() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "too many steps for an interpreter")]
 fn after_the_point_of_no_return_there_is_no_abort() {
     let last = (0..).map_while(after).last().unwrap().1;
     assert_eq!(last.next_action(), Some(&Action::PowerOff));
