@@ -118,13 +118,13 @@ impl Tables {
                 }
             }
         }
-        for slot in 0..2 {
-            for i in 0..PDPTS {
-                self.pml4[slot].0[i] = (&raw const self.pdpt[i]).addr() as u64 | PRESENT_WRITABLE;
+        let own = self.pml4.iter_mut().zip(&mut self.stub_pdpt).zip(stub_pd);
+        for ((pml4, stub_pdpt), stub_pd) in own {
+            for (entry, pdpt) in pml4.0.iter_mut().zip(&self.pdpt) {
+                *entry = (&raw const *pdpt).addr() as u64 | PRESENT_WRITABLE;
             }
-            self.pml4[slot].0[ENTRIES - 1] =
-                (&raw const self.stub_pdpt[slot]).addr() as u64 | PRESENT_WRITABLE;
-            self.stub_pdpt[slot][ENTRIES - 1] = stub_pd[slot] | PRESENT_WRITABLE;
+            pml4.0[ENTRIES - 1] = (&raw const *stub_pdpt).addr() as u64 | PRESENT_WRITABLE;
+            stub_pdpt[ENTRIES - 1] = stub_pd | PRESENT_WRITABLE;
         }
         result
     }
@@ -179,8 +179,8 @@ mod tests {
         );
         assert!(t.pdpt[0][..6].iter().all(|&e| e != 0));
         assert_eq!(t.pdpt[0][6], 0);
-        assert_eq!(t.pdpt[0][5], 5 * GIB | 0xe3);
-        assert_eq!(t.pdpt[1][600 - 512], 600 * GIB | 0xe3);
+        assert_eq!(t.pdpt[0][5], (5 * GIB) | 0xe3);
+        assert_eq!(t.pdpt[1][600 - 512], (600 * GIB) | 0xe3);
         assert_eq!(t.pd[3][511], (4 * GIB - LARGE) | 0xe3);
         assert_eq!(t.stub_pdpt[1][511], 0x83_a000 | 0x63);
         assert_eq!(t.pml4[0].0[0], t.pml4[1].0[0]);

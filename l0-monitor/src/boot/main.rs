@@ -33,7 +33,7 @@ const ACPI_OFFSET: u64 = 0x2000;
 const CONSOLES: [u32; 2] = [0x3f8, 0x2f8];
 
 const _: () = assert!(ZERO_PAGE_LEN as u64 <= CMDLINE_OFFSET);
-const _: () = assert!(CMDLINE_OFFSET + cmdline::HOST_LINE as u64 + 1 <= ACPI_OFFSET);
+const _: () = assert!(CMDLINE_OFFSET + (cmdline::HOST_LINE as u64) < ACPI_OFFSET);
 const _: () = assert!(ACPI_OFFSET < layout::TABLES_SIZE as u64);
 
 /// Where the first host begins.

@@ -46,6 +46,6 @@ pub fn memory_type(address: u64) -> (u8, u64) {
             let (kind, end) = machine.mtrrs.lookup(address);
             (kind as u8, end)
         }
-        None => (mtrr::MemoryType::WriteBack as u8, u64::MAX & !0xfff),
+        None => (mtrr::MemoryType::WriteBack as u8, !0xfff),
     }
 }

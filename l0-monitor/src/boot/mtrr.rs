@@ -44,6 +44,8 @@ const ENABLED: u64 = 1 << 11;
 /// PHYSMASK: the pair is valid.
 const VALID: u64 = 1 << 11;
 const PAGE_MASK: u64 = !0xfff;
+/// Beyond every address: "never".
+const LAST_PAGE: u64 = PAGE_MASK;
 
 /// The fixed-range MSRs: 64 KiB steps from 0, 16 KiB from 512 KiB, 4 KiB from 768 KiB (SDM vol. 3A, table 12-9).
 const FIXED_MSRS: [u32; 11] = [
@@ -169,7 +171,7 @@ fn variable_run(base: u64, mask: u64, top: u64, address: u64) -> (Hit, u64) {
     let mask = mask & PAGE_MASK & (top - 1);
     let base = base & PAGE_MASK & mask;
     if mask == 0 {
-        return (Hit::Inside, u64::MAX & PAGE_MASK);
+        return (Hit::Inside, LAST_PAGE);
     }
     let step = mask & mask.wrapping_neg();
     let contiguous = mask == top - step;
@@ -177,11 +179,7 @@ fn variable_run(base: u64, mask: u64, top: u64, address: u64) -> (Hit, u64) {
     if address & mask == base {
         (Hit::Inside, next_step)
     } else if contiguous {
-        let next = if address < base {
-            base
-        } else {
-            u64::MAX & PAGE_MASK
-        };
+        let next = if address < base { base } else { LAST_PAGE };
         (Hit::Outside, next)
     } else {
         (Hit::Outside, next_step)

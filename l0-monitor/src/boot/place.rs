@@ -136,12 +136,12 @@ mod tests {
 
     #[test]
     fn the_ramdisk_avoids_the_kernel_file_and_the_kernel() {
-        let usable = [10 * MIB..300 * MIB];
+        let usable = core::iter::once(10 * MIB..300 * MIB);
         let file = 190 * MIB..202 * MIB;
-        let p = choose(usable.into_iter(), &file, &wanted()).unwrap();
+        let p = choose(usable, &file, &wanted()).unwrap();
         assert_eq!(p.ramdisk, Some(90 * MIB..190 * MIB));
-        let usable = [10 * MIB..180 * MIB];
-        let p = choose(usable.into_iter(), &(100 * MIB..101 * MIB), &wanted());
+        let usable = core::iter::once(10 * MIB..180 * MIB);
+        let p = choose(usable, &(100 * MIB..101 * MIB), &wanted());
         assert_eq!(
             p,
             Err(NoRoom {
