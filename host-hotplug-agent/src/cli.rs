@@ -28,6 +28,9 @@ pub struct Cli {
         hide = true
     )]
     pub root: PathBuf,
+    /// Log more, to stderr
+    #[arg(long, short, global = true)]
+    pub verbose: bool,
     /// What to do
     #[command(subcommand)]
     pub command: Command,

@@ -15,6 +15,7 @@ pub mod inventory;
 pub mod l0;
 pub mod load;
 pub mod machine;
+pub mod refresh;
 pub mod report;
 pub mod status;
 pub mod sysroot;

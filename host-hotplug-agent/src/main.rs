@@ -8,6 +8,17 @@ use locum_agent::command;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let level = if cli.verbose {
+        tracing::Level::DEBUG
+    } else {
+        tracing::Level::INFO
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .init();
     match command::run(&cli) {
         Ok(code) => code,
         Err(error) => {

@@ -25,7 +25,9 @@ pub struct DaemonStatus {
     pub summary: String,
     /// Why the last refresh failed, if it did.
     pub last_error: Option<String>,
-    /// Bytes of memory that belong to nobody.
+    /// Memory that belongs to nobody.
+    pub unreclaimed: Vec<partitioner::Unreclaimed>,
+    /// Its bytes.
     pub unreclaimed_bytes: u64,
     /// The last refresh, or the present one so far.
     pub report: Option<Report>,

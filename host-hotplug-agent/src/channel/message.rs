@@ -41,6 +41,8 @@ pub enum Message {
         clock: Clock,
         /// Guests, in order of handover.
         guests: Vec<Spec>,
+        /// Seconds that their QEMUs may take to be ready.
+        seconds: u64,
     },
     /// Successor: that guest's QEMU waits for its state.
     Prepared {
@@ -53,6 +55,8 @@ pub enum Message {
     Receive {
         /// Guest.
         name: String,
+        /// Seconds that it may take; `Resumed` or `Failed` follows by then.
+        seconds: u64,
     },
     /// The answer: its QEMU reads.
     Receiving {
@@ -75,15 +79,12 @@ pub enum Message {
         /// Why.
         reason: String,
     },
-    /// Incumbent: end that guest's QEMU unless the guest runs already. Answered by `Resumed` or `Failed`.
-    Cancel {
-        /// Guest.
-        name: String,
-    },
     /// Incumbent: send that guest back through its channel; a QEMU waits here.
     Return {
         /// Guest.
         name: String,
+        /// Seconds that it may take.
+        seconds: u64,
     },
     /// The other QEMU of that guest is gone.
     Gone {
@@ -96,6 +97,8 @@ pub enum Message {
         refresh: Box<Refresh>,
         /// What happened so far.
         report: Box<Report>,
+        /// Seconds that the incumbent has to power off.
+        seconds: u64,
     },
     /// Successor: I have it.
     Entrusted,

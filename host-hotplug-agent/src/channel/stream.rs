@@ -85,12 +85,14 @@ pub fn receive(
 ) -> Result<u64, StreamError> {
     qemu.set_nonblocking(true).map_err(StreamError::Qemu)?;
     let mut total = 0;
+    // After QEMU has failed, the rest is read all the same: the sender must not wait, and the channel be clean.
+    let mut failed = None;
     loop {
         let mut head = [0; 8];
         port.read_exact(&mut head, until)?;
         let [l0, l1, l2, l3, c0, c1, c2, c3] = head;
         let len = match u32::from_le_bytes([l0, l1, l2, l3]) {
-            0 => return Ok(total),
+            0 => return failed.map_or(Ok(total), Err),
             ABANDONED => return Err(StreamError::Abandoned),
             len if len as usize > CHUNK => return Err(StreamError::Damaged),
             len => len as usize,
@@ -100,7 +102,9 @@ pub fn receive(
         if crc32fast::hash(&bytes) != u32::from_le_bytes([c0, c1, c2, c3]) {
             return Err(StreamError::Damaged);
         }
-        feed(&mut qemu, &bytes, until)?;
+        if failed.is_none() {
+            failed = feed(&mut qemu, &bytes, until).err();
+        }
         total += len as u64;
     }
 }

@@ -2,6 +2,7 @@
 
 mod look;
 mod nested;
+mod refresh;
 
 use std::process::ExitCode;
 
@@ -9,6 +10,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::cli::{Cli, Command};
+use crate::daemon::{self, ipc::Question};
 use crate::sysroot::SysRoot;
 
 /// Carries out the command line.
@@ -29,7 +31,17 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         } => nested::cycle(&sys, *count, *pause_us, *output)?,
         Command::Enter => nested::enter(&sys)?,
         Command::Leave => nested::leave(&sys)?,
-        _ => anyhow::bail!("not there yet"),
+        Command::Plan { name, output } => refresh::plan(&sys, cli, name, *output)?,
+        Command::Refresh {
+            name,
+            detach,
+            output,
+        } => {
+            return refresh::refresh(cli, name, *detach, *output);
+        }
+        Command::Abort(output) => refresh::ask(cli, &Question::Abort, *output)?,
+        Command::Retry(output) => refresh::ask(cli, &Question::Retry, *output)?,
+        Command::Daemon => daemon::run(sys, &cli.config_dir, &cli.socket)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -5,11 +5,12 @@ use serde::Serialize;
 
 use super::{print_json, print_line};
 use crate::cli::Output;
+use crate::machine::uapi::ALL_CPUS;
 use crate::machine::{Access, Device};
 use crate::sysroot::SysRoot;
 
 pub fn enter(sys: &SysRoot) -> Result<()> {
-    let switch = Device::open(sys, Access::Control)?.enter()?;
+    let switch = Device::open(sys, Access::Control)?.enter(ALL_CPUS)?;
     print_line(&format!(
         "{} CPUs nested, {} ticks",
         switch.done, switch.ticks
@@ -17,7 +18,7 @@ pub fn enter(sys: &SysRoot) -> Result<()> {
 }
 
 pub fn leave(sys: &SysRoot) -> Result<()> {
-    let switch = Device::open(sys, Access::Control)?.leave()?;
+    let switch = Device::open(sys, Access::Control)?.leave(ALL_CPUS)?;
     print_line(&format!(
         "{} CPUs native, {} ticks",
         switch.done, switch.ticks

@@ -45,7 +45,7 @@ pub fn ask(socket: &Path, question: &Question) -> Result<DaemonStatus> {
         error,
     };
     let mut stream = UnixStream::connect(socket).map_err(no_daemon)?;
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(600)))?;
     send(&mut stream, question)?;
     match receive(&mut BufReader::new(stream)).context("reading the daemon's answer")? {
         Answer::Status(status) => Ok(*status),

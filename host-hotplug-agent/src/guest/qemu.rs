@@ -6,7 +6,6 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -289,20 +288,12 @@ impl Vm for QemuVm {
         self.qmp
             .execute("migrate-incoming", json!({ "uri": "fd:locum" }), until)?;
         let qmp = &mut self.qmp;
-        // A QEMU that fails does not read on; the pump need not wait for the rest of the stream then.
-        let ended = AtomicBool::new(false);
-        let given_up = || ended.load(Ordering::Relaxed) || (until.given_up)();
         let (pumped, resumed) = std::thread::scope(|scope| {
-            let pump = scope.spawn(|| {
-                let until = Until {
-                    deadline: until.deadline,
-                    given_up: &given_up,
-                };
-                let bytes = stream::receive(port, ours, &until);
+            let pump = scope.spawn(move || {
+                let bytes = stream::receive(port, ours, until);
                 (bytes, tsc::now())
             });
             let resumed = resumption(qmp, until);
-            ended.store(resumed.is_err(), Ordering::Relaxed);
             (pump.join(), resumed)
         });
         let (bytes, received) = pumped.map_err(|_| anyhow!("the pump panicked"))?;

@@ -94,29 +94,30 @@ impl Device {
         })
     }
 
-    /// Every online CPU becomes nested.
+    /// One CPU, by Linux's number, or all online ones ([`ALL_CPUS`]) become nested.
     ///
     /// # Errors
-    /// Which CPU refused and why; then all are native.
-    pub fn enter(&self) -> Result<Switch> {
-        self.switch("entering nested mode", ioctl::enter)
+    /// Which CPU refused and why; those that had entered have left again.
+    pub fn enter(&self, cpu: i32) -> Result<Switch> {
+        self.switch("entering nested mode", cpu, ioctl::enter)
     }
 
-    /// Every online CPU becomes native.
+    /// One CPU, or all online ones, become native.
     ///
     /// # Errors
-    /// Which CPU refused and why; then all are nested.
-    pub fn leave(&self) -> Result<Switch> {
-        self.switch("leaving nested mode", ioctl::leave)
+    /// Which CPU refused and why; those that had left have entered again.
+    pub fn leave(&self, cpu: i32) -> Result<Switch> {
+        self.switch("leaving nested mode", cpu, ioctl::leave)
     }
 
     fn switch(
         &self,
         what: &str,
+        cpu: i32,
         call: fn(&File, &mut Switch) -> rustix::io::Result<()>,
     ) -> Result<Switch> {
         let mut switch = Switch {
-            cpu: ALL_CPUS,
+            cpu,
             failed_apic_id: u32::MAX,
             ..Switch::default()
         };

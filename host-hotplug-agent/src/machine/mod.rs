@@ -1,7 +1,130 @@
 //! The machine as this host can change it: the module's ioctls and sysfs.
 
 pub mod device;
+pub mod host;
 mod ioctl;
 pub mod uapi;
 
+use anyhow::Result;
+use firmware_shim::PhysMem;
+use locum_abi::{Header, ResourceKind, Status};
+use partitioner::{MemRange, PciAddress};
+
 pub use device::{Access, Device};
+pub use host::Host;
+pub use uapi::TextKind;
+
+use crate::channel::Port;
+use crate::sysroot::SysRoot;
+
+/// What does not change while the daemon runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// L0's header.
+    pub header: Header,
+    /// Its physical address.
+    pub header_address: u64,
+    /// This host's slot.
+    pub slot: u32,
+    /// This kernel's exact TSC rate.
+    pub tsc_khz: u64,
+}
+
+/// What a refresh does to a machine, one thing at a time. Every operation is all or nothing, and CPUs are told by Linux's
+/// numbers.
+pub trait Machine: Send + Sync {
+    /// What does not change.
+    fn facts(&self) -> &Facts;
+    /// `/proc` and `/sys`.
+    fn sys(&self) -> &SysRoot;
+    /// Physical memory, as far as it can be seen.
+    fn memory(&self) -> &dyn PhysMem;
+
+    /// L0's status.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn status(&self) -> Result<Box<Status>>;
+
+    /// Takes a CPU off Linux.
+    ///
+    /// # Errors
+    /// Linux's refusal.
+    fn offline_cpu(&self, number: u32) -> Result<()>;
+    /// Lets Linux start a CPU.
+    ///
+    /// # Errors
+    /// Linux's refusal.
+    fn online_cpu(&self, number: u32) -> Result<()>;
+    /// Takes a PCI function off Linux.
+    ///
+    /// # Errors
+    /// Linux's refusal.
+    fn remove_pci(&self, address: PciAddress) -> Result<()>;
+    /// Lets Linux find a PCI function.
+    ///
+    /// # Errors
+    /// If it does not appear.
+    fn find_pci(&self, address: PciAddress) -> Result<()>;
+    /// Takes a memory block off Linux, online or not.
+    ///
+    /// # Errors
+    /// The module's refusal.
+    fn remove_memory(&self, block: MemRange) -> Result<()>;
+    /// Gives a memory block to Linux, and lets it be used for movable pages.
+    ///
+    /// # Errors
+    /// The module's refusal.
+    fn add_memory(&self, block: MemRange, node: u32, online: bool) -> Result<()>;
+    /// Overwrites removed memory with zeroes.
+    ///
+    /// # Errors
+    /// The module's refusal.
+    fn wipe(&self, range: MemRange) -> Result<()>;
+    /// Writes to removed memory or the other slot's table area.
+    ///
+    /// # Errors
+    /// The module's refusal.
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Makes a CPU nested.
+    ///
+    /// # Errors
+    /// L0's refusal.
+    fn enter(&self, number: u32) -> Result<()>;
+    /// Makes a CPU native.
+    ///
+    /// # Errors
+    /// L0's refusal.
+    fn leave(&self, number: u32) -> Result<()>;
+    /// Gives a resource to the other slot; arguments as in `locum_abi::hypercall`.
+    ///
+    /// # Errors
+    /// L0's refusal.
+    fn grant(&self, kind: ResourceKind, b: u64, c: u64) -> Result<()>;
+    /// Starts the other host.
+    ///
+    /// # Errors
+    /// L0's refusal.
+    fn start(&self, entry: u64, zero_page: u64, boot_apic: u32) -> Result<()>;
+    /// Stops the other host and takes everything back.
+    ///
+    /// # Errors
+    /// L0's refusal.
+    fn abort(&self) -> Result<()>;
+    /// Powers this host off, giving all it has to the other one. May return before it is done.
+    ///
+    /// # Errors
+    /// If that cannot be begun.
+    fn power_off(&self, command: &[String]) -> Result<()>;
+
+    /// Opens a channel.
+    ///
+    /// # Errors
+    /// If it is not there or in use.
+    fn channel(&self, number: usize) -> Result<Port>;
+    /// Shows a text in `/sys/kernel/locum`. What goes wrong there is no reason to stop.
+    fn publish(&self, kind: TextKind, text: &str);
+    /// Tells the module whether a refresh runs.
+    fn busy(&self, busy: bool);
+}

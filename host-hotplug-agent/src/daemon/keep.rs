@@ -1,0 +1,70 @@
+//! What outlives the daemon, but not the host: the last report, and memory that is nobody's.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use partitioner::Unreclaimed;
+use serde::{Deserialize, Serialize};
+
+use crate::report::Report;
+use crate::sysroot::SysRoot;
+
+const FILE: &str = "run/locum/kept.json";
+
+/// The file's content.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Kept {
+    /// Generation that wrote it.
+    pub generation: u64,
+    /// Memory that is nobody's.
+    pub unreclaimed: Vec<Unreclaimed>,
+    /// The last refresh.
+    pub report: Option<Report>,
+}
+
+/// What an earlier daemon of this generation kept; nothing if there was none.
+pub fn load(sys: &SysRoot, generation: u32) -> Kept {
+    let text = sys.read_optional(FILE).unwrap_or_default();
+    let kept: Kept = serde_json::from_str(&text).unwrap_or_default();
+    if kept.generation == u64::from(generation) {
+        kept
+    } else {
+        Kept::default()
+    }
+}
+
+/// Keeps it.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn save(sys: &SysRoot, kept: &Kept) -> Result<()> {
+    let path = sys.path(FILE);
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    fs::write(&path, serde_json::to_vec(kept)?)
+        .with_context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_generations_file_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let sys = SysRoot::at(dir.path());
+        assert!(load(&sys, 0).report.is_none());
+        save(
+            &sys,
+            &Kept {
+                generation: 2,
+                unreclaimed: vec![],
+                report: Some(Report::default()),
+            },
+        )
+        .unwrap();
+        assert!(load(&sys, 2).report.is_some());
+        assert!(load(&sys, 3).report.is_none());
+    }
+}

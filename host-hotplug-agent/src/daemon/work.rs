@@ -1,0 +1,214 @@
+//! Requests carried out: one refresh at a time, in a thread of its own.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+use partitioner::{Event, Role, State};
+
+use super::ipc::Question;
+use super::keep::{self, Kept};
+use crate::error::Refusal;
+use crate::guest::Hypervisor;
+use crate::l0::view;
+use crate::machine::{Machine, TextKind};
+use crate::refresh::incumbent::Incumbent;
+use crate::refresh::successor::Successor;
+use crate::refresh::{Prepared, Shared, drive};
+use crate::report::Report;
+use crate::status::DaemonStatus;
+use crate::tsc;
+
+/// Does what the daemon is asked for.
+pub struct Worker {
+    machine: Arc<dyn Machine>,
+    hypervisor: Arc<dyn Hypervisor>,
+    shared: Arc<Shared>,
+    config_dir: PathBuf,
+}
+
+impl Worker {
+    /// On that machine.
+    pub fn new(
+        machine: Arc<dyn Machine>,
+        hypervisor: Arc<dyn Hypervisor>,
+        shared: Arc<Shared>,
+        config_dir: PathBuf,
+    ) -> Self {
+        Self {
+            machine,
+            hypervisor,
+            shared,
+            config_dir,
+        }
+    }
+
+    /// Answers a question.
+    ///
+    /// # Errors
+    /// A refusal.
+    pub fn answer(self: &Arc<Self>, question: &Question) -> Result<DaemonStatus> {
+        match question {
+            Question::Status => {}
+            Question::Refresh(name) => self.begin(name)?,
+            Question::Abort => self.abort()?,
+            Question::Retry => {
+                self.shared.lock().retry = true;
+                self.shared.notify();
+            }
+        }
+        Ok(self.shared.status())
+    }
+
+    /// Checks everything, then starts a refresh.
+    ///
+    /// # Errors
+    /// Why it was refused; nothing has changed then.
+    pub fn begin(self: &Arc<Self>, name: &str) -> Result<()> {
+        {
+            let mut inner = self.shared.lock();
+            if let Some(running) = &inner.running {
+                return Err(Refusal::Running(running.clone()).into());
+            }
+            inner.running = Some(name.to_owned());
+            inner.refused = None;
+            inner.abort = None;
+            inner.lost = None;
+        }
+        self.machine.busy(true);
+        match self.accept(name) {
+            Ok(incumbent) => {
+                let worker = self.clone();
+                std::thread::spawn(move || worker.refresh(incumbent));
+                Ok(())
+            }
+            Err(error) => {
+                let mut inner = self.shared.lock();
+                inner.running = None;
+                inner.refused = Some(format!("{error:#}"));
+                drop(inner);
+                self.machine
+                    .publish(TextKind::LastError, &format!("{error:#}"));
+                self.machine.busy(false);
+                Err(error)
+            }
+        }
+    }
+
+    fn accept(&self, name: &str) -> Result<Incumbent> {
+        let unreclaimed = self.shared.lock().refresh.unreclaimed().to_vec();
+        let prepared = Prepared::new(
+            &*self.machine,
+            &*self.hypervisor,
+            &self.config_dir,
+            name,
+            unreclaimed,
+        )?;
+        let status = self.machine.status()?;
+        let mut inner = self.shared.lock();
+        inner
+            .refresh
+            .plan_for(&prepared.inventory, &prepared.request)?;
+        inner.refresh.apply(Event::Start)?;
+        inner.report = Some(Report {
+            name: name.to_owned(),
+            from_generation: u64::from(status.generation),
+            incumbent: self
+                .machine
+                .sys()
+                .read_optional("proc/sys/kernel/osrelease")
+                .unwrap_or_default(),
+            outcome: "running".to_owned(),
+            start: tsc::now(),
+            tsc_khz: self.machine.facts().tsc_khz,
+            ..Report::default()
+        });
+        drop(inner);
+        Ok(Incumbent::new(
+            self.machine.clone(),
+            self.hypervisor.clone(),
+            self.shared.clone(),
+            prepared,
+        ))
+    }
+
+    fn refresh(&self, mut incumbent: Incumbent) {
+        let driven = drive::drive(&self.machine, &self.shared, |action| {
+            incumbent.perform(action)
+        });
+        self.conclude(driven.err().map(|error| error.to_string()));
+    }
+
+    /// Serves the incumbent, as the host of that generation, in a thread of its own.
+    pub fn succeed(self: &Arc<Self>, generation: u64) {
+        let worker = self.clone();
+        std::thread::spawn(move || {
+            let (machine, hypervisor) = (worker.machine.clone(), worker.hypervisor.clone());
+            let successor = Successor::new(machine, hypervisor, worker.shared.clone(), generation);
+            let outcome = successor.serve();
+            if let Err(error) = &outcome {
+                tracing::error!("{error:#}");
+            }
+            worker.conclude(outcome.err().map(|error| format!("{error:#}")));
+        });
+    }
+
+    /// Asks the running refresh to go back.
+    fn abort(&self) -> Result<()> {
+        let mut inner = self.shared.lock();
+        let Some(name) = inner.running.clone() else {
+            return Err(Refusal::NothingToAbort.into());
+        };
+        if inner.refresh.role() == Role::Successor || inner.refresh.state() >= State::Retired {
+            return Err(Refusal::TooLate(name).into());
+        }
+        inner.abort = Some("stopped by the operator".to_owned());
+        drop(inner);
+        self.shared.notify();
+        Ok(())
+    }
+
+    /// Writes down how it ended.
+    fn conclude(&self, fault: Option<String>) {
+        let exits = self
+            .machine
+            .status()
+            .map_or(0, |status| view::total_exits(&status));
+        let mut inner = self.shared.lock();
+        let error = fault.or_else(|| inner.refresh.last_error().map(str::to_owned));
+        let losses = inner
+            .refresh
+            .losses()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let unreclaimed = inner.refresh.unreclaimed().to_vec();
+        let generation = inner.refresh.generation().0;
+        if let Some(report) = &mut inner.report {
+            let replaced = generation != report.from_generation;
+            report.outcome = match (replaced, &error) {
+                (true, _) => "done".to_owned(),
+                (false, Some(_)) => "aborted".to_owned(),
+                (false, None) => "retired".to_owned(),
+            };
+            report.error = error;
+            report.end = tsc::now();
+            report.losses = losses;
+            report.unreclaimed_bytes = unreclaimed.iter().map(|left| left.range.len()).sum();
+            report.exits_at_end = exits;
+        }
+        inner.running = None;
+        inner.abort = None;
+        let kept = Kept {
+            generation,
+            unreclaimed,
+            report: inner.report.clone(),
+        };
+        drop(inner);
+        if let Err(error) = keep::save(self.machine.sys(), &kept) {
+            tracing::warn!("{error:#}");
+        }
+        drive::publish(&self.machine, &self.shared);
+        self.machine.busy(false);
+    }
+}

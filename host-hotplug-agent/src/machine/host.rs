@@ -1,0 +1,184 @@
+//! The real machine.
+
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use firmware_shim::PhysMem;
+use locum_abi::{ResourceKind, Status};
+use partitioner::{MemRange, PciAddress};
+use rustix::system::{RebootCommand, reboot};
+
+use super::{Device, Facts, Machine, TextKind, device};
+use crate::channel::Port;
+use crate::inventory::{cpu_dir, memory as blocks, pci};
+use crate::l0::memory;
+use crate::sysroot::SysRoot;
+
+/// How long a PCI function may take to appear after a rescan.
+const RESCAN: Duration = Duration::from_secs(10);
+
+/// This host.
+#[derive(Debug)]
+pub struct Host {
+    sys: SysRoot,
+    device: Device,
+    facts: Facts,
+}
+
+impl Host {
+    /// Through an open device.
+    pub fn new(sys: SysRoot, device: Device) -> Self {
+        let facts = Facts {
+            header: *device.header(),
+            header_address: device.info().header,
+            slot: device.info().slot,
+            tsc_khz: device.info().tsc_khz,
+        };
+        Self { sys, device, facts }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+}
+
+impl Machine for Host {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn sys(&self) -> &SysRoot {
+        &self.sys
+    }
+
+    fn memory(&self) -> &dyn PhysMem {
+        &self.device
+    }
+
+    fn status(&self) -> Result<Box<Status>> {
+        memory::status(&self.device, &self.facts.header)
+    }
+
+    fn offline_cpu(&self, number: u32) -> Result<()> {
+        self.sys
+            .write(format!("{}/online", cpu_dir(number)), "0")
+            .context("offlining the CPU")
+    }
+
+    fn online_cpu(&self, number: u32) -> Result<()> {
+        self.sys
+            .write(format!("{}/online", cpu_dir(number)), "1")
+            .context("onlining the CPU")
+    }
+
+    fn remove_pci(&self, address: PciAddress) -> Result<()> {
+        self.sys
+            .write(format!("{}/remove", pci::dir(address)), "1")?;
+        if self.sys.exists(pci::dir(address)) {
+            bail!("PCI function {address} is still there after its removal");
+        }
+        Ok(())
+    }
+
+    fn find_pci(&self, address: PciAddress) -> Result<()> {
+        let deadline = Instant::now() + RESCAN;
+        if !self.sys.exists(pci::dir(address)) {
+            self.sys.write("sys/bus/pci/rescan", "1")?;
+        }
+        while !self.sys.exists(pci::dir(address)) {
+            if Instant::now() >= deadline {
+                bail!("PCI function {address} did not appear after a rescan");
+            }
+            sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    fn remove_memory(&self, block: MemRange) -> Result<()> {
+        self.device.mem_remove(block)
+    }
+
+    fn add_memory(&self, block: MemRange, node: u32, online: bool) -> Result<()> {
+        self.device
+            .mem_add(block, i32::try_from(node).unwrap_or(-1))?;
+        if !online {
+            return Ok(());
+        }
+        let state = format!("{}/state", blocks::block_dir(block.start(), block.len()));
+        if self.sys.read(&state)? != "online" {
+            self.sys
+                .write(&state, "online_movable")
+                .with_context(|| format!("onlining memory {block}"))?;
+        }
+        Ok(())
+    }
+
+    fn wipe(&self, range: MemRange) -> Result<()> {
+        self.device.mem_wipe(range)
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.device.write(at, bytes)
+    }
+
+    fn enter(&self, number: u32) -> Result<()> {
+        self.device.enter(i32::try_from(number)?).map(drop)
+    }
+
+    fn leave(&self, number: u32) -> Result<()> {
+        self.device.leave(i32::try_from(number)?).map(drop)
+    }
+
+    fn grant(&self, kind: ResourceKind, b: u64, c: u64) -> Result<()> {
+        self.device.grant(kind, b, c)
+    }
+
+    fn start(&self, entry: u64, zero_page: u64, boot_apic: u32) -> Result<()> {
+        self.device.start(entry, zero_page, boot_apic)
+    }
+
+    fn abort(&self) -> Result<()> {
+        self.device.abort()
+    }
+
+    fn power_off(&self, command: &[String]) -> Result<()> {
+        self.device.power_policy(true)?;
+        let systemd = ["systemctl".to_owned(), "poweroff".to_owned()];
+        let command = if command.is_empty() && self.sys.exists("run/systemd/system") {
+            &systemd
+        } else {
+            command
+        };
+        let Some((program, args)) = command.split_first() else {
+            rustix::fs::sync();
+            return reboot(RebootCommand::PowerOff).context("powering off");
+        };
+        let status = Command::new(program)
+            .args(args)
+            .status()
+            .with_context(|| format!("running {program}"))?;
+        if !status.success() {
+            bail!("`{}` failed ({status})", command.join(" "));
+        }
+        Ok(())
+    }
+
+    fn channel(&self, number: usize) -> Result<Port> {
+        device::channel(&self.sys, number).map(Port::new)
+    }
+
+    fn publish(&self, kind: TextKind, text: &str) {
+        if let Err(error) = self.device.text(kind, text) {
+            tracing::debug!("{error:#}");
+        }
+    }
+
+    fn busy(&self, busy: bool) {
+        if let Err(error) = self.device.busy(busy) {
+            tracing::debug!("{error:#}");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! The loop: next action, perform it, report the result.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use partitioner::{Action, Course, Event, Refused, Role};
+
+use super::incumbent::dead;
+use super::{Shared, phase, shared};
+use crate::l0::view;
+use crate::machine::{Machine, TextKind};
+use crate::report::Phase;
+use crate::tsc;
+
+/// Works until nothing is left to be done. `perform` does one action.
+///
+/// # Errors
+/// If the state machine and this loop disagree, which is a fault of the program.
+pub fn drive(
+    machine: &Arc<dyn Machine>,
+    shared: &Shared,
+    mut perform: impl FnMut(&Action) -> Result<()>,
+) -> Result<(), Refused> {
+    let mut death_reported = false;
+    loop {
+        let (action, course, role) = {
+            let inner = shared.lock();
+            (
+                inner.refresh.next_action().cloned(),
+                inner.refresh.course().clone(),
+                inner.refresh.role(),
+            )
+        };
+        publish(machine, shared);
+        if role == Role::Incumbent
+            && !death_reported
+            && let Some(reason) = lost(machine, shared)
+        {
+            let event = Event::SuccessorDied(reason);
+            death_reported = shared.lock().refresh.apply(event).is_ok();
+            if death_reported {
+                continue;
+            }
+        }
+        if let Some(reason) = take_abort(shared, &course, role) {
+            match shared.lock().refresh.apply(Event::Abort(reason)) {
+                Ok(_) => continue,
+                Err(refused) => tracing::warn!("{refused}"),
+            }
+        }
+        let Some(action) = action else {
+            if matches!(course, Course::Stuck { .. }) {
+                await_retry(shared)?;
+                continue;
+            }
+            return Ok(());
+        };
+        let name = phase::name(&shared.lock().refresh, &action);
+        let (start, exits) = (tsc::now(), exits(machine));
+        tracing::info!("{action}");
+        let outcome = perform(&action);
+        record(shared, name, role, start, exits_since(machine, exits));
+        let event = match outcome {
+            Ok(()) => Event::Done,
+            Err(error) => {
+                tracing::warn!("{action}: {error:#}");
+                // Given up for the operator: that is the reason to tell.
+                let asked = shared
+                    .lock()
+                    .abort
+                    .take()
+                    .filter(|_| course == Course::Running);
+                match asked {
+                    Some(reason) => Event::Abort(reason),
+                    None => Event::Failed(format!("{error:#}")),
+                }
+            }
+        };
+        let applied = shared.lock().refresh.apply(event);
+        match applied {
+            Err(Refused::PointOfNoReturn | Refused::Aborting) => {
+                shared
+                    .lock()
+                    .refresh
+                    .apply(Event::Failed("given up".to_owned()))?;
+            }
+            other => drop(other?),
+        }
+    }
+}
+
+/// Why there is no successor any more, if there was one.
+fn lost(machine: &Arc<dyn Machine>, shared: &Shared) -> Option<String> {
+    let died = dead(&**machine).map(|reason| format!("the successor died: {reason}"));
+    died.or_else(|| shared.lock().lost.take())
+}
+
+/// The operator's wish to stop, if this is the moment for it.
+fn take_abort(shared: &Shared, course: &Course, role: Role) -> Option<String> {
+    let mut inner = shared.lock();
+    let now = matches!(
+        course,
+        Course::Running | Course::Stuck { aborting: None, .. }
+    ) && role == Role::Incumbent;
+    inner.abort.take().filter(|_| now)
+}
+
+fn await_retry(shared: &Shared) -> Result<(), Refused> {
+    loop {
+        {
+            let mut inner = shared.lock();
+            if std::mem::take(&mut inner.retry) {
+                return inner.refresh.apply(Event::Retry).map(drop);
+            }
+            if inner.abort.is_some() {
+                return Ok(());
+            }
+        }
+        shared.wait();
+    }
+}
+
+fn exits(machine: &Arc<dyn Machine>) -> u64 {
+    machine
+        .status()
+        .map_or(0, |status| view::total_exits(&status))
+}
+
+fn exits_since(machine: &Arc<dyn Machine>, before: u64) -> u64 {
+    exits(machine).saturating_sub(before)
+}
+
+/// Adds to the report; neighbours of one phase are one entry.
+fn record(shared: &Shared, name: &str, role: Role, start: u64, l0_exits: u64) {
+    let by = match role {
+        Role::Incumbent => "incumbent",
+        Role::Successor => "successor",
+    };
+    let end = tsc::now();
+    let mut inner = shared.lock();
+    let Some(report) = &mut inner.report else {
+        return;
+    };
+    match report.phases.last_mut() {
+        Some(last) if last.name == name && last.by == by => {
+            last.end = end;
+            last.l0_exits += l0_exits;
+        }
+        _ => report.phases.push(Phase {
+            name: name.to_owned(),
+            by: by.to_owned(),
+            start,
+            end,
+            l0_exits,
+        }),
+    }
+}
+
+/// Shows where it stands in `/sys/kernel/locum`.
+pub fn publish(machine: &Arc<dyn Machine>, shared: &Shared) {
+    let status = shared.status();
+    machine.publish(
+        TextKind::State,
+        shared::state(shared.lock().refresh.state()),
+    );
+    machine.publish(
+        TextKind::Progress,
+        &format!("{}/{} {}", status.done, status.total, status.summary),
+    );
+    machine.publish(
+        TextKind::LastError,
+        status.last_error.as_deref().unwrap_or_default(),
+    );
+}

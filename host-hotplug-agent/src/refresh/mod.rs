@@ -1,0 +1,83 @@
+//! A refresh carried out: the state machine of `partitioner` says what to do, this module does it.
+//!
+//! ```text
+//!  incumbent's daemon                                   successor's daemon
+//!  prepare (files, guests, inventory -> plan)
+//!  drive: offload, load, enter, grant, start
+//!         await successor  <-------- Hello ------------ serve
+//!                          --- Welcome (clock, guests) -> starts QEMUs, Prepared
+//!         move guest       --- Receive -------------->   Receiving
+//!                          === state on channel n ====>  Resumed | Failed
+//!         entrust          --- Entrust (state) ------->  Entrusted
+//!         power off                                     drive: await gone, add memory, CPUs, PCI; leave nested
+//! ```
+
+pub mod drive;
+pub mod incumbent;
+pub mod phase;
+pub mod prepare;
+pub mod shared;
+pub mod successor;
+#[cfg(test)]
+mod tests;
+
+pub use prepare::Prepared;
+pub use shared::Shared;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use locum_abi::{HostState, Status};
+
+use crate::acpi::Interrupts;
+use crate::channel::Port;
+use crate::channel::port::Until;
+use crate::l0::names;
+use crate::machine::Machine;
+
+/// Channels for guests, opened once per refresh: a channel that is opened anew drops what is in it.
+#[derive(Default)]
+pub struct Ports(BTreeMap<usize, Port>);
+
+impl Ports {
+    /// The channel of that number.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn get(&mut self, machine: &dyn Machine, number: usize) -> Result<&mut Port> {
+        Ok(match self.0.entry(number) {
+            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                entry.insert(machine.channel(number)?)
+            }
+        })
+    }
+}
+
+/// Linux's number of a CPU.
+fn cpu_number(machine: &dyn Machine, apic: partitioner::ApicId) -> Result<u32> {
+    let madt = Interrupts::read(machine.sys())?;
+    madt.number(apic.0)
+        .with_context(|| format!("the MADT does not list {apic}"))
+}
+
+/// `seconds` from now.
+fn after(seconds: u64) -> Instant {
+    Instant::now() + Duration::from_secs(seconds)
+}
+
+/// `seconds` from now, or when `given_up` says so.
+fn until(seconds: u64, given_up: &(dyn Fn() -> bool + Sync)) -> Until<'_> {
+    Until {
+        deadline: after(seconds),
+        given_up,
+    }
+}
+
+/// State of the host in the other slot.
+fn other_host(status: &Status, slot: u32) -> (Option<HostState>, String) {
+    let other = status.hosts.get(usize::from(slot == 0));
+    let state = other.and_then(|host| HostState::from_raw(host.state));
+    (state, other.map(names::stop_reason).unwrap_or_default())
+}

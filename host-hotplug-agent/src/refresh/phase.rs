@@ -1,0 +1,27 @@
+//! Actions grouped into the phases of a report.
+
+use partitioner::{Action, Course, Refresh, Role};
+
+/// The phase to which an action belongs.
+pub fn name(refresh: &Refresh, action: &Action) -> &'static str {
+    if matches!(refresh.course(), Course::Aborting(_)) {
+        return "abort";
+    }
+    match action {
+        Action::RemoveMemory { .. } | Action::OfflineCpu(_) | Action::RemovePci(_) => "offload",
+        Action::LoadSuccessor | Action::WipeSuccessor => "load",
+        Action::EnterNested(_) => "enter",
+        Action::Transfer(_) if refresh.role() == Role::Incumbent => "start",
+        Action::StartSuccessor | Action::StopSuccessor => "start",
+        Action::AwaitSuccessor => "boot",
+        Action::MoveGuest(_) | Action::ReturnGuest(_) => "handover",
+        Action::Entrust | Action::PowerOff | Action::AwaitIncumbentGone | Action::TakeIncumbent => {
+            "retire"
+        }
+        Action::Transfer(_)
+        | Action::AddMemory { .. }
+        | Action::OnlineCpu(_)
+        | Action::AddPci(_) => "reclaim",
+        Action::LeaveNested(_) => "leave",
+    }
+}

@@ -1,0 +1,258 @@
+//! Everything that can be found out before anything is changed: whatever is wrong is refused here.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use locum_abi::CHANNEL_COUNT;
+use partitioner::{Inventory, Plan, PortRange, Request, Unreclaimed, plan};
+
+use crate::config::{self, Config};
+use crate::cpuinfo::CpuFeatures;
+use crate::error::Refusal;
+use crate::guest::{Hypervisor, Spec};
+use crate::inventory;
+use crate::load::Files;
+use crate::machine::Machine;
+
+/// Ports of a UART.
+const UART_PORTS: u16 = 8;
+
+/// A refresh that can begin.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// Name of the configuration.
+    pub name: String,
+    /// The configuration.
+    pub config: Config,
+    /// Kernel and initramfs.
+    pub files: Files,
+    /// Guests to hand over.
+    pub guests: Vec<Spec>,
+    /// What this host has.
+    pub inventory: Inventory,
+    /// What the successor is to get.
+    pub request: Request,
+}
+
+impl Prepared {
+    /// Reads the configuration `name` and checks everything.
+    ///
+    /// # Errors
+    /// A [`Refusal`], or what cannot be read of this host.
+    pub fn new(
+        machine: &dyn Machine,
+        hypervisor: &dyn Hypervisor,
+        config_dir: &Path,
+        name: &str,
+        unreclaimed: Vec<Unreclaimed>,
+    ) -> Result<Self> {
+        let config = Config::read(config_dir, name)?;
+        let path = config::path(config_dir, name);
+        let features = CpuFeatures::read(machine.sys()).context("reading /proc/cpuinfo")?;
+        if !features.missing_vmx().is_empty() {
+            return Err(Refusal::CpuUnfit {
+                missing: features.missing_vmx().join(", "),
+            }
+            .into());
+        }
+        let files = Files::read(&config, &path)?;
+        let facts = machine.facts();
+        let inventory = inventory::take(
+            machine.sys(),
+            &facts.header,
+            &*machine.status()?,
+            facts.slot,
+            unreclaimed,
+        )?;
+        let request = request(&config, &files, console_port(machine));
+        // Guests last: what is cheaper to find out comes first.
+        let guests = guests(hypervisor, &config)?;
+        Ok(Self {
+            name: name.to_owned(),
+            config,
+            files,
+            guests,
+            inventory,
+            request,
+        })
+    }
+
+    /// The plan.
+    ///
+    /// # Errors
+    /// [`Refusal::Plan`].
+    pub fn plan(&self) -> Result<Plan, Refusal> {
+        Ok(plan(&self.inventory, &self.request)?)
+    }
+}
+
+/// The console port of the successor's slot.
+fn console_port(machine: &dyn Machine) -> u32 {
+    let other = usize::from(machine.facts().slot == 0);
+    machine
+        .facts()
+        .header
+        .slots
+        .get(other)
+        .map_or(0, |slot| slot.console_port)
+}
+
+fn request(config: &Config, files: &Files, console_port: u32) -> Request {
+    let first = u16::try_from(console_port).ok().filter(|&port| port != 0);
+    let console =
+        first.and_then(|first| PortRange::new(first, first.saturating_add(UART_PORTS - 1)));
+    let mut ports = config.ports.clone();
+    ports.extend(console.filter(|console| !ports.iter().any(|ports| ports.overlaps(*console))));
+    Request {
+        cpus: config.cpus.request(),
+        memory: config.memory.request(),
+        boot: files.boot_size(),
+        functions: config.devices.clone(),
+        ports,
+        pins: config.pins.clone(),
+        guests: config
+            .guests
+            .iter()
+            .map(|guest| guest.name.clone())
+            .collect(),
+    }
+}
+
+fn guests(hypervisor: &dyn Hypervisor, config: &Config) -> Result<Vec<Spec>, Refusal> {
+    let mut turns = (1..CHANNEL_COUNT).cycle();
+    config
+        .guests
+        .iter()
+        .map(|guest| {
+            let channel = guest.channel.or_else(|| turns.next()).unwrap_or(1);
+            hypervisor.inspect(guest, channel)
+        })
+        .collect()
+}
+
+/// What `locum plan` prints.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct PlanView {
+    /// Name of the configuration.
+    pub name: String,
+    /// Kernel file.
+    pub kernel: PathBuf,
+    /// Bytes of the initramfs, with what is carried.
+    pub initramfs_bytes: usize,
+    /// The plan.
+    pub plan: Plan,
+    /// Bytes of RAM that the successor boots with.
+    pub memory_bytes: u64,
+    /// Bytes that will be nobody's.
+    pub unreclaimed_bytes: u64,
+    /// Guests and how they are started.
+    pub guests: Vec<Spec>,
+}
+
+impl PlanView {
+    /// Of a refresh that can begin.
+    ///
+    /// # Errors
+    /// [`Refusal::Plan`].
+    pub fn new(prepared: &Prepared) -> Result<Self, Refusal> {
+        let plan = prepared.plan()?;
+        Ok(Self {
+            name: prepared.name.clone(),
+            kernel: prepared.config.kernel.clone(),
+            initramfs_bytes: prepared.files.initramfs.len(),
+            memory_bytes: plan.memory_bytes(),
+            unreclaimed_bytes: plan.unreclaimed_bytes(),
+            guests: prepared.guests.clone(),
+            plan,
+        })
+    }
+}
+
+impl std::fmt::Display for PlanView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let plan = &self.plan;
+        let list = |items: Vec<String>| {
+            if items.is_empty() {
+                "none".to_owned()
+            } else {
+                items.join(", ")
+            }
+        };
+        let cpus = |cpus: &[partitioner::Cpu]| {
+            list(
+                cpus.iter()
+                    .map(|cpu| format!("{} ({})", cpu.number.0, cpu.apic))
+                    .collect(),
+            )
+        };
+        writeln!(
+            f,
+            "successor   {} (generation {})",
+            self.name,
+            plan.generation.next().0
+        )?;
+        writeln!(
+            f,
+            "kernel      {}, initramfs {} bytes",
+            self.kernel.display(),
+            self.initramfs_bytes
+        )?;
+        writeln!(
+            f,
+            "CPUs        {}; kept: {}",
+            cpus(&plan.cpus),
+            cpus(&plan.kept_cpus)
+        )?;
+        let memory = list(plan.memory.iter().map(ToString::to_string).collect());
+        writeln!(f, "memory      {} MiB: {memory}", self.memory_bytes >> 20)?;
+        writeln!(f, "to migrate  {} MiB", plan.to_migrate >> 20)?;
+        writeln!(
+            f,
+            "PCI         {}",
+            list(plan.functions.iter().map(ToString::to_string).collect())
+        )?;
+        writeln!(
+            f,
+            "ports       {}",
+            list(plan.ports.iter().map(ToString::to_string).collect())
+        )?;
+        writeln!(
+            f,
+            "pins        {}",
+            list(plan.pins.iter().map(|gsi| gsi.0.to_string()).collect())
+        )?;
+        let guests = self
+            .guests
+            .iter()
+            .map(|guest| format!("{} (channel {})", guest.name, guest.channel));
+        writeln!(f, "guests      {}", list(guests.collect()))?;
+        writeln!(
+            f,
+            "then        {} blocks, CPUs {}, PCI {} are reclaimed",
+            plan.reclaim.blocks.len(),
+            list(
+                plan.reclaim
+                    .cpus
+                    .iter()
+                    .map(|apic| apic.0.to_string())
+                    .collect()
+            ),
+            list(
+                plan.reclaim
+                    .functions
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect()
+            )
+        )?;
+        write!(
+            f,
+            "left over   {} KiB in blocks with holes",
+            self.unreclaimed_bytes >> 10
+        )?;
+        for warning in &plan.warnings {
+            write!(f, "\nbeware      {warning}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,123 @@
+//! What the daemon's threads share: the refresh, its report, and what the operator asked for meanwhile.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use partitioner::{Course, Generation, Refresh, Role, State, Unreclaimed};
+
+use crate::report::Report;
+use crate::status::DaemonStatus;
+
+/// Shared by the thread that listens and the one that works.
+#[derive(Debug)]
+pub struct Shared {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+/// Behind the lock.
+#[derive(Debug)]
+pub struct Inner {
+    /// The refresh, or the lack of one.
+    pub refresh: Refresh,
+    /// The last report, or the present one so far.
+    pub report: Option<Report>,
+    /// Name of the refresh that is being prepared or runs.
+    pub running: Option<String>,
+    /// Why the operator wants to stop.
+    pub abort: Option<String>,
+    /// Whether the operator wants the stuck action tried again.
+    pub retry: bool,
+    /// Why the successor had to be stopped in the middle of an action.
+    pub lost: Option<String>,
+    /// Why the last request failed before there was a refresh.
+    pub refused: Option<String>,
+}
+
+impl Shared {
+    /// No refresh.
+    pub fn new(generation: u64, unreclaimed: Vec<Unreclaimed>, report: Option<Report>) -> Self {
+        Self {
+            inner: Mutex::new(Inner {
+                refresh: Refresh::idle(Generation(generation), unreclaimed),
+                report,
+                running: None,
+                abort: None,
+                retry: false,
+                lost: None,
+                refused: None,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Locks. A thread that panicked left nothing half done: every change is one assignment.
+    pub fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the operator wants to stop.
+    pub fn aborting(&self) -> bool {
+        self.lock().abort.is_some()
+    }
+
+    /// Wakes whoever waits in [`Self::wait`].
+    pub fn notify(&self) {
+        self.changed.notify_all();
+    }
+
+    /// Waits for a change, for a moment at most.
+    pub fn wait(&self) {
+        let guard = self.lock();
+        drop(self.changed.wait_timeout(guard, Duration::from_millis(200)));
+    }
+
+    /// What to tell the other commands.
+    pub fn status(&self) -> DaemonStatus {
+        let inner = self.lock();
+        let refresh = &inner.refresh;
+        let word = |value: String| value.to_lowercase();
+        DaemonStatus {
+            role: match refresh.role() {
+                Role::Incumbent => "incumbent".to_owned(),
+                Role::Successor => "successor".to_owned(),
+            },
+            state: state(refresh.state()).to_owned(),
+            course: word(match refresh.course() {
+                Course::Resting => "resting".to_owned(),
+                Course::Running => "running".to_owned(),
+                Course::Aborting(_) => "aborting".to_owned(),
+                Course::Stuck { .. } => "stuck".to_owned(),
+            }),
+            running: inner.running.clone(),
+            done: refresh.progress().done,
+            total: refresh.progress().total,
+            summary: refresh.summary(),
+            last_error: inner
+                .refused
+                .clone()
+                .or_else(|| refresh.last_error().map(str::to_owned)),
+            unreclaimed: refresh.unreclaimed().to_vec(),
+            unreclaimed_bytes: refresh
+                .unreclaimed()
+                .iter()
+                .map(|left| left.range.len())
+                .sum(),
+            report: inner.report.clone(),
+        }
+    }
+}
+
+/// The state in one word, as in `/sys/kernel/locum/state`.
+pub fn state(state: State) -> &'static str {
+    match state {
+        State::Idle => "idle",
+        State::Planned => "planned",
+        State::Offloaded => "offloaded",
+        State::Nested => "nested",
+        State::SuccessorUp => "successor_up",
+        State::Handover => "handover",
+        State::Retired => "retired",
+        State::Reclaimed => "reclaimed",
+    }
+}

@@ -1,0 +1,342 @@
+//! The successor's side: it answers the incumbent until that is gone, then takes over the machine.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use locum_abi::HostState;
+use partitioner::{Action, MemRange, Refresh, Role};
+
+use super::{Ports, Shared, cpu_number, drive, other_host, until};
+use crate::channel::message::MessageError;
+use crate::channel::port::PortError;
+use crate::channel::{Link, Message};
+use crate::guest::{Hypervisor, Spec, Vm};
+use crate::machine::Machine;
+use crate::report::Report;
+use crate::tsc;
+
+/// Seconds for a message to get through.
+const MESSAGE: u64 = 60;
+/// Longer than any incumbent waits.
+const FOREVER: u64 = 365 * 24 * 3600;
+
+/// A host that is to replace another.
+pub struct Successor {
+    machine: Arc<dyn Machine>,
+    hypervisor: Arc<dyn Hypervisor>,
+    shared: Arc<Shared>,
+    generation: u64,
+    guests: BTreeMap<String, (Spec, Box<dyn Vm>)>,
+    ports: Ports,
+}
+
+impl Successor {
+    /// Of that generation.
+    pub fn new(
+        machine: Arc<dyn Machine>,
+        hypervisor: Arc<dyn Hypervisor>,
+        shared: Arc<Shared>,
+        generation: u64,
+    ) -> Self {
+        Self {
+            machine,
+            hypervisor,
+            shared,
+            generation,
+            guests: BTreeMap::new(),
+            ports: Ports::default(),
+        }
+    }
+
+    /// Serves the incumbent, then takes over.
+    ///
+    /// # Errors
+    /// If the channel fails before this host is in charge.
+    pub fn serve(mut self) -> Result<()> {
+        let mut link = Link::new(self.machine.channel(0)?);
+        let machine = Arc::clone(&self.machine);
+        let gone = || incumbent_state(&*machine) != Some(HostState::Running);
+        let message = self.hello()?;
+        link.send(&message, &until(MESSAGE, &gone))
+            .context("saying hello to the incumbent")?;
+        let mut returned = None;
+        loop {
+            let message = match returned
+                .take()
+                .map_or_else(|| link.receive(&until(FOREVER, &gone)), Ok)
+            {
+                Ok(message) => message,
+                Err(MessageError::Port(PortError::GivenUp | PortError::Closed)) if gone() => {
+                    bail!(
+                        "the incumbent is gone before it put this host in charge: its guests and its part of the \
+                         machine are lost until a reboot"
+                    )
+                }
+                Err(error) => return Err(error).context("listening to the incumbent"),
+            };
+            if let Message::Entrust {
+                refresh,
+                report,
+                seconds,
+            } = message
+            {
+                self.accept(*refresh, *report)?;
+                link.send(&Message::Entrusted, &until(MESSAGE, &gone))?;
+                returned = self.take_over(&mut link, seconds)?;
+                if self.shared.lock().refresh.role() == Role::Incumbent {
+                    return Ok(());
+                }
+            } else {
+                self.answer(&mut link, message, &gone)?;
+            }
+        }
+    }
+
+    fn hello(&self) -> Result<Message> {
+        let sys = self.machine.sys();
+        let online = sys.read("sys/devices/system/cpu/online")?;
+        Ok(Message::Hello {
+            generation: self.generation,
+            kernel: sys.read("proc/sys/kernel/osrelease")?,
+            cpus: crate::sysroot::parse_list(&online).map_or(0, |cpus| cpus.len()),
+        })
+    }
+
+    fn answer(
+        &mut self,
+        link: &mut Link,
+        message: Message,
+        gone: &(dyn Fn() -> bool + Sync),
+    ) -> Result<()> {
+        match message {
+            Message::Welcome {
+                clock,
+                guests,
+                seconds,
+            } => {
+                if let Err(error) = clock.set() {
+                    tracing::warn!("{error:#}");
+                }
+                self.prepare(link, guests, seconds, gone)
+            }
+            Message::Receive { name, seconds } => self.receive(link, name, seconds, gone),
+            Message::Return { name, seconds } => self.give_back(link, name, seconds, gone),
+            other => {
+                tracing::warn!("unexpected message from the incumbent: {other:?}");
+                Ok(())
+            }
+        }
+    }
+
+    /// Starts all QEMUs side by side.
+    fn prepare(
+        &mut self,
+        link: &mut Link,
+        guests: Vec<Spec>,
+        seconds: u64,
+        gone: &(dyn Fn() -> bool + Sync),
+    ) -> Result<()> {
+        let hypervisor = Arc::clone(&self.hypervisor);
+        let start = tsc::now();
+        let prepared: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = guests
+                .into_iter()
+                .map(|spec| {
+                    let hypervisor = &hypervisor;
+                    let name = spec.name.clone();
+                    let thread = scope.spawn(move || {
+                        let vm = hypervisor.prepare(&spec, &until(seconds, gone));
+                        (spec, vm, tsc::now())
+                    });
+                    (name, thread)
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|(name, thread)| (name, thread.join()))
+                .collect()
+        });
+        for (name, outcome) in prepared {
+            let message = match outcome {
+                Ok((spec, Ok(vm), ready)) => {
+                    self.ports.get(&*self.machine, spec.channel)?;
+                    self.guests.insert(name.clone(), (spec, vm));
+                    Message::Prepared {
+                        name,
+                        ticks: ready.saturating_sub(start),
+                    }
+                }
+                Ok((_, Err(error), _)) => Message::Failed {
+                    name,
+                    reason: format!("{error:#}"),
+                },
+                Err(_) => Message::Failed {
+                    name,
+                    reason: "the thread that starts it panicked".to_owned(),
+                },
+            };
+            link.send(&message, &until(MESSAGE, gone))?;
+        }
+        Ok(())
+    }
+
+    fn receive(
+        &mut self,
+        link: &mut Link,
+        name: String,
+        seconds: u64,
+        gone: &(dyn Fn() -> bool + Sync),
+    ) -> Result<()> {
+        let Some((spec, vm)) = self.guests.get_mut(&name) else {
+            let reason = "its QEMU was not started here".to_owned();
+            return Ok(link.send(&Message::Failed { name, reason }, &until(MESSAGE, gone))?);
+        };
+        let port = self.ports.get(&*self.machine, spec.channel)?;
+        link.send(
+            &Message::Receiving { name: name.clone() },
+            &until(MESSAGE, gone),
+        )?;
+        let message = match vm.receive(port, &until(seconds, gone)) {
+            Ok(received) => Message::Resumed {
+                name,
+                received: received.received,
+                resumed: received.resumed,
+            },
+            Err(error) => {
+                // Only when its process is gone may the incumbent's go on.
+                vm.quit()?;
+                self.guests.remove(&name);
+                Message::Failed {
+                    name,
+                    reason: format!("{error:#}"),
+                }
+            }
+        };
+        Ok(link.send(&message, &until(MESSAGE, gone))?)
+    }
+
+    fn give_back(
+        &mut self,
+        link: &mut Link,
+        name: String,
+        seconds: u64,
+        gone: &(dyn Fn() -> bool + Sync),
+    ) -> Result<()> {
+        let (spec, mut vm) = self
+            .guests
+            .remove(&name)
+            .with_context(|| format!("guest {name} does not run here"))?;
+        let port = self.ports.get(&*self.machine, spec.channel)?;
+        if let Err(error) = vm.send(port, &until(seconds, gone)) {
+            tracing::warn!("guest {name}: {error:#}");
+        }
+        loop {
+            match link.receive(&until(seconds + MESSAGE, gone)) {
+                Ok(Message::Resumed { .. }) => {
+                    vm.quit()?;
+                    return Ok(link.send(&Message::Gone { name }, &until(MESSAGE, gone))?);
+                }
+                Ok(Message::Failed { .. }) => {
+                    vm.resume()?;
+                    self.guests.insert(name, (spec, vm));
+                    return Ok(());
+                }
+                Ok(other) => tracing::warn!("guest {name}: unexpected message {other:?}"),
+                // Not known where it runs: it stays stopped here, the incumbent decides.
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn accept(&self, refresh: Refresh, report: Report) -> Result<()> {
+        let taken = Refresh::take_over(refresh)?;
+        let mut inner = self.shared.lock();
+        inner.refresh = taken;
+        inner.running = Some(report.name.clone());
+        inner.report = Some(report);
+        Ok(())
+    }
+
+    /// Drives the state machine from the wait for the incumbent's end on. Returns the incumbent's message if it goes on
+    /// instead.
+    fn take_over(&mut self, link: &mut Link, seconds: u64) -> Result<Option<Message>> {
+        let (machine, shared) = (Arc::clone(&self.machine), Arc::clone(&self.shared));
+        let mut returned = None;
+        drive::drive(&machine, &shared, |action| match action {
+            Action::AwaitIncumbentGone => {
+                returned = self.await_gone(link, seconds)?;
+                if returned.is_some() {
+                    let reason = "the incumbent takes its guests back";
+                    shared.lock().abort = Some(reason.to_owned());
+                    bail!(reason);
+                }
+                Ok(())
+            }
+            action => self.perform(action),
+        })?;
+        Ok(returned)
+    }
+
+    /// Waits for L0's word. A message means that the incumbent goes back instead.
+    fn await_gone(&mut self, link: &mut Link, seconds: u64) -> Result<Option<Message>> {
+        let machine = Arc::clone(&self.machine);
+        let over = || incumbent_state(&*machine) != Some(HostState::Running);
+        match link.receive(&until(seconds, &over)) {
+            Ok(message) => Ok(Some(message)),
+            // An incumbent whose kernel is shutting down has closed the channel; L0's word is still to come.
+            Err(MessageError::Port(PortError::Closed | PortError::Io(_))) => {
+                self.await_word(seconds).map(|()| None)
+            }
+            Err(_) => self.await_word(0).map(|()| None),
+        }
+    }
+
+    fn await_word(&self, seconds: u64) -> Result<()> {
+        let deadline = super::after(seconds);
+        loop {
+            match incumbent_state(&*self.machine) {
+                Some(HostState::Retired) => return Ok(()),
+                Some(HostState::Dead) => bail!("the incumbent died before it could retire"),
+                _ if std::time::Instant::now() >= deadline => {
+                    bail!("the incumbent does not power off")
+                }
+                _ => std::thread::sleep(std::time::Duration::from_millis(20)),
+            }
+        }
+    }
+
+    fn perform(&mut self, action: &Action) -> Result<()> {
+        let machine = &*self.machine;
+        match action {
+            // L0 gave it all when the incumbent retired.
+            Action::Transfer(_) => Ok(()),
+            Action::AddMemory { range, online } => {
+                machine.add_memory(*range, self.node(*range), *online)
+            }
+            Action::OnlineCpu(apic) => machine.online_cpu(cpu_number(machine, *apic)?),
+            Action::AddPci(address) => machine.find_pci(*address),
+            Action::LeaveNested(apic) => machine.leave(cpu_number(machine, *apic)?),
+            Action::TakeIncumbent => machine.abort(),
+            other => bail!("`{other}` is the incumbent's to do"),
+        }
+    }
+
+    fn node(&self, range: MemRange) -> u32 {
+        let inner = self.shared.lock();
+        let blocks = inner
+            .refresh
+            .plan()
+            .map(|plan| plan.reclaim.blocks.as_slice())
+            .unwrap_or_default();
+        blocks
+            .iter()
+            .find(|block| block.range == range)
+            .map_or(0, |block| block.node.0)
+    }
+}
+
+fn incumbent_state(machine: &dyn Machine) -> Option<HostState> {
+    let status = machine.status().ok()?;
+    other_host(&status, machine.facts().slot).0
+}
