@@ -24,7 +24,7 @@ pub const INCUMBENT: &str = "6.12.94";
 pub const SUCCESSOR: &str = "6.12.107";
 
 /// Command line of every host in the lab. Bochs loses wake-ups from MWAIT idle; the rest is what Locum asks of a host.
-pub const CMDLINE: &str = "console=ttyS0,115200 locum.channel=ttyS2 idle=halt acpi_irq_nobalance no_ipi_broadcast=1 \
+pub const CMDLINE: &str = "console=ttyS0,115200 idle=halt acpi_irq_nobalance no_ipi_broadcast=1 \
      retain_initrd panic=0 movablecore=640M";
 
 /// Arguments of L0 in the lab: where guest RAM lives, and its log.

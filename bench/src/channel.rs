@@ -38,10 +38,10 @@ struct State {
 pub struct Hello {
     /// `uname -r`.
     pub release: String,
+    /// Which host speaks.
+    pub generation: u32,
     /// Process id of `labd`.
     pub pid: u32,
-    /// How many hellos came on this line before this one: tells a host from its predecessor on the same port.
-    pub count: usize,
 }
 
 #[derive(Default)]
@@ -265,12 +265,15 @@ impl Shared {
 impl State {
     fn take(&mut self, message: ToLab) {
         match message {
-            ToLab::Hello { release, pid } => {
-                let count = self.hello.as_ref().map_or(0, |hello| hello.count + 1);
+            ToLab::Hello {
+                release,
+                generation,
+                pid,
+            } => {
                 self.hello = Some(Hello {
                     release,
+                    generation,
                     pid,
-                    count,
                 });
             }
             ToLab::Output { job, data } => {
@@ -298,6 +301,7 @@ mod tests {
             line.write_all(b"boot noise\xff").unwrap();
             let hello = ToLab::Hello {
                 release: "6.12".into(),
+                generation: 2,
                 pid: 1,
             };
             line.write_all(&encode(&hello).unwrap()).unwrap();
@@ -322,7 +326,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(20);
         let tick = Duration::from_millis(100);
         let hello = channel.wait_for(deadline, tick, Channel::hello).unwrap();
-        assert_eq!((hello.release.as_str(), hello.count), ("6.12", 0));
+        assert_eq!((hello.release.as_str(), hello.generation), ("6.12", 2));
         let job = channel.start("abc", None).unwrap();
         let mut text = Vec::new();
         let status = channel.wait_for(deadline, tick, |channel| {

@@ -107,6 +107,7 @@ impl Image<'_> {
             own.file("bin/locum", agent, 0o755);
         }
         own.file("bin/lab-guest", build::lab_guest()?, 0o755);
+        own.bytes("begin", include_bytes!("../image/begin"), 0o755);
         for (name, text) in GUEST_SCRIPTS {
             own.bytes(&format!("guest/{name}"), *text, 0o755);
         }

@@ -70,9 +70,10 @@ impl Iso {
         } else {
             format!("linux /boot/vmlinuz {cmdline}\ninitrd /boot/initrd")
         };
-        // GRUB's own driver reads the CD faster than the BIOS does.
+        // GRUB's own driver reads the CD faster than the BIOS does. It takes the disk away from the BIOS driver, so all
+        // other modules come first.
         format!(
-            "set timeout=0\ninsmod pata\nif [ -e (ata0)/boot/vmlinuz ]; then\nset root=ata0\nfi\n{load}\nboot\n"
+            "set timeout=0\ninsmod iso9660\ninsmod test\ninsmod linux\ninsmod multiboot2\ninsmod pata\nif [ -e (ata0)/boot/vmlinuz ]; then\nset root=ata0\nfi\n{load}\nboot\n"
         )
     }
 }

@@ -8,6 +8,7 @@
 //! The lab's only clock for evidence is the emulated time stamp counter, which counts instructions; wall time is for
 //! time-outs alone.
 
+pub mod agent;
 pub mod archive;
 pub mod bochs;
 pub mod boot;
@@ -18,7 +19,11 @@ pub mod iso;
 pub mod kernel;
 pub mod machine;
 pub mod paths;
+pub mod progress;
+pub mod report;
 pub mod roots;
+pub mod run;
+pub mod successor;
 pub mod tools;
 
 /// Tells the user what the lab is doing, on standard error.

@@ -163,7 +163,22 @@ impl Machine {
         Ok(())
     }
 
-    fn failure(&self, what: &str) -> anyhow::Error {
+    /// Waits for `pause`, or less if the machine dies meanwhile.
+    ///
+    /// # Errors
+    /// The machine is off, a log shows a panic, or the run's time is up.
+    pub fn look(&mut self, pause: Duration) -> Result<()> {
+        let end = Instant::now() + pause;
+        while Instant::now() < end {
+            self.check(self.deadline)?;
+            std::thread::sleep(LOOK.min(pause));
+        }
+        Ok(())
+    }
+
+    /// An error that shows the last lines of every log.
+    #[must_use]
+    pub fn failure(&self, what: &str) -> anyhow::Error {
         let mut text = format!("{what}\n(logs: {})", self.dir.display());
         for log in [
             "bochs.log",
@@ -199,11 +214,12 @@ impl Host<'_> {
     /// # Errors
     /// None comes within `timeout`, or the machine dies.
     pub fn wait_ready(&mut self, timeout: Duration) -> Result<Hello> {
-        // The line is shared by generations of the same parity; each host says hello once.
-        let nth = usize::try_from(self.generation / 2)?;
+        // Generations of the same parity share the line.
         let generation = self.generation;
         self.wait(timeout, |channel| {
-            channel.hello().filter(|hello| hello.count >= nth)
+            channel
+                .hello()
+                .filter(|hello| hello.generation == generation)
         })
         .with_context(|| format!("waiting for the host of generation {generation} to boot"))
     }
@@ -224,6 +240,20 @@ impl Host<'_> {
     /// The line is closed.
     pub fn start(&mut self, command: &str) -> Result<JobId> {
         self.channel().start(command, None)
+    }
+
+    /// Takes what a started command has written since the last call, and its status once it is over.
+    #[must_use]
+    pub fn poll(&self, job: JobId) -> (Vec<u8>, Option<i32>) {
+        self.channel().take(job)
+    }
+
+    /// The hello of this very host, if it has come.
+    #[must_use]
+    pub fn hello(&self) -> Option<Hello> {
+        self.channel()
+            .hello()
+            .filter(|hello| hello.generation == self.generation)
     }
 
     /// Waits for a started command.

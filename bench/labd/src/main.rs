@@ -76,7 +76,14 @@ fn serve(port: &str) -> Result<()> {
 fn hello() -> Result<ToLab> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")
         .context("reading /proc/sys/kernel/osrelease (is /proc mounted?)")?;
+    let cmdline = fs::read_to_string("/proc/cmdline").context("reading /proc/cmdline")?;
+    let generation = cmdline
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("locum.generation="))
+        .map_or(Ok(0), str::parse)
+        .context("locum.generation= on the command line is no number")?;
     Ok(ToLab::Hello {
+        generation,
         release: release.trim().to_owned(),
         pid: std::process::id(),
     })

@@ -48,6 +48,8 @@ pub enum ToLab {
     Hello {
         /// `uname -r` of the host.
         release: String,
+        /// Generation of the host: `locum.generation=` on its command line, 0 without.
+        generation: u32,
         /// Process id of this `labd`, so that the lab notices a restart.
         pid: u32,
     },

@@ -1,0 +1,430 @@
+//! One run of a machine with Locum: the steps that the demo and the tests are made of.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    agent::{Beat, Gap, Status},
+    boot::{self, MachineArgs},
+    channel::JobId,
+    machine::{Host, Machine},
+    progress::Progress,
+    report::{self, Phase, Report},
+    successor::Successor,
+};
+
+/// Long enough for anything that a host does by itself, on a machine under load.
+const LONG: Duration = Duration::from_secs(900);
+/// How often a refresh is looked at; looking costs the hosts some instructions.
+const LOOK: Duration = Duration::from_secs(4);
+
+/// A machine, what is known of it, and the report of the run.
+pub struct Run {
+    /// The machine.
+    pub machine: Machine,
+    /// What was shown so far.
+    pub report: Report,
+    /// Generation that reigns.
+    pub generation: u32,
+    /// The live line.
+    pub progress: Progress,
+    /// Guests, with the report that each made of itself when it was started.
+    guests: Vec<(String, String)>,
+    phase_begin: u64,
+    phase_exits: u64,
+}
+
+/// How a refresh ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The successor reigns.
+    Done,
+    /// `locum refresh` failed with this text; the incumbent reigns.
+    Failed(String),
+}
+
+impl Run {
+    /// Builds and boots a machine up to its first host.
+    ///
+    /// # Errors
+    /// Something does not build or boot.
+    pub fn boot(args: &MachineArgs, progress: Progress) -> Result<Self> {
+        progress.step("building");
+        let setup = boot::prepare(args)?;
+        progress.step("booting: GRUB, L0, the incumbent");
+        let mut machine = Machine::start(&setup)?;
+        let hello = machine.host(0).wait_ready(setup.timeout)?;
+        let report = Report {
+            platform: "bochs".into(),
+            cpus: args.cpus,
+            incumbent: hello.release.clone(),
+            successor: hello.release,
+            ..Report::default()
+        };
+        let mut run = Self {
+            machine,
+            report,
+            generation: 0,
+            progress,
+            guests: Vec::new(),
+            phase_begin: 0,
+            phase_exits: 0,
+        };
+        run.end_phase("boot machine", 0)?;
+        Ok(run)
+    }
+
+    /// The reigning host.
+    pub fn host(&mut self) -> Host<'_> {
+        self.machine.host(self.generation)
+    }
+
+    /// Runs a command in the reigning host that has to succeed.
+    ///
+    /// # Errors
+    /// It fails, or the host does not answer.
+    pub fn sh(&mut self, command: &str) -> Result<String> {
+        self.host()
+            .run(command, LONG)?
+            .ok()
+            .with_context(|| format!("running {command:?}"))
+    }
+
+    /// As [`Run::sh`], for a command that prints JSON.
+    ///
+    /// # Errors
+    /// As [`Run::sh`]; or the JSON is not what is expected.
+    pub fn json<T: DeserializeOwned>(&mut self, command: &str) -> Result<T> {
+        let text = self.sh(command)?;
+        serde_json::from_str(&text).with_context(|| format!("{command:?} printed:\n{text}"))
+    }
+
+    /// `locum status` of the reigning host.
+    ///
+    /// # Errors
+    /// As [`Run::json`].
+    pub fn status(&mut self) -> Result<Status> {
+        self.json("locum status --json")
+    }
+
+    /// Loads KVM and the module, makes the pool, starts the agent.
+    ///
+    /// # Errors
+    /// One of them fails.
+    pub fn begin(&mut self) -> Result<()> {
+        self.progress
+            .step("loading KVM, the pool, locum.ko; starting the agent");
+        self.sh("/own/begin")?;
+        self.wait_status("the agent's first word", |status| {
+            (status.state == "idle").then_some(())
+        })
+    }
+
+    /// Starts a guest of `/guest/guest.sh` and waits until it runs all its checks.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_guest(&mut self, name: &str) -> Result<()> {
+        self.progress.step(&format!("starting guest {name}"));
+        self.sh(&format!(
+            "setsid /guest/guest.sh {name} >/run/{name}.qemu 2>&1 </dev/null &"
+        ))?;
+        let words = self
+            .sh(&format!(
+                "lab-guest watch --name {name} --running --timeout 600"
+            ))
+            .with_context(|| format!("guest {name} does not come up"));
+        let report = match words {
+            Ok(report) => report,
+            Err(error) => {
+                let log = self
+                    .host()
+                    .run(&format!("cat /run/{name}.qemu /run/{name}.log"), LONG)?
+                    .text;
+                return Err(error.context(format!("what QEMU and the guest said:\n{log}")));
+            }
+        };
+        self.guests.push((name.to_owned(), report));
+        self.report.guest(name);
+        Ok(())
+    }
+
+    /// Names of the guests.
+    #[must_use]
+    pub fn guest_names(&self) -> Vec<String> {
+        self.guests.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Proves, from the reigning host, that every guest is still in the boot it was started with and finds no fault.
+    ///
+    /// # Errors
+    /// One did not survive.
+    pub fn check_guests(&mut self) -> Result<()> {
+        for (name, before) in self.guests.clone() {
+            self.progress.step(&format!("checking guest {name}"));
+            self.report.guest(&name).alive = false;
+            self.report.guest(&name).checksum_ok = false;
+            let file = format!("/run/{name}.before.json");
+            self.host().push(&file, before.as_bytes(), LONG)?;
+            let after: Beat = self.json(&format!(
+                "lab-guest watch --name {name} --survived {file} --timeout 600"
+            ))?;
+            let lag = clock_lag(&before, &after);
+            let entry = self.report.guest(&name);
+            entry.alive = true;
+            entry.checksum_ok = after.faults == 0;
+            entry.clock_lag_ns = lag;
+        }
+        self.check("the guests live and their checks find nothing");
+        Ok(())
+    }
+
+    /// Notes that something was shown.
+    pub fn check(&mut self, what: &str) {
+        self.report.checks.push(what.to_owned());
+    }
+
+    /// Shows that L0 is dormant: every CPU native, and no exit while the guests go on for a while.
+    ///
+    /// # Errors
+    /// A CPU is nested, or L0 took an exit.
+    pub fn check_dormant(&mut self) -> Result<()> {
+        let before = self.status()?;
+        ensure!(
+            before.all_native(),
+            "not every CPU is native: {:?}",
+            before.cpus
+        );
+        self.check_guests()?;
+        let after = self.status()?;
+        let exits = after.exits.total.abs_diff(before.exits.total);
+        self.report.l0.native_exits += exits;
+        self.report.l0.image_bytes = after.image_bytes;
+        self.report.l0.exits_by_reason = after.exits.by_reason;
+        ensure!(
+            exits == 0,
+            "L0 took {exits} exits while every CPU was native"
+        );
+        self.check(&format!(
+            "generation {}: every CPU native, no exit to L0 meanwhile",
+            self.generation
+        ));
+        Ok(())
+    }
+
+    /// Ends a phase of the lab's own: it began where the last one ended.
+    ///
+    /// # Errors
+    /// The host does not answer.
+    pub fn end_phase(&mut self, name: &str, exits: u64) -> Result<()> {
+        let now = self.host().tsc()?;
+        self.report.phases.push(Phase {
+            name: name.to_owned(),
+            by: "lab".into(),
+            what: report::describe(name).to_owned(),
+            instructions: now.saturating_sub(self.phase_begin),
+            l0_exits: exits.saturating_sub(self.phase_exits),
+        });
+        self.phase_begin = now;
+        self.phase_exits = exits;
+        Ok(())
+    }
+
+    /// Replaces the reigning host. `Ok(Outcome::Failed)` is a refresh that was given up, with the incumbent answering.
+    ///
+    /// # Errors
+    /// Neither end is reached in time, or the machine dies.
+    pub fn refresh(&mut self, successor: &Successor) -> Result<Outcome> {
+        self.progress.step("configuring the successor");
+        for guest in &mut self.report.guests {
+            guest.pause_seen_by.clear();
+        }
+        successor.install(&mut self.host())?;
+        let job = self
+            .host()
+            .start(&format!("locum refresh {}", successor.name))?;
+        let outcome = self.follow(job, successor.generation)?;
+        if outcome == Outcome::Done {
+            self.generation = successor.generation;
+            self.conclude()?;
+        }
+        Ok(outcome)
+    }
+
+    fn follow(&mut self, job: JobId, generation: u32) -> Result<Outcome> {
+        let begin = Instant::now();
+        let mut said = Vec::new();
+        let mut gaps: Option<Vec<JobId>> = None;
+        loop {
+            let (text, status) = self.machine.host(self.generation).poll(job);
+            said.extend(text);
+            if let Some(status) = status.filter(|status| *status != 0) {
+                let said = String::from_utf8_lossy(&said);
+                return Ok(Outcome::Failed(format!("{}(status {status})", said)));
+            }
+            if let Some(hello) = self.machine.host(generation).hello() {
+                self.report.successor = hello.release;
+                if gaps.is_none() {
+                    gaps = Some(self.watch_gaps(generation)?);
+                }
+                if let Some(state) = self.successor_state(generation)? {
+                    self.progress
+                        .step(&format!("generation {generation}: {}", state.state));
+                    if state.generation == generation && state.state == "idle" && state.all_native()
+                    {
+                        self.take_gaps(generation, &gaps.unwrap_or_default())?;
+                        return Ok(Outcome::Done);
+                    }
+                }
+            } else {
+                let last = String::from_utf8_lossy(&said)
+                    .lines()
+                    .last()
+                    .unwrap_or("refreshing")
+                    .to_owned();
+                self.progress.step(&last);
+            }
+            if begin.elapsed() > LONG {
+                let said = String::from_utf8_lossy(&said).into_owned();
+                return Err(self
+                    .machine
+                    .failure(&format!("the refresh does not end; locum said:\n{said}")));
+            }
+            self.machine.look(LOOK)?;
+        }
+    }
+
+    /// Watches the guests from the successor while they come over; both hosts map the same pool.
+    fn watch_gaps(&mut self, generation: u32) -> Result<Vec<JobId>> {
+        let names = self.guest_names();
+        names
+            .iter()
+            .map(|name| {
+                let wait = "while [ ! -c /dev/dax0.0 ]; do sleep 0.2; done";
+                let watch = format!("nice -n 19 lab-guest watch --name {name} --gaps 30");
+                self.machine
+                    .host(generation)
+                    .start(&format!("{wait}; {watch}"))
+            })
+            .collect()
+    }
+
+    fn take_gaps(&mut self, generation: u32, jobs: &[JobId]) -> Result<()> {
+        let status: Option<Status> = self.successor_state(generation)?;
+        let moved = status
+            .and_then(|status| status.last_report)
+            .map(|report| report.guests)
+            .unwrap_or_default();
+        for (name, job) in self.guest_names().into_iter().zip(jobs) {
+            let output = self.machine.host(generation).finish(*job, LONG)?;
+            let gaps: Vec<Gap> = serde_json::from_str(&output.text).unwrap_or_default();
+            let Some(guest) = moved.iter().find(|guest| guest.name == name) else {
+                continue;
+            };
+            // The beats that stood still around the resume; without such a gap QEMU's word stands.
+            if let Some(gap) = gaps
+                .iter()
+                .find(|gap| (gap.from_tsc..gap.to_tsc).contains(&guest.resumed))
+            {
+                self.report.guest(&name).pause_instructions = gap.to_tsc - gap.from_tsc;
+                self.report.guest(&name).pause_seen_by = "beats".into();
+            }
+        }
+        Ok(())
+    }
+
+    fn successor_state(&mut self, generation: u32) -> Result<Option<Status>> {
+        let output = self
+            .machine
+            .host(generation)
+            .run("locum status --json", LONG)?;
+        // Until its agent and module are up it cannot answer.
+        Ok(serde_json::from_str(&output.text).ok())
+    }
+
+    /// Takes the refresh over into the report.
+    fn conclude(&mut self) -> Result<()> {
+        let status = self.status()?;
+        let refresh = status
+            .last_report
+            .context("the new host's agent knows of no refresh")?;
+        let seen: Vec<_> = self
+            .report
+            .guests
+            .iter()
+            .filter(|guest| guest.pause_seen_by == "beats")
+            .map(|guest| (guest.name.clone(), guest.pause_instructions))
+            .collect();
+        self.report.add_refresh(&refresh);
+        for (name, pause) in seen {
+            self.report.guest(&name).pause_instructions = pause;
+            self.report.guest(&name).pause_seen_by = "beats".into();
+        }
+        self.report.generation = status.generation;
+        self.report.unreclaimed_bytes = status.unreclaimed_bytes.max(refresh.unreclaimed_bytes);
+        self.phase_begin = self.host().tsc()?;
+        self.phase_exits = status.exits.total;
+        if let Some(error) = refresh.error {
+            bail!("the refresh went through, but: {error}");
+        }
+        Ok(())
+    }
+
+    /// Asks for the status until `wanted` returns something.
+    ///
+    /// # Errors
+    /// It does not in time.
+    pub fn wait_status<T>(
+        &mut self,
+        what: &str,
+        mut wanted: impl FnMut(&Status) -> Option<T>,
+    ) -> Result<T> {
+        let end = Instant::now() + LONG;
+        let mut last = String::new();
+        while Instant::now() < end {
+            let output = self.host().run("locum status --json", LONG)?;
+            if let Ok(status) = serde_json::from_str::<Status>(&output.text)
+                && let Some(found) = wanted(&status)
+            {
+                return Ok(found);
+            }
+            last = output.text;
+            self.machine.look(Duration::from_secs(1))?;
+        }
+        bail!("waiting for {what}; the last status was:\n{last}")
+    }
+}
+
+/// How far the guest's monotonic clock fell behind the host's TSC, by which both reports are dated.
+fn clock_lag(before: &str, after: &Beat) -> Option<i64> {
+    let before: Beat = serde_json::from_str(before).ok()?;
+    let (from, to) = (
+        before.clock?.monotonic_ns,
+        after.clock.as_ref()?.monotonic_ns,
+    );
+    let ticks = after.host_tsc.checked_sub(before.host_tsc)?;
+    let host_ns = i64::try_from(ticks.checked_mul(1_000_000_000 / crate::bochs::IPS)?).ok()?;
+    Some(host_ns - i64::try_from(to.checked_sub(from)?).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lag_is_host_time_less_guest_time() {
+        let beat = |tsc: u64, ns: u64| {
+            format!(
+                r#"{{"name":"g","beats":1,"host_tsc":{tsc},"faults":0,"clock":{{"tsc":0,"monotonic_ns":{ns}}}}}"#
+            )
+        };
+        let after = serde_json::from_str(&beat(1_000_100, 1_000_900)).unwrap();
+        // A million ticks are ten million ns; the guest counted a thousandth of them.
+        assert_eq!(
+            clock_lag(&beat(100, 900), &after),
+            Some(10_000_000 - 1_000_000)
+        );
+    }
+}
