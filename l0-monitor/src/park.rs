@@ -251,8 +251,6 @@ extern "C" fn parked(index: usize) -> ! {
         asm!("sti", "nop", "nop", "cli", options(nomem, nostack));
         lapic::unpark(lapic);
     }
-    // An NMI for a CPU that no host ran on was for nobody.
-    let _ = idt::nmi_take(cpu);
     let nested = mailbox.is_none() || partition::slot_is_nested(start.slot);
     shared::trace(TraceKind::Wake, u32::from(nested), start.rip, start.rsi);
     if !nested {

@@ -2,7 +2,7 @@
 //!
 //! | what arrives | what happens |
 //! | --- | --- |
-//! | NMI | noted per CPU, [`nmi_take`] asks for it |
+//! | NMI | under a host's CPU: sent again, and held pending until the host runs (see [`hold_nmi`]); on a parked CPU: ignored |
 //! | #GP or #UD at an instruction of [`super::msr`] that may fault | execution goes on at its landing |
 //! | an interrupt (vector 32 and up) | end of interrupt, nothing else: only parked CPUs take interrupts |
 //! | anything else | a bug of L0 or a broken machine: traced, logged, and the CPU halts for good |
@@ -13,13 +13,12 @@
 
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use locum_abi::{MAX_CPUS, TraceKind};
+use locum_abi::{CpuMode, TraceKind};
 
 use super::gdt::{CODE, TableRegister};
 use super::{lapic, msr, registers};
-use crate::cpu::{self, CpuIndex};
+use crate::cpu;
 
 const VECTORS: usize = 256;
 const NMI: u64 = 2;
@@ -45,8 +44,6 @@ unsafe impl Sync for Idt {}
 
 static IDT: Idt = Idt(UnsafeCell::new([[0; 2]; VECTORS]));
 
-static NMI_PENDING: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
-
 // Vectors 8, 10-14, 17, 21, 29 and 30 push an error code (SDM vol. 3A, table 6-1); the others get a zero, so that all
 // frames look alike.
 global_asm!(
@@ -71,12 +68,33 @@ global_asm!(
     "cld",
     "mov rdi, rsp",
     "call {trap}",
+    "test al, al",
+    "jnz 2f",
     "pop r15", "pop r14", "pop r13", "pop r12", "pop r11", "pop r10", "pop r9", "pop r8",
     "pop rdi", "pop rsi", "pop rbp", "pop rbx", "pop rdx", "pop rcx", "pop rax",
     "add rsp, 16",
     "iretq",
+    // As IRET, but NMIs stay blocked: RIP and RFLAGS go below the interrupted stack's top, where L0 (without a red zone)
+    // has nothing.
+    "2:",
+    "mov rax, [rsp + {rsp}]",
+    "mov rcx, [rsp + {rip}]",
+    "mov rdx, [rsp + {rflags}]",
+    "mov [rax - 8], rcx",
+    "mov [rax - 16], rdx",
+    "sub rax, 16",
+    "mov [rsp + {vector}], rax",
+    "pop r15", "pop r14", "pop r13", "pop r12", "pop r11", "pop r10", "pop r9", "pop r8",
+    "pop rdi", "pop rsi", "pop rbp", "pop rbx", "pop rdx", "pop rcx", "pop rax",
+    "pop rsp",
+    "popfq",
+    "ret",
     ".popsection",
     trap = sym trap,
+    rsp = const core::mem::offset_of!(TrapFrame, rsp),
+    rip = const core::mem::offset_of!(TrapFrame, rip),
+    rflags = const core::mem::offset_of!(TrapFrame, rflags),
+    vector = const core::mem::offset_of!(TrapFrame, vector),
 );
 
 unsafe extern "C" {
@@ -141,31 +159,37 @@ pub unsafe fn load() {
     };
 }
 
-/// Whether an NMI arrived on `cpu` while it ran L0 since this was last asked. Asked by that CPU only.
-pub fn nmi_take(cpu: CpuIndex) -> bool {
-    let pending = &NMI_PENDING[cpu.get()];
-    pending.load(Relaxed) && pending.swap(false, Relaxed)
+/// An NMI arrived while L0 ran. If it interrupted L0 on its way back to a host, it is the host's: L0 sends it to itself
+/// again and returns with NMIs still blocked, so that it stays pending in the CPU. VM entry sets the blocking that the
+/// host (or its guest) had, and the CPU delivers the NMI as it would have without L0: to the host, after the IRET of a
+/// handler that it is in, or as an NMI exit of the guest. A parked CPU's NMI is for nobody.
+fn hold_nmi() -> bool {
+    let Some(cpu) = cpu::index_of_apic(super::cpuid::apic_id()) else {
+        return false;
+    };
+    let status = crate::shared::status().cpu(cpu);
+    if !matches!(status.mode(), CpuMode::Nested | CpuMode::Native) {
+        return false;
+    }
+    status.count(crate::shared::Counter::Nmis);
+    lapic::send_nmi_self();
+    true
 }
 
-/// Every exception and interrupt under L0 comes here.
-extern "C" fn trap(frame: &mut TrapFrame) {
+/// Every exception and interrupt under L0 comes here. True: return with NMIs blocked.
+extern "C" fn trap(frame: &mut TrapFrame) -> bool {
     match frame.vector {
-        NMI => {
-            if let Some(cpu) = cpu::index_of_apic(super::cpuid::apic_id()) {
-                NMI_PENDING[cpu.get()].store(true, Relaxed);
-            }
-            return;
-        }
+        NMI => return hold_nmi(),
         INVALID_OPCODE | GENERAL_PROTECTION => {
             if let Some(landing) = msr::fixup(frame.rip) {
                 frame.rip = landing;
-                return;
+                return false;
             }
         }
-        SPURIOUS => return,
+        SPURIOUS => return false,
         FIRST_INTERRUPT.. => {
             lapic::eoi();
-            return;
+            return false;
         }
         _ => {}
     }

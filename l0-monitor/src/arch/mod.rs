@@ -10,5 +10,4 @@ pub mod port;
 pub mod registers;
 pub mod serial;
 
-pub use idt::nmi_take;
 pub use msr::xsetbv_safe;

@@ -99,7 +99,7 @@ fn kvm_value(vmcs: u64, index: usize) -> u64 {
         at::CR4 => 0x17_66f0 & 0x37_67ff,
         at::RSP => 0xffff_c900_0000_0000 + vmcs,
         at::RIP => 0xffff_ffff_c0a0_0000,
-        i if i >= at::SELECTORS && i < at::FS_BASE => match i - at::SELECTORS {
+        i if (at::SELECTORS..at::FS_BASE).contains(&i) => match i - at::SELECTORS {
             1 => 0x10,
             2 => 0x18,
             _ => 0,

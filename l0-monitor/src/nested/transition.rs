@@ -122,6 +122,10 @@ fn flush(vcpu: &VCpu, hw: &mut Cpu) {
 }
 
 /// A host calls from native mode: the only call there is, "enter".
+#[expect(
+    clippy::not_unsafe_ptr_arg_deref,
+    reason = "called by the native entry only, which has read the CPU's frame at that address"
+)]
 pub fn native_call(frame: *mut Frame, cpu: CpuIndex) -> ! {
     // SAFETY: the stub mapped its frame at this address under L0's CR3 and gives it to this CPU until it is back; the
     // entry assembly has already read from it. The state is this CPU's, and no exit handler runs on a native CPU.

@@ -156,22 +156,22 @@ impl State {
                 offset: 0,
                 end: run.min(type_end),
             };
-            if let Some(page) = successor_zero {
-                if address < PAGE {
-                    s = Stretch {
-                        access: Access::Full,
-                        memory_type: 6,
-                        offset: page,
-                        end: PAGE,
-                    };
-                }
+            if let Some(page) = successor_zero
+                && address < PAGE
+            {
+                s = Stretch {
+                    access: Access::Full,
+                    memory_type: 6,
+                    offset: page,
+                    end: PAGE,
+                };
             }
             s
         };
-        if let Some(ept) = self.epts.get_mut(slot) {
-            if ept.update(start, end, &stretch).is_err() {
-                log::error!("EPT of slot {slot}: out of tables at {start:#x}..{end:#x}");
-            }
+        if let Some(ept) = self.epts.get_mut(slot)
+            && ept.update(start, end, &stretch).is_err()
+        {
+            log::error!("EPT of slot {slot}: out of tables at {start:#x}..{end:#x}");
         }
         if let Some(changes) = EPT_CHANGES.get(slot) {
             changes.fetch_add(1, Ordering::Release);
