@@ -143,7 +143,8 @@ impl HostState {
             cr0: 0x8001_0033,
             cr3,
             cr4: 1 << 5,
-            efer: 0x500,
+            // LME, LMA, and NXE: Linux' 64-bit trampoline loads page tables with NX bits before it writes EFER.
+            efer: 0xd00,
             rip,
             rsp: 0,
             rflags: 2,
