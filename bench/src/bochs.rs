@@ -9,10 +9,29 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{roots::Root, tools};
+use crate::roots::Root;
 
 /// Instructions per second that the emulated clock assumes.
 pub const IPS: u64 = 100_000_000;
+
+/// What runs the server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Platform {
+    /// Bochs, on any machine.
+    #[default]
+    Bochs,
+    /// QEMU/KVM with nested VMX; untested.
+    Kvm,
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Bochs => "bochs",
+            Self::Kvm => "kvm",
+        })
+    }
+}
 
 /// The emulated server.
 #[derive(Debug, Clone)]
@@ -54,7 +73,6 @@ pub fn start(hardware: &Hardware, dir: &Path) -> Result<Child> {
         .stdin(Stdio::null())
         .stdout(File::create(dir.join("l0.log"))?)
         .stderr(File::create(dir.join("bochs.err"))?);
-    tools::ensure()?;
     command.spawn().context("starting Bochs")
 }
 

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::{
+    bochs::Platform,
     build,
     image::Image,
     iso::Iso,
@@ -60,9 +61,30 @@ pub struct MachineArgs {
     /// Fail if the module or the agent does not build, instead of booting without them
     #[arg(long)]
     pub strict: bool,
+    /// What runs the machine; kvm is untested
+    #[arg(long, value_enum, default_value_t)]
+    pub platform: Platform,
     /// Directory of the run (default: a new one in target/lab/runs)
     #[arg(long)]
     pub dir: Option<PathBuf>,
+}
+
+impl Default for MachineArgs {
+    fn default() -> Self {
+        Self {
+            plain: false,
+            cpus: 4,
+            kernel: INCUMBENT.into(),
+            to: SUCCESSOR.into(),
+            cmdline: String::new(),
+            l0_args: String::new(),
+            file: Vec::new(),
+            timeout: 600,
+            strict: false,
+            platform: Platform::default(),
+            dir: None,
+        }
+    }
 }
 
 /// Boot a host, run commands in it, power off.
@@ -170,6 +192,7 @@ pub fn prepare(args: &MachineArgs) -> Result<Setup> {
     Ok(Setup {
         cpus: args.cpus,
         memory: 2048,
+        platform: args.platform,
         iso,
         dir,
         timeout: Duration::from_secs(args.timeout),

@@ -143,7 +143,10 @@ impl Kernel {
 }
 
 /// Completes `6.12.94` to `6.12.94+deb13-amd64`; leaves anything longer alone.
-fn full_release(version: &str) -> Result<String> {
+///
+/// # Errors
+/// Not a version.
+pub fn full_release(version: &str) -> Result<String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || ".+-~".contains(c);
     if version.is_empty() || !version.chars().all(allowed) {
         bail!("{version:?} is no kernel version; give one such as 6.12.94 or 6.12.94+deb13-amd64");

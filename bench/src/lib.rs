@@ -2,8 +2,8 @@
 //!
 //! It gets Debian trees with mmdebstrap ([`roots`]), takes kernels ([`kernel`]) and user space from them, builds the
 //! initramfs that every host runs from ([`image`]) and a GRUB CD ([`iso`]), runs Bochs ([`bochs`]) and talks to the
-//! hosts on it over serial lines ([`channel`], [`machine`]). On top of that stand the commands: [`boot`] and what
-//! `lab --help` lists.
+//! hosts on it over serial lines ([`channel`], [`machine`]). [`run`] makes the steps of a refresh of these; the demo
+//! ([`demo`]) and the end-to-end tests ([`scenarios`], [`test`](mod@test)) are made of such steps, and leave a [`report`].
 //!
 //! The lab's only clock for evidence is the emulated time stamp counter, which counts instructions; wall time is for
 //! time-outs alone.
@@ -14,16 +14,21 @@ pub mod bochs;
 pub mod boot;
 pub mod build;
 pub mod channel;
+pub mod demo;
 pub mod image;
 pub mod iso;
 pub mod kernel;
 pub mod machine;
 pub mod paths;
 pub mod progress;
+pub mod qemu;
 pub mod report;
 pub mod roots;
 pub mod run;
+pub mod scenarios;
+pub mod shell;
 pub mod successor;
+pub mod test;
 pub mod tools;
 
 /// Tells the user what the lab is doing, on standard error.

@@ -10,9 +10,9 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    bochs::{self, Hardware},
+    bochs::{self, Hardware, Platform},
     channel::{Channel, Hello, JobId, Output},
-    tools,
+    qemu, tools,
 };
 
 /// How often a wait looks at the emulator and its logs when no message comes.
@@ -44,6 +44,8 @@ pub struct Setup {
     pub memory: u32,
     /// The CD.
     pub iso: PathBuf,
+    /// What runs it.
+    pub platform: Platform,
     /// Everything about the run goes there.
     pub dir: PathBuf,
     /// The machine is killed after this long (wall time).
@@ -64,7 +66,10 @@ impl Machine {
             iso: setup.iso.clone(),
             channels: [channels[0].port(), channels[1].port()],
         };
-        let child = bochs::start(&hardware, &setup.dir)?;
+        let child = match setup.platform {
+            Platform::Bochs => bochs::start(&hardware, &setup.dir)?,
+            Platform::Kvm => qemu::start(&hardware, &setup.dir)?,
+        };
         Ok(Self {
             dir: setup.dir.clone(),
             child,
@@ -254,6 +259,30 @@ impl Host<'_> {
         self.channel()
             .hello()
             .filter(|hello| hello.generation == self.generation)
+    }
+
+    /// Starts a command whose standard input stays open for [`Host::type_line`].
+    ///
+    /// # Errors
+    /// The line is closed.
+    pub fn open(&mut self, command: &str) -> Result<JobId> {
+        self.channel().start_open(command)
+    }
+
+    /// Sends a line to a command started with [`Host::open`].
+    ///
+    /// # Errors
+    /// The line is closed.
+    pub fn type_line(&mut self, job: JobId, line: &str) -> Result<()> {
+        self.channel().input(job, format!("{line}\n").as_bytes())
+    }
+
+    /// Makes sure that the machine runs.
+    ///
+    /// # Errors
+    /// It does not, or its time is up.
+    pub fn alive(&mut self) -> Result<()> {
+        self.machine.check(self.machine.deadline)
     }
 
     /// Waits for a started command.

@@ -2,14 +2,19 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use lab::{
     boot::{self, BootArgs, INCUMBENT, SUCCESSOR},
     build,
+    demo::{self, DemoArgs},
     kernel::Kernel,
+    paths,
     roots::Root,
-    say, tools,
+    say,
+    shell::{self, ShellArgs},
+    test::{self, TestArgs},
+    tools,
 };
 
 /// An emulated Intel server with Locum on it
@@ -24,6 +29,18 @@ struct Cli {
 enum Command {
     /// Boot a host, run commands in it, power off
     Boot(BootArgs),
+    /// Replace a host under running guests, and report it
+    Demo(DemoArgs),
+    /// Run every test; the last line is "N passed, N failed"
+    Test(TestArgs),
+    /// Open a shell in the incumbent
+    Shell(ShellArgs),
+    /// Remove what the lab made in target/lab
+    Clean {
+        /// Remove the cached Debian trees, too
+        #[arg(long)]
+        all: bool,
+    },
     /// Fetch and make everything that depends on Debian only
     Root {
         /// Kernels to get
@@ -52,6 +69,20 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<bool> {
     match command {
         Command::Boot(args) => boot::boot(&args),
+        Command::Demo(args) => demo::demo(&args),
+        Command::Test(args) => test::test(&args),
+        Command::Shell(args) => shell::shell(&args),
+        Command::Clean { all } => {
+            let cache = all.then(paths::cache).transpose()?;
+            for dir in std::iter::once(paths::out()).chain(cache) {
+                if dir.exists() {
+                    std::fs::remove_dir_all(&dir)
+                        .with_context(|| format!("removing {}", dir.display()))?;
+                    say(&format!("removed {}", dir.display()));
+                }
+            }
+            Ok(true)
+        }
         Command::Root { kernel } => {
             tools::ensure()?;
             say(&format!("emulator: {}", Root::bochs()?.dir().display()));

@@ -1,0 +1,85 @@
+//! What `locum` must refuse, with one clear error, changing nothing.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{boot::SUCCESSOR, demo, kernel, run::Run};
+
+/// A change to a good configuration, and a word that the error must contain.
+const CASES: &[(&str, &str, &str)] = &[
+    ("CPU 0", "s/^cpus = .*/cpus = [0]/", "CPU 0"),
+    ("all CPUs", "s/^cpus = .*/cpus = 4/", "CPU"),
+    (
+        "more memory than can be offlined",
+        "s/^memory = .*/memory = \"1900M\"/",
+        "memory",
+    ),
+    (
+        "an unknown PCI function",
+        "s/^devices = .*/devices = [\"0000:00:1f.7\"]/",
+        "0000:00:1f.7",
+    ),
+    (
+        "a missing kernel",
+        "s|^kernel = .*|kernel = \"/boot/nothing\"|",
+        "/boot/nothing",
+    ),
+    (
+        "a truncated kernel",
+        "s|^kernel = .*|kernel = \"/tmp/short\"|",
+        "/tmp/short",
+    ),
+    (
+        "a missing initramfs",
+        "s|^initramfs = .*|initramfs = \"/boot/nothing\"|",
+        "/boot/nothing",
+    ),
+    ("a malformed file", "s/^cpus = .*/cpus = [2,/", "line"),
+    ("an unknown key", "s/^cpus = .*/cpu = 2/", "cpu"),
+];
+
+pub fn all(run: &mut Run) -> Result<()> {
+    demo::native(run, &["g1".into()])?;
+    let good = demo::successor(run, &kernel::full_release(SUCCESSOR)?)?;
+    good.install(&mut run.host())?;
+    run.sh(&format!(
+        "head -c 100000 /boot/vmlinuz-{} > /tmp/short",
+        good.release
+    ))?;
+    let online = run.sh("cat /sys/devices/system/cpu/online /sys/devices/system/memory/memory*/state; ls /sys/bus/pci/devices")?;
+    for (what, change, word) in CASES {
+        run.sh(&format!(
+            "sed '{change}' /etc/locum/{}.toml > /etc/locum/bad.toml",
+            good.name
+        ))?;
+        refused(run, "locum refresh bad", word)
+            .with_context(|| format!("a configuration with {what}"))?;
+    }
+    refused(run, "locum refresh nothing", "nothing").context("a name without a file")?;
+    run.sh("sed 's/g1/g9/g' /etc/locum/gen1.toml > /etc/locum/bad.toml")?;
+    refused(run, "locum refresh bad", "g9").context("a guest that does not run")?;
+    let after = run.sh("cat /sys/devices/system/cpu/online /sys/devices/system/memory/memory*/state; ls /sys/bus/pci/devices")?;
+    ensure!(
+        online == after,
+        "a refused refresh changed something:\nbefore\n{online}\nafter\n{after}"
+    );
+    run.check_dormant()
+}
+
+/// One line of error that holds `word`, and a status that is not zero.
+fn refused(run: &mut Run, command: &str, word: &str) -> Result<()> {
+    let output = run.host().run(command, Duration::from_secs(600))?;
+    ensure!(
+        output.status != 0,
+        "{command} was not refused:\n{}",
+        output.text
+    );
+    ensure!(
+        output.text.to_lowercase().contains(&word.to_lowercase()),
+        "the error of {command} does not name {word:?}:\n{}",
+        output.text
+    );
+    run.check(&format!("refused: {}", output.text.trim()));
+    Ok(())
+}
