@@ -44,11 +44,16 @@ pub fn send(mut qemu: UnixStream, port: &mut Port, until: &Until<'_>) -> Result<
             Ok(total)
         }
         Err(error) => {
-            // The receiver may be gone as well; its own time-out covers that.
-            let _ = port.write_all(&header(ABANDONED, 0), until);
+            abandon(port, until);
             Err(error)
         }
     }
+}
+
+/// Tells the receiver that the stream, begun or not, does not go on.
+pub fn abandon(port: &mut Port, until: &Until<'_>) {
+    // The receiver may be gone as well; its own time-out covers that.
+    let _ = port.write_all(&header(ABANDONED, 0), until);
 }
 
 fn pump_out(qemu: &mut UnixStream, port: &mut Port, until: &Until<'_>) -> Result<u64, StreamError> {

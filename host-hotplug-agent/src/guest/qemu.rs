@@ -132,6 +132,20 @@ struct QemuVm {
 }
 
 impl QemuVm {
+    /// Begins an outgoing migration: its stream, the guest's RAM in bytes, and the TSC at which it began.
+    fn migrate(&mut self, until: &Until<'_>) -> Result<(UnixStream, u64, u64)> {
+        set_up(&mut self.qmp, until)?;
+        let ram_size = memory_size(&mut self.qmp, until)?;
+        let (ours, theirs) = UnixStream::pair()?;
+        self.qmp.getfd("locum", theirs.as_fd(), until)?;
+        drop(theirs);
+        self.qmp.drop_events();
+        let begun = tsc::now();
+        self.qmp
+            .execute("migrate", json!({ "uri": "fd:locum" }), until)?;
+        Ok((ours, ram_size, begun))
+    }
+
     fn start(spec: &Spec, until: &Until<'_>) -> Result<Self> {
         let (program, args) = spec
             .command
@@ -239,18 +253,13 @@ impl Drop for Started {
 
 impl Vm for QemuVm {
     fn send(&mut self, port: &mut Port, until: &Until<'_>) -> Result<Sent> {
-        set_up(&mut self.qmp, until)?;
-        let ram_size = memory_size(&mut self.qmp, until)?;
-        let (ours, theirs) = UnixStream::pair()?;
-        self.qmp.getfd("locum", theirs.as_fd(), until)?;
-        drop(theirs);
-        self.qmp.drop_events();
+        let (ours, ram_size, begun) = self
+            .migrate(until)
+            .inspect_err(|_| stream::abandon(port, until))?;
         let mut sent = Sent {
-            begun: tsc::now(),
+            begun,
             ..Sent::default()
         };
-        self.qmp
-            .execute("migrate", json!({ "uri": "fd:locum" }), until)?;
         let qmp = &mut self.qmp;
         let (pumped, stopped) = std::thread::scope(|scope| {
             let pump = scope.spawn(move || {

@@ -1,1 +1,385 @@
+//! The whole refresh, on a machine that is made of memory: the way there, every way back.
 
+use std::fs;
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use locum_abi::CpuMode;
+
+use crate::daemon::Worker;
+use crate::daemon::ipc::Question;
+use crate::error::Refusal;
+use crate::l0::memory;
+use crate::load::cpio;
+use crate::machine::{Machine, TextKind};
+use crate::refresh::Shared;
+use crate::report::Report;
+use crate::testing::kernel::bzimage;
+use crate::testing::tree::Tree;
+use crate::testing::vm::FakeHypervisor;
+use crate::testing::world::{Behaviour, FakeMachine, World};
+
+/// Four CPUs, two guests, an incumbent with a daemon.
+struct Stage {
+    world: Arc<World>,
+    machine: Arc<FakeMachine>,
+    shared: Arc<Shared>,
+    worker: Arc<Worker>,
+}
+
+impl Stage {
+    fn new(behaviour: Behaviour) -> Self {
+        let world = World::new(behaviour);
+        let tree = Tree::lab();
+        tree.put("sys/devices/system/cpu/online", "0-3\n");
+        let kernel = tree.put("vmlinuz", bzimage(256 << 10));
+        let initramfs = tree.put("initrd", cpio::pack(std::slice::from_ref(&kernel)).unwrap());
+        tree.put(
+            "etc/locum/next.toml",
+            format!(
+                "kernel = {kernel:?}\ninitramfs = {initramfs:?}\ncmdline = \"console=ttyS1\"\ncpus = 2\n\
+                 memory = \"512M\"\ndevices = [\"0000:00:03.0\"]\ntimeouts = {{ boot = 2, retire = 1 }}\n\
+                 [[guests]]\nname = \"one\"\nqmp = \"/run/one\"\n[[guests]]\nname = \"two\"\nqmp = \"/run/two\"\n"
+            ),
+        );
+        let machine = FakeMachine::new(&world, 0, tree);
+        let hypervisor = Arc::new(FakeHypervisor::new(&world, 0));
+        hypervisor.boot("one");
+        hypervisor.boot("two");
+        let shared = Arc::new(Shared::new(0, vec![], None));
+        let config = machine.tree().path().join("etc/locum");
+        let worker = Arc::new(Worker::new(
+            machine.clone(),
+            hypervisor,
+            shared.clone(),
+            config,
+        ));
+        Self {
+            world,
+            machine,
+            shared,
+            worker,
+        }
+    }
+
+    fn begin(&self) {
+        self.worker.begin("next").unwrap();
+    }
+
+    fn wait(&self) -> Report {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.shared.lock().running.is_some() {
+            assert!(
+                Instant::now() < deadline,
+                "{}",
+                self.shared.status().summary
+            );
+            sleep(Duration::from_millis(5));
+        }
+        self.shared.lock().report.clone().unwrap()
+    }
+
+    /// Runs it and expects that it comes back, with `word` in the reason.
+    fn aborts(&self, word: &str) {
+        self.begin();
+        let report = self.wait();
+        assert_eq!(report.outcome, "aborted", "{report:#?}");
+        let error = report.error.unwrap();
+        assert!(error.contains(word), "`{word}` is not in: {error}");
+        assert_eq!(
+            self.world.shown(TextKind::LastError),
+            error.replace('\n', " ")
+        );
+        self.intact();
+        assert_eq!(self.world.runs_in("one"), [0]);
+        assert_eq!(self.world.runs_in("two"), [0]);
+    }
+
+    /// The incumbent has its machine, as if nothing had been.
+    fn intact(&self) {
+        let status = memory::status(&self.world.region, &self.world.region.header()).unwrap();
+        for cpu in &status.cpus[..4] {
+            assert_eq!(
+                (cpu.owner, cpu.mode),
+                (0, CpuMode::Native as u32),
+                "APIC {}",
+                cpu.apic_id
+            );
+        }
+        let sys = self.machine.sys();
+        for number in 1..4 {
+            assert_eq!(
+                sys.read(format!("sys/devices/system/cpu/cpu{number}/online"))
+                    .unwrap(),
+                "1"
+            );
+        }
+        for number in 0..13 {
+            assert_eq!(
+                sys.read(format!("sys/devices/system/memory/memory{number}/state"))
+                    .unwrap(),
+                "online"
+            );
+        }
+        assert!(sys.exists("sys/bus/pci/devices/0000:00:03.0"));
+        assert_eq!(self.shared.status().state, "idle");
+    }
+
+    /// Waits until the successor reigns.
+    fn reigns(&self) -> Arc<FakeMachine> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(successor) = self.world.successor()
+                && successor.tree().path().join("run/locum/kept.json").exists()
+            {
+                return successor;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "no successor reigns: {}",
+                self.shared.status().summary
+            );
+            sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn kept(machine: &FakeMachine) -> Report {
+    let text = fs::read_to_string(machine.tree().path().join("run/locum/kept.json")).unwrap();
+    let kept: serde_json::Value = serde_json::from_str(&text).unwrap();
+    serde_json::from_value(kept["report"].clone()).unwrap()
+}
+
+#[test]
+fn the_successor_takes_over_the_whole_machine() {
+    let stage = Stage::new(Behaviour::Boots);
+    stage.begin();
+    let incumbent = stage.wait();
+    assert_eq!(incumbent.outcome, "retired", "{incumbent:#?}");
+    let successor = stage.reigns();
+    let report = kept(&successor);
+    assert_eq!(report.outcome, "done");
+    assert_eq!(report.error, None);
+    assert_eq!(
+        (report.incumbent.as_str(), report.successor.as_str()),
+        ("6.12.94+deb13-amd64", "6.12.107+deb13-amd64")
+    );
+    assert_eq!(stage.world.runs_in("one"), [1]);
+    assert_eq!(stage.world.runs_in("two"), [1]);
+
+    let phases: Vec<_> = report
+        .phases
+        .iter()
+        .map(|phase| phase.name.as_str())
+        .collect();
+    assert_eq!(
+        phases,
+        [
+            "offload", "load", "enter", "start", "boot", "handover", "retire", "reclaim", "leave"
+        ]
+    );
+    for guest in &report.guests {
+        assert!(guest.moved && guest.pause_ticks > 0, "{guest:?}");
+        assert_eq!((guest.state_bytes, guest.ram_bytes_copied), (16, 0));
+    }
+    assert_eq!(report.losses, Vec::<String>::new());
+    // Block 0, which holds L0 and the trampolines, less what L0 has: it has holes and never moves.
+    assert!(report.unreclaimed_bytes > 0 && report.unreclaimed_bytes < 128 << 20);
+
+    let status = memory::status(&stage.world.region, &stage.world.region.header()).unwrap();
+    assert_eq!(status.generation, 1);
+    assert!(
+        status.cpus[..4]
+            .iter()
+            .all(|cpu| (cpu.owner, cpu.mode) == (1, CpuMode::Native as u32))
+    );
+    let blocks = successor.sys().list("sys/devices/system/memory").unwrap();
+    assert_eq!(
+        blocks.len(),
+        8,
+        "all whole blocks of the incumbent came by hotplug: {blocks:?}"
+    );
+    assert!(successor.sys().exists("sys/bus/pci/devices/0000:00:02.0"));
+}
+
+#[test]
+fn a_successor_that_hangs_is_stopped_after_the_time_out() {
+    Stage::new(Behaviour::Hangs).aborts("did not come up within 2 s");
+}
+
+#[test]
+fn a_triple_fault_is_told_with_its_address() {
+    let stage = Stage::new(Behaviour::TripleFaults);
+    let start = Instant::now();
+    stage.aborts("triple fault at RIP 0xdead");
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "no time-out is waited for"
+    );
+}
+
+#[test]
+fn a_successor_with_too_few_cpus_is_stopped() {
+    Stage::new(Behaviour::LacksCpu).aborts("1 of 2 CPUs");
+}
+
+#[test]
+fn whatever_fails_on_the_way_there_is_undone() {
+    for operation in [
+        "remove_memory",
+        "offline_cpu",
+        "remove_pci",
+        "write",
+        "enter",
+        "grant",
+        "start",
+        "channel",
+        "attach",
+        "send",
+    ] {
+        let stage = Stage::new(Behaviour::Boots);
+        stage.world.fail(0, operation, 1);
+        stage.aborts(&format!("{operation} fails"));
+    }
+}
+
+#[test]
+fn a_second_failure_of_each_kind_is_undone_too() {
+    // The first of several memory blocks, CPUs and grants has been done already.
+    for operation in ["remove_memory", "offline_cpu", "enter", "grant"] {
+        let stage = Stage::new(Behaviour::Boots);
+        stage.world.fail_after(0, operation, 1, 1);
+        stage.aborts(&format!("{operation} fails"));
+    }
+}
+
+#[test]
+fn a_guest_whose_qemu_does_not_start_there_stays() {
+    let stage = Stage::new(Behaviour::Boots);
+    stage.world.fail(1, "prepare", 1);
+    stage.aborts("prepare fails");
+}
+
+#[test]
+fn a_guest_that_is_refused_there_runs_on_here_and_the_others_come_back() {
+    let stage = Stage::new(Behaviour::Boots);
+    stage.world.fail(1, "receive", 1);
+    stage.aborts("receive fails");
+
+    // The second guest fails, the first has gone over: it is taken back.
+    let stage = Stage::new(Behaviour::Boots);
+    stage.world.fail_after(1, "receive", 1, 1);
+    stage.aborts("receive fails");
+}
+
+#[test]
+fn a_successor_that_dies_in_the_handover_takes_only_its_own_guests() {
+    let stage = Stage::new(Behaviour::Boots);
+    stage.world.fail_after(1, "die_in_receive", 1, 1);
+    stage.begin();
+    let report = stage.wait();
+    assert_eq!(report.outcome, "aborted");
+    stage.intact();
+    assert_eq!(
+        stage.world.runs_in("one"),
+        [] as [u32; 0],
+        "was in the successor when that died"
+    );
+    assert_eq!(
+        stage.world.runs_in("two"),
+        [0],
+        "was on its way and runs on"
+    );
+    assert!(
+        report.losses.iter().any(|loss| loss.contains("guest one")),
+        "{:?}",
+        report.losses
+    );
+}
+
+#[test]
+fn the_operator_can_stop_it_and_ask_only_once() {
+    let stage = Stage::new(Behaviour::Hangs);
+    assert!(
+        stage
+            .worker
+            .answer(&Question::Abort)
+            .unwrap_err()
+            .to_string()
+            .contains("nothing to abort")
+    );
+    stage.begin();
+    let second = stage.worker.begin("next").unwrap_err();
+    assert!(
+        matches!(second.downcast_ref(), Some(Refusal::Running(name)) if name == "next"),
+        "{second}"
+    );
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while stage.shared.status().state != "nested" {
+        assert!(Instant::now() < deadline);
+        sleep(Duration::from_millis(2));
+    }
+    stage.worker.answer(&Question::Abort).unwrap();
+    let report = stage.wait();
+    assert_eq!(report.error.as_deref(), Some("stopped by the operator"));
+    stage.intact();
+}
+
+#[test]
+fn an_incumbent_that_hangs_on_its_way_out_is_taken() {
+    let stage = Stage::new(Behaviour::Boots);
+    // It says that it powers off, and does not.
+    stage.world.fail(0, "power_off", usize::MAX);
+    stage.begin();
+    let successor = stage.reigns();
+    assert_eq!(kept(&successor).outcome, "done");
+    let status = memory::status(&stage.world.region, &stage.world.region.header()).unwrap();
+    assert!(status.cpus[..4].iter().all(|cpu| cpu.owner == 1));
+}
+
+#[test]
+fn what_cannot_be_reclaimed_is_reported_and_the_rest_goes_on() {
+    let stage = Stage::new(Behaviour::Boots);
+    stage.world.fail(1, "add_memory", 1);
+    stage.world.fail(1, "find_pci", 1);
+    stage.begin();
+    let report = kept(&stage.reigns());
+    assert_eq!(report.outcome, "done");
+    assert_eq!(report.losses.len(), 2, "{:?}", report.losses);
+    assert!(report.unreclaimed_bytes >= 128 << 20);
+}
+
+#[test]
+fn where_not_even_the_way_back_works_the_operator_can_retry() {
+    let stage = Stage::new(Behaviour::Hangs);
+    stage.world.fail(0, "abort", 1);
+    stage.begin();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while stage.shared.status().course != "stuck" {
+        assert!(Instant::now() < deadline);
+        sleep(Duration::from_millis(5));
+    }
+    stage.worker.answer(&Question::Retry).unwrap();
+    let report = stage.wait();
+    assert_eq!(report.outcome, "aborted");
+    stage.intact();
+}
+
+#[test]
+fn a_refused_request_changes_nothing_and_says_so_in_sysfs() {
+    let stage = Stage::new(Behaviour::Boots);
+    let error = stage.worker.begin("other").unwrap_err().to_string();
+    assert!(error.contains("next"), "known names are offered: {error}");
+    assert_eq!(stage.world.shown(TextKind::LastError), error);
+    stage
+        .machine
+        .tree()
+        .put("proc/cpuinfo", "flags : svm constant_tsc\n");
+    let error = stage.worker.begin("next").unwrap_err();
+    assert!(
+        matches!(error.downcast_ref(), Some(Refusal::CpuUnfit { .. })),
+        "{error}"
+    );
+    stage.intact();
+}

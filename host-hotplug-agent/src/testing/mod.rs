@@ -4,3 +4,5 @@ pub mod kernel;
 pub mod l0;
 pub mod tables;
 pub mod tree;
+pub mod vm;
+pub mod world;

@@ -1,0 +1,173 @@
+//! Guests of the fake world. A guest that would run in two hosts fails the test.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use super::world::World;
+use crate::channel::port::Until;
+use crate::channel::{Port, stream};
+use crate::config;
+use crate::error::Refusal;
+use crate::guest::{Hypervisor, Received, Sent, Spec, Vm};
+use crate::tsc;
+
+/// What a QEMU process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmState {
+    /// Waits for a guest's state.
+    Waiting,
+    /// The guest runs.
+    Running,
+    /// The guest's state was sent.
+    Stopped,
+}
+
+/// QEMU on one host.
+pub struct FakeHypervisor {
+    world: Arc<World>,
+    slot: u32,
+}
+
+impl FakeHypervisor {
+    /// On the host in `slot`.
+    pub fn new(world: &Arc<World>, slot: u32) -> Self {
+        Self {
+            world: world.clone(),
+            slot,
+        }
+    }
+
+    /// Starts a guest.
+    pub fn boot(&self, name: &str) {
+        self.world
+            .inner
+            .lock()
+            .unwrap()
+            .vms
+            .insert((self.slot, name.to_owned()), VmState::Running);
+    }
+
+    fn vm(&self, name: &str) -> Box<dyn Vm> {
+        Box::new(FakeVm {
+            world: self.world.clone(),
+            key: (self.slot, name.to_owned()),
+        })
+    }
+}
+
+impl Hypervisor for FakeHypervisor {
+    fn inspect(&self, guest: &config::Guest, channel: usize) -> Result<Spec, Refusal> {
+        let inner = self.world.inner.lock().unwrap();
+        match inner.vms.get(&(self.slot, guest.name.clone())) {
+            Some(VmState::Running) => Ok(Spec {
+                name: guest.name.clone(),
+                qmp: guest.qmp.clone(),
+                command: vec!["qemu".to_owned()],
+                output: PathBuf::new(),
+                channel,
+            }),
+            _ => Err(Refusal::NoGuest {
+                guest: guest.name.clone(),
+                path: guest.qmp.clone(),
+                problem: "no such file".to_owned(),
+            }),
+        }
+    }
+
+    fn attach(&self, spec: &Spec) -> Result<Box<dyn Vm>> {
+        self.world.fault(self.slot, "attach")?;
+        Ok(self.vm(&spec.name))
+    }
+
+    fn prepare(&self, spec: &Spec, _until: &Until<'_>) -> Result<Box<dyn Vm>> {
+        self.world.fault(self.slot, "prepare")?;
+        let key = (self.slot, spec.name.clone());
+        let before = self
+            .world
+            .inner
+            .lock()
+            .unwrap()
+            .vms
+            .insert(key, VmState::Waiting);
+        assert_eq!(
+            before, None,
+            "a second QEMU for {} in slot {}",
+            spec.name, self.slot
+        );
+        Ok(self.vm(&spec.name))
+    }
+}
+
+struct FakeVm {
+    world: Arc<World>,
+    key: (u32, String),
+}
+
+impl FakeVm {
+    fn become_(&self, state: VmState) {
+        let mut inner = self.world.inner.lock().unwrap();
+        if state == VmState::Running {
+            let elsewhere = inner.vms.iter().find(|((slot, name), state)| {
+                *name == self.key.1 && *slot != self.key.0 && **state == VmState::Running
+            });
+            assert!(
+                elsewhere.is_none(),
+                "guest {} would run in two hosts",
+                self.key.1
+            );
+        }
+        inner.vms.insert(self.key.clone(), state);
+    }
+}
+
+impl Vm for FakeVm {
+    fn send(&mut self, port: &mut Port, until: &Until<'_>) -> Result<Sent> {
+        if let Err(error) = self.world.fault(self.key.0, "send") {
+            stream::abandon(port, until);
+            return Err(error);
+        }
+        let begun = tsc::now();
+        let (mut inside, end) = UnixStream::pair()?;
+        inside.write_all(b"state of a guest")?;
+        drop(inside);
+        self.become_(VmState::Stopped);
+        let stopped = tsc::now();
+        let state_bytes = stream::send(end, port, until)?;
+        Ok(Sent {
+            begun,
+            stopped,
+            saved: tsc::now(),
+            state_bytes,
+            ram_bytes_copied: 0,
+        })
+    }
+
+    fn receive(&mut self, port: &mut Port, until: &Until<'_>) -> Result<Received> {
+        let (_inside, end) = UnixStream::pair()?;
+        stream::receive(port, end, until)?;
+        let received = tsc::now();
+        if self.world.fault(self.key.0, "die_in_receive").is_err() {
+            self.world.kill_successor();
+        }
+        self.world.fault(self.key.0, "receive")?;
+        self.become_(VmState::Running);
+        Ok(Received {
+            received,
+            resumed: tsc::now(),
+        })
+    }
+
+    fn resume(&mut self) -> Result<()> {
+        self.become_(VmState::Running);
+        Ok(())
+    }
+
+    fn quit(&mut self) -> Result<()> {
+        self.world.inner.lock().unwrap().vms.remove(&self.key);
+        Ok(())
+    }
+}

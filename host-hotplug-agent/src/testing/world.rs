@@ -1,0 +1,536 @@
+//! A machine with L0 and two hosts, in memory: what the module and L0 would do, and the rules that they would enforce.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Result, bail, ensure};
+use firmware_shim::PhysMem;
+use locum_abi::{CHANNEL_COUNT, CpuMode, HostState, ResourceKind, Status, StopReason};
+use partitioner::{MemRange, PciAddress};
+
+use super::l0::FakeRegion;
+use super::tree::{BLOCK, Tree};
+use super::vm::{FakeHypervisor, VmState};
+use crate::acpi::Interrupts;
+use crate::channel::Port;
+use crate::daemon::Worker;
+use crate::inventory::{cpu_dir, memory::block_dir, pci};
+use crate::l0::memory;
+use crate::machine::{Facts, Machine, TextKind};
+use crate::refresh::Shared;
+use crate::sysroot::SysRoot;
+
+/// How a started successor behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behaviour {
+    /// Boots, and its agent serves.
+    Boots,
+    /// Never says anything.
+    Hangs,
+    /// Triple fault at once.
+    TripleFaults,
+    /// Comes up with one CPU only.
+    LacksCpu,
+}
+
+/// The machine.
+pub struct World {
+    /// L0's shared region.
+    pub region: FakeRegion,
+    pub(super) inner: Mutex<Inner>,
+    behaviour: Behaviour,
+}
+
+pub(super) struct Inner {
+    /// QEMU processes by slot and guest.
+    pub vms: BTreeMap<(u32, String), VmState>,
+    /// Operations that fail.
+    pub faults: Vec<Fault>,
+    granted: Vec<(u64, u64, u64)>,
+    removed: BTreeSet<u64>,
+    wiped: BTreeSet<u64>,
+    written: BTreeSet<u64>,
+    ends: Vec<[UnixStream; 2]>,
+    successor: Option<Arc<FakeMachine>>,
+    dead: bool,
+    shown: BTreeMap<&'static str, String>,
+}
+
+/// An operation that fails.
+pub(super) struct Fault {
+    slot: u32,
+    operation: &'static str,
+    spared: usize,
+    times: usize,
+}
+
+impl World {
+    /// With generation 0 on all four CPUs.
+    pub fn new(behaviour: Behaviour) -> Arc<Self> {
+        Arc::new(Self {
+            region: FakeRegion::new(4),
+            behaviour,
+            inner: Mutex::new(Inner {
+                vms: BTreeMap::new(),
+                faults: Vec::new(),
+                granted: Vec::new(),
+                removed: BTreeSet::new(),
+                wiped: BTreeSet::new(),
+                written: BTreeSet::new(),
+                ends: Vec::new(),
+                successor: None,
+                dead: false,
+                shown: BTreeMap::new(),
+            }),
+        })
+    }
+
+    /// Lets an operation of a host fail, the next `times` times.
+    pub fn fail(&self, slot: u32, operation: &'static str, times: usize) {
+        self.fail_after(slot, operation, 0, times);
+    }
+
+    /// As [`Self::fail`], but the first `spared` times it works.
+    pub fn fail_after(&self, slot: u32, operation: &'static str, spared: usize, times: usize) {
+        self.inner.lock().unwrap().faults.push(Fault {
+            slot,
+            operation,
+            spared,
+            times,
+        });
+    }
+
+    /// The successor's machine, once it was started.
+    pub fn successor(&self) -> Option<Arc<FakeMachine>> {
+        self.inner.lock().unwrap().successor.clone()
+    }
+
+    /// Slots in which the guest runs.
+    pub fn runs_in(&self, guest: &str) -> Vec<u32> {
+        let inner = self.inner.lock().unwrap();
+        let running = inner
+            .vms
+            .iter()
+            .filter(|((_, name), state)| name == guest && **state == VmState::Running);
+        running.map(|((slot, _), _)| *slot).collect()
+    }
+
+    /// What a file in `/sys/kernel/locum` shows.
+    pub fn shown(&self, kind: TextKind) -> String {
+        self.inner
+            .lock()
+            .unwrap()
+            .shown
+            .get(key(kind))
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    /// The successor dies now.
+    pub fn kill_successor(&self) {
+        self.stop_successor();
+        self.region.update(|status| {
+            status.hosts[1].state = HostState::Dead as u32;
+            status.hosts[1].reason = StopReason::TripleFault as u32;
+            status.hosts[1].detail[0] = 0xdead;
+        });
+    }
+
+    fn stop_successor(&self) {
+        let mut inner = self.inner.lock().unwrap();
+        inner.dead = true;
+        inner.vms.retain(|(slot, _), _| *slot == 0);
+        for [left, right] in &inner.ends {
+            let _ = left.shutdown(Shutdown::Both);
+            let _ = right.shutdown(Shutdown::Both);
+        }
+    }
+
+    pub(super) fn fault(&self, slot: u32, operation: &str) -> Result<()> {
+        let mut inner = self.inner.lock().unwrap();
+        ensure!(slot == 0 || !inner.dead, "a dead host does nothing");
+        for fault in &mut inner.faults {
+            if fault.slot != slot || fault.operation != operation {
+                continue;
+            }
+            if fault.spared > 0 {
+                fault.spared -= 1;
+            } else if fault.times > 0 {
+                fault.times -= 1;
+                bail!("{operation} fails, as the test wants it");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn key(kind: TextKind) -> &'static str {
+    match kind {
+        TextKind::State => "state",
+        TextKind::Progress => "progress",
+        TextKind::LastError => "last_error",
+    }
+}
+
+/// One host of the world.
+pub struct FakeMachine {
+    world: Arc<World>,
+    tree: Tree,
+    sys: SysRoot,
+    facts: Facts,
+    hidden: Mutex<BTreeMap<String, PathBuf>>,
+}
+
+impl FakeMachine {
+    /// The host in `slot` on a tree of files.
+    pub fn new(world: &Arc<World>, slot: u32, tree: Tree) -> Arc<Self> {
+        let sys = tree.sys();
+        let header = world.region.header();
+        let facts = Facts {
+            header,
+            header_address: 0x80_0000,
+            slot,
+            tsc_khz: 100_000,
+        };
+        Arc::new(Self {
+            world: world.clone(),
+            tree,
+            sys,
+            facts,
+            hidden: Mutex::new(BTreeMap::new()),
+        })
+    }
+
+    /// Its files.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    fn apic(&self, number: u32) -> u32 {
+        Interrupts::read(&self.sys).unwrap().cpus[number as usize]
+    }
+
+    fn mode(&self, number: u32, mode: CpuMode) {
+        let apic = self.apic(number);
+        self.world
+            .region
+            .update(|status| status.cpus[apic as usize].mode = mode as u32);
+    }
+
+    fn nested(&self) -> bool {
+        let status = self.status().unwrap();
+        let own = status.cpus[..4]
+            .iter()
+            .filter(|cpu| cpu.owner == self.facts.slot);
+        own.filter(|cpu| cpu.mode != CpuMode::Parked as u32)
+            .all(|cpu| cpu.mode == CpuMode::Nested as u32)
+    }
+
+    /// The successor as it comes up: its own CPUs and memory, a worker that serves.
+    fn boot_successor(&self) {
+        let status = self.status().unwrap();
+        let apic = |slot| {
+            status.cpus[..4]
+                .iter()
+                .filter(move |cpu| cpu.owner == slot)
+                .map(|cpu| cpu.apic_id as u8)
+        };
+        let own: Vec<u8> = apic(1).collect();
+        let mut all = own.clone();
+        all.extend(apic(0));
+        let tree = Tree::lab();
+        super::tables::write(tree.path(), &all);
+        let lacking = usize::from(self.world.behaviour == Behaviour::LacksCpu);
+        tree.put(
+            "sys/devices/system/cpu/online",
+            format!("0-{}\n", own.len() - 1 - lacking),
+        );
+        tree.put("proc/sys/kernel/osrelease", "6.12.107+deb13-amd64\n");
+        fs::remove_dir_all(tree.path().join("sys/devices/system/memory")).unwrap();
+        fs::remove_dir_all(tree.path().join("sys/bus/pci/devices/0000:00:02.0")).unwrap();
+        let machine = FakeMachine::new(&self.world, 1, tree);
+        self.world.inner.lock().unwrap().successor = Some(machine.clone());
+        let shared = Arc::new(Shared::new(1, vec![], None));
+        let hypervisor = Arc::new(FakeHypervisor::new(&self.world, 1));
+        let config = machine.tree.path().to_owned();
+        Arc::new(Worker::new(machine, hypervisor, shared, config)).succeed(1);
+    }
+}
+
+impl Machine for FakeMachine {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn sys(&self) -> &SysRoot {
+        &self.sys
+    }
+
+    fn memory(&self) -> &dyn PhysMem {
+        &self.world.region
+    }
+
+    fn status(&self) -> Result<Box<Status>> {
+        ensure!(
+            self.facts.slot == 0 || !self.world.inner.lock().unwrap().dead,
+            "a dead host sees nothing"
+        );
+        memory::status(&self.world.region, &self.facts.header)
+    }
+
+    fn offline_cpu(&self, number: u32) -> Result<()> {
+        self.world.fault(self.facts.slot, "offline_cpu")?;
+        self.sys.write(format!("{}/online", cpu_dir(number)), "0")?;
+        self.mode(number, CpuMode::Parked);
+        Ok(())
+    }
+
+    fn online_cpu(&self, number: u32) -> Result<()> {
+        self.world.fault(self.facts.slot, "online_cpu")?;
+        let apic = self.apic(number) as usize;
+        let status = self.status()?;
+        ensure!(
+            status.cpus[apic].owner == self.facts.slot,
+            "CPU {number} is not this host's"
+        );
+        self.sys.write(format!("{}/online", cpu_dir(number)), "1")?;
+        let nested = status
+            .cpus
+            .iter()
+            .any(|cpu| cpu.mode == CpuMode::Nested as u32);
+        self.mode(
+            number,
+            if nested {
+                CpuMode::Nested
+            } else {
+                CpuMode::Native
+            },
+        );
+        Ok(())
+    }
+
+    fn remove_pci(&self, address: PciAddress) -> Result<()> {
+        self.world.fault(self.facts.slot, "remove_pci")?;
+        let away = self.tree.path().join(format!("removed-{address}"));
+        fs::rename(self.sys.path(pci::dir(address)), &away)?;
+        self.hidden
+            .lock()
+            .unwrap()
+            .insert(address.to_string(), away);
+        Ok(())
+    }
+
+    fn find_pci(&self, address: PciAddress) -> Result<()> {
+        self.world.fault(self.facts.slot, "find_pci")?;
+        let place = self.sys.path(pci::dir(address));
+        match self.hidden.lock().unwrap().remove(&address.to_string()) {
+            Some(away) => fs::rename(away, place)?,
+            None => fs::create_dir_all(place)?,
+        }
+        Ok(())
+    }
+
+    fn remove_memory(&self, block: MemRange) -> Result<()> {
+        self.world.fault(self.facts.slot, "remove_memory")?;
+        fs::remove_dir_all(self.sys.path(block_dir(block.start(), BLOCK)))?;
+        self.world
+            .inner
+            .lock()
+            .unwrap()
+            .removed
+            .insert(block.start());
+        Ok(())
+    }
+
+    fn add_memory(&self, block: MemRange, _node: u32, online: bool) -> Result<()> {
+        self.world.fault(self.facts.slot, "add_memory")?;
+        let dir = block_dir(block.start(), BLOCK);
+        ensure!(!self.sys.exists(&dir), "memory {block} is there already");
+        let mut inner = self.world.inner.lock().unwrap();
+        ensure!(
+            inner.granted.is_empty() || self.facts.slot == 1,
+            "memory {block} may be the successor's"
+        );
+        inner.removed.remove(&block.start());
+        let number = block.start() / BLOCK;
+        self.tree
+            .block(number, if online { "online" } else { "offline" }, "Movable");
+        Ok(())
+    }
+
+    fn wipe(&self, range: MemRange) -> Result<()> {
+        self.world.fault(self.facts.slot, "wipe")?;
+        self.world.inner.lock().unwrap().wiped.insert(range.start());
+        Ok(())
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.world.fault(self.facts.slot, "write")?;
+        let tables = self.facts.header.slots[1];
+        let end = at + bytes.len() as u64;
+        let mut inner = self.world.inner.lock().unwrap();
+        let in_tables = at >= tables.tables && end <= tables.tables + tables.tables_size;
+        let blocks = (at / BLOCK)..=((end - 1) / BLOCK);
+        let in_removed = blocks
+            .into_iter()
+            .all(|block| inner.removed.contains(&(block * BLOCK)));
+        ensure!(
+            in_tables || in_removed,
+            "{at:#x} is neither removed memory nor the tables'"
+        );
+        inner.written.insert(at);
+        Ok(())
+    }
+
+    fn enter(&self, number: u32) -> Result<()> {
+        self.world.fault(self.facts.slot, "enter")?;
+        self.mode(number, CpuMode::Nested);
+        Ok(())
+    }
+
+    fn leave(&self, number: u32) -> Result<()> {
+        self.world.fault(self.facts.slot, "leave")?;
+        self.mode(number, CpuMode::Native);
+        Ok(())
+    }
+
+    fn grant(&self, kind: ResourceKind, b: u64, c: u64) -> Result<()> {
+        self.world.fault(self.facts.slot, "grant")?;
+        ensure!(self.nested(), "this host is not nested");
+        if kind == ResourceKind::Cpu {
+            self.world.region.update(|status| {
+                assert_eq!(status.cpus[b as usize].mode, CpuMode::Parked as u32);
+                status.cpus[b as usize].owner = 1;
+            });
+        }
+        self.world
+            .inner
+            .lock()
+            .unwrap()
+            .granted
+            .push((kind as u64, b, c));
+        Ok(())
+    }
+
+    fn start(&self, entry: u64, zero_page: u64, boot_apic: u32) -> Result<()> {
+        self.world.fault(self.facts.slot, "start")?;
+        {
+            let mut inner = self.world.inner.lock().unwrap();
+            let memory: Vec<_> = inner
+                .granted
+                .iter()
+                .filter(|(kind, ..)| *kind == 1)
+                .collect();
+            let ours = |at: u64| {
+                memory
+                    .iter()
+                    .any(|(_, start, len)| (*start..start + len).contains(&at))
+            };
+            ensure!(
+                ours(entry) && ours(zero_page),
+                "entry or zero page in memory that was not granted"
+            );
+            ensure!(
+                inner.written.contains(&zero_page) && inner.written.contains(&(entry - 0x200)),
+                "not loaded"
+            );
+            inner.ends = (0..CHANNEL_COUNT)
+                .map(|_| {
+                    let (left, right) = UnixStream::pair().unwrap();
+                    left.set_nonblocking(true).unwrap();
+                    right.set_nonblocking(true).unwrap();
+                    [left, right]
+                })
+                .collect();
+        }
+        self.world.region.update(|status| {
+            assert_eq!(status.cpus[boot_apic as usize].owner, 1);
+            status.hosts[1].state = HostState::Running as u32;
+            status.hosts[1].generation = 1;
+            for cpu in status.cpus.iter_mut().filter(|cpu| cpu.owner == 1).take(2) {
+                cpu.mode = CpuMode::Nested as u32;
+            }
+        });
+        match self.world.behaviour {
+            Behaviour::Boots | Behaviour::LacksCpu => self.boot_successor(),
+            Behaviour::Hangs => {}
+            Behaviour::TripleFaults => self.world.kill_successor(),
+        }
+        Ok(())
+    }
+
+    fn abort(&self) -> Result<()> {
+        self.world.fault(self.facts.slot, "abort")?;
+        let slot = self.facts.slot;
+        if slot == 0 {
+            self.world.stop_successor();
+        }
+        self.world.inner.lock().unwrap().granted.clear();
+        self.world.region.update(|status| {
+            let other = 1 - slot;
+            status.hosts[other as usize].state = HostState::Absent as u32;
+            for cpu in status
+                .cpus
+                .iter_mut()
+                .take(4)
+                .filter(|cpu| cpu.owner == other)
+            {
+                cpu.owner = slot;
+                cpu.mode = CpuMode::Parked as u32;
+            }
+            if slot == 1 {
+                status.generation += 1;
+            }
+        });
+        Ok(())
+    }
+
+    fn power_off(&self, _command: &[String]) -> Result<()> {
+        self.world.fault(self.facts.slot, "power_off")?;
+        assert!(
+            self.world
+                .inner
+                .lock()
+                .unwrap()
+                .vms
+                .keys()
+                .all(|(slot, _)| *slot == 1),
+            "no guest is left behind"
+        );
+        self.world.region.update(|status| {
+            status.hosts[0].state = HostState::Retired as u32;
+            status.generation += 1;
+            for cpu in status.cpus.iter_mut().take(4).filter(|cpu| cpu.owner == 0) {
+                cpu.owner = 1;
+                cpu.mode = CpuMode::Parked as u32;
+            }
+        });
+        Ok(())
+    }
+
+    fn channel(&self, number: usize) -> Result<Port> {
+        self.world.fault(self.facts.slot, "channel")?;
+        let inner = self.world.inner.lock().unwrap();
+        let Some(pair) = inner.ends.get(number) else {
+            bail!("no channel {number}");
+        };
+        let end = pair[self.facts.slot as usize].try_clone()?;
+        Ok(Port::new(File::from(OwnedFd::from(end))))
+    }
+
+    fn publish(&self, kind: TextKind, text: &str) {
+        self.world
+            .inner
+            .lock()
+            .unwrap()
+            .shown
+            .insert(key(kind), text.to_owned());
+    }
+
+    fn busy(&self, _busy: bool) {}
+}
