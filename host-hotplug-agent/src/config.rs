@@ -146,8 +146,8 @@ pub struct Guest {
     pub name: String,
     /// QMP socket of its QEMU here. On the successor the same path is used.
     pub qmp: PathBuf,
-    /// Command line of its QEMU on the successor. Empty: that of the running QEMU. `-incoming defer` and the QMP
-    /// socket are added if they are missing.
+    /// Program and arguments that become its QEMU on the successor, with the same QMP socket. Empty: those of the running
+    /// QEMU. `-incoming defer` is added.
     #[serde(default)]
     pub command: Vec<String>,
     /// Channel to use, 1 to 3. None: the guests take turns.

@@ -139,8 +139,7 @@ impl Lab {
     /// The target's specification: the same guest, with another socket since both are on one host.
     fn target(&self, spec: &Spec, extra: &[&str]) -> Spec {
         let qmp = self.path("target.qmp");
-        let mut command =
-            locum_agent::guest::argv::incoming(&self.command(&qmp, &self.in_pool()), &qmp);
+        let mut command = locum_agent::guest::argv::incoming(&self.command(&qmp, &self.in_pool()));
         command.extend(extra.iter().map(|word| (*word).to_owned()));
         Spec {
             qmp,

@@ -1,17 +1,14 @@
 //! From the command line of a guest's QEMU here to the one on the other host.
 
-use std::path::Path;
-
 /// Options with an argument that do not go along.
 const DROPPED: [&str; 3] = ["incoming", "loadvm", "pidfile"];
 /// Options without one.
 const DROPPED_FLAGS: [&str; 3] = ["S", "daemonize", "only-migratable"];
 
-/// `command` made to wait for a guest's state, with a QMP socket at `qmp`.
-pub fn incoming(command: &[String], qmp: &Path) -> Vec<String> {
+/// `command` made to wait for a guest's state.
+pub fn incoming(command: &[String]) -> Vec<String> {
     let mut words = command.iter();
     let mut out: Vec<String> = words.next().cloned().into_iter().collect();
-    let mut has_qmp = false;
     while let Some(word) = words.next() {
         let name = word
             .strip_prefix("--")
@@ -19,19 +16,9 @@ pub fn incoming(command: &[String], qmp: &Path) -> Vec<String> {
             .unwrap_or_default();
         if DROPPED.contains(&name) {
             words.next();
-            continue;
+        } else if !DROPPED_FLAGS.contains(&name) {
+            out.push(word.clone());
         }
-        if DROPPED_FLAGS.contains(&name) {
-            continue;
-        }
-        has_qmp |= word.contains(&*qmp.to_string_lossy());
-        out.push(word.clone());
-    }
-    if !has_qmp {
-        out.extend([
-            "-qmp".to_owned(),
-            format!("unix:{},server=on,wait=off", qmp.display()),
-        ]);
     }
     out.extend(["-incoming".to_owned(), "defer".to_owned()]);
     out
@@ -56,20 +43,11 @@ mod tests {
     fn a_second_generation_command_line_does_not_grow() {
         let words = split(b"qemu-system-x86_64\0-M\0q35\0-append\0a b\0-S\0-qmp\0unix:/run/one.qmp,server=on\0-daemonize\0");
         assert_eq!(words.len(), 9);
-        let once = incoming(&words, Path::new("/run/one.qmp"));
+        let once = incoming(&words);
         assert_eq!(
             once.join(" "),
             "qemu-system-x86_64 -M q35 -append a b -qmp unix:/run/one.qmp,server=on -incoming defer"
         );
-        assert_eq!(incoming(&once, Path::new("/run/one.qmp")), once);
-    }
-
-    #[test]
-    fn a_missing_monitor_is_added() {
-        let words = incoming(&["qemu".to_owned()], Path::new("/run/one.qmp"));
-        assert_eq!(
-            words.join(" "),
-            "qemu -qmp unix:/run/one.qmp,server=on,wait=off -incoming defer"
-        );
+        assert_eq!(incoming(&once), once);
     }
 }

@@ -87,7 +87,7 @@ impl Hypervisor for Qemu {
         Ok(Spec {
             name: guest.name.clone(),
             qmp: guest.qmp.clone(),
-            command: argv::incoming(&command, &guest.qmp),
+            command: argv::incoming(&command),
             output: self.output(pid, &guest.name),
             channel,
         })
