@@ -1,6 +1,7 @@
 //! What the running kernel must have and how it must have been booted.
 
 use super::{Check, Verdict};
+use crate::inventory::{iomem_range, memory};
 use crate::sysroot::SysRoot;
 
 /// Checks of the kernel: release, hotplug, command line, KVM, pool.
@@ -25,6 +26,7 @@ pub fn checks(sys: &SysRoot) -> Vec<Check> {
             "use a kernel with CONFIG_MEMORY_HOTPLUG and CONFIG_MEMORY_HOTREMOVE",
         ),
         movable(sys),
+        kernel_place(sys),
         word(
             &cmdline,
             "no_ipi_broadcast=1",
@@ -81,6 +83,47 @@ fn movable(sys: &SysRoot) -> Check {
         count > 0,
         format!("{count} blocks"),
         "boot with movablecore=SIZE (at least a successor's memory) or movable_node",
+    )
+}
+
+/// Linux cannot split a "System RAM" resource below the kernel's own image, and an image in a block keeps that block.
+fn kernel_place(sys: &SysRoot) -> Check {
+    const NAME: &str = "kernel's place";
+    let iomem = sys.read_optional("proc/iomem").unwrap_or_default();
+    let (mut resource, mut code) = (None, None);
+    for (range, name) in iomem
+        .lines()
+        .filter_map(|line| line.trim().split_once(" : "))
+    {
+        match name {
+            name if name.starts_with("System RAM") && code.is_none() => {
+                resource = iomem_range(range)
+            }
+            "Kernel code" => code = iomem_range(range),
+            _ => {}
+        }
+    }
+    let (Some(code), Some(resource)) = (code, resource) else {
+        return Check::bad(
+            NAME,
+            Verdict::Advice,
+            "not known",
+            "run as root to see /proc/iomem",
+        );
+    };
+    // Blocks that came by hotplug are resources of their own, wherever they lie.
+    let blocks = memory::blocks(sys).unwrap_or_default();
+    let above = blocks.iter().any(|block| {
+        block.removable && resource.contains(block.range) && block.range.start() < code.end()
+    });
+    Check::need(
+        NAME,
+        !above,
+        format!(
+            "{code}, {} the movable memory",
+            if above { "not below" } else { "below" }
+        ),
+        "boot with nokaslr",
     )
 }
 
@@ -169,12 +212,25 @@ mod tests {
         put("proc/sys/kernel/osrelease", "6.12.94+deb13-amd64\n");
         put("sys/devices/system/memory/block_size_bytes", "8000000\n");
         put("sys/devices/system/memory/memory9/valid_zones", "Movable\n");
+        put("sys/devices/system/memory/memory9/state", "online\n");
+        put(
+            "proc/iomem",
+            "00a00000-67ffffff : System RAM\n  01000000-023fffff : Kernel code\n",
+        );
         put("sys/devices/system/cpu/cpu1/online", "1\n");
         let sys = SysRoot::at(dir.path());
         let good = checks(&sys);
         assert!(super::super::fit(&good), "{good:#?}");
         assert_eq!(check(&good, "KVM").verdict, Verdict::Advice);
 
+        put(
+            "proc/iomem",
+            "00a00000-67ffffff : System RAM\n  49000000-4a3fffff : Kernel code\n",
+        );
+        assert_eq!(
+            check(&checks(&sys), "kernel's place").verdict,
+            Verdict::Missing
+        );
         put("proc/sys/kernel/osrelease", "6.1.0-18-amd64\n");
         put("proc/cmdline", "quiet no_ipi_broadcast=0\n");
         put(

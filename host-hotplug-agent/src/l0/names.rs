@@ -76,7 +76,7 @@ pub fn errno(raw: u32) -> Option<&'static str> {
 
 /// The kind of a trace record in one word.
 pub fn trace_kind(raw: u16) -> &'static str {
-    const KINDS: [(TraceKind, &str); 21] = [
+    const KINDS: &[(TraceKind, &str)] = &[
         (TraceKind::None, "none"),
         (TraceKind::Boot, "boot"),
         (TraceKind::Park, "park"),
@@ -98,6 +98,7 @@ pub fn trace_kind(raw: u16) -> &'static str {
         (TraceKind::VmxFail, "vmx-fail"),
         (TraceKind::PowerFiltered, "power-filtered"),
         (TraceKind::Fault, "fault"),
+        (TraceKind::VmcsChecked, "vmcs-checked"),
     ];
     KINDS
         .iter()

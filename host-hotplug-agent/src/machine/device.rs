@@ -204,8 +204,12 @@ impl Device {
     /// # Errors
     /// The module's refusal.
     pub fn mem_remove(&self, range: MemRange) -> Result<()> {
-        self.range(ioctl::mem_remove, range, 0)
-            .with_context(|| format!("taking memory {range} off Linux"))
+        self.range(ioctl::mem_remove, range, 0).with_context(|| {
+            format!(
+                "taking memory {range} off Linux (pages that cannot be moved keep a block: boot with a larger \
+                 movablecore= and with nokaslr, or choose other blocks)"
+            )
+        })
     }
 
     /// Gives memory blocks to Linux, offline. A negative node stands for that of the address.

@@ -317,6 +317,8 @@ impl Successor {
             Action::OnlineCpu(apic) => machine.online_cpu(cpu_number(machine, *apic)?),
             Action::AddPci(address) => machine.find_pci(*address),
             Action::LeaveNested(apic) => machine.leave(cpu_number(machine, *apic)?),
+            // It may have retired after all while the operator thought about a retry.
+            Action::TakeIncumbent if incumbent_state(machine) == Some(HostState::Retired) => Ok(()),
             Action::TakeIncumbent => machine.abort(),
             other => bail!("`{other}` is the incumbent's to do"),
         }
