@@ -27,6 +27,7 @@ pub mod roots;
 pub mod run;
 pub mod scenarios;
 pub mod shell;
+pub mod slots;
 pub mod successor;
 pub mod test;
 pub mod tools;

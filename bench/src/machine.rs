@@ -12,7 +12,9 @@ use anyhow::{Context, Result, bail};
 use crate::{
     bochs::{self, Hardware, Platform},
     channel::{Channel, Hello, JobId, Output},
-    qemu, tools,
+    qemu,
+    slots::{self, Slot},
+    tools,
 };
 
 /// How often a wait looks at the emulator and its logs when no message comes.
@@ -33,6 +35,8 @@ pub struct Machine {
     channels: [Channel; 2],
     deadline: Instant,
     expected: Vec<&'static str>,
+    // Last, so that the next emulator starts when this one is gone.
+    _slot: Slot,
 }
 
 /// What to run.
@@ -59,6 +63,7 @@ impl Machine {
     /// The emulator does not start.
     pub fn start(setup: &Setup) -> Result<Self> {
         fs::create_dir_all(&setup.dir)?;
+        let slot = slots::take()?;
         let channels = [Channel::listen()?, Channel::listen()?];
         let hardware = Hardware {
             cpus: setup.cpus,
@@ -76,6 +81,7 @@ impl Machine {
             channels,
             deadline: Instant::now() + setup.timeout,
             expected: Vec::new(),
+            _slot: slot,
         })
     }
 

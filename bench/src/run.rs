@@ -270,14 +270,16 @@ impl Run {
                 if gaps.is_none() {
                     gaps = Some(self.watch_gaps(generation)?);
                 }
-                if let Some(state) = self.successor_state(generation)? {
-                    self.progress
-                        .step(&format!("generation {generation}: {}", state.state));
-                    if state.generation == generation && state.state == "idle" && state.all_native()
-                    {
-                        self.take_gaps(generation, &gaps.unwrap_or_default())?;
-                        return Ok(Outcome::Done);
-                    }
+                // Cheap, for it runs while guests go over.
+                let look = "cat /sys/kernel/locum/state /sys/kernel/locum/progress 2>/dev/null";
+                let words = self.machine.host(generation).run(look, LONG)?.text;
+                self.progress.step(&format!(
+                    "generation {generation}: {}",
+                    words.trim().replace('\n', ", ")
+                ));
+                if words.lines().next() == Some("idle") && self.reigns(generation)? {
+                    self.take_gaps(generation, &gaps.unwrap_or_default())?;
+                    return Ok(Outcome::Done);
                 }
             } else {
                 let last = String::from_utf8_lossy(&said)
@@ -304,7 +306,7 @@ impl Run {
             .iter()
             .map(|name| {
                 let wait = "while [ ! -c /dev/dax0.0 ]; do sleep 0.2; done";
-                let watch = format!("nice -n 19 lab-guest watch --name {name} --gaps 30");
+                let watch = format!("nice -n 19 lab-guest watch --name {name} --gaps 45");
                 self.machine
                     .host(generation)
                     .start(&format!("{wait}; {watch}"))
@@ -334,6 +336,11 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    fn reigns(&mut self, generation: u32) -> Result<bool> {
+        let status = self.successor_state(generation)?;
+        Ok(status.is_some_and(|status| status.generation == generation && status.all_native()))
     }
 
     fn successor_state(&mut self, generation: u32) -> Result<Option<Status>> {

@@ -1,0 +1,80 @@
+//! Shares a machine among several users of the lab.
+//!
+//! `LAB_SLOTS` may name files, separated by colons; an emulator then runs only while it holds the lock of one of them.
+//! Without the variable nothing is limited.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+
+/// A place among the emulators; given up when dropped.
+#[derive(Debug)]
+pub struct Slot {
+    _lock: Option<File>,
+}
+
+/// Waits for a free place of those in `LAB_SLOTS`.
+///
+/// # Errors
+/// A file cannot be made or locked.
+pub fn take() -> Result<Slot> {
+    let files = std::env::var_os("LAB_SLOTS").unwrap_or_default();
+    let files: Vec<_> = std::env::split_paths(&files)
+        .filter(|path| !path.as_os_str().is_empty())
+        .collect();
+    wait(&files)
+}
+
+fn wait(files: &[PathBuf]) -> Result<Slot> {
+    if files.is_empty() {
+        return Ok(Slot { _lock: None });
+    }
+    loop {
+        for path in files {
+            let file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path)
+                .with_context(|| format!("opening {} of LAB_SLOTS", path.display()))?;
+            match file.try_lock() {
+                Ok(()) => return Ok(Slot { _lock: Some(file) }),
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => {
+                    bail!("locking {} of LAB_SLOTS: {error}", path.display())
+                }
+            }
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_of_two_waits_for_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = [dir.path().join("slot")];
+        let first = wait(&files).unwrap();
+        let (sender, events) = std::sync::mpsc::channel();
+        let for_thread = files.clone();
+        let second = thread::spawn(move || {
+            let slot = wait(&for_thread);
+            sender.send(()).unwrap();
+            slot.map(drop)
+        });
+        assert!(
+            events.recv_timeout(Duration::from_millis(500)).is_err(),
+            "two in one slot"
+        );
+        drop(first);
+        events.recv_timeout(Duration::from_secs(60)).unwrap();
+        second.join().unwrap().unwrap();
+    }
+}
