@@ -417,6 +417,11 @@ enum locum_trace_kind {
 	 * L0 took an exception it should not (`a`: vector, `b`: RIP, `c`: CR2 or error code).
 	 */
 	LOCUM_TRACE_KIND_FAULT = 20,
+	/**
+	 * A VMCS was given back (`a`: 1 if it is as it was before, `b`: its address, `c`: 0 if so). Only with `check=vmcs`,
+	 * and if neither host nor guest changed it meanwhile.
+	 */
+	LOCUM_TRACE_KIND_VMCS_CHECKED = 21,
 };
 
 /**

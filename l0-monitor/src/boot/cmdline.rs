@@ -22,6 +22,8 @@ pub struct Options {
     pub log_port: Option<u16>,
     /// CPUs that the first host uses: `host_cpus=N`. All, if not given.
     pub host_cpus: Option<u32>,
+    /// Whether VMCSs are compared before and after: `check=vmcs`. See [`crate::nested::check`].
+    pub check: bool,
     /// How parked CPUs wait: `park=hlt`, `park=mwait` or `park=spin`.
     pub wait: Wait,
 }
@@ -77,7 +79,11 @@ pub fn parse<'a>(line: &'a str, mut bad: impl FnMut(BadArgument<'a>)) -> Options
                 }
                 _ => Some("park=hlt, park=mwait or park=spin"),
             },
-            _ => Some("one of pool=, log=, host_cpus=, park="),
+            "check" => {
+                options.check = value == "vmcs";
+                (!options.check).then_some("check=vmcs")
+            }
+            _ => Some("one of pool=, log=, host_cpus=, park=, check="),
         };
         if let Some(expected) = expected {
             bad(BadArgument { argument, expected });

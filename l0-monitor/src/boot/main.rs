@@ -80,6 +80,9 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
         );
     });
     park::set_wait(options.wait);
+    if options.check {
+        crate::nested::check::enable();
+    }
 
     // SAFETY: the entry's page tables map the low 4 GiB one to one.
     let memory = unsafe { Identity::new() };
@@ -411,10 +414,12 @@ fn load(
     }
     let ramdisk = places.ramdisk.clone().unwrap_or(0..0);
     log::info!(
-        "kernel at {:#x}, ramdisk at {:#x}-{:#x}, command line: {line}",
+        "kernel at {:#x} (file at {:#x}), ramdisk at {:#x}-{:#x} (file at {:#x}), command line: {line}",
         places.kernel,
+        kernel_file.start,
         ramdisk.start,
         ramdisk.end,
+        ramdisk_file.map_or(0, |file| file.start),
     );
     let code = kernel.code().as_ptr_range();
     let (from, len) = (code.start as u64, kernel.code().len() as u64);

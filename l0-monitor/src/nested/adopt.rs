@@ -3,6 +3,9 @@
 //! A VMCS is adopted when it becomes current, and given back (*unadopted*) on VMCLEAR and when L0 leaves. Between the
 //! two, VMREAD and VMWRITE of a replaced field act on the side table. Nothing else in the VMCS is ever changed.
 
+use locum_abi::TraceKind;
+
+use crate::nested::check;
 use crate::nested::host_area::HostArea;
 use crate::vmx::{Hardware, VmxStatus};
 
@@ -16,6 +19,8 @@ pub struct Entry {
     pub phys: u64,
     /// The host's values of the replaced fields.
     pub area: HostArea,
+    /// [`check::fingerprint`] from before the adoption; 0 if it was not taken, or the VMCS was used since.
+    pub fingerprint: u64,
 }
 
 /// The side table of one CPU.
@@ -39,6 +44,7 @@ impl Adopted {
             entries: [Entry {
                 phys: 0,
                 area: HostArea::ZERO,
+                fingerprint: 0,
             }; CAPACITY],
         }
     }
@@ -88,9 +94,18 @@ impl Adopted {
                 return Err(status);
             }
         }
+        let fingerprint = if check::enabled() {
+            check::fingerprint(hw)
+        } else {
+            0
+        };
         own.write(hw);
         if let Some(free) = self.entries.get_mut(self.len) {
-            *free = Entry { phys, area };
+            *free = Entry {
+                phys,
+                area,
+                fingerprint,
+            };
             self.last = self.len;
             self.len += 1;
         }
@@ -104,6 +119,11 @@ impl Adopted {
         };
         if hw.vmptrld(phys).ok() {
             entry.area.write(hw);
+            if entry.fingerprint != 0 {
+                let now = check::fingerprint(hw);
+                let same = u32::from(now == entry.fingerprint);
+                hw.trace(TraceKind::VmcsChecked, same, phys, now ^ entry.fingerprint);
+            }
         }
         self.len -= 1;
         self.entries.swap(self.last, self.len);

@@ -24,6 +24,7 @@
 //! | [`context`] | registers and fields of the host that is served |
 //! | [`vmx_instructions`] | the host's VMX instructions |
 //! | [`host_area`], [`adopt`] | host-state area: loading it, replacing it |
+//! | [`check`] | proof that a VMCS is the same afterwards |
 //! | [`control_registers`], [`simple`] | CR0, CR4; CPUID, MSRs, XCR0 |
 //! | [`walk`], [`decode`] | reading the host's memory operands and MOVs |
 //! | [`transition`] | native to nested and back |
@@ -34,6 +35,7 @@
 //! model of it.
 
 pub mod adopt;
+pub mod check;
 pub mod context;
 pub mod control_registers;
 pub mod decode;

@@ -16,6 +16,7 @@ use locum_abi::{CpuMode, Errno, Frame, TraceKind};
 use crate::arch::{gdt, idt, paging, registers};
 use crate::boot::{host, reset};
 use crate::cpu::{self, CpuIndex, Slot};
+use crate::nested::check;
 use crate::nested::hypercall::After;
 use crate::nested::vcpu::{Belief, VCpu, gpr};
 use crate::nested::vmcs01::{self, HOST_VPID, HostState};
@@ -112,6 +113,9 @@ fn take_root(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, slot: Slot) -> Result
     if !ready {
         log::error!("VMCS01 can't be loaded");
         return Err(Errno::EntryFailed);
+    }
+    if check::enabled() {
+        check::probe(hw);
     }
     Ok(belief)
 }

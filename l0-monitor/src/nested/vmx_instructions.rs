@@ -251,7 +251,13 @@ impl<H: Hardware> Context<'_, H> {
         if let Some(slot) = replaced.and_then(|i| self.cpu.adopted.find(current)?.area.0.get_mut(i))
         {
             *slot = field.truncate(value);
+            if let Some(entry) = self.cpu.adopted.find(current) {
+                entry.fingerprint = 0;
+            }
             return self.finish(VmxStatus::Succeed);
+        }
+        if let Some(entry) = self.cpu.adopted.find(current) {
+            entry.fingerprint = 0;
         }
         self.hw.vmptrld(current);
         let status = self
@@ -269,6 +275,9 @@ impl<H: Hardware> Context<'_, H> {
             return Outcome::Host;
         };
         self.hw.vmptrld(current);
+        if let Some(entry) = self.cpu.adopted.find(current) {
+            entry.fingerprint = 0;
+        }
         let caps = self.cpu.caps;
         let valid = self.cpu.adopted.find(current).is_none_or(|e| {
             e.area.valid(

@@ -245,7 +245,7 @@ mod tests {
         assert_eq!(Resource::new(0, 4, 0, cpu), bad, "no such CPU");
         assert_eq!(Resource::new(1, 0x1000, 0, cpu), bad);
         assert_eq!(Resource::new(1, 0x1001, 0x1000, cpu), bad);
-        assert_eq!(Resource::new(1, u64::MAX & !0xfff, 0x2000, cpu), bad);
+        assert_eq!(Resource::new(1, !0xfff, 0x2000, cpu), bad);
         assert_eq!(Resource::new(2, 0x1_0000, 0, cpu), bad);
         assert_eq!(Resource::new(2, 0x10, 1, cpu), bad, "reserved argument");
         assert_eq!(Resource::new(3, 0xffff, 2, cpu), bad);
