@@ -1,4 +1,52 @@
-//! `locum`: the command and daemon that drives a refresh from inside the host.
+//! `locum`: the command and daemon in the host, which replace that host by another under its running guests.
+//!
+//! # What this is
+//!
+//! The hands of a refresh. `partitioner` decides what is to be done, `firmware-shim` makes what the successor sees as
+//! firmware, L0 and `locum.ko` enforce who owns what; this program reads the machine, performs the actions one by one,
+//! moves the guests, and tells the operator. The same program runs in both hosts, first as the successor's agent, later as
+//! the incumbent's.
+//!
+//! # What this is not
+//!
+//! It holds no policy, touches no device but through Linux and the module, and never parses AML. It trusts the
+//! administrator, but not the other host: messages are checked, and every wait ends.
+//!
+//! # How data flows through it
+//!
+//! ```text
+//!  /etc/locum/NAME.toml -> config --+
+//!  /proc, /sys, L0's status -> inventory --+-> refresh::prepare -> partitioner::plan
+//!  kernel, initramfs -> load::files --+
+//!
+//!  partitioner::Refresh -- next action --> refresh::{incumbent, successor} -> machine (module, sysfs)
+//!           ^------------ done, failed ----------'      |-> load (image, tables, zero page)
+//!                                                       |-> channel 0: messages to the other agent
+//!                                                       '-> guest (QMP) <-> channels 1-3: guests' state
+//!
+//!  L0's status, trace, log -> l0 -> command (doctor, status, trace, log);  report -> status
+//! ```
+//!
+//! # Modules
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`cli`], [`command`] | the command line, and each command |
+//! | [`config`] | `/etc/locum/NAME.toml` |
+//! | [`error`] | what is refused before anything changes |
+//! | [`doctor`], [`cpuinfo`] | is this machine fit? |
+//! | [`sysroot`], [`inventory`], [`acpi`] | the machine as Linux shows it |
+//! | [`l0`] | the machine as L0 shows it |
+//! | [`machine`] | the machine as it can be changed: the one place of ioctls and sysfs writes |
+//! | [`load`] | the successor's image |
+//! | [`channel`] | bytes and messages between the hosts |
+//! | [`guest`] | QEMU |
+//! | [`clock`], [`tsc`] | time that both hosts share |
+//! | [`refresh`] | the refresh carried out, from either side |
+//! | [`daemon`] | requests, one at a time |
+//! | [`report`], [`status`] | what happened, and how it stands |
+//!
+//! Everything above [`machine`] and [`guest`] runs in `cargo test` against a machine in memory, including every way back.
 
 pub mod acpi;
 pub mod channel;

@@ -1,0 +1,161 @@
+//! Guests given to the successor, and taken back. A guest never runs in both hosts, and whenever it is not known where it runs,
+//! the successor is stopped first.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::{Incumbent, MESSAGE, VERDICT, dead};
+use crate::channel::Message;
+use crate::guest::{Spec, Vm};
+use crate::refresh::until;
+use crate::report::GuestReport;
+
+impl Incumbent {
+    pub(super) fn note(&self, name: &str, change: impl FnOnce(&mut GuestReport)) {
+        if let Some(report) = &mut self.shared.lock().report {
+            let guest = report.guest(name);
+            change(guest);
+            guest.conclude();
+        }
+    }
+
+    /// On failure the guest runs here, and nowhere else.
+    pub(super) fn move_guest(&mut self, name: &str) -> Result<()> {
+        let spec = self
+            .guests
+            .get(name)
+            .cloned()
+            .with_context(|| format!("guest {name} is not in the plan"))?;
+        let seconds = self.config.timeouts.guest_move;
+        let mut vm = self.hypervisor.attach(&spec)?;
+        self.tell(&Message::Receive {
+            name: name.to_owned(),
+            seconds,
+        })?;
+        let receiving = |message: &Message| match message {
+            Message::Receiving { .. } => Some(Ok(())),
+            Message::Failed { reason, .. } => Some(Err(anyhow!("{reason}"))),
+            _ => None,
+        };
+        self.expect(MESSAGE, receiving)??;
+        let machine = Arc::clone(&self.machine);
+        let given_up = || dead(&*machine).is_some();
+        let port = self.ports.get(&*self.machine, spec.channel)?;
+        let sent = vm.send(port, &until(seconds, &given_up));
+        // The operator must wait for the word: until then it is not known where the guest runs.
+        let verdict = self.insist(seconds + VERDICT, |message| match message {
+            Message::Resumed { .. } | Message::Failed { .. } => Some(message.clone()),
+            _ => None,
+        });
+        match (sent, verdict) {
+            (
+                Ok(sent),
+                Ok(Message::Resumed {
+                    received, resumed, ..
+                }),
+            ) => {
+                self.note(name, |guest| {
+                    guest.begun = sent.begun;
+                    guest.stopped = sent.stopped;
+                    guest.saved = sent.saved;
+                    guest.state_bytes = sent.state_bytes;
+                    guest.ram_bytes_copied = sent.ram_bytes_copied;
+                    guest.received = received;
+                    guest.resumed = resumed;
+                });
+                vm.quit()
+            }
+            // It runs there: whatever went wrong here came after the last byte.
+            (Err(error), Ok(Message::Resumed { .. })) => {
+                tracing::warn!("guest {name} runs in the successor, but: {error:#}");
+                self.note(name, |guest| guest.resumed = 1);
+                vm.quit()
+            }
+            (sent, Ok(Message::Failed { reason, .. })) => {
+                vm.resume().with_context(|| {
+                    format!("guest {name} does not run on after a failed handover")
+                })?;
+                match sent {
+                    Ok(_) => bail!("the successor's QEMU refused the state: {reason}"),
+                    Err(error) => Err(error.context(reason)),
+                }
+            }
+            (_, Ok(other)) => bail!("unexpected answer {other:?}"),
+            (_, Err(silence)) => {
+                // Nobody says where the guest runs. Stop the successor for certain; then it runs here only.
+                self.take_back()
+                    .context("the successor must be stopped before the guest may run on")?;
+                self.shared.lock().lost = Some(format!("{silence:#}"));
+                vm.resume().with_context(|| {
+                    format!("guest {name} does not run on after a failed handover")
+                })?;
+                Err(silence)
+            }
+        }
+    }
+
+    /// On failure the guest runs in the successor, unless that is dead.
+    pub(super) fn return_guest(&mut self, name: &str) -> Result<()> {
+        let spec = self
+            .guests
+            .get(name)
+            .cloned()
+            .with_context(|| format!("guest {name} is not in the plan"))?;
+        let seconds = self.config.timeouts.guest_move;
+        let machine = Arc::clone(&self.machine);
+        let given_up = || dead(&*machine).is_some();
+        let mut vm = self
+            .hypervisor
+            .prepare(&spec, &until(self.config.timeouts.guest_start, &given_up))?;
+        let outcome = self.take_guest(&spec, vm.as_mut(), seconds);
+        match &outcome {
+            Ok(()) => self.note(name, |guest| {
+                guest.resumed = 0;
+                guest.moved = false;
+            }),
+            Err(_) => vm.quit()?,
+        }
+        outcome
+    }
+
+    pub(super) fn take_guest(&mut self, spec: &Spec, vm: &mut dyn Vm, seconds: u64) -> Result<()> {
+        let name = spec.name.clone();
+        let machine = Arc::clone(&self.machine);
+        let given_up = || dead(&*machine).is_some();
+        self.ports.get(&*self.machine, spec.channel)?;
+        self.tell(&Message::Return {
+            name: name.clone(),
+            seconds,
+        })?;
+        let port = self.ports.get(&*self.machine, spec.channel)?;
+        match vm.receive(port, &until(seconds, &given_up)) {
+            Ok(received) => {
+                let (received, resumed) = (received.received, received.resumed);
+                // The guest runs here. Should the successor not hear of it, its QEMU stays stopped until it is aborted.
+                if let Err(error) = self.tell(&Message::Resumed {
+                    name: name.clone(),
+                    received,
+                    resumed,
+                }) {
+                    tracing::warn!("guest {name}: {error:#}");
+                    return Ok(());
+                }
+                let gone =
+                    |message: &Message| matches!(message, Message::Gone { .. }).then_some(());
+                if let Err(error) = self.insist(MESSAGE, gone) {
+                    tracing::warn!("guest {name}: {error:#}");
+                }
+                Ok(())
+            }
+            Err(error) => {
+                vm.quit()?;
+                self.tell(&Message::Failed {
+                    name,
+                    reason: format!("{error:#}"),
+                })?;
+                Err(error)
+            }
+        }
+    }
+}

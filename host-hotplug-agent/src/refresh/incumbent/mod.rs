@@ -1,0 +1,202 @@
+//! The incumbent's actions.
+
+mod guests;
+mod image;
+mod talk;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use locum_abi::{CpuMode, HostState, ResourceKind};
+use partitioner::{Action, MemRange, Owner, PciAddress, Plan, Resource, Transfer};
+
+use super::{Ports, Prepared, Shared, after, cpu_number, other_host};
+use crate::channel::Link;
+use crate::guest::{Hypervisor, Spec};
+use crate::l0::view;
+use crate::load::Files;
+use crate::machine::Machine;
+
+/// Seconds beyond a guest's time that the successor gets to say how it went, its QEMU's end included.
+const VERDICT: u64 = 30;
+/// Seconds for a message to get through.
+const MESSAGE: u64 = 30;
+
+/// Does what the state machine tells the incumbent.
+pub struct Incumbent {
+    machine: Arc<dyn Machine>,
+    hypervisor: Arc<dyn Hypervisor>,
+    shared: Arc<Shared>,
+    config: crate::config::Config,
+    /// Gone once loaded.
+    files: Option<Files>,
+    guests: BTreeMap<String, Spec>,
+    order: Vec<Spec>,
+    layout: Option<(u64, u64)>,
+    link: Option<Link>,
+    ports: Ports,
+    /// Whether L0 has taken everything back already.
+    taken_back: bool,
+}
+
+impl Incumbent {
+    /// For a refresh that was accepted.
+    pub fn new(
+        machine: Arc<dyn Machine>,
+        hypervisor: Arc<dyn Hypervisor>,
+        shared: Arc<Shared>,
+        prepared: Prepared,
+    ) -> Self {
+        Self {
+            machine,
+            hypervisor,
+            shared,
+            config: prepared.config,
+            files: Some(prepared.files),
+            guests: prepared
+                .guests
+                .iter()
+                .map(|spec| (spec.name.clone(), spec.clone()))
+                .collect(),
+            order: prepared.guests,
+            layout: None,
+            link: None,
+            ports: Ports::default(),
+            taken_back: false,
+        }
+    }
+
+    /// Performs one action, all or nothing.
+    ///
+    /// # Errors
+    /// Why it could not be done.
+    pub fn perform(&mut self, action: &Action) -> Result<()> {
+        let machine = Arc::clone(&self.machine);
+        match action {
+            Action::RemoveMemory { range, .. } => machine.remove_memory(*range),
+            Action::AddMemory { range, online } => {
+                machine.add_memory(*range, self.node(*range), *online)
+            }
+            Action::OfflineCpu(apic) => {
+                machine.offline_cpu(cpu_number(&*machine, *apic)?)?;
+                self.await_parked(apic.0)
+            }
+            Action::OnlineCpu(apic) => machine.online_cpu(cpu_number(&*machine, *apic)?),
+            Action::RemovePci(address) => machine.remove_pci(*address),
+            Action::AddPci(address) => machine.find_pci(*address),
+            Action::LoadSuccessor => self.load(),
+            Action::WipeSuccessor => {
+                let blocks: Vec<MemRange> =
+                    self.plan(|plan| plan.blocks.iter().map(|block| block.range).collect())?;
+                blocks.into_iter().try_for_each(|range| machine.wipe(range))
+            }
+            Action::EnterNested(apic) => machine.enter(cpu_number(&*machine, *apic)?),
+            Action::LeaveNested(apic) => machine.leave(cpu_number(&*machine, *apic)?),
+            Action::Transfer(transfer) => self.transfer(*transfer),
+            Action::StartSuccessor => {
+                let boot = self.plan(|plan| plan.cpus.first().map(|cpu| cpu.apic.0))?;
+                let boot = boot.context("the plan has no boot CPU")?;
+                let (entry, zero_page) =
+                    self.layout.context("the successor's image is not loaded")?;
+                self.taken_back = false;
+                machine.start(entry, zero_page, boot)
+            }
+            Action::StopSuccessor => self.take_back(),
+            Action::AwaitSuccessor => self.await_successor(),
+            Action::MoveGuest(name) => self.move_guest(name),
+            Action::ReturnGuest(name) => self.return_guest(name),
+            Action::Entrust => self.entrust(),
+            Action::PowerOff => machine.power_off(&self.config.poweroff),
+            Action::AwaitIncumbentGone | Action::TakeIncumbent => {
+                bail!("that is the successor's to do")
+            }
+        }
+    }
+
+    fn plan<T>(&self, look: impl FnOnce(&Plan) -> T) -> Result<T> {
+        let inner = self.shared.lock();
+        inner.refresh.plan().map(look).context("there is no plan")
+    }
+
+    fn node(&self, range: MemRange) -> u32 {
+        let node = self.plan(|plan| {
+            plan.blocks
+                .iter()
+                .find(|block| block.range == range)
+                .map(|block| block.node.0)
+        });
+        node.ok().flatten().unwrap_or(0)
+    }
+
+    /// Linux says that a CPU is offline a moment before it has reached L0.
+    fn await_parked(&self, apic_id: u32) -> Result<()> {
+        let deadline = after(self.config.timeouts.cpu);
+        loop {
+            let status = self.machine.status()?;
+            let cpu = view::used(&status)
+                .iter()
+                .find(|cpu| cpu.apic_id == apic_id);
+            if cpu.is_some_and(|cpu| cpu.mode == CpuMode::Parked as u32) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                bail!(
+                    "APIC {apic_id} is offline, but did not come to L0: is the kernel Linux 6.11 or later?"
+                );
+            }
+            sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// On the way there, a grant; on the way back, L0 takes everything at once.
+    fn transfer(&mut self, transfer: Transfer) -> Result<()> {
+        let own = Owner::Host(self.plan(Plan::incumbent)?);
+        let nobodys = transfer.to == Owner::Nobody;
+        if transfer.to == own || nobodys {
+            return self.take_back();
+        }
+        self.taken_back = false;
+        let (kind, b, c) = grant(transfer.resource);
+        self.machine.grant(kind, b, c)
+    }
+
+    fn take_back(&mut self) -> Result<()> {
+        if !self.taken_back {
+            self.machine.abort()?;
+            self.taken_back = true;
+            self.link = None;
+            self.ports = Ports::default();
+        }
+        Ok(())
+    }
+}
+
+/// Why the successor is dead, if it is.
+pub fn dead(machine: &dyn Machine) -> Option<String> {
+    let status = machine.status().ok()?;
+    match other_host(&status, machine.facts().slot) {
+        (Some(HostState::Dead), reason) => Some(reason),
+        _ => None,
+    }
+}
+
+/// The hypercall's words for a resource.
+fn grant(resource: Resource) -> (ResourceKind, u64, u64) {
+    match resource {
+        Resource::Cpu(apic) => (ResourceKind::Cpu, u64::from(apic.0), 0),
+        Resource::Memory(range) => (ResourceKind::Memory, range.start(), range.len()),
+        Resource::Function(address) => (ResourceKind::Pci, bdf(address), 0),
+        Resource::Ports(ports) => {
+            let count = u64::from(ports.last()) - u64::from(ports.first()) + 1;
+            (ResourceKind::Ports, u64::from(ports.first()), count)
+        }
+        Resource::Pin(gsi) => (ResourceKind::Pin, u64::from(gsi.0), 0),
+    }
+}
+
+fn bdf(address: PciAddress) -> u64 {
+    u64::from(address.bus()) << 8 | u64::from(address.device()) << 3 | u64::from(address.function())
+}

@@ -1,0 +1,149 @@
+//! The incumbent's side of the conversation with the successor's agent.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail};
+use partitioner::Refresh;
+
+use super::{Incumbent, MESSAGE, VERDICT, dead};
+use crate::channel::message::MessageError;
+use crate::channel::port::PortError;
+use crate::channel::{Link, Message};
+use crate::clock::Clock;
+use crate::refresh::until;
+
+impl Incumbent {
+    /// Why a wait ended, in place of the channel's error.
+    pub(super) fn explain(&self, error: MessageError) -> anyhow::Error {
+        if let Some(reason) = dead(&*self.machine) {
+            return anyhow!("the successor died: {reason}");
+        }
+        match error {
+            MessageError::Port(PortError::GivenUp) => anyhow!("stopped by the operator"),
+            MessageError::Port(PortError::Timeout) => {
+                anyhow!("the successor did not answer in time")
+            }
+            error => error.into(),
+        }
+    }
+
+    /// Waits for a message for which `wanted` gives a value; others are out of turn. Ends early if the successor dies, or
+    /// the operator wants to stop.
+    pub(super) fn expect<T>(
+        &mut self,
+        seconds: u64,
+        wanted: impl Fn(&Message) -> Option<T>,
+    ) -> Result<T> {
+        let shared = Arc::clone(&self.shared);
+        self.listen(seconds, &|| shared.aborting(), wanted)
+    }
+
+    /// As [`Self::expect`], whatever the operator wants: something depends on the answer.
+    pub(super) fn insist<T>(
+        &mut self,
+        seconds: u64,
+        wanted: impl Fn(&Message) -> Option<T>,
+    ) -> Result<T> {
+        self.listen(seconds, &|| false, wanted)
+    }
+
+    fn listen<T>(
+        &mut self,
+        seconds: u64,
+        stop: &(dyn Fn() -> bool + Sync),
+        wanted: impl Fn(&Message) -> Option<T>,
+    ) -> Result<T> {
+        let machine = Arc::clone(&self.machine);
+        let given_up = || stop() || dead(&*machine).is_some();
+        let until = until(seconds, &given_up);
+        let link = self
+            .link
+            .as_mut()
+            .context("there is no channel to the successor")?;
+        loop {
+            match link.receive(&until) {
+                Ok(message) => match wanted(&message) {
+                    Some(value) => return Ok(value),
+                    None => tracing::warn!("unexpected message from the successor: {message:?}"),
+                },
+                Err(error) => return Err(self.explain(error)),
+            }
+        }
+    }
+
+    pub(super) fn tell(&mut self, message: &Message) -> Result<()> {
+        let machine = Arc::clone(&self.machine);
+        let given_up = || dead(&*machine).is_some();
+        let link = self
+            .link
+            .as_mut()
+            .context("there is no channel to the successor")?;
+        link.send(message, &until(MESSAGE, &given_up))
+            .map_err(|error| self.explain(error))
+    }
+
+    pub(super) fn await_successor(&mut self) -> Result<()> {
+        self.link = Some(Link::new(self.machine.channel(0)?));
+        let hello = |message: &Message| match message {
+            Message::Hello {
+                generation,
+                kernel,
+                cpus,
+            } => Some((*generation, kernel.clone(), *cpus)),
+            _ => None,
+        };
+        let (generation, kernel, cpus) = self
+            .expect(self.config.timeouts.boot, hello)
+            .with_context(|| {
+                format!(
+                    "the successor's agent did not come up within {} s; see its console",
+                    self.config.timeouts.boot
+                )
+            })?;
+        let (expected, planned) = self.plan(|plan| (plan.generation.next().0, plan.cpus.len()))?;
+        if generation != expected {
+            bail!("a host of generation {generation} answered, generation {expected} was started");
+        }
+        if cpus != planned {
+            bail!("the successor came up with {cpus} of {planned} CPUs; see its console");
+        }
+        if let Some(report) = &mut self.shared.lock().report {
+            report.successor = kernel;
+        }
+        let clock = Clock::now(self.machine.facts().tsc_khz);
+        self.tell(&Message::Welcome {
+            clock,
+            guests: self.order.clone(),
+            seconds: self.config.timeouts.guest_start,
+        })?;
+        for _ in 0..self.order.len() {
+            let answer = |message: &Message| match message {
+                Message::Prepared { name, ticks } => Some(Ok((name.clone(), *ticks))),
+                Message::Failed { name, reason } => Some(Err(anyhow!("guest {name}: {reason}"))),
+                _ => None,
+            };
+            let (name, ticks) =
+                self.expect(self.config.timeouts.guest_start + VERDICT, answer)??;
+            self.note(&name, |guest| guest.prepare_ticks = ticks);
+        }
+        Ok(())
+    }
+
+    pub(super) fn entrust(&mut self) -> Result<()> {
+        let (refresh, report): (Refresh, _) = {
+            let inner = self.shared.lock();
+            (
+                inner.refresh.clone(),
+                inner.report.clone().unwrap_or_default(),
+            )
+        };
+        self.tell(&Message::Entrust {
+            refresh: Box::new(refresh),
+            report: Box::new(report),
+            seconds: self.config.timeouts.retire,
+        })?;
+        self.expect(MESSAGE, |message| {
+            matches!(message, Message::Entrusted).then_some(())
+        })
+    }
+}
