@@ -42,7 +42,9 @@ pub fn save(sys: &SysRoot, kept: &Kept) -> Result<()> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
-    fs::write(&path, serde_json::to_vec(kept)?)
+    let whole = path.with_extension("new");
+    fs::write(&whole, serde_json::to_vec(kept)?)
+        .and_then(|()| fs::rename(&whole, &path))
         .with_context(|| format!("writing {}", path.display()))
 }
 

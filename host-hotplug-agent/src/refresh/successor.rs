@@ -317,10 +317,30 @@ impl Successor {
             Action::OnlineCpu(apic) => machine.online_cpu(cpu_number(machine, *apic)?),
             Action::AddPci(address) => machine.find_pci(*address),
             Action::LeaveNested(apic) => machine.leave(cpu_number(machine, *apic)?),
-            // It may have retired after all while the operator thought about a retry.
-            Action::TakeIncumbent if incumbent_state(machine) == Some(HostState::Retired) => Ok(()),
-            Action::TakeIncumbent => machine.abort(),
+            Action::TakeIncumbent => self.take_incumbent(),
             other => bail!("`{other}` is the incumbent's to do"),
+        }
+    }
+
+    /// L0 lets the successor take the incumbent only once that is dead: a host that is merely slow may still run guests.
+    /// So this waits as long as it takes; an operator can power the incumbent off meanwhile.
+    fn take_incumbent(&self) -> Result<()> {
+        let mut told = false;
+        loop {
+            if incumbent_state(&*self.machine) == Some(HostState::Retired) {
+                return Ok(());
+            }
+            match self.machine.abort() {
+                Ok(()) => return Ok(()),
+                Err(error) if !told => {
+                    told = true;
+                    tracing::warn!(
+                        "{error:#}; waiting for the incumbent to power off or die: `poweroff -f` there"
+                    );
+                }
+                Err(_) => {}
+            }
+            std::thread::sleep(std::time::Duration::from_millis(500));
         }
     }
 

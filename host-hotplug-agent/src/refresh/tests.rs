@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use locum_abi::CpuMode;
+use locum_abi::{CpuMode, HostState, StopReason};
 
 use crate::daemon::Worker;
 use crate::daemon::ipc::Question;
@@ -124,6 +124,19 @@ impl Stage {
         }
         assert!(sys.exists("sys/bus/pci/devices/0000:00:03.0"));
         assert_eq!(self.shared.status().state, "idle");
+    }
+
+    /// Waits until it goes neither on nor back.
+    fn stuck(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.shared.status().course != "stuck" {
+            assert!(
+                Instant::now() < deadline,
+                "{}",
+                self.shared.status().summary
+            );
+            sleep(Duration::from_millis(5));
+        }
     }
 
     /// Waits until the successor reigns.
@@ -327,15 +340,36 @@ fn the_operator_can_stop_it_and_ask_only_once() {
 }
 
 #[test]
-fn an_incumbent_that_hangs_on_its_way_out_is_taken() {
+fn an_incumbent_that_dies_on_its_way_out_is_taken() {
     let stage = Stage::new(Behaviour::Boots);
-    // It says that it powers off, and does not.
     stage.world.fail(0, "power_off", usize::MAX);
     stage.begin();
+    stage.stuck();
+    stage.world.region.update(|status| {
+        status.hosts[0].state = HostState::Dead as u32;
+        status.hosts[0].reason = StopReason::PoweredOff as u32;
+    });
     let successor = stage.reigns();
     assert_eq!(kept(&successor).outcome, "done");
     let status = memory::status(&stage.world.region, &stage.world.region.header()).unwrap();
     assert!(status.cpus[..4].iter().all(|cpu| cpu.owner == 1));
+}
+
+#[test]
+fn an_incumbent_that_does_not_power_off_at_once_can_do_so_later() {
+    let stage = Stage::new(Behaviour::Boots);
+    stage.world.fail(0, "power_off", 1);
+    stage.begin();
+    stage.stuck();
+    let abort = stage.worker.answer(&Question::Abort).unwrap_err();
+    assert!(
+        matches!(abort.downcast_ref(), Some(Refusal::TooLate(_))),
+        "{abort}"
+    );
+    // Longer than the successor waits before it tries force.
+    sleep(Duration::from_millis(1300));
+    stage.worker.answer(&Question::Retry).unwrap();
+    assert_eq!(kept(&stage.reigns()).outcome, "done");
 }
 
 #[test]
@@ -355,11 +389,7 @@ fn where_not_even_the_way_back_works_the_operator_can_retry() {
     let stage = Stage::new(Behaviour::Hangs);
     stage.world.fail(0, "abort", 1);
     stage.begin();
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while stage.shared.status().course != "stuck" {
-        assert!(Instant::now() < deadline);
-        sleep(Duration::from_millis(5));
-    }
+    stage.stuck();
     stage.worker.answer(&Question::Retry).unwrap();
     let report = stage.wait();
     assert_eq!(report.outcome, "aborted");

@@ -467,6 +467,12 @@ impl Machine for FakeMachine {
     fn abort(&self) -> Result<()> {
         self.world.fault(self.facts.slot, "abort")?;
         let slot = self.facts.slot;
+        let other_state = self.status()?.hosts[1 - slot as usize].state;
+        let dead = other_state == HostState::Dead as u32;
+        ensure!(
+            slot == 0 || dead,
+            "the successor may take the incumbent only when that is dead"
+        );
         if slot == 0 {
             self.world.stop_successor();
         }
