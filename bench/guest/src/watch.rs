@@ -11,6 +11,9 @@ use crate::scan::{Found, newest, scan};
 use anyhow::{Context, Result};
 use std::time::{Duration, Instant};
 
+/// Between two looks: a scan of the pool costs about a million instructions, which must not become most of the emulator's.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// All guests in the pool, those of the past too.
 #[must_use]
 pub fn all(pool: &Shared) -> Vec<Report> {
@@ -30,7 +33,7 @@ pub fn find<'a>(pool: &'a Shared, name: &str, timeout: Duration) -> Result<Found
                 format!("no beat page of {name:?} in the pool: has the guest booted, and is the offset right?")
             });
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(LOOK);
     }
 }
 
@@ -49,7 +52,7 @@ pub fn running(pool: &Shared, name: &str, timeout: Duration) -> Result<Report> {
             Instant::now() < end,
             "{name} still fills its buffer: give it more time or a smaller one"
         );
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(LOOK);
     }
 }
 
@@ -72,6 +75,6 @@ pub fn prove_survival(pool: &Shared, before: &Report, timeout: Duration) -> Resu
         if hopeless || Instant::now() >= end {
             anyhow::bail!("{} did not survive: {}", before.name, complaints.join("; "));
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(LOOK);
     }
 }
