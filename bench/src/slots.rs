@@ -4,13 +4,13 @@
 //! Without the variable nothing is limited.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
+    fs::{File, OpenOptions},
     path::PathBuf,
+    sync::mpsc,
     thread,
-    time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 /// A place among the emulators; given up when dropped.
 #[derive(Debug)]
@@ -34,27 +34,32 @@ fn wait(files: &[PathBuf]) -> Result<Slot> {
     if files.is_empty() {
         return Ok(Slot { _lock: None });
     }
-    loop {
-        for path in files {
-            let file = OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(path)
-                .with_context(|| format!("opening {} of LAB_SLOTS", path.display()))?;
-            match file.try_lock() {
-                Ok(()) => return Ok(Slot { _lock: Some(file) }),
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) => {
-                    bail!("locking {} of LAB_SLOTS: {error}", path.display())
-                }
-            }
-        }
-        thread::sleep(Duration::from_millis(200));
+    // Waiting in the kernel's queue of each lock: who only looks now and then is overtaken for ever.
+    let (sender, taken) = mpsc::channel();
+    for path in files {
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .with_context(|| format!("opening {} of LAB_SLOTS", path.display()))?;
+        let sender = sender.clone();
+        thread::spawn(move || {
+            let locked = file.lock().map(|()| file);
+            // Nobody listens any more: another file was quicker, and this lock is given up.
+            let _ = sender.send(locked);
+        });
     }
+    let file = taken
+        .recv()
+        .context("no thread waits for LAB_SLOTS")?
+        .context("locking a file of LAB_SLOTS")?;
+    Ok(Slot { _lock: Some(file) })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
