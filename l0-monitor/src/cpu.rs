@@ -11,8 +11,8 @@ use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use locum_abi::MAX_CPUS;
 
-/// Bytes of one CPU's L0 stack.
-pub const STACK_SIZE: usize = 16 * 1024;
+/// Bytes of one CPU's L0 stack, its guard page included.
+pub const STACK_SIZE: usize = 20 * 1024;
 
 /// How many xAPIC ids there are; 255 is the broadcast id and belongs to no CPU.
 pub const APIC_IDS: usize = 256;
@@ -132,6 +132,11 @@ pub fn stack_top(cpu: CpuIndex) -> u64 {
     STACKS.0.get() as u64 + (cpu.get() as u64 + 1) * STACK_SIZE as u64
 }
 
+/// First byte of the page below a CPU's stack, which L0's page tables leave out.
+pub fn stack_guard(cpu: CpuIndex) -> u64 {
+    stack_top(cpu) - STACK_SIZE as u64
+}
+
 #[repr(C, align(4096))]
 struct Stacks(UnsafeCell<[[u8; STACK_SIZE]; MAX_CPUS]>);
 
@@ -169,7 +174,7 @@ mod tests {
             .map(stack_top)
             .collect();
         assert!(tops.windows(2).all(|w| w[1] - w[0] == STACK_SIZE as u64));
-        assert!(tops.iter().all(|top| top % 16 == 0));
+        assert!(tops.iter().all(|top| top % 4096 == 0));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! L0's own page tables: everything at its physical address, plus a window for each slot's switch stub.
 //!
 //! One PML4 per slot, since the stubs of two hosts may lie at the same address. The lower half, an identity map, is the
-//! same for both. Pages are writable and executable and write-back: the MTRRs decide on memory types.
+//! same for both. Pages are writable and executable and write-back: the MTRRs decide on memory types. L0's own first
+//! MiBs have 4 KiB pages, so that single ones (the guards below its stacks) can be left out.
 #![expect(unsafe_code, reason = "the CPU reads these tables")]
 
 use core::cell::UnsafeCell;
@@ -22,6 +23,12 @@ const PDPTS: usize = 4;
 /// Page directories: 64 GiB of RAM, where it has not.
 const PDS: usize = 64;
 
+/// Page tables with 4 KiB pages, from address 0: all of L0's private memory.
+const PTS: usize = 4;
+/// First byte that 4 KiB pages do not map.
+const SMALL_END: u64 = PTS as u64 * LARGE;
+const _: () = assert!(SMALL_END == crate::shared::layout::BASE);
+
 /// Entry flags: present, writable, accessed, dirty.
 pub const PRESENT_WRITABLE: u64 = 0x63;
 /// Entry flag of a large page.
@@ -41,6 +48,7 @@ struct Tables {
     stub_pdpt: [Table; 2],
     pdpt: [Table; PDPTS],
     pd: [Table; PDS],
+    pt: [Table; PTS],
 }
 
 struct Static(UnsafeCell<Tables>);
@@ -54,6 +62,7 @@ static TABLES: Static = Static(UnsafeCell::new(Tables {
     stub_pdpt: [[0; ENTRIES]; 2],
     pdpt: [[0; ENTRIES]; PDPTS],
     pd: [[0; ENTRIES]; PDS],
+    pt: [[0; ENTRIES]; PTS],
 }));
 
 /// CR3 for native calls and exits of the host in `slot`.
@@ -78,8 +87,8 @@ pub struct Unmapped {
     pub first_gib: u64,
 }
 
-/// Fills the tables. `ram` are the ranges of RAM, `stub_pd` the physical addresses of the page directories for the top
-/// GiB of each slot.
+/// Fills the tables. `ram` are the ranges of RAM, `guards` the addresses of pages of L0's that must not be mapped,
+/// `stub_pd` the physical addresses of the page directories for the top GiB of each slot.
 ///
 /// # Errors
 /// [`Unmapped`] if there is RAM beyond what the tables can map; all below it is mapped.
@@ -88,11 +97,13 @@ pub struct Unmapped {
 /// Called once, by the boot CPU, before the tables are in use.
 pub unsafe fn init(
     ram: impl Iterator<Item = core::ops::Range<u64>>,
+    guards: impl Iterator<Item = u64>,
     stub_pd: [u64; 2],
     has_1gib_pages: bool,
 ) -> Result<(), Unmapped> {
     // SAFETY: the caller says that nobody else uses the tables.
     let tables = unsafe { &mut *TABLES.0.get() };
+    tables.fill_small(guards);
     tables.fill(ram, stub_pd, has_1gib_pages)
 }
 
@@ -129,6 +140,18 @@ impl Tables {
         result
     }
 
+    /// Fills the page tables of the first MiBs, without `guards`; addresses beyond them are ignored.
+    fn fill_small(&mut self, guards: impl Iterator<Item = u64>) {
+        for (number, entry) in self.pt.as_flattened_mut().iter_mut().enumerate() {
+            *entry = (number as u64 * 4096) | PRESENT_WRITABLE;
+        }
+        for guard in guards {
+            if let Some(entry) = self.pt.as_flattened_mut().get_mut((guard / 4096) as usize) {
+                *entry = 0;
+            }
+        }
+    }
+
     /// Maps one GiB; false if there is no table for it.
     fn map_gib(&mut self, gib: usize, as_one_page: bool, free_pd: &mut usize) -> bool {
         let Some(entry) = self
@@ -150,6 +173,11 @@ impl Tables {
         };
         *free_pd += 1;
         fill_directory(pd, gib);
+        if gib == 0 {
+            for (entry, pt) in pd.iter_mut().zip(&self.pt) {
+                *entry = (&raw const *pt).addr() as u64 | PRESENT_WRITABLE;
+            }
+        }
         *entry = (&raw const *pd).addr() as u64 | PRESENT_WRITABLE;
         true
     }
@@ -166,6 +194,7 @@ mod tests {
             stub_pdpt: [[0; ENTRIES]; 2],
             pdpt: [[0; ENTRIES]; PDPTS],
             pd: [[0; ENTRIES]; PDS],
+            pt: [[0; ENTRIES]; PTS],
         })
     }
 
@@ -198,6 +227,19 @@ mod tests {
             t.fill(huge, [0; 2], true),
             Err(Unmapped { first_gib: 2048 })
         );
+    }
+
+    #[test]
+    fn guards_are_left_out_and_all_else_is_mapped() {
+        let mut t = tables();
+        t.fill_small([0x20_0000, 0x7f_f000, SMALL_END].into_iter());
+        assert_eq!(t.fill(core::iter::empty(), [0; 2], true), Ok(()));
+        let small = t.pt.as_flattened();
+        assert_eq!((small[0x200], small[0x7ff]), (0, 0));
+        assert_eq!(small.iter().filter(|&&e| e == 0).count(), 2);
+        assert_eq!(small[0x201], 0x20_1063);
+        assert_eq!(t.pd[0][0] & !0xfff, t.pt.as_ptr() as u64);
+        assert_eq!(t.pd[0][PTS], SMALL_END | 0xe3);
     }
 
     #[test]

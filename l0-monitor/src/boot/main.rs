@@ -253,8 +253,9 @@ fn ioapic_pins(address: u64) -> u32 {
 fn prepare(machine: &Machine, me: CpuIndex) -> Result<(), BootError> {
     let stub_pd = Slot::ALL.map(|slot| slot_field(slot, core::mem::offset_of!(SlotArea, stub_pd)));
     let ram = machine.ram().map(|span| span.start..span.end);
+    let guards = cpu::all().map(cpu::stack_guard);
     // SAFETY: only this CPU runs, still on the entry's tables.
-    unsafe { paging::init(ram, stub_pd, cpuid::has_1gib_pages()) }
+    unsafe { paging::init(ram, guards, stub_pd, cpuid::has_1gib_pages()) }
         .map_err(|unmapped| BootError::Unmapped(unmapped.first_gib))?;
     // SAFETY: L0's tables map all that the entry's do, at the same addresses.
     unsafe {
