@@ -26,7 +26,7 @@ use locum_abi::{CpuMode, MAX_CPUS, TraceKind};
 use crate::arch::{cpuid, gdt, idt, lapic, registers};
 use crate::boot::{host, reset};
 use crate::cpu::{self, CpuIndex, Slot};
-use crate::nested::{self, Start};
+use crate::nested::{self, Start, run};
 use crate::partition;
 use crate::shared::{self, MailboxWords};
 
@@ -154,6 +154,11 @@ pub fn command(cpu: CpuIndex, command: Command) -> Result<(), Busy> {
     Ok(())
 }
 
+/// Whether a command waits for `cpu`.
+pub fn has_command(cpu: CpuIndex) -> bool {
+    INBOXES[cpu.get()].state.load(Acquire) != EMPTY
+}
+
 fn take_command(cpu: CpuIndex) -> Option<Command> {
     let inbox = &INBOXES[cpu.get()];
     if inbox.state.load(Acquire) != FULL {
@@ -207,7 +212,9 @@ extern "C" fn parked(index: usize) -> ! {
     status.set_mode(CpuMode::Parked);
     let kind = wait_kind();
     let (start, mailbox) = loop {
-        if let Some(Command::StartNested(start)) = take_command(cpu) {
+        if let Some(Command::StartNested(start)) = take_command(cpu)
+            && run::claim_start(cpu, start.slot)
+        {
             break (start, None);
         }
         if let Some(slot) = partition::cpu_owner(cpu) {
@@ -228,6 +235,9 @@ extern "C" fn parked(index: usize) -> ! {
                         );
                         shared::status().count_refusal();
                     }
+                }
+                Action::Wake { .. } if !run::claim_start(cpu, slot) => {
+                    shared::clear_mailbox(slot, mailbox.head);
                 }
                 Action::Wake { vector } => {
                     break (
@@ -251,10 +261,12 @@ extern "C" fn parked(index: usize) -> ! {
         asm!("sti", "nop", "nop", "cli", options(nomem, nostack));
         lapic::unpark(lapic);
     }
-    let nested = mailbox.is_none() || partition::slot_is_nested(start.slot);
+    let nested =
+        mailbox.is_none() || partition::two_hosts() || partition::slot_is_nested(start.slot);
     shared::trace(TraceKind::Wake, u32::from(nested), start.rip, start.rsi);
     if !nested {
         status.set_mode(CpuMode::Native);
+        run::mark_parked(cpu);
     }
     if let Some(head) = mailbox {
         shared::clear_mailbox(start.slot, head);

@@ -184,6 +184,7 @@ impl<H: Hardware> Context<'_, H> {
         let qualification = self.read(field::EXIT_QUALIFICATION);
         let device = policy.is_device(address);
         if !device && policy.allow(address, qualification & 2 != 0) {
+            self.deliver_again(qualification);
             return Next::Host;
         }
         let rip = self.read(field::GUEST_RIP);
@@ -218,6 +219,29 @@ impl<H: Hardware> Context<'_, H> {
             None => self.inject(Exception::GeneralProtection),
         }
         Next::Host
+    }
+
+    /// The access that failed may have been part of the delivery of an event, or of an IRET that ended the blocking of
+    /// NMIs: both are made good, so that the retry is complete (SDM vol. 3C, 29.2.4 and 28.9).
+    fn deliver_again(&mut self, qualification: u64) {
+        const NMI: u64 = 2;
+        const BLOCKED_BY_NMI: u64 = 8;
+        let event = self.read(field::IDT_VECTORING);
+        let blocking = self.read(field::GUEST_INTERRUPTIBILITY);
+        if event >> 31 & 1 == 0 {
+            if qualification >> 12 & 1 != 0 {
+                self.write(field::GUEST_INTERRUPTIBILITY, blocking | BLOCKED_BY_NMI);
+            }
+            return;
+        }
+        self.write(field::ENTRY_INTERRUPTION, event & !(1 << 12));
+        let code = self.read(field::IDT_VECTORING_ERROR);
+        self.write(field::ENTRY_ERROR_CODE, code);
+        let length = self.read(field::INSTRUCTION_LENGTH);
+        self.write(field::ENTRY_INSTRUCTION_LENGTH, length);
+        if event >> 8 & 7 == NMI {
+            self.write(field::GUEST_INTERRUPTIBILITY, blocking & !BLOCKED_BY_NMI);
+        }
     }
 
     fn load_register(&mut self, register: u8, size: u8, value: u32) {

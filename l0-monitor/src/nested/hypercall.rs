@@ -75,7 +75,7 @@ fn call(
         }
         Op::Start => start(vcpu, hw, slot, a, b, c),
         Op::Abort => abort(hw, slot),
-        Op::Retire => retire(hw, index, slot),
+        Op::Retire => retire(vcpu, hw, index, slot),
         Op::Park => Ok(After::Park),
         Op::Exit => {
             if !partition::two_hosts() {
@@ -115,6 +115,8 @@ fn start(
     }
     partition::begin_two(hw, slot, vcpu.caps.ept_1g, [entry, zero_page])?;
     shared::clear_channels();
+    let stale = shared::mailbox(to).head;
+    shared::clear_mailbox(to, stale);
     let status = shared::status();
     let host = status.host(to);
     host.set_generation(status.generation().wrapping_add(1));
@@ -127,8 +129,8 @@ fn start(
         slot: to,
     };
     if park::command(boot, Command::StartNested(start)).is_err() {
-        host.set_state(HostState::Absent);
-        partition::end_two(hw, slot);
+        host.set_state(HostState::Preparing);
+        partition::cancel_two(hw, slot);
         return Err(Errno::NotParked);
     }
     Ok(After::Resume)
@@ -141,41 +143,46 @@ fn cpus_of(slot: Slot, me: Option<CpuIndex>) -> impl Iterator<Item = CpuIndex> {
 
 fn abort(hw: &mut Cpu, slot: Slot) -> Result<After, Errno> {
     let other = slot.other();
-    let host = shared::status().host(other);
+    let status = shared::status();
+    let host = status.host(other);
+    let succeeds = partition::two_hosts() && partition::reigning() == other.get();
     match host.state() {
         HostState::Absent | HostState::Retired => return Err(Errno::State),
-        HostState::Preparing | HostState::Running | HostState::Dead => {}
-    }
-    if partition::two_hosts() && partition::reigning() == other.get() {
-        // The successor may not stop the incumbent, unless that is dead.
-        if host.state() != HostState::Dead {
-            return Err(Errno::State);
+        // The successor may not stop the incumbent, but it may take over from a dead one.
+        HostState::Preparing | HostState::Running if succeeds => return Err(Errno::State),
+        HostState::Preparing | HostState::Running => {
+            host.set_reason(StopReason::Aborted, [0; 3], 0);
+            host.set_state(HostState::Dead);
         }
+        HostState::Dead => {}
     }
-    if host.state() == HostState::Running {
-        host.set_reason(StopReason::Aborted, [0; 3], 0);
-        host.set_state(HostState::Dead);
-    }
-    for cpu in cpus_of(other, None) {
-        if shared::status().cpu(cpu).mode() == CpuMode::Nested && run::claim_init(cpu) {
-            // SAFETY: the CPU runs a host in non-root, or L0 for it, which holds INIT until it is back there; nothing
-            // of L0 is lost.
-            unsafe { lapic::send_init(cpu::apic_id(cpu)) };
+    let parked = run::wait_until(PARK_TICKS, || {
+        for cpu in cpus_of(other, None) {
+            if status.cpu(cpu).mode() == CpuMode::Nested && run::claim_init(cpu) {
+                // SAFETY: the CPU runs a host in non-root, or L0 for it, which holds INIT until it is back there;
+                // nothing of L0 is lost.
+                unsafe { lapic::send_init(cpu::apic_id(cpu)) };
+            }
         }
-    }
-    if !run::wait_until(PARK_TICKS, || cpus_of(other, None).all(run::is_parked)) {
+        cpus_of(other, None).all(run::is_parked)
+    });
+    if !parked {
         return Err(Errno::Timeout);
     }
     partition::end_two(hw, slot);
+    if succeeds {
+        status.set_generation(status.generation().wrapping_add(1));
+    }
     host.set_state(HostState::Absent);
     park::poke();
     Ok(After::Resume)
 }
 
-fn retire(hw: &mut Cpu, index: CpuIndex, slot: Slot) -> Result<After, Errno> {
+fn retire(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex, slot: Slot) -> Result<After, Errno> {
     let other = slot.other();
     let status = shared::status();
-    if !partition::two_hosts() || status.host(other).state() != HostState::Running {
+    let can_take_over = || status.host(other).state() == HostState::Running;
+    if !partition::two_hosts() || partition::reigning() != slot.get() || !can_take_over() {
         return Err(Errno::State);
     }
     if !run::wait_until(PARK_TICKS, || {
@@ -183,6 +190,11 @@ fn retire(hw: &mut Cpu, index: CpuIndex, slot: Slot) -> Result<After, Errno> {
     }) {
         return Err(Errno::NotParked);
     }
+    if !can_take_over() {
+        return Err(Errno::State);
+    }
+    // Before their memory is the other's.
+    transition::clear_vmcss(vcpu, hw);
     partition::end_two(hw, other);
     status.set_generation(status.generation().wrapping_add(1));
     status.host(slot).set_state(HostState::Retired);

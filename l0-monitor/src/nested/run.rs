@@ -33,10 +33,30 @@ static STAGES: [AtomicU8; MAX_CPUS] = [const { AtomicU8::new(PARKED) }; MAX_CPUS
 const RUNNING: u8 = 0;
 const INIT_SENT: u8 = 1;
 const PARKED: u8 = 2;
+const STARTING: u8 = 3;
 
 /// The host in non-root begins to run on `cpu`.
 pub fn mark_running(cpu: CpuIndex) {
     STAGES[cpu.get()].store(RUNNING, Ordering::Release);
+}
+
+/// A parked CPU is about to start for the host in `slot`. False, and it stays parked, if that host does not own it any more
+/// or does not run: whoever stops a host declares it dead first and asks [`is_parked`] afterwards, so one of the two sees
+/// the other.
+pub fn claim_start(cpu: CpuIndex, slot: Slot) -> bool {
+    let stage = &STAGES[cpu.get()];
+    stage.store(STARTING, Ordering::SeqCst);
+    let may = partition::cpu_owner(cpu) == Some(slot)
+        && shared::status().host(slot).state() == HostState::Running;
+    if !may {
+        mark_parked(cpu);
+    }
+    may
+}
+
+/// The CPU is in nobody's hands but L0's, or natively a host's.
+pub fn mark_parked(cpu: CpuIndex) {
+    STAGES[cpu.get()].store(PARKED, Ordering::SeqCst);
 }
 
 /// Claims the right to send INIT to `cpu`. False if it is on its way to the parking loop by itself.
@@ -189,7 +209,6 @@ extern "C" fn handle_exit(vcpu: *mut VCpu) -> u8 {
     let mut policy = Real { slot: vcpu.slot };
     // SAFETY: on L0's page tables with interrupts off, as every exit leaves it.
     let mut hw = unsafe { Cpu::new(vcpu.slot) };
-    flush_if_changed(vcpu, &mut hw);
     let was_guest = vcpu.in_guest;
     let (next, reason) = Context {
         cpu: vcpu,
@@ -231,10 +250,10 @@ fn flush_if_changed(vcpu: &mut VCpu, hw: &mut Cpu) {
 
 fn act(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex, next: Next) -> u8 {
     match next {
-        Next::Host => resume(vcpu),
+        Next::Host => resume(vcpu, hw),
         Next::Guest(launch) => u8::from(launch),
         Next::Call => match hypercall::serve(vcpu, hw, index) {
-            After::Resume => resume(vcpu),
+            After::Resume => resume(vcpu, hw),
             After::Park => park(vcpu, hw, index),
             After::Leave(frame) => transition::leave(vcpu, hw, index, frame),
         },
@@ -252,17 +271,20 @@ fn act(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex, next: Next) -> u8 {
     }
 }
 
-fn resume(vcpu: &mut VCpu) -> u8 {
+fn resume(vcpu: &mut VCpu, hw: &mut Cpu) -> u8 {
+    flush_if_changed(vcpu, hw);
     // VMCS01 is launched but right after it was cleared to change VMXON regions.
     let launch = !vcpu.launched;
     vcpu.launched = true;
     u8::from(launch)
 }
 
-/// Parks this CPU; or, if INIT was sent to it, continues the host so that the INIT arrives.
+/// Parks this CPU; or, if INIT was sent to it, goes back into non-root so that the INIT arrives: in a state that VM entry
+/// accepts whatever the host's was. It exits before the first instruction.
 fn park(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex) -> u8 {
     if !claim_park(index) {
-        return resume(vcpu);
+        transition::fill_any(vcpu, hw);
+        return 1;
     }
     transition::clean_up(vcpu, hw);
     crate::park::park(index)
@@ -302,7 +324,9 @@ pub fn wait_until(ticks: u64, mut done: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// True if `cpu` is parked.
+/// True if `cpu` is parked, and not about to start.
 pub fn is_parked(cpu: CpuIndex) -> bool {
     shared::status().cpu(cpu).mode() == CpuMode::Parked
+        && STAGES[cpu.get()].load(Ordering::SeqCst) != STARTING
+        && !crate::park::has_command(cpu)
 }

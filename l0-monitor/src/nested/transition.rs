@@ -174,6 +174,7 @@ fn enter(
         let adopted = hw.vmptrld(current).ok() && vcpu.adopted.adopt(hw, current, &own).is_ok();
         hw.vmptrld(vcpu.vmcs01);
         if !adopted {
+            give_root_back(vcpu, hw);
             return Err(Errno::EntryFailed);
         }
     }
@@ -205,8 +206,16 @@ pub fn start(cpu: CpuIndex, start: Start) -> ! {
                 "APIC id {}: can't start nested: {errno:?}",
                 cpu::apic_id(cpu)
             );
+            run::mark_parked(cpu);
             crate::park::park(cpu)
         }
+    }
+    if !vcpu.own_vmxon {
+        // The CPU was still in VMX operation in a region of somebody who is gone.
+        hw.vmclear(vcpu.vmcs01);
+        hw.vmxoff();
+        vcpu.own_vmxon = hw.vmxon(vcpu.vmxon_region).ok();
+        hw.vmptrld(vcpu.vmcs01);
     }
     vcpu.belief = Belief::default();
     let cr3 = host::firmware_cr3(start.slot);
@@ -363,12 +372,32 @@ fn give_root_back(vcpu: &mut VCpu, hw: &mut Cpu) -> usize {
     given_back
 }
 
-/// The host on this CPU is gone: no VMCS of it may stay cached, and the CPU leaves VMX operation.
-pub fn clean_up(vcpu: &mut VCpu, hw: &mut Cpu) {
+/// Gives every VMCS of the host back and clears it, so that the CPU keeps nothing of it. VMCS01 is current afterwards.
+pub fn clear_vmcss(vcpu: &mut VCpu, hw: &mut Cpu) {
     while let Some(phys) = vcpu.adopted.any() {
         vcpu.adopted.give_back(hw, phys);
         hw.vmclear(phys);
     }
+    vcpu.belief.current = None;
+    hw.vmptrld(vcpu.vmcs01);
+}
+
+/// Fills VMCS01 with a state that VM entry accepts, cleared: for a CPU whose pending INIT is the next thing to happen.
+pub fn fill_any(vcpu: &mut VCpu, hw: &mut Cpu) {
+    hw.vmclear(vcpu.vmcs01);
+    hw.vmptrld(vcpu.vmcs01);
+    vcpu.in_guest = false;
+    vcpu.launched = true;
+    let slot = Slot::ALL[vcpu.slot & 1];
+    let cr3 = host::firmware_cr3(slot);
+    let state = HostState::firmware(0, cr3, (0, 0), gdt::CODE, gdt::DATA);
+    let tss = cpu::index_of_apic(vcpu.apic_id).map_or(0, gdt::tss_base);
+    vmcs01::fill(hw, vcpu, &state, (gdt::TSS, tss));
+}
+
+/// The host on this CPU is gone: no VMCS of it may stay cached, and the CPU leaves VMX operation.
+pub fn clean_up(vcpu: &mut VCpu, hw: &mut Cpu) {
+    clear_vmcss(vcpu, hw);
     hw.vmclear(vcpu.vmcs01);
     hw.vmxoff();
     vcpu.belief = Belief::default();

@@ -275,18 +275,20 @@ impl<H: Hardware> Context<'_, H> {
             return Outcome::Host;
         };
         self.hw.vmptrld(current);
-        if let Some(entry) = self.cpu.adopted.find(current) {
-            entry.fingerprint = 0;
-        }
         let caps = self.cpu.caps;
-        let valid = self.cpu.adopted.find(current).is_none_or(|e| {
-            e.area.valid(
-                caps.cr0_fixed,
-                caps.cr4_fixed,
-                caps.cr4_allowed,
-                caps.phys_bits,
-            )
-        });
+        let Some(entry) = self.cpu.adopted.find(current) else {
+            // Without its own exit handler in it the VMCS must not run: an exit would end in the host's, in VMX root.
+            self.hw.vmptrld(self.cpu.vmcs01);
+            self.finish(VmxStatus::FailInvalid);
+            return Outcome::Host;
+        };
+        entry.fingerprint = 0;
+        let valid = entry.area.valid(
+            caps.cr0_fixed,
+            caps.cr4_fixed,
+            caps.cr4_allowed,
+            caps.phys_bits,
+        );
         if !valid {
             // The entry must fail as it would with the host's own area, and must not succeed: a CR3 beyond the
             // physical width gives the same error with certainty.

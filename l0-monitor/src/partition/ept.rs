@@ -166,10 +166,12 @@ impl<'a> Ept<'a> {
                     if entry == 0 { end } else { last },
                 )
             };
-            if !has_table {
+            // A fresh table is linked when it is complete, so that no CPU finds less than it had. If tables run out half
+            // way, less is what it gets.
+            if let Err(exhausted) = self.fill(below, level - 1, first, from, to, stretch) {
                 slot.store(0, Ordering::Release);
+                return Err(exhausted);
             }
-            self.fill(below, level - 1, first, from, to, stretch)?;
             slot.store(below.address() | READ | WRITE | EXECUTE, Ordering::Release);
         }
         Ok(())

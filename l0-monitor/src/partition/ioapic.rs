@@ -10,6 +10,7 @@ use crate::vmx::Hardware;
 const SELECT: u64 = 0x00;
 const WINDOW: u64 = 0x10;
 const EOI: u64 = 0x40;
+const VERSION: u32 = 1;
 const FIRST_ENTRY: u32 = 0x10;
 const MASKED: u32 = 1 << 16;
 
@@ -52,6 +53,16 @@ impl IoApic {
             // would have to be cleared. Version 0x11, which Linux sees here, has no such register.
             (EOI, _) => 0,
             _ => !0,
+        }
+    }
+
+    /// Masks the pins of the host in `slot`.
+    pub fn mask(&self, hw: &mut impl Hardware, owners: &Owners, slot: usize) {
+        hw.write_phys(self.address + SELECT, 4, VERSION.into());
+        let last = hw.read_phys(self.address + WINDOW, 4) as u32 >> 16 & 0xff;
+        for pin in (0..=last).filter(|p| owners.pin(self.gsi_base + p) == Some(slot)) {
+            hw.write_phys(self.address + SELECT, 4, (FIRST_ENTRY + 2 * pin).into());
+            hw.write_phys(self.address + WINDOW, 4, MASKED.into());
         }
     }
 

@@ -106,6 +106,9 @@ impl Map {
 
     /// True if all of `start..end` satisfies `test`.
     pub fn all(&self, start: u64, end: u64, test: impl Fn(Kind) -> bool) -> bool {
+        if start >= end || end > END {
+            return false;
+        }
         let mut at = start;
         while at < end {
             let (kind, run) = self.at(at);
@@ -114,7 +117,7 @@ impl Map {
             }
             at = run;
         }
-        start < end && end <= END
+        true
     }
 
     /// Makes `start..end` of one kind. Bounds are 4 KiB aligned and within [`END`]; an empty range changes nothing.

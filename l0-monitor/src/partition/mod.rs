@@ -229,7 +229,11 @@ pub fn msr_bitmap(bsp: bool) -> u64 {
 pub fn may_touch(slot: usize, address: u64, bytes: u64) -> bool {
     let state = STATE.lock();
     let sole = state.sole();
-    address.checked_add(bytes).is_some_and(|end| {
+    // L0's own page table maps what is mapped eagerly, and no more.
+    let end = address
+        .checked_add(bytes)
+        .filter(|end| *end <= state.mapped_end);
+    end.is_some_and(|end| {
         state.owners.memory.all(address, end, |k| {
             k != Kind::IoApic && k.access(slot, sole) == Access::Full
         })
@@ -357,28 +361,58 @@ pub fn begin_two(
     Ok(())
 }
 
+/// Silences what an aborted host had: its functions may still have DMA and interrupts under way, into memory and to CPUs
+/// that are about to change hands.
+fn silence(hw: &mut impl Hardware, state: &State, gone: usize) {
+    const COMMAND: u32 = 0x8000_0004;
+    const BUS_MASTER: u32 = 1 << 2;
+    const INTX_DISABLE: u32 = 1 << 10;
+    for function in state.owners.other_functions() {
+        hw.port_out(0xcf8, 4, COMMAND | u32::from(*function) << 8);
+        let command = hw.port_in(0xcfc, 2);
+        hw.port_out(0xcfc, 2, command & !BUS_MASTER | INTX_DISABLE);
+    }
+    for ioapic in state.ioapics.iter().take(state.ioapic_count) {
+        ioapic.mask(hw, &state.owners, gone);
+    }
+}
+
+/// What two hosts could not share goes back to the one that stays, `to`.
+fn restore_latches(hw: &mut impl Hardware, state: &State, to: usize) {
+    let latch = state.io.pci_address.get(to).copied().unwrap_or(0);
+    hw.port_out(0xcf8, 4, latch);
+    for ioapic in state.ioapics.iter().take(state.ioapic_count) {
+        let index = ioapic.index.get(to).copied().unwrap_or(0);
+        hw.write_phys(ioapic.address, 4, index.into());
+    }
+}
+
+/// Undoes [`begin_two`]: the host in `from` goes on alone, what it granted stays granted.
+pub fn cancel_two(hw: &mut impl Hardware, from: Slot) {
+    let mut state = STATE.lock();
+    restore_latches(hw, &state, from.get());
+    state.two = false;
+    state.rebuild(from.get());
+    state.write_bitmaps();
+}
+
 /// Makes one host of two: everything belongs to the host in `to`.
 pub fn end_two(hw: &mut impl Hardware, to: Slot) {
     {
         let mut guard = STATE.lock();
         let state = &mut *guard;
         let was_two = state.two;
+        if was_two && to.get() == state.owners.reigning() {
+            silence(hw, state, to.other().get());
+        }
         state.owners.give_all(to.get());
         state.two = false;
         if was_two {
-            hw.port_out(
-                0xcf8,
-                4,
-                state.io.pci_address.get(to.get()).copied().unwrap_or(0),
-            );
-            for i in 0..state.ioapic_count {
-                if let Some(ioapic) = state.ioapics.get(i) {
-                    let index = ioapic.index.get(to.get()).copied().unwrap_or(0);
-                    hw.write_phys(ioapic.address, 4, index.into());
-                }
-            }
+            restore_latches(hw, state, to.get());
         }
         state.rebuild(to.get());
+        // The other's tables lose all rights: nothing that is late can use them.
+        state.rebuild(to.other().get());
         state.write_bitmaps();
     }
     for index in 0..cpu::count() {

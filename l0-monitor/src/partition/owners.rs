@@ -138,6 +138,11 @@ impl Owners {
         }
     }
 
+    /// PCI functions of the host that does not reign.
+    pub fn other_functions(&self) -> &[u16] {
+        self.pci.get(..self.pci_len).unwrap_or(&[])
+    }
+
     /// Changes the owner of one resource from `from` to the other slot: the only way a single resource moves.
     ///
     /// # Errors

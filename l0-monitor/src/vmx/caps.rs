@@ -170,7 +170,8 @@ impl Caps {
             secondary,
             exit: need(
                 read(TRUE_EXIT)?,
-                exit::HOST_64 | exit::SAVE_DEBUG | exit::SAVE_EFER | exit::LOAD_EFER,
+                // EFER is saved but not loaded: KVM counts on the live one for guests whose EFER is the host's.
+                exit::HOST_64 | exit::SAVE_DEBUG | exit::SAVE_EFER,
             )?,
             entry: need(read(TRUE_ENTRY)?, entry::LOAD_DEBUG | entry::LOAD_EFER)?,
             cr0_fixed: read(CR0_FIXED0)? & !0x8000_0001,

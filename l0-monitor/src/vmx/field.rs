@@ -82,6 +82,8 @@ fields! {
     PIN_CONTROLS = 0x4000;
     /// Primary processor-based VM-execution controls.
     PRIMARY_CONTROLS = 0x4002;
+    /// VM-entry instruction length.
+    ENTRY_INSTRUCTION_LENGTH = 0x401a;
     /// Exception bitmap.
     EXCEPTION_BITMAP = 0x4004;
     /// Primary VM-exit controls.
