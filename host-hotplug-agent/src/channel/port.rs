@@ -35,7 +35,8 @@ pub struct Until<'a> {
 const ASK_EVERY: i64 = 100_000_000;
 
 impl Until<'_> {
-    /// Waits for `fd`.
+    /// Waits for `file`. Whether to give up is asked only when nothing happens for a while: the question may cost more than
+    /// the bytes that are waited for, and a guest stands still meanwhile.
     ///
     /// # Errors
     /// [`PortError::Timeout`] or [`PortError::GivenUp`].
@@ -45,9 +46,6 @@ impl Until<'_> {
         flags: PollFlags,
     ) -> Result<PollFlags, PortError> {
         loop {
-            if (self.given_up)() {
-                return Err(PortError::GivenUp);
-            }
             let left = self.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(PortError::Timeout);
@@ -63,7 +61,9 @@ impl Until<'_> {
                     tv_nsec: nanos,
                 }),
             ) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::INTR) => {}
+                Ok(0) if (self.given_up)() => return Err(PortError::GivenUp),
+                Ok(0) => {}
                 Ok(_) => {
                     let [fd] = fds;
                     return Ok(fd.revents());

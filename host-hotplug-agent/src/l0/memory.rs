@@ -5,7 +5,7 @@ use std::mem::{MaybeUninit, size_of};
 
 use anyhow::{Context, Result};
 use firmware_shim::{OutOfRange, PhysMem};
-use locum_abi::{Header, Status, TraceRecord};
+use locum_abi::{Header, HostStatus, Status, TraceRecord};
 
 /// A structure of the ABI made of integers only, without padding that matters: any bytes are a value of it.
 ///
@@ -19,6 +19,8 @@ unsafe impl Plain for Header {}
 unsafe impl Plain for Status {}
 // SAFETY: as above.
 unsafe impl Plain for TraceRecord {}
+// SAFETY: as above.
+unsafe impl Plain for HostStatus {}
 // SAFETY: an integer.
 unsafe impl Plain for u64 {}
 

@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use locum_abi::{HostState, Status};
+use locum_abi::HostState;
 
 use crate::acpi::Interrupts;
 use crate::channel::Port;
@@ -75,9 +75,9 @@ fn until(seconds: u64, given_up: &(dyn Fn() -> bool + Sync)) -> Until<'_> {
     }
 }
 
-/// State of the host in the other slot.
-fn other_host(status: &Status, slot: u32) -> (Option<HostState>, String) {
-    let other = status.hosts.get(usize::from(slot == 0));
-    let state = other.and_then(|host| HostState::from_raw(host.state));
-    (state, other.map(names::stop_reason).unwrap_or_default())
+/// State of the host in the other slot, and why it is dead, if it is.
+fn other_host(machine: &dyn Machine) -> Option<(HostState, String)> {
+    let other = 1 - machine.facts().slot.min(1);
+    let host = machine.host(other).ok()?;
+    Some((HostState::from_raw(host.state)?, names::stop_reason(&host)))
 }

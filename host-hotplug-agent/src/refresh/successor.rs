@@ -359,6 +359,5 @@ impl Successor {
 }
 
 fn incumbent_state(machine: &dyn Machine) -> Option<HostState> {
-    let status = machine.status().ok()?;
-    other_host(&status, machine.facts().slot).0
+    other_host(machine).map(|(state, _)| state)
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, bail, ensure};
 use firmware_shim::PhysMem;
-use locum_abi::{CHANNEL_COUNT, CpuMode, HostState, ResourceKind, Status, StopReason};
+use locum_abi::{CHANNEL_COUNT, CpuMode, HostState, HostStatus, ResourceKind, Status, StopReason};
 use partitioner::{MemRange, PciAddress};
 
 use super::l0::FakeRegion;
@@ -281,6 +281,10 @@ impl Machine for FakeMachine {
             "a dead host sees nothing"
         );
         memory::status(&self.world.region, &self.facts.header)
+    }
+
+    fn host(&self, slot: u32) -> Result<HostStatus> {
+        Ok(self.status()?.hosts[slot as usize])
     }
 
     fn offline_cpu(&self, number: u32) -> Result<()> {

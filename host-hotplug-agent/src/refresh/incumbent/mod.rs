@@ -176,9 +176,8 @@ impl Incumbent {
 
 /// Why the successor is dead, if it is.
 pub fn dead(machine: &dyn Machine) -> Option<String> {
-    let status = machine.status().ok()?;
-    match other_host(&status, machine.facts().slot) {
-        (Some(HostState::Dead), reason) => Some(reason),
+    match other_host(machine)? {
+        (HostState::Dead, reason) => Some(reason),
         _ => None,
     }
 }
