@@ -208,7 +208,7 @@ extern "C" fn parked(index: usize) -> ! {
     }
     shared::trace(TraceKind::Park, u32::from(from_nested), 0, 0);
     // SAFETY: the CPU is parked from here on.
-    let lapic = unsafe { lapic::park() };
+    let lapic = unsafe { lapic::Parked::new() };
     status.set_mode(CpuMode::Parked);
     let kind = wait_kind();
     let (start, mailbox) = loop {
@@ -254,12 +254,13 @@ extern "C" fn parked(index: usize) -> ! {
         } else {
             wait(kind, Slot::EVEN);
         }
+        lapic.acknowledge();
     };
-    // SAFETY: `lapic` is what `park` returned; interrupts that are still pending are taken in between.
+    lapic.quiet();
+    // SAFETY: interrupts that are still pending are taken here, under L0's IDT; after that the LAPIC is the host's.
     unsafe {
-        lapic::quiet();
         asm!("sti", "nop", "nop", "cli", options(nomem, nostack));
-        lapic::unpark(lapic);
+        lapic.restore();
     }
     let nested =
         mailbox.is_none() || partition::two_hosts() || partition::slot_is_nested(start.slot);

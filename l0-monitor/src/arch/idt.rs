@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | NMI | under a host's CPU: sent again, and held pending until the host runs (see [`hold_nmi`]); on a parked CPU: ignored |
 //! | #GP or #UD at an instruction of [`super::msr`] that may fault | execution goes on at its landing |
-//! | an interrupt (vector 32 and up) | end of interrupt, nothing else: only parked CPUs take interrupts |
+//! | an interrupt (vector 32 and up) | nothing: only parked CPUs take interrupts, and end them in their loop |
 //! | anything else | a bug of L0 or a broken machine: traced, logged, and the CPU halts for good |
 #![expect(
     unsafe_code,
@@ -27,7 +27,7 @@ const DOUBLE_FAULT: usize = 8;
 const GENERAL_PROTECTION: u64 = 13;
 const PAGE_FAULT: u64 = 14;
 const FIRST_INTERRUPT: u64 = 32;
-/// Vector of spurious interrupts, which need no end of interrupt (SDM vol. 3A, 11.9).
+/// Vector of spurious interrupts (SDM vol. 3A, 11.9).
 pub const SPURIOUS: u64 = 0xff;
 /// Bytes between two entry stubs.
 const STUB_STRIDE: u64 = 16;
@@ -186,11 +186,8 @@ extern "C" fn trap(frame: &mut TrapFrame) -> bool {
                 return false;
             }
         }
-        SPURIOUS => return false,
-        FIRST_INTERRUPT.. => {
-            lapic::eoi();
-            return false;
-        }
+        // The parked CPU ends it when it goes on.
+        FIRST_INTERRUPT.. => return false,
         _ => {}
     }
     let detail = if frame.vector == PAGE_FAULT {

@@ -17,6 +17,10 @@ const ID: u32 = 0x20;
 const TPR: u32 = 0x80;
 const EOI: u32 = 0xb0;
 const SVR: u32 = 0xf0;
+/// In-service register: eight words of 32 vectors.
+const ISR: u32 = 0x100;
+/// Priority classes of vectors (SDM vol. 3A, 11.8.3.1).
+const PRIORITY_CLASSES: usize = 16;
 const ICR_LOW: u32 = 0x300;
 const ICR_HIGH: u32 = 0x310;
 const LVT_TIMER: u32 = 0x320;
@@ -43,76 +47,86 @@ const PARK_VECTOR: u32 = 0xf0;
 /// 100 MHz that there are.
 const PARK_COUNT: u32 = 100_000;
 
-/// Address of the registers, `None` in x2APIC mode.
-fn mmio() -> Option<u64> {
-    let base = msr::read(msr::APIC_BASE);
-    (base & BASE_X2APIC == 0).then_some(base & BASE_ADDRESS)
+/// How to reach this CPU's LAPIC. Good for as long as nobody changes its mode, so only while L0 keeps the CPU.
+#[derive(Clone, Copy, Debug)]
+struct Access {
+    /// Address of the registers, `None` in x2APIC mode.
+    mmio: Option<u64>,
 }
 
-fn read(register: u32) -> u32 {
-    match mmio() {
-        None => msr::read(X2APIC_MSRS + register / 16) as u32,
-        // SAFETY: the LAPIC's registers are at that address, which L0 maps one to one; reading those that L0 reads has
-        // no side effect.
-        Some(base) => unsafe { ((base + u64::from(register)) as *const u32).read_volatile() },
+impl Access {
+    fn new() -> Self {
+        let base = msr::read(msr::APIC_BASE);
+        Self {
+            mmio: (base & BASE_X2APIC == 0).then_some(base & BASE_ADDRESS),
+        }
     }
-}
 
-/// # Safety
-/// The write must not make the LAPIC deliver what L0 or the CPU's host does not expect.
-unsafe fn write(register: u32, value: u32) {
-    match mmio() {
-        // SAFETY: the caller answers for the effect.
-        None => unsafe { msr::write(X2APIC_MSRS + register / 16, u64::from(value)) },
-        // SAFETY: the LAPIC's registers are at that address; the caller answers for the effect.
-        Some(base) => unsafe { ((base + u64::from(register)) as *mut u32).write_volatile(value) },
+    fn read(self, register: u32) -> u32 {
+        match self.mmio {
+            None => msr::read(X2APIC_MSRS + register / 16) as u32,
+            // SAFETY: the LAPIC's registers are at that address, which L0 maps one to one; reading those that L0 reads
+            // has no side effect.
+            Some(base) => unsafe { ((base + u64::from(register)) as *const u32).read_volatile() },
+        }
     }
-}
 
-/// # Safety
-/// As for [`write`].
-unsafe fn send(apic_id: u32, command: u32) {
-    if mmio().is_none() {
-        let icr = u64::from(apic_id) << 32 | u64::from(command);
-        // SAFETY: the caller answers for the effect. The x2APIC has no delivery status to wait for.
-        unsafe { msr::write(X2APIC_MSRS + ICR_LOW / 16, icr) };
-        return;
+    /// # Safety
+    /// The write must not make the LAPIC deliver what L0 or the CPU's host does not expect.
+    unsafe fn write(self, register: u32, value: u32) {
+        match self.mmio {
+            // SAFETY: the caller answers for the effect.
+            None => unsafe { msr::write(X2APIC_MSRS + register / 16, u64::from(value)) },
+            // SAFETY: the LAPIC's registers are at that address; the caller answers for the effect.
+            Some(base) => unsafe {
+                ((base + u64::from(register)) as *mut u32).write_volatile(value);
+            },
+        }
     }
-    wait_delivered();
-    // The host may have been between its two writes of the ICR.
-    let destination = read(ICR_HIGH);
-    // SAFETY: the caller answers for the effect.
-    unsafe {
-        write(ICR_HIGH, apic_id << 24);
-        write(ICR_LOW, command);
-    }
-    wait_delivered();
-    // SAFETY: nothing is sent until the lower half is written.
-    unsafe { write(ICR_HIGH, destination) };
-}
 
-fn wait_delivered() {
-    for _ in 0..DELIVERY_POLLS {
-        if read(ICR_LOW) & ICR_PENDING == 0 {
+    fn id(self) -> u32 {
+        match self.mmio {
+            None => self.read(ID),
+            Some(_) => self.read(ID) >> 24,
+        }
+    }
+
+    fn wait_delivered(self) {
+        for _ in 0..DELIVERY_POLLS {
+            if self.read(ICR_LOW) & ICR_PENDING == 0 {
+                return;
+            }
+            core::hint::spin_loop();
+        }
+        log::error!("LAPIC {} does not deliver an IPI", self.id());
+    }
+
+    /// # Safety
+    /// As for [`Self::write`].
+    unsafe fn send(self, apic_id: u32, command: u32) {
+        if self.mmio.is_none() {
+            let icr = u64::from(apic_id) << 32 | u64::from(command);
+            // SAFETY: the caller answers for the effect. The x2APIC has no delivery status to wait for.
+            unsafe { msr::write(X2APIC_MSRS + ICR_LOW / 16, icr) };
             return;
         }
-        core::hint::spin_loop();
+        self.wait_delivered();
+        // The host may have been between its two writes of the ICR.
+        let destination = self.read(ICR_HIGH);
+        // SAFETY: the caller answers for the effect.
+        unsafe {
+            self.write(ICR_HIGH, apic_id << 24);
+            self.write(ICR_LOW, command);
+        }
+        self.wait_delivered();
+        // SAFETY: nothing is sent until the lower half is written.
+        unsafe { self.write(ICR_HIGH, destination) };
     }
-    log::error!("LAPIC {} does not deliver an IPI", id());
 }
 
 /// APIC id of this CPU.
 pub fn id() -> u32 {
-    match mmio() {
-        None => read(ID),
-        Some(_) => read(ID) >> 24,
-    }
-}
-
-/// Ends the interrupt in service, if there is one.
-pub fn eoi() {
-    // SAFETY: L0 calls this in interrupt handlers of its own only.
-    unsafe { write(EOI, 0) };
+    Access::new().id()
 }
 
 /// Sends INIT to another CPU.
@@ -121,7 +135,7 @@ pub fn eoi() {
 /// The CPU must not run anything whose loss L0's memory safety depends on (a lock held, a table half written).
 pub unsafe fn send_init(apic_id: u32) {
     // SAFETY: the caller answers for the CPU.
-    unsafe { send(apic_id, ICR_INIT | ICR_ASSERT) };
+    unsafe { Access::new().send(apic_id, ICR_INIT | ICR_ASSERT) };
 }
 
 /// Sends SIPI: a CPU that waits for it starts in real mode at `page` * 4096.
@@ -130,69 +144,86 @@ pub unsafe fn send_init(apic_id: u32) {
 /// There must be code meant for that at `page`.
 pub unsafe fn send_sipi(apic_id: u32, page: u8) {
     // SAFETY: the caller answers for the code.
-    unsafe { send(apic_id, ICR_STARTUP | ICR_ASSERT | u32::from(page)) };
+    unsafe { Access::new().send(apic_id, ICR_STARTUP | ICR_ASSERT | u32::from(page)) };
 }
 
 /// Sends an NMI to this CPU. It is pending when the function returns, or was taken under L0's IDT.
 pub fn send_nmi_self() {
+    let lapic = Access::new();
     // SAFETY: L0's IDT handles NMIs at any time. By its id, since the self shorthand allows fixed delivery only.
-    unsafe { send(id(), ICR_NMI | ICR_ASSERT) };
+    unsafe { lapic.send(lapic.id(), ICR_NMI | ICR_ASSERT) };
 }
 
-/// What a host (or the reset) had in the registers that a parked CPU uses.
-#[derive(Clone, Copy, Debug)]
+/// The LAPIC of a parked CPU, and what a host (or the reset) had in the registers that L0 uses meanwhile.
+#[derive(Debug)]
 pub struct Parked {
+    lapic: Access,
     tpr: u32,
     svr: u32,
     timer: u32,
     divide: u32,
 }
 
-/// Makes the LAPIC of this parked CPU interrupt it from time to time. Interrupts that a host left pending are dropped
-/// as soon as interrupts are on.
-///
-/// # Safety
-/// This CPU is parked: no host counts on its LAPIC.
-pub unsafe fn park() -> Parked {
-    let parked = Parked {
-        tpr: read(TPR),
-        svr: read(SVR),
-        timer: read(LVT_TIMER),
-        divide: read(TIMER_DIVIDE),
-    };
-    // SAFETY: the caller says that the LAPIC is L0's; L0's IDT handles every vector.
-    unsafe {
-        write(SVR, SVR_ENABLED | super::idt::SPURIOUS as u32);
-        write(TPR, 0);
-        write(TIMER_DIVIDE, DIVIDE_BY_1);
-        write(LVT_TIMER, LVT_PERIODIC | PARK_VECTOR);
-        write(TIMER_INITIAL, PARK_COUNT);
+impl Parked {
+    /// Makes the LAPIC of this parked CPU interrupt it from time to time. Interrupts that a host left pending are
+    /// dropped as soon as interrupts are on.
+    ///
+    /// # Safety
+    /// This CPU is parked: no host counts on its LAPIC.
+    pub unsafe fn new() -> Self {
+        let lapic = Access::new();
+        let parked = Self {
+            lapic,
+            tpr: lapic.read(TPR),
+            svr: lapic.read(SVR),
+            timer: lapic.read(LVT_TIMER),
+            divide: lapic.read(TIMER_DIVIDE),
+        };
+        // SAFETY: the caller says that the LAPIC is L0's; L0's IDT handles every vector.
+        unsafe {
+            lapic.write(SVR, SVR_ENABLED | super::idt::SPURIOUS as u32);
+            lapic.write(TPR, 0);
+            lapic.write(TIMER_DIVIDE, DIVIDE_BY_1);
+            lapic.write(LVT_TIMER, LVT_PERIODIC | PARK_VECTOR);
+            lapic.write(TIMER_INITIAL, PARK_COUNT);
+        }
+        parked
     }
-    parked
-}
 
-/// Stops the timer. One more interrupt may be pending: turn interrupts on for a moment before [`unpark`].
-///
-/// # Safety
-/// [`park`] was called on this CPU and [`unpark`] not yet.
-pub unsafe fn quiet() {
-    // SAFETY: the timer is L0's, see the function's contract.
-    unsafe {
-        write(LVT_TIMER, LVT_MASKED | PARK_VECTOR);
-        write(TIMER_INITIAL, 0);
+    /// Ends all interrupts in service: those taken since the last call, and one that a host may have left there.
+    pub fn acknowledge(&self) {
+        // At most one per priority class can be in service.
+        for _ in 0..PRIORITY_CLASSES {
+            let in_service = (0..8).any(|i| self.lapic.read(ISR + 16 * i) != 0);
+            if !in_service {
+                return;
+            }
+            // SAFETY: the LAPIC is L0's, see `new`.
+            unsafe { self.lapic.write(EOI, 0) };
+        }
     }
-}
 
-/// Puts the registers back.
-///
-/// # Safety
-/// After [`quiet`], with no interrupt pending.
-pub unsafe fn unpark(parked: Parked) {
-    // SAFETY: these are the values that were there before, but for a timer that would start to count.
-    unsafe {
-        write(TIMER_DIVIDE, parked.divide);
-        write(LVT_TIMER, parked.timer | LVT_MASKED);
-        write(TPR, parked.tpr);
-        write(SVR, parked.svr);
+    /// Stops the timer. One more interrupt may be pending: turn interrupts on for a moment, then [`Self::restore`].
+    pub fn quiet(&self) {
+        // SAFETY: the timer is L0's, see `new`.
+        unsafe {
+            self.lapic.write(LVT_TIMER, LVT_MASKED | PARK_VECTOR);
+            self.lapic.write(TIMER_INITIAL, 0);
+        }
+    }
+
+    /// Puts the registers back, but for a timer that would start to count.
+    ///
+    /// # Safety
+    /// After [`Self::quiet`], with interrupts off and none pending.
+    pub unsafe fn restore(self) {
+        self.acknowledge();
+        // SAFETY: these are the values that were there before.
+        unsafe {
+            self.lapic.write(TIMER_DIVIDE, self.divide);
+            self.lapic.write(LVT_TIMER, self.timer | LVT_MASKED);
+            self.lapic.write(TPR, self.tpr);
+            self.lapic.write(SVR, self.svr);
+        }
     }
 }
