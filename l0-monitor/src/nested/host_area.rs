@@ -64,6 +64,9 @@ impl HostArea {
 
     /// Index of `field`, `None` if L0 leaves it alone.
     pub fn index(field: Field) -> Option<usize> {
+        if !field.is_host_state() {
+            return None;
+        }
         REPLACED.iter().position(|f| *f == field)
     }
 

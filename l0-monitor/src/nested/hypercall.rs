@@ -13,8 +13,8 @@ use crate::partition::{self, owners::Resource};
 use crate::shared;
 use crate::vmx::instructions::Cpu;
 
-/// How long L0 waits for another CPU to park, in TSC ticks: about a second.
-const PARK_TICKS: u64 = 2_000_000_000;
+/// How long L0 waits for another CPU to park, in TSC ticks: tens of milliseconds.
+const PARK_TICKS: u64 = 200_000_000;
 
 /// What happens after a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -250,7 +250,8 @@ pub fn prepare_leave(
     slot: Slot,
     frame: u64,
 ) -> Result<After, Errno> {
-    if partition::two_hosts() {
+    let other = shared::status().host(slot.other()).state();
+    if partition::two_hosts() || other == locum_abi::HostState::Preparing {
         return Err(Errno::State);
     }
     if frame & 0xfff != 0 {

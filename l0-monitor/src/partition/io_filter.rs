@@ -49,6 +49,18 @@ const fn ones(size: u8) -> u32 {
 }
 
 impl IoFilter {
+    /// One byte of the bitmap of ports that always exit.
+    pub fn filtered_byte(&self, index: usize) -> u8 {
+        let pm1 = self.pm1.iter().filter(|port| **port != 0);
+        let pm1 = pm1.flat_map(|port| [*port, port.wrapping_add(1)]);
+        FILTERED
+            .iter()
+            .copied()
+            .chain(pm1)
+            .filter(|port| usize::from(port >> 3) == index)
+            .fold(0, |byte, port| byte | 1 << (port & 7))
+    }
+
     /// Serves an IN or OUT (not a string instruction) of the host in `slot`. `value` is what an OUT writes.
     pub fn access(
         &mut self,
@@ -75,9 +87,7 @@ impl IoFilter {
             KEYBOARD if !io.input && value & 0xf0 == KEYBOARD_RESET & 0xf0 && value & 1 == 0 => {
                 Verdict::Power
             }
-            port if !io.input && port != 0 && self.pm1.contains(&port) && value & SLP_EN != 0 => {
-                Verdict::Power
-            }
+            port if !io.input && self.powers_off(port, io.size, value) => Verdict::Power,
             port if owners.port(port) == slot => Self::direct(hw, io, value),
             port => {
                 let write = u32::from(!io.input);
@@ -94,6 +104,14 @@ impl IoFilter {
                 }
             }
         }
+    }
+
+    /// SLP_EN in PM1 control, written whole or by its upper byte.
+    fn powers_off(&self, port: u16, size: u8, value: u32) -> bool {
+        self.pm1.iter().filter(|pm1| **pm1 != 0).any(|pm1| {
+            (port == *pm1 && size > 1 && value & SLP_EN != 0)
+                || (port == pm1.wrapping_add(1) && value & (SLP_EN >> 8) != 0)
+        })
     }
 
     fn direct(hw: &mut impl Hardware, io: IoAccess, value: u32) -> Verdict {
@@ -143,5 +161,22 @@ impl IoFilter {
         }
         hw.port_out(PCI_ADDRESS, 4, address);
         Self::direct(hw, io, value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_always_exits() {
+        let filter = IoFilter {
+            pm1: [0xb004, 0],
+            ..IoFilter::default()
+        };
+        assert_eq!(filter.filtered_byte(0xcf8 / 8), 0xff);
+        assert_eq!(filter.filtered_byte(KEYBOARD as usize / 8), 1 << 4);
+        assert_eq!(filter.filtered_byte(0xb004 / 8), 0x30);
+        assert_eq!(filter.filtered_byte(0), 0, "port 0 is not PM1b");
     }
 }

@@ -128,64 +128,62 @@ impl Map {
         if start >= end || end > END {
             return Ok(());
         }
-        let (after, _) = self.at(end);
-        let mut new = Self {
-            len: 0,
-            ranges: self.ranges,
-        };
-        let mut push = |range: Range| -> Result<(), Full> {
-            if let Some(last) = new.len.checked_sub(1).and_then(|i| new.ranges.get(i))
-                && last.kind == range.kind
-            {
-                return Ok(());
-            }
-            *new.ranges.get_mut(new.len).ok_or(Full)? = range;
-            new.len += 1;
-            Ok(())
-        };
-        for range in self.ranges().iter().filter(|r| r.start < start) {
-            push(*range)?;
+        // Two more ranges at the most: then nothing can go wrong half way.
+        if self.len + 2 > CAPACITY {
+            return Err(Full);
         }
-        push(Range { start, kind })?;
-        if end < END {
-            push(Range {
-                start: end,
-                kind: after,
-            })?;
-            for range in self.ranges().iter().filter(|r| r.start > end) {
-                push(*range)?;
+        self.split(start);
+        self.split(end);
+        for range in self.ranges.iter_mut().take(self.len) {
+            if range.start >= start && range.start < end {
+                range.kind = kind;
             }
         }
-        *self = new;
+        self.join();
         Ok(())
+    }
+
+    /// Makes a range begin at `at`. There is room for it.
+    fn split(&mut self, at: u64) {
+        let next = self.ranges().partition_point(|r| r.start < at);
+        if at >= END || self.ranges().get(next).is_some_and(|r| r.start == at) {
+            return;
+        }
+        let (kind, _) = self.at(at);
+        self.ranges.copy_within(next..self.len, next + 1);
+        if let Some(slot) = self.ranges.get_mut(next) {
+            *slot = Range { start: at, kind };
+            self.len += 1;
+        }
+    }
+
+    /// Joins neighbours of one kind.
+    fn join(&mut self) {
+        let mut kept = 1;
+        for i in 1..self.len {
+            let (Some(range), Some(last)) =
+                (self.ranges.get(i).copied(), self.ranges.get(kept - 1))
+            else {
+                break;
+            };
+            if range.kind != last.kind {
+                if let Some(slot) = self.ranges.get_mut(kept) {
+                    *slot = range;
+                }
+                kept += 1;
+            }
+        }
+        self.len = kept;
     }
 
     /// Everything that belongs to the host in `from` belongs to the one in `to`.
     pub fn transfer(&mut self, from: usize, to: usize) {
-        let mut new = Self {
-            len: 0,
-            ranges: self.ranges,
-        };
-        for range in self.ranges() {
-            let kind = if range.kind == Kind::Host(from) {
-                Kind::Host(to)
-            } else {
-                range.kind
-            };
-            let same = new
-                .len
-                .checked_sub(1)
-                .and_then(|i| new.ranges.get(i))
-                .is_some_and(|last| last.kind == kind);
-            if !same && let Some(slot) = new.ranges.get_mut(new.len) {
-                *slot = Range {
-                    start: range.start,
-                    kind,
-                };
-                new.len += 1;
+        for range in self.ranges.iter_mut().take(self.len) {
+            if range.kind == Kind::Host(from) {
+                range.kind = Kind::Host(to);
             }
         }
-        *self = new;
+        self.join();
     }
 
     /// Bytes below `end` that belong to each host.

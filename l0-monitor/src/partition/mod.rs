@@ -183,22 +183,16 @@ impl State {
         self.map(slot, 0, end);
     }
 
+    /// Byte by byte, straight into the CPU's pages: L0's stacks have no room for whole bitmaps.
     fn write_bitmaps(&self) {
         for slot in 0..SLOTS {
-            let map = if self.two {
-                let mut map = self.owners.io_bitmap(slot, &io_filter::FILTERED);
-                for port in self.io.pm1.iter().filter(|p| **p != 0) {
-                    for p in [*port, port.wrapping_add(1)] {
-                        if let Some(byte) = map.get_mut(usize::from(p >> 3)) {
-                            *byte |= 1 << (p & 7);
-                        }
-                    }
+            pages::set_io_bitmap(slot, |byte| {
+                if self.two {
+                    self.owners.io_bitmap_byte(slot, byte) | self.io.filtered_byte(byte)
+                } else {
+                    0
                 }
-                map
-            } else {
-                [0; 8192]
-            };
-            pages::set_io_bitmap(slot, &map);
+            });
         }
     }
 }

@@ -65,9 +65,6 @@ impl Resource {
     }
 }
 
-/// Bitmap of ports.
-pub type PortMap = [u8; 8192];
-
 /// The owners.
 #[derive(Debug)]
 pub struct Owners {
@@ -77,7 +74,7 @@ pub struct Owners {
     reigning: usize,
     cpus: [u8; MAX_CPUS],
     /// One bit a port: set if it belongs to the host that does not reign.
-    ports: PortMap,
+    ports: [u8; 8192],
     pins: [u8; PINS],
     pci: [u16; PCI_CAPACITY],
     pci_len: usize,
@@ -213,20 +210,10 @@ impl Owners {
         self.reigning = to;
     }
 
-    /// I/O bitmaps for the host in `slot`: a set bit makes the access exit. `filtered` ports always exit.
-    pub fn io_bitmap(&self, slot: usize, filtered: &[u16]) -> PortMap {
-        let mut map = self.ports;
-        if slot != self.reigning {
-            for byte in &mut map {
-                *byte = !*byte;
-            }
-        }
-        for port in filtered {
-            if let Some(byte) = map.get_mut(usize::from(port >> 3)) {
-                *byte |= 1 << (port & 7);
-            }
-        }
-        map
+    /// One byte of the I/O bitmaps for the host in `slot`: a set bit makes the access exit.
+    pub fn io_bitmap_byte(&self, slot: usize, index: usize) -> u8 {
+        let byte = self.ports.get(index).copied().unwrap_or(0xff);
+        if slot == self.reigning { byte } else { !byte }
     }
 }
 
@@ -284,15 +271,9 @@ mod tests {
             (o.pci(0x18), o.pci(0x10), o.port(0x2f8), o.port(0x3f8)),
             (1, 0, 1, 0)
         );
-        let (mine, other) = (o.io_bitmap(0, &[0xcf8]), o.io_bitmap(1, &[0xcf8]));
-        assert_eq!(
-            (mine[0x2f8 / 8], mine[0x3f8 / 8], mine[0xcf8 / 8]),
-            (0xff, 0, 1)
-        );
-        assert_eq!(
-            (other[0x2f8 / 8], other[0x3f8 / 8], other[0xcf8 / 8]),
-            (0, 0xff, 0xff)
-        );
+        let byte = |slot, port: usize| o.io_bitmap_byte(slot, port / 8);
+        assert_eq!((byte(0, 0x2f8), byte(0, 0x3f8)), (0xff, 0));
+        assert_eq!((byte(1, 0x2f8), byte(1, 0x3f8)), (0, 0xff));
         o.give_all(1);
         assert_eq!(
             (o.reigning(), o.cpu(0), o.port(0x3f8), o.pci(0x10)),

@@ -5,7 +5,6 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use locum_abi::header::SLOTS;
 
 use super::ept::Table;
-use super::owners::PortMap;
 
 /// EPT tables per slot: enough for 4 GiB in 2 MiB pages, two dozen regions split to 4 KiB, and 100 GiB on top.
 const EPT_TABLES: usize = 160;
@@ -30,11 +29,12 @@ pub fn ept_tables(slot: usize) -> &'static [Table] {
     EPT.get(slot).map_or(&[], |tables| tables.as_slice())
 }
 
-/// Writes a slot's I/O bitmaps.
-pub fn set_io_bitmap(slot: usize, map: &PortMap) {
+/// Writes a slot's I/O bitmaps; `byte` gives each byte.
+pub fn set_io_bitmap(slot: usize, byte: impl Fn(usize) -> u8) {
     let Some(words) = IO.get(slot) else { return };
-    for (word, bytes) in words.0.iter().zip(map.as_chunks::<8>().0) {
-        word.store(u64::from_le_bytes(*bytes), Ordering::Release);
+    for (index, word) in words.0.iter().enumerate() {
+        let bytes = core::array::from_fn(|i| byte(8 * index + i));
+        word.store(u64::from_le_bytes(bytes), Ordering::Release);
     }
 }
 

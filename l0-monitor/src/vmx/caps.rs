@@ -136,7 +136,7 @@ impl Caps {
             return Err(Unfit::NoVmx);
         }
         let feature = rdmsr(IA32_FEATURE_CONTROL).ok_or(Unfit::NoVmx)?;
-        if feature & 1 != 0 && feature & 4 == 0 {
+        if feature & 5 != 5 {
             return Err(Unfit::LockedOff);
         }
         let basic = rdmsr(IA32_VMX_BASIC).ok_or(Unfit::NoVmx)?;
