@@ -215,9 +215,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let checks = examine(&SysRoot::at(dir.path()), dir.path());
         assert!(!fit(&checks));
-        let module = checks.iter().find(|check| check.name == "module").unwrap();
-        assert_eq!(module.verdict, Verdict::Missing);
-        assert!(module.to_string().contains("modprobe locum"), "{module}");
+        let monitor = checks.iter().find(|check| check.name == "L0").unwrap();
+        assert_eq!(monitor.verdict, Verdict::Missing);
+        assert!(
+            monitor.to_string().contains("multiboot2 /boot/l0"),
+            "{monitor}"
+        );
         assert!(
             checks
                 .iter()

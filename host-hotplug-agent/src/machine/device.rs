@@ -17,6 +17,9 @@ use crate::error::Refusal;
 use crate::l0::{header, names};
 use crate::sysroot::SysRoot;
 
+/// Offset of the ABI's revision in the `LOCM` table (`locum_abi::header`).
+const LOCM_REVISION: usize = 44;
+
 /// An open `/dev/locum`.
 #[derive(Debug)]
 pub struct Device {
@@ -45,7 +48,7 @@ impl Device {
             open(&sys.path("dev/locum"), access == Access::Control).map_err(|error| match error
                 .kind()
             {
-                io::ErrorKind::NotFound => Refusal::NoModule,
+                io::ErrorKind::NotFound => absent(sys),
                 _ => Refusal::NoAccess(error),
             })?;
         let mut info = Info::default();
@@ -361,6 +364,27 @@ pub fn channel(sys: &SysRoot, number: usize) -> Result<File> {
         .with_context(|| format!("opening {}", path.display()))
 }
 
+/// Why there is no device: the module refuses to load without L0, or above an L0 of another revision. Both show in the ACPI
+/// table by which the module finds L0.
+fn absent(sys: &SysRoot) -> Refusal {
+    let table = sys.path("sys/firmware/acpi/tables/LOCM");
+    if !table.exists() {
+        return Refusal::NoL0;
+    }
+    let bytes = std::fs::read(table).unwrap_or_default();
+    match bytes
+        .get(LOCM_REVISION..)
+        .and_then(|rest| rest.first_chunk())
+        .map(|raw| u32::from_le_bytes(*raw))
+    {
+        Some(found) if found != REVISION => Refusal::AbiRevision {
+            found,
+            expected: REVISION,
+        },
+        _ => Refusal::NoModule,
+    }
+}
+
 fn open(path: &Path, write: bool) -> io::Result<File> {
     OpenOptions::new().read(true).write(write).open(path)
 }
@@ -376,5 +400,27 @@ fn refused(l0_errno: u32, error: Errno) -> String {
             }
             error => error.to_string(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_device_the_cause_is_found_in_acpi() {
+        let dir = tempfile::tempdir().unwrap();
+        let sys = SysRoot::at(dir.path());
+        let open = || Device::open(&sys, Access::Look).unwrap_err();
+        assert!(matches!(open(), Refusal::NoL0));
+        let table = dir.path().join("sys/firmware/acpi/tables/LOCM");
+        std::fs::create_dir_all(table.parent().unwrap()).unwrap();
+        let mut bytes = vec![0; 52];
+        bytes[44..48].copy_from_slice(&(REVISION + 1).to_le_bytes());
+        std::fs::write(&table, &bytes).unwrap();
+        assert!(matches!(open(), Refusal::AbiRevision { .. }));
+        bytes[44..48].copy_from_slice(&REVISION.to_le_bytes());
+        std::fs::write(&table, &bytes).unwrap();
+        assert!(matches!(open(), Refusal::NoModule));
     }
 }
