@@ -48,6 +48,7 @@ static struct channel channels[LOCUM_CHANNEL_COUNT];
 /* Bytes in the ring, or -EIO if the other host's word can't be right. */
 static long used(const struct locum_channel_ring *ring)
 {
+	/* Acquire: the bytes were stored before head, and were read before tail. */
 	u32 bytes = smp_load_acquire(&ring->head) - smp_load_acquire(&ring->tail);
 
 	return bytes <= LOCUM_RING_DATA ? (long)bytes : -EIO;
@@ -124,6 +125,7 @@ static ssize_t take(struct locum_channel_ring *ring, char __user *buffer, size_t
 			break;
 		done += run;
 	}
+	/* Release: the bytes are read before the writer may overwrite them. */
 	smp_store_release(&ring->tail, tail + (u32)done);
 	return done || !count ? done : -EFAULT;
 }
@@ -146,6 +148,7 @@ static ssize_t put(struct locum_channel_ring *ring, const char __user *buffer, s
 			break;
 		done += run;
 	}
+	/* Release: the bytes are there before the reader is told. */
 	smp_store_release(&ring->head, head + (u32)done);
 	return done || !count ? done : -EFAULT;
 }
@@ -284,6 +287,7 @@ static int channel_open(struct inode *inode, struct file *file)
 
 		channel->in.open = true;
 		if (READ_ONCE(ring->closed)) {
+			/* All that was left is dropped; paired as in take(). */
 			smp_store_release(&ring->tail, smp_load_acquire(&ring->head));
 			WRITE_ONCE(ring->closed, 0);
 		}

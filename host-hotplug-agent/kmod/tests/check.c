@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Tests of locum.ko, run in a host as root with the module loaded: "check" on a real L0, "check fake" on the fake one
- * (run.sh), where it also plays L0 and the other host by /dev/mem. Last line: "N checks, N failed".
+ * Tests of locum.ko, run in a host as root with the module loaded: "check" on a real L0, "check nested" on one with VMX,
+ * "check fake" on the fake one (run.sh), where it also plays L0 and the other host by /dev/mem. Last line: "N checks, N failed".
  */
 #include "check.h"
 #include "fake_l0.h"
@@ -73,6 +73,8 @@ int main(int argc, char **argv)
 		if (!CHECK(fake != MAP_FAILED))
 			return 1;
 	}
+	if (argc > 1 && !strcmp(argv[1], "nested"))
+		test_nested();
 	test_access();
 	test_sysfs();
 	test_memory();

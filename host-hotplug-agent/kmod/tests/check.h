@@ -39,6 +39,7 @@ volatile struct locum_status *fake_status(void);
 void test_access(void);
 void test_memory(void);
 void test_sysfs(void);
+void test_nested(void);
 void test_switch(void);
 void test_cpus(void);
 void test_channels(void);

@@ -9,7 +9,7 @@ cc=${CC:-gcc}
 $cc -O1 -Wall -Wextra -Werror -o "$dir/fake_l0" "$here/fake_l0.c"
 "$dir/fake_l0" "$dir/region" "$dir/locm"
 $cc -O1 -static -pthread -Wall -Wextra -Wno-sign-compare -Wno-pointer-arith -Werror -o "$dir/root/bin/check" "$here/check.c" "$here/access.c" \
-	"$here/memory.c" "$here/sysfs.c" "$here/switch.c" "$here/cpus.c" "$here/channels.c"
+	"$here/memory.c" "$here/sysfs.c" "$here/switch.c" "$here/cpus.c" "$here/channels.c" "$here/nested.c"
 cp "$busybox" "$dir/root/bin/busybox"
 cp "$module" "$dir/root/locum.ko"
 cat > "$dir/root/init" <<'INIT'
