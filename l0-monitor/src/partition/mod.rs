@@ -16,6 +16,7 @@ mod pages;
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use firmware_shim::e820::MemoryType;
 use locum_abi::header::SLOTS;
 use locum_abi::{CpuMode, Errno, HostState, SlotInfo, TraceKind};
 use spin::Mutex;
@@ -82,6 +83,13 @@ fn first_map(machine: &Machine) -> Result<Map, memory::Full> {
     map.set(EBDA, VGA, Kind::ReadOnly)?;
     map.set(BIOS, MIB, Kind::ReadOnly)?;
     map.set(LAPIC_PAGE, LAPIC_PAGE + PAGE, Kind::Shared)?;
+    // Both read the machine's tables, and AML writes what it keeps there.
+    for range in machine.e820.entries() {
+        if matches!(range.kind, MemoryType::AcpiReclaim | MemoryType::AcpiNvs) {
+            let (start, end) = (range.start & !(PAGE - 1), range.end.next_multiple_of(PAGE));
+            map.set(start, end, Kind::Shared)?;
+        }
+    }
     if let Some(pool) = machine.pool {
         map.set(pool.start, pool.end, Kind::Shared)?;
     }
