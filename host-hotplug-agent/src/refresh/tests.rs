@@ -218,7 +218,7 @@ fn the_successor_takes_over_the_whole_machine() {
 
 #[test]
 fn a_successor_that_hangs_is_stopped_after_the_time_out() {
-    Stage::new(Behaviour::Hangs).aborts("did not come up within 2 s");
+    Stage::new(Behaviour::Hangs).aborts("no word from the successor's agent within 2 s");
 }
 
 #[test]
@@ -226,6 +226,11 @@ fn a_triple_fault_is_told_with_its_address() {
     let stage = Stage::new(Behaviour::TripleFaults);
     let start = Instant::now();
     stage.aborts("triple fault at RIP 0xdead");
+    let error = stage.shared.status().last_error.unwrap();
+    assert!(
+        !error.contains("within"),
+        "not taken for a time-out: {error}"
+    );
     assert!(
         start.elapsed() < Duration::from_secs(2),
         "no time-out is waited for"

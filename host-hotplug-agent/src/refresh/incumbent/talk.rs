@@ -92,14 +92,16 @@ impl Incumbent {
             } => Some((*generation, kernel.clone(), *cpus)),
             _ => None,
         };
-        let (generation, kernel, cpus) = self
-            .expect(self.config.timeouts.boot, hello)
-            .with_context(|| {
-                format!(
-                    "the successor's agent did not come up within {} s; see its console",
-                    self.config.timeouts.boot
-                )
-            })?;
+        let seconds = self.config.timeouts.boot;
+        let (generation, kernel, cpus) = self.expect(seconds, hello).map_err(|error| {
+            if dead(&*self.machine).is_some() {
+                error
+            } else {
+                error.context(format!(
+                    "no word from the successor's agent within {seconds} s; see its console"
+                ))
+            }
+        })?;
         let (expected, planned) = self.plan(|plan| (plan.generation.next().0, plan.cpus.len()))?;
         if generation != expected {
             bail!("a host of generation {generation} answered, generation {expected} was started");
