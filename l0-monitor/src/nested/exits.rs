@@ -44,6 +44,8 @@ pub trait Policy<H: Hardware> {
     fn device(&mut self, hw: &mut H, address: u64, write: Option<u32>) -> u32;
     /// An EPT violation that is none: the host owns the page and may access it again.
     fn allow(&mut self, address: u64, write: bool) -> bool;
+    /// True if there is memory at `address`, not a device.
+    fn is_memory(&mut self, address: u64) -> bool;
     /// True if the host's bug ends it (a successor); false if the access is merely refused.
     fn is_on_trial(&self) -> bool;
 }
@@ -188,7 +190,7 @@ impl<H: Hardware> Context<'_, H> {
             return Next::Host;
         }
         let rip = self.read(field::GUEST_RIP);
-        if !device && policy.is_on_trial() {
+        if !device && policy.is_on_trial() && policy.is_memory(address) {
             return Next::Die(StopReason::WildAccess, [rip, address, qualification]);
         }
         if !device {

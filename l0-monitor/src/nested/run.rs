@@ -186,6 +186,10 @@ impl Policy<Cpu> for Real {
         partition::allow(self.slot, address, write)
     }
 
+    fn is_memory(&mut self, address: u64) -> bool {
+        partition::is_memory(address)
+    }
+
     fn is_on_trial(&self) -> bool {
         partition::two_hosts() && partition::reigning() != self.slot
     }

@@ -40,6 +40,9 @@ impl Policy<Model> for Open {
     fn allow(&mut self, address: u64, _: bool) -> bool {
         address < 4 << 30
     }
+    fn is_memory(&mut self, address: u64) -> bool {
+        address < 6 << 30
+    }
     fn is_on_trial(&self) -> bool {
         true
     }

@@ -11,6 +11,8 @@ pub const END: u64 = 1 << 52;
 pub enum Kind {
     /// Belongs to the host in this slot.
     Host(usize),
+    /// A device of the host in this slot that the other may read.
+    Device(usize),
     /// L0's private memory: no host.
     Monitor,
     /// Both hosts: the pool, the local APIC page, the channels.
@@ -41,6 +43,13 @@ impl Kind {
                     Access::Full
                 } else {
                     Access::None
+                }
+            }
+            Self::Device(owner) => {
+                if owner == slot {
+                    Access::Full
+                } else {
+                    Access::Read
                 }
             }
             Self::Monitor => Access::None,
@@ -179,8 +188,10 @@ impl Map {
     /// Everything that belongs to the host in `from` belongs to the one in `to`.
     pub fn transfer(&mut self, from: usize, to: usize) {
         for range in self.ranges.iter_mut().take(self.len) {
-            if range.kind == Kind::Host(from) {
-                range.kind = Kind::Host(to);
+            match range.kind {
+                Kind::Host(owner) if owner == from => range.kind = Kind::Host(to),
+                Kind::Device(owner) if owner == from => range.kind = Kind::Device(to),
+                _ => {}
             }
         }
         self.join();

@@ -34,6 +34,9 @@ use owners::{Owners, Resource};
 
 const PAGE: u64 = 4096;
 const LAPIC_PAGE: u64 = 0xfee0_0000;
+/// Where Intel's chipsets have the HPET (IA-PC HPET specification 1.0a, 2.3.1). A successor has no HPET table, but the
+/// machine's AML names the device, and Linux' driver for that waits for the counter to move: it may read.
+const HPET_PAGE: u64 = 0xfed0_0000;
 /// Start of what both hosts may read below 1 MiB: the EBDA (or where it would be) and the BIOS area.
 const EBDA: u64 = 0x9_f000;
 const VGA: u64 = 0xa_0000;
@@ -83,6 +86,7 @@ fn first_map(machine: &Machine) -> Result<Map, memory::Full> {
     map.set(EBDA, VGA, Kind::ReadOnly)?;
     map.set(BIOS, MIB, Kind::ReadOnly)?;
     map.set(LAPIC_PAGE, LAPIC_PAGE + PAGE, Kind::Shared)?;
+    map.set(HPET_PAGE, HPET_PAGE + PAGE, Kind::Device(0))?;
     // Both read the machine's tables, and AML writes what it keeps there.
     for range in machine.e820.entries() {
         if matches!(range.kind, MemoryType::AcpiReclaim | MemoryType::AcpiNvs) {
@@ -476,6 +480,15 @@ pub fn allow(slot: usize, address: u64, write: bool) -> bool {
         state.map(slot, start, start + (2 << 20));
     }
     mapped(&state)
+}
+
+/// Whether there is memory at `address`: a wild access to it is a host's end. What else a host may not touch are devices
+/// that AML still tells a successor about.
+pub fn is_memory(address: u64) -> bool {
+    crate::boot::machine()
+        .ram()
+        .any(|range| (range.start..range.end).contains(&address))
+        || address < MIB
 }
 
 /// Leaves a trace record for an owner's change.
