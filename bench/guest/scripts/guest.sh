@@ -11,6 +11,12 @@ name=$1
 shift
 : "${RUN:=/run}" "${POOL:=/dev/dax0.0}" "${ACCEL:=kvm}" "${CPU:=host}" "${GUEST:=/guest}" "${APPEND:=}"
 
+# A guest that starts anew must not be mistaken for one whose beat page is still in the pool.
+case " $* " in
+*" -incoming "*) ;;
+*) lab-guest forget --file "$POOL" --name "$name" ;;
+esac
+
 # Without TSC, timer and RTC calibration, and without what costs an emulator most.
 # nofsgsbase: with user-set GS bases, a kernel under KVM in Bochs 3.0 ends on a wrong GS base after a while, also without L0.
 # rodata=off leaves out the W+X check of the page tables (two hundred million instructions), the blacklist as many for RSA.

@@ -123,6 +123,11 @@ impl<'a> BeatPage<'a> {
         (starts && page.get(word::REVISION) == REVISION && sealed()).then_some(page)
     }
 
+    /// Breaks the seal: from now on the page is not recognised.
+    pub fn erase(&self) {
+        self.put(word::MAGIC, 0);
+    }
+
     /// Who wrote the page.
     #[must_use]
     pub fn identity(&self) -> Identity {

@@ -46,7 +46,8 @@ impl Qmp {
     /// # Errors
     /// QEMU refused it, or did not answer in time.
     pub fn execute(&mut self, command: &Value) -> Result<Value> {
-        writeln!(self.writer, "{command}")?;
+        // At once: QEMU obeys at the closing brace, and after `quit` there is nobody to take a newline.
+        self.writer.write_all(format!("{command}\n").as_bytes())?;
         loop {
             let mut answer = self.line()?;
             if answer.get("event").is_some() {

@@ -20,6 +20,16 @@ pub fn all(pool: &Shared) -> Vec<Report> {
     scan(pool.pages()).iter().map(Report::read).collect()
 }
 
+/// Erases all beat pages of `name`. The guest must not be running: its page would be gone for good.
+pub fn forget(pool: &Shared, name: &str) {
+    let found = scan(pool.pages());
+    for page in found.iter().map(|found| found.page) {
+        if page.identity().name == name {
+            page.erase();
+        }
+    }
+}
+
 /// The guest `name`, waiting for it up to `timeout`.
 ///
 /// # Errors
@@ -76,5 +86,32 @@ pub fn prove_survival(pool: &Shared, before: &Report, timeout: Duration) -> Resu
             anyhow::bail!("{} did not survive: {}", before.name, complaints.join("; "));
         }
         std::thread::sleep(LOOK);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::beat::{BeatPage, Identity};
+
+    #[test]
+    #[cfg_attr(miri, ignore = "maps memory")]
+    fn a_forgotten_guest_is_not_found_and_others_are() {
+        let pool = Shared::private(4 * 4096).expect("four pages");
+        for (page, name) in pool.pages().iter().zip(["g1", "g2", "g1"]) {
+            let identity = Identity {
+                name: name.into(),
+                gpa: 0,
+                boot_id: 0,
+                started_ns: 0,
+                buffer_bytes: 0,
+            };
+            let _ = BeatPage::create(page, &identity);
+        }
+        assert_eq!(all(&pool).len(), 3);
+        forget(&pool, "g1");
+        let names: Vec<_> = all(&pool).into_iter().map(|report| report.name).collect();
+        assert_eq!(names, ["g2"]);
+        assert!(find(&pool, "g1", Duration::ZERO).is_err());
     }
 }

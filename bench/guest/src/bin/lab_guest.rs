@@ -23,6 +23,14 @@ struct Cli {
 enum Command {
     /// Read guests' beat pages from the pool and print them as JSON
     Watch(Watch),
+    /// Erase what earlier guests of that name left in the pool, before one starts anew
+    Forget {
+        #[command(flatten)]
+        pool: Pool,
+        /// The guest's name
+        #[arg(long)]
+        name: String,
+    },
     /// Serve a range of the pool as a disk, over NBD
     Disk {
         #[command(flatten)]
@@ -116,6 +124,11 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Watch(args) => run_watch(&args),
+        Command::Forget { pool, name } => {
+            let memory = Shared::file(&pool.file, pool.offset, pool.length, true)?;
+            watch::forget(&memory, &name);
+            Ok(())
+        }
         Command::Disk { pool, socket } => {
             let memory = Shared::file(&pool.file, pool.offset, pool.length, true)?;
             serve_disk(&memory, &socket)
