@@ -112,6 +112,11 @@ pub fn slot_area(slot: Slot) -> *mut SlotArea {
     field!(slots).cast::<SlotArea>().wrapping_add(slot.get())
 }
 
+/// Physical address of a field of a slot's area, by its offset in [`SlotArea`].
+pub fn slot_field(slot: Slot, offset: usize) -> u64 {
+    slot_area(slot) as u64 + offset as u64
+}
+
 /// Physical address of the page that the host of `slot` sees at address 0 while nested.
 pub fn page_zero(slot: Slot) -> u64 {
     // SAFETY: only an address is computed.

@@ -1,17 +1,22 @@
 //! From GRUB to the first host.
 //!
 //! [`entry`] brings the boot CPU from GRUB's 32-bit state to long mode and calls [`main`]. That copies what GRUB said
-//! ([`multiboot`]), reads the machine's tables into [`Machine`], fills the shared region, starts and parks all other
-//! CPUs ([`ap`]), puts the host's kernel and ramdisk where they belong ([`place`]) and jumps ([`host`]). After that L0 is
-//! dormant: the ways back in are [`reset`] (a CPU goes offline) and [`native`] (a host wants to be nested).
+//! ([`multiboot`]), reads the machine's tables into [`Machine`] ([`discover`]), fills the shared region ([`publish`]),
+//! starts and parks all other CPUs ([`ap`]), puts the host's kernel and ramdisk where they belong ([`load`]) and jumps
+//! ([`host`]). After that L0 is dormant: the ways back in are [`reset`] (a CPU goes offline) and [`native`] (a host wants
+//! to be nested).
 
 #[cfg(target_os = "none")]
 mod ap;
 pub mod cmdline;
 #[cfg(target_os = "none")]
+mod discover;
+#[cfg(target_os = "none")]
 mod entry;
 mod error;
 pub mod host;
+#[cfg(target_os = "none")]
+mod load;
 pub mod machine;
 #[cfg(target_os = "none")]
 mod main;
@@ -20,6 +25,8 @@ pub mod mtrr;
 pub mod multiboot;
 pub mod native;
 pub mod place;
+#[cfg(target_os = "none")]
+mod publish;
 pub mod reset;
 
 pub use error::BootError;

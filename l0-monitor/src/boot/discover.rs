@@ -1,0 +1,115 @@
+//! Finding out about the machine: ACPI tables, CPUs, memory, MTRRs.
+#![expect(unsafe_code, reason = "reads registers of IOAPICs and copies the RSDP")]
+
+use firmware_shim::acpi::{self, MadtEntry, Rsdp};
+use firmware_shim::e820::E820Map;
+use locum_abi::MAX_CPUS;
+
+use super::machine::{IoApic, Span};
+use super::memory::{Identity, move_bytes};
+use super::mtrr::Mtrrs;
+use super::multiboot::Information;
+use super::{BootError, MACHINE, Machine, cmdline};
+use crate::arch::cpuid;
+use crate::shared::layout;
+use crate::{cpu, shared};
+
+/// The machine's RSDP: what GRUB copied, put where it stays, or what is in the BIOS area.
+pub fn find_rsdp(
+    memory: &Identity,
+    information: Information<'_>,
+) -> Result<(u64, Rsdp), BootError> {
+    let Some(copy) = information.rsdp() else {
+        return Ok(Rsdp::find_in_bios_area(memory)?);
+    };
+    let rsdp = Rsdp::parse(copy)?;
+    let address = shared::addresses().machine_rsdp;
+    let len = copy.len().min(layout::RSDP_MAX);
+    // SAFETY: the place in the shared region has room for it.
+    unsafe { move_bytes(address, copy.as_ptr() as u64, len as u64) };
+    Ok((address, rsdp))
+}
+
+/// Collects what is known of the machine, and registers its CPUs.
+pub fn read_machine(
+    memory: &Identity,
+    information: Information<'_>,
+    rsdp_address: u64,
+    rsdp: &Rsdp,
+    options: &cmdline::Options,
+) -> Result<&'static Machine, BootError> {
+    let tables = acpi::Machine::open(memory, rsdp)?;
+    let madt = tables.madt()?;
+    let fadt = tables.fadt()?;
+    let enabled = || {
+        let cpus = madt.cpus().filter_map(Result::ok);
+        cpus.filter(acpi::Cpu::enabled).map(|cpu| cpu.apic_id)
+    };
+    let total = enabled().count();
+    if total > MAX_CPUS {
+        return Err(BootError::TooManyCpus(total));
+    }
+    let taken = cpu::register(enabled());
+    if taken < total {
+        log::warn!(
+            "{} CPUs have an APIC id above 254 or one twice; they stay unused",
+            total - taken
+        );
+    }
+    let max_phys_bits = cpuid::max_phys_bits();
+    let mut machine = Machine {
+        e820: E820Map::from_firmware(information.memory_map())?,
+        mtrrs: Mtrrs::read(max_phys_bits),
+        max_phys_bits,
+        pool: options.pool.as_ref().map(|p| Span {
+            start: p.start,
+            end: p.end,
+        }),
+        pm1_control: [fadt.pm1a_control(), fadt.pm1b_control()]
+            .map(|register| register.and_then(|r| r.port()).unwrap_or(0)),
+        rsdp: rsdp_address,
+        boot_apic_id: cpuid::apic_id(),
+        ..Machine::EMPTY
+    };
+    for entry in madt.entries().filter_map(Result::ok) {
+        if let MadtEntry::IoApic {
+            address, gsi_base, ..
+        } = entry
+        {
+            let address = u64::from(address);
+            let ioapic = IoApic {
+                address,
+                gsi_base,
+                pins: ioapic_pins(address),
+            };
+            if machine.ioapics.try_push(ioapic).is_err() {
+                log::warn!("IOAPIC at {address:#x} is one too many; it is left unfiltered");
+            }
+        }
+    }
+    if let Some(mcfg) = tables.mcfg()? {
+        for region in mcfg.regions().filter_map(Result::ok) {
+            if machine.ecam.try_push(region).is_err() {
+                log::warn!(
+                    "PCI configuration window at {:#x} is one too many",
+                    region.base
+                );
+            }
+        }
+    }
+    if tables.has_dmar()? {
+        log::warn!("DMA remapping (DMAR) is hidden from hosts: no device passthrough to guests");
+    }
+    Ok(MACHINE.call_once(|| machine))
+}
+
+/// Number of an IOAPIC's pins (82093AA data sheet, 3.2.2: version register, bits 16-23, is one less).
+fn ioapic_pins(address: u64) -> u32 {
+    const VERSION: u32 = 1;
+    // SAFETY: the MADT names this address as an IOAPIC's, and no host uses it yet.
+    let version = unsafe {
+        (address as *mut u32).write_volatile(VERSION);
+        ((address + 0x10) as *const u32).read_volatile()
+    };
+    (version >> 16 & 0xff) + 1
+}

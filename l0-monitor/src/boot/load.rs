@@ -1,0 +1,167 @@
+//! Putting the first host's kernel, ramdisk and tables where it will find them.
+#![expect(unsafe_code, reason = "places things in physical memory")]
+
+use arrayvec::{ArrayString, ArrayVec};
+use firmware_shim::acpi::{self, HostFirmware, Locm};
+use firmware_shim::e820::{self, E820Error, E820Map, FirstHostMemory, MemoryType};
+use firmware_shim::linux::{ENTRY_64_OFFSET, KernelImage, ZERO_PAGE_LEN, ZeroPage};
+use locum_abi::REVISION;
+
+use super::memory::{Identity, bytes, move_bytes};
+use super::multiboot::Information;
+use super::place::{self, Wanted};
+use super::{BootError, Machine, cmdline, reset};
+use crate::arch::{cpuid, paging};
+use crate::cpu::{self, Slot};
+use crate::shared;
+use crate::shared::layout::{self, SlotArea};
+
+/// Place of the command line in a slot's tables, after the zero page.
+const CMDLINE_OFFSET: u64 = 0x1000;
+/// Place of the ACPI tables in a slot's tables.
+const ACPI_OFFSET: u64 = 0x2000;
+
+const _: () = assert!(ZERO_PAGE_LEN as u64 <= CMDLINE_OFFSET);
+const _: () = assert!(CMDLINE_OFFSET + (cmdline::HOST_LINE as u64) < ACPI_OFFSET);
+const _: () = assert!(ACPI_OFFSET < layout::TABLES_SIZE as u64);
+
+/// Where the first host begins.
+pub struct Entry {
+    /// 64-bit entry point of the kernel.
+    pub rip: u64,
+    /// Zero page, for RSI.
+    pub zero_page: u64,
+}
+
+/// The first host's memory map.
+fn host_map(machine: &Machine) -> Result<E820Map, BootError> {
+    let pools: ArrayVec<_, 1> = machine.pool.iter().map(|p| p.start..p.end).collect();
+    let [own, other] = Slot::ALL.map(|slot| {
+        let (start, size) = shared::low_slice(slot);
+        start..start + size
+    });
+    if !machine.e820.covers(&own, |kind| kind == MemoryType::Usable) {
+        return Err(E820Error::NotAvailable {
+            what: "the first host's trampoline slice",
+            range: own,
+            wanted: "usable RAM",
+        }
+        .into());
+    }
+    let mut map = e820::for_first_host(
+        &machine.e820,
+        &FirstHostMemory {
+            l0: layout::PRIVATE_BASE..layout::BASE + layout::SIZE,
+            firmware: layout::BASE..layout::BASE + layout::SIZE,
+            pools: &pools,
+            other_slice: other,
+        },
+    )?;
+    map.replace(
+        layout::LOW_END..layout::PRIVATE_BASE,
+        MemoryType::Usable,
+        MemoryType::Reserved,
+    )?;
+    Ok(map)
+}
+
+/// Puts kernel, ramdisk, command line, zero page and ACPI tables in place.
+pub fn load(
+    machine: &Machine,
+    tables: &acpi::Machine<'_, Identity>,
+    information: Information<'_>,
+    options: &cmdline::Options,
+) -> Result<Entry, BootError> {
+    let mut modules = information.modules();
+    let kernel_file = modules.next().ok_or(BootError::NoKernel)?;
+    let ramdisk_file = modules.next();
+    let kernel_range = kernel_file.start..kernel_file.end;
+    // SAFETY: GRUB put the module there, below 4 GiB; nothing is written to memory outside L0 before the last use.
+    let kernel = KernelImage::parse(unsafe { bytes(&kernel_range) })?;
+    let map = host_map(machine)?;
+    let usable = map
+        .entries()
+        .iter()
+        .filter(|entry| entry.kind == MemoryType::Usable)
+        .map(|entry| entry.start..entry.end);
+    let preferred = kernel.preferred_address();
+    let places = place::choose(
+        usable,
+        &kernel_range,
+        &Wanted {
+            kernel_room: kernel.init_size(),
+            kernel_align: kernel.alignment().max(paging::LARGE),
+            kernel_lowest: preferred,
+            ramdisk: ramdisk_file.map_or(0, |file| file.end - file.start),
+        },
+    )?;
+    kernel.check_load(places.kernel, kernel.init_size())?;
+
+    let base = shared::slot_field(Slot::EVEN, core::mem::offset_of!(SlotArea, tables));
+    let maxcpus = options.host_cpus.filter(|&n| (n as usize) < cpu::count());
+    let line: ArrayString<{ cmdline::HOST_LINE }> =
+        cmdline::for_first_host(kernel_file.line, maxcpus, cpuid::has_la57())
+            .map_err(|_| BootError::CommandLine)?;
+    let rsdp = host_tables(machine, tables, base + ACPI_OFFSET)?;
+    let zero_page = ZeroPage {
+        kernel: &kernel,
+        load: places.kernel,
+        cmdline: line.as_bytes(),
+        cmdline_address: base + CMDLINE_OFFSET,
+        ramdisk: places.ramdisk.clone(),
+        rsdp,
+        e820: &map,
+    };
+    // SAFETY: the slot's tables, which nobody else uses yet; the three parts do not overlap (asserted above). The command
+    // line's end is zero like all of the region.
+    unsafe {
+        zero_page.write(&mut *(base as *mut [u8; ZERO_PAGE_LEN]))?;
+        move_bytes(
+            base + CMDLINE_OFFSET,
+            line.as_ptr() as u64,
+            line.len() as u64,
+        );
+    }
+    let ramdisk = places.ramdisk.clone().unwrap_or(0..0);
+    log::info!(
+        "kernel at {:#x} (file at {:#x}), ramdisk at {:#x}-{:#x} (file at {:#x}), command line: {line}",
+        places.kernel,
+        kernel_file.start,
+        ramdisk.start,
+        ramdisk.end,
+        ramdisk_file.map_or(0, |file| file.start),
+    );
+    let code = kernel.code().as_ptr_range();
+    let (from, len) = (code.start as u64, kernel.code().len() as u64);
+    if let (Some(file), Some(place)) = (ramdisk_file, &places.ramdisk) {
+        // SAFETY: usable memory of the host; the place avoids the kernel's file, which is still needed.
+        unsafe { move_bytes(place.start, file.start, file.end - file.start) };
+    }
+    // SAFETY: usable memory of the host, clear of the ramdisk. The kernel's file is not used after this.
+    unsafe { move_bytes(places.kernel, from, len) };
+    Ok(Entry {
+        rip: places.kernel + ENTRY_64_OFFSET,
+        zero_page: base,
+    })
+}
+
+/// Makes the first host's ACPI tables at `at`; returns the address of their RSDP.
+fn host_tables(
+    machine: &Machine,
+    tables: &acpi::Machine<'_, Identity>,
+    at: u64,
+) -> Result<u64, BootError> {
+    let host = HostFirmware {
+        cpus: &[machine.boot_apic_id],
+        mailbox: shared::slot_field(Slot::EVEN, core::mem::offset_of!(SlotArea, mailbox)),
+        reset_vector: reset::address(Slot::EVEN),
+        locm: Locm {
+            header_page: shared::header_address(),
+            abi_revision: REVISION,
+        },
+    };
+    let room = layout::TABLES_SIZE as u64 - ACPI_OFFSET;
+    // SAFETY: the rest of the slot's tables, which nobody else uses yet.
+    let out = unsafe { core::slice::from_raw_parts_mut(at as *mut u8, room as usize) };
+    Ok(acpi::first_host_tables(tables, &host, at, out)?.rsdp)
+}

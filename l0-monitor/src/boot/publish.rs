@@ -1,0 +1,75 @@
+//! The header page: tells hosts where everything is.
+#![expect(unsafe_code, reason = "names a symbol of the linker script")]
+
+use core::mem::offset_of;
+
+use locum_abi::{
+    CHANNEL_COUNT, ChannelRing, Header, LogRing, MAGIC, REVISION, SlotInfo, Status, TraceRing,
+};
+
+use super::{Machine, native_entry, reset};
+use crate::arch::paging;
+use crate::cpu::{self, Slot};
+use crate::shared;
+use crate::shared::layout::{self, SlotArea};
+
+/// Consoles of the two slots: COM1 and COM2.
+const CONSOLES: [u32; 2] = [0x3f8, 0x2f8];
+
+/// Writes the header.
+pub fn publish(machine: &Machine) {
+    let at = shared::addresses();
+    let slots = Slot::ALL.map(|slot| {
+        let (low_slice, low_slice_size) = shared::low_slice(slot);
+        let field = |offset| shared::slot_field(slot, offset);
+        SlotInfo {
+            mailbox: field(offset_of!(SlotArea, mailbox)),
+            reset_vector: reset::address(slot),
+            l0_cr3: paging::l0_cr3(slot),
+            l0_entry: native_entry(),
+            stub_pd: field(offset_of!(SlotArea, stub_pd)),
+            stub_pt: field(offset_of!(SlotArea, stub_pt)),
+            stub_pt_pages: layout::STUB_PT_PAGES as u32,
+            console_port: CONSOLES[slot.get()],
+            low_slice,
+            low_slice_size,
+            page_zero: shared::page_zero(slot),
+            tables: field(offset_of!(SlotArea, tables)),
+            tables_size: layout::TABLES_SIZE as u64,
+        }
+    });
+    let [pm1a_cnt, pm1b_cnt] = machine.pm1_control;
+    shared::set_header(Header {
+        magic: MAGIC,
+        revision: REVISION,
+        size: size_of::<Header>() as u32,
+        shared: layout::BASE,
+        shared_size: layout::SIZE,
+        private: layout::PRIVATE_BASE,
+        private_size: layout::PRIVATE_SIZE,
+        pool: machine.pool.map_or(0, |p| p.start),
+        pool_size: machine.pool.map_or(0, |p| p.end - p.start),
+        status: at.status,
+        status_size: size_of::<Status>() as u64,
+        trace: at.trace,
+        trace_size: size_of::<TraceRing>() as u64,
+        log: at.log,
+        log_size: size_of::<LogRing>() as u64,
+        channels: at.channels,
+        channels_size: size_of::<[[ChannelRing; 2]; CHANNEL_COUNT]>() as u64,
+        slots,
+        machine_rsdp: machine.rsdp,
+        image_bytes: image_bytes(),
+        cpu_count: cpu::count() as u32,
+        pm1a_cnt,
+        pm1b_cnt,
+        reserved: [0; 8],
+    });
+}
+
+fn image_bytes() -> u64 {
+    unsafe extern "C" {
+        safe static l0_image_end: u8;
+    }
+    (&raw const l0_image_end).addr() as u64 - layout::PRIVATE_BASE
+}
