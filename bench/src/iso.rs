@@ -50,7 +50,7 @@ impl Iso {
                     "--themes=",
                     "--locales=",
                 ])
-                .arg("--install-modules=normal multiboot2 linux iso9660 biosdisk pata test")
+                .arg("--install-modules=normal multiboot2 linux iso9660 biosdisk")
                 .arg("-o")
                 .arg(target)
                 .arg(dir),
@@ -70,11 +70,8 @@ impl Iso {
         } else {
             format!("linux /boot/vmlinuz {cmdline}\ninitrd /boot/initrd")
         };
-        // GRUB's own driver reads the CD faster than the BIOS does. It takes the disk away from the BIOS driver, so all
-        // other modules come first.
-        format!(
-            "set timeout=0\ninsmod iso9660\ninsmod test\ninsmod linux\ninsmod multiboot2\ninsmod pata\nif [ -e (ata0)/boot/vmlinuz ]; then\nset root=ata0\nfi\n{load}\nboot\n"
-        )
+        // The CD is read through the BIOS: GRUB's own driver waits a millisecond per sector, 1.7 G instructions in all.
+        format!("set timeout=0\n{load}\nboot\n")
     }
 }
 
