@@ -132,3 +132,74 @@ fn watch(job: u32, mut child: Child, mut output: io::PipeReader, to_lab: &Sender
     let _ = drained.recv_timeout(Duration::from_secs(1));
     let _ = to_lab.send(ToLab::Exit { job, status });
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc::Receiver, time::Instant};
+
+    use super::*;
+
+    fn jobs() -> (Jobs, Receiver<ToLab>) {
+        let (sender, events) = mpsc::channel();
+        (Jobs::new(sender), events)
+    }
+
+    fn run(jobs: &mut Jobs, job: u32, command: &str, input: bool) {
+        jobs.handle(ToHost::Run {
+            job,
+            command: command.into(),
+            input,
+        });
+    }
+
+    /// Output and status of a job, in the order in which the lab sees them.
+    fn result(events: &Receiver<ToLab>, wanted: u32) -> (String, i32) {
+        let mut text = Vec::new();
+        loop {
+            match events.recv_timeout(Duration::from_secs(60)).unwrap() {
+                ToLab::Output { job, data } if job == wanted => text.extend(data),
+                ToLab::Exit { job, status } if job == wanted => {
+                    return (String::from_utf8(text).unwrap(), status);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn output_comes_before_the_status() {
+        let (mut jobs, events) = jobs();
+        run(&mut jobs, 1, "seq 1000; echo error >&2; exit 7", false);
+        let (text, status) = result(&events, 1);
+        assert_eq!(status, 7);
+        assert!(text.starts_with("1\n2\n") && text.ends_with("1000\nerror\n"));
+    }
+
+    #[test]
+    fn input_reaches_the_command_and_ends() {
+        let (mut jobs, events) = jobs();
+        run(&mut jobs, 2, "cat", true);
+        for data in [b"one ".to_vec(), b"two".to_vec()] {
+            jobs.handle(ToHost::Input { job: 2, data });
+        }
+        jobs.handle(ToHost::Eof { job: 2 });
+        assert_eq!(result(&events, 2), ("one two".into(), 0));
+    }
+
+    #[test]
+    fn kill_ends_the_whole_group() {
+        let (mut jobs, events) = jobs();
+        run(&mut jobs, 3, "sleep 1000 | cat", false);
+        jobs.handle(ToHost::Kill { job: 3 });
+        assert_eq!(result(&events, 3).1, 128 + 9);
+    }
+
+    #[test]
+    fn a_process_left_behind_does_not_hold_the_status_up() {
+        let (mut jobs, events) = jobs();
+        let begin = Instant::now();
+        run(&mut jobs, 4, "sleep 100 & echo started", false);
+        assert_eq!(result(&events, 4), ("started\n".into(), 0));
+        assert!(begin.elapsed() < Duration::from_secs(60));
+    }
+}
