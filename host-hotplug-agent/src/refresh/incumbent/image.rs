@@ -1,7 +1,7 @@
 //! The successor's image put into the memory that the incumbent gave up.
 
 use anyhow::{Context, Result};
-use partitioner::{MemRange, Plan};
+use partitioner::{BootSize, MemRange};
 
 use super::Incumbent;
 use crate::load::{self, Layout, cmdline};
@@ -37,7 +37,11 @@ impl Incumbent {
             },
         );
         tracing::info!("successor's command line: {line}");
-        let range = removed_part(&plan).context("no block of the plan is in its boot range")?;
+        let range = {
+            let blocks: Vec<MemRange> = plan.blocks.iter().map(|block| block.range).collect();
+            place(&blocks, plan.boot, files.boot_size())
+                .context("the plan takes no memory block that the image could be written to: ask for more memory")?
+        };
         let Layout {
             pieces,
             entry,
@@ -59,20 +63,51 @@ impl Incumbent {
     }
 }
 
-/// The longest part of the boot range that this host has removed itself: what was nobody's cannot be written.
-fn removed_part(plan: &Plan) -> Option<MemRange> {
-    let mut runs: Vec<MemRange> = Vec::new();
-    for block in plan
-        .blocks
-        .iter()
-        .filter(|block| plan.boot.contains(block.range))
-    {
-        match runs.last_mut() {
-            Some(run) if run.end() == block.range.start() => {
-                *run = MemRange::new(run.start(), block.range.end()).unwrap_or(*run);
+/// Where the image goes: a row of blocks that this host has removed itself, since memory that was nobody's cannot be
+/// written through the module. One in the plan's boot range is preferred if the image fits there.
+fn place(blocks: &[MemRange], boot: MemRange, size: BootSize) -> Option<MemRange> {
+    let mut rows: Vec<MemRange> = Vec::new();
+    for block in blocks {
+        match rows.last_mut() {
+            Some(row) if row.end() == block.start() => {
+                *row = MemRange::new(row.start(), block.end()).unwrap_or(*row);
             }
-            _ => runs.push(block.range),
+            _ => rows.push(*block),
         }
     }
-    runs.into_iter().max_by_key(|run| run.len())
+    rows.into_iter()
+        .max_by_key(|row| (size.fits(*row), boot.contains(*row), row.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_image_goes_where_it_fits_and_can_be_written() {
+        const MIB: u64 = 1 << 20;
+        let range = |start, end| MemRange::new(start * MIB, end * MIB).unwrap();
+        let size = BootSize {
+            kernel_init: 64 * MIB,
+            kernel_align: 2 * MIB,
+            initramfs: 70 * MIB,
+            tables: 0,
+        };
+        let blocks = [range(128, 256), range(1024, 1152), range(1152, 1280)];
+        // The boot range is nobody's memory and one block after it: too small without the former.
+        assert_eq!(
+            place(&blocks, range(10, 256), size),
+            Some(range(1024, 1280))
+        );
+        let small = BootSize {
+            initramfs: 20 * MIB,
+            ..size
+        };
+        assert_eq!(place(&blocks, range(10, 256), small), Some(range(128, 256)));
+        assert_eq!(
+            place(&blocks, range(10, 100), small),
+            Some(range(1024, 1280))
+        );
+        assert_eq!(place(&[], range(10, 100), small), None);
+    }
 }
