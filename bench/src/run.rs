@@ -17,6 +17,8 @@ use crate::{
 
 /// Long enough for anything that a host does by itself, on a machine under load.
 const LONG: Duration = Duration::from_secs(900);
+/// Long enough for a trifle that a living host is asked while a refresh goes on.
+const ANSWER: Duration = Duration::from_secs(60);
 /// How often a refresh is looked at; looking costs the hosts some instructions.
 const LOOK: Duration = Duration::from_secs(4);
 
@@ -263,7 +265,7 @@ impl Run {
             said.extend(text);
             if let Some(status) = status.filter(|status| *status != 0) {
                 let said = String::from_utf8_lossy(&said);
-                return Ok(Outcome::Failed(format!("{}(status {status})", said)));
+                return Ok(Outcome::Failed(format!("status {status}: {}", said.trim())));
             }
             if let Some(hello) = self.machine.host(generation).hello() {
                 self.report.successor = hello.release;
@@ -272,7 +274,9 @@ impl Run {
                 }
                 // Cheap, for it runs while guests go over.
                 let look = "cat /sys/kernel/locum/state /sys/kernel/locum/progress 2>/dev/null";
-                let words = self.machine.host(generation).run(look, LONG)?.text;
+                // A successor that does not answer is the agents' business: theirs is the outcome.
+                let answer = self.machine.host(generation).run(look, ANSWER);
+                let words = answer.map(|output| output.text).unwrap_or_default();
                 self.progress.step(&format!(
                     "generation {generation}: {}",
                     words.trim().replace('\n', ", ")
@@ -347,7 +351,7 @@ impl Run {
         let output = self
             .machine
             .host(generation)
-            .run("locum status --json", LONG)?;
+            .run("locum status --json", ANSWER)?;
         // Until its agent and module are up it cannot answer.
         Ok(serde_json::from_str(&output.text).ok())
     }
