@@ -37,8 +37,9 @@ const LAPIC_PAGE: u64 = 0xfee0_0000;
 /// Where Intel's chipsets have the HPET (IA-PC HPET specification 1.0a, 2.3.1). A successor has no HPET table, but the
 /// machine's AML names the device, and Linux' driver for that waits for the counter to move: it may read.
 const HPET_PAGE: u64 = 0xfed0_0000;
-/// Start of what both hosts may read below 1 MiB: the EBDA (or where it would be) and the BIOS area.
-const EBDA: u64 = 0x9_f000;
+/// Start of what both hosts may read below 1 MiB: what follows the slices, with the EBDA at its end. Kernels look for
+/// firmware tables there.
+const EBDA: u64 = 0x9_0000;
 const VGA: u64 = 0xa_0000;
 const BIOS: u64 = 0xc_0000;
 const MIB: u64 = 0x10_0000;
@@ -488,7 +489,7 @@ pub fn is_memory(address: u64) -> bool {
     crate::boot::machine()
         .ram()
         .any(|range| (range.start..range.end).contains(&address))
-        || address < MIB
+        || address < VGA
 }
 
 /// Leaves a trace record for an owner's change.
