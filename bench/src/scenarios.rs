@@ -122,7 +122,9 @@ pub const ALL: &[Scenario] = &[
 ];
 
 fn plain_kvm(run: &mut Run) -> Result<()> {
-    run.sh("modprobe kvm_intel && /guest/pool-up.sh")?;
+    run.sh(
+        "modprobe kvm_intel && echo off >/sys/module/kvm/parameters/nx_huge_pages && /guest/pool-up.sh",
+    )?;
     run.start_guest("g1")?;
     run.check_guests()?;
     run.host().power_off(Duration::from_secs(300))
