@@ -24,7 +24,7 @@ const LOOK: Duration = Duration::from_millis(200);
 const FATAL: &[(&str, &str)] = &[
     ("console0.log", "Kernel panic - not syncing"),
     ("console1.log", "Kernel panic - not syncing"),
-    ("l0.log", "L0 panic"),
+    ("l0.log", "this CPU halts"),
     ("bochs.log", ">>PANIC<<"),
 ];
 
