@@ -20,6 +20,9 @@ use crate::{
 /// How often a wait looks at the emulator and its logs when no message comes.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// How long an emulator may take to end after it has closed its lines.
+const GONE: Duration = Duration::from_secs(5);
+
 /// Signs in a log that nothing good follows.
 const FATAL: &[(&str, &str)] = &[
     ("console0.log", "Kernel panic - not syncing"),
@@ -250,7 +253,16 @@ impl Host<'_> {
     /// # Errors
     /// The line is closed.
     pub fn start(&mut self, command: &str) -> Result<JobId> {
-        self.channel().start(command, None)
+        let started = self.channel().start(command, None);
+        started.map_err(|error| self.explain(error))
+    }
+
+    /// Why a line is closed: most often because the emulator is gone.
+    fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
+        match self.machine.look(GONE) {
+            Err(cause) => cause,
+            Ok(()) => error,
+        }
     }
 
     /// Takes what a started command has written since the last call, and its status once it is over.
