@@ -97,7 +97,7 @@ impl Lab {
             .spawn()
             .unwrap();
         self.source = Some(child);
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(90);
         while UnixStream::connect(&qmp).is_err() {
             assert!(Instant::now() < deadline, "QEMU does not come up");
             std::thread::sleep(Duration::from_millis(20));
@@ -122,7 +122,7 @@ impl Lab {
 
     fn counts(&self) -> bool {
         let before = self.counter();
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(90);
         while Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
             if self.counter() != before {
