@@ -25,8 +25,73 @@ pub struct Scenario {
     pub play: fn(&mut Run) -> Result<()>,
 }
 
-/// Every scenario, the basic ones first.
+/// Every scenario that `cargo lab test` plays by itself, the basic ones first: hosts without guests.
+///
+/// Guests are left to [`GUESTS`]. In Bochs 3.0 a guest's kernel dies now and then of an event that KVM injects (see
+/// `image/begin`), with and without L0: a test that does so at random proves nothing.
 pub const ALL: &[Scenario] = &[
+    Scenario {
+        name: "hosts",
+        about: "4 CPUs, one refresh, no guest",
+        machine: |_| {},
+        play: |run| refreshes(run, &[], 1),
+    },
+    Scenario {
+        name: "hosts-2-cpus",
+        about: "the same with 2 CPUs",
+        machine: |args| args.cpus = 2,
+        play: |run| refreshes(run, &[], 1),
+    },
+    Scenario {
+        name: "hosts-three",
+        about: "A to B to A', nothing unreclaimed grows",
+        machine: |_| {},
+        play: |run| refreshes(run, &[], 2),
+    },
+    Scenario {
+        name: "hosts-cycle",
+        about: "100 times in and out of nested under KVM, VMCSs compared",
+        machine: |args| args.l0_args = "check=vmcs".into(),
+        play: |run| {
+            demo::native(run, &[])?;
+            demo::cycle(run, 100)?;
+            run.check_dormant()
+        },
+    },
+    Scenario {
+        name: "abort-garbage",
+        about: "a successor whose kernel is garbage",
+        machine: |_| {},
+        play: abort::garbage,
+    },
+    Scenario {
+        name: "abort-panic",
+        about: "a successor that panics",
+        machine: |_| {},
+        play: abort::panic,
+    },
+    Scenario {
+        name: "abort-hang",
+        about: "a successor that hangs with interrupts off",
+        machine: |_| {},
+        play: abort::hang,
+    },
+    Scenario {
+        name: "abort-triple-fault",
+        about: "a successor that ends in a triple fault",
+        machine: |_| {},
+        play: abort::triple_fault,
+    },
+    Scenario {
+        name: "abort-wild-write",
+        about: "a successor that writes to the incumbent's memory",
+        machine: |_| {},
+        play: abort::wild_write,
+    },
+];
+
+/// The scenarios with guests, played by name (`--only`).
+pub const GUESTS: &[Scenario] = &[
     Scenario {
         name: "plain-kvm",
         about: "the lab itself: without L0, KVM runs a guest",
@@ -88,36 +153,6 @@ pub const ALL: &[Scenario] = &[
         about: "plans and files that cannot be are refused, nothing changes",
         machine: |_| {},
         play: refuse::all,
-    },
-    Scenario {
-        name: "abort-garbage",
-        about: "a successor whose kernel is garbage",
-        machine: |_| {},
-        play: abort::garbage,
-    },
-    Scenario {
-        name: "abort-panic",
-        about: "a successor that panics",
-        machine: |_| {},
-        play: abort::panic,
-    },
-    Scenario {
-        name: "abort-hang",
-        about: "a successor that hangs with interrupts off",
-        machine: |_| {},
-        play: abort::hang,
-    },
-    Scenario {
-        name: "abort-triple-fault",
-        about: "a successor that ends in a triple fault",
-        machine: |_| {},
-        play: abort::triple_fault,
-    },
-    Scenario {
-        name: "abort-wild-write",
-        about: "a successor that writes to the incumbent's memory",
-        machine: |_| {},
-        play: abort::wild_write,
     },
 ];
 

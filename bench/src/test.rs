@@ -57,7 +57,7 @@ struct Count {
 /// An unknown name, or cargo cannot be started.
 pub fn test(args: &TestArgs) -> Result<bool> {
     if args.list {
-        for scenario in scenarios::ALL {
+        for scenario in scenarios::ALL.iter().chain(scenarios::GUESTS) {
             println!("{:<20} {}", scenario.name, scenario.about);
         }
         return Ok(true);
@@ -98,6 +98,7 @@ fn choose(only: &[String]) -> Result<Vec<&'static Scenario>> {
         .map(|name| {
             scenarios::ALL
                 .iter()
+                .chain(scenarios::GUESTS)
                 .find(|scenario| scenario.name == name)
                 .with_context(|| {
                     format!("no scenario is called {name}; `cargo lab test --list` shows them")

@@ -40,7 +40,7 @@ pub fn panic(run: &mut Run) -> Result<()> {
 }
 
 fn fails(run: &mut Run, kernel: Kernel, cmdline: &str) -> Result<()> {
-    demo::native(run, &["g1".into()])?;
+    demo::native(run, &[])?;
     let facts = Facts::of(run)?;
     let mut successor = demo::successor(run, &kernel::full_release(SUCCESSOR)?)?;
     let good = successor.clone();
