@@ -14,7 +14,7 @@
 //! | no other CPU | 9.8 s | |
 //! | 3 CPUs, `park=hlt` | 12.7 s | the default |
 //! | 3 CPUs, `park=spin` | 36.5 s | |
-//! | 3 CPUs, `park=mwait` | no console line after 5 minutes | meant for real CPUs only |
+//! | 3 CPUs, `park=mwait` | not measured | for real CPUs |
 #![expect(
     unsafe_code,
     reason = "parking switches stacks and waits with instructions that have no safe form"
