@@ -11,8 +11,8 @@ pub const END: u64 = 1 << 52;
 pub enum Kind {
     /// Belongs to the host in this slot.
     Host(usize),
-    /// A device of the host in this slot that the other may read.
-    Device(usize),
+    /// Belongs to the host in this slot, and the other may read it.
+    Readable(usize),
     /// L0's private memory: no host.
     Monitor,
     /// Both hosts: the pool, the local APIC page, the channels.
@@ -45,7 +45,7 @@ impl Kind {
                     Access::None
                 }
             }
-            Self::Device(owner) => {
+            Self::Readable(owner) => {
                 if owner == slot {
                     Access::Full
                 } else {
@@ -190,7 +190,7 @@ impl Map {
         for range in self.ranges.iter_mut().take(self.len) {
             match range.kind {
                 Kind::Host(owner) if owner == from => range.kind = Kind::Host(to),
-                Kind::Device(owner) if owner == from => range.kind = Kind::Device(to),
+                Kind::Readable(owner) if owner == from => range.kind = Kind::Readable(to),
                 _ => {}
             }
         }

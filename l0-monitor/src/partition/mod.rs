@@ -84,10 +84,12 @@ fn first_map(machine: &Machine) -> Result<Map, memory::Full> {
     let read_only_end = layout::BASE + core::mem::offset_of!(layout::Region, slots) as u64;
     map.set(layout::BASE, read_only_end, Kind::ReadOnly)?;
     map.set(read_only_end, layout::BASE + layout::SIZE, Kind::Shared)?;
+    // Kernels look all over low memory for what firmware and other kernels may have left there.
+    map.set(PAGE, EBDA, Kind::Readable(0))?;
     map.set(EBDA, VGA, Kind::ReadOnly)?;
     map.set(BIOS, MIB, Kind::ReadOnly)?;
     map.set(LAPIC_PAGE, LAPIC_PAGE + PAGE, Kind::Shared)?;
-    map.set(HPET_PAGE, HPET_PAGE + PAGE, Kind::Device(0))?;
+    map.set(HPET_PAGE, HPET_PAGE + PAGE, Kind::Readable(0))?;
     // Both read the machine's tables, and AML writes what it keeps there.
     for range in machine.e820.entries() {
         if matches!(range.kind, MemoryType::AcpiReclaim | MemoryType::AcpiNvs) {
@@ -346,7 +348,7 @@ pub fn begin_two(
     state
         .owners
         .memory
-        .set(slice, slice + size, Kind::Host(to.get()))
+        .set(slice, slice + size, Kind::Readable(to.get()))
         .map_err(|_| Errno::NoSpace)?;
     // The host may have a configuration cycle half done: its address is in the real register.
     let latch = hw.port_in(0xcf8, 4);
