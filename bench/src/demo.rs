@@ -25,7 +25,7 @@ pub struct DemoArgs {
     /// CPUs of the machine, 2 to 4; the successor boots with half of them
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(2..=4))]
     pub cpus: u32,
-    /// Guests: g1 (microvm), g2 (q35, two vCPUs, virtio disk and net)
+    /// Guests: g1 (microvm), g2 (q35, two vCPUs, virtio disk and net), or none
     #[arg(long, value_delimiter = ',', default_value = "g1")]
     pub guests: Vec<String>,
     /// Times to enter and leave nested before the refresh
@@ -69,7 +69,13 @@ pub fn demo(args: &DemoArgs) -> Result<bool> {
 }
 
 fn play(run: &mut Run, args: &DemoArgs) -> Result<()> {
-    native(run, &args.guests)?;
+    let guests: Vec<_> = args
+        .guests
+        .iter()
+        .filter(|guest| *guest != "none")
+        .cloned()
+        .collect();
+    native(run, &guests)?;
     cycle(run, args.cycles)?;
     let successor = successor(run, &kernel::full_release(&args.to)?)?;
     refresh(run, &successor)?;
