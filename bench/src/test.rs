@@ -57,7 +57,7 @@ struct Count {
 /// An unknown name, or cargo cannot be started.
 pub fn test(args: &TestArgs) -> Result<bool> {
     if args.list {
-        for scenario in scenarios::ALL.iter().chain(scenarios::GUESTS) {
+        for scenario in scenarios::ALL.iter().chain(scenarios::BY_NAME) {
             println!("{:<20} {}", scenario.name, scenario.about);
         }
         return Ok(true);
@@ -98,7 +98,7 @@ fn choose(only: &[String]) -> Result<Vec<&'static Scenario>> {
         .map(|name| {
             scenarios::ALL
                 .iter()
-                .chain(scenarios::GUESTS)
+                .chain(scenarios::BY_NAME)
                 .find(|scenario| scenario.name == name)
                 .with_context(|| {
                     format!("no scenario is called {name}; `cargo lab test --list` shows them")
