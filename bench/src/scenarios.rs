@@ -28,7 +28,7 @@ pub struct Scenario {
 /// Every scenario that `cargo lab test` plays by itself, the basic ones first: hosts without guests.
 ///
 /// Guests are left to [`BY_NAME`]. In Bochs 3.0 a guest's kernel dies now and then of an event that KVM injects (see
-/// `image/begin`), with and without L0: a test that does so at random proves nothing.
+/// `image/begin`), also while L0 is dormant: a test that does so at random proves nothing.
 pub const ALL: &[Scenario] = &[
     Scenario {
         name: "hosts",
