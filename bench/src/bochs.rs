@@ -55,7 +55,7 @@ pub fn start(hardware: &Hardware, dir: &Path) -> Result<Child> {
     let root = Root::bochs()?;
     let config = dir.join("bochsrc");
     fs::write(&config, config_text(hardware, &root, dir))?;
-    let bochs = root.program("usr/bin/bochs-bin");
+    let bochs = root.program("usr/bin/bochs");
     // The emulator must not outlive the lab, however the lab ends.
     let mut command = Command::new("setpriv");
     command
@@ -64,10 +64,6 @@ pub fn start(hardware: &Hardware, dir: &Path) -> Result<Child> {
         .args(bochs.get_args())
         .args(["-q", "-f"])
         .arg(&config)
-        .env(
-            "LTDL_LIBRARY_PATH",
-            root.path("usr/lib/x86_64-linux-gnu/bochs/plugins"),
-        )
         .env("BXSHARE", root.path("usr/share/bochs"))
         .current_dir(dir)
         .stdin(Stdio::null())
@@ -84,12 +80,13 @@ fn config_text(hardware: &Hardware, root: &Root, dir: &Path) -> String {
         channels: [com3, com4],
     } = hardware;
     let share = root.path("usr/share/bochs");
-    let (share, dir, iso) = (share.display(), dir.display(), iso.display());
+    let vga = root.path("usr/share/vgabios/vgabios.bin");
+    let (share, vga, dir, iso) = (share.display(), vga.display(), dir.display(), iso.display());
     let mut text = format!(
         r#"# Written by the lab.
-display_library: rfb, options="timeout=0"
+display_library: nogui
 romimage: file={share}/BIOS-bochs-latest
-vgaromimage: file={share}/VGABIOS-lgpl-latest
+vgaromimage: file={vga}
 cpu: model=corei7_haswell_4770, count={cpus}, quantum=16, ips={IPS}, reset_on_triple_fault=0
 memory: guest={memory}, host={host}
 clock: sync=none, time0=local

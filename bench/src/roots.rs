@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -15,6 +16,12 @@ const SUITE: &str = "trixie";
 /// Raised when the contents of a tree change, so that old caches are left alone.
 const REVISION: u32 = 1;
 
+/// Where trees come from.
+const MIRROR: &str = "http://deb.debian.org/debian";
+/// What the lab's Bochs needs changed, and how it is built.
+const BOCHS_PATCH: &str = include_str!("../emulator/bochs.patch");
+const BOCHS_BUILD: &str = include_str!("../emulator/build.sh");
+
 /// A Debian tree.
 #[derive(Debug, Clone)]
 pub struct Root {
@@ -22,12 +29,30 @@ pub struct Root {
 }
 
 impl Root {
-    /// The emulator. Debian 12's own Bochs dies at start, so it always comes from here.
+    /// The emulator, `usr/bin/bochs`: built from Debian's source with the lab's fixes, which takes some minutes the first time.
     ///
     /// # Errors
-    /// mmdebstrap fails (no network, no such package).
+    /// mmdebstrap fails (no network, no such package), or Bochs does not build.
     pub fn bochs() -> Result<Self> {
-        Self::get("bochs", &["bochs", "bochsbios", "vgabios"])
+        let mut key = DefaultHasher::new();
+        (BOCHS_PATCH, BOCHS_BUILD).hash(&mut key);
+        let source = "cd \"$1/usr/src\" && APT_CONFIG=\"$MMDEBSTRAP_APT_CONFIG\" \
+                      apt-get source --download-only --tar-only bochs";
+        Self::make(
+            &format!("bochs-{:016x}", key.finish()),
+            &["g++", "make", "patch", "xz-utils", "bochsbios", "vgabios"],
+            &[
+                format!("--customize-hook={source}"),
+                format!("deb {MIRROR} {SUITE} main"),
+                format!("deb-src {MIRROR} {SUITE} main"),
+            ],
+            |root| {
+                say("building Bochs, once");
+                fs::write(root.path("usr/src/bochs.patch"), BOCHS_PATCH)?;
+                fs::write(root.path("usr/src/build.sh"), BOCHS_BUILD)?;
+                tools::run(root.chroot().args(["sh", "/usr/src/build.sh"]))
+            },
+        )
     }
 
     /// User space of a host: busybox, QEMU, and what workloads need.
@@ -71,6 +96,17 @@ impl Root {
     }
 
     fn get(name: &str, packages: &[&str]) -> Result<Self> {
+        Self::make(name, packages, &[], |_| Ok(()))
+    }
+
+    /// Makes a tree of `packages`, unless it is cached. `more` are further arguments of mmdebstrap: options, then sources; `finish`
+    /// completes the tree.
+    fn make(
+        name: &str,
+        packages: &[&str],
+        more: &[String],
+        finish: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<Self> {
         let base = paths::cache()?;
         let dir = base.join(format!("{SUITE}-{name}-{REVISION}"));
         let _lock = paths::lock(&base, &format!("{SUITE}-{name}"))?;
@@ -84,6 +120,8 @@ impl Root {
             fs::remove_dir_all(&part)
                 .with_context(|| format!("removing {}, left by an earlier try", part.display()))?;
         }
+        let (options, sources): (Vec<_>, Vec<_>) =
+            more.iter().partition(|argument| argument.starts_with("--"));
         tools::run(
             Command::new("mmdebstrap")
                 .args([
@@ -91,10 +129,13 @@ impl Root {
                     "--aptopt=Apt::Install-Recommends \"false\"",
                 ])
                 .arg(format!("--include={}", packages.join(",")))
+                .args(options)
                 .arg(SUITE)
                 .arg(&part)
+                .args(sources)
                 .env("INITRD", "No"),
         )?;
+        finish(&Self { dir: part.clone() })?;
         fs::rename(&part, &dir)?;
         Ok(Self { dir })
     }

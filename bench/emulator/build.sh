@@ -1,0 +1,16 @@
+#!/bin/sh
+# Builds the lab's Bochs inside its Debian tree: /usr/src has the source and the patch.
+set -eu
+cd /usr/src
+rm -rf bochs
+mkdir bochs
+tar -xf bochs_*.orig.tar.* -C bochs --strip-components=1
+cd bochs
+patch -p1 <../bochs.patch
+./configure --enable-smp --enable-x86-64 --enable-cpu-level=6 --enable-vmx=2 --enable-pci --enable-e1000 --enable-avx --enable-evex \
+    --enable-cdrom --enable-all-optimizations --disable-debugger --disable-plugins --disable-docbook --with-nogui \
+    CFLAGS=-O2 CXXFLAGS=-O2
+make -j "$(nproc)" bochs
+cp bochs /usr/bin/bochs
+cd ..
+rm -rf bochs
