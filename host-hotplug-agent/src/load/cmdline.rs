@@ -12,12 +12,15 @@ pub struct Facts {
 }
 
 /// `given` with everything needed appended. A parameter that is given keeps its value, but for those that only Locum can
-/// know: `maxcpus`, `tsc_early_khz`, `locum.generation`.
+/// know: `maxcpus`, `tsc_early_khz`, `locum.generation`, and `cpuhp.parallel`. Parallel bring-up (kernel/cpu.c,
+/// `cpuhp_bringup_cpus_parallel`) counts primary threads against `maxcpus`, so a host whose boot CPU is a sibling would wake
+/// the other host's CPU and wait for it for ever.
 pub fn complete(given: &str, facts: Facts) -> String {
     let own = [
         ("maxcpus", facts.cpus.to_string()),
         ("tsc_early_khz", facts.tsc_khz.to_string()),
         ("locum.generation", facts.generation.to_string()),
+        ("cpuhp.parallel", "0".to_owned()),
     ];
     let needed = [
         ("no_ipi_broadcast", "=1"),
@@ -60,7 +63,7 @@ mod tests {
         let line = complete("console=ttyS1 maxcpus=8 no-ipi-broadcast=0 -- arg", facts);
         assert_eq!(
             line,
-            "console=ttyS1 no-ipi-broadcast=0 acpi_irq_nobalance dax_hmem.region_idle=1 maxcpus=2 tsc_early_khz=100001 locum.generation=3 -- arg"
+            "console=ttyS1 no-ipi-broadcast=0 acpi_irq_nobalance dax_hmem.region_idle=1 maxcpus=2 tsc_early_khz=100001 locum.generation=3 cpuhp.parallel=0 -- arg"
         );
         let again = complete(
             &line,
