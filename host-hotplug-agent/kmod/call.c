@@ -5,6 +5,9 @@
 #include "locum.h"
 #include <linux/cpumask.h>
 #include <linux/preempt.h>
+#include <linux/smp.h>
+#include <linux/stop_machine.h>
+#include <asm/processor.h>
 #include <asm/tsc.h>
 
 /**
@@ -90,6 +93,59 @@ int locum_call(struct locum_call *call, u64 op)
 	return locum_errno(-result);
 }
 
+/* CPUID always exits (SDM vol. 3C, 26.1.2). Before L0 returns it drops what this CPU has cached of rights that are gone;
+ * an idle CPU would go on with them.
+ */
+static void drop_stale_rights(void *unused)
+{
+	cpuid_eax(0);
+}
+
+/**
+ * struct start - a START with the machine stopped
+ * @call: the agent's
+ * @taken: a CPU makes the call
+ * @done: it has made it
+ * @error: what came of it
+ */
+struct start {
+	struct locum_call *call;
+	atomic_t taken;
+	bool done;
+	int error;
+};
+
+static int start_stopped(void *data)
+{
+	struct start *start = data;
+
+	if (!atomic_xchg(&start->taken, 1)) {
+		start->error = locum_call(start->call, LOCUM_OP_START);
+		smp_store_release(&start->done, true);
+	}
+	while (!smp_load_acquire(&start->done))
+		cpu_relax();
+	drop_stale_rights(NULL);
+	return 0;
+}
+
+/**
+ * locum_start() - start the successor, under locum.lock
+ * @call: in and out, see locum_uapi.h
+ *
+ * This host loses what it granted at that moment. The machine is stopped, so that no CPU runs anything else before it has
+ * dropped its translations.
+ *
+ * Return: as locum_call().
+ */
+int locum_start(struct locum_call *call)
+{
+	struct start start = { .call = call };
+	int error = stop_machine(start_stopped, &start, cpu_online_mask);
+
+	return error ? error : start.error;
+}
+
 static bool online_apic_id(u64 apic_id)
 {
 	unsigned int cpu;
@@ -128,6 +184,8 @@ int locum_grant(struct locum_call *call)
 	/* Only removed memory is in our table; MMIO and pages L0 gave are not. */
 	if (!error && memory && locum_ranges_cover(call->b, call->c, LOCUM_RANGE_REMOVED))
 		error = locum_ranges_set(call->b, call->c, LOCUM_RANGE_GRANTED);
+	if (memory)
+		on_each_cpu(drop_stale_rights, NULL, 1);
 	return error;
 }
 

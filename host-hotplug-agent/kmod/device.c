@@ -96,7 +96,7 @@ static int locked(unsigned int number, union argument *argument)
 	case LOCUM_IOC_GRANT:
 		return locum_grant(&argument->call);
 	case LOCUM_IOC_START:
-		return locum_call(&argument->call, LOCUM_OP_START);
+		return locum_start(&argument->call);
 	case LOCUM_IOC_ABORT:
 		return locum_abort(&argument->call);
 	case LOCUM_IOC_MEM_REMOVE:

@@ -71,6 +71,7 @@ int locum_errno(u32 l0_errno);
 long locum_vmcall(u64 op, u64 a, u64 b, u64 c);
 int locum_call(struct locum_call *call, u64 op);
 int locum_grant(struct locum_call *call);
+int locum_start(struct locum_call *call);
 int locum_abort(struct locum_call *call);
 
 /* ranges.c: under locum.lock */
