@@ -23,7 +23,18 @@ const ISR: u32 = 0x100;
 const PRIORITY_CLASSES: usize = 16;
 const ICR_LOW: u32 = 0x300;
 const ICR_HIGH: u32 = 0x310;
+const VERSION: u32 = 0x30;
 const LVT_TIMER: u32 = 0x320;
+/// The other local vectors, each with the least "max LVT entry" of the version register of a LAPIC that has it (SDM vol. 3A,
+/// 11.5.1): LINT0, LINT1 and errors always, then performance counters, thermal sensor, CMCI.
+const LOCAL_VECTORS: [(u32, u32); 6] = [
+    (0x350, 0),
+    (0x360, 0),
+    (0x370, 0),
+    (0x340, 4),
+    (0x330, 5),
+    (0x2f0, 6),
+];
 const TIMER_INITIAL: u32 = 0x380;
 const TIMER_DIVIDE: u32 = 0x3e0;
 
@@ -88,6 +99,23 @@ impl Access {
         match self.mmio {
             None => self.read(ID),
             Some(_) => self.read(ID) >> 24,
+        }
+    }
+
+    fn has(self, local_vector: u32) -> bool {
+        let last = self.read(VERSION) >> 16 & 0xff;
+        LOCAL_VECTORS
+            .iter()
+            .any(|(register, least)| *register == local_vector && *least <= last)
+    }
+
+    /// # Safety
+    /// Nobody may count on this local vector.
+    unsafe fn mask(self, local_vector: u32) {
+        if self.has(local_vector) {
+            let value = self.read(local_vector);
+            // SAFETY: a masked vector delivers nothing, and the caller says that nobody misses it.
+            unsafe { self.write(local_vector, value | LVT_MASKED) };
         }
     }
 
@@ -162,6 +190,7 @@ pub struct Parked {
     svr: u32,
     timer: u32,
     divide: u32,
+    vectors: [u32; LOCAL_VECTORS.len()],
 }
 
 impl Parked {
@@ -174,6 +203,10 @@ impl Parked {
         let lapic = Access::new();
         let parked = Self {
             lapic,
+            vectors: LOCAL_VECTORS.map(|(register, _)| match lapic.has(register) {
+                true => lapic.read(register),
+                false => 0,
+            }),
             tpr: lapic.read(TPR),
             svr: lapic.read(SVR),
             timer: lapic.read(LVT_TIMER),
@@ -181,6 +214,10 @@ impl Parked {
         };
         // SAFETY: the caller says that the LAPIC is L0's; L0's IDT handles every vector.
         unsafe {
+            // A counter or a sensor that a host left on must not raise NMIs in L0.
+            for (register, _) in LOCAL_VECTORS {
+                lapic.mask(register);
+            }
             lapic.write(SVR, SVR_ENABLED | super::idt::SPURIOUS as u32);
             lapic.write(TPR, 0);
             lapic.write(TIMER_DIVIDE, DIVIDE_BY_1);
@@ -223,6 +260,12 @@ impl Parked {
             self.lapic.write(TIMER_DIVIDE, self.divide);
             self.lapic.write(LVT_TIMER, self.timer | LVT_MASKED);
             self.lapic.write(TPR, self.tpr);
+            for ((register, _), value) in LOCAL_VECTORS.into_iter().zip(self.vectors) {
+                if self.lapic.has(register) {
+                    self.lapic.write(register, value);
+                }
+            }
+            // Last: a LAPIC that is off keeps its vectors masked.
             self.lapic.write(SVR, self.svr);
         }
     }

@@ -294,7 +294,8 @@ fn park(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex) -> u8 {
     crate::park::park(index)
 }
 
-/// Declares the host in `slot` dead. What it has stays as it is until the other host takes it.
+/// Declares the host in `slot` dead. What it has stays as it is until the other host takes it. Without another host, the
+/// machine is reset, as it would be natively.
 pub fn die(slot: usize, index: CpuIndex, reason: StopReason, detail: [u64; 3]) {
     let Some(slot) = Slot::ALL.get(slot).copied() else {
         return;
@@ -312,6 +313,11 @@ pub fn die(slot: usize, index: CpuIndex, reason: StopReason, detail: [u64; 3]) {
         "host in slot {} died on APIC id {apic_id}: {reason:?} {detail:x?}",
         slot.get()
     );
+    if !partition::two_hosts() {
+        log::error!("no other host is there: reset");
+        // SAFETY: the only host has just ended.
+        unsafe { crate::arch::port::reset_machine() };
+    }
 }
 
 /// Waits until `done`, at most `ticks` of the TSC.
