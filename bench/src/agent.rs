@@ -35,6 +35,15 @@ pub struct Status {
     pub last_report: Option<Refresh>,
 }
 
+/// One record of `locum trace --json`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct TraceRecord {
+    /// What it is about.
+    pub kind: String,
+    /// See the kind.
+    pub a: u32,
+}
+
 /// One CPU.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Cpu {

@@ -68,7 +68,28 @@ struct Target {
     name: String,
 }
 
+/// Has rustup add the standard library of `target`, which it leaves out where the toolchain itself was there before.
+fn ensure_target(target: &str) -> Result<()> {
+    let libraries = tools::output(Command::new("rustc").current_dir(paths::workspace()).args([
+        "--print",
+        "target-libdir",
+        "--target",
+        target,
+    ]))?;
+    if Path::new(libraries.trim()).exists() {
+        return Ok(());
+    }
+    say(&format!("adding Rust's target {target}"));
+    tools::run(
+        Command::new("rustup")
+            .current_dir(paths::workspace())
+            .args(["target", "add", target]),
+    )
+    .with_context(|| format!("Rust has no target {target}; install it: rustup target add {target}"))
+}
+
 fn cargo(package: &str, binary: &str, target: &str, is_static: bool) -> Result<PathBuf> {
+    ensure_target(target)?;
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
         .current_dir(paths::workspace())

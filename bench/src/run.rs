@@ -326,7 +326,13 @@ impl Run {
             .unwrap_or_default();
         for (name, job) in self.guest_names().into_iter().zip(jobs) {
             let output = self.machine.host(generation).finish(*job, LONG)?;
-            let gaps: Vec<Gap> = serde_json::from_str(&output.text).unwrap_or_default();
+            let file = self
+                .machine
+                .dir()
+                .join(format!("gaps-{generation}-{name}.json"));
+            std::fs::write(file, &output.text)?;
+            let gaps: Vec<Gap> = serde_json::from_str(&output.text)
+                .with_context(|| format!("the watch of guest {name} said: {}", output.text))?;
             let Some(guest) = moved.iter().find(|guest| guest.name == name) else {
                 continue;
             };

@@ -11,7 +11,7 @@ use crate::machine::Host;
 pub enum Kernel {
     /// The kernel as Debian ships it.
     Stock,
-    /// Its header, and random bytes behind.
+    /// Its header, and bytes behind that make no sense there: compressed data from further back.
     Garbage,
     /// Its header, and these instructions at the 64-bit entry.
     Code(&'static [u8]),
@@ -120,7 +120,10 @@ carry = ["/etc/locum"]
         // (Documentation/arch/x86/boot.rst).
         let code = match self.kernel {
             Kernel::Stock => return None,
-            Kernel::Garbage => "head -c 1048576 /dev/urandom".to_owned(),
+            Kernel::Garbage => format!(
+                "tail -c +4000001 /boot/vmlinuz-{} | head -c 1048576",
+                self.release
+            ),
             Kernel::Code(code) => {
                 let escaped = code.iter().fold(String::new(), |mut text, byte| {
                     let _ = write!(text, "\\{byte:03o}");

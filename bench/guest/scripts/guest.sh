@@ -18,9 +18,8 @@ case " $* " in
 esac
 
 # Without TSC, timer and RTC calibration, and without what costs an emulator most.
-# nofsgsbase: with user-set GS bases, a kernel under KVM in Bochs 3.0 ends on a wrong GS base after a while, also while L0 is dormant.
 # rodata=off leaves out the W+X check of the page tables (two hundred million instructions), the blacklist as many for RSA.
-boot="console=ttyS0 quiet reboot=t panic=-1 mitigations=off nokaslr init_on_alloc=0 no_timer_check idle=halt nofsgsbase rodata=off initcall_blacklist=load_system_certificate_list"
+boot="console=ttyS0 quiet reboot=t panic=-1 mitigations=off nokaslr init_on_alloc=0 no_timer_check idle=halt rodata=off initcall_blacklist=load_system_certificate_list"
 # RAM in the pool. QEMU is built without libdaxctl, so it must be told the alignment of device-DAX.
 ram() {
     echo "memory-backend-file,id=ram,mem-path=$POOL,share=on,align=2M,size=$1,offset=$2"

@@ -1,53 +1,77 @@
 //! Successors that do not come up: the incumbent gets everything back and says why.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     boot::SUCCESSOR,
     demo, kernel,
     run::{Outcome, Run},
-    successor::Kernel,
+    successor::{Kernel, Successor},
 };
 
 /// Emulated seconds that a successor gets which never says anything.
 const SHORT: u64 = 20;
 
-pub fn garbage(run: &mut Run) -> Result<()> {
-    fails(run, Kernel::Garbage, "")
+/// A way in which a successor fails.
+#[derive(Debug, Clone, Copy)]
+pub struct Failure {
+    what: &'static str,
+    kernel: Kernel,
+    cmdline: &'static str,
 }
 
-pub fn hang(run: &mut Run) -> Result<()> {
-    fails(run, Kernel::HANG, "")
+/// Random bytes for a kernel.
+pub const GARBAGE: Failure = Failure::of("garbage for a kernel", Kernel::Garbage);
+/// Interrupts off, for ever.
+pub const HANG: Failure = Failure::of("a kernel that hangs with interrupts off", Kernel::HANG);
+/// A triple fault.
+pub const TRIPLE_FAULT: Failure = Failure::of("a triple fault", Kernel::TRIPLE_FAULT);
+/// A write to the incumbent's memory.
+pub const WILD_WRITE: Failure =
+    Failure::of("a write to the incumbent's memory", Kernel::WILD_WRITE);
+/// A kernel that finds no init.
+pub const PANIC: Failure = Failure {
+    what: "a kernel that panics",
+    kernel: Kernel::Stock,
+    cmdline: "rdinit=/nothing root=/nothing",
+};
+
+impl Failure {
+    const fn of(what: &'static str, kernel: Kernel) -> Self {
+        Self {
+            what,
+            kernel,
+            cmdline: "",
+        }
+    }
 }
 
-pub fn triple_fault(run: &mut Run) -> Result<()> {
-    fails(run, Kernel::TRIPLE_FAULT, "")
-}
-
-pub fn wild_write(run: &mut Run) -> Result<()> {
-    fails(run, Kernel::WILD_WRITE, "")
-}
-
-pub fn panic(run: &mut Run) -> Result<()> {
-    run.machine.expect_panic("console1.log");
-    fails(run, Kernel::Stock, "rdinit=/nothing root=/nothing")?;
-    let console = run.machine.log("console1.log");
-    ensure!(
-        console.contains("Kernel panic"),
-        "the successor did not panic as it should have"
-    );
-    Ok(())
-}
-
-fn fails(run: &mut Run, kernel: Kernel, cmdline: &str) -> Result<()> {
-    demo::native(run, &[])?;
+/// One refresh after the other fails under the guests; then one goes through.
+pub fn each(run: &mut Run, guests: &[String], failures: &[Failure]) -> Result<()> {
+    demo::native(run, guests)?;
+    let good = demo::successor(run, &kernel::full_release(SUCCESSOR)?)?;
     let facts = Facts::of(run)?;
-    let mut successor = demo::successor(run, &kernel::full_release(SUCCESSOR)?)?;
-    let good = successor.clone();
-    successor.kernel = kernel;
-    successor.cmdline = cmdline.to_owned();
-    // A kernel that gets as far as a panic needs longer than one that does nothing.
-    successor.boot_timeout = if kernel == Kernel::Stock { 120 } else { SHORT };
+    for failure in failures {
+        fails(run, &good, *failure).with_context(|| failure.what.to_owned())?;
+        facts.still(run)?;
+        run.check_dormant()?;
+    }
+    // What was taken back is as good as new.
+    demo::refresh(run, &good)
+}
+
+fn fails(run: &mut Run, good: &Successor, failure: Failure) -> Result<()> {
+    let panics = failure.kernel == Kernel::Stock;
+    if panics {
+        run.machine.expect_panic("console1.log");
+    }
+    let successor = Successor {
+        kernel: failure.kernel,
+        cmdline: failure.cmdline.to_owned(),
+        // A kernel that gets as far as a panic needs longer than one that does nothing.
+        boot_timeout: if panics { 120 } else { SHORT },
+        ..good.clone()
+    };
     let words = match run.refresh(&successor)? {
         Outcome::Failed(words) => words,
         Outcome::Done => bail!("the refresh went through with a successor that cannot boot"),
@@ -57,11 +81,15 @@ fn fails(run: &mut Run, kernel: Kernel, cmdline: &str) -> Result<()> {
         !error.trim().is_empty(),
         "the refresh failed without a word"
     );
-    run.check(&format!("the refresh is given up: {error}"));
-    facts.still(run)?;
-    run.check_dormant()?;
-    // What was taken back is as good as new.
-    demo::refresh(run, &good)
+    if panics {
+        let console = run.machine.log("console1.log");
+        ensure!(
+            console.contains("Kernel panic"),
+            "the successor did not panic as it should have"
+        );
+    }
+    run.check(&format!("{}: given up: {error}", failure.what));
+    Ok(())
 }
 
 /// What an incumbent has that a failed refresh must not change.

@@ -39,8 +39,8 @@ const CASES: &[(&str, &str, &str)] = &[
     ("an unknown key", "s/^cpus = .*/cpu = 2/", "cpu"),
 ];
 
+/// All of it, on a host that runs the guest g1.
 pub fn all(run: &mut Run) -> Result<()> {
-    demo::native(run, &["g1".into()])?;
     let good = demo::successor(run, &kernel::full_release(SUCCESSOR)?)?;
     good.install(&mut run.host())?;
     run.sh(&format!(
