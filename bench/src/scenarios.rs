@@ -1,14 +1,14 @@
 //! The end-to-end tests, by name.
 
 mod abort;
+mod native;
 mod refuse;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
 use crate::{
-    agent::TraceRecord,
     boot::{MachineArgs, SUCCESSOR},
     demo, kernel,
     run::Run,
@@ -36,7 +36,7 @@ pub const ALL: &[Scenario] = &[
             // How `echo b > /proc/sysrq-trigger` resets: by a triple fault.
             args.cmdline = "reboot=triple".into();
         },
-        play: native,
+        play: native::all,
     },
     Scenario {
         name: "three-generations",
@@ -139,51 +139,6 @@ pub const BY_NAME: &[Scenario] = &[
         play: |run| abort::each(run, &[], &[abort::PANIC]),
     },
 ];
-
-fn native(run: &mut Run) -> Result<()> {
-    demo::native(run, &["g1".into(), "g2".into()])?;
-    ensure!(run.sh("nproc")?.trim() == "4", "not all CPUs are online");
-    run.sh("locum doctor")?;
-    demo::cycle(run, 100)?;
-    compared(run)?;
-    refuse::all(run)?;
-    resets(run)
-}
-
-/// A nested host that ends in a triple fault resets the machine, as it does natively.
-fn resets(run: &mut Run) -> Result<()> {
-    const BOOTED: &str = "dormant from here on";
-    run.sh("locum enter")?;
-    run.host().start("echo b > /proc/sysrq-trigger")?;
-    let end = Instant::now() + Duration::from_secs(120);
-    while run.machine.log("l0.log").matches(BOOTED).count() < 2 {
-        ensure!(
-            Instant::now() < end,
-            run.machine
-                .failure("a triple fault did not reset the machine")
-        );
-        run.machine.look(Duration::from_secs(1))?;
-    }
-    run.check("a triple fault of the only host resets the machine");
-    Ok(())
-}
-
-/// L0 compared VMCSs after leaving (`check=vmcs`) and found them as they were.
-fn compared(run: &mut Run) -> Result<()> {
-    let records: Vec<TraceRecord> = run.json("locum trace --json")?;
-    let results: Vec<_> = records
-        .iter()
-        .filter(|record| record.kind == "vmcs-checked")
-        .map(|record| record.a == 1)
-        .collect();
-    ensure!(!results.is_empty(), "L0 compared no VMCS");
-    ensure!(
-        results.iter().all(|same| *same),
-        "L0 left a VMCS other than it was"
-    );
-    run.check(&format!("{} VMCSs were left as they were", results.len()));
-    Ok(())
-}
 
 fn plain_kvm(run: &mut Run) -> Result<()> {
     run.sh("modprobe kvm_intel && /guest/pool-up.sh")?;

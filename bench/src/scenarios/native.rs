@@ -1,0 +1,107 @@
+//! One host, native and nested: nothing tells it the difference, and nothing is left behind.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::refuse;
+use crate::{agent::TraceRecord, demo, run::Run};
+
+/// Model-specific registers that a host must read alike natively and nested: APIC base, feature control, SYSENTER, MISC_ENABLE, PAT,
+/// debug control, all of VMX', EFER, STAR and those after it.
+const MSRS: &str =
+    "0x1b 0x3a 0x174 0x175 0x176 0x1a0 0x277 0x1d9 $(seq 0x480 0x491) $(seq 0xc0000080 0xc0000084)";
+/// Rounds of NMIs to all CPUs but the one that sends them.
+const NMI_ROUNDS: u64 = 10;
+
+/// All of it, on a host that runs two guests. L0 runs with `check=vmcs`, the kernel with `reboot=triple`.
+pub fn all(run: &mut Run) -> Result<()> {
+    demo::native(run, &["g1".into(), "g2".into()])?;
+    ensure!(run.sh("nproc")?.trim() == "4", "not all CPUs are online");
+    run.sh("locum doctor")?;
+    demo::cycle(run, 100)?;
+    compared(run)?;
+    alike(run)?;
+    refuse::all(run)?;
+    resets(run)
+}
+
+/// What CPUID and model-specific registers say is the same natively and nested, and no NMI is lost nested.
+fn alike(run: &mut Run) -> Result<()> {
+    run.progress.step("CPUID, MSRs and NMIs");
+    run.sh("modprobe msr && modprobe cpuid")?;
+    let native = view(run)?;
+    run.sh("locum enter")?;
+    let nested = view(run)?;
+    let before = nmis(run)?;
+    run.sh(&format!(
+        "dmesg -n 1; for i in $(seq {NMI_ROUNDS}); do echo l > /proc/sysrq-trigger; done; dmesg -n 7"
+    ))?;
+    let taken = nmis(run)? - before;
+    run.sh("locum leave")?;
+    ensure!(
+        native == nested,
+        "CPUID or an MSR differs:\nnative\n{native}\nnested\n{nested}"
+    );
+    run.check("CPUID and MSRs are alike native and nested");
+    let sent = NMI_ROUNDS * u64::from(run.report.cpus - 1);
+    ensure!(taken == sent, "{taken} NMIs of {sent} arrived nested");
+    run.check(&format!("{sent} NMIs arrived nested"));
+    run.check_guests()
+}
+
+/// CPUID leaves and MSRs of every CPU, in hexadecimal; nothing where there is no such MSR.
+fn view(run: &mut Run) -> Result<String> {
+    let text = run.sh(&format!(
+        "hex() {{ od -An -v -tx4; }}; \
+         for c in 0 1 2 3; do for leaf in 0 0x80000000; do \
+         dd if=/dev/cpu/$c/cpuid bs=16 count=24 iflag=skip_bytes skip=$((leaf)) 2>/dev/null | hex; done; \
+         for m in {MSRS}; do echo $m $(dd if=/dev/cpu/$c/msr bs=8 count=1 iflag=skip_bytes skip=$((m)) 2>/dev/null | hex); \
+         done; done"
+    ))?;
+    ensure!(text.lines().count() > 250, "too little to compare:\n{text}");
+    Ok(text)
+}
+
+/// NMIs that all CPUs took so far.
+fn nmis(run: &mut Run) -> Result<u64> {
+    let sum = run.sh(
+        "awk '$1 == \"NMI:\" { for (i = 2; i <= NF; i++) if ($i ~ /^[0-9]+$/) s += $i; print s }' /proc/interrupts",
+    )?;
+    Ok(sum.trim().parse()?)
+}
+
+/// A nested host that ends in a triple fault resets the machine, as it does natively.
+fn resets(run: &mut Run) -> Result<()> {
+    const BOOTED: &str = "dormant from here on";
+    run.sh("locum enter")?;
+    run.host().start("echo b > /proc/sysrq-trigger")?;
+    let end = Instant::now() + Duration::from_secs(120);
+    while run.machine.log("l0.log").matches(BOOTED).count() < 2 {
+        ensure!(
+            Instant::now() < end,
+            run.machine
+                .failure("a triple fault did not reset the machine")
+        );
+        run.machine.look(Duration::from_secs(1))?;
+    }
+    run.check("a triple fault of the only host resets the machine");
+    Ok(())
+}
+
+/// L0 compared VMCSs after leaving (`check=vmcs`) and found them as they were.
+fn compared(run: &mut Run) -> Result<()> {
+    let records: Vec<TraceRecord> = run.json("locum trace --json")?;
+    let results: Vec<_> = records
+        .iter()
+        .filter(|record| record.kind == "vmcs-checked")
+        .map(|record| record.a == 1)
+        .collect();
+    ensure!(!results.is_empty(), "L0 compared no VMCS");
+    ensure!(
+        results.iter().all(|same| *same),
+        "L0 left a VMCS other than it was"
+    );
+    run.check(&format!("{} VMCSs were left as they were", results.len()));
+    Ok(())
+}
