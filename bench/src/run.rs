@@ -22,6 +22,9 @@ const ANSWER: Duration = Duration::from_secs(60);
 /// How often a refresh is looked at; looking costs the hosts some instructions.
 const LOOK: Duration = Duration::from_secs(4);
 
+/// The file that ends the watch for pauses, in the successor.
+const WATCHED: &str = "/run/watched";
+
 /// A machine, what is known of it, and the report of the run.
 pub struct Run {
     /// The machine.
@@ -310,7 +313,9 @@ impl Run {
             .iter()
             .map(|name| {
                 let wait = "while [ ! -c /dev/dax0.0 ]; do sleep 0.2; done";
-                let watch = format!("nice -n 19 lab-guest watch --name {name} --gaps 45");
+                let watch = format!(
+                    "nice -n 19 lab-guest watch --name {name} --gaps 120 --until {WATCHED}"
+                );
                 self.machine
                     .host(generation)
                     .start(&format!("{wait}; {watch}"))
@@ -319,6 +324,10 @@ impl Run {
     }
 
     fn take_gaps(&mut self, generation: u32, jobs: &[JobId]) -> Result<()> {
+        self.machine
+            .host(generation)
+            .run(&format!("touch {WATCHED}"), ANSWER)?
+            .ok()?;
         let status: Option<Status> = self.successor_state(generation)?;
         let moved = status
             .and_then(|status| status.last_report)

@@ -9,7 +9,7 @@ use serde::Serialize;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Gaps that `watch --gaps` prints. Where CPUs are scarce, the watcher's own absences are among them.
 const KEEP: usize = 100;
@@ -90,6 +90,9 @@ struct Watch {
     /// With --first-progress: the beat to wait beyond
     #[arg(long, value_name = "BEAT")]
     since_beat: Option<u64>,
+    /// End --gaps earlier, as soon as this file exists
+    #[arg(long, requires = "gaps", value_name = "FILE")]
+    until: Option<PathBuf>,
     #[command(flatten)]
     mode: Mode,
 }
@@ -184,7 +187,10 @@ fn run_watch(args: &Watch) -> Result<()> {
     }
     if let Some(seconds) = mode.gaps {
         let duration = Duration::try_from_secs_f64(seconds).context("--gaps")?;
-        return print(&watch::gaps(found.page, duration, KEEP));
+        let end = Instant::now() + duration;
+        let enough =
+            || Instant::now() >= end || args.until.as_deref().is_some_and(std::path::Path::exists);
+        return print(&watch::gaps(found.page, KEEP, enough));
     }
     print(&Report::read(&found))
 }
