@@ -313,9 +313,7 @@ impl Run {
             .iter()
             .map(|name| {
                 let wait = "while [ ! -c /dev/dax0.0 ]; do sleep 0.2; done";
-                let watch = format!(
-                    "nice -n 19 lab-guest watch --name {name} --gaps 120 --until {WATCHED}"
-                );
+                let watch = format!("lab-guest watch --name {name} --gaps 120 --until {WATCHED}");
                 self.machine
                     .host(generation)
                     .start(&format!("{wait}; {watch}"))

@@ -163,7 +163,7 @@ fn refreshes(run: &mut Run, guests: &[&str], count: u32) -> Result<()> {
             let limit = if guest.name == "g1" {
                 6_000_000
             } else {
-                20_000_000
+                50_000_000
             };
             ensure!(
                 guest.pause_instructions < limit,

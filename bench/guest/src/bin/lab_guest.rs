@@ -187,6 +187,8 @@ fn run_watch(args: &Watch) -> Result<()> {
     }
     if let Some(seconds) = mode.gaps {
         let duration = Duration::try_from_secs_f64(seconds).context("--gaps")?;
+        // What it watches must not wait for it.
+        rustix::process::nice(19).context("cannot lower its own priority")?;
         let end = Instant::now() + duration;
         let enough =
             || Instant::now() >= end || args.until.as_deref().is_some_and(std::path::Path::exists);
