@@ -422,6 +422,11 @@ enum locum_trace_kind {
 	 * and if neither host nor guest changed it meanwhile.
 	 */
 	LOCUM_TRACE_KIND_VMCS_CHECKED = 21,
+	/**
+	 * The host's VMREADs or VMWRITEs of one field exited again (`a`: encoding | write << 31, `b`: times since boot, a
+	 * power of two; only these leave a record).
+	 */
+	LOCUM_TRACE_KIND_FIELD_TRAPPED = 22,
 };
 
 /**

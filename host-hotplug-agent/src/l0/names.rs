@@ -99,6 +99,7 @@ pub fn trace_kind(raw: u16) -> &'static str {
         (TraceKind::PowerFiltered, "power-filtered"),
         (TraceKind::Fault, "fault"),
         (TraceKind::VmcsChecked, "vmcs-checked"),
+        (TraceKind::FieldTrapped, "field-trapped"),
     ];
     KINDS
         .iter()

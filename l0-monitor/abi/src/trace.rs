@@ -49,6 +49,9 @@ pub enum TraceKind {
     /// A VMCS was given back (`a`: 1 if it is as it was before, `b`: its address, `c`: 0 if so). Only with `check=vmcs`,
     /// and if neither host nor guest changed it meanwhile.
     VmcsChecked = 21,
+    /// The host's VMREADs or VMWRITEs of one field exited again (`a`: encoding | write << 31, `b`: times since boot, a
+    /// power of two; only these leave a record).
+    FieldTrapped = 22,
 }
 
 /// One record.

@@ -24,6 +24,8 @@ pub struct Options {
     pub host_cpus: Option<u32>,
     /// Whether VMCSs are compared before and after: `check=vmcs`. See [`crate::nested::check`].
     pub check: bool,
+    /// Whether VMCS shadowing is left alone where CPUs have it: `shadowing=off`. See [`crate::nested::shadow`].
+    pub no_shadowing: bool,
     /// How parked CPUs wait: `park=hlt`, `park=mwait` or `park=spin`.
     pub wait: Wait,
 }
@@ -83,7 +85,11 @@ pub fn parse<'a>(line: &'a str, mut bad: impl FnMut(BadArgument<'a>)) -> Options
                 options.check = value == "vmcs";
                 (!options.check).then_some("check=vmcs")
             }
-            _ => Some("one of pool=, log=, host_cpus=, park=, check="),
+            "shadowing" => {
+                options.no_shadowing = value == "off";
+                (!options.no_shadowing).then_some("shadowing=off")
+            }
+            _ => Some("one of pool=, log=, host_cpus=, park=, check=, shadowing="),
         };
         if let Some(expected) = expected {
             bad(BadArgument { argument, expected });

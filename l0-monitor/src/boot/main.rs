@@ -65,6 +65,9 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
     if options.check {
         crate::nested::check::enable();
     }
+    if options.no_shadowing {
+        crate::nested::shadow::forbid();
+    }
 
     // SAFETY: the entry's page tables map the low 4 GiB one to one.
     let memory = unsafe { Identity::new() };

@@ -8,9 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::vmx::Hardware;
 use crate::vmx::field::{self, Field};
 
-/// Indexes per width and type that are looked at; CPUs use fewer than 40.
-const INDEXES: usize = 64;
-const FIELDS: usize = 16 * INDEXES;
+const FIELDS: usize = Field::NUMBERS;
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
 static SUPPORTED: [AtomicU64; FIELDS / 64] = [const { AtomicU64::new(0) }; FIELDS / 64];
@@ -25,17 +23,11 @@ pub fn enabled() -> bool {
     ENABLED.load(Ordering::Relaxed)
 }
 
-/// Encoding of field `number` of those looked at: widths, then types, then indexes (SDM vol. 3C, table 26-20).
-fn encoding(number: usize) -> Field {
-    let (group, index) = (number / INDEXES, number % INDEXES);
-    Field(((group / 4) << 13 | (group % 4) << 10 | (index << 1)) as u32)
-}
-
 /// Finds out which fields the CPU has, by reading the current VMCS, which must be L0's own: a read that fails leaves an
 /// error number in it.
 pub fn probe(hw: &mut impl Hardware) {
     for number in 0..FIELDS {
-        if hw.vmread(encoding(number)).is_ok()
+        if hw.vmread(Field::from_number(number)).is_ok()
             && let Some(word) = SUPPORTED.get(number / 64)
         {
             word.fetch_or(1 << (number % 64), Ordering::Relaxed);
@@ -50,7 +42,7 @@ pub fn fingerprint(hw: &mut impl Hardware) -> u64 {
         let has = SUPPORTED
             .get(number / 64)
             .is_some_and(|w| w.load(Ordering::Relaxed) >> (number % 64) & 1 != 0);
-        let field = encoding(number);
+        let field = Field::from_number(number);
         if !has || field == field::INSTRUCTION_ERROR {
             continue;
         }
@@ -59,17 +51,4 @@ pub fn fingerprint(hw: &mut impl Hardware) -> u64 {
         }
     }
     hash | 1
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn encodings_of_all_groups() {
-        assert_eq!(encoding(0), Field(0));
-        assert_eq!(encoding(15 * INDEXES + 11), field::HOST_RIP);
-        assert_eq!(encoding(9 * INDEXES + 1), field::EXIT_REASON);
-        assert_eq!(encoding(4 * INDEXES + 13), field::EPTP);
-    }
 }

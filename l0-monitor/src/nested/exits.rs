@@ -85,6 +85,9 @@ impl<H: Hardware> Context<'_, H> {
         let kept = Kept::read(self.hw);
         let current = self.cpu.belief.current.unwrap_or(0);
         let area = self.cpu.adopted.find(current).map(|e| e.area);
+        if self.cpu.shadow.attached {
+            self.cpu.shadow.fill(self.hw);
+        }
         self.hw.vmptrld(self.cpu.vmcs01);
         let (Ok(kept), Some(area)) = (kept, area) else {
             return Next::Die(StopReason::Unhandled, [0, reason.0.into(), current]);

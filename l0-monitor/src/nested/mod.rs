@@ -26,6 +26,8 @@
 //! | [`host_area`], [`adopt`] | host-state area: loading it, replacing it |
 //! | [`check`] | proof that a VMCS is the same afterwards |
 //! | [`control_registers`], [`simple`] | CR0, CR4; CPUID, MSRs, XCR0 |
+//! | [`shadow`] | VMREAD and VMWRITE without an exit |
+//! | [`trapped`] | which fields the host's VMREADs and VMWRITEs exit for |
 //! | [`walk`], [`decode`] | reading the host's memory operands and MOVs |
 //! | [`transition`] | native to nested and back |
 //! | [`hypercall`] | what a host may ask for |
@@ -46,10 +48,14 @@ pub mod hypercall;
 mod model;
 pub mod regions;
 pub mod run;
+pub mod shadow;
+#[cfg(test)]
+mod shadow_tests;
 pub mod simple;
 #[cfg(test)]
 mod tests;
 pub mod transition;
+pub mod trapped;
 pub mod vcpu;
 pub mod vmcs01;
 pub mod vmx_instructions;

@@ -1,10 +1,11 @@
 //! A model of VMX for tests: VMCSs with memory and a current pointer, the errors that matter, physical memory in words.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::vec::Vec;
 
 use locum_abi::TraceKind;
 
+use crate::vmx::caps::secondary;
 use crate::vmx::field::{self, Field};
 use crate::vmx::hardware::Invalidate;
 use crate::vmx::{Hardware, VmxStatus};
@@ -19,6 +20,12 @@ pub struct Model {
     pub vmcs: HashMap<u64, BTreeMap<u32, u64>>,
     /// Addresses that are launched.
     pub launched: Vec<u64>,
+    /// Addresses that are active on this CPU.
+    pub active: BTreeSet<u64>,
+    /// Fields that this CPU does not have.
+    pub missing: Vec<Field>,
+    /// VMWRITE to every field: IA32_VMX_MISC bit 29.
+    pub writes_all: bool,
     /// Current VMCS.
     pub current: Option<u64>,
     /// VMXON region, if in VMX operation.
@@ -51,6 +58,7 @@ impl Model {
             model.put(0x2000 + 8 * gib, gib << 30 | 0x83);
         }
         model.vmcs.insert(current, BTreeMap::new());
+        model.active.insert(current);
         model.current = Some(current);
         model
     }
@@ -86,6 +94,43 @@ impl Model {
         }
     }
 
+    fn has(&self, field: Field) -> bool {
+        field.0 <= 0x7000 && !self.missing.contains(&field)
+    }
+
+    /// The host, in non-root operation under VMCS01, executes VMREAD (SDM vol. 3C, VMREAD): `None` if that exits.
+    pub fn host_vmread(&mut self, vmcs01: u64, field: Field) -> Option<Result<u64, VmxStatus>> {
+        let shadow = self.shadow(vmcs01, field::VMREAD_BITMAP, field)?;
+        Some(if shadow == u64::MAX {
+            Err(VmxStatus::FailInvalid)
+        } else {
+            Ok(self.field(shadow, field))
+        })
+    }
+
+    /// The host executes VMWRITE, likewise.
+    pub fn host_vmwrite(&mut self, vmcs01: u64, field: Field, value: u64) -> Option<VmxStatus> {
+        let shadow = self.shadow(vmcs01, field::VMWRITE_BITMAP, field)?;
+        Some(if shadow == u64::MAX {
+            VmxStatus::FailInvalid
+        } else {
+            self.set(shadow, field, field.truncate(value));
+            VmxStatus::Succeed
+        })
+    }
+
+    /// Link pointer of VMCS01, if this access does not exit.
+    fn shadow(&mut self, vmcs01: u64, bitmap: Field, field: Field) -> Option<u64> {
+        assert_eq!(self.current, Some(vmcs01), "the host runs on VMCS01");
+        let on = u64::from(secondary::VMCS_SHADOWING);
+        if self.field(vmcs01, field::SECONDARY_CONTROLS) & on == 0 || field.0 >> 15 != 0 {
+            return None;
+        }
+        let byte = self.field(vmcs01, bitmap) + u64::from(field.0 / 8);
+        let exits = self.read_phys(byte, 1) >> (field.0 % 8) & 1 != 0;
+        (!exits).then(|| self.field(vmcs01, field::VMCS_LINK))
+    }
+
     fn bad_pointer(phys: u64) -> bool {
         phys & 0xfff != 0 || phys >> 39 != 0
     }
@@ -93,7 +138,7 @@ impl Model {
 
 impl Hardware for Model {
     fn vmread(&mut self, field: Field) -> Result<u64, VmxStatus> {
-        if field.0 > 0x7000 {
+        if !self.has(field) {
             return Err(self.fail(12));
         }
         self.current
@@ -104,9 +149,9 @@ impl Hardware for Model {
     fn vmwrite(&mut self, field: Field, value: u64) -> VmxStatus {
         match self.current {
             None => VmxStatus::FailInvalid,
-            Some(_) if field.0 > 0x7000 => self.fail(12),
+            Some(_) if !self.has(field) => self.fail(12),
             // Read-only fields, SDM vol. 3C, 26.11.2: type 1.
-            Some(_) if field.0 >> 10 & 3 == 1 => self.fail(13),
+            Some(_) if field.0 >> 10 & 3 == 1 && !self.writes_all => self.fail(13),
             Some(current) => {
                 self.set(current, field, field.truncate(value));
                 VmxStatus::Succeed
@@ -122,8 +167,21 @@ impl Hardware for Model {
             return self.fail(10);
         }
         self.current = Some(phys);
+        self.active.insert(phys);
         self.vmcs.entry(phys).or_default();
         VmxStatus::Succeed
+    }
+
+    fn get(&mut self, field: Field) -> u64 {
+        self.vmread(field).expect("a field that the CPU has")
+    }
+
+    fn put(&mut self, field: Field, value: u64) {
+        assert!(self.vmwrite(field, value).ok(), "a field that the CPU has");
+    }
+
+    fn select(&mut self, phys: &u64) {
+        assert!(self.vmptrld(*phys).ok(), "a good VMCS");
     }
 
     fn vmclear(&mut self, phys: u64) -> VmxStatus {
@@ -133,6 +191,7 @@ impl Hardware for Model {
         if self.vmxon == Some(phys) {
             return self.fail(3);
         }
+        self.active.remove(&phys);
         self.launched.retain(|l| *l != phys);
         if self.current == Some(phys) {
             self.current = None;

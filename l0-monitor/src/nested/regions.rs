@@ -1,4 +1,4 @@
-//! The VMXON region and VMCS01 of every CPU.
+//! The VMXON region, VMCS01 and shadow VMCS of every CPU, and the bitmaps of VMCS shadowing.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -23,14 +23,34 @@ impl Region {
     }
 }
 
+/// Bit 31 of the first word makes a shadow VMCS (SDM vol. 3C, 26.2).
+const SHADOW: u32 = 1 << 31;
+
+static SHADOWS: [Region; MAX_CPUS] = [const { Region::new() }; MAX_CPUS];
+static BITMAPS: [Region; 2] = [const { Region::new() }; 2];
 static VMXON: [Region; MAX_CPUS] = [const { Region::new() }; MAX_CPUS];
 static VMCS01: [Region; MAX_CPUS] = [const { Region::new() }; MAX_CPUS];
 
-/// Physical addresses of a CPU's VMXON region and VMCS01, with the revision identifier in place.
-pub fn prepare(cpu: CpuIndex, revision: u32) -> (u64, u64) {
+/// Physical addresses of one CPU's regions.
+#[derive(Clone, Copy, Debug)]
+pub struct Regions {
+    /// L0's VMXON region.
+    pub vmxon: u64,
+    /// VMCS01.
+    pub vmcs01: u64,
+    /// Shadow VMCS.
+    pub shadow: u64,
+    /// VMREAD and VMWRITE bitmaps, the same for all CPUs.
+    pub bitmaps: [u64; 2],
+}
+
+/// The regions of a CPU, with the revision identifier in place.
+pub fn prepare(cpu: CpuIndex, revision: u32) -> Regions {
     // A CpuIndex is below MAX_CPUS by construction.
-    (
-        VMXON[cpu.get()].prepare(revision),
-        VMCS01[cpu.get()].prepare(revision),
-    )
+    Regions {
+        vmxon: VMXON[cpu.get()].prepare(revision),
+        vmcs01: VMCS01[cpu.get()].prepare(revision),
+        shadow: SHADOWS[cpu.get()].prepare(revision | SHADOW),
+        bitmaps: [0, 1].map(|i: usize| core::ptr::from_ref(&BITMAPS[i]) as u64),
+    }
 }

@@ -17,7 +17,9 @@ use crate::arch::{gdt, idt, paging, registers};
 use crate::boot::{host, reset};
 use crate::cpu::{self, CpuIndex, Slot};
 use crate::nested::check;
+use crate::nested::context::Context;
 use crate::nested::hypercall::After;
+use crate::nested::shadow::{self, Shadow};
 use crate::nested::vcpu::{Belief, VCpu, gpr};
 use crate::nested::vmcs01::{self, HOST_VPID, HostState};
 use crate::nested::walk::Paging;
@@ -88,7 +90,8 @@ fn allow_vmx() {
 /// runs here, believes.
 fn take_root(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, slot: Slot) -> Result<Belief, Errno> {
     vcpu.caps = caps(hw)?;
-    (vcpu.vmxon_region, vcpu.vmcs01) = regions::prepare(cpu, vcpu.caps.revision);
+    let regions = regions::prepare(cpu, vcpu.caps.revision);
+    (vcpu.vmxon_region, vcpu.vmcs01) = (regions.vmxon, regions.vmcs01);
     vcpu.slot = slot.get();
     vcpu.apic_id = cpu::apic_id(cpu);
     vcpu.stack_top = cpu::stack_top(cpu);
@@ -113,6 +116,10 @@ fn take_root(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, slot: Slot) -> Result
     if !ready {
         log::error!("VMCS01 can't be loaded");
         return Err(Errno::EntryFailed);
+    }
+    vcpu.shadow = Shadow::NONE;
+    if vcpu.caps.shadowing && shadow::allowed() {
+        vcpu.shadow.prepare(hw, regions.shadow, regions.bitmaps);
     }
     if check::enabled() {
         check::probe(hw);
@@ -178,6 +185,7 @@ fn enter(
             return Err(Errno::EntryFailed);
         }
     }
+    Context { cpu: vcpu, hw }.attach_shadow();
     flush(vcpu, hw);
     run::mark_running(cpu);
     reset::set_nested(vcpu.apic_id, slot, true);
@@ -212,6 +220,7 @@ pub fn start(cpu: CpuIndex, start: Start) -> ! {
     }
     if !vcpu.own_vmxon {
         // The CPU was still in VMX operation in a region of somebody who is gone.
+        vcpu.shadow.clear(&mut hw);
         hw.vmclear(vcpu.vmcs01);
         hw.vmxoff();
         vcpu.own_vmxon = hw.vmxon(vcpu.vmxon_region).ok();
@@ -360,6 +369,8 @@ pub fn leave(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex, frame_address: u64)
 
 /// Makes VMX on this CPU what the host believes it to be. Returns how many VMCSs were given back.
 fn give_root_back(vcpu: &mut VCpu, hw: &mut Cpu) -> usize {
+    Context { cpu: vcpu, hw }.flush_shadow();
+    vcpu.shadow.clear(hw);
     let given_back = vcpu.adopted.give_back_all(hw);
     hw.vmptrld(vcpu.vmcs01);
     hw.vmclear(vcpu.vmcs01);
@@ -375,6 +386,7 @@ fn give_root_back(vcpu: &mut VCpu, hw: &mut Cpu) -> usize {
 
 /// Gives every VMCS of the host back and clears it, so that the CPU keeps nothing of it. VMCS01 is current afterwards.
 pub fn clear_vmcss(vcpu: &mut VCpu, hw: &mut Cpu) {
+    vcpu.shadow.clear(hw);
     while let Some(phys) = vcpu.adopted.any() {
         vcpu.adopted.give_back(hw, phys);
         hw.vmclear(phys);
@@ -385,6 +397,7 @@ pub fn clear_vmcss(vcpu: &mut VCpu, hw: &mut Cpu) {
 
 /// Fills VMCS01 with a state that VM entry accepts, cleared: for a CPU whose pending INIT is the next thing to happen.
 pub fn fill_any(vcpu: &mut VCpu, hw: &mut Cpu) {
+    vcpu.shadow.clear(hw);
     hw.vmclear(vcpu.vmcs01);
     hw.vmptrld(vcpu.vmcs01);
     vcpu.in_guest = false;

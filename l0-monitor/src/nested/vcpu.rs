@@ -2,6 +2,7 @@
 
 use crate::nested::adopt::Adopted;
 use crate::nested::host_area::HostArea;
+use crate::nested::shadow::Shadow;
 use crate::vmx::caps::Caps;
 
 /// Index of a general register, as instructions encode it.
@@ -73,6 +74,8 @@ pub struct VCpu {
     pub own_area: HostArea,
     /// The VMCSs of the host whose host-state area L0 has replaced.
     pub adopted: Adopted,
+    /// Shadow of the host's current VMCS.
+    pub shadow: Shadow,
     /// Capabilities and controls.
     pub caps: Caps,
 }
@@ -101,11 +104,13 @@ impl VCpu {
             },
             own_area: HostArea::ZERO,
             adopted: Adopted::new(),
+            shadow: Shadow::NONE,
             caps: Caps {
                 revision: 0,
                 pin: 0,
                 primary: 0,
                 secondary: 0,
+                shadowing: false,
                 exit: 0,
                 entry: 0,
                 cr0_fixed: 0,

@@ -6,7 +6,7 @@
 use crate::nested::context::{Context, Exception};
 use crate::nested::host_area::HostArea;
 use crate::nested::vcpu::{Belief, gpr};
-use crate::nested::walk;
+use crate::nested::{trapped, walk};
 use crate::vmx::exit::{InstructionInfo, Reason};
 use crate::vmx::field::{self, Field};
 use crate::vmx::hardware::Invalidate;
@@ -114,10 +114,14 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     fn vmxoff(&mut self) {
+        self.flush_shadow();
+        self.hw.vmptrld(self.cpu.vmcs01);
+        self.cpu.shadow.detach(self.hw, self.cpu.caps.secondary);
         self.cpu.adopted.give_back_all(self.hw);
         self.cpu.belief = Belief::default();
         if !self.cpu.own_vmxon {
             // The host may free the region it entered with: move over to L0's own.
+            self.cpu.shadow.clear(self.hw);
             self.hw.vmclear(self.cpu.vmcs01);
             self.hw.vmxoff();
             self.hw.vmxon(self.cpu.vmxon_region);
@@ -133,6 +137,7 @@ impl<H: Hardware> Context<'_, H> {
             return;
         };
         let target = self.checked_pointer(phys);
+        self.flush_shadow();
         self.on_host_vmcs(|c| {
             let status = c.hw.vmptrld(target);
             if !status.ok() {
@@ -147,6 +152,26 @@ impl<H: Hardware> Context<'_, H> {
                 Err(status) => status,
             }
         });
+        self.attach_shadow();
+    }
+
+    /// Lets the shadow stand for the host's current VMCS. VMCS01 is current.
+    pub fn attach_shadow(&mut self) {
+        if let Some(current) = self.cpu.belief.current {
+            let (vmcs01, controls) = (self.cpu.vmcs01, self.cpu.caps.secondary);
+            self.cpu.shadow.attach(self.hw, vmcs01, current, controls);
+        }
+    }
+
+    /// Takes over what the host wrote to the shadow of its current VMCS. That one, or VMCS01 if there is no shadow, is
+    /// current afterwards.
+    pub fn flush_shadow(&mut self) {
+        if let Some(current) = self.cpu.belief.current.filter(|_| self.cpu.shadow.attached)
+            && self.cpu.shadow.flush(self.hw, current)
+            && let Some(entry) = self.cpu.adopted.find(current)
+        {
+            entry.fingerprint = 0;
+        }
     }
 
     fn vmclear(&mut self) {
@@ -154,8 +179,13 @@ impl<H: Hardware> Context<'_, H> {
             return;
         };
         let target = self.checked_pointer(phys);
-        self.cpu.adopted.give_back(self.hw, target);
         let was_current = self.cpu.belief.current == Some(target);
+        if was_current {
+            self.flush_shadow();
+            self.hw.vmptrld(self.cpu.vmcs01);
+            self.cpu.shadow.detach(self.hw, self.cpu.caps.secondary);
+        }
+        self.cpu.adopted.give_back(self.hw, target);
         self.on_host_vmcs(|c| c.hw.vmclear(target));
         if was_current {
             self.cpu.belief.current = None;
@@ -201,6 +231,7 @@ impl<H: Hardware> Context<'_, H> {
             return self.finish(VmxStatus::FailInvalid);
         };
         let field = Field(code as u32);
+        trapped::count(self.hw, field, false);
         let replaced = HostArea::index(field).filter(|_| code >> 32 == 0);
         let value =
             match replaced.and_then(|i| self.cpu.adopted.find(current)?.area.0.get(i).copied()) {
@@ -247,6 +278,7 @@ impl<H: Hardware> Context<'_, H> {
             return self.finish(VmxStatus::FailInvalid);
         };
         let field = Field(code as u32);
+        trapped::count(self.hw, field, true);
         let replaced = HostArea::index(field).filter(|_| code >> 32 == 0);
         if let Some(slot) = replaced.and_then(|i| self.cpu.adopted.find(current)?.area.0.get_mut(i))
         {
@@ -263,6 +295,9 @@ impl<H: Hardware> Context<'_, H> {
         let status = self
             .hw
             .vmwrite(if code >> 32 == 0 { field } else { Field(!0) }, value);
+        if status.ok() && self.cpu.shadow.attached {
+            self.cpu.shadow.refresh(self.hw, field);
+        }
         self.hw.vmptrld(self.cpu.vmcs01);
         self.finish(status);
     }
@@ -274,6 +309,7 @@ impl<H: Hardware> Context<'_, H> {
             self.finish(VmxStatus::FailInvalid);
             return Outcome::Host;
         };
+        self.flush_shadow();
         self.hw.vmptrld(current);
         let caps = self.cpu.caps;
         let Some(entry) = self.cpu.adopted.find(current) else {

@@ -4,6 +4,8 @@
 pub const IA32_FEATURE_CONTROL: u32 = 0x3a;
 /// IA32_VMX_BASIC.
 pub const IA32_VMX_BASIC: u32 = 0x480;
+/// IA32_VMX_MISC.
+pub const IA32_VMX_MISC: u32 = 0x485;
 const PROCBASED_CTLS2: u32 = 0x48b;
 /// IA32_VMX_EPT_VPID_CAP.
 pub const IA32_VMX_EPT_VPID_CAP: u32 = 0x48c;
@@ -55,6 +57,8 @@ pub mod exit {
     pub const SAVE_EFER: u32 = 1 << 20;
     /// Load IA32_EFER.
     pub const LOAD_EFER: u32 = 1 << 21;
+    /// Save VMX-preemption timer value.
+    pub const SAVE_PREEMPTION_TIMER: u32 = 1 << 22;
 }
 
 /// VM-entry controls.
@@ -93,6 +97,9 @@ pub struct Caps {
     pub primary: u32,
     /// Secondary controls.
     pub secondary: u32,
+    /// VMCS shadowing, with VMWRITE to every field (IA32_VMX_MISC bit 29). Not part of [`Self::secondary`]: it is on only
+    /// while the host has a current VMCS.
+    pub shadowing: bool,
     /// Exit controls.
     pub exit: u32,
     /// Entry controls, without IA-32e mode guest.
@@ -158,6 +165,8 @@ impl Caps {
             | secondary::XSAVES
             | secondary::USER_WAIT;
         let secondary = secondary | wanted & (secondary_msr >> 32) as u32;
+        let can_shadow = secondary_msr >> 32 & u64::from(secondary::VMCS_SHADOWING) != 0;
+        let shadowing = can_shadow && read(IA32_VMX_MISC)? & 1 << 29 != 0;
         let ept_vpid = read(IA32_VMX_EPT_VPID_CAP)?;
         let need = |msr, want| adjust(msr, want).ok_or(Unfit::NoControl);
         Ok(Self {
@@ -168,6 +177,7 @@ impl Caps {
                 primary::IO_BITMAPS | primary::MSR_BITMAPS | primary::SECONDARY,
             )?,
             secondary,
+            shadowing,
             exit: need(
                 read(TRUE_EXIT)?,
                 // EFER is saved but not loaded: KVM counts on the live one for guests whose EFER is the host's.
@@ -192,6 +202,7 @@ mod tests {
         Some(match msr {
             IA32_FEATURE_CONTROL => 5,
             IA32_VMX_BASIC => 0x00da_0400_0000_0010,
+            IA32_VMX_MISC => 0x2004_01e0,
             TRUE_PINBASED => 0x0000_007f_0000_0016,
             TRUE_PROCBASED => 0xfff9_fffe_0400_6172,
             PROCBASED_CTLS2 => 0x0000_7fff_0000_0000,
@@ -212,6 +223,15 @@ mod tests {
         assert_eq!(caps.secondary & secondary::XSAVES, 0, "this CPU has none");
         assert!(caps.secondary & secondary::INVPCID != 0 && caps.ept_1g);
         assert_eq!(caps.exit & exit::HOST_64, exit::HOST_64);
+        assert!(caps.shadowing && caps.secondary & secondary::VMCS_SHADOWING == 0);
+        let read_only = |msr| {
+            if msr == IA32_VMX_MISC {
+                Some(0)
+            } else {
+                haswell(msr)
+            }
+        };
+        assert!(!Caps::new(true, 39, read_only).unwrap().shadowing);
     }
 
     #[test]

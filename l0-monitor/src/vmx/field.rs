@@ -28,6 +28,23 @@ impl Field {
         }
     }
 
+    /// Number of fields that have a [`Self::number`].
+    pub const NUMBERS: usize = 1024;
+
+    /// A small number for each field with an index below 64 (CPUs use fewer than 40): width, then type, then index
+    /// (SDM vol. 3C, table 26-20). Both halves of a 64-bit field have the same.
+    pub const fn number(self) -> usize {
+        (self.0 >> 13 & 3) as usize * 256
+            + (self.0 >> 10 & 3) as usize * 64
+            + (self.0 >> 1 & 63) as usize
+    }
+
+    /// The field of a number below [`Self::NUMBERS`].
+    pub const fn from_number(number: usize) -> Self {
+        let (group, index) = (number / 64, number % 64);
+        Self(((group / 4) << 13 | (group % 4) << 10 | (index << 1)) as u32)
+    }
+
     /// True for a field of the host-state area (type 3).
     pub const fn is_host_state(self) -> bool {
         self.0 >> 10 & 3 == 3
@@ -52,6 +69,10 @@ macro_rules! fields {
 fields! {
     /// Virtual-processor identifier.
     VPID = 0x0000;
+    /// Guest interrupt status (APICv).
+    GUEST_INTERRUPT_STATUS = 0x0810;
+    /// PML index.
+    PML_INDEX = 0x0812;
     /// Physical address of I/O bitmap A (ports 0 to 0x7fff).
     IO_BITMAP_A = 0x2000;
     /// Physical address of I/O bitmap B (ports 0x8000 to 0xffff).
@@ -60,6 +81,10 @@ fields! {
     MSR_BITMAP = 0x2004;
     /// EPT pointer.
     EPTP = 0x201a;
+    /// Physical address of the VMREAD bitmap.
+    VMREAD_BITMAP = 0x2026;
+    /// Physical address of the VMWRITE bitmap.
+    VMWRITE_BITMAP = 0x2028;
     /// XSS-exiting bitmap.
     XSS_EXITING_BITMAP = 0x202c;
     /// Guest-physical address of an EPT violation or misconfiguration.
@@ -114,6 +139,8 @@ fields! {
     EXIT_REASON = 0x4402;
     /// VM-exit interruption information.
     EXIT_INTERRUPTION = 0x4404;
+    /// VM-exit interruption error code.
+    EXIT_INTERRUPTION_ERROR = 0x4406;
     /// IDT-vectoring information.
     IDT_VECTORING = 0x4408;
     /// IDT-vectoring error code.
@@ -132,6 +159,8 @@ fields! {
     GUEST_IDTR_LIMIT = 0x4812;
     /// Guest IA32_SYSENTER_CS.
     GUEST_SYSENTER_CS = 0x482a;
+    /// VMX-preemption timer value.
+    PREEMPTION_TIMER = 0x482e;
     /// Host IA32_SYSENTER_CS.
     HOST_SYSENTER_CS = 0x4c00;
     /// CR0 guest/host mask.
@@ -275,5 +304,11 @@ mod tests {
         assert_eq!(EPTP.width(), Width::W64);
         assert_eq!(VPID.truncate(0x1_2345), 0x2345);
         assert!(HOST_EFER.is_host_state() && !GUEST_EFER.is_host_state());
+        assert_eq!(Field::from_number(0), VPID);
+        assert_eq!(Field::from_number(15 * 64 + 11), HOST_RIP);
+        assert_eq!(Field::from_number(4 * 64 + 13), EPTP);
+        for number in 0..Field::NUMBERS {
+            assert_eq!(Field::from_number(number).number(), number);
+        }
     }
 }

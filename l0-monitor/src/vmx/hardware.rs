@@ -63,6 +63,12 @@ pub trait Hardware {
     fn vmwrite(&mut self, field: Field, value: u64) -> VmxStatus;
     /// VMPTRLD.
     fn vmptrld(&mut self, phys: u64) -> VmxStatus;
+    /// VMREAD of a field that the current VMCS is known to have.
+    fn get(&mut self, field: Field) -> u64;
+    /// VMWRITE of such a field.
+    fn put(&mut self, field: Field, value: u64);
+    /// VMPTRLD of a VMCS that is known to be good: of L0, or one that was current on this CPU already.
+    fn select(&mut self, phys: &u64);
     /// VMCLEAR.
     fn vmclear(&mut self, phys: u64) -> VmxStatus;
     /// VMXON. CR4.VMXE must be set.

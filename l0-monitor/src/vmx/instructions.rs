@@ -67,6 +67,30 @@ impl Hardware for Cpu {
         vmx!("vmptrld [{p}]", p = in(reg) &raw const phys)
     }
 
+    #[inline(always)]
+    fn get(&mut self, field: Field) -> u64 {
+        let value;
+        // SAFETY: reads the current VMCS at CPL 0 in VMX root operation, as in `vmx!`; that it can't fail is the caller's word.
+        unsafe {
+            asm!("vmread {v}, {f}", f = in(reg) u64::from(field.0), v = lateout(reg) value, options(nomem, nostack));
+        }
+        value
+    }
+
+    #[inline(always)]
+    fn put(&mut self, field: Field, value: u64) {
+        // SAFETY: as for `get`.
+        unsafe {
+            asm!("vmwrite {f}, {v}", f = in(reg) u64::from(field.0), v = in(reg) value, options(nomem, nostack));
+        }
+    }
+
+    #[inline(always)]
+    fn select(&mut self, phys: &u64) {
+        // SAFETY: as for `get`; reads the word.
+        unsafe { asm!("vmptrld [{p}]", p = in(reg) phys, options(readonly, nostack)) };
+    }
+
     fn vmclear(&mut self, phys: u64) -> VmxStatus {
         vmx!("vmclear [{p}]", p = in(reg) &raw const phys)
     }

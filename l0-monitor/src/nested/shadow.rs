@@ -1,0 +1,240 @@
+//! VMCS shadowing (SDM vol. 3C, 26.10 and 26.6.15): what a host's KVM reads and writes of its VMCS at every guest exit,
+//! it reads and writes without an exit to L0.
+//!
+//! While the host has a current VMCS, the link pointer of VMCS01 names a *shadow VMCS*, one per CPU, and the CPU carries
+//! out the host's VMREADs and VMWRITEs of some fields there. Fields that the bitmaps leave out exit as ever, so a field
+//! is shadowed only if stock KVM uses it often enough to pay for the copying (see [`crate::nested::trapped`]).
+//!
+//! Who holds the truth while the host runs:
+//! - for the fields in [`WRITTEN`], the shadow: the host changes them there. [`Shadow::flush`] takes them over before
+//!   the host's VMCS is used for anything;
+//! - for all others, the host's VMCS. A VMWRITE of one exits and goes to both ([`Shadow::refresh`]).
+//!
+//! The shadow is filled when a VMCS becomes current and after each exit of the guest.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use crate::vmx::Hardware;
+use crate::vmx::caps::secondary;
+use crate::vmx::field::{self, Field};
+
+static FORBIDDEN: AtomicBool = AtomicBool::new(false);
+
+/// Never uses VMCS shadowing, for the life of L0: the slow form is tried this way on CPUs that have it.
+pub fn forbid() {
+    FORBIDDEN.store(true, Ordering::Relaxed);
+}
+
+/// Whether VMCS shadowing may be used.
+pub fn allowed() -> bool {
+    !FORBIDDEN.load(Ordering::Relaxed)
+}
+
+/// The shadowed fields; those in [`WRITTEN`] first.
+pub const FIELDS: [Field; 15] = [
+    field::GUEST_RIP,
+    field::GUEST_INTERRUPTIBILITY,
+    field::ENTRY_INTERRUPTION,
+    field::PRIMARY_CONTROLS,
+    field::PREEMPTION_TIMER,
+    field::GUEST_INTERRUPT_STATUS,
+    field::EXIT_REASON,
+    field::IDT_VECTORING,
+    field::INSTRUCTION_LENGTH,
+    field::GUEST_RFLAGS,
+    field::EXIT_QUALIFICATION,
+    field::EXIT_INTERRUPTION,
+    field::GUEST_PHYSICAL_ADDRESS,
+    field::GUEST_CR3,
+    field::PML_INDEX,
+];
+
+/// How many of [`FIELDS`] the host also writes without an exit.
+pub const WRITTEN: usize = 6;
+
+/// Indexes into [`FIELDS`].
+pub mod at {
+    /// Guest RIP.
+    pub const RIP: usize = 0;
+    /// Guest interruptibility.
+    pub const INTERRUPTIBILITY: usize = 1;
+    /// VM-entry interruption information.
+    pub const ENTRY: usize = 2;
+    /// Primary processor-based controls.
+    pub const PRIMARY: usize = 3;
+    /// VMX-preemption timer.
+    pub const TIMER: usize = 4;
+    /// Guest interrupt status.
+    pub const STATUS: usize = 5;
+    /// PML index.
+    pub const PML: usize = 14;
+}
+
+const _: () = assert!(FIELDS[at::STATUS].0 == field::GUEST_INTERRUPT_STATUS.0);
+const _: () = assert!(FIELDS[at::PML].0 == field::PML_INDEX.0);
+
+/// Bytes of a VMREAD or VMWRITE bitmap: a bit for each encoding below 0x8000, 0 for no exit.
+const BITMAP: u64 = 4096;
+
+/// The shadow VMCS of one CPU.
+#[derive(Debug)]
+pub struct Shadow {
+    /// Its physical address.
+    pub phys: u64,
+    /// Physical addresses of the VMREAD and the VMWRITE bitmap.
+    bitmaps: [u64; 2],
+    /// VMCS01 names it, and it stands for the host's current VMCS.
+    pub attached: bool,
+    /// The fields of [`FIELDS`] that this CPU has, a bit for each.
+    present: u32,
+    /// What the host's VMCS holds in the [`WRITTEN`] fields.
+    pub synced: [u64; WRITTEN],
+}
+
+impl Shadow {
+    /// On a CPU without VMCS shadowing.
+    pub const NONE: Self = Self {
+        phys: 0,
+        bitmaps: [0; 2],
+        attached: false,
+        present: 0,
+        synced: [0; WRITTEN],
+    };
+
+    /// Makes the shadow VMCS at `phys` ready for this CPU. Its page begins with the revision identifier, bit 31 set; the
+    /// bitmaps are two pages that all CPUs share. VMCS01 is current.
+    pub fn prepare(&mut self, hw: &mut impl Hardware, phys: u64, bitmaps: [u64; 2]) {
+        *self = Self {
+            phys,
+            bitmaps,
+            ..Self::NONE
+        };
+        for (i, field) in FIELDS.into_iter().enumerate() {
+            if hw.vmread(field).is_ok() {
+                self.present |= 1 << i;
+            }
+        }
+        let written = self.present & ((1 << WRITTEN) - 1);
+        for (bitmap, fields) in bitmaps.into_iter().zip([self.present, written]) {
+            write_bitmap(hw, bitmap, fields);
+        }
+        hw.vmclear(phys);
+    }
+
+    /// Whether the CPU has `FIELDS[index]`.
+    pub const fn has(&self, index: usize) -> bool {
+        self.present >> index & 1 != 0
+    }
+
+    /// Whether the host reads `field` without an exit while the shadow is attached.
+    pub fn covers(&self, field: Field) -> bool {
+        self.fields(FIELDS.len()).any(|(_, f)| f == field)
+    }
+
+    fn fields(&self, count: usize) -> impl Iterator<Item = (usize, Field)> + use<> {
+        let present = self.present;
+        FIELDS
+            .into_iter()
+            .enumerate()
+            .take(count)
+            .filter(move |(i, _)| present >> i & 1 != 0)
+    }
+
+    /// The host's VMCS at `host` is its current one from now on. VMCS01 is current before and after; `controls` are its
+    /// secondary controls. Does nothing on a CPU without VMCS shadowing.
+    pub fn attach(&mut self, hw: &mut impl Hardware, vmcs01: u64, host: u64, controls: u32) {
+        if self.phys == 0 {
+            return;
+        }
+        hw.select(&host);
+        self.fill(hw);
+        hw.select(&vmcs01);
+        if !self.attached {
+            self.attached = true;
+            hw.put(field::VMREAD_BITMAP, self.bitmaps[0]);
+            hw.put(field::VMWRITE_BITMAP, self.bitmaps[1]);
+            hw.put(field::VMCS_LINK, self.phys);
+            hw.put(
+                field::SECONDARY_CONTROLS,
+                u64::from(controls | secondary::VMCS_SHADOWING),
+            );
+        }
+    }
+
+    /// The host has no current VMCS from now on: every VMREAD and VMWRITE exits. Nothing is taken over. VMCS01 is
+    /// current before and after.
+    pub fn detach(&mut self, hw: &mut impl Hardware, controls: u32) {
+        if self.attached {
+            self.attached = false;
+            hw.put(field::SECONDARY_CONTROLS, controls.into());
+            hw.put(field::VMCS_LINK, !0);
+        }
+    }
+
+    /// The CPU leaves VMX operation: nothing of the shadow VMCS stays behind in it.
+    pub fn clear(&mut self, hw: &mut impl Hardware) {
+        self.attached = false;
+        if self.phys != 0 {
+            hw.vmclear(self.phys);
+        }
+    }
+
+    /// Copies all fields from the current VMCS, which is the host's. The shadow is current afterwards.
+    pub fn fill(&mut self, hw: &mut impl Hardware) {
+        let mut values = [0; FIELDS.len()];
+        for (i, field) in self.fields(FIELDS.len()) {
+            values[i] = hw.get(field);
+        }
+        hw.select(&self.phys);
+        for (i, field) in self.fields(FIELDS.len()) {
+            hw.put(field, values[i]);
+        }
+        self.synced.copy_from_slice(&values[..WRITTEN]);
+    }
+
+    /// Takes over what the host wrote, into its VMCS at `host`, which is current afterwards. True if there was anything.
+    pub fn flush(&mut self, hw: &mut impl Hardware, host: u64) -> bool {
+        let mut values = self.synced;
+        hw.select(&self.phys);
+        for (i, field) in self.fields(WRITTEN) {
+            values[i] = hw.get(field);
+        }
+        hw.select(&host);
+        for (i, field) in self.fields(WRITTEN) {
+            if values[i] != self.synced[i] {
+                hw.put(field, values[i]);
+            }
+        }
+        let changed = values != self.synced;
+        self.synced = values;
+        changed
+    }
+
+    /// `field` of the current VMCS, which is the host's, was written: the shadow follows. Half of a 64-bit field counts
+    /// as the field. Any VMCS is current afterwards.
+    pub fn refresh(&mut self, hw: &mut impl Hardware, field: Field) {
+        let whole = Field(field.0 & !1);
+        let Some((i, _)) = self.fields(FIELDS.len()).find(|(_, f)| *f == whole) else {
+            return;
+        };
+        let value = hw.get(whole);
+        if let Some(synced) = self.synced.get_mut(i) {
+            *synced = value;
+        }
+        hw.select(&self.phys);
+        hw.put(whole, value);
+    }
+}
+
+/// Clears the bits of the `fields` present, sets all others.
+fn write_bitmap(hw: &mut impl Hardware, bitmap: u64, fields: u32) {
+    for word in 0..BITMAP / 8 {
+        let mut bits = !0_u64;
+        for (i, field) in FIELDS.into_iter().enumerate() {
+            if fields >> i & 1 != 0 && u64::from(field.0) / 64 == word {
+                bits &= !(1 << (field.0 % 64));
+            }
+        }
+        hw.write_phys(bitmap + 8 * word, 8, bits);
+    }
+}

@@ -1,0 +1,193 @@
+//! VMCS shadowing against the model: whatever the host reads and writes, exit or not, is what its VMCS holds.
+
+use std::boxed::Box;
+use std::vec::Vec;
+
+use crate::nested::context::Context;
+use crate::nested::exits::Next;
+use crate::nested::model::Model;
+use crate::nested::shadow::{FIELDS, WRITTEN};
+use crate::nested::tests::{
+    GUEST, OTHER, Open, SHADOW, VMCS01, access, exit_host, instruction, nested_on,
+};
+use crate::nested::vcpu::VCpu;
+use crate::vmx::VmxStatus;
+use crate::vmx::caps::secondary;
+use crate::vmx::exit::Reason;
+use crate::vmx::field::{self, Field};
+
+fn write(cpu: &mut VCpu, hw: &mut Model, field: Field, value: u64) {
+    assert_eq!(
+        access(cpu, hw, Reason::VMWRITE, field, value).0,
+        VmxStatus::Succeed
+    );
+}
+
+/// Values that fit every shadowed field, and differ.
+fn values(seed: u64) -> Vec<(Field, u64)> {
+    FIELDS
+        .into_iter()
+        .enumerate()
+        .map(|(i, f)| (f, seed + i as u64))
+        .collect()
+}
+
+/// The host enters its guest, which exits with `fields` in its VMCS.
+fn run_guest(cpu: &mut VCpu, hw: &mut Model, fields: &[(Field, u64)]) {
+    assert_eq!(exit_host(cpu, hw, Reason::VMRESUME), Next::Guest(false));
+    assert_eq!(hw.current, Some(GUEST));
+    for (field, value) in fields {
+        hw.set(GUEST, *field, *value);
+    }
+    assert_eq!(Context { cpu, hw }.serve(&mut Open).0, Next::Host);
+}
+
+fn shadowed() -> (Box<VCpu>, Model) {
+    nested_on(true)
+}
+
+#[test]
+fn after_a_guest_exit_every_shadowed_field_is_read_without_an_exit() {
+    let (mut cpu, mut hw) = shadowed();
+    for seed in [0x100, 0x200] {
+        let mut fields = values(seed);
+        fields[6].1 = Reason::EPT_VIOLATION.0.into();
+        assert_eq!(fields[6].0, field::EXIT_REASON);
+        run_guest(&mut cpu, &mut hw, &fields);
+        for (field, value) in fields {
+            assert_eq!(
+                hw.host_vmread(VMCS01, field),
+                Some(Ok(value)),
+                "field {:#x}",
+                field.0
+            );
+        }
+    }
+}
+
+#[test]
+fn what_the_host_wrote_is_in_its_vmcs_whenever_that_is_used() {
+    let uses: [fn(&mut VCpu, &mut Model); 5] = [
+        |cpu, hw| assert_eq!(exit_host(cpu, hw, Reason::VMRESUME), Next::Guest(false)),
+        |cpu, hw| assert_eq!(exit_host(cpu, hw, Reason::VMLAUNCH), Next::Guest(true)),
+        |cpu, hw| {
+            hw.put(0x5000, OTHER);
+            instruction(cpu, hw, Reason::VMPTRLD, 0x5000);
+        },
+        |cpu, hw| {
+            instruction(cpu, hw, Reason::VMCLEAR, 0x5000);
+        },
+        |cpu, hw| {
+            instruction(cpu, hw, Reason::VMXOFF, 0);
+        },
+    ];
+    for use_vmcs in uses {
+        let (mut cpu, mut hw) = shadowed();
+        for (field, value) in values(0x300).into_iter().take(WRITTEN) {
+            assert_eq!(
+                hw.host_vmwrite(VMCS01, field, value),
+                Some(VmxStatus::Succeed)
+            );
+        }
+        use_vmcs(&mut cpu, &mut hw);
+        for (field, value) in values(0x300).into_iter().take(WRITTEN) {
+            assert_eq!(hw.field(GUEST, field), value, "field {:#x}", field.0);
+        }
+    }
+}
+
+#[test]
+fn a_vmwrite_that_exits_is_seen_by_reads_that_do_not() {
+    let (mut cpu, mut hw) = shadowed();
+    for (field, value) in values(0x400).into_iter().skip(WRITTEN) {
+        assert_eq!(hw.host_vmwrite(VMCS01, field, value), None, "it exits");
+        write(&mut cpu, &mut hw, field, value);
+        assert_eq!(hw.host_vmread(VMCS01, field), Some(Ok(value)));
+        assert_eq!(hw.field(GUEST, field), value);
+    }
+    // The upper half of a 64-bit field: the model keeps the halves apart, so only the attempt shows.
+    let high = Field(field::GUEST_PHYSICAL_ADDRESS.0 | 1);
+    hw.set(GUEST, field::GUEST_PHYSICAL_ADDRESS, 0x7777);
+    write(&mut cpu, &mut hw, high, 1);
+    assert_eq!(
+        hw.host_vmread(VMCS01, field::GUEST_PHYSICAL_ADDRESS),
+        Some(Ok(0x7777))
+    );
+}
+
+#[test]
+fn several_virtual_cpus_on_one_cpu() {
+    let (mut cpu, mut hw) = shadowed();
+    for (vmcs, rip) in [(OTHER, 0x1000), (GUEST, 0x2000), (OTHER, 0x3000)] {
+        let before = hw.field(vmcs, field::GUEST_RIP);
+        hw.put(0x5000, vmcs);
+        instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
+        assert_eq!(
+            hw.host_vmread(VMCS01, field::GUEST_RIP),
+            Some(Ok(before)),
+            "its own"
+        );
+        write(&mut cpu, &mut hw, field::GUEST_RIP, rip);
+    }
+    instruction(&mut cpu, &mut hw, Reason::VMCLEAR, 0x5000);
+    assert_eq!(hw.field(GUEST, field::GUEST_RIP), 0x2000);
+    assert_eq!(hw.field(OTHER, field::GUEST_RIP), 0x3000);
+}
+
+#[test]
+fn without_a_current_vmcs_everything_exits() {
+    let (mut cpu, mut hw) = shadowed();
+    instruction(&mut cpu, &mut hw, Reason::VMCLEAR, 0x5000);
+    assert_eq!(hw.host_vmread(VMCS01, field::GUEST_RIP), None);
+    assert_eq!(hw.field(VMCS01, field::VMCS_LINK), !0);
+    assert_eq!(
+        access(&mut cpu, &mut hw, Reason::VMREAD, field::GUEST_RIP, 0).0,
+        VmxStatus::FailInvalid
+    );
+    instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
+    assert_eq!(hw.field(VMCS01, field::VMCS_LINK), SHADOW);
+    assert!(hw.host_vmread(VMCS01, field::GUEST_RIP).is_some());
+}
+
+#[test]
+fn a_field_that_the_cpu_does_not_have_exits() {
+    let (mut cpu, mut hw) = shadowed();
+    instruction(&mut cpu, &mut hw, Reason::VMCLEAR, 0x5000);
+    hw.missing = [field::PML_INDEX, field::PREEMPTION_TIMER].into();
+    let bitmaps = crate::nested::tests::BITMAPS;
+    cpu.shadow.prepare(&mut hw, SHADOW, bitmaps);
+    instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
+    for missing in [field::PML_INDEX, field::PREEMPTION_TIMER] {
+        assert_eq!(hw.host_vmread(VMCS01, missing), None);
+        assert_eq!(
+            access(&mut cpu, &mut hw, Reason::VMREAD, missing, 0).0,
+            VmxStatus::FailValid
+        );
+    }
+    run_guest(&mut cpu, &mut hw, &[(field::GUEST_RIP, 0x1234)]);
+    assert_eq!(hw.host_vmread(VMCS01, field::GUEST_RIP), Some(Ok(0x1234)));
+}
+
+#[test]
+fn outside_vmx_operation_nothing_of_it_is_left() {
+    let (mut cpu, mut hw) = shadowed();
+    assert!(hw.active.contains(&SHADOW));
+    instruction(&mut cpu, &mut hw, Reason::VMXOFF, 0);
+    assert!(!hw.active.contains(&SHADOW), "cleared before VMXOFF");
+    let on = u64::from(secondary::VMCS_SHADOWING);
+    assert_eq!(hw.field(VMCS01, field::SECONDARY_CONTROLS) & on, 0);
+    assert_eq!(hw.field(VMCS01, field::VMCS_LINK), !0);
+}
+
+#[test]
+fn a_written_vmcs_is_not_compared_with_what_it_was() {
+    let (mut cpu, mut hw) = shadowed();
+    cpu.adopted.find(GUEST).unwrap().fingerprint = 1;
+    hw.host_vmwrite(VMCS01, field::GUEST_RIP, 0x999);
+    Context {
+        cpu: &mut cpu,
+        hw: &mut hw,
+    }
+    .flush_shadow();
+    assert_eq!(cpu.adopted.find(GUEST).unwrap().fingerprint, 0);
+}

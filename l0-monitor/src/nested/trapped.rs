@@ -1,0 +1,31 @@
+//! Which VMCS fields a host's VMREADs and VMWRITEs exit for: what VMCS shadowing would have to cover.
+//!
+//! Every field has two counters; a count that is a power of two goes to the trace ring, so that a host which runs for
+//! days leaves a few dozen records.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use locum_abi::TraceKind;
+
+use crate::vmx::Hardware;
+use crate::vmx::field::Field;
+
+static COUNTS: [[AtomicU32; Field::NUMBERS]; 2] =
+    [const { [const { AtomicU32::new(0) }; Field::NUMBERS] }; 2];
+
+/// Counts an access that exited.
+pub fn count(hw: &mut impl Hardware, field: Field, write: bool) {
+    let counts = &COUNTS[usize::from(write)];
+    let Some(counter) = counts.get(field.number()) else {
+        return;
+    };
+    let count = counter.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+    if count.is_power_of_two() {
+        hw.trace(
+            TraceKind::FieldTrapped,
+            field.0 | u32::from(write) << 31,
+            count.into(),
+            0,
+        );
+    }
+}
