@@ -33,11 +33,18 @@ impl std::fmt::Display for Platform {
     }
 }
 
+/// CPU model with all that Locum can use: EPT, unrestricted guest, VPID, VMCS shadowing.
+pub const HASWELL: &str = "corei7_haswell_4770";
+/// The same without VMCS shadowing.
+pub const IVY_BRIDGE: &str = "corei7_ivy_bridge_3770k";
+
 /// The emulated server.
 #[derive(Debug, Clone)]
 pub struct Hardware {
     /// CPUs, 1 to 4.
     pub cpus: u32,
+    /// Their model, as Bochs calls it.
+    pub cpu_model: String,
     /// RAM in MiB, at most 3072.
     pub memory: u32,
     /// The CD it boots.
@@ -75,6 +82,7 @@ pub fn start(hardware: &Hardware, dir: &Path) -> Result<Child> {
 fn config_text(hardware: &Hardware, root: &Root, dir: &Path) -> String {
     let Hardware {
         cpus,
+        cpu_model,
         memory,
         iso,
         channels: [com3, com4],
@@ -87,7 +95,7 @@ fn config_text(hardware: &Hardware, root: &Root, dir: &Path) -> String {
 display_library: nogui
 romimage: file={share}/BIOS-bochs-latest
 vgaromimage: file={vga}
-cpu: model=corei7_haswell_4770, count={cpus}, quantum=16, ips={IPS}, reset_on_triple_fault=0
+cpu: model={cpu_model}, count={cpus}, quantum=16, ips={IPS}, reset_on_triple_fault=0
 memory: guest={memory}, host={host}
 clock: sync=none, time0=local
 ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14

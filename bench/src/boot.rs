@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::{
-    bochs::Platform,
+    bochs::{HASWELL, Platform},
     build,
     image::Image,
     iso::Iso,
@@ -45,6 +45,9 @@ pub struct MachineArgs {
     /// CPUs, 1 to 4
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=4))]
     pub cpus: u32,
+    /// Their model, as Bochs calls it
+    #[arg(long, default_value = HASWELL)]
+    pub cpu_model: String,
     /// Kernel to boot: a version in Debian's archive
     #[arg(long, default_value = INCUMBENT)]
     pub kernel: String,
@@ -79,6 +82,7 @@ impl Default for MachineArgs {
         Self {
             plain: false,
             cpus: 4,
+            cpu_model: HASWELL.into(),
             kernel: INCUMBENT.into(),
             to: SUCCESSOR.into(),
             cmdline: String::new(),
@@ -196,6 +200,7 @@ pub fn prepare(args: &MachineArgs) -> Result<Setup> {
     fs::remove_file(initrd)?;
     Ok(Setup {
         cpus: args.cpus,
+        cpu_model: args.cpu_model.clone(),
         memory: 2048,
         platform: args.platform,
         iso,

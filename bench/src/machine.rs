@@ -47,6 +47,8 @@ pub struct Machine {
 pub struct Setup {
     /// CPUs, 1 to 4.
     pub cpus: u32,
+    /// Their model, as Bochs calls it.
+    pub cpu_model: String,
     /// RAM in MiB.
     pub memory: u32,
     /// The CD.
@@ -70,6 +72,7 @@ impl Machine {
         let channels = [Channel::listen()?, Channel::listen()?];
         let hardware = Hardware {
             cpus: setup.cpus,
+            cpu_model: setup.cpu_model.clone(),
             memory: setup.memory,
             iso: setup.iso.clone(),
             channels: [channels[0].port(), channels[1].port()],

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::{
+    bochs::IVY_BRIDGE,
     boot::{MachineArgs, SUCCESSOR},
     demo, kernel,
     run::Run,
@@ -46,8 +47,11 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "refresh-2-cpus",
-        about: "2 CPUs, one guest, one refresh",
-        machine: |args| args.cpus = 2,
+        about: "2 CPUs of a model without VMCS shadowing, one guest, one refresh",
+        machine: |args| {
+            args.cpus = 2;
+            args.cpu_model = IVY_BRIDGE.into();
+        },
         play: |run| refreshes(run, &["g1"], 1),
     },
     Scenario {
