@@ -44,6 +44,7 @@ const GUEST_MODULES: &[&str] = &[
 const GUEST_SCRIPTS: &[(&str, &str)] = &[
     ("pool-up.sh", include_str!("../guest/scripts/pool-up.sh")),
     ("guest.sh", include_str!("../guest/scripts/guest.sh")),
+    ("measure.sh", include_str!("../guest/scripts/measure.sh")),
     ("handover.sh", include_str!("../guest/scripts/handover.sh")),
 ];
 

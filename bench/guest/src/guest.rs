@@ -9,7 +9,7 @@ mod memory;
 mod net;
 mod pace;
 mod registers;
-mod setup;
+pub(crate) mod setup;
 
 pub use disk::BLOCKS as DISK_BLOCKS;
 
@@ -77,6 +77,9 @@ pub fn run_as_init() -> Result<()> {
     } else {
         0
     };
+    if !params.measure.is_empty() {
+        return crate::measure::run(&params.measure);
+    }
     let memory = Shared::locked(crate::beat::PAGE_BYTES)?;
     let [words] = memory.pages() else {
         bail!("one page was asked for")
@@ -160,20 +163,20 @@ fn report(guest: &Guest<'_>) -> Result<()> {
             }
         }
         if *reboot_after > 0 && page.beats() > *reboot_after {
-            rustix::system::reboot(rustix::system::RebootCommand::Restart)?;
+            setup::reboot()?;
         }
     }
 }
 
-fn online_cpus() -> Result<Vec<usize>> {
+pub(crate) fn online_cpus() -> Result<Vec<usize>> {
     let set = sched_getaffinity(None)?;
     Ok((0..CpuSet::MAX_CPU)
         .filter(|&cpu| set.is_set(cpu))
         .collect())
 }
 
-/// Binds the calling thread to one vCPU: its TSC check is about that vCPU alone.
-fn bind(cpu: usize) {
+/// Binds the calling thread to one vCPU: its TSC is about that vCPU alone.
+pub(crate) fn bind(cpu: usize) {
     let mut set = CpuSet::new();
     set.set(cpu);
     if let Err(error) = sched_setaffinity(None, &set) {

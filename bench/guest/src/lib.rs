@@ -15,11 +15,12 @@
 //! Every check compares with what the guest itself can derive again (a pattern, a value held in a register, the last
 //! clock reading), so a fault in the monitor cannot also forge the expectation. Each has a test in which it fails.
 //!
-//! What this is not: a benchmark. Counts of instructions come from the emulator, counts of exits from L0.
+//! The checks are no benchmark: those are in [`measure`], which a guest runs instead of them.
 //!
 //! - [`beat`]: the page, its layout, its writers and readers; [`scan`] finds such pages in the pool.
 //! - [`pattern`], [`registers`], [`clock`]: the checks themselves, free of I/O.
 //! - [`guest`]: PID 1 of the guest, which runs the checks.
+//! - [`measure`]: what an exit costs the guest; its client is on the host.
 //! - [`watch`], [`nbd`], [`echo`], [`qmp`]: the host's side.
 //! - [`map`]: the only place that maps memory.
 
@@ -28,6 +29,7 @@ pub mod clock;
 pub mod echo;
 pub mod guest;
 pub mod map;
+pub mod measure;
 pub mod nbd;
 pub mod params;
 pub mod pattern;

@@ -84,6 +84,30 @@ impl Shared {
         Self::new(base.cast(), length)
     }
 
+    /// Maps physical memory that Linux does not use as RAM, through `/dev/mem`, uncached where it is a device.
+    ///
+    /// # Errors
+    /// Not root, or the kernel does not allow it: where a driver has claimed the range it wants `iomem=relaxed`.
+    pub fn physical(address: u64, length: usize) -> Result<Self> {
+        let fd = rustix::fs::open("/dev/mem", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+            .context("cannot open /dev/mem: run as root")?;
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing in this process.
+        let base = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                length,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                &fd,
+                address,
+            )
+        }
+        .with_context(|| {
+            format!("cannot map physical {address:#x}+{length:#x}: boot with iomem=relaxed")
+        })?;
+        Self::new(base.cast(), length)
+    }
+
     /// Fresh zeroed memory that stays where it is: shared, so that no huge page is made of it later, and locked.
     ///
     /// # Errors
@@ -153,6 +177,16 @@ impl Shared {
         // SAFETY: the mapping is page aligned, lives as long as self, and holds this many pages. Loads from a read-only mapping
         // are fine; this process stores to pages of a mapping it made writable only.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), self.length / PAGE_BYTES) }
+    }
+
+    /// Loads the first 32 bits, as one access of that size: what a device wants. 0 from less memory than that.
+    #[must_use]
+    pub fn first_u32(&self) -> u32 {
+        if self.length < 4 {
+            return 0;
+        }
+        // SAFETY: the mapping is page aligned, lives as long as self and has these bytes.
+        unsafe { std::ptr::read_volatile(self.base.as_ptr().cast()) }
     }
 
     /// Copies bytes out.

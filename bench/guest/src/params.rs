@@ -1,6 +1,8 @@
 //! The guest's parameters, read from its kernel's command line (`lab.NAME=VALUE`; the kernel leaves words with a dot to
 //! modules, so they reach nobody else).
 
+use crate::measure::Step;
+
 /// How a guest behaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Params {
@@ -18,6 +20,8 @@ pub struct Params {
     pub modules: bool,
     /// `lab.reboot_after`: reboot after that many beats; 0 for never. For tests of a guest's death.
     pub reboot_after: u64,
+    /// `lab.measure`: measure this instead of running the checks; see [`Step::parse`].
+    pub measure: Vec<Step>,
 }
 
 impl Default for Params {
@@ -30,6 +34,7 @@ impl Default for Params {
             io_ms: 20,
             modules: true,
             reboot_after: 0,
+            measure: Vec::new(),
         }
     }
 }
@@ -60,6 +65,10 @@ impl Params {
                 "duty" => params.duty = number()?.clamp(1, 100),
                 "io_ms" => params.io_ms = number()?,
                 "modules" => params.modules = number()? != 0,
+                "measure" => {
+                    params.measure =
+                        Step::parse(value).map_err(|error| format!("{word}: {error}"))?;
+                }
                 "reboot_after" => params.reboot_after = number()?,
                 _ => {
                     return Err(format!(
@@ -93,6 +102,7 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         assert!(Params::parse("lab.duty=x").is_err_and(|e| e.contains("lab.duty=x")));
+        assert!(Params::parse("lab.measure=x").is_err_and(|e| e.contains("cpuid")));
         assert!(Params::parse("lab.nmae=g1").is_err_and(|e| e.contains("unknown")));
     }
 }

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use lab_guest::map::Shared;
+use lab_guest::measure::client::Client;
 use lab_guest::watch::{self, Report};
 use lab_guest::{echo, nbd, qmp, tsc};
 use serde::Serialize;
@@ -47,6 +48,17 @@ enum Command {
         /// Address and port to listen on
         #[arg(long, default_value_t = format!("127.0.0.1:{}", echo::PORT))]
         listen: String,
+    },
+    /// Have a guest of measure.sh measure events, and print its answers, one line of JSON each
+    Measure {
+        /// The socket that is its console
+        #[arg(long)]
+        socket: PathBuf,
+        /// Seconds to wait for the guest's boot and for each answer
+        #[arg(long, default_value_t = 600)]
+        timeout: u64,
+        /// `EVENT` or `EVENT:COUNT`; none: only wait until the guest has booted
+        orders: Vec<String>,
     },
     /// Send commands to a QEMU and print its answers, one line of JSON each
     Qmp {
@@ -140,6 +152,17 @@ fn run(command: Command) -> Result<()> {
             serve_disk(&memory, &socket)
         }
         Command::Echo { listen } => echo::serve(&listen),
+        Command::Measure {
+            socket,
+            timeout,
+            orders,
+        } => {
+            let timeout = Duration::from_secs(timeout);
+            let mut guest = Client::connect(&socket, timeout)?;
+            orders
+                .iter()
+                .try_for_each(|order| print(&guest.order(order, timeout)?))
+        }
         Command::Qmp {
             socket,
             timeout,

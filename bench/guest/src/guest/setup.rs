@@ -39,6 +39,13 @@ pub fn params() -> Result<Params> {
     Params::parse(&line).map_err(anyhow::Error::msg)
 }
 
+/// Restarts the machine, which ends a QEMU with `-no-reboot`.
+pub fn reboot() -> Result<()> {
+    Ok(rustix::system::reboot(
+        rustix::system::RebootCommand::Restart,
+    )?)
+}
+
 /// Guest-physical address behind a virtual one (Documentation/admin-guide/mm/pagemap.rst).
 pub fn physical_address(address: u64) -> Result<u64> {
     let mut entry = [0; 8];
