@@ -35,6 +35,14 @@ pub fn lab_guest() -> Result<PathBuf> {
     cargo("lab-guest", "lab-guest", "x86_64-unknown-linux-gnu", true)
 }
 
+/// The client of the Redis benchmark, linked statically.
+///
+/// # Errors
+/// As [`l0`].
+pub fn lab_ycsb() -> Result<PathBuf> {
+    cargo("lab-ycsb", "lab-ycsb", "x86_64-unknown-linux-gnu", true)
+}
+
 /// First process of the guests, linked statically.
 ///
 /// # Errors

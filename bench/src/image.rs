@@ -40,13 +40,24 @@ const GUEST_MODULES: &[&str] = &[
     "kernel/drivers/block/virtio_blk.ko",
 ];
 
+/// Those of them that a network card needs.
+const NET_MODULES: &[&str] = &[
+    "kernel/net/core/failover.ko",
+    "kernel/drivers/net/net_failover.ko",
+    "kernel/drivers/net/virtio_net.ko",
+];
+
 /// How guests are started, in `/guest`.
 const GUEST_SCRIPTS: &[(&str, &str)] = &[
     ("pool-up.sh", include_str!("../guest/scripts/pool-up.sh")),
     ("guest.sh", include_str!("../guest/scripts/guest.sh")),
     ("measure.sh", include_str!("../guest/scripts/measure.sh")),
     ("handover.sh", include_str!("../guest/scripts/handover.sh")),
+    ("redis.sh", include_str!("../guest/scripts/redis.sh")),
 ];
+
+/// The server in the guest of `redis.sh`, from the host root.
+const REDIS: &str = "usr/bin/redis-server";
 
 /// What goes into an image.
 #[derive(Debug)]
@@ -108,6 +119,7 @@ impl Image<'_> {
             own.file("bin/locum", agent, 0o755);
         }
         own.file("bin/lab-guest", build::lab_guest()?, 0o755);
+        own.file("bin/lab-ycsb", build::lab_ycsb()?, 0o755);
         own.bytes("begin", include_bytes!("../image/begin"), 0o755);
         for (name, text) in GUEST_SCRIPTS {
             own.bytes(&format!("guest/{name}"), *text, 0o755);
@@ -124,6 +136,7 @@ impl Image<'_> {
             if !own.contains("guest/vmlinuz") {
                 own.link("guest/vmlinuz", &format!("/boot/vmlinuz-{release}"));
                 own.bytes("guest/initrd", guest_initrd(&modules)?, 0o644);
+                own.bytes("guest/redis", redis_initrd(&modules)?, 0o644);
             }
         }
         Ok(own)
@@ -235,14 +248,40 @@ fn guest_initrd(modules: &Path) -> Result<Vec<u8>> {
         archive.directory(directory);
     }
     archive.file("init", build::guest_init()?, 0o755);
+    add_guest_modules(&mut archive, modules, GUEST_MODULES);
+    to_bytes(&archive)
+}
+
+/// The initramfs of the guest that is a Redis server.
+fn redis_initrd(modules: &Path) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for directory in ["proc", "dev", "sys"] {
+        archive.directory(directory);
+    }
+    archive.bytes("init", include_bytes!("../image/redis-init"), 0o755);
+    add_busybox(&mut archive)?;
+    let root = Root::host()?;
+    archive.file("bin/redis-server", root.path(REDIS), 0o755);
+    for library in root.libraries(REDIS)? {
+        archive.file(&library, root.path(&library), 0o755);
+    }
+    add_guest_modules(&mut archive, modules, NET_MODULES);
+    to_bytes(&archive)
+}
+
+/// Adds modules, and the order to load them in.
+fn add_guest_modules(archive: &mut Archive, modules: &Path, names: &[&str]) {
     let mut order = String::new();
-    for module in GUEST_MODULES {
+    for module in names {
         let name = module.rsplit('/').next().unwrap_or(module);
         archive.file(&format!("modules/{name}"), modules.join(module), 0o644);
         order.push_str(name);
         order.push('\n');
     }
     archive.bytes("modules/order", order, 0o644);
+}
+
+fn to_bytes(archive: &Archive) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     archive.write(&mut bytes)?;
     Ok(bytes)

@@ -1,0 +1,171 @@
+//! Does operations, one after the other, and times them.
+
+use std::{
+    net::TcpStream,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use hdrhistogram::Histogram;
+use lab_guest::tsc;
+use redis::Connection;
+
+use crate::{
+    counters::{self, Counters},
+    report::{Latency, Repetition},
+    workload::{self, FIELD_BYTES, FIELDS, Operation, Workload},
+    zipf,
+};
+
+/// Key of the sorted set in which YCSB's Redis binding keeps all keys, for scans.
+const INDEX: &str = "_indices";
+
+/// Significant digits of a latency.
+const DIGITS: u8 = 3;
+
+/// Longest latency that is told apart, in ticks. A fixed range, so that nothing is allocated while it counts.
+const LONGEST: u64 = 1 << 36;
+
+/// A connection to a server.
+pub struct Client {
+    connection: Connection,
+}
+
+/// Something that counts: a name, and where [`counters::read`] finds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Its name in the report.
+    pub name: String,
+    /// A file or directory.
+    pub path: PathBuf,
+}
+
+impl Client {
+    /// Connects to `HOST:PORT`, trying until `timeout`: a guest takes its time to boot.
+    ///
+    /// # Errors
+    /// Nobody answers in time.
+    pub fn connect(address: &str, timeout: Duration) -> Result<Self> {
+        let end = Instant::now() + timeout;
+        let wait = Duration::from_secs(1);
+        let peer = address
+            .parse()
+            .with_context(|| format!("{address} is no ADDRESS:PORT"))?;
+        loop {
+            let Err(error) = TcpStream::connect_timeout(&peer, wait) else {
+                break;
+            };
+            if Instant::now() > end {
+                return Err(error).with_context(|| format!("connecting to {address}"));
+            }
+            std::thread::sleep(wait);
+        }
+        let connection = redis::Client::open(format!("redis://{address}/"))?.get_connection()?;
+        Ok(Self { connection })
+    }
+
+    /// YCSB's load phase: writes all records anew.
+    ///
+    /// # Errors
+    /// The server refuses or is gone.
+    pub fn load(&mut self, records: u64, workload: &mut Workload) -> Result<()> {
+        let _: () = redis::cmd("FLUSHALL").query(&mut self.connection)?;
+        for record in 0..records {
+            let key = workload::key(record);
+            let mut insert = redis::cmd("HMSET");
+            insert.arg(&key);
+            for field in 0..FIELDS {
+                insert
+                    .arg(workload::field(field))
+                    .arg(workload.value().as_slice());
+            }
+            let _: () = insert.query(&mut self.connection)?;
+            // YCSB scores by the key's hash in Java; any number that scatters does.
+            let _: () = redis::cmd("ZADD")
+                .arg(INDEX)
+                .arg(zipf::hash(record))
+                .arg(&key)
+                .query(&mut self.connection)?;
+        }
+        Ok(())
+    }
+
+    /// One operation.
+    ///
+    /// # Errors
+    /// The server refuses, is gone, or gives back something else than a record.
+    fn perform(&mut self, operation: &Operation) -> Result<()> {
+        match operation {
+            Operation::Read { key } => {
+                let fields: Vec<(Vec<u8>, Vec<u8>)> =
+                    redis::cmd("HGETALL").arg(key).query(&mut self.connection)?;
+                let whole = fields.iter().all(|(_, value)| value.len() == FIELD_BYTES);
+                ensure!(
+                    fields.len() == FIELDS && whole,
+                    "the server has no whole record {key}"
+                );
+            }
+            Operation::Update { key, field, value } => {
+                let _: () = redis::cmd("HMSET")
+                    .arg(key)
+                    .arg(workload::field(*field))
+                    .arg(value.as_slice())
+                    .query(&mut self.connection)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does `operations` operations, and counts.
+    ///
+    /// # Errors
+    /// An operation fails, or a counter cannot be read.
+    pub fn repeat(
+        &mut self,
+        operations: u64,
+        workload: &mut Workload,
+        sources: &[Source],
+    ) -> Result<Repetition> {
+        let mut reads = Histogram::<u64>::new_with_max(LONGEST, DIGITS)?;
+        let mut updates = reads.clone();
+        let before = read_all(sources)?;
+        let clock = Instant::now();
+        let begin = tsc::read_ordered();
+        for _ in 0..operations {
+            let operation = workload.next_operation();
+            let from = tsc::read_ordered();
+            self.perform(&operation)?;
+            let ticks = tsc::read_ordered() - from;
+            match operation {
+                Operation::Read { .. } => reads.saturating_record(ticks),
+                Operation::Update { .. } => updates.saturating_record(ticks),
+            }
+        }
+        let ticks = tsc::read_ordered() - begin;
+        let elapsed = clock.elapsed();
+        let after = read_all(sources)?;
+        Ok(Repetition {
+            operations,
+            reads: reads.len(),
+            ticks,
+            nanoseconds: u64::try_from(elapsed.as_nanos())?,
+            read: Latency::from(&reads),
+            update: Latency::from(&updates),
+            counters: sources
+                .iter()
+                .zip(before.iter().zip(&after))
+                .map(|(source, (before, after))| {
+                    (source.name.clone(), counters::between(before, after))
+                })
+                .collect(),
+        })
+    }
+}
+
+fn read_all(sources: &[Source]) -> Result<Vec<Counters>> {
+    sources
+        .iter()
+        .map(|source| counters::read(&source.path))
+        .collect()
+}
