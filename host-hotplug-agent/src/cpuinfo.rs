@@ -10,10 +10,19 @@ const NEEDED: [(&str, &str); 4] = [
     ("flags", "constant_tsc"),
 ];
 
+/// Features whose state L0 does not carry over, as `flags` names them while Linux uses them, and how to boot without.
+const IN_THE_WAY: [(&str, &str); 4] = [
+    ("ibt", "ibt=off"),
+    ("user_shstk", "nousershstk"),
+    ("fred", "fred=off"),
+    ("la57", "no5lvl"),
+];
+
 /// What `/proc/cpuinfo` says about features.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuFeatures {
     missing: Vec<&'static str>,
+    in_the_way: Vec<(&'static str, &'static str)>,
 }
 
 impl CpuFeatures {
@@ -37,9 +46,18 @@ impl CpuFeatures {
             .iter()
             .filter(|(line, flag)| !has(line, flag))
             .map(|(_, flag)| *flag);
+        let in_the_way = IN_THE_WAY
+            .into_iter()
+            .filter(|(flag, _)| has("flags", flag));
         Self {
             missing: missing.collect(),
+            in_the_way: in_the_way.collect(),
         }
+    }
+
+    /// Features in use with which no CPU can go nested, each with the kernel argument that leaves it out.
+    pub fn in_the_way(&self) -> &[(&'static str, &'static str)] {
+        &self.in_the_way
     }
 
     /// Features that L0 needs and the CPU lacks.
@@ -71,6 +89,12 @@ mod tests {
         assert_eq!(
             CpuFeatures::parse(amd).missing_vmx(),
             ["vmx", "ept", "unrestricted_guest"]
+        );
+        assert_eq!(CpuFeatures::parse(amd).in_the_way(), &[]);
+        let new = "flags : fpu vmx constant_tsc la57 ibt\n";
+        assert_eq!(
+            CpuFeatures::parse(new).in_the_way(),
+            [("ibt", "ibt=off"), ("la57", "no5lvl")]
         );
     }
 }

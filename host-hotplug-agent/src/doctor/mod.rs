@@ -88,6 +88,7 @@ impl std::fmt::Display for Check {
 pub fn examine(sys: &SysRoot, config_dir: &std::path::Path) -> Vec<Check> {
     let mut checks = Vec::new();
     checks.push(cpu(sys));
+    checks.extend(in_the_way(sys));
     checks.extend(monitor(sys));
     checks.extend(kernel::checks(sys));
     checks.push(configurations(config_dir));
@@ -123,6 +124,23 @@ fn cpu(sys: &SysRoot) -> Check {
         }
         Err(error) => Check::bad(NAME, Verdict::Missing, error.to_string(), "mount /proc"),
     }
+}
+
+/// What the kernel uses of the CPU that L0 does not know; `None` if that cannot be told.
+fn in_the_way(sys: &SysRoot) -> Option<Check> {
+    const NAME: &str = "CPU state";
+    let features = CpuFeatures::read(sys).ok()?;
+    let (flags, arguments): (Vec<_>, Vec<_>) = features.in_the_way().iter().copied().unzip();
+    Some(if flags.is_empty() {
+        Check::ok(NAME, "nothing that L0 does not carry over")
+    } else {
+        Check::bad(
+            NAME,
+            Verdict::Missing,
+            format!("{} in use", flags.join(", ")),
+            format!("boot with {}", arguments.join(" ")),
+        )
+    })
 }
 
 fn monitor(sys: &SysRoot) -> Vec<Check> {

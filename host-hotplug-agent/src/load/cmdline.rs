@@ -26,6 +26,8 @@ pub fn complete(given: &str, facts: Facts) -> String {
         ("no_ipi_broadcast", "=1"),
         ("acpi_irq_nobalance", ""),
         ("dax_hmem.region_idle", "=1"),
+        // L0 does not carry 5-level paging over.
+        ("no5lvl", ""),
     ];
     let key = |word: &str| word.split('=').next().unwrap_or(word).replace('-', "_");
     let mut words: Vec<String> = given
@@ -63,7 +65,7 @@ mod tests {
         let line = complete("console=ttyS1 maxcpus=8 no-ipi-broadcast=0 -- arg", facts);
         assert_eq!(
             line,
-            "console=ttyS1 no-ipi-broadcast=0 acpi_irq_nobalance dax_hmem.region_idle=1 maxcpus=2 tsc_early_khz=100001 locum.generation=3 cpuhp.parallel=0 -- arg"
+            "console=ttyS1 no-ipi-broadcast=0 acpi_irq_nobalance dax_hmem.region_idle=1 no5lvl maxcpus=2 tsc_early_khz=100001 locum.generation=3 cpuhp.parallel=0 -- arg"
         );
         let again = complete(
             &line,
