@@ -27,14 +27,17 @@ pub const SUCCESSOR: &str = "6.12.107";
 /// Command line of every host in the lab. Bochs loses wake-ups from MWAIT idle; the rest is what Locum asks of a host.
 ///
 /// With [`L0_ARGS`]: Linux takes its boot-time memory from the end of RAM downwards, and blocks that hold such memory
-/// can't be offlined. So 130 MiB of RAM lie above the pool for that, and `movablecore` counts them in: the blocks that
+/// can't be offlined. So 176 MiB of RAM lie above the pool for that, and `movablecore` counts them in: the blocks that
 /// a successor gets, [0x40000000, 0x60000000), stay free of it. `nokaslr` keeps the kernel's image out of them.
 /// Beside a guest, huge pages of its QEMU were seen to hold a block that could not be offlined then.
 pub const CMDLINE: &str = "console=ttyS0,115200 nokaslr idle=halt acpi_irq_nobalance no_ipi_broadcast=1 \
      retain_initrd panic=0 movablecore=704M transparent_hugepage=never";
 
 /// Arguments of L0 in the lab: where guest RAM lives, and its log.
-pub const L0_ARGS: &str = "pool=60000000-77e00000 log=e9";
+pub const L0_ARGS: &str = "pool=60000000-75000000 log=e9";
+
+/// For a kernel without L0, which declares the pool itself: the same range as Soft Reserved. Needs addresses that stay.
+pub const PLAIN_CMDLINE: &str = "nokaslr memmap=0x15000000%0x60000000-1+0xefffffff";
 
 /// How to build and run a machine.
 #[derive(Debug, Clone, Args)]
@@ -60,6 +63,9 @@ pub struct MachineArgs {
     /// Added to L0's command line
     #[arg(long, default_value = "")]
     pub l0_args: String,
+    /// Put the Redis benchmark into the initramfs
+    #[arg(long)]
+    pub workload: bool,
     /// Put a file into the initramfs: PATH_IN_HOST=FILE
     #[arg(long, value_name = "PATH=FILE")]
     pub file: Vec<String>,
@@ -87,6 +93,7 @@ impl Default for MachineArgs {
             to: SUCCESSOR.into(),
             cmdline: String::new(),
             l0_args: String::new(),
+            workload: false,
             file: Vec::new(),
             timeout: 600,
             strict: false,
@@ -184,6 +191,7 @@ pub fn prepare(args: &MachineArgs) -> Result<Setup> {
         kernels: &kernels,
         modules: &modules,
         agent: agent.as_deref(),
+        workload: args.workload,
         extra: &extra,
     }
     .build(&initrd)?;

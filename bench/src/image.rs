@@ -68,6 +68,8 @@ pub struct Image<'a> {
     pub modules: &'a [Option<PathBuf>],
     /// The `locum` program, if built.
     pub agent: Option<&'a Path>,
+    /// Whether the Redis benchmark is in it. Successors have little memory, so others do without.
+    pub workload: bool,
     /// Further files: path in the image, source, mode.
     pub extra: &'a [(String, PathBuf, u32)],
 }
@@ -119,7 +121,9 @@ impl Image<'_> {
             own.file("bin/locum", agent, 0o755);
         }
         own.file("bin/lab-guest", build::lab_guest()?, 0o755);
-        own.file("bin/lab-ycsb", build::lab_ycsb()?, 0o755);
+        if self.workload {
+            own.file("bin/lab-ycsb", build::lab_ycsb()?, 0o755);
+        }
         own.bytes("begin", include_bytes!("../image/begin"), 0o755);
         for (name, text) in GUEST_SCRIPTS {
             own.bytes(&format!("guest/{name}"), *text, 0o755);
@@ -136,7 +140,9 @@ impl Image<'_> {
             if !own.contains("guest/vmlinuz") {
                 own.link("guest/vmlinuz", &format!("/boot/vmlinuz-{release}"));
                 own.bytes("guest/initrd", guest_initrd(&modules)?, 0o644);
-                own.bytes("guest/redis", redis_initrd(&modules)?, 0o644);
+                if self.workload {
+                    own.bytes("guest/redis", redis_initrd(&modules)?, 0o644);
+                }
             }
         }
         Ok(own)

@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 
 use crate::{
     bochs::IVY_BRIDGE,
-    boot::{MachineArgs, SUCCESSOR},
+    boot::{MachineArgs, PLAIN_CMDLINE, SUCCESSOR},
     demo, kernel,
     run::Run,
 };
@@ -83,8 +83,7 @@ pub const BY_NAME: &[Scenario] = &[
             args.plain = true;
             args.strict = false;
             args.cpus = 2;
-            // Without L0 nobody declares the pool, so the command line does; that needs addresses that stay.
-            args.cmdline = "nokaslr memmap=0x17e00000%0x60000000-1+0xefffffff".into();
+            args.cmdline = PLAIN_CMDLINE.into();
         },
         play: plain_kvm,
     },
