@@ -31,6 +31,9 @@ pub static STACK_TOP_OF: [AtomicU64; APIC_IDS] = [const { AtomicU64::new(0) }; A
 pub struct CpuIndex(u16);
 
 impl CpuIndex {
+    /// The first CPU of the MADT.
+    pub const FIRST: Self = Self(0);
+
     /// CPU `index`, `None` if L0 could not manage so many.
     pub const fn new(index: usize) -> Option<Self> {
         if index < MAX_CPUS {

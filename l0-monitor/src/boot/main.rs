@@ -65,6 +65,7 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
     if options.check {
         crate::nested::check::enable();
     }
+    crate::nested::regions::init();
     if options.no_shadowing {
         crate::nested::shadow::forbid();
     }

@@ -22,6 +22,7 @@ const LMA: u64 = 1 << 10;
 impl<H: Hardware> Context<'_, H> {
     /// Serves a control-register exit.
     pub fn control_register(&mut self) {
+        self.cpu.steady.ready = false;
         let access = CrAccess::new(self.read(field::EXIT_QUALIFICATION));
         let cr0 = self.read(field::CR0_SHADOW) & self.cpu.caps.cr0_fixed
             | self.read(field::GUEST_CR0) & !self.cpu.caps.cr0_fixed;

@@ -8,6 +8,7 @@ use locum_abi::StopReason;
 use crate::nested::context::{Context, Exception};
 use crate::nested::decode::{self, What};
 use crate::nested::host_area::{self, Kept};
+use crate::nested::steady;
 use crate::nested::vcpu::gpr;
 use crate::nested::vmx_instructions::Outcome;
 use crate::vmx::Hardware;
@@ -87,6 +88,7 @@ impl<H: Hardware> Context<'_, H> {
         let area = self.cpu.adopted.find(current).map(|e| e.area);
         if self.cpu.shadow.attached {
             self.cpu.shadow.fill(self.hw);
+            self.cpu.steady.stale = steady::CLEARED;
         }
         self.hw.vmptrld(self.cpu.vmcs01);
         let (Ok(kept), Some(area)) = (kept, area) else {

@@ -4,7 +4,7 @@
 //! stays the host's: the CPU then loads the host's values at the exit, which is what the host is to find. L0 itself
 //! uses neither a TSS nor SYSENTER.
 
-use crate::vmx::caps::exit;
+use crate::vmx::caps::{Caps, exit};
 use crate::vmx::field::{self, Field, Segment};
 use crate::vmx::{Hardware, VmxStatus};
 
@@ -70,6 +70,12 @@ impl HostArea {
         REPLACED.iter().position(|f| *f == field)
     }
 
+    /// Selector of one of ES to GS.
+    #[inline(always)]
+    pub const fn selector(&self, segment: Segment) -> u64 {
+        self.0[at::SELECTORS + segment as usize]
+    }
+
     /// Reads the area of the current VMCS.
     ///
     /// # Errors
@@ -90,7 +96,14 @@ impl HostArea {
     }
 
     /// Whether VM entry would accept these fields (SDM vol. 3C, 28.2.2 and 28.2.3); the CPU checks the others.
-    pub fn valid(&self, cr0_fixed: u64, cr4_fixed: u64, cr4_allowed: u64, phys_bits: u32) -> bool {
+    pub fn valid(&self, caps: &Caps) -> bool {
+        let Caps {
+            cr0_fixed,
+            cr4_fixed,
+            cr4_allowed,
+            phys_bits,
+            ..
+        } = *caps;
         const PG_PE: u64 = 0x8000_0001;
         let v = &self.0;
         let canonical = |a: u64| ((a as i64) << 16 >> 16) as u64 == a;
@@ -129,6 +142,14 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// All zero.
+    pub const ZERO: Self = Self {
+        exit_controls: 0,
+        tr: [0; 2],
+        sysenter: [0; 3],
+        efer: 0,
+    };
+
     /// Reads them from the current VMCS.
     ///
     /// # Errors
@@ -180,57 +201,85 @@ pub fn load(
     nmi: bool,
     efer_now: u64,
 ) {
-    let v = &area.0;
-    hw.vmwrite(field::GUEST_CR0, v[at::CR0] | cr_fixed.0);
-    hw.vmwrite(field::CR0_SHADOW, v[at::CR0]);
-    hw.vmwrite(field::GUEST_CR3, v[at::CR3]);
-    hw.vmwrite(field::GUEST_CR4, v[at::CR4] | cr_fixed.1);
-    hw.vmwrite(field::CR4_SHADOW, v[at::CR4]);
-    hw.vmwrite(field::GUEST_RSP, v[at::RSP]);
-    hw.vmwrite(field::GUEST_RIP, v[at::RIP]);
-    hw.vmwrite(field::GUEST_RFLAGS, 2);
-    hw.vmwrite(field::GUEST_DR7, 0x400);
-    hw.vmwrite(field::GUEST_DEBUGCTL, 0);
-    for segment in Segment::ALL {
-        let (selector, base, limit, rights) = match segment {
-            Segment::Ldtr => (0, 0, 0, UNUSABLE),
-            Segment::Tr => (kept.tr[0], kept.tr[1], 0x67, BUSY_TSS),
-            Segment::Cs => (v[at::SELECTORS + 1], 0, 0xffff_ffff, CODE_64),
-            other => {
-                let selector = v[at::SELECTORS + other as usize];
-                let base = match other {
-                    Segment::Fs => v[at::FS_BASE],
-                    Segment::Gs => v[at::GS_BASE],
-                    _ => 0,
-                };
-                (
-                    selector,
-                    base,
-                    0xffff_ffff,
-                    if selector == 0 { UNUSABLE } else { DATA },
-                )
-            }
-        };
-        hw.vmwrite(segment.guest_selector(), selector);
-        hw.vmwrite(segment.guest_base(), base);
-        hw.vmwrite(segment.guest_limit(), limit);
-        hw.vmwrite(segment.guest_rights(), rights);
-    }
-    hw.vmwrite(field::GUEST_GDTR_BASE, v[at::GDTR_BASE]);
-    hw.vmwrite(field::GUEST_GDTR_LIMIT, 0xffff);
-    hw.vmwrite(field::GUEST_IDTR_BASE, v[at::IDTR_BASE]);
-    hw.vmwrite(field::GUEST_IDTR_LIMIT, 0xffff);
-    hw.vmwrite(field::GUEST_SYSENTER_CS, kept.sysenter[0]);
-    hw.vmwrite(field::GUEST_SYSENTER_ESP, kept.sysenter[1]);
-    hw.vmwrite(field::GUEST_SYSENTER_EIP, kept.sysenter[2]);
+    load_registers(hw, area, kept, cr_fixed);
+    load_segments(hw, area, kept);
+    hw.put(field::CR0_SHADOW, area.0[at::CR0]);
+    hw.put(field::CR4_SHADOW, area.0[at::CR4]);
     const LME_LMA: u64 = 0x500;
-    let efer = if kept.exit_controls & exit::LOAD_EFER != 0 {
-        kept.efer
-    } else {
-        efer_now | LME_LMA
-    };
-    hw.vmwrite(field::GUEST_EFER, efer);
-    hw.vmwrite(field::GUEST_INTERRUPTIBILITY, if nmi { 8 } else { 0 });
-    hw.vmwrite(field::GUEST_ACTIVITY, 0);
-    hw.vmwrite(field::GUEST_PENDING_DEBUG, 0);
+    if kept.exit_controls & exit::LOAD_EFER == 0 {
+        hw.put(field::GUEST_EFER, efer_now | LME_LMA);
+    }
+    hw.put(field::GUEST_INTERRUPTIBILITY, if nmi { 8 } else { 0 });
+    hw.put(field::GUEST_ACTIVITY, 0);
+    hw.put(field::GUEST_PENDING_DEBUG, 0);
+}
+
+/// The part of [`load`] that the host may change at any time without an exit, and that is written sooner than read.
+#[inline(always)]
+pub fn load_registers(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_fixed: (u64, u64)) {
+    let v = &area.0;
+    hw.put(field::GUEST_CR0, v[at::CR0] | cr_fixed.0);
+    hw.put(field::GUEST_CR3, v[at::CR3]);
+    hw.put(field::GUEST_CR4, v[at::CR4] | cr_fixed.1);
+    hw.put(field::GUEST_RSP, v[at::RSP]);
+    hw.put(field::GUEST_RIP, v[at::RIP]);
+    hw.put(field::GUEST_RFLAGS, 2);
+    hw.put(field::GUEST_DR7, 0x400);
+    hw.put(field::GUEST_DEBUGCTL, 0);
+    hw.put(Segment::Fs.guest_base(), v[at::FS_BASE]);
+    hw.put(Segment::Gs.guest_base(), v[at::GS_BASE]);
+    hw.put(Segment::Tr.guest_base(), kept.tr[1]);
+    hw.put(Segment::Tr.guest_limit(), 0x67);
+    hw.put(field::GUEST_GDTR_BASE, v[at::GDTR_BASE]);
+    hw.put(field::GUEST_GDTR_LIMIT, 0xffff);
+    hw.put(field::GUEST_IDTR_BASE, v[at::IDTR_BASE]);
+    hw.put(field::GUEST_IDTR_LIMIT, 0xffff);
+    hw.put(field::GUEST_SYSENTER_CS, kept.sysenter[0]);
+    hw.put(field::GUEST_SYSENTER_ESP, kept.sysenter[1]);
+    hw.put(field::GUEST_SYSENTER_EIP, kept.sysenter[2]);
+    if kept.exit_controls & exit::LOAD_EFER != 0 {
+        hw.put(field::GUEST_EFER, kept.efer);
+    }
+}
+
+/// The segment registers, but for the bases and the limit in [`load_registers`].
+#[inline(never)]
+pub fn load_segments(hw: &mut impl Hardware, area: &HostArea, kept: &Kept) {
+    for segment in Segment::ALL {
+        let (selector, limit, rights) = match segment {
+            Segment::Ldtr => (0, 0, UNUSABLE),
+            Segment::Tr => (kept.tr[0], 0x67, BUSY_TSS),
+            Segment::Cs => (area.selector(segment), 0xffff_ffff, CODE_64),
+            other => match area.selector(other) {
+                0 => (0, 0xffff_ffff, UNUSABLE),
+                selector => (selector, 0xffff_ffff, DATA),
+            },
+        };
+        hw.put(segment.guest_selector(), selector);
+        hw.put(segment.guest_limit(), limit);
+        hw.put(segment.guest_rights(), rights);
+        if !matches!(segment, Segment::Fs | Segment::Gs | Segment::Tr) {
+            hw.put(segment.guest_base(), 0);
+        }
+    }
+}
+
+/// Whether [`load_segments`] would change nothing that a host can tell, if it left off in 64-bit mode at CPL 0 by a VM
+/// exit: there selectors say it all. Limits and the other bases are not used, a null selector is unusable, the code
+/// segment has L set and DPL 0, and a task register that LTR loaded is a busy TSS (SDM vol. 3A, 3.4.4 and 9.2.4).
+#[inline(always)]
+pub fn segments_are_loaded(hw: &mut impl Hardware, area: &HostArea, kept: &Kept) -> bool {
+    let mut differ = hw.get(Segment::Ldtr.guest_selector());
+    differ |= hw.get(Segment::Tr.guest_selector()) ^ kept.tr[0];
+    for segment in [
+        Segment::Es,
+        Segment::Cs,
+        Segment::Ss,
+        Segment::Ds,
+        Segment::Fs,
+        Segment::Gs,
+    ] {
+        differ |= hw.get(segment.guest_selector()) ^ area.selector(segment);
+    }
+    differ == 0
 }

@@ -21,6 +21,7 @@
 //! | module | what |
 //! | --- | --- |
 //! | [`exits`] | what an exit comes to |
+//! | [`steady`] | the same for the two exits that nearly all are |
 //! | [`context`] | registers and fields of the host that is served |
 //! | [`vmx_instructions`] | the host's VMX instructions |
 //! | [`host_area`], [`adopt`] | host-state area: loading it, replacing it |
@@ -52,6 +53,9 @@ pub mod shadow;
 #[cfg(test)]
 mod shadow_tests;
 pub mod simple;
+pub mod steady;
+#[cfg(test)]
+mod steady_tests;
 #[cfg(test)]
 mod tests;
 pub mod transition;

@@ -31,6 +31,13 @@ static BITMAPS: [Region; 2] = [const { Region::new() }; 2];
 static VMXON: [Region; MAX_CPUS] = [const { Region::new() }; MAX_CPUS];
 static VMCS01: [Region; MAX_CPUS] = [const { Region::new() }; MAX_CPUS];
 
+/// Lets every VMREAD and VMWRITE exit. Called once, at boot.
+pub fn init() {
+    for word in BITMAPS.iter().flat_map(|bitmap| &bitmap.0) {
+        word.store(!0, Ordering::Relaxed);
+    }
+}
+
 /// Physical addresses of one CPU's regions.
 #[derive(Clone, Copy, Debug)]
 pub struct Regions {

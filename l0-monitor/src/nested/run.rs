@@ -20,7 +20,7 @@ use crate::nested::vmcs01::HOST_VPID;
 use crate::partition::{self, io_filter::Verdict};
 use crate::shared::{self, Counter};
 use crate::vmx::Hardware;
-use crate::vmx::exit::IoAccess;
+use crate::vmx::exit::{IoAccess, Reason};
 use crate::vmx::hardware::Invalidate;
 use crate::vmx::instructions::Cpu;
 
@@ -92,39 +92,92 @@ const GPRS: usize = core::mem::offset_of!(VCpu, gprs);
 const STACK_TOP: usize = core::mem::offset_of!(VCpu, stack_top);
 const _: () = assert!(GPRS == NMI_ROOM);
 
-// A VM exit loads RSP with the end of the register area, so that pushes fill it. RBX holds the address of the VCpu across
-// calls. RSP is at the end of the area again when VM entry is tried, so that a failed one saves the registers the same
-// way; neither LEA nor PUSH nor POP change the flags that tell why.
+/// Registers that a call changes, and RBX, to or from the register area at RSP. RBX comes last: until then it holds the
+/// address of the `VCpu`.
+macro_rules! few {
+    ($op:ident) => {
+        concat!(
+            $op!("0x00", "rax"),
+            $op!("0x08", "rcx"),
+            $op!("0x10", "rdx"),
+            $op!("0x30", "rsi"),
+            $op!("0x38", "rdi"),
+            $op!("0x40", "r8"),
+            $op!("0x48", "r9"),
+            $op!("0x50", "r10"),
+            $op!("0x58", "r11"),
+            $op!("0x18", "rbx"),
+        )
+    };
+}
+
+/// The others, but RSP, which VMCSs hold.
+macro_rules! rest {
+    ($op:ident) => {
+        concat!(
+            $op!("0x28", "rbp"),
+            $op!("0x60", "r12"),
+            $op!("0x68", "r13"),
+            $op!("0x70", "r14"),
+            $op!("0x78", "r15"),
+        )
+    };
+}
+
+macro_rules! save {
+    ($offset:literal, $register:literal) => {
+        concat!("mov [rsp + ", $offset, "], ", $register, "\n")
+    };
+}
+
+macro_rules! load {
+    ($offset:literal, $register:literal) => {
+        concat!("mov ", $register, ", [rsp + ", $offset, "]\n")
+    };
+}
+
+// A VM exit loads RSP with the address of the register area; an NMI before the stack is switched uses the room below it.
+// RBX holds the address of the VCpu across calls. RSP is the same when VM entry is tried, so that a failed one saves the
+// registers the same way; neither LEA nor MOV change the flags that tell why. The direction flag is clear: VM exits
+// clear it, and L0 never sets it.
 global_asm!(
     ".pushsection .text",
-    ".balign 16",
+    ".balign 64",
     ".globl l0_vm_exit",
     "l0_vm_exit:",
-    "push r15", "push r14", "push r13", "push r12", "push r11", "push r10", "push r9", "push r8",
-    "push rdi", "push rsi", "push rbp", "push 0", "push rbx", "push rdx", "push rcx", "push rax",
+    few!(save),
     "lea rbx, [rsp - {gprs}]",
     "mov rsp, [rbx + {stack}]",
-    "cld",
+    "mov rdi, rbx",
+    "call {steady}",
+    "test al, al",
+    "lea rsp, [rbx + {gprs}]",
+    "jz 1f",
+    few!(load),
+    "vmresume",
+    "jmp 3f",
+    "1:",
+    rest!(save),
+    "mov rsp, [rbx + {stack}]",
     "mov rdi, rbx",
     "call {handle}",
     "l0_vm_enter:",
     "lea rsp, [rbx + {gprs}]",
     "cmp al, 0",
-    "pop rax", "pop rcx", "pop rdx", "pop rbx", "lea rsp, [rsp + 8]", "pop rbp", "pop rsi", "pop rdi",
-    "pop r8", "pop r9", "pop r10", "pop r11", "pop r12", "pop r13", "pop r14", "pop r15",
+    rest!(load),
+    few!(load),
     "jne 2f",
     "vmresume",
     "jmp 3f",
     "2:",
     "vmlaunch",
     "3:",
-    "push r15", "push r14", "push r13", "push r12", "push r11", "push r10", "push r9", "push r8",
-    "push rdi", "push rsi", "push rbp", "push 0", "push rbx", "push rdx", "push rcx", "push rax",
+    few!(save),
+    rest!(save),
     "lea rbx, [rsp - {gprs}]",
     "mov rsp, [rbx + {stack}]",
     "pushfq",
     "pop rsi",
-    "cld",
     "mov rdi, rbx",
     "call {failed}",
     "jmp l0_vm_enter",
@@ -136,6 +189,7 @@ global_asm!(
     ".popsection",
     gprs = const GPRS,
     stack = const STACK_TOP,
+    steady = sym handle_steady,
     handle = sym handle_exit,
     failed = sym handle_failure,
 );
@@ -152,7 +206,7 @@ pub fn exit_address() -> u64 {
 
 /// RSP that VM exits load on `cpu`.
 pub fn exit_stack(cpu: CpuIndex) -> u64 {
-    VCPUS[cpu.get()].0.get() as u64 + (GPRS + 128) as u64
+    VCPUS[cpu.get()].0.get() as u64 + GPRS as u64
 }
 
 /// Launches VMCS01 for the first time, with the registers in `vcpu`.
@@ -195,19 +249,38 @@ impl Policy<Cpu> for Real {
     }
 }
 
-fn index_of(vcpu: &VCpu) -> CpuIndex {
-    match cpu::index_of_apic(vcpu.apic_id) {
-        Some(index) => index,
-        // A VCpu in use was given the APIC id of a CPU that L0 knows.
-        None => crate::arch::registers::halt_forever(),
+/// Every VM exit comes here first. True: it was one of the steady state, VMRESUME is next. False: it is still to be
+/// handled.
+extern "C" fn handle_steady(vcpu: *mut VCpu) -> bool {
+    // SAFETY: as in `handle_exit`.
+    let vcpu = unsafe { &mut *vcpu };
+    // SAFETY: as in `handle_exit`.
+    let mut hw = unsafe { Cpu::new(vcpu.slot) };
+    let of_guest = vcpu.in_guest;
+    let steady = Context {
+        cpu: vcpu,
+        hw: &mut hw,
     }
+    .steady();
+    if !steady {
+        return false;
+    }
+    let status = shared::status().cpu(vcpu.index);
+    status.count(Counter::Exits);
+    if of_guest {
+        status.count(Counter::GuestExits);
+        flush_if_changed(vcpu, &mut hw);
+    } else {
+        status.count_reason(Reason::VMRESUME.0);
+    }
+    true
 }
 
-/// Every VM exit. Returns what the assembly enters with: 0 VMRESUME, 1 VMLAUNCH.
+/// Every other VM exit. Returns what the assembly enters with: 0 VMRESUME, 1 VMLAUNCH.
 extern "C" fn handle_exit(vcpu: *mut VCpu) -> u8 {
     // SAFETY: the assembly passes this CPU's state, and nobody else holds it: L0 runs on this CPU only after an exit.
     let vcpu = unsafe { &mut *vcpu };
-    let index = index_of(vcpu);
+    let index = vcpu.index;
     let status = shared::status().cpu(index);
     status.count(Counter::Exits);
     let mut policy = Real { slot: vcpu.slot };
@@ -231,7 +304,7 @@ extern "C" fn handle_exit(vcpu: *mut VCpu) -> u8 {
 extern "C" fn handle_failure(vcpu: *mut VCpu, rflags: u64) -> u8 {
     // SAFETY: as in `handle_exit`.
     let vcpu = unsafe { &mut *vcpu };
-    let index = index_of(vcpu);
+    let index = vcpu.index;
     // SAFETY: as in `handle_exit`.
     let mut hw = unsafe { Cpu::new(vcpu.slot) };
     let next = Context {
@@ -243,6 +316,7 @@ extern "C" fn handle_failure(vcpu: *mut VCpu, rflags: u64) -> u8 {
 }
 
 /// Rights that the host lost must not survive in this CPU's caches (SDM vol. 3C, 30.4.3.4).
+#[inline(always)]
 fn flush_if_changed(vcpu: &mut VCpu, hw: &mut Cpu) {
     let changes = partition::ept_changes(vcpu.slot);
     if vcpu.ept_seen != changes {

@@ -31,7 +31,7 @@ pub fn allowed() -> bool {
 }
 
 /// The shadowed fields; those in [`WRITTEN`] first.
-pub const FIELDS: [Field; 15] = [
+pub const FIELDS: [Field; 14] = [
     field::GUEST_RIP,
     field::GUEST_INTERRUPTIBILITY,
     field::ENTRY_INTERRUPTION,
@@ -45,12 +45,14 @@ pub const FIELDS: [Field; 15] = [
     field::EXIT_QUALIFICATION,
     field::EXIT_INTERRUPTION,
     field::GUEST_PHYSICAL_ADDRESS,
-    field::GUEST_CR3,
     field::PML_INDEX,
 ];
 
 /// How many of [`FIELDS`] the host also writes without an exit.
 pub const WRITTEN: usize = 6;
+
+/// Those of [`WRITTEN`] that every CPU with VMX has, a bit for each.
+const ALWAYS: u32 = 1 << at::RIP | 1 << at::INTERRUPTIBILITY | 1 << at::ENTRY | 1 << at::PRIMARY;
 
 /// Indexes into [`FIELDS`].
 pub mod at {
@@ -67,14 +69,11 @@ pub mod at {
     /// Guest interrupt status.
     pub const STATUS: usize = 5;
     /// PML index.
-    pub const PML: usize = 14;
+    pub const PML: usize = 13;
 }
 
 const _: () = assert!(FIELDS[at::STATUS].0 == field::GUEST_INTERRUPT_STATUS.0);
 const _: () = assert!(FIELDS[at::PML].0 == field::PML_INDEX.0);
-
-/// Bytes of a VMREAD or VMWRITE bitmap: a bit for each encoding below 0x8000, 0 for no exit.
-const BITMAP: u64 = 4096;
 
 /// The shadow VMCS of one CPU.
 #[derive(Debug)]
@@ -102,8 +101,12 @@ impl Shadow {
     };
 
     /// Makes the shadow VMCS at `phys` ready for this CPU. Its page begins with the revision identifier, bit 31 set; the
-    /// bitmaps are two pages that all CPUs share. VMCS01 is current.
+    /// bitmaps are two pages that all CPUs share, with a bit for each encoding below 0x8000; it was all ones at first,
+    /// which means that every access exits. VMCS01 is current.
     pub fn prepare(&mut self, hw: &mut impl Hardware, phys: u64, bitmaps: [u64; 2]) {
+        if self.phys == phys {
+            return self.clear(hw);
+        }
         *self = Self {
             phys,
             bitmaps,
@@ -116,7 +119,7 @@ impl Shadow {
         }
         let written = self.present & ((1 << WRITTEN) - 1);
         for (bitmap, fields) in bitmaps.into_iter().zip([self.present, written]) {
-            write_bitmap(hw, bitmap, fields);
+            clear_bits(hw, bitmap, fields);
         }
         hw.vmclear(phys);
     }
@@ -194,20 +197,28 @@ impl Shadow {
 
     /// Takes over what the host wrote, into its VMCS at `host`, which is current afterwards. True if there was anything.
     pub fn flush(&mut self, hw: &mut impl Hardware, host: u64) -> bool {
-        let mut values = self.synced;
+        let before = self.synced;
+        self.take_over(hw, &host);
+        before != self.synced
+    }
+
+    /// [`Self::flush`] for whoever need not know whether there was anything.
+    #[inline(always)]
+    pub fn take_over(&mut self, hw: &mut impl Hardware, host: &u64) {
         hw.select(&self.phys);
-        for (i, field) in self.fields(WRITTEN) {
-            values[i] = hw.get(field);
-        }
-        hw.select(&host);
-        for (i, field) in self.fields(WRITTEN) {
-            if values[i] != self.synced[i] {
-                hw.put(field, values[i]);
+        let mut values = self.synced;
+        for (i, value) in values.iter_mut().enumerate() {
+            if ALWAYS >> i & 1 != 0 || self.has(i) {
+                *value = hw.get(FIELDS[i]);
             }
         }
-        let changed = values != self.synced;
-        self.synced = values;
-        changed
+        hw.select(host);
+        for (i, value) in values.into_iter().enumerate() {
+            if value != self.synced[i] {
+                hw.put(FIELDS[i], value);
+                self.synced[i] = value;
+            }
+        }
     }
 
     /// `field` of the current VMCS, which is the host's, was written: the shadow follows. Half of a 64-bit field counts
@@ -226,15 +237,16 @@ impl Shadow {
     }
 }
 
-/// Clears the bits of the `fields` present, sets all others.
-fn write_bitmap(hw: &mut impl Hardware, bitmap: u64, fields: u32) {
-    for word in 0..BITMAP / 8 {
-        let mut bits = !0_u64;
-        for (i, field) in FIELDS.into_iter().enumerate() {
-            if fields >> i & 1 != 0 && u64::from(field.0) / 64 == word {
-                bits &= !(1 << (field.0 % 64));
-            }
-        }
-        hw.write_phys(bitmap + 8 * word, 8, bits);
+/// Clears the bits of the `fields` present. Each word is written once and whole: another CPU may be using it, and must
+/// not see a bit of the same set again.
+fn clear_bits(hw: &mut impl Hardware, bitmap: u64, fields: u32) {
+    let present = |i: &usize| fields >> i & 1 != 0;
+    for i in (0..FIELDS.len()).filter(present) {
+        let word = FIELDS[i].0 / 64;
+        let bits = (0..FIELDS.len())
+            .filter(present)
+            .filter(|j| FIELDS[*j].0 / 64 == word)
+            .fold(!0_u64, |bits, j| bits & !(1 << (FIELDS[j].0 % 64)));
+        hw.write_phys(bitmap + 8 * u64::from(word), 8, bits);
     }
 }

@@ -6,9 +6,9 @@ use std::vec::Vec;
 use crate::nested::context::Context;
 use crate::nested::exits::Next;
 use crate::nested::model::Model;
-use crate::nested::shadow::{FIELDS, WRITTEN};
+use crate::nested::shadow::{FIELDS, Shadow, WRITTEN};
 use crate::nested::tests::{
-    GUEST, OTHER, Open, SHADOW, VMCS01, access, exit_host, instruction, nested_on,
+    BITMAPS, GUEST, OTHER, Open, SHADOW, VMCS01, access, exit_host, instruction, nested_on,
 };
 use crate::nested::vcpu::VCpu;
 use crate::vmx::VmxStatus;
@@ -154,8 +154,13 @@ fn a_field_that_the_cpu_does_not_have_exits() {
     let (mut cpu, mut hw) = shadowed();
     instruction(&mut cpu, &mut hw, Reason::VMCLEAR, 0x5000);
     hw.missing = [field::PML_INDEX, field::PREEMPTION_TIMER].into();
-    let bitmaps = crate::nested::tests::BITMAPS;
-    cpu.shadow.prepare(&mut hw, SHADOW, bitmaps);
+    for word in 0..512 {
+        for bitmap in BITMAPS {
+            hw.put(bitmap + 8 * word, !0);
+        }
+    }
+    cpu.shadow = Shadow::NONE;
+    cpu.shadow.prepare(&mut hw, SHADOW, BITMAPS);
     instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
     for missing in [field::PML_INDEX, field::PREEMPTION_TIMER] {
         assert_eq!(hw.host_vmread(VMCS01, missing), None);
@@ -188,6 +193,6 @@ fn a_written_vmcs_is_not_compared_with_what_it_was() {
         cpu: &mut cpu,
         hw: &mut hw,
     }
-    .flush_shadow();
+    .leave_steady();
     assert_eq!(cpu.adopted.find(GUEST).unwrap().fingerprint, 0);
 }

@@ -13,7 +13,7 @@ use crate::nested::host_area::{self, HOST_TR_SELECTOR, HostArea, REPLACED, at};
 use crate::nested::model::{Model, REVISION};
 use crate::nested::vcpu::{Belief, VCpu, gpr};
 use crate::partition::io_filter::Verdict;
-use crate::vmx::caps::exit;
+use crate::vmx::caps::{Caps, exit};
 use crate::vmx::exit::{IoAccess, Reason};
 use crate::vmx::field::{self, Field, Segment};
 use crate::vmx::{Hardware, VmxStatus};
@@ -97,6 +97,11 @@ pub fn nested_on(shadowing: bool) -> (Box<VCpu>, Model) {
     hw.set(VMCS01, field::VMCS_LINK, !0);
     hw.writes_all = shadowing;
     if shadowing {
+        for word in 0..512 {
+            for bitmap in BITMAPS {
+                hw.put(bitmap + 8 * word, !0);
+            }
+        }
         cpu.shadow.prepare(&mut hw, SHADOW, BITMAPS);
     }
     hw.put(0x5000, GUEST);
@@ -591,7 +596,14 @@ fn host_area_rules() {
     for (i, value) in area.0.iter_mut().enumerate() {
         *value = kvm_value(GUEST, i);
     }
-    assert!(area.valid(0x20, 0x2000, 0x37_67ff, 39));
+    let caps = Caps {
+        cr0_fixed: 0x20,
+        cr4_fixed: 0x2000,
+        cr4_allowed: 0x37_67ff,
+        phys_bits: 39,
+        ..Caps::default()
+    };
+    assert!(area.valid(&caps));
     for (index, bad) in [
         (at::CR0, 0x8005_0013),
         (at::CR3, 1 << 39),
@@ -603,7 +615,7 @@ fn host_area_rules() {
     ] {
         let mut wrong = area;
         wrong.0[index] = bad;
-        assert!(!wrong.valid(0x20, 0x2000, 0x37_67ff, 39), "field {index}");
+        assert!(!wrong.valid(&caps), "field {index}");
     }
 }
 

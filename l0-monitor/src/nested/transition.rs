@@ -19,7 +19,8 @@ use crate::cpu::{self, CpuIndex, Slot};
 use crate::nested::check;
 use crate::nested::context::Context;
 use crate::nested::hypercall::After;
-use crate::nested::shadow::{self, Shadow};
+use crate::nested::shadow;
+use crate::nested::steady::Steady;
 use crate::nested::vcpu::{Belief, VCpu, gpr};
 use crate::nested::vmcs01::{self, HOST_VPID, HostState};
 use crate::nested::walk::Paging;
@@ -93,7 +94,9 @@ fn take_root(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, slot: Slot) -> Result
     let regions = regions::prepare(cpu, vcpu.caps.revision);
     (vcpu.vmxon_region, vcpu.vmcs01) = (regions.vmxon, regions.vmcs01);
     vcpu.slot = slot.get();
+    vcpu.index = cpu;
     vcpu.apic_id = cpu::apic_id(cpu);
+    vcpu.steady = Steady::NONE;
     vcpu.stack_top = cpu::stack_top(cpu);
     vcpu.own_area = own_area(hw, cpu, slot);
     vcpu.in_guest = false;
@@ -117,7 +120,6 @@ fn take_root(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, slot: Slot) -> Result
         log::error!("VMCS01 can't be loaded");
         return Err(Errno::EntryFailed);
     }
-    vcpu.shadow = Shadow::NONE;
     if vcpu.caps.shadowing && shadow::allowed() {
         vcpu.shadow.prepare(hw, regions.shadow, regions.bitmaps);
     }
@@ -369,7 +371,7 @@ pub fn leave(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex, frame_address: u64)
 
 /// Makes VMX on this CPU what the host believes it to be. Returns how many VMCSs were given back.
 fn give_root_back(vcpu: &mut VCpu, hw: &mut Cpu) -> usize {
-    Context { cpu: vcpu, hw }.flush_shadow();
+    Context { cpu: vcpu, hw }.leave_steady();
     vcpu.shadow.clear(hw);
     let given_back = vcpu.adopted.give_back_all(hw);
     hw.vmptrld(vcpu.vmcs01);
@@ -405,7 +407,7 @@ pub fn fill_any(vcpu: &mut VCpu, hw: &mut Cpu) {
     let slot = Slot::ALL[vcpu.slot & 1];
     let cr3 = host::firmware_cr3(slot);
     let state = HostState::firmware(0, cr3, (0, 0), gdt::CODE, gdt::DATA);
-    let tss = cpu::index_of_apic(vcpu.apic_id).map_or(0, gdt::tss_base);
+    let tss = gdt::tss_base(vcpu.index);
     vmcs01::fill(hw, vcpu, &state, (gdt::TSS, tss));
 }
 

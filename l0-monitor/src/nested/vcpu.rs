@@ -1,8 +1,10 @@
 //! What L0 keeps for one CPU while it is nested.
 
+use crate::cpu::CpuIndex;
 use crate::nested::adopt::Adopted;
 use crate::nested::host_area::HostArea;
 use crate::nested::shadow::Shadow;
+use crate::nested::steady::Steady;
 use crate::vmx::caps::Caps;
 
 /// Index of a general register, as instructions encode it.
@@ -50,6 +52,8 @@ pub struct VCpu {
     pub stack_top: u64,
     /// Slot of the host.
     pub slot: usize,
+    /// Its number.
+    pub index: CpuIndex,
     /// APIC id.
     pub apic_id: u32,
     /// L0's VMXON region is the one in use (not one of the host's).
@@ -74,6 +78,8 @@ pub struct VCpu {
     pub own_area: HostArea,
     /// The VMCSs of the host whose host-state area L0 has replaced.
     pub adopted: Adopted,
+    /// What the steady state needs.
+    pub steady: Steady,
     /// Shadow of the host's current VMCS.
     pub shadow: Shadow,
     /// Capabilities and controls.
@@ -88,6 +94,7 @@ impl VCpu {
             gprs: [0; 16],
             stack_top: 0,
             slot: 0,
+            index: CpuIndex::FIRST,
             apic_id: 0,
             own_vmxon: false,
             launched: false,
@@ -104,6 +111,7 @@ impl VCpu {
             },
             own_area: HostArea::ZERO,
             adopted: Adopted::new(),
+            steady: Steady::NONE,
             shadow: Shadow::NONE,
             caps: Caps {
                 revision: 0,

@@ -5,6 +5,7 @@
 
 use crate::nested::context::{Context, Exception};
 use crate::nested::host_area::HostArea;
+use crate::nested::steady::Steady;
 use crate::nested::vcpu::{Belief, gpr};
 use crate::nested::{trapped, walk};
 use crate::vmx::exit::{InstructionInfo, Reason};
@@ -114,7 +115,7 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     fn vmxoff(&mut self) {
-        self.flush_shadow();
+        self.leave_steady();
         self.hw.vmptrld(self.cpu.vmcs01);
         self.cpu.shadow.detach(self.hw, self.cpu.caps.secondary);
         self.cpu.adopted.give_back_all(self.hw);
@@ -137,7 +138,7 @@ impl<H: Hardware> Context<'_, H> {
             return;
         };
         let target = self.checked_pointer(phys);
-        self.flush_shadow();
+        self.leave_steady();
         self.on_host_vmcs(|c| {
             let status = c.hw.vmptrld(target);
             if !status.ok() {
@@ -163,13 +164,18 @@ impl<H: Hardware> Context<'_, H> {
         }
     }
 
-    /// Takes over what the host wrote to the shadow of its current VMCS. That one, or VMCS01 if there is no shadow, is
-    /// current afterwards.
-    pub fn flush_shadow(&mut self) {
-        if let Some(current) = self.cpu.belief.current.filter(|_| self.cpu.shadow.attached)
-            && self.cpu.shadow.flush(self.hw, current)
-            && let Some(entry) = self.cpu.adopted.find(current)
-        {
+    /// Ends the steady state and takes over what the host wrote to the shadow of its current VMCS. That one, or VMCS01
+    /// if there is no shadow, is current afterwards.
+    pub fn leave_steady(&mut self) {
+        let Some(current) = self.cpu.belief.current else {
+            return;
+        };
+        let mut changed = self.cpu.steady.ran;
+        self.cpu.steady = Steady::NONE;
+        if self.cpu.shadow.attached {
+            changed |= self.cpu.shadow.flush(self.hw, current);
+        }
+        if changed && let Some(entry) = self.cpu.adopted.find(current) {
             entry.fingerprint = 0;
         }
     }
@@ -181,7 +187,7 @@ impl<H: Hardware> Context<'_, H> {
         let target = self.checked_pointer(phys);
         let was_current = self.cpu.belief.current == Some(target);
         if was_current {
-            self.flush_shadow();
+            self.leave_steady();
             self.hw.vmptrld(self.cpu.vmcs01);
             self.cpu.shadow.detach(self.hw, self.cpu.caps.secondary);
         }
@@ -280,16 +286,17 @@ impl<H: Hardware> Context<'_, H> {
         let field = Field(code as u32);
         trapped::count(self.hw, field, true);
         let replaced = HostArea::index(field).filter(|_| code >> 32 == 0);
-        if let Some(slot) = replaced.and_then(|i| self.cpu.adopted.find(current)?.area.0.get_mut(i))
-        {
-            *slot = field.truncate(value);
-            if let Some(entry) = self.cpu.adopted.find(current) {
-                entry.fingerprint = 0;
-            }
-            return self.finish(VmxStatus::Succeed);
-        }
         if let Some(entry) = self.cpu.adopted.find(current) {
             entry.fingerprint = 0;
+            if let Some(slot) = replaced.and_then(|i| entry.area.0.get_mut(i)) {
+                *slot = field.truncate(value);
+                self.cpu.steady.area = entry.area;
+                self.cpu.steady.ready &= entry.area.valid(&self.cpu.caps);
+                return self.finish(VmxStatus::Succeed);
+            }
+        }
+        if field.is_host_state() || field.0 & !1 == field::EXIT_CONTROLS.0 {
+            self.cpu.steady.ready = false;
         }
         self.hw.vmptrld(current);
         let status = self
@@ -309,9 +316,7 @@ impl<H: Hardware> Context<'_, H> {
             self.finish(VmxStatus::FailInvalid);
             return Outcome::Host;
         };
-        self.flush_shadow();
-        self.hw.vmptrld(current);
-        let caps = self.cpu.caps;
+        self.leave_steady();
         let Some(entry) = self.cpu.adopted.find(current) else {
             // Without its own exit handler in it the VMCS must not run: an exit would end in the host's, in VMX root.
             self.hw.vmptrld(self.cpu.vmcs01);
@@ -319,13 +324,12 @@ impl<H: Hardware> Context<'_, H> {
             return Outcome::Host;
         };
         entry.fingerprint = 0;
-        let valid = entry.area.valid(
-            caps.cr0_fixed,
-            caps.cr4_fixed,
-            caps.cr4_allowed,
-            caps.phys_bits,
-        );
+        let area = entry.area;
+        let valid = area.valid(&self.cpu.caps);
+        self.hw.vmptrld(self.cpu.vmcs01);
+        self.prepare_steady(current, area);
         if !valid {
+            self.cpu.steady.ready = false;
             // The entry must fail as it would with the host's own area, and must not succeed: a CR3 beyond the
             // physical width gives the same error with certainty.
             self.hw.vmwrite(field::HOST_CR3, BAD_POINTER);

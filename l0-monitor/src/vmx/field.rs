@@ -45,6 +45,11 @@ impl Field {
         Self(((group / 4) << 13 | (group % 4) << 10 | (index << 1)) as u32)
     }
 
+    /// True for a field of the guest-state area (type 2).
+    pub const fn is_guest_state(self) -> bool {
+        self.0 >> 10 & 3 == 2
+    }
+
     /// True for a field of the host-state area (type 3).
     pub const fn is_host_state(self) -> bool {
         self.0 >> 10 & 3 == 3

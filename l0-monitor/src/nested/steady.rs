@@ -1,0 +1,225 @@
+//! The steady state: a guest that exits and is resumed, again and again, on the same VMCS.
+//!
+//! These two exits are nearly all there are, so they have a way of their own, with everything prepared that did not
+//! change since the last time ([`Steady`]) and with as few VMCS accesses as the result allows. Whatever is out of the
+//! ordinary is left to [`crate::nested::exits`], which does the same without preconditions: the tests run every exit
+//! both ways.
+
+use crate::nested::context::Context;
+use crate::nested::host_area::{self, HostArea, Kept};
+use crate::nested::shadow::{Shadow, at};
+use crate::vmx::Hardware;
+use crate::vmx::caps::exit;
+use crate::vmx::exit::Reason;
+use crate::vmx::field::{self, Segment};
+
+/// What the steady state is about. Void (`ready` is false) as soon as anything happens that it depends on; the next
+/// VMRESUME that is served in the ordinary way prepares it anew.
+#[derive(Clone, Copy, Debug)]
+pub struct Steady {
+    /// The rest holds: the host is in VMX operation in 64-bit mode and has a current VMCS, which is adopted; its
+    /// host-state area is valid for VM entry; CR0 and CR4 show it the bits that VMX fixes.
+    pub ready: bool,
+    /// The guest has run since the shadow was attached.
+    pub ran: bool,
+    /// Exit information in the shadow that other exits clear; see [`CLASSES`].
+    pub stale: u8,
+    /// Address of the host's current VMCS.
+    current: u64,
+    /// The host's own area, as adopted.
+    pub area: HostArea,
+    /// What else an exit loads.
+    kept: Kept,
+}
+
+impl Steady {
+    /// Nothing is prepared.
+    pub const NONE: Self = Self {
+        ready: false,
+        ran: false,
+        stale: 0,
+        current: 0,
+        area: HostArea::ZERO,
+        kept: Kept::ZERO,
+    };
+}
+
+/// The exit qualification is defined, or else cleared (SDM vol. 3C, 29.2.1).
+const QUALIFICATION: u8 = 1;
+/// The VM-exit interruption information is valid, or else marked invalid (29.2.2).
+const INTERRUPTION: u8 = 2;
+/// The guest-physical address is defined; it is undefined after other exits (29.2.1).
+const PHYSICAL: u8 = 4;
+/// Not for the steady state.
+const OTHER: u8 = 0x80;
+/// Must be copied once more when the next exit has none of it.
+pub const CLEARED: u8 = QUALIFICATION | INTERRUPTION;
+
+/// What each basic exit reason has of the exit information that is not copied always (SDM vol. 3D, appendix C).
+static CLASSES: [u8; 64] = classes();
+
+const fn classes() -> [u8; 64] {
+    let mut table = [OTHER; 64];
+    // External interrupt.
+    table[1] = INTERRUPTION;
+    // Interrupt and NMI window, CPUID, HLT, RDPMC, RDTSC, VMCALL, RDMSR, WRMSR, MTF, PAUSE, TPR threshold, RDTSCP,
+    // preemption timer, WBINVD, XSETBV.
+    let plain = [7, 8, 10, 12, 15, 16, 18, 31, 32, 37, 40, 43, 51, 52, 54, 55];
+    // INVLPG, CR, DR, I/O, MWAIT, APIC access, EOI, APIC write, PML full.
+    let qualified = [14, 28, 29, 30, 36, 44, 45, 56, 62];
+    let mut i = 0;
+    while i < plain.len() {
+        table[plain[i]] = 0;
+        i += 1;
+    }
+    i = 0;
+    while i < qualified.len() {
+        table[qualified[i]] = QUALIFICATION;
+        i += 1;
+    }
+    table[Reason::EPT_VIOLATION.0 as usize] = QUALIFICATION | PHYSICAL;
+    table[Reason::EPT_MISCONFIG.0 as usize] = PHYSICAL;
+    table
+}
+
+/// L, DPL and the conforming bit of a code segment's access rights (SDM vol. 3C, table 26-2).
+const L_DPL_CONFORMING: u64 = 1 << 13 | 3 << 5 | 1 << 2;
+const L: u64 = 1 << 13;
+/// Bit 31 of interruption information.
+const VALID: u64 = 1 << 31;
+
+impl<H: Hardware> Context<'_, H> {
+    /// Serves the exit if it is one of the steady state's. False if not: nothing has changed then. If true, VMRESUME
+    /// comes next, for the guest if `in_guest` is set.
+    #[inline(always)]
+    pub fn steady(&mut self) -> bool {
+        if !self.cpu.steady.ready {
+            false
+        } else if self.cpu.in_guest {
+            self.steady_exit()
+        } else {
+            self.steady_resume()
+        }
+    }
+
+    #[inline(always)]
+    fn steady_exit(&mut self) -> bool {
+        let reason = self.hw.get(field::EXIT_REASON);
+        let Some(class) = usize::try_from(reason).ok().and_then(|r| CLASSES.get(r)) else {
+            return false;
+        };
+        if *class == OTHER {
+            return false;
+        }
+        let steady = &mut self.cpu.steady;
+        let what = *class | steady.stale;
+        if self.cpu.shadow.attached {
+            steady.stale = *class & CLEARED;
+            fill(&mut self.cpu.shadow, self.hw, reason, what);
+        }
+        self.hw.select(&self.cpu.vmcs01);
+        self.cpu.in_guest = false;
+        let fixed = (self.cpu.caps.cr0_fixed, self.cpu.caps.cr4_fixed);
+        host_area::load_registers(self.hw, &steady.area, &steady.kept, fixed);
+        self.hw.put(field::GUEST_INTERRUPTIBILITY, 0);
+        if !host_area::segments_are_loaded(self.hw, &steady.area, &steady.kept) {
+            host_area::load_segments(self.hw, &steady.area, &steady.kept);
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn steady_resume(&mut self) -> bool {
+        if self.hw.get(field::EXIT_REASON) != u64::from(Reason::VMRESUME.0)
+            || self.hw.get(Segment::Cs.guest_rights()) & L_DPL_CONFORMING != L
+        {
+            return false;
+        }
+        let cpu = &mut *self.cpu;
+        if cpu.shadow.attached {
+            cpu.shadow.take_over(self.hw, &cpu.steady.current);
+        } else {
+            self.hw.select(&cpu.steady.current);
+        }
+        cpu.steady.ran = true;
+        cpu.in_guest = true;
+        true
+    }
+
+    /// Prepares the steady state, if the host is in it: at a VMLAUNCH or VMRESUME. VMCS01 is current; the host's VMCS is
+    /// afterwards.
+    pub fn prepare_steady(&mut self, current: u64, area: HostArea) {
+        let long_mode = self.read(Segment::Cs.guest_rights()) & L_DPL_CONFORMING == L;
+        let (cr0, cr4) = (self.cpu.caps.cr0_fixed, self.cpu.caps.cr4_fixed);
+        let fixed_bits =
+            self.read(field::CR0_SHADOW) & cr0 == cr0 && self.read(field::CR4_SHADOW) & cr4 == cr4;
+        self.hw.select(&current);
+        let Ok(kept) = Kept::read(self.hw) else {
+            return;
+        };
+        let usual = exit::HOST_64;
+        let saved_timer = kept.exit_controls & exit::SAVE_PREEMPTION_TIMER;
+        self.cpu.steady = Steady {
+            ready: long_mode
+                && fixed_bits
+                && kept.exit_controls & usual == usual
+                && saved_timer == 0,
+            ran: true,
+            stale: CLEARED,
+            current,
+            area,
+            kept,
+        };
+    }
+}
+
+/// [`Shadow::fill`] after a guest's exit, of what the exit changed: `reason` was read, `what` says which of the exit
+/// information is new. The current VMCS is the host's before, the shadow after.
+#[inline(always)]
+fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, what: u8) {
+    let rip = hw.get(field::GUEST_RIP);
+    let rflags = hw.get(field::GUEST_RFLAGS);
+    let interruptibility = hw.get(field::GUEST_INTERRUPTIBILITY);
+    let vectoring = hw.get(field::IDT_VECTORING);
+    let length = hw.get(field::INSTRUCTION_LENGTH);
+    let pml = shadow.has(at::PML).then(|| hw.get(field::PML_INDEX));
+    let status = shadow
+        .has(at::STATUS)
+        .then(|| hw.get(field::GUEST_INTERRUPT_STATUS));
+    // VM entry takes the event, and the exit clears the valid bit (SDM vol. 3C, 26.8.3).
+    let event = (shadow.synced[at::ENTRY] & VALID != 0).then(|| hw.get(field::ENTRY_INTERRUPTION));
+    let interruption = (what & INTERRUPTION != 0).then(|| hw.get(field::EXIT_INTERRUPTION));
+    let access = (what & (QUALIFICATION | PHYSICAL) != 0).then(|| {
+        (
+            hw.get(field::EXIT_QUALIFICATION),
+            hw.get(field::GUEST_PHYSICAL_ADDRESS),
+        )
+    });
+    hw.select(&shadow.phys);
+    hw.put(field::EXIT_REASON, reason);
+    hw.put(field::GUEST_RIP, rip);
+    hw.put(field::GUEST_RFLAGS, rflags);
+    hw.put(field::GUEST_INTERRUPTIBILITY, interruptibility);
+    hw.put(field::IDT_VECTORING, vectoring);
+    hw.put(field::INSTRUCTION_LENGTH, length);
+    shadow.synced[at::RIP] = rip;
+    shadow.synced[at::INTERRUPTIBILITY] = interruptibility;
+    if let Some(pml) = pml {
+        hw.put(field::PML_INDEX, pml);
+    }
+    if let Some(status) = status {
+        hw.put(field::GUEST_INTERRUPT_STATUS, status);
+        shadow.synced[at::STATUS] = status;
+    }
+    if let Some(event) = event {
+        hw.put(field::ENTRY_INTERRUPTION, event);
+        shadow.synced[at::ENTRY] = event;
+    }
+    if let Some(interruption) = interruption {
+        hw.put(field::EXIT_INTERRUPTION, interruption);
+    }
+    if let Some((qualification, physical)) = access {
+        hw.put(field::EXIT_QUALIFICATION, qualification);
+        hw.put(field::GUEST_PHYSICAL_ADDRESS, physical);
+    }
+}

@@ -1,0 +1,369 @@
+//! The steady state against the ordinary way: the same life of a host and its guest, once with and once without, must
+//! look the same to both.
+
+use std::boxed::Box;
+use std::collections::BTreeMap;
+use std::vec::Vec;
+
+use crate::nested::context::Context;
+use crate::nested::exits::Next;
+use crate::nested::model::Model;
+use crate::nested::steady::Steady;
+use crate::nested::tests::{GUEST, Open, VMCS01, access, instruction, nested_on};
+use crate::nested::vcpu::VCpu;
+use crate::vmx::exit::Reason;
+use crate::vmx::field::{self, Field, Segment};
+
+/// Numbers that look random and are the same each time (Knuth's MMIX generator).
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 20
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    fn of(&mut self, fields: &[Field]) -> Field {
+        fields[self.below(fields.len() as u64) as usize]
+    }
+}
+
+/// What exits of these reasons report, in the words of SDM vol. 3C, 29.2.
+fn exit_information(reason: u64, numbers: &mut Numbers) -> Vec<(Field, u64)> {
+    let event = numbers.next() & 0xffff | 1 << 31;
+    let qualified = matches!(reason, 14 | 28..=30 | 36 | 44 | 45 | 48 | 56 | 62);
+    let mut fields = Vec::from([
+        (field::EXIT_REASON, reason),
+        (
+            field::EXIT_QUALIFICATION,
+            if qualified { numbers.next() } else { 0 },
+        ),
+        (field::EXIT_INTERRUPTION, if reason < 2 { event } else { 0 }),
+        (
+            field::IDT_VECTORING,
+            if numbers.below(8) == 0 { event } else { 0 },
+        ),
+        (field::INSTRUCTION_LENGTH, 1 + numbers.below(15)),
+    ]);
+    if matches!(reason, 48 | 49) {
+        fields.push((field::GUEST_PHYSICAL_ADDRESS, numbers.next()));
+    }
+    fields
+}
+
+/// Fields that a guest changes while it runs.
+const GUESTS: [Field; 8] = [
+    field::GUEST_RIP,
+    field::GUEST_RFLAGS,
+    field::GUEST_RSP,
+    field::GUEST_CR3,
+    field::GUEST_INTERRUPTIBILITY,
+    field::GUEST_INTERRUPT_STATUS,
+    field::PML_INDEX,
+    Segment::Cs.guest_rights(),
+];
+
+/// Fields that a host writes.
+const HOSTS: [Field; 14] = [
+    field::GUEST_RIP,
+    field::GUEST_RFLAGS,
+    field::GUEST_INTERRUPTIBILITY,
+    field::GUEST_INTERRUPT_STATUS,
+    field::PML_INDEX,
+    field::PRIMARY_CONTROLS,
+    field::PREEMPTION_TIMER,
+    field::ENTRY_INTERRUPTION,
+    field::GUEST_CR3,
+    field::HOST_RSP,
+    field::HOST_FS_BASE,
+    field::HOST_SYSENTER_EIP,
+    field::HOST_TR_BASE,
+    field::EXIT_REASON,
+];
+
+/// What the host changes of itself without an exit.
+fn host_lives(hw: &mut Model, numbers: &mut Numbers) {
+    for field in [
+        field::GUEST_RIP,
+        field::GUEST_RSP,
+        field::GUEST_CR3,
+        field::GUEST_RFLAGS,
+        field::GUEST_DR7,
+        field::GUEST_DEBUGCTL,
+        field::GUEST_SYSENTER_ESP,
+        Segment::Fs.guest_base(),
+        Segment::Gs.guest_base(),
+    ] {
+        if numbers.below(3) == 0 {
+            hw.set(VMCS01, field, numbers.next());
+        }
+    }
+    if numbers.below(4) == 0 {
+        hw.set(VMCS01, field::GUEST_INTERRUPTIBILITY, 1);
+        hw.set(VMCS01, Segment::Tr.guest_limit(), 0x206f);
+        hw.set(VMCS01, field::GUEST_GDTR_LIMIT, 0x7f);
+        let cr4 = hw.field(VMCS01, field::GUEST_CR4);
+        hw.set(VMCS01, field::GUEST_CR4, cr4 ^ 0x80);
+    }
+    if numbers.below(4) == 0 {
+        // A selector, and all that is loaded with it.
+        let segment = Segment::ALL[numbers.below(8) as usize];
+        let same = segment == Segment::Cs;
+        if !same {
+            hw.set(VMCS01, segment.guest_selector(), 8 + 8 * numbers.below(20));
+            let (base, rights) = match segment {
+                Segment::Tr => (numbers.next(), 0x8b),
+                Segment::Fs | Segment::Gs | Segment::Ldtr => (numbers.next(), 0xc093),
+                _ => (0, 0xc093),
+            };
+            hw.set(VMCS01, segment.guest_base(), base);
+            hw.set(VMCS01, segment.guest_rights(), rights);
+        }
+    }
+}
+
+/// What is seen in a life.
+#[derive(Debug, Default, PartialEq)]
+struct Seen {
+    /// VMREADs of the host.
+    reads: Vec<(u32, u64)>,
+    /// The state in which the host finds itself after each exit of its guest.
+    landings: Vec<BTreeMap<u32, u64>>,
+    /// Its VMCS at each entry.
+    entries: Vec<BTreeMap<u32, u64>>,
+}
+
+/// VMCS01 as far as its host can tell: of the control registers' shadows only the bits that VMX fixes show.
+fn landing(cpu: &VCpu, hw: &Model) -> BTreeMap<u32, u64> {
+    let mut fields = hw.vmcs[&VMCS01].clone();
+    fields.retain(|f, _| {
+        Field(*f).is_guest_state() || *f == field::CR0_SHADOW.0 || *f == field::CR4_SHADOW.0
+    });
+    fields.remove(&field::VMCS_LINK.0);
+    // What was never written is 0.
+    fields.retain(|_, v| *v != 0);
+    for (shadow, mask) in [
+        (field::CR0_SHADOW, cpu.caps.cr0_fixed),
+        (field::CR4_SHADOW, cpu.caps.cr4_fixed),
+    ] {
+        fields.entry(shadow.0).and_modify(|v| *v &= mask);
+    }
+    fields
+}
+
+fn exits(cpu: &mut VCpu, hw: &mut Model, steady: bool, used: &mut u32) -> Next {
+    let was_guest = cpu.in_guest;
+    if steady && (Context { cpu, hw }).steady() {
+        *used += 1;
+        return if was_guest {
+            Next::Host
+        } else {
+            Next::Guest(false)
+        };
+    }
+    Context { cpu, hw }.serve(&mut Open).0
+}
+
+/// A life of 300 guest exits. How many exits took the steady way is returned, too.
+fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
+    let (mut cpu, mut hw): (Box<VCpu>, Model) = nested_on(shadowing);
+    let mut numbers = Numbers(seed);
+    let mut seen = Seen::default();
+    let mut used = 0;
+    hw.set(VMCS01, Segment::Cs.guest_rights(), 0xa09b);
+    hw.set(VMCS01, field::CR0_SHADOW, 0x20);
+    for _ in 0..300 {
+        host_lives(&mut hw, &mut numbers);
+        for _ in 0..numbers.below(3) {
+            let field = numbers.of(&HOSTS);
+            let value = if field == field::ENTRY_INTERRUPTION {
+                1 << 31 | numbers.below(256)
+            } else {
+                field.truncate(numbers.below(1 << 32))
+            };
+            if field.0 >> 10 & 3 != 1 || shadowing {
+                access(&mut cpu, &mut hw, Reason::VMWRITE, field, value);
+            }
+        }
+        if numbers.below(40) == 0 {
+            hw.put(0x5000, GUEST);
+            hw.set(VMCS01, field::GUEST_CR3, 0x1000);
+            instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
+        }
+        let reason = if numbers.below(20) == 0 {
+            Reason::VMLAUNCH
+        } else {
+            Reason::VMRESUME
+        };
+        hw.set(VMCS01, field::EXIT_REASON, reason.0.into());
+        // An exit for an instruction saves none (SDM vol. 3C, 29.3.4).
+        hw.set(VMCS01, field::GUEST_PENDING_DEBUG, 0);
+        let next = exits(&mut cpu, &mut hw, steady, &mut used);
+        assert_eq!(next, Next::Guest(reason == Reason::VMLAUNCH));
+        assert_eq!(hw.current, Some(GUEST));
+        seen.entries.push(hw.vmcs[&GUEST].clone());
+
+        // The guest: the event is delivered, it runs, it exits.
+        let event = hw.field(GUEST, field::ENTRY_INTERRUPTION);
+        hw.set(GUEST, field::ENTRY_INTERRUPTION, event & !(1 << 31));
+        for _ in 0..3 {
+            let (field, value) = (numbers.of(&GUESTS), numbers.next());
+            hw.set(GUEST, field, field.truncate(value));
+        }
+        let reasons = [
+            0, 1, 1, 7, 10, 10, 12, 28, 30, 31, 32, 45, 48, 48, 49, 52, 62,
+        ];
+        let reason = reasons[numbers.below(reasons.len() as u64) as usize];
+        for (field, value) in exit_information(reason, &mut numbers) {
+            hw.set(GUEST, field, field.truncate(value));
+        }
+        assert_eq!(exits(&mut cpu, &mut hw, steady, &mut used), Next::Host);
+        assert_eq!((hw.current, cpu.in_guest), (Some(VMCS01), false));
+        seen.landings.push(landing(&cpu, &hw));
+
+        let mut fields = Vec::from(HOSTS);
+        fields.extend([
+            field::EXIT_QUALIFICATION,
+            field::EXIT_INTERRUPTION,
+            field::IDT_VECTORING,
+            field::INSTRUCTION_LENGTH,
+        ]);
+        if matches!(reason, 48 | 49) {
+            fields.push(field::GUEST_PHYSICAL_ADDRESS);
+        }
+        // An exit for a VMREAD changes VMCS01's own exit information and flags; the landing is recorded already.
+        for field in fields {
+            let value = access(&mut cpu, &mut hw, Reason::VMREAD, field, !0).1;
+            seen.reads.push((field.0, value));
+        }
+    }
+    Context {
+        cpu: &mut cpu,
+        hw: &mut hw,
+    }
+    .leave_steady();
+    cpu.adopted.give_back_all(&mut hw);
+    seen.entries.push(hw.vmcs[&GUEST].clone());
+    (seen, used)
+}
+
+fn assert_same(what: &str, left: &[BTreeMap<u32, u64>], right: &[BTreeMap<u32, u64>]) {
+    assert_eq!(left.len(), right.len());
+    for (i, (a, b)) in left.iter().zip(right).enumerate() {
+        for field in a.keys().chain(b.keys()) {
+            assert_eq!(a.get(field), b.get(field), "{what} {i}, field {field:#x}");
+        }
+    }
+}
+
+#[test]
+fn a_life_looks_the_same_with_and_without() {
+    for shadowing in [true, false] {
+        for seed in 1..4 {
+            let (ordinary, _) = live(shadowing, seed, false);
+            let (steady, used) = live(shadowing, seed, true);
+            assert!(used > 200, "it is the usual way: {used}");
+            assert_same("landing", &ordinary.landings, &steady.landings);
+            assert_same("entry", &ordinary.entries, &steady.entries);
+            for (i, (a, b)) in ordinary.reads.iter().zip(&steady.reads).enumerate() {
+                assert_eq!(a, b, "read {i}");
+            }
+        }
+    }
+}
+
+/// A CPU on which the next VMRESUME is of the steady state.
+fn settled() -> (Box<VCpu>, Model) {
+    let (mut cpu, mut hw) = nested_on(true);
+    hw.set(VMCS01, Segment::Cs.guest_rights(), 0xa09b);
+    hw.set(VMCS01, field::CR0_SHADOW, 0x20);
+    for _ in 0..2 {
+        hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
+        exits(&mut cpu, &mut hw, true, &mut 0);
+        hw.set(GUEST, field::EXIT_REASON, Reason::CPUID.0.into());
+        exits(&mut cpu, &mut hw, true, &mut 0);
+    }
+    hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
+    assert!(cpu.steady.ready);
+    (cpu, hw)
+}
+
+fn is_steady(cpu: &mut VCpu, hw: &mut Model) -> bool {
+    Context { cpu, hw }.steady()
+}
+
+#[test]
+fn only_what_is_usual_is_steady() {
+    let (mut cpu, mut hw) = settled();
+    assert!(is_steady(&mut cpu, &mut hw) && cpu.in_guest);
+
+    type Change = fn(&mut VCpu, &mut Model);
+    let changes: [Change; 7] = [
+        |_, hw| hw.set(VMCS01, field::EXIT_REASON, Reason::VMLAUNCH.0.into()),
+        // CPL 3, compatibility mode, a conforming segment.
+        |_, hw| hw.set(VMCS01, Segment::Cs.guest_rights(), 0xa0fb),
+        |_, hw| hw.set(VMCS01, Segment::Cs.guest_rights(), 0xc09b),
+        |_, hw| hw.set(VMCS01, Segment::Cs.guest_rights(), 0xa09f),
+        |cpu, hw| {
+            access(cpu, hw, Reason::VMWRITE, field::HOST_RIP, 1 << 60);
+            hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
+        },
+        |cpu, hw| {
+            hw.set(VMCS01, field::GUEST_CR3, 0x1000);
+            instruction(cpu, hw, Reason::VMCLEAR, 0x5000);
+            hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
+        },
+        |cpu, _| cpu.steady = Steady::NONE,
+    ];
+    for (i, change) in changes.into_iter().enumerate() {
+        let (mut cpu, mut hw) = settled();
+        change(&mut cpu, &mut hw);
+        let before = hw.vmcs.clone();
+        assert!(!is_steady(&mut cpu, &mut hw), "change {i}");
+        assert_eq!(
+            (&hw.vmcs, cpu.in_guest),
+            (&before, false),
+            "nothing is done"
+        );
+    }
+    // Exits of the guest: INIT, an exception, a triple fault, a failed entry, one that is not known.
+    for reason in [3, 0, 2, 0x8000_0021, 0x2000_000a, 77] {
+        let (mut cpu, mut hw) = settled();
+        assert!(is_steady(&mut cpu, &mut hw));
+        hw.set(GUEST, field::EXIT_REASON, reason);
+        assert!(!is_steady(&mut cpu, &mut hw) && cpu.in_guest);
+        assert_eq!(hw.current, Some(GUEST));
+    }
+}
+
+#[test]
+fn what_the_steady_state_cannot_do_is_not_prepared() {
+    let cases = [
+        // The timer is saved at exits: the shadow would have to follow.
+        (field::EXIT_CONTROLS, 1 << 9 | 1 << 22),
+        // Exits to 32-bit code.
+        (field::EXIT_CONTROLS, 0),
+    ];
+    for (field, value) in cases {
+        let (mut cpu, mut hw) = settled();
+        access(&mut cpu, &mut hw, Reason::VMWRITE, field, value);
+        hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
+        let next = exits(&mut cpu, &mut hw, true, &mut 0);
+        assert_eq!((next, cpu.steady.ready), (Next::Guest(false), false));
+    }
+    // The host's CR4 without VMXE, or its CR0 without NE.
+    for shadow in [field::CR0_SHADOW, field::CR4_SHADOW] {
+        let (mut cpu, mut hw) = settled();
+        cpu.steady.ready = false;
+        hw.set(VMCS01, shadow, 0);
+        exits(&mut cpu, &mut hw, true, &mut 0);
+        assert!(!cpu.steady.ready);
+    }
+}
