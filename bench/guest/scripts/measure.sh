@@ -11,7 +11,7 @@ shift
 : "${RUN:=/run}" "${ACCEL:=kvm}" "${CPU:=host}" "${GUEST:=/guest}" "${APPEND:=}" "${MEASURE:=console}" "${CPUS:=1}"
 
 # As in guest.sh; memmap hides RAM for the EPT faults from the kernel, iomem=relaxed gives the IOAPIC to a program.
-boot="console=ttyS0 quiet reboot=t panic=-1 mitigations=off nokaslr init_on_alloc=0 no_timer_check idle=halt nofsgsbase rodata=off initcall_blacklist=load_system_certificate_list"
+boot="console=ttyS0 quiet reboot=t panic=-1 mitigations=off nokaslr init_on_alloc=0 no_timer_check idle=halt rodata=off initcall_blacklist=load_system_certificate_list,cmos_init"
 exec qemu-system-x86_64 -accel "$ACCEL,kernel-irqchip=on" -cpu "$CPU" -nodefaults -no-user-config -display none -no-reboot \
     -M microvm,pit=off,pic=off,rtc=off,isa-serial=on -m 160M -smp "$CPUS" \
     -kernel "${KERNEL:-$GUEST/vmlinuz}" -initrd "$GUEST/initrd" \
