@@ -10,6 +10,7 @@
 
 pub mod agent;
 pub mod archive;
+pub mod bench;
 pub mod bochs;
 pub mod boot;
 pub mod build;

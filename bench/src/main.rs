@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use lab::{
+    bench::{self, BenchArgs},
     boot::{self, BootArgs, INCUMBENT, SUCCESSOR},
     build,
     demo::{self, DemoArgs},
@@ -27,6 +28,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Count what Locum costs, under four set-ups
+    Bench(BenchArgs),
     /// Boot a host, run commands in it, power off
     Boot(BootArgs),
     /// Replace a host under running guests, and report it
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<bool> {
     match command {
+        Command::Bench(args) => bench::bench(&args),
         Command::Boot(args) => boot::boot(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Test(args) => test::test(&args),

@@ -9,6 +9,7 @@ mod uart;
 
 use std::{
     fs,
+    str::FromStr,
     sync::mpsc::{self, RecvTimeoutError},
     time::{Duration, Instant},
 };
@@ -20,7 +21,8 @@ use crate::{jobs::Jobs, uart::Uart};
 
 /// How long the line is watched closely after its last byte.
 const ALERT: Duration = Duration::from_millis(3);
-/// Longest sleep between two looks at a quiet line.
+/// Longest sleep between two looks at a quiet line, unless `labd.idle_ms=` on the kernel's command line says otherwise: a
+/// host that is measured should not look often.
 const IDLE: Duration = Duration::from_millis(20);
 
 fn main() -> Result<()> {
@@ -37,6 +39,7 @@ fn main() -> Result<()> {
 
 fn serve(port: &str) -> Result<()> {
     let uart = Uart::open(port)?;
+    let idle = parameter("labd.idle_ms=")?.map_or(IDLE, Duration::from_millis);
     let (sender, events) = mpsc::channel();
     let mut jobs = Jobs::new(sender);
     let mut decoder = Decoder::default();
@@ -57,7 +60,7 @@ fn serve(port: &str) -> Result<()> {
         if nap.is_zero() && last_byte.elapsed() < ALERT {
             std::thread::yield_now();
         } else {
-            nap = (nap * 2).clamp(Duration::from_millis(1), IDLE);
+            nap = (nap * 2).clamp(Duration::from_millis(1), idle);
         }
         match events.recv_timeout(nap) {
             Ok(message) => {
@@ -76,15 +79,24 @@ fn serve(port: &str) -> Result<()> {
 fn hello() -> Result<ToLab> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")
         .context("reading /proc/sys/kernel/osrelease (is /proc mounted?)")?;
-    let cmdline = fs::read_to_string("/proc/cmdline").context("reading /proc/cmdline")?;
-    let generation = cmdline
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix("locum.generation="))
-        .map_or(Ok(0), str::parse)
-        .context("locum.generation= on the command line is no number")?;
+    let generation = parameter("locum.generation=")?.unwrap_or(0);
     Ok(ToLab::Hello {
         generation,
         release: release.trim().to_owned(),
         pid: std::process::id(),
     })
+}
+
+/// A number on the kernel's command line.
+fn parameter<T: FromStr>(name: &str) -> Result<Option<T>>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    let cmdline = fs::read_to_string("/proc/cmdline").context("reading /proc/cmdline")?;
+    cmdline
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix(name))
+        .map(str::parse)
+        .transpose()
+        .with_context(|| format!("{name} on the command line is no number"))
 }

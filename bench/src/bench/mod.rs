@@ -1,0 +1,93 @@
+//! `lab bench`: what Locum costs, counted on one emulated server under four set-ups.
+//!
+//! A [`bed`] is a booted host of one set-up, in which guests can be started and exits counted; the benchmarks are played
+//! on beds: [`vmexit`] is the table of single events. Results go to `target/bench`. What is counted in the emulator is
+//! no time.
+
+pub mod bed;
+pub mod vmexit;
+
+use std::fs;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use crate::{bochs::Platform, paths};
+use bed::{BedArgs, SetUp};
+use vmexit::{EVENTS, Event, Table, VmexitArgs};
+
+/// A part of the benchmark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// The table of single events.
+    Vmexit,
+}
+
+/// Count what Locum costs, under four set-ups.
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    /// Play this part only
+    #[arg(long, value_enum)]
+    pub only: Option<Part>,
+    /// Set-ups to compare
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = SetUp::ALL)]
+    pub setups: Vec<SetUp>,
+    /// Events of the vmexit table (default: all)
+    #[arg(long, value_delimiter = ',', value_parser = vmexit::find)]
+    pub events: Vec<Event>,
+    /// How often each event of the vmexit table is measured
+    #[arg(long, default_value_t = 4000)]
+    pub iterations: u32,
+    /// How often every CPU enters and leaves nested
+    #[arg(long, default_value_t = 100)]
+    pub cycles: u32,
+    /// Kill a machine after this many seconds of wall time
+    #[arg(long, default_value_t = 3600)]
+    pub timeout: u64,
+    /// What runs the machines; kvm is untested
+    #[arg(long, value_enum, default_value_t)]
+    pub platform: Platform,
+}
+
+/// Plays the benchmarks; returns whether everything was measured.
+///
+/// # Errors
+/// A result cannot be written.
+pub fn bench(args: &BenchArgs) -> Result<bool> {
+    let wants = |part| args.only.is_none_or(|only| only == part);
+    let mut complete = true;
+    if wants(Part::Vmexit) {
+        let events = if args.events.is_empty() {
+            EVENTS.to_vec()
+        } else {
+            args.events.clone()
+        };
+        let how = VmexitArgs {
+            set_ups: args.setups.clone(),
+            events,
+            iterations: args.iterations,
+            cycles: args.cycles,
+            bed: BedArgs {
+                cpus: 1,
+                timeout: args.timeout,
+                platform: args.platform,
+            },
+        };
+        let save = |table: &Table| write("vmexit.json", table);
+        let table = vmexit::measure(&how, save)?;
+        println!("{table}\nin target/bench/vmexit.json");
+        complete &= table.errors.is_empty();
+    }
+    Ok(complete)
+}
+
+/// Writes a result to `target/bench`.
+fn write(name: &str, result: &impl Serialize) -> Result<()> {
+    let dir = paths::workspace().join("target/bench");
+    fs::create_dir_all(&dir)?;
+    Ok(fs::write(
+        dir.join(name),
+        serde_json::to_string_pretty(result)?,
+    )?)
+}
