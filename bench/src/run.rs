@@ -312,7 +312,7 @@ impl Run {
         names
             .iter()
             .map(|name| {
-                let wait = "while [ ! -c /dev/dax0.0 ]; do sleep 0.2; done";
+                let wait = "until (: </dev/dax0.0) 2>/dev/null; do sleep 0.2; done";
                 let watch = format!("lab-guest watch --name {name} --gaps 120 --until {WATCHED}");
                 self.machine
                     .host(generation)
