@@ -116,6 +116,18 @@ pub enum Refusal {
         /// Bytes there are.
         available: u64,
     },
+    /// The successor's kernel would allow too few threads, see [`crate::load::threads`].
+    #[error(
+        "with {ram} MiB of memory the successor's kernel would allow next to no threads, for it takes the pool off its memory: give it at least {at_least} MiB, or less than {less_than} MiB"
+    )]
+    FewThreads {
+        /// MiB it is to get.
+        ram: u64,
+        /// MiB that are enough.
+        at_least: u64,
+        /// MiB below which Linux' reckoning wraps around.
+        less_than: u64,
+    },
     /// A guest whose QEMU does not answer.
     #[error(
         "guest {guest}: its QEMU does not answer at {path} ({problem}): start it with `-qmp unix:{path},server=on,wait=off`, or correct `qmp`"

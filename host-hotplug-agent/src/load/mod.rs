@@ -6,6 +6,7 @@ pub mod files;
 pub mod initramfs;
 pub mod place;
 pub mod tables;
+pub mod threads;
 
 pub use files::Files;
 pub use place::{Layout, layout};

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use locum_abi::CHANNEL_COUNT;
-use partitioner::{Inventory, Plan, PortRange, Request, Unreclaimed, plan};
+use partitioner::{Inventory, MemRange, Plan, PortRange, Request, Unreclaimed, plan};
 
 use crate::config::{self, Config};
 use crate::cpuinfo::CpuFeatures;
 use crate::error::Refusal;
 use crate::guest::{Hypervisor, Spec};
 use crate::inventory;
-use crate::load::Files;
+use crate::load::{Files, threads};
 use crate::machine::Machine;
 
 /// Ports of a UART.
@@ -80,9 +80,16 @@ impl Prepared {
     /// The plan.
     ///
     /// # Errors
-    /// [`Refusal::Plan`].
+    /// [`Refusal::Plan`] or [`Refusal::FewThreads`].
     pub fn plan(&self) -> Result<Plan, Refusal> {
-        Ok(plan(&self.inventory, &self.request)?)
+        let plan = plan(&self.inventory, &self.request)?;
+        let bytes = |ranges: &[MemRange]| ranges.iter().map(|range| range.len()).sum();
+        threads::check(
+            bytes(&plan.memory),
+            bytes(&self.inventory.pool),
+            self.request.boot,
+        )?;
+        Ok(plan)
     }
 }
 
