@@ -1,13 +1,16 @@
 //! `lab bench`: what Locum costs, counted on one emulated server under four set-ups.
 //!
 //! A [`bed`] is a booted host of one set-up, in which guests can be started and exits counted; the benchmarks are played
-//! on beds: [`vmexit`] is the table of single events. Results go to `target/bench`. What is counted in the emulator is
-//! no time.
+//! on beds: [`vmexit`] is the table of single events, [`redis`] the workload of [`figure`] 1, [`model`] what its events would
+//! cost on silicon. Results go to `target/bench`. What is counted in the emulator is no time.
 
 pub mod bed;
+pub mod figure;
+pub mod model;
+pub mod redis;
 pub mod vmexit;
 
-use std::fs;
+use std::{fs, path::PathBuf};
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -15,6 +18,7 @@ use serde::Serialize;
 
 use crate::{bochs::Platform, paths};
 use bed::{BedArgs, SetUp};
+use redis::{Figure, RedisArgs};
 use vmexit::{EVENTS, Event, Table, VmexitArgs};
 
 /// A part of the benchmark.
@@ -22,6 +26,8 @@ use vmexit::{EVENTS, Event, Table, VmexitArgs};
 pub enum Part {
     /// The table of single events.
     Vmexit,
+    /// Workload A on Redis.
+    Figure1,
 }
 
 /// Count what Locum costs, under four set-ups.
@@ -42,6 +48,18 @@ pub struct BenchArgs {
     /// How often every CPU enters and leaves nested
     #[arg(long, default_value_t = 100)]
     pub cycles: u32,
+    /// Operations of a repetition of workload A
+    #[arg(long, default_value_t = 10_000)]
+    pub operations: u64,
+    /// Repetitions of workload A
+    #[arg(long, default_value_t = 5)]
+    pub repetitions: u64,
+    /// Operations of workload A before the first repetition
+    #[arg(long, default_value_t = 1000)]
+    pub warmup: u64,
+    /// Records of workload A; its own file says 1,000
+    #[arg(long, default_value_t = 1000)]
+    pub records: u64,
     /// Kill a machine after this many seconds of wall time
     #[arg(long, default_value_t = 3600)]
     pub timeout: u64,
@@ -79,15 +97,39 @@ pub fn bench(args: &BenchArgs) -> Result<bool> {
         println!("{table}\nin target/bench/vmexit.json");
         complete &= table.errors.is_empty();
     }
+    if wants(Part::Figure1) {
+        let how = RedisArgs {
+            set_ups: args.setups.clone(),
+            records: args.records,
+            warmup: args.warmup,
+            operations: args.operations,
+            repetitions: args.repetitions,
+            bed: BedArgs {
+                cpus: 1,
+                timeout: args.timeout,
+                platform: args.platform,
+            },
+        };
+        let save = |figure: &Figure| {
+            write("figure1.json", figure)?;
+            Ok(fs::write(dir().join("figure1.svg"), figure.draw()?)?)
+        };
+        let figure = redis::measure(&how, save)?;
+        println!("{figure}\nin target/bench/figure1.json and figure1.svg");
+        complete &= figure.errors.is_empty();
+    }
     Ok(complete)
+}
+
+fn dir() -> PathBuf {
+    paths::workspace().join("target/bench")
 }
 
 /// Writes a result to `target/bench`.
 fn write(name: &str, result: &impl Serialize) -> Result<()> {
-    let dir = paths::workspace().join("target/bench");
-    fs::create_dir_all(&dir)?;
+    fs::create_dir_all(dir())?;
     Ok(fs::write(
-        dir.join(name),
+        dir().join(name),
         serde_json::to_string_pretty(result)?,
     )?)
 }

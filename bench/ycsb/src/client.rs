@@ -27,6 +27,9 @@ const DIGITS: u8 = 3;
 /// Longest latency that is told apart, in ticks. A fixed range, so that nothing is allocated while it counts.
 const LONGEST: u64 = 1 << 36;
 
+/// A server that says nothing for so long is taken for dead.
+const SILENCE: Duration = Duration::from_secs(30);
+
 /// A connection to a server.
 pub struct Client {
     connection: Connection,
@@ -62,6 +65,8 @@ impl Client {
             std::thread::sleep(wait);
         }
         let connection = redis::Client::open(format!("redis://{address}/"))?.get_connection()?;
+        // A guest that died does not close its connections.
+        connection.set_read_timeout(Some(SILENCE))?;
         Ok(Self { connection })
     }
 
