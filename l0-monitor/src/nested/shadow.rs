@@ -225,15 +225,11 @@ impl Shadow {
     /// as the field. Any VMCS is current afterwards.
     pub fn refresh(&mut self, hw: &mut impl Hardware, field: Field) {
         let whole = Field(field.0 & !1);
-        let Some((i, _)) = self.fields(FIELDS.len()).find(|(_, f)| *f == whole) else {
-            return;
-        };
-        let value = hw.get(whole);
-        if let Some(synced) = self.synced.get_mut(i) {
-            *synced = value;
+        if self.covers(whole) {
+            let value = hw.get(whole);
+            hw.select(&self.phys);
+            hw.put(whole, value);
         }
-        hw.select(&self.phys);
-        hw.put(whole, value);
     }
 }
 

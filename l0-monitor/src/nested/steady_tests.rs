@@ -30,6 +30,12 @@ impl Numbers {
         self.next() % end
     }
 
+    /// Often one that was there before.
+    fn value_of(&mut self, field: Field) -> u64 {
+        let end = if self.below(2) == 0 { 2 } else { 1 << 40 };
+        field.truncate(self.below(end))
+    }
+
     fn of(&mut self, fields: &[Field]) -> Field {
         fields[self.below(fields.len() as u64) as usize]
     }
@@ -184,9 +190,9 @@ fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
         for _ in 0..numbers.below(3) {
             let field = numbers.of(&HOSTS);
             let value = if field == field::ENTRY_INTERRUPTION {
-                1 << 31 | numbers.below(256)
+                1 << 31 | numbers.below(2)
             } else {
-                field.truncate(numbers.below(1 << 32))
+                numbers.value_of(field)
             };
             if field.0 >> 10 & 3 != 1 || shadowing {
                 access(&mut cpu, &mut hw, Reason::VMWRITE, field, value);
@@ -214,8 +220,8 @@ fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
         let event = hw.field(GUEST, field::ENTRY_INTERRUPTION);
         hw.set(GUEST, field::ENTRY_INTERRUPTION, event & !(1 << 31));
         for _ in 0..3 {
-            let (field, value) = (numbers.of(&GUESTS), numbers.next());
-            hw.set(GUEST, field, field.truncate(value));
+            let field = numbers.of(&GUESTS);
+            hw.set(GUEST, field, numbers.value_of(field));
         }
         let reasons = [
             0, 1, 1, 7, 10, 10, 12, 28, 30, 31, 32, 45, 48, 48, 49, 52, 62,
@@ -365,5 +371,31 @@ fn what_the_steady_state_cannot_do_is_not_prepared() {
         hw.set(VMCS01, shadow, 0);
         exits(&mut cpu, &mut hw, true, &mut 0);
         assert!(!cpu.steady.ready);
+    }
+}
+
+#[test]
+fn what_was_there_before_can_be_written_again() {
+    let event = 1 << 31 | 5;
+    for (field, before, after) in [
+        (field::GUEST_RIP, 0x1000, 0x2000),
+        (field::GUEST_INTERRUPTIBILITY, 1, 0),
+        (field::GUEST_INTERRUPT_STATUS, 0x31, 0x30),
+        (field::ENTRY_INTERRUPTION, event, event & !(1 << 31)),
+    ] {
+        for steady in [true, false] {
+            let (mut cpu, mut hw) = settled();
+            for _ in 0..2 {
+                access(&mut cpu, &mut hw, Reason::VMWRITE, field, before);
+                hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
+                let next = exits(&mut cpu, &mut hw, steady, &mut 0);
+                assert_eq!(next, Next::Guest(false));
+                assert_eq!(hw.field(GUEST, field), before, "field {:#x}", field.0);
+                hw.set(GUEST, field, after);
+                hw.set(GUEST, field::EXIT_REASON, Reason::CPUID.0.into());
+                assert_eq!(exits(&mut cpu, &mut hw, steady, &mut 0), Next::Host);
+                assert_eq!(hw.host_vmread(VMCS01, field), Some(Ok(after)));
+            }
+        }
     }
 }
