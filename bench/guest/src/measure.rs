@@ -15,6 +15,7 @@ use crate::guest::setup;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::io::BufRead;
+use std::time::Duration;
 
 pub use events::Bench;
 
@@ -84,6 +85,9 @@ impl Event {
 
 /// How often an event is measured if nobody says.
 pub const COUNT: u32 = 1000;
+
+/// From an order to its first event.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// What a guest is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,6 +218,8 @@ fn take_orders(bench: &mut Bench) -> Result<()> {
         }
         match Step::parse(line.trim()) {
             Ok(steps) => {
+                // The kernel still echoes the order, a character per interrupt, maybe on the other CPU.
+                std::thread::sleep(SETTLE);
                 for step in steps {
                     if let Step::Measure(event, count) = step {
                         answer(bench, event, count).print()?;

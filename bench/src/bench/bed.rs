@@ -300,8 +300,8 @@ fn machine(set_up: SetUp, args: &BedArgs) -> MachineArgs {
     }
 }
 
-/// Prints `NAME:VALUE` for each of KVM's counters over all its VMs (virt/kvm/kvm_main.c, `kvm_init_debug`), by one process: in a
-/// nested host each costs tens of thousands of exits.
+/// Prints `NAME:VALUE` for each of KVM's counters over all its VMs (virt/kvm/kvm_main.c, `kvm_init_debug`), by one process: they
+/// are dear in a nested host.
 const STATISTICS: &str = "cd /sys/kernel/debug/kvm && grep -s . *; true";
 
 /// KVM's counters of exits and injections that are not 0.
