@@ -85,7 +85,8 @@ impl<H: Hardware> Context<'_, H> {
             && Interruption(self.read(field::EXIT_INTERRUPTION) as u32).is_nmi();
         let kept = Kept::read(self.hw);
         let current = self.cpu.belief.current.unwrap_or(0);
-        let area = self.cpu.adopted.find(current).map(|e| e.area);
+        let shadow = &self.cpu.shadow;
+        let area = self.cpu.adopted.find(current).map(|e| shadow.seen(e.area));
         if self.cpu.shadow.attached {
             self.cpu.shadow.fill(self.hw);
             self.cpu.steady.stale = steady::CLEARED;

@@ -5,6 +5,7 @@ use std::vec::Vec;
 
 use crate::nested::context::Context;
 use crate::nested::exits::Next;
+use crate::nested::host_area;
 use crate::nested::model::Model;
 use crate::nested::shadow::{FIELDS, Shadow, WRITTEN};
 use crate::nested::tests::{
@@ -46,21 +47,51 @@ fn shadowed() -> (Box<VCpu>, Model) {
     nested_on(true)
 }
 
+/// The same on a CPU that lacks these fields.
+pub fn shadowed_without(missing: &[Field]) -> (Box<VCpu>, Model) {
+    let (mut cpu, mut hw) = shadowed();
+    instruction(&mut cpu, &mut hw, Reason::VMCLEAR, 0x5000);
+    hw.missing = missing.into();
+    for word in 0..512 {
+        for bitmap in BITMAPS {
+            hw.put(bitmap + 8 * word, !0);
+        }
+    }
+    cpu.shadow = Shadow::NONE;
+    cpu.shadow.prepare(&mut hw, SHADOW, BITMAPS);
+    instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
+    (cpu, hw)
+}
+
+/// With APICv and without.
+fn both_kinds() -> [(Box<VCpu>, Model); 2] {
+    [
+        shadowed(),
+        shadowed_without(&[field::GUEST_INTERRUPT_STATUS]),
+    ]
+}
+
 #[test]
 fn after_a_guest_exit_every_shadowed_field_is_read_without_an_exit() {
-    let (mut cpu, mut hw) = shadowed();
-    for seed in [0x100, 0x200] {
-        let mut fields = values(seed);
-        fields[6].1 = Reason::EPT_VIOLATION.0.into();
-        assert_eq!(fields[6].0, field::EXIT_REASON);
-        run_guest(&mut cpu, &mut hw, &fields);
-        for (field, value) in fields {
-            assert_eq!(
-                hw.host_vmread(VMCS01, field),
-                Some(Ok(value)),
-                "field {:#x}",
-                field.0
-            );
+    for (mut cpu, mut hw) in both_kinds() {
+        for seed in [0x100, 0x200] {
+            let mut fields = values(seed);
+            fields.retain(|(f, _)| cpu.shadow.covers(*f) && *f != field::HOST_RSP);
+            assert!(fields.len() >= FIELDS.len() - 3);
+            for (field, value) in &mut fields {
+                if *field == field::EXIT_REASON {
+                    *value = Reason::EPT_VIOLATION.0.into();
+                }
+            }
+            run_guest(&mut cpu, &mut hw, &fields);
+            for (field, value) in fields {
+                assert_eq!(
+                    hw.host_vmread(VMCS01, field),
+                    Some(Ok(value)),
+                    "field {:#x}",
+                    field.0
+                );
+            }
         }
     }
 }
@@ -82,17 +113,40 @@ fn what_the_host_wrote_is_in_its_vmcs_whenever_that_is_used() {
         },
     ];
     for use_vmcs in uses {
-        let (mut cpu, mut hw) = shadowed();
-        for (field, value) in values(0x300).into_iter().take(WRITTEN) {
-            assert_eq!(
-                hw.host_vmwrite(VMCS01, field, value),
-                Some(VmxStatus::Succeed)
-            );
+        for (mut cpu, mut hw) in both_kinds() {
+            let mut fields = values(0x300);
+            fields.truncate(WRITTEN);
+            fields.retain(|(f, _)| cpu.shadow.covers(*f));
+            assert!(fields.len() >= WRITTEN - 2);
+            for (field, value) in &fields {
+                assert_eq!(
+                    hw.host_vmwrite(VMCS01, *field, *value),
+                    Some(VmxStatus::Succeed)
+                );
+            }
+            use_vmcs(&mut cpu, &mut hw);
+            for (field, value) in fields {
+                let adopted = cpu.adopted.find(GUEST);
+                let found = match adopted.filter(|_| field == field::HOST_RSP) {
+                    Some(entry) => entry.area.0[host_area::at::RSP],
+                    None => hw.field(GUEST, field),
+                };
+                assert_eq!(found, value, "field {:#x}", field.0);
+            }
         }
-        use_vmcs(&mut cpu, &mut hw);
-        for (field, value) in values(0x300).into_iter().take(WRITTEN) {
-            assert_eq!(hw.field(GUEST, field), value, "field {:#x}", field.0);
-        }
+    }
+}
+
+#[test]
+fn the_host_rsp_is_the_hosts_in_the_shadow_and_l0s_in_the_vmcs() {
+    let (mut cpu, mut hw) = shadowed();
+    let own = cpu.own_area.0[host_area::at::RSP];
+    for rsp in [0xffff_8000, 0xffff_9000] {
+        write(&mut cpu, &mut hw, field::HOST_RSP, rsp);
+        run_guest(&mut cpu, &mut hw, &[(field::EXIT_REASON, 0)]);
+        assert_eq!(hw.field(GUEST, field::HOST_RSP), own);
+        assert_eq!(hw.field(VMCS01, field::GUEST_RSP), rsp, "where it lands");
+        assert_eq!(hw.host_vmread(VMCS01, field::HOST_RSP), Some(Ok(rsp)));
     }
 }
 
@@ -151,17 +205,7 @@ fn without_a_current_vmcs_everything_exits() {
 
 #[test]
 fn a_field_that_the_cpu_does_not_have_exits() {
-    let (mut cpu, mut hw) = shadowed();
-    instruction(&mut cpu, &mut hw, Reason::VMCLEAR, 0x5000);
-    hw.missing = [field::PML_INDEX, field::PREEMPTION_TIMER].into();
-    for word in 0..512 {
-        for bitmap in BITMAPS {
-            hw.put(bitmap + 8 * word, !0);
-        }
-    }
-    cpu.shadow = Shadow::NONE;
-    cpu.shadow.prepare(&mut hw, SHADOW, BITMAPS);
-    instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
+    let (mut cpu, mut hw) = shadowed_without(&[field::PML_INDEX, field::PREEMPTION_TIMER]);
     for missing in [field::PML_INDEX, field::PREEMPTION_TIMER] {
         assert_eq!(hw.host_vmread(VMCS01, missing), None);
         assert_eq!(

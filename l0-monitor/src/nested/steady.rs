@@ -138,6 +138,7 @@ impl<H: Hardware> Context<'_, H> {
         let cpu = &mut *self.cpu;
         if cpu.shadow.attached {
             cpu.shadow.take_over(self.hw, &cpu.steady.current);
+            cpu.steady.area.0[host_area::at::RSP] = cpu.shadow.synced[at::HOST_RSP];
         } else {
             self.hw.select(&cpu.steady.current);
         }
@@ -182,6 +183,8 @@ fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, what: u8) {
     let interruptibility = hw.get(field::GUEST_INTERRUPTIBILITY);
     let vectoring = hw.get(field::IDT_VECTORING);
     let length = hw.get(field::INSTRUCTION_LENGTH);
+    let code = hw.get(Segment::Cs.guest_rights());
+    let stack = hw.get(Segment::Ss.guest_rights());
     let pml = shadow.has(at::PML).then(|| hw.get(field::PML_INDEX));
     let status = shadow
         .has(at::STATUS)
@@ -202,6 +205,8 @@ fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, what: u8) {
     hw.put(field::GUEST_INTERRUPTIBILITY, interruptibility);
     hw.put(field::IDT_VECTORING, vectoring);
     hw.put(field::INSTRUCTION_LENGTH, length);
+    hw.put(Segment::Cs.guest_rights(), code);
+    hw.put(Segment::Ss.guest_rights(), stack);
     shadow.synced[at::RIP] = rip;
     shadow.synced[at::INTERRUPTIBILITY] = interruptibility;
     if let Some(pml) = pml {

@@ -4,7 +4,7 @@
 //! states are the CPU's own. Around each call VMCS01 is current.
 
 use crate::nested::context::{Context, Exception};
-use crate::nested::host_area::HostArea;
+use crate::nested::host_area::{self, HostArea};
 use crate::nested::steady::Steady;
 use crate::nested::vcpu::{Belief, gpr};
 use crate::nested::{trapped, walk};
@@ -158,9 +158,12 @@ impl<H: Hardware> Context<'_, H> {
 
     /// Lets the shadow stand for the host's current VMCS. VMCS01 is current.
     pub fn attach_shadow(&mut self) {
-        if let Some(current) = self.cpu.belief.current {
+        if let Some(current) = self.cpu.belief.current
+            && let Some(entry) = self.cpu.adopted.find(current)
+        {
+            let host = (current, entry.area.0[host_area::at::RSP]);
             let (vmcs01, controls) = (self.cpu.vmcs01, self.cpu.caps.secondary);
-            self.cpu.shadow.attach(self.hw, vmcs01, current, controls);
+            self.cpu.shadow.attach(self.hw, vmcs01, host, controls);
         }
     }
 
@@ -177,6 +180,7 @@ impl<H: Hardware> Context<'_, H> {
         }
         if changed && let Some(entry) = self.cpu.adopted.find(current) {
             entry.fingerprint = 0;
+            entry.area = self.cpu.shadow.seen(entry.area);
         }
     }
 
@@ -290,7 +294,7 @@ impl<H: Hardware> Context<'_, H> {
             entry.fingerprint = 0;
             if let Some(slot) = replaced.and_then(|i| entry.area.0.get_mut(i)) {
                 *slot = field.truncate(value);
-                self.cpu.steady.area = entry.area;
+                self.cpu.steady.area = self.cpu.shadow.seen(entry.area);
                 self.cpu.steady.ready &= entry.area.valid(&self.cpu.caps);
                 return self.finish(VmxStatus::Succeed);
             }

@@ -130,6 +130,8 @@ fields! {
     ENTRY_INTERRUPTION = 0x4016;
     /// VM-entry exception error code.
     ENTRY_ERROR_CODE = 0x4018;
+    /// TPR threshold.
+    TPR_THRESHOLD = 0x401c;
     /// Secondary processor-based VM-execution controls.
     SECONDARY_CONTROLS = 0x401e;
     /// CR3-target count.
