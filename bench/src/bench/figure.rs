@@ -81,10 +81,12 @@ pub struct Entry {
     pub l0_exits_per_op: f64,
     /// Counted: the same by reason.
     pub l0_exits_by_reason: BTreeMap<String, f64>,
-    /// Counted: percent more instructions than the baseline.
-    pub counted_overhead_percent: f64,
+    /// Counted: percent more instructions than the baseline, if that was played.
+    pub counted_overhead_percent: Option<f64>,
+    /// Counted: the same for each repetition, against the baseline's median.
+    pub counted_overhead_spread_percent: Option<Spread>,
     /// Modelled: percent more cycles than the baseline.
-    pub modelled_overhead_percent: Overhead,
+    pub modelled_overhead_percent: Option<Overhead>,
     /// Counted: ticks of a read, medians over the repetitions.
     pub read_ticks: Latency,
     /// Counted: ticks of an update, likewise.
@@ -109,7 +111,7 @@ impl Entry {
     }
 }
 
-/// Fills in the overheads, against the first entry with [`SetUp::Kvm`]; without one they stay as they are.
+/// Fills in the overheads, against the entry of [`SetUp::Kvm`]; without one there are none.
 pub fn compare(entries: &mut [Entry], costs: &Costs) {
     let Some(base) = entries
         .iter()
@@ -120,9 +122,15 @@ pub fn compare(entries: &mut [Entry], costs: &Costs) {
     };
     for entry in entries {
         let counted = entry.counted();
-        entry.counted_overhead_percent =
-            model::percent_more(counted.instructions, base.instructions);
-        entry.modelled_overhead_percent = costs.overhead(&counted, &base);
+        let more = |instructions| model::percent_more(instructions, base.instructions);
+        let Spread { min, median, max } = entry.instructions_spread;
+        entry.counted_overhead_percent = Some(more(counted.instructions));
+        entry.counted_overhead_spread_percent = Some(Spread {
+            min: more(min),
+            median: more(median),
+            max: more(max),
+        });
+        entry.modelled_overhead_percent = Some(costs.overhead(&counted, &base));
     }
 }
 
@@ -146,22 +154,25 @@ pub fn table(entries: &[Entry]) -> String {
     );
     for entry in entries {
         let Spread { min, max, .. } = entry.instructions_spread;
-        let Overhead { low, mid, high } = entry.modelled_overhead_percent;
+        let counted = entry
+            .counted_overhead_percent
+            .map_or_else(|| "-".to_owned(), |percent| format!("{percent:.2}"));
+        let modelled = entry.modelled_overhead_percent.map_or_else(
+            || "-".to_owned(),
+            |Overhead { low, mid, high }| format!("{mid:.2} ({low:.2} to {high:.2})"),
+        );
         let paper = PAPER
             .iter()
             .find(|(set_up, _)| *set_up == entry.name)
             .map_or_else(String::new, |(_, percent)| format!("{percent:.1}"));
         let _ = writeln!(
             text,
-            "{:<14}|{:>12.0} {:>17} {:>12.2} {:>9.2} {:>7.2}|{:>25}|{:>9}",
+            "{:<14}|{:>12.0} {:>17} {:>12.2} {:>9.2} {counted:>7}|{modelled:>25}|{paper:>9}",
             entry.name.title(),
             entry.instructions_per_op,
             format!("{min:.0}-{max:.0}"),
             entry.guest_exits_per_op,
             entry.l0_exits_per_op,
-            entry.counted_overhead_percent,
-            format!("{mid:.2} ({low:.2} to {high:.2})"),
-            paper,
         );
     }
     for entry in entries {
@@ -220,7 +231,7 @@ impl ValueFormatter<f64> for Stretched {
     }
 }
 
-/// Draws the figure, as SVG. Bars: counted, modelled with its range, the paper's.
+/// Draws the figure, as SVG. Bars: counted, with the spread of the repetitions; modelled, with its range; the paper's.
 ///
 /// # Errors
 /// The drawing library refuses.
@@ -238,10 +249,9 @@ fn draw_into(
     let top = entries
         .iter()
         .flat_map(|entry| {
-            [
-                entry.modelled_overhead_percent.high,
-                entry.counted_overhead_percent,
-            ]
+            let modelled = entry.modelled_overhead_percent.map(|range| range.high);
+            let counted = entry.counted_overhead_spread_percent.map(|range| range.max);
+            [modelled, counted].into_iter().flatten()
         })
         .chain(PAPER.iter().map(|(_, percent)| *percent))
         .fold(10.0, f64::max)
@@ -283,13 +293,16 @@ fn draw_into(
     let mut ranges = Vec::new();
     let mut titles = Vec::new();
     for (place, entry) in (0..count).map(f64::from).zip(entries) {
-        let Overhead { low, mid, high } = entry.modelled_overhead_percent;
-        let counted = entry.counted_overhead_percent;
-        series[0].push(bar(place + 0.08, counted, COUNTED));
-        labels.push(label(place + 0.08, counted, raised(counted)));
-        series[1].push(bar(place + 0.36, mid, MODELLED));
-        labels.push(label(place + 0.36, mid, raised(high)));
-        ranges.push((place + 0.49, low, mid, high));
+        if let Some(Spread { min, median, max }) = entry.counted_overhead_spread_percent {
+            series[0].push(bar(place + 0.08, median, COUNTED));
+            labels.push(label(place + 0.08, median, raised(max)));
+            ranges.push((place + 0.21, min, median, max));
+        }
+        if let Some(Overhead { low, mid, high }) = entry.modelled_overhead_percent {
+            series[1].push(bar(place + 0.36, mid, MODELLED));
+            labels.push(label(place + 0.36, mid, raised(high)));
+            ranges.push((place + 0.49, low, mid, high));
+        }
         if let Some((_, percent)) = PAPER.iter().find(|(set_up, _)| *set_up == entry.name) {
             series[2].push(bar(place + 0.64, *percent, OTHERS));
             labels.push(label(place + 0.64, *percent, raised(*percent)));
@@ -300,7 +313,7 @@ fn draw_into(
         ));
     }
     let legends = [
-        ("counted: instructions", COUNTED),
+        ("counted: instructions, with the spread", COUNTED),
         ("modelled: cycles, with the range of the costs", MODELLED),
         ("the paper, on its machine", OTHERS),
     ];
@@ -354,12 +367,9 @@ mod tests {
             guest_exits_by_reason: BTreeMap::new(),
             l0_exits_per_op: l0_exits,
             l0_exits_by_reason: BTreeMap::new(),
-            counted_overhead_percent: 0.0,
-            modelled_overhead_percent: Overhead {
-                low: 0.0,
-                mid: 0.0,
-                high: 0.0,
-            },
+            counted_overhead_percent: None,
+            counted_overhead_spread_percent: None,
+            modelled_overhead_percent: None,
             read_ticks: Latency::default(),
             update_ticks: Latency::default(),
             operations_per_second: None,
@@ -391,12 +401,24 @@ mod tests {
         let entries = entries();
         let counted: Vec<_> = entries
             .iter()
-            .map(|entry| entry.counted_overhead_percent.round())
+            .map(|entry| entry.counted_overhead_percent.unwrap().round())
             .collect();
         assert_eq!(counted, [0.0, 0.0, 1.0, 150.0]);
-        assert_eq!(entries[1].modelled_overhead_percent.high, 0.0);
-        let nested = entries[2].modelled_overhead_percent;
-        assert!(1.0 < nested.low && nested.mid < entries[3].modelled_overhead_percent.low);
+        assert_eq!(entries[1].modelled_overhead_percent.unwrap().high, 0.0);
+        let modelled = |entry: &Entry| entry.modelled_overhead_percent.unwrap();
+        let nested = modelled(&entries[2]);
+        let spread = entries[2].counted_overhead_spread_percent.unwrap();
+        assert!((spread.max - spread.min - 0.002).abs() < 1e-9, "{spread:?}");
+        assert!(1.0 < nested.low && nested.mid < modelled(&entries[3]).low);
+    }
+
+    #[test]
+    fn without_the_baseline_nothing_is_compared() {
+        let mut entries = vec![entry(SetUp::LocumNested, 101_000.0, 16.0)];
+        compare(&mut entries, &Costs::table().unwrap());
+        assert_eq!(entries[0].counted_overhead_percent, None);
+        assert!(table(&entries).lines().last().unwrap().contains(" -|"));
+        assert!(draw(&entries).is_ok());
     }
 
     #[test]

@@ -278,6 +278,6 @@ mod tests {
         assert!(wrong("low = 0.6", "low = 2.6").contains("low <= mid"));
         assert!(wrong("[vmptrld]", "[vmptrld_cost]").contains("vmptrld_cost"));
         assert!(wrong("low = 0.6", "low = 0.0").contains("no instruction"));
-        assert!(wrong("source = \"l0-monitor", "source = \"\" # ").contains("no source"));
+        assert!(wrong("source = \"counted by hand", "source = \"\" # ").contains("no source"));
     }
 }

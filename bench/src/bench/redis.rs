@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::{
     bed::{Bed, BedArgs, Counts, SetUp},
     figure::{self, Entry, PAPER, Spread},
-    model::{Costs, Overhead},
+    model::Costs,
 };
 use crate::bochs::Platform;
 
@@ -329,11 +329,6 @@ fn summarize(set_up: SetUp, repetitions: &[(Repetition, Counts)], empty: &Counts
     let rate = |r: &Repetition| r.operations as f64 * 1e9 / r.nanoseconds.max(1) as f64;
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
     let seconds = all().map(|r| r.nanoseconds as f64 / 1e9).sum();
-    let none = Overhead {
-        low: 0.0,
-        mid: 0.0,
-        high: 0.0,
-    };
     Ok(Entry {
         name: set_up,
         operations,
@@ -344,8 +339,9 @@ fn summarize(set_up: SetUp, repetitions: &[(Repetition, Counts)], empty: &Counts
         guest_exits_by_reason: BTreeMap::new(),
         l0_exits_per_op: below.median,
         l0_exits_by_reason: shares(reasons),
-        counted_overhead_percent: 0.0,
-        modelled_overhead_percent: none,
+        counted_overhead_percent: None,
+        counted_overhead_spread_percent: None,
+        modelled_overhead_percent: None,
         read_ticks: latency(all().map(|r| &r.read))?,
         update_ticks: latency(all().map(|r| &r.update))?,
         operations_per_second: Some(Spread::of(all().map(rate))?),
