@@ -32,9 +32,10 @@
 //! | [`walk`], [`decode`] | reading the host's memory operands and MOVs |
 //! | [`transition`] | native to nested and back |
 //! | [`hypercall`] | what a host may ask for |
-//! | [`run`] | assembly, and everything that acts |
+//! | [`gate`] | assembly around VM entry and exit |
+//! | [`run`] | everything that acts |
 //!
-//! Everything but `run`, `transition` and `hypercall` is generic over [`crate::vmx::Hardware`] and is tested against a
+//! Everything but `gate`, `run`, `transition` and `hypercall` is generic over [`crate::vmx::Hardware`] and is tested against a
 //! model of it.
 
 pub mod adopt;
@@ -43,6 +44,7 @@ pub mod context;
 pub mod control_registers;
 pub mod decode;
 pub mod exits;
+pub mod gate;
 pub mod host_area;
 pub mod hypercall;
 #[cfg(test)]

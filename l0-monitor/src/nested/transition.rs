@@ -24,7 +24,7 @@ use crate::nested::steady::Steady;
 use crate::nested::vcpu::{Belief, VCpu, gpr};
 use crate::nested::vmcs01::{self, HOST_VPID, HostState};
 use crate::nested::walk::Paging;
-use crate::nested::{Start, host_area, host_area::HostArea, host_area::at, regions, run};
+use crate::nested::{Start, gate, host_area, host_area::HostArea, host_area::at, regions, run};
 use crate::partition;
 use crate::shared::{self, Counter};
 use crate::vmx::caps::Caps;
@@ -66,7 +66,7 @@ fn own_area(hw: &mut Cpu, cpu: CpuIndex, slot: Slot) -> HostArea {
         (at::CR3, paging::l0_cr3(slot)),
         (at::CR4, registers::CR4_PAE | registers::CR4_VMXE | xsave),
         (at::RSP, run::exit_stack(cpu)),
-        (at::RIP, run::exit_address()),
+        (at::RIP, gate::exit_address()),
         (at::SELECTORS + Segment::Es as usize, data),
         (at::SELECTORS + Segment::Cs as usize, code),
         (at::SELECTORS + Segment::Ss as usize, data),
@@ -150,7 +150,7 @@ pub fn native_call(frame: *mut Frame, cpu: CpuIndex) -> ! {
     let mut hw = unsafe { Cpu::new(slot.get()) };
     match enter(vcpu, &mut hw, frame_ref, cpu, slot) {
         // SAFETY: `enter` made VMCS01 current and filled it in.
-        Ok(()) => unsafe { run::launch(vcpu) },
+        Ok(()) => unsafe { gate::launch(vcpu) },
         Err(errno) => {
             shared::trace(TraceKind::HypercallRefused, errno as u32, 0, frame as u64);
             shared::status().count_refusal();
@@ -247,7 +247,7 @@ pub fn start(cpu: CpuIndex, start: Start) -> ! {
     vcpu.gprs = [0; 16];
     vcpu.gprs[gpr::RSI] = start.rsi;
     // SAFETY: VMCS01 is current, clear and filled in.
-    unsafe { run::launch(vcpu) }
+    unsafe { gate::launch(vcpu) }
 }
 
 /// Checks a Leave call. The frame is reached twice: by the address at which the host's stub uses it, under both page

@@ -1,0 +1,134 @@
+//! The gate: assembly around VM entry and exit.
+#![expect(unsafe_code, reason = "VM entry and exit switch the whole CPU")]
+
+use core::arch::global_asm;
+
+use crate::nested::run::{handle_exit, handle_failure, handle_steady};
+use crate::nested::vcpu::{NMI_ROOM, VCpu};
+
+/// Where the register area is in a [`VCpu`].
+pub(super) const GPRS: usize = core::mem::offset_of!(VCpu, gprs);
+const STACK_TOP: usize = core::mem::offset_of!(VCpu, stack_top);
+const _: () = assert!(GPRS == NMI_ROOM);
+
+/// Registers that a call changes, and RBX, to or from the register area at RSP. RBX comes last: until then it holds the
+/// address of the `VCpu`.
+macro_rules! few {
+    ($op:ident) => {
+        concat!(
+            $op!("0x00", "rax"),
+            $op!("0x08", "rcx"),
+            $op!("0x10", "rdx"),
+            $op!("0x30", "rsi"),
+            $op!("0x38", "rdi"),
+            $op!("0x40", "r8"),
+            $op!("0x48", "r9"),
+            $op!("0x50", "r10"),
+            $op!("0x58", "r11"),
+            $op!("0x18", "rbx"),
+        )
+    };
+}
+
+/// The others, but RSP, which VMCSs hold.
+macro_rules! rest {
+    ($op:ident) => {
+        concat!(
+            $op!("0x28", "rbp"),
+            $op!("0x60", "r12"),
+            $op!("0x68", "r13"),
+            $op!("0x70", "r14"),
+            $op!("0x78", "r15"),
+        )
+    };
+}
+
+macro_rules! save {
+    ($offset:literal, $register:literal) => {
+        concat!("mov [rsp + ", $offset, "], ", $register, "\n")
+    };
+}
+
+macro_rules! load {
+    ($offset:literal, $register:literal) => {
+        concat!("mov ", $register, ", [rsp + ", $offset, "]\n")
+    };
+}
+
+// A VM exit loads RSP with the address of the register area; an NMI before the stack is switched uses the room below it.
+// RBX holds the address of the VCpu across calls. RSP is the same when VM entry is tried, so that a failed one saves the
+// registers the same way; neither LEA nor MOV change the flags that tell why. The direction flag is clear: VM exits
+// clear it, and L0 never sets it.
+global_asm!(
+    ".pushsection .text",
+    ".balign 64",
+    ".globl l0_vm_exit",
+    "l0_vm_exit:",
+    few!(save),
+    "lea rbx, [rsp - {gprs}]",
+    "mov rsp, [rbx + {stack}]",
+    "mov rdi, rbx",
+    "call {steady}",
+    "test al, al",
+    "lea rsp, [rbx + {gprs}]",
+    "jz 1f",
+    few!(load),
+    "vmresume",
+    "jmp 3f",
+    "1:",
+    rest!(save),
+    "mov rsp, [rbx + {stack}]",
+    "mov rdi, rbx",
+    "call {handle}",
+    "l0_vm_enter:",
+    "lea rsp, [rbx + {gprs}]",
+    "cmp al, 0",
+    rest!(load),
+    few!(load),
+    "jne 2f",
+    "vmresume",
+    "jmp 3f",
+    "2:",
+    "vmlaunch",
+    "3:",
+    few!(save),
+    rest!(save),
+    "lea rbx, [rsp - {gprs}]",
+    "mov rsp, [rbx + {stack}]",
+    "pushfq",
+    "pop rsi",
+    "mov rdi, rbx",
+    "call {failed}",
+    "jmp l0_vm_enter",
+    ".globl l0_vm_first_enter",
+    "l0_vm_first_enter:", // rdi = VCpu
+    "mov rbx, rdi",
+    "mov eax, 1",
+    "jmp l0_vm_enter",
+    ".popsection",
+    gprs = const GPRS,
+    stack = const STACK_TOP,
+    steady = sym handle_steady,
+    handle = sym handle_exit,
+    failed = sym handle_failure,
+);
+
+unsafe extern "C" {
+    safe static l0_vm_exit: u8;
+    fn l0_vm_first_enter(vcpu: *mut core::ffi::c_void) -> !;
+}
+
+/// Address that VM exits jump to.
+pub fn exit_address() -> u64 {
+    (&raw const l0_vm_exit).addr() as u64
+}
+
+/// Launches VMCS01 for the first time, with the registers in `vcpu`.
+///
+/// # Safety
+/// VMCS01 of this CPU is current, clear and filled in; `vcpu` is this CPU's.
+pub unsafe fn launch(vcpu: &'static mut VCpu) -> ! {
+    vcpu.launched = true;
+    // SAFETY: the caller says that everything is in place; the assembly takes the state over.
+    unsafe { l0_vm_first_enter((&raw mut *vcpu).cast()) }
+}
