@@ -22,7 +22,12 @@ use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::{bochs::Platform, boot::MachineArgs, progress::Progress, run::Run};
+use crate::{
+    bochs::Platform,
+    boot::{MachineArgs, PLAIN_CMDLINE},
+    progress::Progress,
+    run::Run,
+};
 
 /// Long enough for a nested host to boot on a loaded machine.
 const BOOT: Duration = Duration::from_secs(900);
@@ -284,8 +289,7 @@ const POLL: &str = "labd.idle_ms=100";
 fn machine(set_up: SetUp, args: &BedArgs) -> MachineArgs {
     let plain = matches!(set_up, SetUp::Kvm | SetUp::NestedKvm);
     let pool = if set_up == SetUp::Kvm {
-        // Without L0 nobody declares the pool, so the command line does.
-        "memmap=0x17e00000%0x60000000-1+0xefffffff"
+        PLAIN_CMDLINE
     } else {
         ""
     };
@@ -295,6 +299,7 @@ fn machine(set_up: SetUp, args: &BedArgs) -> MachineArgs {
         cpus: args.cpus,
         timeout: args.timeout,
         platform: args.platform,
+        workload: true,
         cmdline: format!("{pool} {POLL}"),
         ..MachineArgs::default()
     }
