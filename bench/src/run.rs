@@ -306,8 +306,12 @@ impl Run {
         }
     }
 
-    /// Watches the guests from the successor while they come over; both hosts map the same pool.
+    /// Watches the guests from the successor while they come over; both hosts map the same pool. Not where that host has one CPU: a
+    /// watcher that waits for the CPU sees nothing but that, and QEMU's word stands.
     fn watch_gaps(&mut self, generation: u32) -> Result<Vec<JobId>> {
+        if self.report.cpus < 4 {
+            return Ok(Vec::new());
+        }
         let names = self.guest_names();
         names
             .iter()
