@@ -62,6 +62,18 @@ pub struct Guest {
     pub clock_lag_ns: Option<i64>,
 }
 
+impl Guest {
+    /// Ticks from QEMU's stop in the incumbent to its resume in the successor: all steps but what comes before the stop.
+    #[must_use]
+    pub fn stopped(&self) -> u64 {
+        self.steps
+            .iter()
+            .filter(|step| step.name != "ask")
+            .map(|step| step.instructions)
+            .sum()
+    }
+}
+
 /// One step of a pause.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
