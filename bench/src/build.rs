@@ -16,6 +16,7 @@ use crate::{kernel::Kernel, paths, say, tools};
 /// # Errors
 /// It does not compile; cargo has printed why.
 pub fn l0() -> Result<PathBuf> {
+    ensure_target("x86_64-unknown-none")?;
     cargo("l0-monitor", "l0", "x86_64-unknown-none", false)
 }
 
@@ -97,7 +98,6 @@ fn ensure_target(target: &str) -> Result<()> {
 }
 
 fn cargo(package: &str, binary: &str, target: &str, is_static: bool) -> Result<PathBuf> {
-    ensure_target(target)?;
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
         .current_dir(paths::workspace())

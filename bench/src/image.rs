@@ -32,20 +32,15 @@ const FIRMWARE: &[&str] = &[
 /// Programs from the host root beside busybox.
 const PROGRAMS: &[&str] = &["usr/bin/qemu-system-x86_64"];
 
-/// Modules that guests load, in this order.
-const GUEST_MODULES: &[&str] = &[
-    "kernel/net/core/failover.ko",
-    "kernel/drivers/net/net_failover.ko",
-    "kernel/drivers/net/virtio_net.ko",
-    "kernel/drivers/block/virtio_blk.ko",
-];
-
-/// Those of them that a network card needs.
+/// Modules that a guest loads for its network card, in this order.
 const NET_MODULES: &[&str] = &[
     "kernel/net/core/failover.ko",
     "kernel/drivers/net/net_failover.ko",
     "kernel/drivers/net/virtio_net.ko",
 ];
+
+/// The one for its disk.
+const DISK_MODULE: &str = "kernel/drivers/block/virtio_blk.ko";
 
 /// How guests are started, in `/guest`.
 const GUEST_SCRIPTS: &[(&str, &str)] = &[
@@ -254,7 +249,11 @@ fn guest_initrd(modules: &Path) -> Result<Vec<u8>> {
         archive.directory(directory);
     }
     archive.file("init", build::guest_init()?, 0o755);
-    add_guest_modules(&mut archive, modules, GUEST_MODULES);
+    add_guest_modules(
+        &mut archive,
+        modules,
+        &[NET_MODULES, &[DISK_MODULE]].concat(),
+    );
     to_bytes(&archive)
 }
 

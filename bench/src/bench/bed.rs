@@ -278,7 +278,7 @@ impl Bed {
 const INNER: u32 = 1;
 /// RAM of the inner host, in MiB: its initramfs twice, the pool, and 700 MiB for QEMU and guests besides.
 const INNER_MIB: u32 = 1280;
-/// Command line of the inner host. Its pool is as large as that of the others. What a guest of the lab leaves out to boot in
+/// Command line of the inner host. Its pool holds the same guests as that of the others. What a guest of the lab leaves out to boot in
 /// fewer instructions, it leaves out, too; none of it is about exits.
 const INNER_CMDLINE: &str = "console=ttyS0,115200 nokaslr idle=halt retain_initrd panic=-1 reboot=t \
      transparent_hugepage=never no_timer_check initcall_blacklist=load_system_certificate_list rodata=off \
