@@ -69,13 +69,13 @@ pub mod at {
     pub const INTERRUPTIBILITY: usize = 2;
     /// VM-entry interruption information.
     pub const ENTRY: usize = 3;
-    /// Primary processor-based controls: interrupt windows. Not shadowed where there is APICv.
+    /// Primary processor-based controls: interrupt windows. Not shadowed where KVM has APICv.
     pub const PRIMARY: usize = 4;
     /// TPR threshold; likewise.
     pub const TPR: usize = 5;
     /// VMX-preemption timer.
     pub const TIMER: usize = 6;
-    /// Guest interrupt status: there is APICv.
+    /// Guest interrupt status. Shadowed only where KVM has APICv.
     pub const STATUS: usize = 7;
     /// PML index.
     pub const PML: usize = 17;
@@ -129,9 +129,12 @@ impl Shadow {
                 self.present |= 1 << i;
             }
         }
-        if self.has(at::STATUS) {
-            self.present &= !(1 << at::PRIMARY | 1 << at::TPR);
-        }
+        // KVM's APICv wants posted interrupts, too (`cpu_has_vmx_apicv` in arch/x86/kvm/vmx/capabilities.h). Without
+        // it, it opens interrupt windows and moves the TPR threshold, and leaves the guest interrupt status alone.
+        self.present &= !match hw.vmread(field::POSTED_INTERRUPT_VECTOR) {
+            Ok(_) => 1 << at::PRIMARY | 1 << at::TPR,
+            Err(_) => 1 << at::STATUS,
+        };
         let written = self.present & ((1 << WRITTEN) - 1);
         for (bitmap, fields) in bitmaps.into_iter().zip([self.present, written]) {
             clear_bits(hw, bitmap, fields);

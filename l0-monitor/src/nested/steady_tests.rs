@@ -184,7 +184,11 @@ fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
     let (mut cpu, mut hw): (Box<VCpu>, Model) = nested_on(shadowing);
     if seed == 2 {
         // No APICv, no PML.
-        let missing = [field::GUEST_INTERRUPT_STATUS, field::PML_INDEX];
+        let missing = [
+            field::POSTED_INTERRUPT_VECTOR,
+            field::GUEST_INTERRUPT_STATUS,
+            field::PML_INDEX,
+        ];
         if shadowing {
             (cpu, hw) = shadowed_without(&missing);
         } else {
