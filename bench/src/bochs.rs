@@ -114,7 +114,7 @@ debug: action=ignore
 speaker: enabled=0
 pci: enabled=1, chipset=i440fx, slot1=e1000, slot2=e1000
 "#,
-        host = (*memory).min(2048),
+        host = memory,
     );
     for card in 0..2 {
         let _ = writeln!(

@@ -15,6 +15,7 @@ use crate::{
     image::Image,
     iso::Iso,
     kernel::Kernel,
+    layout::Layout,
     machine::{Machine, Setup},
     paths, say, tools,
 };
@@ -24,20 +25,11 @@ pub const INCUMBENT: &str = "6.12.94";
 /// Kernel that replaces it.
 pub const SUCCESSOR: &str = "6.12.107";
 
-/// Command line of every host in the lab. Bochs loses wake-ups from MWAIT idle; the rest is what Locum asks of a host.
-///
-/// With [`L0_ARGS`]: Linux takes its boot-time memory from the end of RAM downwards, and blocks that hold such memory
-/// can't be offlined. So 176 MiB of RAM lie above the pool for that, and `movablecore` counts them in: the blocks that
-/// a successor gets, [0x40000000, 0x60000000), stay free of it. `nokaslr` keeps the kernel's image out of them.
+/// Command line of every host in the lab, with the `movablecore` of its [`Layout`]. Bochs loses wake-ups from MWAIT idle;
+/// the rest is what Locum asks of a host. `nokaslr` keeps the kernel's image out of the blocks that a successor gets.
 /// Beside a guest, huge pages of its QEMU were seen to hold a block that could not be offlined then.
 pub const CMDLINE: &str = "console=ttyS0,115200 nokaslr idle=halt acpi_irq_nobalance no_ipi_broadcast=1 \
-     retain_initrd panic=0 movablecore=704M transparent_hugepage=never";
-
-/// Arguments of L0 in the lab: where guest RAM lives, and its log.
-pub const L0_ARGS: &str = "pool=60000000-75000000 log=e9";
-
-/// For a kernel without L0, which declares the pool itself: the same range as Soft Reserved. Needs addresses that stay.
-pub const PLAIN_CMDLINE: &str = "nokaslr memmap=0x15000000%0x60000000-1+0xefffffff";
+     retain_initrd panic=0 transparent_hugepage=never";
 
 /// How to build and run a machine.
 #[derive(Debug, Clone, Args)]
@@ -78,6 +70,9 @@ pub struct MachineArgs {
     /// What runs the machine; kvm is untested
     #[arg(long, value_enum, default_value_t)]
     pub platform: Platform,
+    /// Where what lies in its RAM
+    #[arg(skip = Layout::USUAL)]
+    pub layout: Layout,
     /// Directory of the run (default: a new one in target/lab/runs)
     #[arg(long)]
     pub dir: Option<PathBuf>,
@@ -98,6 +93,7 @@ impl Default for MachineArgs {
             timeout: 600,
             strict: false,
             platform: Platform::default(),
+            layout: Layout::USUAL,
             dir: None,
         }
     }
@@ -199,9 +195,18 @@ pub fn prepare(args: &MachineArgs) -> Result<Setup> {
     let kernel = kernels.first().context("no kernel")?;
     Iso {
         l0: if args.plain { None } else { Some(build::l0()?) },
-        l0_args: format!("{L0_ARGS} host_cpus={} {}", args.cpus, args.l0_args),
+        l0_args: format!(
+            "{} log=e9 host_cpus={} {}",
+            args.layout.l0_pool(),
+            args.cpus,
+            args.l0_args
+        ),
         kernel: kernel.image(),
-        cmdline: format!("{CMDLINE} {}", args.cmdline),
+        cmdline: format!(
+            "{CMDLINE} movablecore={}M {}",
+            args.layout.movable(),
+            args.cmdline
+        ),
         initrd: initrd.clone(),
     }
     .build(&dir.join("iso"), &iso)?;
@@ -209,7 +214,7 @@ pub fn prepare(args: &MachineArgs) -> Result<Setup> {
     Ok(Setup {
         cpus: args.cpus,
         cpu_model: args.cpu_model.clone(),
-        memory: 2048,
+        memory: args.layout.memory,
         platform: args.platform,
         iso,
         dir,

@@ -149,6 +149,7 @@ pub fn successor(run: &mut Run, release: &str) -> Result<Successor> {
         release: release.to_owned(),
         kernel: Kernel::Stock,
         cpus: run.report.cpus / 2,
+        memory: run.layout.successor,
         device: cards.pop(),
         guests: run.guest_names(),
         cmdline: String::new(),

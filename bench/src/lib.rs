@@ -19,6 +19,7 @@ pub mod demo;
 pub mod image;
 pub mod iso;
 pub mod kernel;
+pub mod layout;
 pub mod machine;
 pub mod paths;
 pub mod progress;

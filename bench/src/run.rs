@@ -9,6 +9,7 @@ use crate::{
     agent::{Beat, Gap, Status},
     boot::{self, MachineArgs},
     channel::JobId,
+    layout::Layout,
     machine::{Host, Machine},
     progress::Progress,
     report::{self, Phase, Report},
@@ -33,6 +34,8 @@ pub struct Run {
     pub report: Report,
     /// Generation that reigns.
     pub generation: u32,
+    /// Where what lies in the machine's RAM.
+    pub layout: Layout,
     /// The live line.
     pub progress: Progress,
     /// Guests, with the report that each made of itself when it was started.
@@ -72,6 +75,7 @@ impl Run {
             machine,
             report,
             generation: 0,
+            layout: args.layout,
             progress,
             guests: Vec::new(),
             phase_begin: 0,

@@ -10,8 +10,9 @@ use anyhow::{Result, ensure};
 
 use crate::{
     bochs::IVY_BRIDGE,
-    boot::{MachineArgs, PLAIN_CMDLINE, SUCCESSOR},
+    boot::{MachineArgs, SUCCESSOR},
     demo, kernel,
+    layout::Layout,
     run::Run,
 };
 
@@ -83,7 +84,7 @@ pub const BY_NAME: &[Scenario] = &[
             args.plain = true;
             args.strict = false;
             args.cpus = 2;
-            args.cmdline = PLAIN_CMDLINE.into();
+            args.cmdline = Layout::USUAL.plain_pool();
         },
         play: plain_kvm,
     },

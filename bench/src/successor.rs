@@ -42,6 +42,8 @@ pub struct Successor {
     pub kernel: Kernel,
     /// CPUs it boots with.
     pub cpus: u32,
+    /// Memory it boots with, in MiB.
+    pub memory: u32,
     /// PCI function that moves with it.
     pub device: Option<String>,
     /// Guests to hand over.
@@ -78,13 +80,14 @@ impl Successor {
 initramfs = "/boot/initrd"
 cmdline = "console=ttyS{console},115200 idle=halt no_ipi_broadcast=1 retain_initrd panic=0 lab.begin {extra}"
 cpus = {cpus}
-memory = "512M"
+memory = "{memory}M"
 ports = ["{channel}"]
 carry = ["/etc/locum"]
 "#,
             kernel = self.kernel_path(),
             extra = self.cmdline,
             cpus = self.cpus,
+            memory = self.memory,
             // COM4 is the lab's channel to odd generations, COM3 that to even ones.
             channel = if console == 1 {
                 "0x2e8-0x2ef"
@@ -152,6 +155,7 @@ mod tests {
             release: "6.12".into(),
             kernel,
             cpus: 2,
+            memory: 512,
             device: Some("0000:00:03.0".into()),
             guests: vec!["g1".into()],
             cmdline: String::new(),

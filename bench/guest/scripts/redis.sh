@@ -24,6 +24,6 @@ exec qemu-system-x86_64 -accel "$ACCEL" -cpu "$CPU" -nodefaults -no-user-config 
     -netdev "tap,id=net0,ifname=tap0,script=no,downscript=no,vhost=$VHOST" \
     -device virtio-net-pci,netdev=net0,romfile= \
     -kernel "${KERNEL:-$GUEST/vmlinuz}" -initrd "$GUEST/redis" \
-    -append "console=ttyS0 quiet reboot=t panic=-1 mitigations=off nokaslr init_on_alloc=0 no_timer_check idle=halt nofsgsbase rodata=off initcall_blacklist=load_system_certificate_list $APPEND" \
+    -append "console=ttyS0 quiet reboot=t panic=-1 mitigations=off nokaslr init_on_alloc=0 no_timer_check idle=halt rodata=off initcall_blacklist=load_system_certificate_list,cmos_init $APPEND" \
     -chardev "file,id=console,path=$RUN/redis.log" -serial chardev:console \
     -qmp "unix:$RUN/redis.qmp,server=on,wait=off" "$@"

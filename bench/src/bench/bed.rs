@@ -22,12 +22,7 @@ use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::{
-    bochs::Platform,
-    boot::{MachineArgs, PLAIN_CMDLINE},
-    progress::Progress,
-    run::Run,
-};
+use crate::{bochs::Platform, boot::MachineArgs, layout::Layout, progress::Progress, run::Run};
 
 /// Long enough for a nested host to boot on a loaded machine.
 const BOOT: Duration = Duration::from_secs(900);
@@ -87,6 +82,8 @@ pub struct BedArgs {
     pub timeout: u64,
     /// What runs the machine.
     pub platform: Platform,
+    /// Model of the machine's CPUs.
+    pub cpu_model: String,
 }
 
 /// Exits since boot.
@@ -289,9 +286,9 @@ const POLL: &str = "labd.idle_ms=100";
 fn machine(set_up: SetUp, args: &BedArgs) -> MachineArgs {
     let plain = matches!(set_up, SetUp::Kvm | SetUp::NestedKvm);
     let pool = if set_up == SetUp::Kvm {
-        PLAIN_CMDLINE
+        Layout::USUAL.plain_pool()
     } else {
-        ""
+        String::new()
     };
     MachineArgs {
         plain,
@@ -299,6 +296,7 @@ fn machine(set_up: SetUp, args: &BedArgs) -> MachineArgs {
         cpus: args.cpus,
         timeout: args.timeout,
         platform: args.platform,
+        cpu_model: args.cpu_model.clone(),
         workload: true,
         cmdline: format!("{pool} {POLL}"),
         ..MachineArgs::default()
@@ -329,6 +327,7 @@ fn counts_events(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bochs::HASWELL;
 
     #[test]
     fn statistics_are_events_that_happened() {
@@ -365,6 +364,7 @@ mod tests {
             cpus: 1,
             timeout: 1,
             platform: Platform::Bochs,
+            cpu_model: HASWELL.into(),
         };
         let plain = machine(SetUp::Kvm, &args);
         assert!(plain.plain && plain.cmdline.contains("%0x60000000"));

@@ -16,7 +16,10 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use crate::{bochs::Platform, paths};
+use crate::{
+    bochs::{HASWELL, Platform},
+    paths,
+};
 use bed::{BedArgs, SetUp};
 use redis::{Figure, RedisArgs};
 use vmexit::{EVENTS, Event, Table, VmexitArgs};
@@ -60,6 +63,12 @@ pub struct BenchArgs {
     /// Records of workload A; its own file says 1,000
     #[arg(long, default_value_t = 1000)]
     pub records: u64,
+    /// Clients of workload A at the same time (YCSB's threadcount)
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
+    pub threads: u64,
+    /// Model of the emulated CPUs, as Bochs calls it
+    #[arg(long, default_value = HASWELL)]
+    pub cpu_model: String,
     /// Kill a machine after this many seconds of wall time
     #[arg(long, default_value_t = 3600)]
     pub timeout: u64,
@@ -75,6 +84,12 @@ pub struct BenchArgs {
 pub fn bench(args: &BenchArgs) -> Result<bool> {
     let wants = |part| args.only.is_none_or(|only| only == part);
     let mut complete = true;
+    let bed = BedArgs {
+        cpus: 1,
+        timeout: args.timeout,
+        platform: args.platform,
+        cpu_model: args.cpu_model.clone(),
+    };
     if wants(Part::Vmexit) {
         let events = if args.events.is_empty() {
             EVENTS.to_vec()
@@ -86,11 +101,7 @@ pub fn bench(args: &BenchArgs) -> Result<bool> {
             events,
             iterations: args.iterations,
             cycles: args.cycles,
-            bed: BedArgs {
-                cpus: 1,
-                timeout: args.timeout,
-                platform: args.platform,
-            },
+            bed: bed.clone(),
         };
         let save = |table: &Table| write("vmexit.json", table);
         let table = vmexit::measure(&how, save)?;
@@ -104,11 +115,8 @@ pub fn bench(args: &BenchArgs) -> Result<bool> {
             warmup: args.warmup,
             operations: args.operations,
             repetitions: args.repetitions,
-            bed: BedArgs {
-                cpus: 1,
-                timeout: args.timeout,
-                platform: args.platform,
-            },
+            threads: args.threads,
+            bed: bed.clone(),
         };
         let save = |figure: &Figure| {
             write("figure1.json", figure)?;

@@ -43,6 +43,8 @@ pub struct RedisArgs {
     pub operations: u64,
     /// Repetitions.
     pub repetitions: u64,
+    /// Clients at the same time.
+    pub threads: u64,
     /// The machines.
     pub bed: BedArgs,
 }
@@ -60,6 +62,10 @@ pub struct Figure {
     pub warmup: u64,
     /// Repetitions of every set-up.
     pub repetitions: u64,
+    /// Clients at the same time (YCSB's `threadcount`).
+    pub threads: u64,
+    /// Model of the CPUs.
+    pub cpu_model: String,
     /// The set-ups that were played.
     pub setups: Vec<Entry>,
     /// What the paper's figure says, in percent of overhead.
@@ -104,6 +110,8 @@ pub fn measure(args: &RedisArgs, save: impl Fn(&Figure) -> Result<()>) -> Result
         records: args.records,
         warmup: args.warmup,
         repetitions: args.repetitions,
+        threads: args.threads,
+        cpu_model: args.bed.cpu_model.clone(),
         setups: Vec::new(),
         paper_overhead_percent: PAPER.iter().copied().collect(),
         costs: Costs::table()?,
@@ -166,7 +174,7 @@ fn start_server(bed: &mut Bed) -> Result<()> {
 
 fn run(bed: &mut Bed, args: &RedisArgs) -> Result<Entry> {
     bed.step("loading the records, warming up");
-    let records = format!("--records {}", args.records);
+    let records = format!("--records {} --threads {}", args.records, args.threads);
     client(
         bed,
         &format!("{records} --warmup {} --repetitions 0", args.warmup),

@@ -1,12 +1,15 @@
-//! Does operations, one after the other, and times them.
+//! Does operations and times them, in as many threads as there are clients (YCSB's `threadcount`): each has a connection
+//! of its own and does its operations one after the other.
 
 use std::{
     net::TcpStream,
     path::PathBuf,
+    sync::Barrier,
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use hdrhistogram::Histogram;
 use lab_guest::tsc;
 use redis::Connection;
@@ -122,41 +125,90 @@ impl Client {
         Ok(())
     }
 
-    /// Does `operations` operations, and counts.
-    ///
-    /// # Errors
-    /// An operation fails, or a counter cannot be read.
-    pub fn repeat(
-        &mut self,
-        operations: u64,
-        workload: &mut Workload,
-        sources: &[Source],
-    ) -> Result<Repetition> {
-        let mut reads = Histogram::<u64>::new_with_max(LONGEST, DIGITS)?;
-        let mut updates = reads.clone();
-        let before = read_all(sources)?;
-        let clock = Instant::now();
-        let begin = tsc::read_ordered();
+    /// Does `operations` operations, and times them.
+    fn play(&mut self, operations: u64, workload: &mut Workload) -> Result<Times> {
+        let mut times = Times::none()?;
         for _ in 0..operations {
             let operation = workload.next_operation();
             let from = tsc::read_ordered();
             self.perform(&operation)?;
             let ticks = tsc::read_ordered() - from;
             match operation {
-                Operation::Read { .. } => reads.saturating_record(ticks),
-                Operation::Update { .. } => updates.saturating_record(ticks),
+                Operation::Read { .. } => times.reads.saturating_record(ticks),
+                Operation::Update { .. } => times.updates.saturating_record(ticks),
             }
         }
+        Ok(times)
+    }
+}
+
+/// Latencies, in ticks.
+struct Times {
+    reads: Histogram<u64>,
+    updates: Histogram<u64>,
+}
+
+impl Times {
+    fn none() -> Result<Self> {
+        let reads = Histogram::new_with_max(LONGEST, DIGITS)?;
+        let updates = reads.clone();
+        Ok(Self { reads, updates })
+    }
+}
+
+/// Does `operations` operations on `records` records, shared out among the clients, and counts. The first client's
+/// operations are drawn from `seed`, those of the others from numbers that no other seed leads to.
+///
+/// # Errors
+/// An operation fails, or a counter cannot be read.
+pub fn repeat(
+    clients: &mut [Client],
+    operations: u64,
+    (records, seed): (u64, u64),
+    sources: &[Source],
+) -> Result<Repetition> {
+    let count = u64::try_from(clients.len())?;
+    ensure!(count > 0, "there is no client");
+    let (ready, done) = (
+        Barrier::new(clients.len() + 1),
+        Barrier::new(clients.len() + 1),
+    );
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..)
+            .zip(clients)
+            .map(|(number, client)| {
+                let share = operations / count + u64::from(number < operations % count);
+                let mut workload = Workload::new(records, seed | number << 32);
+                let (ready, done) = (&ready, &done);
+                scope.spawn(move || {
+                    ready.wait();
+                    let times = client.play(share, &mut workload);
+                    done.wait();
+                    times
+                })
+            })
+            .collect();
+        let before = read_all(sources);
+        ready.wait();
+        let clock = Instant::now();
+        let begin = tsc::read_ordered();
+        done.wait();
         let ticks = tsc::read_ordered() - begin;
         let elapsed = clock.elapsed();
-        let after = read_all(sources)?;
+        let (before, after) = (before?, read_all(sources)?);
+        let mut all = Times::none()?;
+        for thread in threads {
+            let times = thread.join().map_err(|_| anyhow!("a client panicked"))??;
+            all.reads.add(&times.reads)?;
+            all.updates.add(&times.updates)?;
+        }
         Ok(Repetition {
             operations,
-            reads: reads.len(),
+            reads: all.reads.len(),
             ticks,
             nanoseconds: u64::try_from(elapsed.as_nanos())?,
-            read: Latency::from(&reads),
-            update: Latency::from(&updates),
+            read: Latency::from(&all.reads),
+            update: Latency::from(&all.updates),
             counters: sources
                 .iter()
                 .zip(before.iter().zip(&after))
@@ -165,7 +217,7 @@ impl Client {
                 })
                 .collect(),
         })
-    }
+    })
 }
 
 fn read_all(sources: &[Source]) -> Result<Vec<Counters>> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser;
 use lab_ycsb::{
-    client::{Client, Source},
+    client::{self, Client, Source},
     report::Run,
     workload::Workload,
 };
@@ -35,6 +35,9 @@ struct Cli {
     /// Repetitions
     #[arg(long, default_value_t = 5)]
     repetitions: u64,
+    /// Clients that do operations at the same time (YCSB's threadcount)
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
+    threads: u64,
     /// Seed of the first repetition; the next ones have the next ones
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -53,16 +56,18 @@ fn source(text: &str) -> Result<Source, String> {
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
-    let mut client = Client::connect(&cli.server, Duration::from_secs(cli.patience))?;
-    let mut before = Workload::new(cli.records, 0);
+    let patience = Duration::from_secs(cli.patience);
+    let mut clients = (0..cli.threads)
+        .map(|_| Client::connect(&cli.server, patience))
+        .collect::<Result<Vec<_>>>()?;
     if !cli.loaded {
-        client.load(cli.records, &mut before)?;
+        clients[0].load(cli.records, &mut Workload::new(cli.records, 0))?;
     }
-    client.repeat(cli.warmup, &mut before, &[])?;
+    client::repeat(&mut clients, cli.warmup, (cli.records, 0), &[])?;
     let repetitions = (0..cli.repetitions)
         .map(|number| {
-            let mut workload = Workload::new(cli.records, cli.seed + number);
-            client.repeat(cli.operations, &mut workload, &cli.count)
+            let draw = (cli.records, cli.seed + number);
+            client::repeat(&mut clients, cli.operations, draw, &cli.count)
         })
         .collect::<Result<_>>()?;
     let run = Run {
