@@ -6,6 +6,7 @@
 #   g1    0 -128 MiB  microvm, 1 vCPU, no devices: the smallest pause
 #   g2  128 -320 MiB  q35, 2 vCPUs, virtio disk and net
 #       320 -336 MiB  the disk of g2
+#   mRAMcCPUSoOFFSET    like g1, of any size (MiB, vCPUs, MiB)
 set -eu
 name=$1
 shift
@@ -32,6 +33,12 @@ g1)
         -object "$(ram 128M 0)" \
         -append "$boot lab.name=g1 lab.buffer_mib=32 lab.modules=0 $APPEND" "$@"
     ;;
+m[0-9]*c[0-9]*o[0-9]*)
+    ram=${name#m} cpus=${name#*c}
+    set -- -M "${M:-microvm,pit=off,pic=off,rtc=off,isa-serial=on},suppress-vmdesc=on,memory-backend=ram" \
+        -m "${ram%%c*}M" -smp "${cpus%%o*}" -object "$(ram "${ram%%c*}M" "${name#*o}M")" \
+        -append "$boot lab.name=$name lab.buffer_mib=32 lab.modules=0 $APPEND" "$@"
+    ;;
 g2)
     # One process serves the disk and one the datagrams, for source and target alike if they are on one host.
     [ -S "$RUN/g2.disk" ] || {
@@ -47,7 +54,7 @@ g2)
         -append "$boot lab.name=g2 lab.buffer_mib=48 lab.duty=25 $APPEND" "$@"
     ;;
 *)
-    echo "guest.sh: no guest $name; there are g1 and g2" >&2
+    echo "guest.sh: no guest $name; there are g1, g2 and mRAMcCPUSoOFFSET" >&2
     exit 1
     ;;
 esac

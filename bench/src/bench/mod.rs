@@ -2,10 +2,11 @@
 //!
 //! A [`bed`] is a booted host of one set-up, in which guests can be started and exits counted; the benchmarks are played
 //! on beds: [`vmexit`] is the table of single events, [`redis`] the workload of [`figure`] 1, [`model`] what its events would
-//! cost on silicon. Results go to `target/bench`. What is counted in the emulator is no time.
+//! cost on silicon; [`handover`] plays refreshes. Results go to `target/bench`. What is counted in the emulator is no time.
 
 pub mod bed;
 pub mod figure;
+pub mod handover;
 pub mod model;
 pub mod redis;
 pub mod vmexit;
@@ -31,6 +32,8 @@ pub enum Part {
     Vmexit,
     /// Workload A on Redis.
     Figure1,
+    /// Pauses of guests that go over to the next host.
+    Handover,
 }
 
 /// Count what Locum costs, under four set-ups.
@@ -125,6 +128,12 @@ pub fn bench(args: &BenchArgs) -> Result<bool> {
         let figure = redis::measure(&how, save)?;
         println!("{figure}\nin target/bench/figure1.json and figure1.svg");
         complete &= figure.errors.is_empty();
+    }
+    if wants(Part::Handover) {
+        let save = |table: &handover::Table| write("handover.json", table);
+        let table = handover::measure(args.timeout, args.platform, save)?;
+        println!("{table}\nin target/bench/handover.json");
+        complete &= table.errors.is_empty();
     }
     Ok(complete)
 }

@@ -214,9 +214,8 @@ pub fn load(
     hw.put(field::GUEST_PENDING_DEBUG, 0);
 }
 
-/// The part of [`load`] that the host may change at any time without an exit, and that is written sooner than read.
-#[inline(always)]
-pub fn load_registers(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_fixed: (u64, u64)) {
+/// The part of [`load`] that the host may change at any time without an exit.
+fn load_registers(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_fixed: (u64, u64)) {
     let v = &area.0;
     hw.put(field::GUEST_CR0, v[at::CR0] | cr_fixed.0);
     hw.put(field::GUEST_CR3, v[at::CR3]);
@@ -244,7 +243,7 @@ pub fn load_registers(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_f
 
 /// The segment registers, but for the bases and the limit in [`load_registers`].
 #[inline(never)]
-pub fn load_segments(hw: &mut impl Hardware, area: &HostArea, kept: &Kept) {
+fn load_segments(hw: &mut impl Hardware, area: &HostArea, kept: &Kept) {
     for segment in Segment::ALL {
         let (selector, limit, rights) = match segment {
             Segment::Ldtr => (0, 0, UNUSABLE),
@@ -264,11 +263,72 @@ pub fn load_segments(hw: &mut impl Hardware, area: &HostArea, kept: &Kept) {
     }
 }
 
+/// [`load`] where the host left off in 64-bit mode at CPL 0 by a VM exit and all but a few registers are as it found them
+/// after the last one: what differs is looked for before anything is written. A VMREAD is cheaper than a VMWRITE, after
+/// which VM entry may check the VMCS anew (Linux commit 3af80fec6e7f).
+#[inline(always)]
+pub fn reload(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_fixed: (u64, u64)) {
+    if !registers_are_loaded(hw, area, kept, cr_fixed) {
+        reload_registers(hw, area, kept, cr_fixed);
+    }
+    if !segments_are_loaded(hw, area, kept) {
+        load_segments(hw, area, kept);
+    }
+    hw.put(field::GUEST_RIP, area.0[at::RIP]);
+    hw.put(field::GUEST_RFLAGS, 2);
+}
+
+#[inline(never)]
+fn reload_registers(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_fixed: (u64, u64)) {
+    load_registers(hw, area, kept, cr_fixed);
+    hw.put(field::GUEST_INTERRUPTIBILITY, 0);
+}
+
+/// Whether [`reload_registers`] would change nothing but RIP and RFLAGS. Linux changes the limit of the GDTR whenever its
+/// KVM leaves a guest for longer, so that one is corrected right away.
+#[inline(always)]
+fn registers_are_loaded(
+    hw: &mut impl Hardware,
+    area: &HostArea,
+    kept: &Kept,
+    cr_fixed: (u64, u64),
+) -> bool {
+    let v = &area.0;
+    if hw.get(field::GUEST_GDTR_LIMIT) != 0xffff {
+        hw.put(field::GUEST_GDTR_LIMIT, 0xffff);
+    }
+    let mut differ = hw.get(field::GUEST_INTERRUPTIBILITY);
+    for (field, value) in [
+        (field::GUEST_CR0, v[at::CR0] | cr_fixed.0),
+        (field::GUEST_CR3, v[at::CR3]),
+        (field::GUEST_CR4, v[at::CR4] | cr_fixed.1),
+        (field::GUEST_RSP, v[at::RSP]),
+        (field::GUEST_DR7, 0x400),
+        (field::GUEST_DEBUGCTL, 0),
+        (Segment::Fs.guest_base(), v[at::FS_BASE]),
+        (Segment::Gs.guest_base(), v[at::GS_BASE]),
+        (Segment::Tr.guest_base(), kept.tr[1]),
+        (Segment::Tr.guest_limit(), 0x67),
+        (field::GUEST_GDTR_BASE, v[at::GDTR_BASE]),
+        (field::GUEST_IDTR_BASE, v[at::IDTR_BASE]),
+        (field::GUEST_IDTR_LIMIT, 0xffff),
+        (field::GUEST_SYSENTER_CS, kept.sysenter[0]),
+        (field::GUEST_SYSENTER_ESP, kept.sysenter[1]),
+        (field::GUEST_SYSENTER_EIP, kept.sysenter[2]),
+    ] {
+        differ |= hw.get(field) ^ value;
+    }
+    if kept.exit_controls & exit::LOAD_EFER != 0 {
+        differ |= hw.get(field::GUEST_EFER) ^ kept.efer;
+    }
+    differ == 0
+}
+
 /// Whether [`load_segments`] would change nothing that a host can tell, if it left off in 64-bit mode at CPL 0 by a VM
 /// exit: there selectors say it all. Limits and the other bases are not used, a null selector is unusable, the code
 /// segment has L set and DPL 0, and a task register that LTR loaded is a busy TSS (SDM vol. 3A, 3.4.4 and 9.2.4).
 #[inline(always)]
-pub fn segments_are_loaded(hw: &mut impl Hardware, area: &HostArea, kept: &Kept) -> bool {
+fn segments_are_loaded(hw: &mut impl Hardware, area: &HostArea, kept: &Kept) -> bool {
     let mut differ = hw.get(Segment::Ldtr.guest_selector());
     differ |= hw.get(Segment::Tr.guest_selector()) ^ kept.tr[0];
     for segment in [

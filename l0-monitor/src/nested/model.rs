@@ -42,6 +42,19 @@ pub struct Model {
     pub invalidated: Vec<(Invalidate, u64, [u64; 2])>,
     /// CR2.
     pub cr2: u64,
+    /// How often it was done what is dear on silicon.
+    pub done: Done,
+}
+
+/// Counts of what is dear.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// VMREADs.
+    pub reads: u32,
+    /// VMWRITEs.
+    pub writes: u32,
+    /// VMPTRLDs.
+    pub pointers: u32,
 }
 
 impl Model {
@@ -138,6 +151,7 @@ impl Model {
 
 impl Hardware for Model {
     fn vmread(&mut self, field: Field) -> Result<u64, VmxStatus> {
+        self.done.reads += 1;
         if !self.has(field) {
             return Err(self.fail(12));
         }
@@ -147,6 +161,7 @@ impl Hardware for Model {
     }
 
     fn vmwrite(&mut self, field: Field, value: u64) -> VmxStatus {
+        self.done.writes += 1;
         match self.current {
             None => VmxStatus::FailInvalid,
             Some(_) if !self.has(field) => self.fail(12),
@@ -160,6 +175,7 @@ impl Hardware for Model {
     }
 
     fn vmptrld(&mut self, phys: u64) -> VmxStatus {
+        self.done.pointers += 1;
         if Self::bad_pointer(phys) {
             return self.fail(9);
         }

@@ -77,11 +77,31 @@ pub mod at {
     pub const TIMER: usize = 6;
     /// Guest interrupt status. Shadowed only where KVM has APICv.
     pub const STATUS: usize = 7;
+    /// Exit reason.
+    pub const REASON: usize = 8;
+    /// IDT-vectoring information.
+    pub const VECTORING: usize = 9;
+    /// VM-exit instruction length.
+    pub const LENGTH: usize = 10;
+    /// Guest RFLAGS.
+    pub const RFLAGS: usize = 11;
+    /// Access rights of the guest's CS.
+    pub const CODE: usize = 12;
+    /// Access rights of the guest's SS.
+    pub const STACK: usize = 13;
+    /// Exit qualification.
+    pub const QUALIFICATION: usize = 14;
+    /// VM-exit interruption information.
+    pub const INTERRUPTION: usize = 15;
+    /// Guest-physical address.
+    pub const PHYSICAL: usize = 16;
     /// PML index.
     pub const PML: usize = 17;
 }
 
 const _: () = assert!(FIELDS[at::STATUS].0 == field::GUEST_INTERRUPT_STATUS.0);
+const _: () = assert!(FIELDS[at::REASON].0 == field::EXIT_REASON.0);
+const _: () = assert!(FIELDS[at::STACK].0 == Segment::Ss.guest_rights().0);
 const _: () = assert!(FIELDS[at::PML].0 == field::PML_INDEX.0);
 
 /// Those of [`WRITTEN`] that are shadowed on every CPU, a bit for each.
@@ -98,8 +118,9 @@ pub struct Shadow {
     pub attached: bool,
     /// Those of [`FIELDS`] that are shadowed on this CPU, a bit for each.
     present: u32,
-    /// What the host's VMCS holds in the [`WRITTEN`] fields; the side table, for host RSP.
-    pub synced: [u64; WRITTEN],
+    /// What both the shadow and the host's VMCS held when they were last made equal; instead of the latter the side table,
+    /// for host RSP.
+    pub held: [u64; FIELDS.len()],
 }
 
 impl Shadow {
@@ -109,7 +130,7 @@ impl Shadow {
         bitmaps: [0; 2],
         attached: false,
         present: 0,
-        synced: [0; WRITTEN],
+        held: [0; FIELDS.len()],
     };
 
     /// Makes the shadow VMCS at `phys` ready for this CPU. Its page begins with the revision identifier, bit 31 set; the
@@ -174,7 +195,7 @@ impl Shadow {
             return;
         }
         hw.select(&host);
-        self.synced[at::HOST_RSP] = rsp;
+        self.held[at::HOST_RSP] = rsp;
         self.fill(hw);
         hw.put(field::HOST_RSP, rsp);
         hw.select(&vmcs01);
@@ -218,21 +239,31 @@ impl Shadow {
         for (i, field) in self.fields(FIELDS.len()).skip(1) {
             hw.put(field, values[i]);
         }
-        self.synced[1..].copy_from_slice(&values[1..WRITTEN]);
+        self.held[1..].copy_from_slice(&values[1..]);
+    }
+
+    /// Writes a field of the shadow, which is current and unchanged since it was last taken over, unless it holds that.
+    #[inline(always)]
+    pub fn set(&mut self, hw: &mut impl Hardware, index: usize, value: u64) {
+        if self.held[index] != value {
+            self.held[index] = value;
+            hw.put(FIELDS[index], value);
+        }
     }
 
     /// Takes over what the host wrote, into its VMCS at `host`, which is current afterwards. True if there was anything.
     pub fn flush(&mut self, hw: &mut impl Hardware, host: u64) -> bool {
-        let before = self.synced;
+        let before = self.held;
         self.take_over(hw, &host);
-        before != self.synced
+        before != self.held
     }
 
     /// [`Self::flush`] for whoever need not know whether there was anything.
     #[inline(always)]
     pub fn take_over(&mut self, hw: &mut impl Hardware, host: &u64) {
         hw.select(&self.phys);
-        let mut values = self.synced;
+        let mut values = [0; WRITTEN];
+        values.copy_from_slice(&self.held[..WRITTEN]);
         for (i, value) in values.iter_mut().enumerate() {
             if ALWAYS >> i & 1 != 0 || self.has(i) {
                 *value = hw.get(FIELDS[i]);
@@ -240,11 +271,11 @@ impl Shadow {
         }
         hw.select(host);
         for (i, value) in values.into_iter().enumerate() {
-            if value != self.synced[i] {
+            if value != self.held[i] {
                 if i != at::HOST_RSP {
                     hw.put(FIELDS[i], value);
                 }
-                self.synced[i] = value;
+                self.held[i] = value;
             }
         }
     }
@@ -253,7 +284,7 @@ impl Shadow {
     pub fn seen(&self, area: HostArea) -> HostArea {
         let mut area = area;
         if self.attached {
-            area.0[host_area::at::RSP] = self.synced[at::HOST_RSP];
+            area.0[host_area::at::RSP] = self.held[at::HOST_RSP];
         }
         area
     }
@@ -262,10 +293,11 @@ impl Shadow {
     /// as the field. Any VMCS is current afterwards.
     pub fn refresh(&mut self, hw: &mut impl Hardware, field: Field) {
         let whole = Field(field.0 & !1);
-        if self.covers(whole) {
+        if let Some((i, _)) = self.fields(FIELDS.len()).find(|(_, f)| *f == whole) {
             let value = hw.get(whole);
             hw.select(&self.phys);
             hw.put(whole, value);
+            self.held[i] = value;
         }
     }
 }

@@ -120,11 +120,7 @@ impl<H: Hardware> Context<'_, H> {
         self.hw.select(&self.cpu.vmcs01);
         self.cpu.in_guest = false;
         let fixed = (self.cpu.caps.cr0_fixed, self.cpu.caps.cr4_fixed);
-        host_area::load_registers(self.hw, &steady.area, &steady.kept, fixed);
-        self.hw.put(field::GUEST_INTERRUPTIBILITY, 0);
-        if !host_area::segments_are_loaded(self.hw, &steady.area, &steady.kept) {
-            host_area::load_segments(self.hw, &steady.area, &steady.kept);
-        }
+        host_area::reload(self.hw, &steady.area, &steady.kept, fixed);
         true
     }
 
@@ -138,7 +134,7 @@ impl<H: Hardware> Context<'_, H> {
         let cpu = &mut *self.cpu;
         if cpu.shadow.attached {
             cpu.shadow.take_over(self.hw, &cpu.steady.current);
-            cpu.steady.area.0[host_area::at::RSP] = cpu.shadow.synced[at::HOST_RSP];
+            cpu.steady.area.0[host_area::at::RSP] = cpu.shadow.held[at::HOST_RSP];
         } else {
             self.hw.select(&cpu.steady.current);
         }
@@ -190,7 +186,7 @@ fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, what: u8) {
         .has(at::STATUS)
         .then(|| hw.get(field::GUEST_INTERRUPT_STATUS));
     // VM entry takes the event, and the exit clears the valid bit (SDM vol. 3C, 26.8.3).
-    let event = (shadow.synced[at::ENTRY] & VALID != 0).then(|| hw.get(field::ENTRY_INTERRUPTION));
+    let event = (shadow.held[at::ENTRY] & VALID != 0).then(|| hw.get(field::ENTRY_INTERRUPTION));
     let interruption = (what & INTERRUPTION != 0).then(|| hw.get(field::EXIT_INTERRUPTION));
     let access = (what & (QUALIFICATION | PHYSICAL) != 0).then(|| {
         (
@@ -199,32 +195,28 @@ fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, what: u8) {
         )
     });
     hw.select(&shadow.phys);
-    hw.put(field::EXIT_REASON, reason);
-    hw.put(field::GUEST_RIP, rip);
-    hw.put(field::GUEST_RFLAGS, rflags);
-    hw.put(field::GUEST_INTERRUPTIBILITY, interruptibility);
-    hw.put(field::IDT_VECTORING, vectoring);
-    hw.put(field::INSTRUCTION_LENGTH, length);
-    hw.put(Segment::Cs.guest_rights(), code);
-    hw.put(Segment::Ss.guest_rights(), stack);
-    shadow.synced[at::RIP] = rip;
-    shadow.synced[at::INTERRUPTIBILITY] = interruptibility;
+    shadow.set(hw, at::REASON, reason);
+    shadow.set(hw, at::RIP, rip);
+    shadow.set(hw, at::RFLAGS, rflags);
+    shadow.set(hw, at::INTERRUPTIBILITY, interruptibility);
+    shadow.set(hw, at::VECTORING, vectoring);
+    shadow.set(hw, at::LENGTH, length);
+    shadow.set(hw, at::CODE, code);
+    shadow.set(hw, at::STACK, stack);
     if let Some(pml) = pml {
-        hw.put(field::PML_INDEX, pml);
+        shadow.set(hw, at::PML, pml);
     }
     if let Some(status) = status {
-        hw.put(field::GUEST_INTERRUPT_STATUS, status);
-        shadow.synced[at::STATUS] = status;
+        shadow.set(hw, at::STATUS, status);
     }
     if let Some(event) = event {
-        hw.put(field::ENTRY_INTERRUPTION, event);
-        shadow.synced[at::ENTRY] = event;
+        shadow.set(hw, at::ENTRY, event);
     }
     if let Some(interruption) = interruption {
-        hw.put(field::EXIT_INTERRUPTION, interruption);
+        shadow.set(hw, at::INTERRUPTION, interruption);
     }
     if let Some((qualification, physical)) = access {
-        hw.put(field::EXIT_QUALIFICATION, qualification);
-        hw.put(field::GUEST_PHYSICAL_ADDRESS, physical);
+        shadow.set(hw, at::QUALIFICATION, qualification);
+        shadow.set(hw, at::PHYSICAL, physical);
     }
 }
