@@ -114,7 +114,8 @@ debug: action=ignore
 speaker: enabled=0
 pci: enabled=1, chipset=i440fx, slot1=e1000, slot2=e1000
 "#,
-        host = memory,
+        // All that Bochs takes. More than that is rarely touched, and goes to a file.
+        host = (*memory).min(2048),
     );
     for card in 0..2 {
         let _ = writeln!(

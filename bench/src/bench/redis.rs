@@ -23,10 +23,6 @@ const TRACED: u64 = 1000;
 const SEED: u64 = 1;
 /// The client, with the guest's address (`redis.sh`).
 const CLIENT: &str = "lab-ycsb --server 10.0.7.2:6379";
-/// The emulated CPU lacks what servers have against L1TF, so KVM would empty the L1 data cache by software at most entries
-/// (`vmx_l1d_flush` in arch/x86/kvm/vmx/vmx.c): thousands of instructions, and a CPUID, which exits if the host is nested.
-/// Servers of the last years do not do that.
-const NO_FLUSH: &str = "echo never >/sys/module/kvm_intel/parameters/vmentry_l1d_flush";
 /// KVM's tracepoint of an exit.
 const TRACEPOINT: &str = "/sys/kernel/tracing/events/kvm/kvm_exit";
 
@@ -160,7 +156,6 @@ fn play(set_up: SetUp, args: &RedisArgs, before: Option<Bed>) -> Result<(Entry, 
 /// Starts the guest and waits until its server answers.
 fn start_server(bed: &mut Bed) -> Result<()> {
     bed.step("starting the guest with Redis");
-    bed.sh(NO_FLUSH)?;
     bed.sh("setsid /guest/redis.sh >/run/redis.qemu 2>&1 </dev/null &")?;
     let up = bed.sh(&format!(
         "{CLIENT} --patience 300 --loaded --warmup 0 --repetitions 0"

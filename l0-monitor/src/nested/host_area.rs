@@ -268,31 +268,24 @@ fn load_segments(hw: &mut impl Hardware, area: &HostArea, kept: &Kept) {
 /// which VM entry may check the VMCS anew (Linux commit 3af80fec6e7f).
 #[inline(always)]
 pub fn reload(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_fixed: (u64, u64)) {
-    if !registers_are_loaded(hw, area, kept, cr_fixed) {
-        reload_registers(hw, area, kept, cr_fixed);
-    }
-    if !segments_are_loaded(hw, area, kept) {
+    if registers_differ(hw, area, kept, cr_fixed) | segments_differ(hw, area, kept) != 0 {
+        load_registers(hw, area, kept, cr_fixed);
         load_segments(hw, area, kept);
+        hw.put(field::GUEST_INTERRUPTIBILITY, 0);
     }
     hw.put(field::GUEST_RIP, area.0[at::RIP]);
     hw.put(field::GUEST_RFLAGS, 2);
 }
 
-#[inline(never)]
-fn reload_registers(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_fixed: (u64, u64)) {
-    load_registers(hw, area, kept, cr_fixed);
-    hw.put(field::GUEST_INTERRUPTIBILITY, 0);
-}
-
-/// Whether [`reload_registers`] would change nothing but RIP and RFLAGS. Linux changes the limit of the GDTR whenever its
-/// KVM leaves a guest for longer, so that one is corrected right away.
+/// 0 if [`load_registers`] would change nothing but RIP and RFLAGS, and the host does not block interrupts. Linux changes
+/// the limit of the GDTR whenever its KVM leaves a guest for longer, so that one is corrected right away.
 #[inline(always)]
-fn registers_are_loaded(
+fn registers_differ(
     hw: &mut impl Hardware,
     area: &HostArea,
     kept: &Kept,
     cr_fixed: (u64, u64),
-) -> bool {
+) -> u64 {
     let v = &area.0;
     if hw.get(field::GUEST_GDTR_LIMIT) != 0xffff {
         hw.put(field::GUEST_GDTR_LIMIT, 0xffff);
@@ -321,14 +314,14 @@ fn registers_are_loaded(
     if kept.exit_controls & exit::LOAD_EFER != 0 {
         differ |= hw.get(field::GUEST_EFER) ^ kept.efer;
     }
-    differ == 0
+    differ
 }
 
-/// Whether [`load_segments`] would change nothing that a host can tell, if it left off in 64-bit mode at CPL 0 by a VM
+/// 0 if [`load_segments`] would change nothing that a host can tell, if it left off in 64-bit mode at CPL 0 by a VM
 /// exit: there selectors say it all. Limits and the other bases are not used, a null selector is unusable, the code
 /// segment has L set and DPL 0, and a task register that LTR loaded is a busy TSS (SDM vol. 3A, 3.4.4 and 9.2.4).
 #[inline(always)]
-fn segments_are_loaded(hw: &mut impl Hardware, area: &HostArea, kept: &Kept) -> bool {
+fn segments_differ(hw: &mut impl Hardware, area: &HostArea, kept: &Kept) -> u64 {
     let mut differ = hw.get(Segment::Ldtr.guest_selector());
     differ |= hw.get(Segment::Tr.guest_selector()) ^ kept.tr[0];
     for segment in [
@@ -341,5 +334,5 @@ fn segments_are_loaded(hw: &mut impl Hardware, area: &HostArea, kept: &Kept) -> 
     ] {
         differ |= hw.get(segment.guest_selector()) ^ area.selector(segment);
     }
-    differ == 0
+    differ
 }

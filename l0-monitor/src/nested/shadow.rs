@@ -104,9 +104,6 @@ const _: () = assert!(FIELDS[at::REASON].0 == field::EXIT_REASON.0);
 const _: () = assert!(FIELDS[at::STACK].0 == Segment::Ss.guest_rights().0);
 const _: () = assert!(FIELDS[at::PML].0 == field::PML_INDEX.0);
 
-/// Those of [`WRITTEN`] that are shadowed on every CPU, a bit for each.
-const ALWAYS: u32 = 1 << at::HOST_RSP | 1 << at::RIP | 1 << at::INTERRUPTIBILITY | 1 << at::ENTRY;
-
 /// The shadow VMCS of one CPU.
 #[derive(Debug)]
 pub struct Shadow {
@@ -150,11 +147,18 @@ impl Shadow {
                 self.present |= 1 << i;
             }
         }
+        if !self.has(at::TIMER) {
+            // Every CPU with VMCS shadowing has the timer; an emulator may not.
+            *self = Self::NONE;
+            return;
+        }
         // KVM's APICv wants posted interrupts, too (`cpu_has_vmx_apicv` in arch/x86/kvm/vmx/capabilities.h). Without
         // it, it opens interrupt windows and moves the TPR threshold, and leaves the guest interrupt status alone.
-        self.present &= !match hw.vmread(field::POSTED_INTERRUPT_VECTOR) {
-            Ok(_) => 1 << at::PRIMARY | 1 << at::TPR,
-            Err(_) => 1 << at::STATUS,
+        let posted = hw.vmread(field::POSTED_INTERRUPT_VECTOR).is_ok();
+        self.present &= !if posted && self.has(at::STATUS) {
+            1 << at::PRIMARY | 1 << at::TPR
+        } else {
+            1 << at::STATUS
         };
         let written = self.present & ((1 << WRITTEN) - 1);
         for (bitmap, fields) in bitmaps.into_iter().zip([self.present, written]) {
@@ -242,7 +246,7 @@ impl Shadow {
         self.held[1..].copy_from_slice(&values[1..]);
     }
 
-    /// Writes a field of the shadow, which is current and unchanged since it was last taken over, unless it holds that.
+    /// Writes a field of the current VMCS, the shadow or the host's, unless it holds that already.
     #[inline(always)]
     pub fn set(&mut self, hw: &mut impl Hardware, index: usize, value: u64) {
         if self.held[index] != value {
@@ -261,22 +265,32 @@ impl Shadow {
     /// [`Self::flush`] for whoever need not know whether there was anything.
     #[inline(always)]
     pub fn take_over(&mut self, hw: &mut impl Hardware, host: &u64) {
+        let apicv = self.has(at::STATUS);
         hw.select(&self.phys);
-        let mut values = [0; WRITTEN];
-        values.copy_from_slice(&self.held[..WRITTEN]);
-        for (i, value) in values.iter_mut().enumerate() {
-            if ALWAYS >> i & 1 != 0 || self.has(i) {
-                *value = hw.get(FIELDS[i]);
-            }
-        }
+        let rsp = hw.get(field::HOST_RSP);
+        let rip = hw.get(field::GUEST_RIP);
+        let interruptibility = hw.get(field::GUEST_INTERRUPTIBILITY);
+        let event = hw.get(field::ENTRY_INTERRUPTION);
+        let timer = hw.get(field::PREEMPTION_TIMER);
+        let interrupts = if apicv {
+            [hw.get(field::GUEST_INTERRUPT_STATUS), 0]
+        } else {
+            [
+                hw.get(field::PRIMARY_CONTROLS),
+                hw.get(field::TPR_THRESHOLD),
+            ]
+        };
         hw.select(host);
-        for (i, value) in values.into_iter().enumerate() {
-            if value != self.held[i] {
-                if i != at::HOST_RSP {
-                    hw.put(FIELDS[i], value);
-                }
-                self.held[i] = value;
-            }
+        self.held[at::HOST_RSP] = rsp;
+        self.set(hw, at::RIP, rip);
+        self.set(hw, at::INTERRUPTIBILITY, interruptibility);
+        self.set(hw, at::ENTRY, event);
+        self.set(hw, at::TIMER, timer);
+        if apicv {
+            self.set(hw, at::STATUS, interrupts[0]);
+        } else {
+            self.set(hw, at::PRIMARY, interrupts[0]);
+            self.set(hw, at::TPR, interrupts[1]);
         }
     }
 

@@ -7,7 +7,7 @@
 
 use crate::nested::context::Context;
 use crate::nested::host_area::{self, HostArea, Kept};
-use crate::nested::shadow::{Shadow, at};
+use crate::nested::shadow::{FIELDS, Shadow, at};
 use crate::vmx::Hardware;
 use crate::vmx::caps::exit;
 use crate::vmx::exit::Reason;
@@ -24,6 +24,8 @@ pub struct Steady {
     pub ran: bool,
     /// Exit information in the shadow that other exits clear; see [`CLASSES`].
     pub stale: u8,
+    /// What every exit may change on this CPU: [`PML`], [`STATUS`].
+    always: u8,
     /// Address of the host's current VMCS.
     current: u64,
     /// The host's own area, as adopted.
@@ -38,6 +40,7 @@ impl Steady {
         ready: false,
         ran: false,
         stale: 0,
+        always: 0,
         current: 0,
         area: HostArea::ZERO,
         kept: Kept::ZERO,
@@ -50,6 +53,12 @@ const QUALIFICATION: u8 = 1;
 const INTERRUPTION: u8 = 2;
 /// The guest-physical address is defined; it is undefined after other exits (29.2.1).
 const PHYSICAL: u8 = 4;
+/// The CPU has a PML index.
+const PML: u8 = 8;
+/// KVM has APICv.
+const STATUS: u8 = 0x10;
+/// An event was injected.
+const EVENT: u8 = 0x20;
 /// Not for the steady state.
 const OTHER: u8 = 0x80;
 /// Must be copied once more when the next exit has none of it.
@@ -85,9 +94,6 @@ const fn classes() -> [u8; 64] {
 /// L, DPL and the conforming bit of a code segment's access rights (SDM vol. 3C, table 26-2).
 const L_DPL_CONFORMING: u64 = 1 << 13 | 3 << 5 | 1 << 2;
 const L: u64 = 1 << 13;
-/// Bit 31 of interruption information.
-const VALID: u64 = 1 << 31;
-
 impl<H: Hardware> Context<'_, H> {
     /// Serves the exit if it is one of the steady state's. False if not: nothing has changed then. If true, VMRESUME
     /// comes next, for the guest if `in_guest` is set.
@@ -112,7 +118,7 @@ impl<H: Hardware> Context<'_, H> {
             return false;
         }
         let steady = &mut self.cpu.steady;
-        let what = *class | steady.stale;
+        let what = *class | steady.stale | steady.always;
         if self.cpu.shadow.attached {
             steady.stale = *class & CLEARED;
             fill(&mut self.cpu.shadow, self.hw, reason, what);
@@ -163,6 +169,12 @@ impl<H: Hardware> Context<'_, H> {
                 && saved_timer == 0,
             ran: true,
             stale: CLEARED,
+            always: if self.cpu.shadow.has(at::PML) { PML } else { 0 }
+                | if self.cpu.shadow.has(at::STATUS) {
+                    STATUS
+                } else {
+                    0
+                },
             current,
             area,
             kept,
@@ -181,19 +193,10 @@ fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, what: u8) {
     let length = hw.get(field::INSTRUCTION_LENGTH);
     let code = hw.get(Segment::Cs.guest_rights());
     let stack = hw.get(Segment::Ss.guest_rights());
-    let pml = shadow.has(at::PML).then(|| hw.get(field::PML_INDEX));
-    let status = shadow
-        .has(at::STATUS)
-        .then(|| hw.get(field::GUEST_INTERRUPT_STATUS));
     // VM entry takes the event, and the exit clears the valid bit (SDM vol. 3C, 26.8.3).
-    let event = (shadow.held[at::ENTRY] & VALID != 0).then(|| hw.get(field::ENTRY_INTERRUPTION));
-    let interruption = (what & INTERRUPTION != 0).then(|| hw.get(field::EXIT_INTERRUPTION));
-    let access = (what & (QUALIFICATION | PHYSICAL) != 0).then(|| {
-        (
-            hw.get(field::EXIT_QUALIFICATION),
-            hw.get(field::GUEST_PHYSICAL_ADDRESS),
-        )
-    });
+    let injected = (shadow.held[at::ENTRY] >> 31) as u8;
+    let what = what | (injected * EVENT);
+    let more = if what == 0 { [0; 6] } else { more(hw, what) };
     hw.select(&shadow.phys);
     shadow.set(hw, at::REASON, reason);
     shadow.set(hw, at::RIP, rip);
@@ -203,20 +206,33 @@ fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, what: u8) {
     shadow.set(hw, at::LENGTH, length);
     shadow.set(hw, at::CODE, code);
     shadow.set(hw, at::STACK, stack);
-    if let Some(pml) = pml {
-        shadow.set(hw, at::PML, pml);
+    if what != 0 {
+        for ((flags, index), value) in MORE.into_iter().zip(more) {
+            if what & flags != 0 {
+                shadow.set(hw, index, value);
+            }
+        }
     }
-    if let Some(status) = status {
-        shadow.set(hw, at::STATUS, status);
-    }
-    if let Some(event) = event {
-        shadow.set(hw, at::ENTRY, event);
-    }
-    if let Some(interruption) = interruption {
-        shadow.set(hw, at::INTERRUPTION, interruption);
-    }
-    if let Some((qualification, physical)) = access {
-        shadow.set(hw, at::QUALIFICATION, qualification);
-        shadow.set(hw, at::PHYSICAL, physical);
-    }
+}
+
+/// What is copied after some exits only, and which.
+const MORE: [(u8, usize); 6] = [
+    (PML, at::PML),
+    (STATUS, at::STATUS),
+    (EVENT, at::ENTRY),
+    (INTERRUPTION, at::INTERRUPTION),
+    (QUALIFICATION | PHYSICAL, at::QUALIFICATION),
+    (QUALIFICATION | PHYSICAL, at::PHYSICAL),
+];
+
+/// Reads the fields of [`MORE`] that an exit of this kind has.
+#[inline(always)]
+fn more(hw: &mut impl Hardware, what: u8) -> [u64; 6] {
+    MORE.map(|(flags, index)| {
+        if what & flags == 0 {
+            0
+        } else {
+            hw.get(FIELDS[index])
+        }
+    })
 }

@@ -456,3 +456,41 @@ fn a_round_does_no_more_than_it_must() {
     );
     assert_eq!(round(&[], Reason::EPT_VIOLATION), done(47, 4, 4));
 }
+
+#[test]
+fn whatever_single_thing_the_host_changed_is_as_an_exit_leaves_it() {
+    let (mut cpu, mut hw) = settled();
+    let mut fields = Vec::from([
+        field::GUEST_CR0,
+        field::GUEST_CR3,
+        field::GUEST_CR4,
+        field::GUEST_RSP,
+        field::GUEST_RIP,
+        field::GUEST_RFLAGS,
+        field::GUEST_DR7,
+        field::GUEST_DEBUGCTL,
+        field::GUEST_INTERRUPTIBILITY,
+        field::GUEST_GDTR_BASE,
+        field::GUEST_GDTR_LIMIT,
+        field::GUEST_IDTR_BASE,
+        field::GUEST_IDTR_LIMIT,
+        field::GUEST_SYSENTER_CS,
+        field::GUEST_SYSENTER_ESP,
+        field::GUEST_SYSENTER_EIP,
+        Segment::Fs.guest_base(),
+        Segment::Gs.guest_base(),
+        Segment::Tr.guest_base(),
+        Segment::Tr.guest_limit(),
+    ]);
+    fields.extend(Segment::ALL.map(Segment::guest_selector));
+    let usual = landing(&cpu, &hw);
+    for field in fields {
+        let value = hw.field(VMCS01, field);
+        hw.set(VMCS01, field, value ^ 1);
+        hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
+        assert!(is_steady(&mut cpu, &mut hw), "field {:#x}", field.0);
+        hw.set(GUEST, field::EXIT_REASON, Reason::CPUID.0.into());
+        assert!(is_steady(&mut cpu, &mut hw));
+        assert_same("after field", &[landing(&cpu, &hw)], &[usual.clone()]);
+    }
+}
