@@ -84,6 +84,23 @@ pub struct Overhead {
     pub high: f64,
 }
 
+/// Where the middle of an overhead sits: percent of the baseline's cycles.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Parts {
+    /// More instructions.
+    pub instructions: f64,
+    /// More VM exits and entries.
+    pub transitions: f64,
+    /// VMPTRLDs.
+    pub vmptrld: f64,
+    /// VMREADs.
+    pub vmread: f64,
+    /// VMWRITEs.
+    pub vmwrite: f64,
+    /// Page walks through EPT.
+    pub paging: f64,
+}
+
 /// One value for each figure of the table, in the order of [`Costs::all`].
 type Point = [f64; FIGURES];
 const FIGURES: usize = 9;
@@ -158,6 +175,24 @@ impl Costs {
         Overhead { low, mid, high }
     }
 
+    /// Where the middle of the overhead of `counted` over `base` sits.
+    #[must_use]
+    pub fn parts(&self, counted: &Counted, base: &Counted) -> Parts {
+        let point = self.all().map(|cost| cost.mid);
+        let whole = cycles(base, &point);
+        let [own, paging, transitions, vmptrld, vmread, vmwrite] = terms(counted, &point);
+        let [base_own, _, base_transitions, ..] = terms(base, &point);
+        let percent = |cycles: f64| cycles / whole * 100.0;
+        Parts {
+            instructions: percent(own - base_own),
+            transitions: percent(transitions - base_transitions),
+            vmptrld: percent(vmptrld),
+            vmread: percent(vmread),
+            vmwrite: percent(vmwrite),
+            paging: percent(paging),
+        }
+    }
+
     /// Cycles of one operation, with the costs in the middle.
     #[must_use]
     pub fn cycles(&self, counted: &Counted) -> f64 {
@@ -166,6 +201,11 @@ impl Costs {
 }
 
 fn cycles(counted: &Counted, point: &Point) -> f64 {
+    terms(counted, point).iter().sum()
+}
+
+/// Instructions, page walks, transitions, VMPTRLDs, VMREADs, VMWRITEs.
+fn terms(counted: &Counted, point: &Point) -> [f64; 6] {
     let [
         ipc,
         transition,
@@ -185,9 +225,14 @@ fn cycles(counted: &Counted, point: &Point) -> f64 {
     };
     let own = counted.instructions / ipc;
     let walks = if nested { own * paging / 100.0 } else { 0.0 };
-    own + walks
-        + transitions * transition
-        + counted.l0_exits * (pointers * vmptrld + reads * vmread + writes * vmwrite)
+    [
+        own,
+        walks,
+        transitions * transition,
+        counted.l0_exits * pointers * vmptrld,
+        counted.l0_exits * reads * vmread,
+        counted.l0_exits * writes * vmwrite,
+    ]
 }
 
 /// Percent by which `value` is more than `base`.
@@ -249,6 +294,12 @@ mod tests {
         close(overhead.mid, 17.92);
         close(overhead.low, overhead.mid);
         close(overhead.high, overhead.mid);
+        let parts = costs.parts(&nested, &BASE);
+        close(parts.instructions, 2.0);
+        close(parts.transitions, 10.0);
+        close(parts.vmptrld, 4.0);
+        close(parts.vmread + parts.vmwrite, 0.6 + 0.4);
+        close(parts.paging, 0.92);
     }
 
     #[test]

@@ -345,6 +345,7 @@ fn summarize(set_up: SetUp, repetitions: &[(Repetition, Counts)], empty: &Counts
         counted_overhead_percent: None,
         counted_overhead_spread_percent: None,
         modelled_overhead_percent: None,
+        modelled_parts_percent: None,
         read_ticks: latency(all().map(|r| &r.read))?,
         update_ticks: latency(all().map(|r| &r.update))?,
         operations_per_second: Some(Spread::of(all().map(rate))?),
