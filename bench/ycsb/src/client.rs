@@ -226,3 +226,102 @@ fn read_all(sources: &[Source]) -> Result<Vec<Counters>> {
         .map(|source| counters::read(&source.path))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead, BufReader, Read, Write},
+        net::{TcpListener, TcpStream},
+        sync::{Arc, Mutex},
+    };
+
+    use super::*;
+
+    /// A server that has every record and keeps nothing; commands are counted for each connection, by name.
+    fn server() -> (String, Arc<Mutex<Vec<Vec<String>>>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let all = Arc::clone(&log);
+        thread::spawn(move || {
+            for (number, stream) in listener.incoming().enumerate() {
+                all.lock().unwrap().push(Vec::new());
+                let all = Arc::clone(&all);
+                thread::spawn(move || {
+                    serve(&stream.unwrap(), |name| {
+                        all.lock().unwrap()[number].push(name)
+                    })
+                });
+            }
+        });
+        (address, log)
+    }
+
+    /// Commands are arrays of bulk strings (the Redis serialization protocol, version 2).
+    fn serve(stream: &TcpStream, mut note: impl FnMut(String)) -> Option<()> {
+        let (mut input, mut output) = (BufReader::new(stream), stream);
+        let line = |sign: char, input: &mut BufReader<_>| {
+            let mut line = String::new();
+            input.read_line(&mut line).ok()?;
+            line.trim_end().strip_prefix(sign)?.parse::<usize>().ok()
+        };
+        loop {
+            let mut words = Vec::new();
+            for _ in 0..line('*', &mut input)? {
+                let mut word = vec![0; line('$', &mut input)? + 2];
+                input.read_exact(&mut word).ok()?;
+                words.push(String::from_utf8_lossy(&word).trim_end().to_owned());
+            }
+            let answer = match words[0].as_str() {
+                "HGETALL" => {
+                    let value = "v".repeat(FIELD_BYTES);
+                    let pair = format!("$1\r\nf\r\n${FIELD_BYTES}\r\n{value}\r\n");
+                    format!("*{}\r\n{}", 2 * FIELDS, pair.repeat(FIELDS))
+                }
+                _ => "+OK\r\n".to_owned(),
+            };
+            note(words.swap_remove(0));
+            output.write_all(answer.as_bytes()).ok()?;
+        }
+    }
+
+    #[test]
+    fn operations_are_shared_out_among_the_clients() {
+        let (address, log) = server();
+        let mut clients: Vec<_> = (0..3)
+            .map(|_| Client::connect(&address, Duration::from_secs(9)).unwrap())
+            .collect();
+        let repetition = repeat(&mut clients, 100, (50, 1), &[]).unwrap();
+        let done: Vec<_> = log
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|names| names.iter().filter(|name| name.starts_with('H')).count())
+            .filter(|count| *count > 0)
+            .collect();
+        assert_eq!(done.iter().sum::<usize>(), 100);
+        assert_eq!(done.len(), 3, "{done:?}");
+        assert!(
+            done.iter().all(|count| (33..=34).contains(count)),
+            "{done:?}"
+        );
+        assert_eq!(repetition.operations, 100);
+        assert!((20..80).contains(&repetition.reads));
+        assert!(repetition.read.p50 > 0 && repetition.update.p50 > 0);
+        // The same seed draws the same.
+        let again = repeat(&mut clients, 100, (50, 1), &[]).unwrap();
+        assert_eq!(again.reads, repetition.reads);
+    }
+
+    #[test]
+    fn a_counter_that_is_not_there_is_an_error() {
+        let (address, _) = server();
+        let mut clients = [Client::connect(&address, Duration::from_secs(9)).unwrap()];
+        let nowhere = Source {
+            name: "l0".into(),
+            path: "/nowhere".into(),
+        };
+        assert!(repeat(&mut clients, 10, (50, 1), &[nowhere]).is_err());
+        assert!(repeat(&mut [], 10, (50, 1), &[]).is_err());
+    }
+}
