@@ -19,7 +19,7 @@ use crate::{
 /// Long enough for anything that a host does by itself, on a machine under load.
 const LONG: Duration = Duration::from_secs(900);
 /// Long enough for a trifle that a living host is asked while a refresh goes on.
-const ANSWER: Duration = Duration::from_secs(60);
+const ANSWER: Duration = Duration::from_secs(300);
 /// How often a refresh is looked at; looking costs the hosts some instructions.
 const LOOK: Duration = Duration::from_secs(4);
 

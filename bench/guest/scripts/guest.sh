@@ -37,7 +37,7 @@ m[0-9]*c[0-9]*o[0-9]*)
     ram=${name#m} cpus=${name#*c}
     set -- -M "${M:-microvm,pit=off,pic=off,rtc=off,isa-serial=on},suppress-vmdesc=on,memory-backend=ram" \
         -m "${ram%%c*}M" -smp "${cpus%%o*}" -object "$(ram "${ram%%c*}M" "${name#*o}M")" \
-        -append "$boot lab.name=$name lab.buffer_mib=32 lab.modules=0 $APPEND" "$@"
+        -append "$boot lab.name=$name lab.buffer_mib=32 lab.duty=25 lab.modules=0 $APPEND" "$@"
     ;;
 g2)
     # One process serves the disk and one the datagrams, for source and target alike if they are on one host.
