@@ -18,7 +18,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::{
-    bochs::{HASWELL, Platform},
+    bochs::{Platform, SKYLAKE_X},
     paths,
 };
 use bed::{BedArgs, SetUp};
@@ -70,7 +70,7 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
     pub threads: u64,
     /// Model of the emulated CPUs, as Bochs calls it
-    #[arg(long, default_value = HASWELL)]
+    #[arg(long, default_value = SKYLAKE_X)]
     pub cpu_model: String,
     /// Kill a machine after this many seconds of wall time
     #[arg(long, default_value_t = 3600)]
