@@ -133,6 +133,12 @@ pub fn exit_host(cpu: &mut VCpu, hw: &mut Model, reason: Reason) -> Next {
     Context { cpu, hw }.serve(&mut Open).0
 }
 
+/// The guest exits.
+fn exit_guest(cpu: &mut VCpu, hw: &mut Model, reason: Reason) -> Next {
+    hw.set(GUEST, field::EXIT_REASON, reason.0.into());
+    Context { cpu, hw }.serve(&mut Open).0
+}
+
 /// A VMX instruction with its memory operand at `address` (base none, 64-bit).
 pub fn instruction(cpu: &mut VCpu, hw: &mut Model, reason: Reason, address: u64) -> VmxStatus {
     hw.set(VMCS01, field::INSTRUCTION_INFO, 2 << 7 | 1 << 22 | 1 << 27);
@@ -288,16 +294,7 @@ fn a_guest_exit_lands_where_kvm_wants_it() {
             "and has not ended yet"
         );
         cpu.gprs[gpr::RAX] = 0xabcd;
-        hw.set(GUEST, field::EXIT_REASON, Reason::CPUID.0.into());
-        assert_eq!(
-            Context {
-                cpu: &mut cpu,
-                hw: &mut hw
-            }
-            .serve(&mut Open)
-            .0,
-            Next::Host
-        );
+        assert_eq!(exit_guest(&mut cpu, &mut hw, Reason::CPUID), Next::Host);
         assert_eq!(hw.current, Some(VMCS01));
         let state = |f| hw.field(VMCS01, f);
         assert_eq!(state(field::GUEST_RIP), kvm_value(GUEST, at::RIP));
@@ -524,16 +521,7 @@ fn init_is_seen_under_host_and_guest() {
     for (mut cpu, mut hw) in nested() {
         assert_eq!(exit_host(&mut cpu, &mut hw, Reason::INIT), Next::Init);
         exit_host(&mut cpu, &mut hw, Reason::VMRESUME);
-        hw.set(GUEST, field::EXIT_REASON, Reason::INIT.0.into());
-        assert_eq!(
-            Context {
-                cpu: &mut cpu,
-                hw: &mut hw
-            }
-            .serve(&mut Open)
-            .0,
-            Next::Init
-        );
+        assert_eq!(exit_guest(&mut cpu, &mut hw, Reason::INIT), Next::Init);
         assert_eq!((hw.current, cpu.in_guest), (Some(VMCS01), false));
     }
 }
