@@ -11,11 +11,15 @@ pub mod model;
 pub mod redis;
 pub mod vmexit;
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::{
     bochs::{Platform, SKYLAKE_X},
@@ -129,6 +133,9 @@ pub fn bench(args: &BenchArgs) -> Result<bool> {
         println!("{figure}\nin target/bench/figure1.json and figure1.svg");
         complete &= figure.errors.is_empty();
     }
+    if wants(Part::Vmexit) || wants(Part::Figure1) {
+        combine(&dir())?;
+    }
     if wants(Part::Handover) {
         let save = |table: &handover::Table| write("handover.json", table);
         let table = handover::measure(args.timeout, args.platform, save)?;
@@ -136,6 +143,34 @@ pub fn bench(args: &BenchArgs) -> Result<bool> {
         complete &= table.errors.is_empty();
     }
     Ok(complete)
+}
+
+/// Puts the table of single events into the figure's file, if both are there and from the same kind of machine.
+fn combine(dir: &Path) -> Result<()> {
+    let read = |name| -> Result<Option<Value>> {
+        let path = dir.join(name);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let value = serde_json::from_slice(&fs::read(&path)?);
+        value.with_context(|| format!("{}", path.display()))
+    };
+    let (Some(mut figure), Some(events)) = (read("figure1.json")?, read("vmexit.json")?) else {
+        return Ok(());
+    };
+    let alike = |name| figure.get(name) == events.get(name);
+    let rows = if alike("platform") && alike("cpu_model") {
+        events.get("vmexit").cloned().unwrap_or_default()
+    } else {
+        Value::Null
+    };
+    if let Some(figure) = figure.as_object_mut() {
+        figure.insert("vmexit".to_owned(), rows);
+    }
+    Ok(fs::write(
+        dir.join("figure1.json"),
+        serde_json::to_string_pretty(&figure)?,
+    )?)
 }
 
 fn dir() -> PathBuf {
@@ -149,4 +184,42 @@ fn write(name: &str, result: &impl Serialize) -> Result<()> {
         dir().join(name),
         serde_json::to_string_pretty(result)?,
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn events_of_the_same_machine_are_in_the_figures_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, value: &Value| {
+            fs::write(dir.path().join(name), value.to_string()).unwrap();
+        };
+        let vmexit = |dir: &Path| {
+            combine(dir).unwrap();
+            let text = fs::read(dir.join("figure1.json")).unwrap();
+            serde_json::from_slice::<Value>(&text).unwrap()["vmexit"].clone()
+        };
+        put(
+            "figure1.json",
+            &json!({"platform": "bochs", "cpu_model": "a", "setups": []}),
+        );
+        assert_eq!(vmexit(dir.path()), Value::Null);
+        let rows = json!([{"event": "cpuid"}]);
+        put(
+            "vmexit.json",
+            &json!({"platform": "bochs", "cpu_model": "a", "vmexit": rows}),
+        );
+        assert_eq!(vmexit(dir.path()), rows);
+        put(
+            "vmexit.json",
+            &json!({"platform": "bochs", "cpu_model": "b", "vmexit": rows}),
+        );
+        assert_eq!(vmexit(dir.path()), Value::Null);
+        fs::write(dir.path().join("vmexit.json"), "{").unwrap();
+        assert!(combine(dir.path()).is_err());
+    }
 }

@@ -106,6 +106,8 @@ pub struct Switch {
 pub struct Table {
     /// What ran the machines; only in `bochs` is a tick an instruction.
     pub platform: String,
+    /// Model of the CPUs.
+    pub cpu_model: String,
     /// The table.
     pub vmexit: Vec<Row>,
     /// Entering and leaving, on the machine with one CPU, with a guest.
@@ -200,6 +202,7 @@ pub struct VmexitArgs {
 pub fn measure(args: &VmexitArgs, save: impl Fn(&Table) -> Result<()>) -> Result<Table> {
     let mut table = Table {
         platform: args.bed.platform.to_string(),
+        cpu_model: args.bed.cpu_model.clone(),
         ..Table::default()
     };
     for cpus in [1, 2] {
