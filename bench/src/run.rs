@@ -18,6 +18,8 @@ use crate::{
 
 /// Long enough for anything that a host does by itself, on a machine under load.
 const LONG: Duration = Duration::from_secs(900);
+/// Long enough for a whole refresh there; the machine's own time-out may be shorter.
+const REFRESH: Duration = Duration::from_secs(2400);
 /// Long enough for a trifle that a living host is asked while a refresh goes on.
 const ANSWER: Duration = Duration::from_secs(300);
 /// How often a refresh is looked at; looking costs the hosts some instructions.
@@ -300,7 +302,7 @@ impl Run {
                     .to_owned();
                 self.progress.step(&last);
             }
-            if begin.elapsed() > LONG {
+            if begin.elapsed() > REFRESH {
                 let said = String::from_utf8_lossy(&said).into_owned();
                 return Err(self
                     .machine
