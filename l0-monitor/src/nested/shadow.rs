@@ -69,13 +69,13 @@ pub mod at {
     pub const INTERRUPTIBILITY: usize = 2;
     /// VM-entry interruption information.
     pub const ENTRY: usize = 3;
-    /// Primary processor-based controls: interrupt windows. Not shadowed where KVM has APICv.
+    /// Primary processor-based controls: interrupt windows. Not shadowed where there is APICv.
     pub const PRIMARY: usize = 4;
     /// TPR threshold; likewise.
     pub const TPR: usize = 5;
     /// VMX-preemption timer.
     pub const TIMER: usize = 6;
-    /// Guest interrupt status. Shadowed only where KVM has APICv.
+    /// Guest interrupt status: there is APICv.
     pub const STATUS: usize = 7;
     /// Exit reason.
     pub const REASON: usize = 8;
@@ -152,14 +152,11 @@ impl Shadow {
             *self = Self::NONE;
             return;
         }
-        // KVM's APICv wants posted interrupts, too (`cpu_has_vmx_apicv` in arch/x86/kvm/vmx/capabilities.h). Without
-        // it, it opens interrupt windows and moves the TPR threshold, and leaves the guest interrupt status alone.
-        let posted = hw.vmread(field::POSTED_INTERRUPT_VECTOR).is_ok();
-        self.present &= !if posted && self.has(at::STATUS) {
-            1 << at::PRIMARY | 1 << at::TPR
-        } else {
-            1 << at::STATUS
-        };
+        // With APICv, KVM neither opens interrupt windows nor moves the TPR threshold. (Some CPUs have the field and no
+        // posted interrupts, without which KVM does not use it: there the two exit.)
+        if self.has(at::STATUS) {
+            self.present &= !(1 << at::PRIMARY | 1 << at::TPR);
+        }
         let written = self.present & ((1 << WRITTEN) - 1);
         for (bitmap, fields) in bitmaps.into_iter().zip([self.present, written]) {
             clear_bits(hw, bitmap, fields);

@@ -74,8 +74,6 @@ macro_rules! fields {
 fields! {
     /// Virtual-processor identifier.
     VPID = 0x0000;
-    /// Posted-interrupt notification vector.
-    POSTED_INTERRUPT_VECTOR = 0x0002;
     /// Guest interrupt status (APICv).
     GUEST_INTERRUPT_STATUS = 0x0810;
     /// PML index.
