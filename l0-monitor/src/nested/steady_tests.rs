@@ -487,6 +487,10 @@ fn whatever_single_thing_the_host_changed_is_as_an_exit_leaves_it() {
         assert!(is_steady(&mut cpu, &mut hw), "field {:#x}", field.0);
         hw.set(GUEST, field::EXIT_REASON, Reason::CPUID.0.into());
         assert!(is_steady(&mut cpu, &mut hw));
-        assert_same("after field", &[landing(&cpu, &hw)], &[usual.clone()]);
+        assert_same(
+            "after field",
+            &[landing(&cpu, &hw)],
+            std::slice::from_ref(&usual),
+        );
     }
 }
