@@ -43,14 +43,12 @@ impl Layout {
     /// L0's argument.
     #[must_use]
     pub fn l0_pool(&self) -> String {
-        let byte = |mib: u32| u64::from(mib) << 20;
         format!("pool={:x}-{:x}", byte(self.pool), byte(self.pool_end))
     }
 
     /// For a kernel without L0, which declares the pool itself, as Soft Reserved. Needs addresses that stay.
     #[must_use]
     pub fn plain_pool(&self) -> String {
-        let byte = |mib: u32| u64::from(mib) << 20;
         format!(
             "nokaslr memmap={:#x}%{:#x}-1+0xefffffff",
             byte(self.pool_end - self.pool),
@@ -63,6 +61,10 @@ impl Layout {
     pub fn movable(&self) -> u32 {
         self.successor + (self.memory - self.pool_end) + 16
     }
+}
+
+fn byte(mib: u32) -> u64 {
+    u64::from(mib) << 20
 }
 
 #[cfg(test)]
