@@ -216,29 +216,39 @@ pub fn load(
 
 /// The part of [`load`] that the host may change at any time without an exit.
 fn load_registers(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_fixed: (u64, u64)) {
-    let v = &area.0;
-    hw.put(field::GUEST_CR0, v[at::CR0] | cr_fixed.0);
-    hw.put(field::GUEST_CR3, v[at::CR3]);
-    hw.put(field::GUEST_CR4, v[at::CR4] | cr_fixed.1);
-    hw.put(field::GUEST_RSP, v[at::RSP]);
-    hw.put(field::GUEST_RIP, v[at::RIP]);
+    for (field, value) in registers(area, kept, cr_fixed) {
+        hw.put(field, value);
+    }
+    hw.put(field::GUEST_RIP, area.0[at::RIP]);
     hw.put(field::GUEST_RFLAGS, 2);
-    hw.put(field::GUEST_DR7, 0x400);
-    hw.put(field::GUEST_DEBUGCTL, 0);
-    hw.put(Segment::Fs.guest_base(), v[at::FS_BASE]);
-    hw.put(Segment::Gs.guest_base(), v[at::GS_BASE]);
-    hw.put(Segment::Tr.guest_base(), kept.tr[1]);
-    hw.put(Segment::Tr.guest_limit(), 0x67);
-    hw.put(field::GUEST_GDTR_BASE, v[at::GDTR_BASE]);
     hw.put(field::GUEST_GDTR_LIMIT, 0xffff);
-    hw.put(field::GUEST_IDTR_BASE, v[at::IDTR_BASE]);
-    hw.put(field::GUEST_IDTR_LIMIT, 0xffff);
-    hw.put(field::GUEST_SYSENTER_CS, kept.sysenter[0]);
-    hw.put(field::GUEST_SYSENTER_ESP, kept.sysenter[1]);
-    hw.put(field::GUEST_SYSENTER_EIP, kept.sysenter[2]);
     if kept.exit_controls & exit::LOAD_EFER != 0 {
         hw.put(field::GUEST_EFER, kept.efer);
     }
+}
+
+/// What an exit puts into the host's registers, but for those that it finds otherwise nearly every time.
+#[inline(always)]
+const fn registers(area: &HostArea, kept: &Kept, cr_fixed: (u64, u64)) -> [(Field, u64); 16] {
+    let v = &area.0;
+    [
+        (field::GUEST_CR0, v[at::CR0] | cr_fixed.0),
+        (field::GUEST_CR3, v[at::CR3]),
+        (field::GUEST_CR4, v[at::CR4] | cr_fixed.1),
+        (field::GUEST_RSP, v[at::RSP]),
+        (field::GUEST_DR7, 0x400),
+        (field::GUEST_DEBUGCTL, 0),
+        (Segment::Fs.guest_base(), v[at::FS_BASE]),
+        (Segment::Gs.guest_base(), v[at::GS_BASE]),
+        (Segment::Tr.guest_base(), kept.tr[1]),
+        (Segment::Tr.guest_limit(), 0x67),
+        (field::GUEST_GDTR_BASE, v[at::GDTR_BASE]),
+        (field::GUEST_IDTR_BASE, v[at::IDTR_BASE]),
+        (field::GUEST_IDTR_LIMIT, 0xffff),
+        (field::GUEST_SYSENTER_CS, kept.sysenter[0]),
+        (field::GUEST_SYSENTER_ESP, kept.sysenter[1]),
+        (field::GUEST_SYSENTER_EIP, kept.sysenter[2]),
+    ]
 }
 
 /// The segment registers, but for the bases and the limit in [`load_registers`].
@@ -286,29 +296,11 @@ fn registers_differ(
     kept: &Kept,
     cr_fixed: (u64, u64),
 ) -> u64 {
-    let v = &area.0;
     if hw.get(field::GUEST_GDTR_LIMIT) != 0xffff {
         hw.put(field::GUEST_GDTR_LIMIT, 0xffff);
     }
     let mut differ = hw.get(field::GUEST_INTERRUPTIBILITY);
-    for (field, value) in [
-        (field::GUEST_CR0, v[at::CR0] | cr_fixed.0),
-        (field::GUEST_CR3, v[at::CR3]),
-        (field::GUEST_CR4, v[at::CR4] | cr_fixed.1),
-        (field::GUEST_RSP, v[at::RSP]),
-        (field::GUEST_DR7, 0x400),
-        (field::GUEST_DEBUGCTL, 0),
-        (Segment::Fs.guest_base(), v[at::FS_BASE]),
-        (Segment::Gs.guest_base(), v[at::GS_BASE]),
-        (Segment::Tr.guest_base(), kept.tr[1]),
-        (Segment::Tr.guest_limit(), 0x67),
-        (field::GUEST_GDTR_BASE, v[at::GDTR_BASE]),
-        (field::GUEST_IDTR_BASE, v[at::IDTR_BASE]),
-        (field::GUEST_IDTR_LIMIT, 0xffff),
-        (field::GUEST_SYSENTER_CS, kept.sysenter[0]),
-        (field::GUEST_SYSENTER_ESP, kept.sysenter[1]),
-        (field::GUEST_SYSENTER_EIP, kept.sysenter[2]),
-    ] {
+    for (field, value) in registers(area, kept, cr_fixed) {
         differ |= hw.get(field) ^ value;
     }
     if kept.exit_controls & exit::LOAD_EFER != 0 {

@@ -59,6 +59,8 @@ pub mod steady;
 #[cfg(test)]
 mod steady_tests;
 #[cfg(test)]
+mod test_bed;
+#[cfg(test)]
 mod tests;
 pub mod transition;
 pub mod trapped;

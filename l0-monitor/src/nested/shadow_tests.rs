@@ -8,7 +8,7 @@ use crate::nested::exits::Next;
 use crate::nested::host_area;
 use crate::nested::model::Model;
 use crate::nested::shadow::{FIELDS, Shadow, WRITTEN};
-use crate::nested::tests::{
+use crate::nested::test_bed::{
     BITMAPS, GUEST, OTHER, Open, SHADOW, VMCS01, access, exit_host, instruction, nested_on,
 };
 use crate::nested::vcpu::VCpu;

@@ -9,7 +9,7 @@ use crate::nested::context::Context;
 use crate::nested::host_area::{self, HostArea, Kept};
 use crate::nested::shadow::{FIELDS, Shadow, at};
 use crate::vmx::Hardware;
-use crate::vmx::caps::exit;
+use crate::vmx::caps::{exit, secondary};
 use crate::vmx::exit::Reason;
 use crate::vmx::field::{self, Segment};
 
@@ -24,7 +24,9 @@ pub struct Steady {
     pub ran: bool,
     /// Exit information in the shadow that other exits clear; see [`CLASSES`].
     pub stale: u8,
-    /// What every exit may change on this CPU: [`PML`], [`STATUS`].
+    /// Exits change the guest interrupt status: the host has virtual interrupts delivered.
+    interrupts: bool,
+    /// What else every exit may change: [`PML`] or nothing.
     always: u8,
     /// Address of the host's current VMCS.
     current: u64,
@@ -40,6 +42,7 @@ impl Steady {
         ready: false,
         ran: false,
         stale: 0,
+        interrupts: false,
         always: 0,
         current: 0,
         area: HostArea::ZERO,
@@ -53,12 +56,10 @@ const QUALIFICATION: u8 = 1;
 const INTERRUPTION: u8 = 2;
 /// The guest-physical address is defined; it is undefined after other exits (29.2.1).
 const PHYSICAL: u8 = 4;
-/// The CPU has a PML index.
+/// The pages that the guest writes are logged, which moves the PML index.
 const PML: u8 = 8;
-/// KVM has APICv.
-const STATUS: u8 = 0x10;
 /// An event was injected.
-const EVENT: u8 = 0x20;
+const EVENT: u8 = 0x10;
 /// Not for the steady state.
 const OTHER: u8 = 0x80;
 /// Must be copied once more when the next exit has none of it.
@@ -121,7 +122,8 @@ impl<H: Hardware> Context<'_, H> {
         let what = *class | steady.stale | steady.always;
         if self.cpu.shadow.attached {
             steady.stale = *class & CLEARED;
-            fill(&mut self.cpu.shadow, self.hw, reason, what);
+            let interrupts = steady.interrupts;
+            fill(&mut self.cpu.shadow, self.hw, reason, what, interrupts);
         }
         self.hw.select(&self.cpu.vmcs01);
         self.cpu.in_guest = false;
@@ -160,6 +162,7 @@ impl<H: Hardware> Context<'_, H> {
         let Ok(kept) = Kept::read(self.hw) else {
             return;
         };
+        let controls = self.hw.vmread(field::SECONDARY_CONTROLS).unwrap_or(0) as u32;
         let usual = exit::HOST_64;
         let saved_timer = kept.exit_controls & exit::SAVE_PREEMPTION_TIMER;
         self.cpu.steady = Steady {
@@ -169,12 +172,13 @@ impl<H: Hardware> Context<'_, H> {
                 && saved_timer == 0,
             ran: true,
             stale: CLEARED,
-            always: if self.cpu.shadow.has(at::PML) { PML } else { 0 }
-                | if self.cpu.shadow.has(at::STATUS) {
-                    STATUS
-                } else {
-                    0
-                },
+            interrupts: controls & secondary::VIRTUAL_INTERRUPTS != 0
+                && self.cpu.shadow.has(at::STATUS),
+            always: if controls & secondary::PML != 0 && self.cpu.shadow.has(at::PML) {
+                PML
+            } else {
+                0
+            },
             current,
             area,
             kept,
@@ -183,9 +187,10 @@ impl<H: Hardware> Context<'_, H> {
 }
 
 /// [`Shadow::fill`] after a guest's exit, of what the exit changed: `reason` was read, `what` says which of the exit
-/// information is new. The current VMCS is the host's before, the shadow after.
+/// information is new, `interrupts` that the guest interrupt status may be. The current VMCS is the host's before, the
+/// shadow after.
 #[inline(always)]
-fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, what: u8) {
+fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, what: u8, interrupts: bool) {
     let rip = hw.get(field::GUEST_RIP);
     let rflags = hw.get(field::GUEST_RFLAGS);
     let interruptibility = hw.get(field::GUEST_INTERRUPTIBILITY);
@@ -193,10 +198,19 @@ fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, what: u8) {
     let length = hw.get(field::INSTRUCTION_LENGTH);
     let code = hw.get(Segment::Cs.guest_rights());
     let stack = hw.get(Segment::Ss.guest_rights());
+    let status = if interrupts {
+        hw.get(field::GUEST_INTERRUPT_STATUS)
+    } else {
+        shadow.held[at::STATUS]
+    };
     // VM entry takes the event, and the exit clears the valid bit (SDM vol. 3C, 26.8.3).
     let injected = (shadow.held[at::ENTRY] >> 31) as u8;
     let what = what | (injected * EVENT);
-    let more = if what == 0 { [0; 6] } else { more(hw, what) };
+    let more = if what == 0 {
+        [0; MORE.len()]
+    } else {
+        more(hw, what)
+    };
     hw.select(&shadow.phys);
     shadow.set(hw, at::REASON, reason);
     shadow.set(hw, at::RIP, rip);
@@ -206,6 +220,7 @@ fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, what: u8) {
     shadow.set(hw, at::LENGTH, length);
     shadow.set(hw, at::CODE, code);
     shadow.set(hw, at::STACK, stack);
+    shadow.set(hw, at::STATUS, status);
     if what != 0 {
         for ((flags, index), value) in MORE.into_iter().zip(more) {
             if what & flags != 0 {
@@ -216,9 +231,8 @@ fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, what: u8) {
 }
 
 /// What is copied after some exits only, and which.
-const MORE: [(u8, usize); 6] = [
+const MORE: [(u8, usize); 5] = [
     (PML, at::PML),
-    (STATUS, at::STATUS),
     (EVENT, at::ENTRY),
     (INTERRUPTION, at::INTERRUPTION),
     (QUALIFICATION | PHYSICAL, at::QUALIFICATION),
@@ -227,7 +241,7 @@ const MORE: [(u8, usize); 6] = [
 
 /// Reads the fields of [`MORE`] that an exit of this kind has.
 #[inline(always)]
-fn more(hw: &mut impl Hardware, what: u8) -> [u64; 6] {
+fn more(hw: &mut impl Hardware, what: u8) -> [u64; MORE.len()] {
     MORE.map(|(flags, index)| {
         if what & flags == 0 {
             0

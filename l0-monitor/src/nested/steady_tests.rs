@@ -10,8 +10,9 @@ use crate::nested::exits::Next;
 use crate::nested::model::{Done, Model};
 use crate::nested::shadow_tests::shadowed_without;
 use crate::nested::steady::Steady;
-use crate::nested::tests::{GUEST, Open, VMCS01, access, instruction, nested_on};
+use crate::nested::test_bed::{GUEST, Open, VMCS01, access, instruction, nested_on};
 use crate::nested::vcpu::VCpu;
+use crate::vmx::caps::secondary;
 use crate::vmx::exit::Reason;
 use crate::vmx::field::{self, Field, Segment};
 
@@ -78,7 +79,8 @@ const GUESTS: [Field; 8] = [
 ];
 
 /// Fields that a host writes.
-const HOSTS: [Field; 15] = [
+const HOSTS: [Field; 16] = [
+    field::SECONDARY_CONTROLS,
     field::TPR_THRESHOLD,
     field::GUEST_RIP,
     field::GUEST_RFLAGS,
@@ -232,7 +234,15 @@ fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
         hw.set(GUEST, field::ENTRY_INTERRUPTION, event & !(1 << 31));
         for _ in 0..3 {
             let field = numbers.of(&GUESTS);
-            hw.set(GUEST, field, numbers.value_of(field));
+            let value = numbers.value_of(field);
+            let needs = match field {
+                field::GUEST_INTERRUPT_STATUS => secondary::VIRTUAL_INTERRUPTS,
+                field::PML_INDEX => secondary::PML,
+                _ => 0,
+            };
+            if hw.field(GUEST, field::SECONDARY_CONTROLS) as u32 & needs == needs {
+                hw.set(GUEST, field, value);
+            }
         }
         let reasons = [
             0, 1, 1, 7, 10, 10, 12, 28, 30, 31, 32, 45, 48, 48, 49, 52, 62,
@@ -296,9 +306,14 @@ fn a_life_looks_the_same_with_and_without() {
     }
 }
 
-/// A CPU on which the next VMRESUME is of the steady state.
+/// A CPU on which the next VMRESUME is of the steady state; KVM has APICv.
 fn settled() -> (Box<VCpu>, Model) {
     let (mut cpu, mut hw) = nested_on(true);
+    hw.set(
+        GUEST,
+        field::SECONDARY_CONTROLS,
+        secondary::VIRTUAL_INTERRUPTS.into(),
+    );
     hw.set(VMCS01, Segment::Cs.guest_rights(), 0xa09b);
     hw.set(VMCS01, field::CR0_SHADOW, 0x20);
     for _ in 0..2 {
@@ -411,15 +426,22 @@ fn what_was_there_before_can_be_written_again() {
     }
 }
 
-/// Two rounds of a guest's exit and its resumption, as KVM does CPUID: it reads what it likes and moves RIP on. `lacking`
-/// is what the CPU does not have; the second round is counted.
-fn round(lacking: &[Field], reason: Reason) -> Done {
+/// Rounds of a guest's exit and its resumption, as KVM does CPUID: it reads what it likes and moves RIP on. `lacking` is
+/// what the CPU does not have, `controls` are the secondary ones; the last round is counted.
+fn round(lacking: &[Field], controls: u32, reason: Reason) -> Done {
     let (mut cpu, mut hw) = settled();
     if !lacking.is_empty() {
         (cpu, hw) = shadowed_without(lacking);
         hw.set(VMCS01, Segment::Cs.guest_rights(), 0xa09b);
         hw.set(VMCS01, field::CR0_SHADOW, 0x20);
     }
+    access(
+        &mut cpu,
+        &mut hw,
+        Reason::VMWRITE,
+        field::SECONDARY_CONTROLS,
+        controls.into(),
+    );
     for _ in 0..3 {
         hw.done = Done::default();
         hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
@@ -442,15 +464,17 @@ fn a_round_does_no_more_than_it_must() {
         writes,
         pointers,
     };
-    assert_eq!(round(&[], Reason::CPUID), done(45, 4, 4));
-    assert_eq!(
-        round(
-            &[field::GUEST_INTERRUPT_STATUS, field::PML_INDEX],
-            Reason::CPUID
-        ),
-        done(44, 4, 4)
-    );
-    assert_eq!(round(&[], Reason::EPT_VIOLATION), done(47, 4, 4));
+    let apicv = secondary::VIRTUAL_INTERRUPTS;
+    let logged = apicv | secondary::PML;
+    let lacking = [field::GUEST_INTERRUPT_STATUS, field::PML_INDEX];
+    for (lacking, controls, reason, reads) in [
+        (&[][..], apicv, Reason::CPUID, 44),
+        (&[], apicv, Reason::EPT_VIOLATION, 46),
+        (&[], logged, Reason::CPUID, 45),
+        (&lacking, 0, Reason::CPUID, 44),
+    ] {
+        assert_eq!(round(lacking, controls, reason), done(reads, 4, 4));
+    }
 }
 
 #[test]

@@ -299,7 +299,9 @@ impl<H: Hardware> Context<'_, H> {
                 return self.finish(VmxStatus::Succeed);
             }
         }
-        if field.is_host_state() || field.0 & !1 == field::EXIT_CONTROLS.0 {
+        // What `prepare_steady` reads.
+        let prepared = [field::EXIT_CONTROLS.0, field::SECONDARY_CONTROLS.0];
+        if field.is_host_state() || prepared.contains(&(field.0 & !1)) {
             self.cpu.steady.ready = false;
         }
         self.hw.vmptrld(current);

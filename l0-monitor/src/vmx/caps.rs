@@ -37,10 +37,14 @@ pub mod secondary {
     pub const VPID: u32 = 1 << 5;
     /// Unrestricted guest.
     pub const UNRESTRICTED: u32 = 1 << 7;
+    /// Virtual-interrupt delivery.
+    pub const VIRTUAL_INTERRUPTS: u32 = 1 << 9;
     /// Enable INVPCID.
     pub const INVPCID: u32 = 1 << 12;
     /// VMCS shadowing.
     pub const VMCS_SHADOWING: u32 = 1 << 14;
+    /// Enable page-modification logging.
+    pub const PML: u32 = 1 << 17;
     /// Enable XSAVES and XRSTORS.
     pub const XSAVES: u32 = 1 << 20;
     /// Enable user-level wait and pause.

@@ -1,0 +1,197 @@
+//! What the tests of the nested path have in common: a host with its KVM on the model of a CPU.
+
+use std::boxed::Box;
+use std::collections::BTreeMap;
+use std::vec::Vec;
+
+use crate::nested::context::Context;
+use crate::nested::exits::{Next, Policy};
+use crate::nested::host_area::{HOST_TR_SELECTOR, REPLACED, at};
+use crate::nested::model::{Model, REVISION};
+use crate::nested::vcpu::{Belief, VCpu, gpr};
+use crate::partition::io_filter::Verdict;
+use crate::vmx::VmxStatus;
+use crate::vmx::caps::exit;
+use crate::vmx::exit::{IoAccess, Reason};
+use crate::vmx::field::{self, Field};
+
+pub const VMCS01: u64 = 0x10_0000;
+pub const OWN_VMXON: u64 = 0x10_1000;
+pub const KVM_VMXON: u64 = 0x20_0000;
+pub const GUEST: u64 = 0x20_1000;
+pub const OTHER: u64 = 0x20_2000;
+pub const SHADOW: u64 = 0x10_2000;
+pub const BITMAPS: [u64; 2] = [0x10_3000, 0x10_4000];
+pub const RIP: u64 = 0xffff_8000_0000_1000;
+
+pub struct Open;
+
+impl Policy<Model> for Open {
+    fn port(&mut self, _: &mut Model, _: IoAccess, _: u32) -> Verdict {
+        Verdict::Value(0xffff_ffff)
+    }
+    fn is_device(&mut self, _: u64) -> bool {
+        false
+    }
+    fn device(&mut self, _: &mut Model, _: u64, _: Option<u32>) -> u32 {
+        0
+    }
+    fn allow(&mut self, address: u64, _: bool) -> bool {
+        address < 4 << 30
+    }
+    fn is_memory(&mut self, address: u64) -> bool {
+        address < 6 << 30
+    }
+    fn is_on_trial(&self) -> bool {
+        true
+    }
+}
+
+/// A host in VMX operation with an adopted, current VMCS, as KVM is most of the time; on a CPU with VMCS shadowing and
+/// on one without.
+pub fn nested() -> impl Iterator<Item = (Box<VCpu>, Model)> {
+    [true, false].into_iter().map(nested_on)
+}
+
+pub fn nested_on(shadowing: bool) -> (Box<VCpu>, Model) {
+    let mut cpu = Box::new(VCpu::new());
+    let mut hw = Model::new(KVM_VMXON, VMCS01);
+    cpu.vmcs01 = VMCS01;
+    cpu.vmxon_region = OWN_VMXON;
+    cpu.launched = true;
+    cpu.caps.revision = REVISION;
+    cpu.caps.cr0_fixed = 0x20;
+    cpu.caps.cr4_fixed = 0x2000;
+    cpu.caps.cr4_allowed = 0x37_67ff;
+    cpu.caps.phys_bits = 39;
+    for (i, value) in cpu.own_area.0.iter_mut().enumerate() {
+        *value = 0x4c30_0000 + i as u64;
+    }
+    hw.set(VMCS01, field::GUEST_CR3, 0x1000);
+    hw.set(VMCS01, field::GUEST_RIP, RIP);
+    hw.set(VMCS01, field::INSTRUCTION_LENGTH, 3);
+    hw.set(VMCS01, field::CR4_SHADOW, 0x2000);
+    hw.set(VMCS01, field::GUEST_RFLAGS, 0x8d7);
+    for vmcs in [GUEST, OTHER] {
+        for (i, field) in REPLACED.into_iter().enumerate() {
+            hw.set(vmcs, field, kvm_value(vmcs, i));
+        }
+        hw.set(
+            vmcs,
+            field::EXIT_CONTROLS,
+            u64::from(exit::HOST_64 | exit::LOAD_EFER),
+        );
+        hw.set(vmcs, field::HOST_EFER, 0xd01);
+        hw.set(vmcs, field::HOST_SYSENTER_CS, 0x10);
+        hw.set(vmcs, HOST_TR_SELECTOR, 0x40);
+        hw.set(vmcs, field::HOST_TR_BASE, 0xffff_fe00_0000_3000);
+    }
+    cpu.belief = Belief {
+        vmx_on: true,
+        vmxon_region: None,
+        current: None,
+    };
+    hw.set(VMCS01, field::VMCS_LINK, !0);
+    hw.writes_all = shadowing;
+    if shadowing {
+        for word in 0..512 {
+            for bitmap in BITMAPS {
+                hw.put(bitmap + 8 * word, !0);
+            }
+        }
+        cpu.shadow.prepare(&mut hw, SHADOW, BITMAPS);
+    }
+    hw.put(0x5000, GUEST);
+    instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
+    assert_eq!(cpu.belief.current, Some(GUEST));
+    hw.set(VMCS01, field::GUEST_RIP, RIP);
+    (cpu, hw)
+}
+
+/// What KVM has in a replaced field; valid for VM entry.
+pub fn kvm_value(vmcs: u64, index: usize) -> u64 {
+    match index {
+        at::CR0 => 0x8005_0033,
+        at::CR3 => 0x7000_0000 + vmcs,
+        at::CR4 => 0x17_66f0 & 0x37_67ff,
+        at::RSP => 0xffff_c900_0000_0000 + vmcs,
+        at::RIP => 0xffff_ffff_c0a0_0000,
+        i if (at::SELECTORS..at::FS_BASE).contains(&i) => match i - at::SELECTORS {
+            1 => 0x10,
+            2 => 0x18,
+            _ => 0,
+        },
+        _ => 0xffff_8880_0000_0000 + ((index as u64) << 12),
+    }
+}
+
+pub fn exit_host(cpu: &mut VCpu, hw: &mut Model, reason: Reason) -> Next {
+    hw.set(VMCS01, field::EXIT_REASON, reason.0.into());
+    Context { cpu, hw }.serve(&mut Open).0
+}
+
+/// The guest exits.
+pub fn exit_guest(cpu: &mut VCpu, hw: &mut Model, reason: Reason) -> Next {
+    hw.set(GUEST, field::EXIT_REASON, reason.0.into());
+    Context { cpu, hw }.serve(&mut Open).0
+}
+
+/// A VMX instruction with its memory operand at `address` (base none, 64-bit).
+pub fn instruction(cpu: &mut VCpu, hw: &mut Model, reason: Reason, address: u64) -> VmxStatus {
+    hw.set(VMCS01, field::INSTRUCTION_INFO, 2 << 7 | 1 << 22 | 1 << 27);
+    hw.set(VMCS01, field::EXIT_QUALIFICATION, address);
+    assert_eq!(exit_host(cpu, hw, reason), Next::Host);
+    assert_eq!(
+        hw.current,
+        Some(VMCS01),
+        "VMCS01 is current whenever the host runs"
+    );
+    VmxStatus::from_rflags(hw.field(VMCS01, field::GUEST_RFLAGS))
+}
+
+/// VMREAD or VMWRITE by the host: without an exit if the CPU says so, else with register operands, RAX the value, RCX
+/// the field.
+pub fn access(
+    cpu: &mut VCpu,
+    hw: &mut Model,
+    reason: Reason,
+    field: Field,
+    value: u64,
+) -> (VmxStatus, u64) {
+    let direct = if reason == Reason::VMREAD {
+        hw.host_vmread(VMCS01, field)
+            .map(|r| r.map_or_else(|status| (status, value), |v| (VmxStatus::Succeed, v)))
+    } else {
+        hw.host_vmwrite(VMCS01, field, value)
+            .map(|status| (status, value))
+    };
+    direct.unwrap_or_else(|| exiting_access(cpu, hw, reason, field, value))
+}
+
+pub fn exiting_access(
+    cpu: &mut VCpu,
+    hw: &mut Model,
+    reason: Reason,
+    field: Field,
+    value: u64,
+) -> (VmxStatus, u64) {
+    cpu.gprs[gpr::RAX] = value;
+    cpu.gprs[gpr::RCX] = field.0.into();
+    hw.set(
+        VMCS01,
+        field::INSTRUCTION_INFO,
+        1 << 10 | (gpr::RCX as u64) << 28,
+    );
+    assert_eq!(exit_host(cpu, hw, reason), Next::Host);
+    (
+        VmxStatus::from_rflags(hw.field(VMCS01, field::GUEST_RFLAGS)),
+        cpu.gprs[gpr::RAX],
+    )
+}
+
+pub fn snapshot(hw: &Model) -> Vec<BTreeMap<u32, u64>> {
+    [GUEST, OTHER]
+        .into_iter()
+        .map(|v| hw.vmcs[&v].clone())
+        .collect()
+}
