@@ -1,6 +1,7 @@
 //! The end-to-end tests, by name.
 
 mod abort;
+mod floor;
 mod native;
 mod refuse;
 
@@ -9,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::{
-    bochs::IVY_BRIDGE,
+    bochs::{IVY_BRIDGE, SKYLAKE_X},
     boot::{MachineArgs, SUCCESSOR},
     demo, kernel,
     layout::Layout,
@@ -54,6 +55,15 @@ pub const ALL: &[Scenario] = &[
             args.cpu_model = IVY_BRIDGE.into();
         },
         play: |run| refreshes(run, &["g1"], 1),
+    },
+    Scenario {
+        name: "floor",
+        about: "one CPU with APICv: a nested guest's CPUID takes two entries of L0 and few instructions more than natively",
+        machine: |args| {
+            args.cpus = 1;
+            args.cpu_model = SKYLAKE_X.into();
+        },
+        play: floor::all,
     },
     Scenario {
         name: "aborts",

@@ -154,9 +154,7 @@ impl Bed {
                 bed.begin_without_l0()?;
             }
         }
-        bed.sh(&format!(
-            "mount -t debugfs none /sys/kernel/debug; {NO_FLUSH}"
-        ))?;
+        prepare(&mut bed.run)?;
         Ok(bed)
     }
 
@@ -212,25 +210,7 @@ impl Bed {
     /// # Errors
     /// A host does not answer.
     pub fn counts(&mut self) -> Result<Counts> {
-        let guests = statistics(&self.sh(STATISTICS)?);
-        let (below, below_total) = match self.set_up {
-            SetUp::Kvm => Default::default(),
-            SetUp::LocumNative | SetUp::LocumNested => {
-                let exits = self.run.status()?.exits;
-                (exits.by_reason, exits.total)
-            }
-            SetUp::NestedKvm => {
-                let outer = self.run.machine.host(0).run(STATISTICS, BOOT)?;
-                let below = statistics(&outer.ok()?);
-                let total = below.get("exits").copied().unwrap_or(0);
-                (below, total)
-            }
-        };
-        Ok(Counts {
-            guests,
-            below,
-            below_total,
-        })
+        counts(&mut self.run, self.set_up)
     }
 
     /// Powers the server off.
@@ -273,6 +253,43 @@ impl Bed {
         self.run.generation = INNER;
         Ok(())
     }
+}
+
+/// Makes KVM's statistics readable in the reigning host, and its entries those of a server.
+///
+/// # Errors
+/// The host does not answer, or KVM is not loaded.
+pub fn prepare(run: &mut Run) -> Result<()> {
+    run.sh(&format!(
+        "mount -t debugfs none /sys/kernel/debug; {NO_FLUSH}"
+    ))
+    .map(drop)
+}
+
+/// Exits so far on a machine of this set-up.
+///
+/// # Errors
+/// A host does not answer.
+pub fn counts(run: &mut Run, set_up: SetUp) -> Result<Counts> {
+    let guests = statistics(&run.sh(STATISTICS)?);
+    let (below, below_total) = match set_up {
+        SetUp::Kvm => Default::default(),
+        SetUp::LocumNative | SetUp::LocumNested => {
+            let exits = run.status()?.exits;
+            (exits.by_reason, exits.total)
+        }
+        SetUp::NestedKvm => {
+            let outer = run.machine.host(0).run(STATISTICS, BOOT)?;
+            let below = statistics(&outer.ok()?);
+            let total = below.get("exits").copied().unwrap_or(0);
+            (below, total)
+        }
+    };
+    Ok(Counts {
+        guests,
+        below,
+        below_total,
+    })
 }
 
 /// The emulated CPU lacks what servers have against L1TF, so KVM would empty the L1 data cache by software at most entries

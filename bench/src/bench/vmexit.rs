@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::bed::{Bed, BedArgs, SetUp};
+use super::bed::{self, Bed, BedArgs, SetUp};
+use crate::run::Run;
 
 /// One kind of event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,14 +243,14 @@ fn on_machine(
 ) -> Result<()> {
     let first = *set_ups.first().context("no set-up")?;
     let mut bed = Bed::boot(first, args)?;
-    start_guest(&mut bed, args.cpus)?;
+    start_guest(bed.run(), args.cpus)?;
     for set_up in set_ups {
         if bed.set_up() != *set_up {
             bed.nest()?;
         }
         for event in how.events.iter().filter(|event| event.cpus == args.cpus) {
             bed.step(event.title);
-            let cell = measure_event(&mut bed, event, how.iterations.min(event.limit))?;
+            let cell = measure_event(bed.run(), *set_up, event, how.iterations.min(event.limit))?;
             table.put(event, *set_up, cell);
             let Cell {
                 ticks,
@@ -270,12 +271,16 @@ fn on_machine(
     bed.power_off()
 }
 
-fn start_guest(bed: &mut Bed, cpus: u32) -> Result<()> {
-    bed.step("starting the guest");
-    bed.sh(&format!(
+/// Starts the guest that measures itself.
+///
+/// # Errors
+/// It does not come up; with what it and QEMU said.
+pub fn start_guest(run: &mut Run, cpus: u32) -> Result<()> {
+    run.progress.step("starting the guest");
+    run.sh(&format!(
         "CPUS={cpus} setsid /guest/measure.sh m >/run/m.qemu 2>&1 </dev/null &"
     ))?;
-    bed.sh(
+    run.sh(
         "for i in $(seq 600); do [ -S /run/m.serial ] && break; sleep 0.1; done; \
             lab-guest measure --socket /run/m.serial || { cat /run/m.qemu /run/m.log; exit 1; }",
     )
@@ -290,14 +295,18 @@ struct Measured {
     median: u64,
 }
 
-fn measure_event(bed: &mut Bed, event: &Event, count: u32) -> Result<Cell> {
+/// What `count` events cost on a machine of this set-up.
+///
+/// # Errors
+/// There are fewer than 8, or a host or the guest does not answer.
+pub fn measure_event(run: &mut Run, set_up: SetUp, event: &Event, count: u32) -> Result<Cell> {
     ensure!(count >= 8, "{}: measure it at least 8 times", event.name);
     let mut runs = Vec::new();
-    let mut counts = bed.counts()?;
+    let mut counts = bed::counts(run, set_up)?;
     // Whatever else the guest's kernel or the host has to do only adds exits: of two alike runs the quieter counts.
     for count in [count / 4, count, count / 4, count] {
-        let measured = order(bed, event, count)?;
-        let now = bed.counts()?;
+        let measured = order(run, event, count)?;
+        let now = bed::counts(run, set_up)?;
         let since = now.since(&counts);
         counts = now;
         runs.push(Course {
@@ -347,13 +356,12 @@ fn per_event(few: u64, many: u64, more: u32) -> f64 {
     (many as f64 - few as f64).max(0.0) / f64::from(more)
 }
 
-fn order(bed: &mut Bed, event: &Event, count: u32) -> Result<Measured> {
+fn order(run: &mut Run, event: &Event, count: u32) -> Result<Measured> {
     let name = event.name;
-    bed.run()
-        .json(&format!(
-            "lab-guest measure --socket /run/m.serial {name}:{count}"
-        ))
-        .with_context(|| format!("measuring {name}"))
+    run.json(&format!(
+        "lab-guest measure --socket /run/m.serial {name}:{count}"
+    ))
+    .with_context(|| format!("measuring {name}"))
 }
 
 /// What `locum cycle --json` prints: ticks are sums over all CPUs.

@@ -1,0 +1,66 @@
+//! What nested mode costs at the least, so that no change makes it dearer unnoticed.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    bench::{
+        bed::{self, SetUp},
+        vmexit::{self, Cell},
+    },
+    run::Run,
+};
+
+/// Instructions that nested mode may add to a guest's CPUID. On one CPU a tick is one.
+const MORE_TICKS: u64 = 400;
+/// Instructions by which two native medians may differ.
+const SPREAD: u64 = 16;
+/// How often.
+const EVENTS: u32 = 400;
+/// Exits that the host's own timer and the asking may add to each event.
+const NOISE: f64 = 0.1;
+
+/// A guest executes CPUID natively, nested, and natively again.
+pub fn all(run: &mut Run) -> Result<()> {
+    run.begin()?;
+    bed::prepare(run)?;
+    vmexit::start_guest(run, 1)?;
+    let native = cpuid(run, SetUp::LocumNative)?;
+    run.sh("locum enter")?;
+    let nested = cpuid(run, SetUp::LocumNested)?;
+    run.sh("locum leave")?;
+    let again = cpuid(run, SetUp::LocumNative)?;
+    for cell in [native, again] {
+        ensure!(cell.l0_exits == 0.0, "native, L0 takes exits: {cell:?}");
+    }
+    ensure!(
+        again.ticks.abs_diff(native.ticks) <= SPREAD,
+        "a stay in nested mode changed what CPUID costs natively: {native:?}, {again:?}"
+    );
+    // One for the guest's exit, one for KVM's VMRESUME.
+    let entries = nested.l0_exits / nested.guest_exits;
+    ensure!(
+        (entries - 2.0).abs() < NOISE,
+        "{entries:.2} entries of L0 for an exit of the guest: {nested:?}"
+    );
+    let more = nested.ticks.saturating_sub(native.ticks);
+    ensure!(
+        (1..=MORE_TICKS).contains(&more),
+        "CPUID takes {} instructions natively and {} nested, {MORE_TICKS} more are allowed",
+        native.ticks,
+        nested.ticks
+    );
+    run.check(&format!(
+        "a guest's CPUID takes {} instructions natively, {more} more and {entries:.2} entries of L0 nested",
+        native.ticks
+    ));
+    run.host().power_off(Duration::from_secs(300))
+}
+
+fn cpuid(run: &mut Run, set_up: SetUp) -> Result<Cell> {
+    let event = vmexit::find("cpuid").map_err(anyhow::Error::msg)?;
+    run.progress
+        .step(&format!("{}: {}", set_up.title(), event.title));
+    vmexit::measure_event(run, set_up, &event, EVENTS)
+}
