@@ -250,19 +250,25 @@ impl ValueFormatter<f64> for Stretched {
     }
 }
 
-/// Draws the figure, as SVG. Bars: counted, with the spread of the repetitions; modelled, with its range; the paper's.
+/// Draws the figure for so many clients at the same time, as SVG. Bars: counted, with the spread of the repetitions; modelled, with its range; the paper's.
 ///
 /// # Errors
 /// The drawing library refuses.
-pub fn draw(entries: &[Entry]) -> Result<String> {
+pub fn draw(entries: &[Entry], clients: u64) -> Result<String> {
     let mut svg = String::new();
     // The library's errors borrow the drawing.
-    draw_into(entries, &mut svg).map_err(|error| anyhow!("drawing figure 1: {error}"))?;
+    draw_into(entries, clients, &mut svg).map_err(|error| anyhow!("drawing figure 1: {error}"))?;
     Ok(svg)
+}
+
+fn caption(clients: u64) -> String {
+    let plural = if clients == 1 { "" } else { "s" };
+    format!("Redis, YCSB workload A, {clients} client{plural}: overhead against plain KVM")
 }
 
 fn draw_into(
     entries: &[Entry],
+    clients: u64,
     svg: &mut String,
 ) -> std::result::Result<(), Box<dyn std::error::Error>> {
     let top = entries
@@ -279,10 +285,7 @@ fn draw_into(
     root.fill(&WHITE)?;
     let count = i32::try_from(entries.len())?;
     let mut chart = ChartBuilder::on(&root)
-        .caption(
-            "Redis, YCSB workload A: overhead against plain KVM",
-            ("sans-serif", 22),
-        )
+        .caption(caption(clients), ("sans-serif", 22))
         .margin(12)
         .x_label_area_size(36)
         .y_label_area_size(64)
@@ -438,19 +441,19 @@ mod tests {
         compare(&mut entries, &Costs::table().unwrap());
         assert_eq!(entries[0].counted_overhead_percent, None);
         assert!(table(&entries).lines().last().unwrap().contains(" -|"));
-        assert!(draw(&entries).is_ok());
+        assert!(draw(&entries, 1).is_ok());
     }
 
     #[test]
     fn the_drawing_has_every_bar() {
-        let svg = draw(&entries()).unwrap();
+        let svg = draw(&entries(), 16).unwrap();
         for colour in ["#4C78A8", "#F58518", "#B0B0B0"] {
             let bars = svg.matches(&format!("fill=\"{colour}\"")).count();
             // One more each in the legend; the paper has no bar for plain KVM, which is what it compares with.
             let expected = if colour == "#B0B0B0" { 3 } else { 4 };
             assert_eq!(bars, expected + 1, "{colour} in\n{svg}");
         }
-        for word in ["KVM", "Locum, nested", "36.2%", "150.0%"] {
+        for word in ["16 clients", "KVM", "Locum, nested", "36.2%", "150.0%"] {
             assert!(svg.contains(word), "{word} is not in\n{svg}");
         }
     }

@@ -78,7 +78,7 @@ impl Figure {
     /// # Errors
     /// The drawing library refuses.
     pub fn draw(&self) -> Result<String> {
-        figure::draw(&self.setups)
+        figure::draw(&self.setups, self.threads)
     }
 }
 

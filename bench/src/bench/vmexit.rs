@@ -282,7 +282,8 @@ pub fn start_guest(run: &mut Run, cpus: u32) -> Result<()> {
     ))?;
     run.sh(
         "for i in $(seq 600); do [ -S /run/m.serial ] && break; sleep 0.1; done; \
-            lab-guest measure --socket /run/m.serial || { cat /run/m.qemu /run/m.log; exit 1; }",
+            timeout 300 lab-guest measure --socket /run/m.serial || { \
+            echo 'the guest does not answer; what QEMU and its console said:'; cat /run/m.qemu /run/m.log; exit 1; }",
     )
     .map(drop)
 }
