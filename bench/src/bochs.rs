@@ -41,6 +41,17 @@ pub const IVY_BRIDGE: &str = "corei7_ivy_bridge_3770k";
 /// A server's CPU: APICv, PML and TSC scaling besides. Linux takes its word that it has 3.5 GHz, so that its clock is 35
 /// times slower than [`IPS`] says.
 pub const SKYLAKE_X: &str = "corei7_skylake_x";
+/// What Linux takes the rate of the TSC of a model to be, in Hz. The emulator's TSC itself has [`IPS`], of emulated time.
+#[must_use]
+pub fn tsc_hz(cpu_model: &str) -> u64 {
+    if cpu_model == SKYLAKE_X {
+        // CPUID leaf 15H, which the others do not have: Linux calibrates theirs.
+        3_500_000_000
+    } else {
+        IPS
+    }
+}
+
 /// Models that Linux expects a microcode of: without it, it leaves the TSC deadline alone (`deadline_match` in
 /// arch/x86/kernel/apic/apic.c), and the other mode of the timer runs at another rate here than CPUID says.
 /// IA32_BIOS_SIGN_ID has the revision in bits 63:32; the columns are Bochs'.

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     agent::{Beat, Gap, Status},
+    bochs,
     boot::{self, MachineArgs},
     channel::JobId,
     layout::Layout,
@@ -40,6 +41,8 @@ pub struct Run {
     pub layout: Layout,
     /// The live line.
     pub progress: Progress,
+    /// Model of its CPUs, as Bochs calls it.
+    pub cpu_model: String,
     /// Guests, with the report that each made of itself when it was started.
     guests: Vec<(String, String)>,
     phase_begin: u64,
@@ -79,6 +82,7 @@ impl Run {
             generation: 0,
             layout: args.layout,
             progress,
+            cpu_model: args.cpu_model.clone(),
             guests: Vec::new(),
             phase_begin: 0,
             phase_exits: 0,
@@ -183,7 +187,8 @@ impl Run {
                 "lab-guest watch --name {name} --survived {file} --timeout 600"
             ))?;
             // Only Bochs' TSC has a rate that is known beforehand.
-            let lag = clock_lag(&before, &after).filter(|_| self.report.platform == "bochs");
+            let lag = clock_lag(&before, &after, bochs::tsc_hz(&self.cpu_model))
+                .filter(|_| self.report.platform == "bochs");
             let entry = self.report.guest(&name);
             entry.alive = true;
             entry.checksum_ok = after.faults == 0;
@@ -432,15 +437,16 @@ impl Run {
     }
 }
 
-/// How far the guest's monotonic clock fell behind the host's TSC, by which both reports are dated.
-fn clock_lag(before: &str, after: &Beat) -> Option<i64> {
+/// How far the guest's monotonic clock fell behind the host's TSC of this rate, by which both reports are dated.
+fn clock_lag(before: &str, after: &Beat, tsc_hz: u64) -> Option<i64> {
     let before: Beat = serde_json::from_str(before).ok()?;
     let (from, to) = (
         before.clock?.monotonic_ns,
         after.clock.as_ref()?.monotonic_ns,
     );
     let ticks = after.host_tsc.checked_sub(before.host_tsc)?;
-    let host_ns = i64::try_from(ticks.checked_mul(1_000_000_000 / crate::bochs::IPS)?).ok()?;
+    let host_ns = u128::from(ticks) * 1_000_000_000 / u128::from(tsc_hz);
+    let host_ns = i64::try_from(host_ns).ok()?;
     Some(host_ns - i64::try_from(to.checked_sub(from)?).ok()?)
 }
 
@@ -458,8 +464,12 @@ mod tests {
         let after = serde_json::from_str(&beat(1_000_100, 1_000_900)).unwrap();
         // A million ticks are ten million ns; the guest counted a thousandth of them.
         assert_eq!(
-            clock_lag(&beat(100, 900), &after),
+            clock_lag(&beat(100, 900), &after, 100_000_000),
             Some(10_000_000 - 1_000_000)
+        );
+        assert_eq!(
+            clock_lag(&beat(100, 900), &after, 2_000_000_000),
+            Some(500_000 - 1_000_000)
         );
     }
 }
