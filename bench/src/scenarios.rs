@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::{
-    bochs::{IVY_BRIDGE, SKYLAKE_X},
+    bochs::{self, IVY_BRIDGE, SKYLAKE_X},
     boot::{MachineArgs, SUCCESSOR},
     demo, kernel,
     layout::Layout,
@@ -168,13 +168,11 @@ fn plain_kvm(run: &mut Run) -> Result<()> {
 }
 
 /// Ticks from QEMU's stop in the one host to its resume in the other that a guest may take: 6 million for a microvm, 60 for
-/// one with devices. The latter waits in between, for so many nanoseconds as Linux sees them.
+/// one with devices; and twice in each of three steps a slice of the scheduler's (3 ms) for whoever else uses that CPU.
 fn pause_limit(guest: &str, cpu_model: &str) -> u64 {
-    match guest {
-        "g1" => 6_000_000,
-        _ if cpu_model == SKYLAKE_X => 120_000_000,
-        _ => 60_000_000,
-    }
+    let work = if guest == "g1" { 6_000_000 } else { 60_000_000 };
+    let slice = 3 * bochs::tsc_hz(cpu_model) / 1000;
+    work + 6 * slice
 }
 
 /// The watcher's word may be so many times as much: while others take the successor's CPUs, its own absence counts.

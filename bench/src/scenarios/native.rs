@@ -91,6 +91,7 @@ fn resets(run: &mut Run) -> Result<()> {
 
 /// L0 compared VMCSs after leaving (`check=vmcs`) and found them as they were.
 fn compared(run: &mut Run) -> Result<()> {
+    run.progress.step("reading L0's trace");
     let records: Vec<TraceRecord> = run.json("locum trace --json")?;
     let results: Vec<_> = records
         .iter()

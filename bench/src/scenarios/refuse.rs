@@ -41,6 +41,7 @@ const CASES: &[(&str, &str, &str)] = &[
 
 /// All of it, on a host that runs the guest g1.
 pub fn all(run: &mut Run) -> Result<()> {
+    run.progress.step("asking for what must be refused");
     let good = demo::successor(run, &kernel::full_release(SUCCESSOR)?)?;
     good.install(&mut run.host())?;
     run.sh(&format!(
