@@ -41,14 +41,16 @@ pub const IVY_BRIDGE: &str = "corei7_ivy_bridge_3770k";
 /// A server's CPU: APICv, PML and TSC scaling besides. Linux takes its word that it has 3.5 GHz, so that its clock is 35
 /// times slower than [`IPS`] says.
 pub const SKYLAKE_X: &str = "corei7_skylake_x";
-/// What Linux takes the rate of the TSC of a model to be, in Hz. The emulator's TSC itself has [`IPS`], of emulated time.
+
+/// What Linux takes the rate of the TSC of a model to be, in Hz; `None` for models that the lab does not know. The
+/// emulator's TSC itself has [`IPS`], of emulated time.
 #[must_use]
-pub fn tsc_hz(cpu_model: &str) -> u64 {
-    if cpu_model == SKYLAKE_X {
-        // CPUID leaf 15H, which the others do not have: Linux calibrates theirs.
-        3_500_000_000
-    } else {
-        IPS
+pub fn tsc_hz(cpu_model: &str) -> Option<u64> {
+    match cpu_model {
+        // They have no CPUID leaf 15H: Linux calibrates.
+        HASWELL | IVY_BRIDGE => Some(IPS),
+        SKYLAKE_X => Some(3_500_000_000),
+        _ => None,
     }
 }
 

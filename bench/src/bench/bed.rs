@@ -261,7 +261,7 @@ impl Bed {
 /// The host does not answer, or KVM is not loaded.
 pub fn prepare(run: &mut Run) -> Result<()> {
     run.sh(&format!(
-        "mount -t debugfs none /sys/kernel/debug; {NO_FLUSH}"
+        "mount -t debugfs none /sys/kernel/debug; [ -d /sys/kernel/debug/kvm ] && {NO_FLUSH}"
     ))
     .map(drop)
 }

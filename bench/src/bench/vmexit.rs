@@ -280,12 +280,14 @@ pub fn start_guest(run: &mut Run, cpus: u32) -> Result<()> {
     run.sh(&format!(
         "CPUS={cpus} setsid /guest/measure.sh m >/run/m.qemu 2>&1 </dev/null &"
     ))?;
-    run.sh(
+    let up = run.sh(
         "for i in $(seq 600); do [ -S /run/m.serial ] && break; sleep 0.1; done; \
-            timeout 300 lab-guest measure --socket /run/m.serial || { \
-            echo 'the guest does not answer; what QEMU and its console said:'; cat /run/m.qemu /run/m.log; exit 1; }",
-    )
-    .map(drop)
+            lab-guest measure --socket /run/m.serial",
+    );
+    let Err(error) = up else { return Ok(()) };
+    // The machine may be gone; then the error says so.
+    let said = run.sh("cat /run/m.qemu /run/m.log").unwrap_or_default();
+    Err(error.context(format!("what QEMU and the guest said:\n{said}")))
 }
 
 /// What `lab-guest measure` prints, as far as the lab reads it.

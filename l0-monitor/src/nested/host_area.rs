@@ -227,7 +227,8 @@ fn load_registers(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_fixed
     }
 }
 
-/// What an exit puts into the host's registers, but for those that it finds otherwise nearly every time.
+/// What an exit puts into the host's registers, but for those that it finds otherwise nearly every time,
+/// and EFER, which not every exit loads.
 #[inline(always)]
 const fn registers(area: &HostArea, kept: &Kept, cr_fixed: (u64, u64)) -> [(Field, u64); 16] {
     let v = &area.0;

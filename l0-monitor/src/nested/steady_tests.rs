@@ -337,7 +337,7 @@ fn only_what_is_usual_is_steady() {
     assert!(is_steady(&mut cpu, &mut hw) && cpu.in_guest);
 
     type Change = fn(&mut VCpu, &mut Model);
-    let changes: [Change; 7] = [
+    let changes: [Change; 8] = [
         |_, hw| hw.set(VMCS01, field::EXIT_REASON, Reason::VMLAUNCH.0.into()),
         // CPL 3, compatibility mode, a conforming segment.
         |_, hw| hw.set(VMCS01, Segment::Cs.guest_rights(), 0xa0fb),
@@ -350,6 +350,11 @@ fn only_what_is_usual_is_steady() {
         |cpu, hw| {
             hw.set(VMCS01, field::GUEST_CR3, 0x1000);
             instruction(cpu, hw, Reason::VMCLEAR, 0x5000);
+            hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
+        },
+        // What is copied after an exit depends on it.
+        |cpu, hw| {
+            access(cpu, hw, Reason::VMWRITE, field::SECONDARY_CONTROLS, 0);
             hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
         },
         |cpu, _| cpu.steady = Steady::NONE,
