@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::{
+    bench::bed::POLL,
     bochs::{self, IVY_BRIDGE, SKYLAKE_X},
     boot::{MachineArgs, SUCCESSOR},
     demo, kernel,
@@ -68,7 +69,7 @@ pub const ALL: &[Scenario] = &[
         machine: |args| {
             args.cpus = 1;
             args.cpu_model = SKYLAKE_X.into();
-            args.cmdline = "labd.idle_ms=100".into();
+            args.cmdline = POLL.into();
         },
         play: floor::all,
     },

@@ -306,7 +306,7 @@ const INNER_CMDLINE: &str = "console=ttyS0,115200 nokaslr idle=halt retain_initr
      transparent_hugepage=never no_timer_check initcall_blacklist=load_system_certificate_list rodata=off \
      memmap=0x17e00000%0x30000000-1+0xefffffff locum.generation=1";
 /// The lab's hand looks at its line only so often: each look of the inner host's is several exits.
-const POLL: &str = "labd.idle_ms=100";
+pub const POLL: &str = "labd.idle_ms=100";
 
 fn machine(set_up: SetUp, args: &BedArgs) -> MachineArgs {
     let plain = matches!(set_up, SetUp::Kvm | SetUp::NestedKvm);
