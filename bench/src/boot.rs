@@ -12,18 +12,17 @@ use clap::Args;
 use crate::{
     bochs::{HASWELL, Platform},
     build,
+    debian::{
+        Archive, Pocket,
+        kernels::{NEWEST, OLDEST},
+    },
     image::Image,
     iso::Iso,
-    kernel::Kernel,
+    kernel,
     layout::Layout,
     machine::{Machine, Setup},
     paths, say, tools,
 };
-
-/// Kernel that hosts boot unless told otherwise.
-pub const INCUMBENT: &str = "6.12.94";
-/// Kernel that replaces it.
-pub const SUCCESSOR: &str = "6.12.107";
 
 /// Command line of every host in the lab, with the `movablecore` of its [`Layout`]. Bochs loses wake-ups from MWAIT idle;
 /// the rest is what Locum asks of a host. `nokaslr` keeps the kernel's image out of the blocks that a successor gets.
@@ -43,11 +42,11 @@ pub struct MachineArgs {
     /// Their model, as Bochs calls it
     #[arg(long, default_value = HASWELL)]
     pub cpu_model: String,
-    /// Kernel to boot: a version in Debian's archive
-    #[arg(long, default_value = INCUMBENT)]
+    /// Kernel to boot: one that `cargo lab root --list` shows
+    #[arg(long, default_value = OLDEST)]
     pub kernel: String,
     /// Further kernel whose modules and image go into the initramfs
-    #[arg(long, default_value = SUCCESSOR)]
+    #[arg(long, default_value = NEWEST)]
     pub to: String,
     /// Added to the kernel's command line
     #[arg(long, default_value = "")]
@@ -84,8 +83,8 @@ impl Default for MachineArgs {
             plain: false,
             cpus: 4,
             cpu_model: HASWELL.into(),
-            kernel: INCUMBENT.into(),
-            to: SUCCESSOR.into(),
+            kernel: OLDEST.into(),
+            to: NEWEST.into(),
             cmdline: String::new(),
             l0_args: String::new(),
             workload: false,
@@ -126,6 +125,7 @@ pub fn boot(args: &BootArgs) -> Result<bool> {
         commands
             .push(fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?);
     }
+    announce(&[&args.machine.kernel, &args.machine.to])?;
     let setup = prepare(&args.machine)?;
     say(&format!("booting, logs in {}", setup.dir.display()));
     let begin = Instant::now();
@@ -168,10 +168,8 @@ pub fn prepare(args: &MachineArgs) -> Result<Setup> {
         None => paths::out().join("runs").join(run_name()?),
     };
     fs::create_dir_all(&dir)?;
-    let mut kernels = vec![Kernel::get(&args.kernel)?];
-    if args.to != args.kernel {
-        kernels.push(Kernel::get(&args.to)?);
-    }
+    let mut kernels = kernel::prefetch(&[&args.kernel, &args.to])?;
+    kernels.dedup_by(|a, b| a.release() == b.release());
     let modules: Vec<_> = kernels
         .iter()
         .map(|kernel| tolerate(args, build::module(kernel)))
@@ -220,6 +218,38 @@ pub fn prepare(args: &MachineArgs) -> Result<Setup> {
         dir,
         timeout: Duration::from_secs(args.timeout),
     })
+}
+
+/// Tells which kernels a run takes, and why these.
+///
+/// # Errors
+/// There is none of one of the names.
+pub fn announce(names: &[&str]) -> Result<()> {
+    let archive = Archive::today()?;
+    let mut words = Vec::new();
+    for name in names {
+        let entry = archive.kernels.find(name)?;
+        let place = match (entry.archive, entry.pocket) {
+            (false, _) => "cached".to_owned(),
+            (true, Pocket::Stable) => "Debian".to_owned(),
+            (true, pocket) => pocket.suite(),
+        };
+        words.push(if *name == entry.release {
+            format!("{name} ({place})")
+        } else {
+            format!("{} ({name}, {place})", entry.release)
+        });
+    }
+    say(&format!("kernels: {}", words.join(", ")));
+    let same = |a, b| -> Result<bool> {
+        Ok(archive.kernels.find(a)?.release == archive.kernels.find(b)?.release)
+    };
+    if let [from, to, ..] = names
+        && same(from, to)?
+    {
+        say("that is one kernel: it replaces itself");
+    }
+    Ok(())
 }
 
 /// A machine is of use to somebody who works on another part even when the module or the agent is broken.

@@ -167,6 +167,7 @@ pub fn module(kernel: &Kernel) -> Result<Option<PathBuf>> {
     say(&format!("building locum.ko for {}", kernel.release()));
     let inner = format!("build/{}", std::process::id());
     let tree = kernel.root().path(&inner);
+    sweep(&kernel.root().path("build"))?;
     for part in MODULE_SOURCES {
         copy_tree(&paths::workspace().join(part), &tree.join(part))?;
     }
@@ -175,6 +176,8 @@ pub fn module(kernel: &Kernel) -> Result<Option<PathBuf>> {
         "-C",
         &format!("/lib/modules/{}/build", kernel.release()),
         &format!("M=/{inner}/host-hotplug-agent/kmod"),
+        // Ours is the machine on which a warning is an error.
+        "WERROR=1",
         "modules",
     ]));
     let built = tree.join("host-hotplug-agent/kmod/locum.ko");
@@ -187,6 +190,21 @@ pub fn module(kernel: &Kernel) -> Result<Option<PathBuf>> {
     fs::remove_dir_all(&tree)?;
     result.with_context(|| format!("building locum.ko for {}", kernel.release()))?;
     Ok(Some(module))
+}
+
+/// Removes what builds left that were interrupted: they are named by process, and those are gone.
+fn sweep(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).into_iter().flatten() {
+        let path = entry?.path();
+        let pid = path.file_name().unwrap_or_default();
+        if !Path::new("/proc").join(pid).exists() {
+            // Another run may sweep at the same time.
+            fs::remove_dir_all(&path)
+                .or_else(|error| if path.exists() { Err(error) } else { Ok(()) })
+                .with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 fn fingerprint(kernel: &Kernel) -> Result<String> {

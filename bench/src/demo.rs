@@ -5,8 +5,9 @@ use clap::Args;
 
 use crate::{
     bochs::Platform,
-    boot::{INCUMBENT, MachineArgs, SUCCESSOR},
-    kernel, paths,
+    boot::{self, MachineArgs},
+    debian::kernels::{NEWEST, OLDEST},
+    paths,
     progress::Progress,
     report::Report,
     run::{Outcome, Run},
@@ -16,11 +17,11 @@ use crate::{
 /// Replace a host under running guests, and report it.
 #[derive(Debug, Clone, Args)]
 pub struct DemoArgs {
-    /// Kernel of the incumbent
-    #[arg(long, default_value = INCUMBENT)]
+    /// Kernel of the incumbent: one that `cargo lab root --list` shows
+    #[arg(long, default_value = OLDEST)]
     pub from: String,
-    /// Kernel of the successor
-    #[arg(long, default_value = SUCCESSOR)]
+    /// Kernel of the successor, likewise
+    #[arg(long, default_value = NEWEST)]
     pub to: String,
     /// CPUs of the machine, 2 to 4; the successor boots with half of them
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(2..=4))]
@@ -53,6 +54,7 @@ pub fn demo(args: &DemoArgs) -> Result<bool> {
         strict: true,
         ..MachineArgs::default()
     };
+    boot::announce(&[&args.from, &args.to])?;
     let mut report = Report::default();
     let outcome = Run::boot(&machine, Progress::new("")).and_then(|mut run| {
         let outcome = play(&mut run, args);
@@ -77,7 +79,8 @@ fn play(run: &mut Run, args: &DemoArgs) -> Result<()> {
         .collect();
     native(run, &guests)?;
     cycle(run, args.cycles)?;
-    let successor = successor(run, &kernel::full_release(&args.to)?)?;
+    let to = run.to.clone();
+    let successor = successor(run, &to)?;
     refresh(run, &successor)?;
     run.progress.step("powering off");
     run.host().power_off(std::time::Duration::from_secs(300))?;

@@ -17,7 +17,9 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{archive::Archive, build, kernel::Kernel, paths, roots::Root, say, tools};
+use crate::{
+    archive::Archive, build, debian::trees, kernel::Kernel, paths, roots::Root, say, tools,
+};
 
 /// Blobs that QEMU loads for the machines of the lab (microvm, pc, q35), from `usr/share`.
 const FIRMWARE: &[&str] = &[
@@ -179,6 +181,8 @@ fn base() -> Result<PathBuf> {
         .to_string_lossy()
         .into_owned();
     let target = paths::cache()?.join(format!("{key}-base.sqfs"));
+    // Labs of several work trees share the cache.
+    let _lock = trees::lock(&target)?;
     if !target.exists() {
         say("packing QEMU");
         squashfs(&base_archive(&root)?, &target)?;
@@ -192,7 +196,7 @@ fn squashfs(archive: &Archive, target: &Path) -> Result<()> {
         fs::remove_dir_all(&stage)?;
     }
     archive.stage(&stage)?;
-    let part = target.with_extension("part");
+    let part = trees::part(target);
     tools::run(
         Command::new("mksquashfs")
             .arg(&stage)

@@ -5,11 +5,12 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    thread::{self, ScopedJoinHandle},
 };
 
 use anyhow::{Context, Result, bail};
 
-use crate::{paths, roots::Root, tools};
+use crate::{debian::Archive, paths, roots::Root, tools};
 
 /// Modules that hosts load, by the names that `modprobe` takes; what they depend on comes along.
 const MODULES: &[&str] = &[
@@ -45,14 +46,25 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Gets a release such as `6.12.94+deb13-amd64`; a bare version such as `6.12.94` is completed to that form.
+    /// Gets the kernel that a name means ([`Kernels::find`](crate::debian::kernels::Kernels::find)).
     ///
     /// # Errors
-    /// The package cannot be fetched.
-    pub fn get(version: &str) -> Result<Self> {
-        let release = full_release(version)?;
-        let root = Root::kernel(&release)?;
-        Ok(Self { release, root })
+    /// There is none of that name, or it cannot be fetched.
+    pub fn get(name: &str) -> Result<Self> {
+        let archive = Archive::today()?;
+        let entry = archive.kernels.find(name)?;
+        Ok(Self {
+            release: entry.release.clone(),
+            root: Root::kernel(&entry.release, entry.pocket)?,
+        })
+    }
+
+    /// The release that a name means, without getting it.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn release_of(name: &str) -> Result<String> {
+        Ok(Archive::today()?.kernels.find(name)?.release.clone())
     }
 
     /// What `uname -r` prints under this kernel.
@@ -142,19 +154,46 @@ impl Kernel {
     }
 }
 
-/// Completes `6.12.94` to `6.12.94+deb13-amd64`; leaves anything longer alone.
+/// Gets everything that a machine with these kernels needs of Debian, all at the same time.
 ///
 /// # Errors
-/// Not a version.
-pub fn full_release(version: &str) -> Result<String> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || ".+-~".contains(c);
-    if version.is_empty() || !version.chars().all(allowed) {
-        bail!("{version:?} is no kernel version; give one such as 6.12.94 or 6.12.94+deb13-amd64");
-    }
-    if version.contains('+') || version.contains('-') {
-        return Ok(version.to_owned());
-    }
-    Ok(format!("{version}+deb13-amd64"))
+/// Something cannot be had: all of it that cannot.
+pub fn prefetch(names: &[&str]) -> Result<Vec<Kernel>> {
+    // Asked once, and said before anything else.
+    Archive::today()?;
+    thread::scope(|scope| {
+        let trees = [
+            scope.spawn(|| Root::bochs().map(drop)),
+            scope.spawn(|| Root::host().map(drop)),
+        ];
+        let kernels: Vec<_> = names
+            .iter()
+            .map(|name| scope.spawn(move || Kernel::get(name)))
+            .collect();
+        let mut got = Vec::new();
+        let mut errors = Vec::new();
+        for tree in trees {
+            errors.extend(joined(tree).err());
+        }
+        for kernel in kernels {
+            match joined(kernel) {
+                Ok(kernel) => got.push(kernel),
+                Err(error) => errors.push(error),
+            }
+        }
+        if errors.is_empty() {
+            return Ok(got);
+        }
+        let mut words: Vec<_> = errors.iter().map(|error| format!("{error:#}")).collect();
+        words.dedup();
+        bail!("{}", words.join("\n"))
+    })
+}
+
+fn joined<T>(thread: ScopedJoinHandle<Result<T>>) -> Result<T> {
+    thread
+        .join()
+        .unwrap_or_else(|_| bail!("a thread that fetches has panicked"))
 }
 
 /// The files of `modules` and of everything they depend on, from the text of `modules.dep`.
@@ -194,15 +233,5 @@ mod tests {
             ["k/irqbypass.ko.xz", "k/kvm-intel.ko.xz", "k/kvm.ko.xz"]
         );
         assert!(closure(text, &["nothere"]).is_err());
-    }
-
-    #[test]
-    fn versions() {
-        assert_eq!(full_release("6.12.94").unwrap(), "6.12.94+deb13-amd64");
-        assert_eq!(
-            full_release("6.12.94+deb13-amd64").unwrap(),
-            "6.12.94+deb13-amd64"
-        );
-        assert!(full_release("6.12; rm").is_err());
     }
 }

@@ -2,14 +2,19 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lab::{
     bench::{self, BenchArgs},
-    boot::{self, BootArgs, INCUMBENT, SUCCESSOR},
+    boot::{self, BootArgs},
     build,
+    debian::{
+        Archive,
+        kernels::{NEWEST, OLDEST},
+        trees,
+    },
     demo::{self, DemoArgs},
-    kernel::Kernel,
+    kernel::{self, Kernel},
     paths,
     roots::Root,
     say,
@@ -47,13 +52,16 @@ enum Command {
     /// Fetch and make everything that depends on Debian only
     Root {
         /// Kernels to get
-        #[arg(long, default_values = [INCUMBENT, SUCCESSOR])]
+        #[arg(long, default_values = [OLDEST, NEWEST])]
         kernel: Vec<String>,
+        /// Only list the kernels: where they are, what the defaults are; fetch nothing
+        #[arg(long)]
+        list: bool,
     },
     /// Build locum.ko and print where it is
     Kmod {
         /// Kernels to build for
-        #[arg(long, default_values = [INCUMBENT, SUCCESSOR])]
+        #[arg(long, default_values = [OLDEST, NEWEST])]
         kernel: Vec<String>,
     },
 }
@@ -76,23 +84,26 @@ fn run(command: Command) -> Result<bool> {
         Command::Demo(args) => demo::demo(&args),
         Command::Test(args) => test::test(&args),
         Command::Shell(args) => shell::shell(&args),
-        Command::Clean { all } => {
-            let cache = all.then(paths::cache).transpose()?;
-            for dir in std::iter::once(paths::out()).chain(cache) {
-                if dir.exists() {
-                    std::fs::remove_dir_all(&dir)
-                        .with_context(|| format!("removing {}", dir.display()))?;
-                    say(&format!("removed {}", dir.display()));
-                }
+        Command::Clean { all } => clean(all),
+        Command::Root { list: true, .. } => {
+            println!(
+                "kernels that --from, --to and --kernel take (by release, bare version or the name on the right):"
+            );
+            print!("{}", Archive::today()?.kernels.list());
+            println!("trees in the cache, {}:", paths::cache()?.display());
+            for tree in trees::all(&paths::cache()?)? {
+                println!("  {}", tree.dir.file_name().unwrap_or_default().display());
             }
             Ok(true)
         }
-        Command::Root { kernel } => {
+        Command::Root { kernel, .. } => {
             tools::ensure()?;
+            let names: Vec<_> = kernel.iter().map(String::as_str).collect();
+            boot::announce(&names)?;
+            let kernels = kernel::prefetch(&names)?;
             say(&format!("emulator: {}", Root::bochs()?.dir().display()));
             say(&format!("user space: {}", Root::host()?.dir().display()));
-            for version in kernel {
-                let kernel = Kernel::get(&version)?;
+            for kernel in kernels {
                 say(&format!(
                     "kernel {}: {}",
                     kernel.release(),
@@ -115,4 +126,21 @@ fn run(command: Command) -> Result<bool> {
             Ok(true)
         }
     }
+}
+
+/// Removes what the lab made, and with `all` what it fetched; says what that frees.
+fn clean(all: bool) -> Result<bool> {
+    let cache = all.then(paths::cache).transpose()?;
+    for dir in std::iter::once(paths::out()).chain(cache) {
+        if dir.exists() {
+            let bytes = tools::disk_usage(&dir);
+            say(&format!(
+                "removing {}, which frees {} MB",
+                dir.display(),
+                bytes / 1_000_000
+            ));
+            tools::remove_tree(&dir)?;
+        }
+    }
+    Ok(true)
 }

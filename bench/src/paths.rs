@@ -1,7 +1,7 @@
 //! Where the lab keeps things.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     path::{Path, PathBuf},
 };
 
@@ -40,10 +40,30 @@ pub fn cache() -> Result<PathBuf> {
 /// # Errors
 /// The directory or the file cannot be made.
 pub fn lock(dir: &Path, name: &str) -> Result<File> {
-    fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
-    let path = dir.join(format!("{name}.lock"));
-    let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    let (file, path) = lock_file(dir, name)?;
     file.lock()
         .with_context(|| format!("locking {}", path.display()))?;
     Ok(file)
+}
+
+/// As [`lock`], without waiting: `None` if somebody has it.
+///
+/// # Errors
+/// As [`lock`].
+pub fn try_lock(dir: &Path, name: &str) -> Result<Option<File>> {
+    let (file, path) = lock_file(dir, name)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("locking {}", path.display()))
+        }
+    }
+}
+
+fn lock_file(dir: &Path, name: &str) -> Result<(File, PathBuf)> {
+    fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    let path = dir.join(format!("{name}.lock"));
+    let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    Ok((file, path))
 }

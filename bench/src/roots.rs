@@ -1,26 +1,34 @@
-//! Debian trees that the lab takes programs and kernels from, made by mmdebstrap and cached.
+//! Debian trees that the lab takes programs and kernels from, made once and cached.
+//!
+//! A tree's name holds the version of what it is for, and a hash of all that it was made of. So a run takes what the archive
+//! has today, and what an earlier run took stays, for it to be repeated (`cargo lab clean --all` removes it). Without a
+//! network the newest tree of the same recipe has to do.
 
 use std::{
+    collections::BTreeMap,
     fs,
     hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 
-use crate::{paths, say, tools};
+use crate::{
+    debian::{
+        Archive, Pocket, SUITE,
+        fetch::{self, Order},
+        trees::{self, Manifest, Tree},
+    },
+    paths, say, tools,
+};
 
-/// Release that every tree is made from.
-const SUITE: &str = "trixie";
-/// Raised when the contents of a tree change, so that old caches are left alone.
-const REVISION: u32 = 1;
-
-/// Where trees come from.
-const MIRROR: &str = "http://deb.debian.org/debian";
 /// What the lab's Bochs needs changed, and how it is built.
 const BOCHS_PATCH: &str = include_str!("../emulator/bochs.patch");
 const BOCHS_BUILD: &str = include_str!("../emulator/build.sh");
+/// What `build.sh` ends with if the patch does not apply.
+const DOES_NOT_APPLY: i32 = 3;
 
 /// A Debian tree.
 #[derive(Debug, Clone)]
@@ -28,31 +36,96 @@ pub struct Root {
     dir: PathBuf,
 }
 
+/// How a tree is made.
+struct Recipe<'a> {
+    /// What it is for: `host`, `bochs`, `kernel-RELEASE`.
+    name: String,
+    /// For people.
+    what: String,
+    packages: Vec<String>,
+    /// The package whose version the tree is known by; none for kernels, whose release says it.
+    lead: Option<&'a str>,
+    backports: bool,
+    source: Option<&'a str>,
+    /// Further text that decides what becomes of it.
+    ingredients: &'a [&'a str],
+}
+
+impl Recipe<'_> {
+    /// A hash of all that does not come from the archive.
+    fn hash(&self) -> String {
+        let mut hasher = DefaultHasher::new();
+        (
+            SUITE,
+            &self.name,
+            &self.packages,
+            self.source,
+            self.ingredients,
+        )
+            .hash(&mut hasher);
+        format!("{:016x}", hasher.finish())
+    }
+
+    /// Versions of its packages in the archive today.
+    fn versions(&self, archive: &Archive) -> BTreeMap<String, String> {
+        let Ok(index) = &archive.index else {
+            return BTreeMap::new();
+        };
+        let pockets: &[Pocket] = if self.backports {
+            &Pocket::ALL
+        } else {
+            &Pocket::OWN
+        };
+        self.packages
+            .iter()
+            .map(String::as_str)
+            .chain(self.lead)
+            .filter_map(|name| {
+                Some((
+                    name.to_owned(),
+                    index.newest(name, pockets)?.version.clone(),
+                ))
+            })
+            .collect()
+    }
+}
+
 impl Root {
     /// The emulator, `usr/bin/bochs`: built from Debian's source with the lab's fixes, which takes some minutes the first time.
     ///
     /// # Errors
-    /// mmdebstrap fails (no network, no such package), or Bochs does not build.
+    /// The tree cannot be fetched, or Bochs does not build and was never built.
     pub fn bochs() -> Result<Self> {
-        let mut key = DefaultHasher::new();
-        (BOCHS_PATCH, BOCHS_BUILD).hash(&mut key);
-        let source = "cd \"$1/usr/src\" && APT_CONFIG=\"$MMDEBSTRAP_APT_CONFIG\" \
-                      apt-get source --download-only --tar-only bochs";
-        Self::make(
-            &format!("bochs-{:016x}", key.finish()),
-            &["g++", "make", "patch", "xz-utils", "bochsbios", "vgabios"],
-            &[
-                format!("--customize-hook={source}"),
-                format!("deb {MIRROR} {SUITE} main"),
-                format!("deb-src {MIRROR} {SUITE} main"),
-            ],
-            |root| {
-                say("building Bochs, once");
-                fs::write(root.path("usr/src/bochs.patch"), BOCHS_PATCH)?;
-                fs::write(root.path("usr/src/build.sh"), BOCHS_BUILD)?;
-                tools::run(root.chroot().args(["sh", "/usr/src/build.sh"]))
-            },
-        )
+        let recipe = Recipe {
+            name: "bochs".into(),
+            what: "the emulator's source and a compiler".into(),
+            packages: ["g++", "make", "patch", "xz-utils", "bochsbios", "vgabios"]
+                .map(str::to_owned)
+                .into(),
+            // Of the same source package, and of the same version.
+            lead: Some("bochsbios"),
+            backports: false,
+            source: Some("bochs"),
+            ingredients: &[BOCHS_PATCH, BOCHS_BUILD],
+        };
+        Self::make(&recipe, |root, version| {
+            say("building Bochs, once");
+            fs::write(root.path("usr/src/bochs.patch"), BOCHS_PATCH)?;
+            fs::write(root.path("usr/src/build.sh"), BOCHS_BUILD)?;
+            let (status, text) = tools::status(root.chroot().args(["sh", "/usr/src/build.sh"]))?;
+            ensure!(
+                status != Some(DOES_NOT_APPLY),
+                "bench/emulator/bochs.patch is for {} and does not apply to Debian's Bochs {version}; mend the patch:\n{}",
+                patch_version(),
+                tools::last_lines(&text, 10)
+            );
+            ensure!(
+                status == Some(0),
+                "Bochs {version} does not build (bench/emulator/build.sh):\n{}",
+                tools::last_lines(&text, 30)
+            );
+            Ok(())
+        })
     }
 
     /// User space of a host: busybox, QEMU, and what workloads need.
@@ -60,84 +133,174 @@ impl Root {
     /// # Errors
     /// As [`Root::bochs`].
     pub fn host() -> Result<Self> {
-        Self::get(
-            "host",
-            &[
-                "busybox-static",
+        let recipe = Recipe {
+            name: "host".into(),
+            what: "user space of the hosts (QEMU, Redis)".into(),
+            packages: [
                 "qemu-system-x86",
+                "busybox-static",
                 "seabios",
                 "kmod",
                 "socat",
                 "setserial",
                 "redis-server",
-            ],
-        )
+            ]
+            .map(str::to_owned)
+            .into(),
+            lead: Some("qemu-system-x86"),
+            backports: false,
+            source: None,
+            ingredients: &[],
+        };
+        Self::make(&recipe, |_, _| Ok(()))
     }
 
-    /// A kernel of the given release (`uname -r`), its headers, and a compiler to build modules for it.
+    /// A kernel of the given release (`uname -r`), its headers, and what builds modules for it.
     ///
     /// # Errors
-    /// As [`Root::bochs`]; the archive may no longer hold that version.
-    pub fn kernel(release: &str) -> Result<Self> {
-        Self::get(
-            &format!("kernel-{release}"),
-            &[
-                &format!("linux-image-{release}"),
-                &format!("linux-headers-{release}"),
-                "make",
+    /// As [`Root::bochs`].
+    pub fn kernel(release: &str, pocket: Pocket) -> Result<Self> {
+        let recipe = Recipe {
+            name: format!("kernel-{release}"),
+            what: format!("kernel {release}"),
+            packages: vec![
+                format!("linux-image-{release}"),
+                format!("linux-headers-{release}"),
+                // Headers bring a compiler, but no assembler.
+                "gcc".into(),
+                "binutils".into(),
+                "make".into(),
             ],
-        )
-        .with_context(|| {
-            format!(
-                "getting kernel {release}; `apt-cache search linux-image-6.12` on Debian {SUITE} lists what the \
-                 archive holds"
-            )
-        })
+            lead: None,
+            backports: pocket == Pocket::Backports,
+            source: None,
+            ingredients: &[],
+        };
+        Self::make(&recipe, |_, _| Ok(()))
     }
 
-    fn get(name: &str, packages: &[&str]) -> Result<Self> {
-        Self::make(name, packages, &[], |_| Ok(()))
-    }
-
-    /// Makes a tree of `packages`, unless it is cached. `more` are further arguments of mmdebstrap: options, then sources; `finish`
-    /// completes the tree.
-    fn make(
-        name: &str,
-        packages: &[&str],
-        more: &[String],
-        finish: impl FnOnce(&Self) -> Result<()>,
-    ) -> Result<Self> {
-        let base = paths::cache()?;
-        let dir = base.join(format!("{SUITE}-{name}-{REVISION}"));
-        let _lock = paths::lock(&base, &format!("{SUITE}-{name}"))?;
+    /// The tree of a recipe: today's, or without a network the newest of the cache. `finish` completes it, given the version
+    /// that it is known by.
+    fn make(recipe: &Recipe, finish: impl FnOnce(&Self, &str) -> Result<()>) -> Result<Self> {
+        let cache = paths::cache()?;
+        let hash = recipe.hash();
+        // A kernel's release says all; compilers and the like may differ.
+        let Some(lead) = recipe.lead else {
+            let dir = cache.join(format!("{SUITE}-{}-{}", recipe.name, short(&hash)));
+            let _lock = trees::lock(&dir)?;
+            if !dir.exists() {
+                let archive = Archive::today()?;
+                let versions = recipe.versions(&archive);
+                Self::fetch(recipe, &archive, &dir, versions, |root| finish(root, ""))?;
+            }
+            return Ok(Self { dir });
+        };
+        let archive = Archive::today()?;
+        let cached = || trees::newest(&cache, &recipe.name, &hash, lead);
+        if let Err(why) = &archive.index {
+            let tree = cached()?.with_context(|| {
+                format!(
+                    "{} is not in {}, and Debian's archive can't be reached ({}); connect this machine to the network once",
+                    recipe.what,
+                    cache.display(),
+                    why.lines().next().unwrap_or_default()
+                )
+            })?;
+            return Ok(Self::stand_in(tree));
+        }
+        let versions = recipe.versions(&archive);
+        let version = versions.get(lead).cloned().with_context(|| {
+            format!("Debian's archive has no package {lead} in {SUITE}, which the lab needs")
+        })?;
+        let mut key = DefaultHasher::new();
+        (&hash, &versions).hash(&mut key);
+        let known_by = version.replace(':', "%");
+        let dir = cache.join(format!(
+            "{SUITE}-{}-{known_by}-{}",
+            recipe.name,
+            short(&format!("{:016x}", key.finish()))
+        ));
+        let _lock = trees::lock(&dir)?;
         if dir.exists() {
             return Ok(Self { dir });
         }
-        tools::ensure()?;
-        say(&format!("fetching Debian {SUITE}: {}", packages.join(", ")));
-        let part = dir.with_extension("part");
-        if part.exists() {
-            fs::remove_dir_all(&part)
-                .with_context(|| format!("removing {}, left by an earlier try", part.display()))?;
+        // A build that failed once is not tried anew each time.
+        let failed = cache
+            .join("failed")
+            .join(dir.file_name().unwrap_or_default());
+        let result = match fs::read_to_string(&failed) {
+            Ok(error) => Err(anyhow::Error::msg(error)),
+            Err(_) => Self::fetch(recipe, &archive, &dir, versions, |root| {
+                finish(root, &version).inspect_err(|error| {
+                    let noted = fs::create_dir_all(cache.join("failed"))
+                        .and_then(|()| fs::write(&failed, format!("{error:#}")));
+                    if let Err(error) = noted {
+                        say(&format!("cannot note the failure: {error}"));
+                    }
+                })
+            }),
+        };
+        match (result, cached()?) {
+            (Ok(()), _) => Ok(Self { dir }),
+            (Err(error), Some(tree)) => {
+                say(&format!("{error:#}"));
+                Ok(Self::stand_in(tree))
+            }
+            (Err(error), None) if failed.exists() => {
+                Err(error.context(format!("(`rm {}` tries again)", failed.display())))
+            }
+            (Err(error), None) => Err(error),
         }
-        let (options, sources): (Vec<_>, Vec<_>) =
-            more.iter().partition(|argument| argument.starts_with("--"));
-        tools::run(
-            Command::new("mmdebstrap")
-                .args([
-                    "--variant=minbase",
-                    "--aptopt=Apt::Install-Recommends \"false\"",
-                ])
-                .arg(format!("--include={}", packages.join(",")))
-                .args(options)
-                .arg(SUITE)
-                .arg(&part)
-                .args(sources)
-                .env("INITRD", "No"),
-        )?;
-        finish(&Self { dir: part.clone() })?;
-        fs::rename(&part, &dir)?;
-        Ok(Self { dir })
+    }
+
+    /// A cached tree where today's cannot be had; said once.
+    fn stand_in(tree: Tree) -> Self {
+        static SAID: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+        let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+        if !said.contains(&tree.dir) {
+            say(&format!("taking the cached {}", tree.dir.display()));
+            said.push(tree.dir.clone());
+        }
+        Self { dir: tree.dir }
+    }
+
+    fn fetch(
+        recipe: &Recipe,
+        archive: &Archive,
+        dir: &Path,
+        packages: BTreeMap<String, String>,
+        finish: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<()> {
+        if let Err(why) = &archive.index {
+            bail!(
+                "{} is not cached, and Debian's archive can't be reached: {why}",
+                recipe.what
+            );
+        }
+        tools::ensure()?;
+        let part = trees::part(dir);
+        if part.exists() {
+            tools::remove_tree(&part)?;
+        }
+        let order = Order {
+            what: &recipe.what,
+            packages: &recipe.packages,
+            backports: recipe.backports,
+            source: recipe.source,
+        };
+        fetch::tree(&order, &part).with_context(|| format!("fetching {}", recipe.what))?;
+        let root = Self { dir: part.clone() };
+        if let Err(error) = finish(&root) {
+            tools::remove_tree(&part)?;
+            return Err(error);
+        }
+        let manifest = Manifest {
+            name: recipe.name.clone(),
+            recipe: recipe.hash(),
+            packages,
+            backports: recipe.backports,
+        };
+        trees::complete(dir, &manifest)
     }
 
     /// Where the tree is.
@@ -175,17 +338,20 @@ impl Root {
         command
     }
 
-    /// A command that runs inside the tree (chroot). Without root, in a user namespace.
+    /// A command that runs inside the tree (chroot), with `/proc`: objtool, for one, wants it. Without root, in a user
+    /// namespace.
     #[must_use]
     pub fn chroot(&self) -> Command {
-        let mut command = if tools::is_root() {
-            Command::new("chroot")
-        } else {
-            let mut command = Command::new("unshare");
-            command.args(["--map-auto", "--map-root-user", "chroot"]);
-            command
-        };
-        command.arg(&self.dir);
+        let mut command = Command::new("unshare");
+        if !tools::is_root() {
+            command.args(["--map-auto", "--map-root-user"]);
+        }
+        // In a mount namespace of its own, so that nothing is left mounted however this ends.
+        command
+            .args(["--mount", "--pid", "--fork", "--kill-child"])
+            .arg(format!("--mount-proc={}", self.path("proc").display()))
+            .arg("chroot")
+            .arg(&self.dir);
         command
     }
 
@@ -219,4 +385,13 @@ impl Root {
     fn linker(&self) -> PathBuf {
         self.path("lib64/ld-linux-x86-64.so.2")
     }
+}
+
+fn short(hash: &str) -> &str {
+    hash.get(..8).unwrap_or(hash)
+}
+
+/// What `bochs.patch` says in its first line that it is for.
+fn patch_version() -> &'static str {
+    BOCHS_PATCH.split(',').next().unwrap_or_default()
 }

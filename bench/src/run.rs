@@ -10,6 +10,7 @@ use crate::{
     bochs,
     boot::{self, MachineArgs},
     channel::JobId,
+    kernel::Kernel,
     layout::Layout,
     machine::{Host, Machine},
     progress::Progress,
@@ -43,6 +44,8 @@ pub struct Run {
     pub progress: Progress,
     /// Model of its CPUs, as Bochs calls it.
     pub cpu_model: String,
+    /// Release of the kernel that the first successor runs, unless a scenario has other wishes.
+    pub to: String,
     /// Guests, with the report that each made of itself when it was started.
     guests: Vec<(String, String)>,
     phase_begin: u64,
@@ -83,6 +86,7 @@ impl Run {
             layout: args.layout,
             progress,
             cpu_model: args.cpu_model.clone(),
+            to: Kernel::release_of(&args.to)?,
             guests: Vec::new(),
             phase_begin: 0,
             phase_exits: 0,

@@ -5,15 +5,15 @@ mod floor;
 mod native;
 mod refuse;
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Result, ensure};
 
 use crate::{
     bench::bed::POLL,
     bochs::{self, IVY_BRIDGE, SKYLAKE_X},
-    boot::{MachineArgs, SUCCESSOR},
-    demo, kernel,
+    boot::MachineArgs,
+    demo,
     layout::Layout,
     run::Run,
 };
@@ -24,72 +24,101 @@ pub struct Scenario {
     pub name: &'static str,
     /// What it shows.
     pub about: &'static str,
-    /// The machine it wants.
-    pub machine: fn(&mut MachineArgs),
-    /// The test, on the booted machine.
-    pub play: fn(&mut Run) -> Result<()>,
+    /// Minutes that it takes where nothing else runs, roughly.
+    pub minutes: u32,
+    /// The test.
+    pub play: Play,
+}
+
+/// A test.
+#[derive(Clone, Copy)]
+pub enum Play {
+    /// On a booted machine: what it wants of the machine, and what is done there.
+    On(fn(&mut MachineArgs), fn(&mut Run) -> Result<()>),
+    /// Without one. It may use the directory given, which is not there yet.
+    Program(fn(&Path) -> Result<()>),
+}
+
+/// Every scenario.
+pub fn every() -> impl Iterator<Item = &'static Scenario> {
+    CI.iter().chain(BY_NAME)
 }
 
 /// Every scenario that `cargo lab test` plays by itself. A boot takes a minute or more, so each boot shows many things.
-pub const ALL: &[Scenario] = &[
+pub const CI: &[Scenario] = &[
     Scenario {
         name: "native",
         about: "all CPUs, KVM and two guests without an exit to L0; 100 times in and out of nested; bad plans refused",
-        machine: |args| {
-            args.l0_args = "check=vmcs".into();
-            // How `echo b > /proc/sysrq-trigger` resets: by a triple fault.
-            args.cmdline = "reboot=triple".into();
-        },
-        play: native::all,
+        minutes: 10,
+        play: Play::On(
+            |args| {
+                args.l0_args = "check=vmcs".into();
+                // How `echo b > /proc/sysrq-trigger` resets: by a triple fault.
+                args.cmdline = "reboot=triple".into();
+            },
+            native::all,
+        ),
     },
     Scenario {
         name: "three-generations",
         about: "A to B to A' under a microvm and a q35 with two vCPUs, virtio disk and net; nothing unreclaimed grows",
-        machine: |_| {},
-        play: |run| refreshes(run, &["g1", "g2"], 2),
+        minutes: 15,
+        play: Play::On(|_| {}, |run| refreshes(run, &["g1", "g2"], 2)),
     },
     Scenario {
         name: "refresh-apicv",
         about: "4 CPUs of a server's model, KVM using APICv with posted interrupts, two guests, one refresh",
-        machine: |args| args.cpu_model = SKYLAKE_X.into(),
-        play: |run| refreshes(run, &["g1", "g2"], 1),
+        minutes: 8,
+        play: Play::On(
+            |args| args.cpu_model = SKYLAKE_X.into(),
+            |run| refreshes(run, &["g1", "g2"], 1),
+        ),
     },
     Scenario {
         name: "refresh-2-cpus",
         about: "2 CPUs of a model without VMCS shadowing, one guest, one refresh",
-        machine: |args| {
-            args.cpus = 2;
-            args.cpu_model = IVY_BRIDGE.into();
-        },
-        play: |run| refreshes(run, &["g1"], 1),
+        minutes: 4,
+        play: Play::On(
+            |args| {
+                args.cpus = 2;
+                args.cpu_model = IVY_BRIDGE.into();
+            },
+            |run| refreshes(run, &["g1"], 1),
+        ),
     },
     Scenario {
         name: "floor",
         about: "one CPU with APICv: a nested guest's CPUID takes two entries of L0 and few instructions more than natively",
-        machine: |args| {
-            args.cpus = 1;
-            args.cpu_model = SKYLAKE_X.into();
-            args.cmdline = POLL.into();
-        },
-        play: floor::all,
+        minutes: 3,
+        play: Play::On(
+            |args| {
+                args.cpus = 1;
+                args.cpu_model = SKYLAKE_X.into();
+                args.cmdline = POLL.into();
+            },
+            floor::all,
+        ),
     },
     Scenario {
         name: "aborts",
         about: "five successors that fail under a guest, then one that does not",
-        machine: |_| {},
-        play: |run| {
-            abort::each(
-                run,
-                &["g1".into()],
-                &[
-                    abort::HANG,
-                    abort::TRIPLE_FAULT,
-                    abort::WILD_WRITE,
-                    abort::GARBAGE,
-                    abort::PANIC,
-                ],
-            )
-        },
+        minutes: 9,
+        play: Play::On(
+            |_| {},
+            |run| {
+                abort::each(
+                    run,
+                    &["g1".into()],
+                    &[
+                        abort::HANG,
+                        abort::TRIPLE_FAULT,
+                        abort::WILD_WRITE,
+                        abort::GARBAGE,
+                        abort::PANIC,
+                    ],
+                )
+            },
+        ),
     },
 ];
 
@@ -98,67 +127,70 @@ pub const BY_NAME: &[Scenario] = &[
     Scenario {
         name: "plain-kvm",
         about: "the lab itself: without L0, KVM runs a guest",
-        machine: |args| {
-            args.plain = true;
-            args.strict = false;
-            args.cpus = 2;
-            args.cmdline = Layout::USUAL.plain_pool();
-        },
-        play: plain_kvm,
+        minutes: 2,
+        play: Play::On(
+            |args| {
+                args.plain = true;
+                args.strict = false;
+                args.cpus = 2;
+                args.cmdline = Layout::USUAL.plain_pool();
+            },
+            plain_kvm,
+        ),
     },
     Scenario {
         name: "hosts",
         about: "4 CPUs, one refresh, no guest",
-        machine: |_| {},
-        play: |run| refreshes(run, &[], 1),
+        minutes: 4,
+        play: Play::On(|_| {}, |run| refreshes(run, &[], 1)),
     },
     Scenario {
         name: "hosts-2-cpus",
         about: "the same with 2 CPUs",
-        machine: |args| args.cpus = 2,
-        play: |run| refreshes(run, &[], 1),
+        minutes: 4,
+        play: Play::On(|args| args.cpus = 2, |run| refreshes(run, &[], 1)),
     },
     Scenario {
         name: "hosts-three",
         about: "A to B to A', no guest",
-        machine: |_| {},
-        play: |run| refreshes(run, &[], 2),
+        minutes: 7,
+        play: Play::On(|_| {}, |run| refreshes(run, &[], 2)),
     },
     Scenario {
         name: "refresh",
         about: "4 CPUs, one guest, one refresh",
-        machine: |_| {},
-        play: |run| refreshes(run, &["g1"], 1),
+        minutes: 5,
+        play: Play::On(|_| {}, |run| refreshes(run, &["g1"], 1)),
     },
     Scenario {
         name: "abort-hang",
         about: "a successor that hangs with interrupts off, no guest",
-        machine: |_| {},
-        play: |run| abort::each(run, &[], &[abort::HANG]),
+        minutes: 5,
+        play: Play::On(|_| {}, |run| abort::each(run, &[], &[abort::HANG])),
     },
     Scenario {
         name: "abort-triple-fault",
         about: "a successor that ends in a triple fault, no guest",
-        machine: |_| {},
-        play: |run| abort::each(run, &[], &[abort::TRIPLE_FAULT]),
+        minutes: 5,
+        play: Play::On(|_| {}, |run| abort::each(run, &[], &[abort::TRIPLE_FAULT])),
     },
     Scenario {
         name: "abort-wild-write",
         about: "a successor that writes to the incumbent's memory, no guest",
-        machine: |_| {},
-        play: |run| abort::each(run, &[], &[abort::WILD_WRITE]),
+        minutes: 5,
+        play: Play::On(|_| {}, |run| abort::each(run, &[], &[abort::WILD_WRITE])),
     },
     Scenario {
         name: "abort-garbage",
         about: "a successor whose kernel is garbage, no guest",
-        machine: |_| {},
-        play: |run| abort::each(run, &[], &[abort::GARBAGE]),
+        minutes: 5,
+        play: Play::On(|_| {}, |run| abort::each(run, &[], &[abort::GARBAGE])),
     },
     Scenario {
         name: "abort-panic",
         about: "a successor that panics, no guest",
-        machine: |_| {},
-        play: |run| abort::each(run, &[], &[abort::PANIC]),
+        minutes: 5,
+        play: Play::On(|_| {}, |run| abort::each(run, &[], &[abort::PANIC])),
     },
 ];
 
@@ -196,10 +228,7 @@ fn refreshes(run: &mut Run, guests: &[&str], count: u32) -> Result<()> {
     let guests: Vec<_> = guests.iter().map(|name| (*name).to_owned()).collect();
     demo::native(run, &guests)?;
     check_apicv(run)?;
-    let releases = [
-        kernel::full_release(SUCCESSOR)?,
-        run.report.incumbent.clone(),
-    ];
+    let releases = [run.to.clone(), run.report.incumbent.clone()];
     let mut lost = None;
     for release in releases.iter().cycle().take(count as usize) {
         let successor = demo::successor(run, release)?;

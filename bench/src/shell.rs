@@ -10,7 +10,12 @@ use std::{
 use anyhow::Result;
 use clap::Args;
 
-use crate::{boot::MachineArgs, progress::Progress, run::Run, say};
+use crate::{
+    boot::{self, MachineArgs},
+    progress::Progress,
+    run::Run,
+    say,
+};
 
 /// Boot a machine and open a shell in its host; end of file powers off.
 #[derive(Debug, Clone, Args)]
@@ -30,6 +35,7 @@ pub fn shell(args: &ShellArgs) -> Result<bool> {
         timeout: args.machine.timeout.max(24 * 3600),
         ..args.machine.clone()
     };
+    boot::announce(&[&machine.kernel, &machine.to])?;
     let mut run = Run::boot(&machine, Progress::new(""))?;
     say(&format!(
         "{} is up, logs in {}; `/own/begin` brings up KVM, the pool and the agent; end of file powers off",

@@ -18,6 +18,7 @@ const NEEDS: &[(&str, &str)] = &[
     ("/usr/lib/grub/i386-pc/multiboot2.mod", "grub-pc-bin"),
     ("mformat", "mtools"),
     ("mksquashfs", "squashfs-tools"),
+    ("unshare", "util-linux"),
     ("xz", "xz-utils"),
     ("iasl", "acpica-tools"),
     ("gcc", "gcc"),
@@ -110,6 +111,52 @@ pub fn output(command: &mut Command) -> Result<String> {
         output.status,
         last_lines(&format!("{stdout}{stderr}"), 30)
     )
+}
+
+/// Runs a command quietly; returns its exit status (`None`: a signal ended it), and all that it wrote.
+///
+/// # Errors
+/// The program cannot be started.
+pub fn status(command: &mut Command) -> Result<(Option<i32>, String)> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("starting {name}"))?;
+    let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.push_str(&String::from_utf8_lossy(&output.stderr));
+    Ok((output.status.code(), text))
+}
+
+/// Removes a directory that may hold a Debian tree; without root, its files belong to other ids of this user's name space.
+///
+/// # Errors
+/// Something in it cannot be removed.
+pub fn remove_tree(dir: &Path) -> Result<()> {
+    if dir.is_file() {
+        return std::fs::remove_file(dir).with_context(|| format!("removing {}", dir.display()));
+    }
+    let removed = std::fs::remove_dir_all(dir);
+    if removed.is_ok() || is_root() {
+        return removed.with_context(|| format!("removing {}", dir.display()));
+    }
+    run(Command::new("unshare")
+        .args(["--map-auto", "--map-root-user", "rm", "-rf"])
+        .arg(dir))
+}
+
+/// Bytes that the files of a directory take on the disk; what cannot be read does not count.
+#[must_use]
+pub fn disk_usage(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let mut seen = std::collections::HashSet::new();
+    walkdir::WalkDir::new(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.metadata().ok())
+        .filter(|meta| meta.nlink() < 2 || seen.insert((meta.dev(), meta.ino())))
+        .map(|meta| meta.blocks() * 512)
+        .sum()
 }
 
 /// The last `count` lines of `text`.

@@ -11,12 +11,7 @@ use object::{Object, ObjectSegment};
 use serde::Serialize;
 
 use crate::{
-    bochs::Platform,
-    boot::{MachineArgs, SUCCESSOR},
-    build, demo, kernel,
-    layout::Layout,
-    progress::Progress,
-    report,
+    bochs::Platform, boot::MachineArgs, build, demo, layout::Layout, progress::Progress, report,
     run::Run,
 };
 
@@ -165,7 +160,8 @@ fn refresh(machine: &MachineArgs, sizes: &[Size]) -> Result<Vec<Row>> {
     let mut run = Run::boot(machine, Progress::new("handover"))?;
     let names = names(sizes);
     demo::native(&mut run, &names)?;
-    let successor = demo::successor(&mut run, &kernel::full_release(SUCCESSOR)?)?;
+    let to = run.to.clone();
+    let successor = demo::successor(&mut run, &to)?;
     demo::refresh(&mut run, &successor)?;
     let mut rows = Vec::new();
     for (size, name) in sizes.iter().zip(&names) {

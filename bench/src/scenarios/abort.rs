@@ -3,8 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    boot::SUCCESSOR,
-    demo, kernel,
+    demo,
     run::{Outcome, Run},
     successor::{Kernel, Successor},
 };
@@ -49,7 +48,8 @@ impl Failure {
 /// One refresh after the other fails under the guests; then one goes through.
 pub fn each(run: &mut Run, guests: &[String], failures: &[Failure]) -> Result<()> {
     demo::native(run, guests)?;
-    let good = demo::successor(run, &kernel::full_release(SUCCESSOR)?)?;
+    let to = run.to.clone();
+    let good = demo::successor(run, &to)?;
     let facts = Facts::of(run)?;
     for failure in failures {
         fails(run, &good, *failure).with_context(|| failure.what.to_owned())?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{boot::SUCCESSOR, demo, kernel, run::Run};
+use crate::{demo, run::Run};
 
 /// A change to a good configuration, and a word that the error must contain.
 const CASES: &[(&str, &str, &str)] = &[
@@ -42,7 +42,8 @@ const CASES: &[(&str, &str, &str)] = &[
 /// All of it, on a host that runs the guest g1.
 pub fn all(run: &mut Run) -> Result<()> {
     run.progress.step("asking for what must be refused");
-    let good = demo::successor(run, &kernel::full_release(SUCCESSOR)?)?;
+    let to = run.to.clone();
+    let good = demo::successor(run, &to)?;
     good.install(&mut run.host())?;
     run.sh(&format!(
         "head -c 100000 /boot/vmlinuz-{} > /tmp/short",

@@ -1,0 +1,134 @@
+//! An apt of the lab's own: the machine's may be of another release, and needs root.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{Pocket, index::Index};
+use crate::{paths, tools};
+
+/// apt with its state in the cache.
+#[derive(Debug)]
+pub struct Apt {
+    dir: PathBuf,
+}
+
+impl Apt {
+    /// That in `CACHE/apt`.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn new(cache: &Path) -> Result<Self> {
+        let dir = cache.join("apt");
+        for inner in ["state/lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(dir.join(inner))
+                .with_context(|| format!("creating {}", dir.display()))?;
+        }
+        let sources: Vec<_> = Pocket::ALL
+            .iter()
+            .map(|pocket| pocket.source("deb"))
+            .collect();
+        fs::write(dir.join("sources.list"), sources.join("\n") + "\n")?;
+        Ok(Self { dir })
+    }
+
+    /// Fetches the package lists (15 MB the first time) and reads them.
+    ///
+    /// # Errors
+    /// The archive can't be reached, or its signature is not Debian's; with apt's first error.
+    pub fn update(&self) -> Result<Index> {
+        let _lock = paths::lock(&self.dir, "update")?;
+        let output = self
+            .command("apt-get")
+            .args(["update", "-q"])
+            .output()
+            .context("starting apt-get")?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            let error = said.lines().find(|line| line.starts_with("E:"));
+            bail!("{}", error.unwrap_or("nothing").trim_start_matches("E: "));
+        }
+        let mut index = Index::default();
+        for pocket in Pocket::ALL {
+            let listed = tools::output(self.command("apt-get").args([
+                "indextargets",
+                "--format",
+                "$(FILENAME)",
+                "Created-By: Packages",
+                &format!("Suite: {}", pocket.suite()),
+            ]))?;
+            // Some suites are known by another name to apt: then the code name is theirs.
+            let listed = if listed.trim().is_empty() {
+                tools::output(self.command("apt-get").args([
+                    "indextargets",
+                    "--format",
+                    "$(FILENAME)",
+                    "Created-By: Packages",
+                    &format!("Codename: {}", pocket.suite()),
+                ]))?
+            } else {
+                listed
+            };
+            let file = listed
+                .lines()
+                .next()
+                .with_context(|| format!("apt has no package list of {}", pocket.suite()))?;
+            let text = fs::read_to_string(file).with_context(|| format!("reading {file}"))?;
+            index.add(pocket, &text);
+        }
+        Ok(index)
+    }
+
+    /// Bytes and number of the packages that have to be fetched for a new tree with `packages`.
+    ///
+    /// # Errors
+    /// apt finds no way to install them; with its words.
+    pub fn to_fetch(&self, packages: &[String]) -> Result<(u64, usize)> {
+        let _lock = paths::lock(&self.dir, "update")?;
+        let text = tools::output(
+            self.command("apt-get")
+                .args(["install", "--print-uris", "-qq", "--yes"])
+                .arg("--no-install-recommends")
+                .args(packages),
+        )?;
+        // 'URI' FILE SIZE HASH
+        let sizes: Vec<u64> = text
+            .lines()
+            .filter(|line| line.starts_with('\''))
+            .filter_map(|line| line.split_whitespace().nth(2)?.parse().ok())
+            .collect();
+        Ok((sizes.iter().sum(), sizes.len()))
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        let dir = self.dir.display();
+        for option in [
+            format!("Dir::State={dir}/state"),
+            format!("Dir::Cache={dir}/cache"),
+            format!("Dir::Etc::SourceList={dir}/sources.list"),
+            "Dir::Etc::SourceParts=/dev/null".to_owned(),
+            "Dir::Etc::PreferencesParts=/dev/null".to_owned(),
+            "Dir::State::status=/dev/null".to_owned(),
+            "APT::Architecture=amd64".to_owned(),
+            "APT::Architectures=amd64".to_owned(),
+            "APT::Sandbox::User=".to_owned(),
+            // Else apt takes old lists when it cannot have new ones.
+            "APT::Update::Error-Mode=any".to_owned(),
+            "Acquire::Languages=none".to_owned(),
+            "Acquire::GzipIndexes=false".to_owned(),
+            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
+            "Acquire::Retries=1".to_owned(),
+            "Acquire::http::Timeout=30".to_owned(),
+        ] {
+            command.arg("-o").arg(option);
+        }
+        command.stdin(std::process::Stdio::null());
+        command.env("LC_ALL", "C.UTF-8");
+        command
+    }
+}
