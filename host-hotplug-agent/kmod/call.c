@@ -94,11 +94,13 @@ int locum_call(struct locum_call *call, u64 op)
 }
 
 /* CPUID always exits (SDM vol. 3C, 26.1.2). Before L0 returns it drops what this CPU has cached of rights that are gone;
- * an idle CPU would go on with them.
+ * an idle CPU would go on with them. The exit is wanted, not the answer: so no function of Linux, which may know that.
  */
 static void drop_stale_rights(void *unused)
 {
-	cpuid_eax(0);
+	u32 eax = 0, ebx, ecx = 0, edx;
+
+	asm volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx) : : "memory");
 }
 
 /**

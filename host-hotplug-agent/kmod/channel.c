@@ -7,6 +7,7 @@
  * are not trusted: every position is masked, and more bytes than a ring holds is an error (-EIO).
  */
 #include "locum.h"
+#include "compat.h"
 #include <linux/hrtimer.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
@@ -344,8 +345,7 @@ static int init_channel(unsigned int number)
 	init_direction(&channel->out, &rings[locum.slot]);
 	init_direction(&channel->in, &rings[!locum.slot]);
 	mutex_init(&channel->open_lock);
-	hrtimer_init(&channel->timer, CLOCK_MONOTONIC, HRTIMER_MODE_REL_SOFT);
-	channel->timer.function = tick;
+	hrtimer_setup(&channel->timer, tick, CLOCK_MONOTONIC, HRTIMER_MODE_REL_SOFT);
 	snprintf(channel->name, sizeof(channel->name), "locum-chan%u", number);
 	channel->device.minor = MISC_DYNAMIC_MINOR;
 	channel->device.name = channel->name;

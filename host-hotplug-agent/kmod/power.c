@@ -7,8 +7,9 @@
  * declares it dead, and does not come back. Native in a hardware-reduced host (every one but the first) Linux has no
  * S5: we write PM1 control ourselves. Native in the first host we let ACPI do it.
  *
- * Reboot needs nothing here: x86 asks no restart handler, and native_machine_emergency_restart() tries the FADT's reset
- * register, then port 0x64, then 0xCF9 itself, hardware-reduced or not. L0 filters those in a nested host.
+ * Reboot needs nothing here: after restart handlers, which x86 asks since 7.x and of which we have none,
+ * native_machine_emergency_restart() tries the FADT's reset register, then port 0x64, then 0xCF9 itself,
+ * hardware-reduced or not. L0 filters those in a nested host.
  */
 #include "locum.h"
 #include <linux/acpi.h>

@@ -16,7 +16,7 @@
 /* Bytes of the frame that are left for the stack between the worlds: an NMI frame and the far return need 100. */
 #define STUB_STACK_MIN	1024
 
-#ifndef __ASSEMBLY__
+#ifndef __ASSEMBLER__
 
 /**
  * struct stub_area - the module's part of a frame; the stack grows down towards it from the end of the frame
@@ -38,5 +38,5 @@ extern char locum_stub_start[], locum_stub_end[], locum_stub_return_native[], lo
 asmlinkage long locum_stub_enter(struct locum_frame *frame);
 asmlinkage long locum_stub_leave(struct locum_frame *frame, u64 op);
 
-#endif /* __ASSEMBLY__ */
+#endif /* __ASSEMBLER__ */
 #endif /* LOCUM_STUB_H */
