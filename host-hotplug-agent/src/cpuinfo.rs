@@ -11,10 +11,11 @@ const NEEDED: [(&str, &str); 4] = [
 ];
 
 /// Features whose state L0 does not carry over, as `flags` names them while Linux uses them, and how to boot without.
-const IN_THE_WAY: [(&str, &str); 4] = [
+const IN_THE_WAY: [(&str, &str); 5] = [
     ("ibt", "ibt=off"),
     ("user_shstk", "nousershstk"),
     ("fred", "fred=off"),
+    ("lass", "clearcpuid=lass"),
     ("la57", "no5lvl"),
 ];
 
@@ -91,10 +92,14 @@ mod tests {
             ["vmx", "ept", "unrestricted_guest"]
         );
         assert_eq!(CpuFeatures::parse(amd).in_the_way(), &[]);
-        let new = "flags : fpu vmx constant_tsc la57 ibt\n";
+        let new = "flags : fpu vmx constant_tsc la57 ibt lass\n";
         assert_eq!(
             CpuFeatures::parse(new).in_the_way(),
-            [("ibt", "ibt=off"), ("la57", "no5lvl")]
+            [
+                ("ibt", "ibt=off"),
+                ("lass", "clearcpuid=lass"),
+                ("la57", "no5lvl")
+            ]
         );
     }
 }
