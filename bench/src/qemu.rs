@@ -3,6 +3,7 @@
 //! Written from QEMU's manual and never run: no machine with nested VMX was at hand.
 
 use std::{
+    ffi::OsString,
     fs::File,
     path::Path,
     process::{Child, Command, Stdio},
@@ -11,6 +12,21 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{bochs::Hardware, roots::Root};
+
+/// The words that start the hosts' own QEMU on this machine, as the user who runs the lab.
+///
+/// # Errors
+/// Its tree cannot be had.
+pub fn words() -> Result<Vec<OsString>> {
+    let root = Root::host()?;
+    let qemu = root.program("usr/bin/qemu-system-x86_64");
+    let mut words = vec![qemu.get_program().to_owned()];
+    words.extend(qemu.get_args().map(OsString::from));
+    for firmware in ["usr/share/seabios", "usr/share/qemu"] {
+        words.extend(["-L".into(), root.path(firmware).into()]);
+    }
+    Ok(words)
+}
 
 /// Starts QEMU in `dir`, with the same ports, files and cards as [`crate::bochs::start`].
 ///
@@ -23,18 +39,11 @@ pub fn start(hardware: &Hardware, dir: &Path) -> Result<Child> {
         matches!(nested.trim(), "Y" | "1"),
         "--platform kvm needs an Intel machine with nested VMX: load kvm_intel with nested=1, or use --platform bochs"
     );
-    let root = Root::host()?;
-    let qemu = root.program("usr/bin/qemu-system-x86_64");
     let [com3, com4] = hardware.channels;
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "KILL"])
-        .arg(qemu.get_program())
-        .args(qemu.get_args())
-        .arg("-L")
-        .arg(root.path("usr/share/seabios"))
-        .arg("-L")
-        .arg(root.path("usr/share/qemu"))
+        .args(words()?)
         .args([
             "-machine",
             "pc,accel=kvm",

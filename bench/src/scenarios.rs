@@ -2,6 +2,7 @@
 
 mod abort;
 mod floor;
+mod kmod;
 mod native;
 mod refuse;
 
@@ -10,9 +11,9 @@ use std::{path::Path, time::Duration};
 use anyhow::{Result, ensure};
 
 use crate::{
-    bench::bed::POLL,
     bochs::{self, IVY_BRIDGE, SKYLAKE_X},
     boot::MachineArgs,
+    debian::kernels::{NEXT, OLDEST},
     demo,
     layout::Layout,
     run::Run,
@@ -60,10 +61,14 @@ pub const CI: &[Scenario] = &[
         ),
     },
     Scenario {
-        name: "three-generations",
-        about: "A to B to A' under a microvm and a q35 with two vCPUs, virtio disk and net; nothing unreclaimed grows",
+        name: "refresh-next",
+        about: "from the stable line to the newest backports kernel and back, under a microvm and a q35 with two vCPUs, \
+                virtio disk and net; nothing unreclaimed grows",
         minutes: 15,
-        play: Play::On(|_| {}, |run| refreshes(run, &["g1", "g2"], 2)),
+        play: Play::On(
+            |args| args.to = NEXT.into(),
+            |run| refreshes(run, &["g1", "g2"], 2),
+        ),
     },
     Scenario {
         name: "refresh-apicv",
@@ -90,14 +95,32 @@ pub const CI: &[Scenario] = &[
         name: "floor",
         about: "one CPU with APICv: a nested guest's CPUID takes two entries of L0 and few instructions more than natively",
         minutes: 3,
+        play: Play::On(floor::machine, floor::all),
+    },
+    Scenario {
+        name: "floor-next",
+        about: "the same on the newest backports kernel",
+        minutes: 3,
         play: Play::On(
             |args| {
-                args.cpus = 1;
-                args.cpu_model = SKYLAKE_X.into();
-                args.cmdline = POLL.into();
+                floor::machine(args);
+                args.kernel = NEXT.into();
+                args.to = NEXT.into();
             },
             floor::all,
         ),
+    },
+    Scenario {
+        name: "kmod-oldest",
+        about: "locum.ko's own tests on the oldest kernel, on a fake L0 (QEMU without VMX)",
+        minutes: 2,
+        play: Play::Program(|dir| kmod::check(OLDEST, dir)),
+    },
+    Scenario {
+        name: "kmod-next",
+        about: "the same on the newest backports kernel",
+        minutes: 2,
+        play: Play::Program(|dir| kmod::check(NEXT, dir)),
     },
     Scenario {
         name: "aborts",
@@ -124,6 +147,12 @@ pub const CI: &[Scenario] = &[
 
 /// Smaller ones, for the search for a fault, played by name (`--only`).
 pub const BY_NAME: &[Scenario] = &[
+    Scenario {
+        name: "three-generations",
+        about: "A to B to A' under a microvm and a q35 with two vCPUs, virtio disk and net; nothing unreclaimed grows",
+        minutes: 15,
+        play: Play::On(|_| {}, |run| refreshes(run, &["g1", "g2"], 2)),
+    },
     Scenario {
         name: "plain-kvm",
         about: "the lab itself: without L0, KVM runs a guest",

@@ -22,6 +22,7 @@ const NEEDS: &[(&str, &str)] = &[
     ("xz", "xz-utils"),
     ("iasl", "acpica-tools"),
     ("gcc", "gcc"),
+    ("/usr/lib/x86_64-linux-gnu/libc.a", "libc6-dev"),
     ("setpriv", "util-linux"),
     (
         "/usr/share/keyrings/debian-archive-keyring.gpg",

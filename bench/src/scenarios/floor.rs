@@ -9,6 +9,8 @@ use crate::{
         bed::{self, SetUp},
         vmexit::{self, Cell},
     },
+    bochs::SKYLAKE_X,
+    boot::MachineArgs,
     run::Run,
 };
 
@@ -20,6 +22,13 @@ const SPREAD: u64 = 16;
 const EVENTS: u32 = 4000;
 /// Exits that the host's own timer and the asking may add to each event.
 const NOISE: f64 = 0.1;
+
+/// One CPU of a server's model, on which a tick is an instruction.
+pub fn machine(args: &mut MachineArgs) {
+    args.cpus = 1;
+    args.cpu_model = SKYLAKE_X.into();
+    args.cmdline = bed::POLL.into();
+}
 
 /// A guest executes CPUID natively, nested, and natively again.
 pub fn all(run: &mut Run) -> Result<()> {
