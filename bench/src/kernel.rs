@@ -59,6 +59,15 @@ impl Kernel {
         })
     }
 
+    /// The kernel of a release whose headers are in a tree, to build modules for.
+    #[must_use]
+    pub fn headers_in(root: &Root, release: &str) -> Self {
+        Self {
+            release: release.to_owned(),
+            root: root.clone(),
+        }
+    }
+
     /// The release that a name means, without getting it.
     ///
     /// # Errors

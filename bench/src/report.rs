@@ -23,6 +23,8 @@ pub struct Report {
     pub incumbent: String,
     /// Kernel release of the last host.
     pub successor: String,
+    /// Debian trees that emulator, user space and kernels are from, by their names in the lab's cache.
+    pub trees: Vec<String>,
     /// Generation that reigned at the end.
     pub generation: u32,
     /// Guests that lived through it.

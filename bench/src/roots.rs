@@ -179,6 +179,26 @@ impl Root {
         Self::make(&recipe, |_, _| Ok(()))
     }
 
+    /// What builds modules, for kernels whose headers are put there.
+    ///
+    /// # Errors
+    /// As [`Root::bochs`].
+    pub fn compiler() -> Result<Self> {
+        let recipe = Recipe {
+            name: "compiler".into(),
+            what: "a compiler for modules".into(),
+            // The libraries are what the kernel's own tools need.
+            packages: ["gcc", "binutils", "make", "libelf1t64", "libssl3t64"]
+                .map(str::to_owned)
+                .into(),
+            lead: Some("gcc"),
+            backports: false,
+            source: None,
+            ingredients: &[],
+        };
+        Self::make(&recipe, |_, _| Ok(()))
+    }
+
     /// The tree of a recipe: today's, or without a network the newest of the cache. `finish` completes it, given the version
     /// that it is known by.
     fn make(recipe: &Recipe, finish: impl FnOnce(&Self, &str) -> Result<()>) -> Result<Self> {
@@ -195,6 +215,9 @@ impl Root {
             }
             return Ok(Self { dir });
         };
+        if let Some(tree) = trees::asked_for(&cache, &recipe.name)? {
+            return Ok(Self::stand_in(tree));
+        }
         let archive = Archive::today()?;
         let cached = || trees::newest(&cache, &recipe.name, &hash, lead);
         if let Err(why) = &archive.index {
@@ -307,6 +330,13 @@ impl Root {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Its name in the cache, by which it can be asked for again ([`trees::asked_for`]).
+    #[must_use]
+    pub fn name(&self) -> String {
+        let name = self.dir.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
     }
 
     /// A path inside the tree, `inner` given without the leading slash.

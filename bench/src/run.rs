@@ -15,6 +15,7 @@ use crate::{
     machine::{Host, Machine},
     progress::Progress,
     report::{self, Phase, Report},
+    roots::Root,
     successor::Successor,
 };
 
@@ -77,6 +78,12 @@ impl Run {
             cpus: args.cpus,
             incumbent: hello.release.clone(),
             successor: hello.release,
+            trees: vec![
+                Root::bochs()?.name(),
+                Root::host()?.name(),
+                Kernel::get(&args.kernel)?.root().name(),
+                Kernel::get(&args.to)?.root().name(),
+            ],
             ..Report::default()
         };
         let mut run = Self {

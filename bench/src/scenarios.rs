@@ -148,6 +148,12 @@ pub const CI: &[Scenario] = &[
 /// Smaller ones, for the search for a fault, played by name (`--only`).
 pub const BY_NAME: &[Scenario] = &[
     Scenario {
+        name: "kmod-every",
+        about: "locum.ko is built, warnings being errors, for every kernel that the archive has with headers",
+        minutes: 15,
+        play: Play::Program(kmod::every),
+    },
+    Scenario {
         name: "three-generations",
         about: "A to B to A' under a microvm and a q35 with two vCPUs, virtio disk and net; nothing unreclaimed grows",
         minutes: 15,

@@ -288,7 +288,7 @@ mod tests {
     use super::*;
 
     const GOOD: &str = r#"
-kernel = "/boot/vmlinuz-6.12.107"
+kernel = "/boot/vmlinuz-6.12.2"
 initramfs = ["/boot/initrd", "/boot/extra.cpio"]
 cmdline = "console=ttyS1"
 cpus = [2, 3]

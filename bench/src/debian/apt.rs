@@ -104,6 +104,20 @@ impl Apt {
         Ok((sizes.iter().sum(), sizes.len()))
     }
 
+    /// Fetches the files of packages, and not what they depend on, into `dir`.
+    ///
+    /// # Errors
+    /// One cannot be fetched.
+    pub fn download(&self, packages: &[String], dir: &Path) -> Result<()> {
+        let _lock = paths::lock(&self.dir, "update")?;
+        tools::run(
+            self.command("apt-get")
+                .args(["download", "-q"])
+                .args(packages)
+                .current_dir(dir),
+        )
+    }
+
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         let dir = self.dir.display();

@@ -95,6 +95,29 @@ impl Index {
     }
 }
 
+/// Names of the packages that modules for a kernel of this release are built with: its headers and what these need of the
+/// kernel's own, but not the image.
+#[must_use]
+pub fn headers(index: &Index, release: &str) -> Vec<String> {
+    let mut names = vec![format!("linux-headers-{release}")];
+    let depends = index
+        .newest(&names[0], &Pocket::ALL)
+        .map(|package| package.depends.clone())
+        .unwrap_or_default();
+    names.extend(
+        depends
+            .split(',')
+            .filter_map(|one| one.split_whitespace().next())
+            .filter(|name| {
+                ["linux-headers-", "linux-kbuild-"]
+                    .iter()
+                    .any(|start| name.starts_with(start))
+            })
+            .map(str::to_owned),
+    );
+    names
+}
+
 /// Compares versions as dpkg does.
 #[must_use]
 pub fn compare(a: &str, b: &str) -> Ordering {
@@ -118,6 +141,22 @@ mod tests {
         assert_eq!(newest(&Pocket::ALL), Some("2~bpo-1"));
         assert_eq!(index.newest("b", &Pocket::ALL), None);
         assert_eq!(index.essential().collect::<Vec<_>>(), ["a"]);
+    }
+
+    #[test]
+    fn headers_come_without_the_image() {
+        let mut index = Index::default();
+        index.add(
+            Pocket::Stable,
+            "Package: linux-headers-6-amd64\nVersion: 1\nDepends: linux-image-6-amd64 (= 1) | x, linux-headers-6-common (= 1), \
+             linux-kbuild-6, gcc-14\n",
+        );
+        let wanted = [
+            "linux-headers-6-amd64",
+            "linux-headers-6-common",
+            "linux-kbuild-6",
+        ];
+        assert_eq!(headers(&index, "6-amd64"), wanted);
     }
 
     #[test]

@@ -80,6 +80,32 @@ pub fn newest(cache: &Path, name: &str, recipe: &str, lead: &str) -> Result<Opti
         .max_by(|a, b| compare(&version(a), &version(b))))
 }
 
+/// The tree that `LAB_TREES` wants for `name`, if it names one: names of trees in the cache, separated by colons. So a run
+/// can be repeated with what an earlier one had; its report says what that was.
+///
+/// # Errors
+/// One of the names is not in the cache.
+pub fn asked_for(cache: &Path, name: &str) -> Result<Option<Tree>> {
+    let names = std::env::var("LAB_TREES").unwrap_or_default();
+    pick(all(cache)?, &names, name)
+}
+
+fn pick(trees: Vec<Tree>, names: &str, name: &str) -> Result<Option<Tree>> {
+    let mut found = None;
+    for wanted in names.split(':').filter(|wanted| !wanted.is_empty()) {
+        let tree = trees
+            .iter()
+            .find(|tree| tree.dir.file_name().is_some_and(|name| name == wanted))
+            .with_context(|| {
+                format!("LAB_TREES names {wanted}, which is not in the cache; `cargo lab root --list` shows what is")
+            })?;
+        if tree.manifest.name == name {
+            found = Some(tree.clone());
+        }
+    }
+    Ok(found)
+}
+
 /// Makes a tree that is complete one of the cache's: its [`part`] gets its name.
 ///
 /// # Errors
@@ -183,6 +209,21 @@ mod tests {
         put(cache.path(), "four", "a", "1:12.0.0");
         fs::remove_dir(cache.path().join("four")).unwrap();
         assert_eq!(newest().unwrap().dir, cache.path().join("two"));
+    }
+
+    #[test]
+    fn a_tree_can_be_asked_for() {
+        let cache = tempfile::tempdir().unwrap();
+        put(cache.path(), "one", "a", "1:10.0.9");
+        let pick = |names, name| pick(all(cache.path()).unwrap(), names, name);
+        assert!(pick("", "host").unwrap().is_none());
+        assert!(pick("one", "bochs").unwrap().is_none());
+        assert_eq!(
+            pick("one", "host").unwrap().unwrap().dir,
+            cache.path().join("one")
+        );
+        let error = pick("one:two", "host").unwrap_err().to_string();
+        assert!(error.contains("LAB_TREES names two"), "{error}");
     }
 
     #[test]

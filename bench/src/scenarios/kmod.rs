@@ -2,9 +2,16 @@
 
 use std::{fs, path::Path, process::Command};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::{build, kernel::Kernel, paths, qemu, roots::Root, say, tools};
+use crate::{
+    build,
+    debian::{Archive, apt::Apt, index, trees},
+    kernel::Kernel,
+    paths, qemu,
+    roots::Root,
+    say, tools,
+};
 
 /// Runs `kmod/tests/run.sh` for the kernel that a name means.
 pub fn check(name: &str, dir: &Path) -> Result<()> {
@@ -29,5 +36,48 @@ pub fn check(name: &str, dir: &Path) -> Result<()> {
         dir.display()
     );
     say(&format!("locum.ko on {}: {last}", kernel.release()));
+    Ok(())
+}
+
+/// Builds the module for every kernel that the archive has with headers, of all flavours.
+pub fn every(dir: &Path) -> Result<()> {
+    tools::ensure()?;
+    let archive = Archive::today()?;
+    let index = archive.index.map_err(|why| {
+        anyhow!("Debian's archive can't be reached, and this is about all that it has: {why}")
+    })?;
+    let apt = Apt::new(&paths::cache()?)?;
+    let tree = Root::compiler()?;
+    // Headers are put into it and go again.
+    let _lock = trees::lock(tree.dir())?;
+    let mut releases = Vec::new();
+    for entry in archive
+        .kernels
+        .entries()
+        .iter()
+        .filter(|entry| entry.archive)
+    {
+        let release = &entry.release;
+        let debs = dir.join("debs");
+        fs::create_dir_all(&debs)?;
+        apt.download(&index::headers(&index, release), &debs)?;
+        // Into the tree, past its links from / to /usr.
+        let made = tools::run(Command::new("sh").arg("-c").arg(
+            r#"for deb in "$1"/*.deb; do dpkg-deb --fsys-tarfile "$deb" | tar -x --keep-directory-symlink -C "$2" || exit 1; done"#,
+        ).arg("sh").arg(&debs).arg(tree.dir()))
+        .and_then(|()| build::module(&Kernel::headers_in(&tree, release)));
+        fs::remove_dir_all(&debs)?;
+        tools::run(Command::new("sh").arg("-c").arg(
+            r#"rm -rf "$1"/usr/src/linux-* "$1"/usr/lib/linux-kbuild-* "$1"/usr/lib/modules"#,
+        ).arg("sh").arg(tree.dir()))?;
+        made?.context("the workspace has no kmod/Makefile")?;
+        releases.push(release.clone());
+    }
+    ensure!(!releases.is_empty(), "the archive has no kernel");
+    fs::write(dir.join("built"), releases.join("\n"))?;
+    say(&format!(
+        "locum.ko was built without a warning for {} kernels",
+        releases.len()
+    ));
     Ok(())
 }

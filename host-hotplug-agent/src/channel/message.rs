@@ -201,7 +201,7 @@ mod tests {
     fn hello() -> Message {
         Message::Hello {
             generation: 1,
-            kernel: "6.12.107".to_owned(),
+            kernel: "6.12.2".to_owned(),
             cpus: 2,
         }
     }

@@ -209,7 +209,7 @@ mod tests {
             "proc/cmdline",
             "BOOT_IMAGE=/vmlinuz no_ipi_broadcast=1 acpi_irq_nobalance movablecore=640M\n",
         );
-        put("proc/sys/kernel/osrelease", "6.12.94+deb13-amd64\n");
+        put("proc/sys/kernel/osrelease", "6.11.1+deb13-amd64\n");
         put("sys/devices/system/memory/block_size_bytes", "8000000\n");
         put("sys/devices/system/memory/memory9/valid_zones", "Movable\n");
         put("sys/devices/system/memory/memory9/state", "online\n");

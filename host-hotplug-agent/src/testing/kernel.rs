@@ -17,7 +17,7 @@ pub fn bzimage(code: usize) -> Vec<u8> {
     put(0x238, &2047u32.to_le_bytes());
     put(0x258, &0x100_0000u64.to_le_bytes());
     put(0x260, &0x200_0000u32.to_le_bytes());
-    put(0x500, b"6.12.107-fake (test)\0");
+    put(0x500, b"6.12.2-fake (test)\0");
     file.resize(2048 + code, 0x90);
     file
 }

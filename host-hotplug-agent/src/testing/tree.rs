@@ -18,7 +18,7 @@ impl Tree {
         let tree = Self {
             dir: tempfile::tempdir().unwrap(),
         };
-        tree.put("proc/sys/kernel/osrelease", "6.12.94+deb13-amd64\n");
+        tree.put("proc/sys/kernel/osrelease", "6.11.1+deb13-amd64\n");
         tree.put(
             "proc/meminfo",
             "MemTotal: 1600000 kB\nMemAvailable: 1400000 kB\n",
