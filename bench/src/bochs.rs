@@ -77,8 +77,11 @@ pub struct Hardware {
     pub channels: [u16; 2],
 }
 
+/// File in which Bochs shows its ticks.
+pub const TICKS: &str = "ticks";
+
 /// Starts Bochs in `dir`. Files there afterwards: `bochsrc`, `console0.log` (COM1), `console1.log` (COM2), `l0.log`
-/// (port 0xE9, and Bochs' own banner), `bochs.log`.
+/// (port 0xE9, and Bochs' own banner), `bochs.log`, and [`TICKS`].
 ///
 /// # Errors
 /// The root cannot be made, or the program does not start.
@@ -104,6 +107,7 @@ pub fn start(hardware: &Hardware, dir: &Path) -> Result<Child> {
         .args(["-q", "-f"])
         .arg(&config)
         .env("BXSHARE", root.path("usr/share/bochs"))
+        .env("BOCHS_TICKS", dir.join(TICKS))
         .current_dir(dir)
         .stdin(Stdio::null())
         .stdout(File::create(dir.join("l0.log"))?)
