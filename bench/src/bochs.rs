@@ -54,13 +54,29 @@ pub fn tsc_hz(cpu_model: &str) -> Option<u64> {
     }
 }
 
+/// MSRs that Bochs is told of; the columns are Bochs'. IA32_MPERF and IA32_APERF, which CPUID promises and Bochs lacks: Linux
+/// reads them at every tick of every CPU. They are 0, as any unknown MSR, but no access fills the log with a line of its own.
+const COUNTERS: &str = "\
+0x0e7 0 00000000 00000000 00000000 00000000 ffffffff ffffffff
+0x0e8 0 00000000 00000000 00000000 00000000 ffffffff ffffffff
+";
+
 /// Models that Linux expects a microcode of: without it, it leaves the TSC deadline alone (`deadline_match` in
 /// arch/x86/kernel/apic/apic.c), and the other mode of the timer runs at another rate here than CPUID says.
-/// IA32_BIOS_SIGN_ID has the revision in bits 63:32; the columns are Bochs'.
+/// IA32_BIOS_SIGN_ID has the revision in bits 63:32.
 const MICROCODE: &[(&str, &str)] = &[(
     SKYLAKE_X,
     "0x08b 0 02006e05 00000000 00000000 00000000 ffffffff ffffffff\n",
 )];
+
+/// The MSRs of a model.
+fn msrs(cpu_model: &str) -> String {
+    let mut text = COUNTERS.to_owned();
+    for (_, line) in MICROCODE.iter().filter(|(model, _)| *model == cpu_model) {
+        text.push_str(line);
+    }
+    text
+}
 
 /// The emulated server.
 #[derive(Debug, Clone)]
@@ -88,15 +104,8 @@ pub const TICKS: &str = "ticks";
 pub fn start(hardware: &Hardware, dir: &Path) -> Result<Child> {
     let root = Root::bochs()?;
     let config = dir.join("bochsrc");
-    let mut text = config_text(hardware, &root, dir);
-    let msrs = MICROCODE
-        .iter()
-        .find(|(model, _)| *model == hardware.cpu_model);
-    if let Some((_, msrs)) = msrs {
-        fs::write(dir.join("msrs"), msrs)?;
-        let _ = writeln!(text, "cpu: msrs={}/msrs", dir.display());
-    }
-    fs::write(&config, text)?;
+    fs::write(&config, config_text(hardware, &root, dir))?;
+    fs::write(dir.join("msrs"), msrs(&hardware.cpu_model))?;
     let bochs = root.program("usr/bin/bochs");
     // The emulator must not outlive the lab, however the lab ends.
     let mut command = Command::new("setpriv");
@@ -132,6 +141,7 @@ display_library: nogui
 romimage: file={share}/BIOS-bochs-latest
 vgaromimage: file={vga}
 cpu: model={cpu_model}, count={cpus}, quantum=16, ips={IPS}, reset_on_triple_fault=0
+cpu: msrs={dir}/msrs
 memory: guest={memory}, host={host}
 clock: sync=none, time0=local
 ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
@@ -160,4 +170,20 @@ pci: enabled=1, chipset=i440fx, slot1=e1000, slot2=e1000
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_microcode_is_the_servers_alone() {
+        assert_eq!(msrs(HASWELL), COUNTERS);
+        let server = msrs(SKYLAKE_X);
+        assert!(server.starts_with(COUNTERS) && server.contains("0x08b"));
+        // As Bochs wants them: address, type, and three pairs of words.
+        for line in server.lines() {
+            assert_eq!(line.split_whitespace().count(), 8, "{line}");
+        }
+    }
 }
