@@ -17,6 +17,7 @@ pub mod build;
 pub mod channel;
 pub mod debian;
 pub mod demo;
+pub mod follow;
 pub mod image;
 pub mod iso;
 pub mod kernel;
