@@ -93,7 +93,7 @@ pub struct Hardware {
     pub channels: [u16; 2],
 }
 
-/// File in which Bochs shows its ticks.
+/// File in which Bochs shows its ticks, for [`crate::deadline::Clock`].
 pub const TICKS: &str = "ticks";
 
 /// Starts Bochs in `dir`. Files there afterwards: `bochsrc`, `console0.log` (COM1), `console1.log` (COM2), `l0.log`

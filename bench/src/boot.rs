@@ -1,10 +1,6 @@
 //! `lab boot`: one host, some commands, power off.
 
-use std::{
-    fs,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{fs, path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -12,6 +8,7 @@ use clap::Args;
 use crate::{
     bochs::{HASWELL, Platform},
     build,
+    deadline::Span,
     debian::{
         Archive, Pocket,
         kernels::{NEWEST, OLDEST},
@@ -21,7 +18,9 @@ use crate::{
     kernel,
     layout::Layout,
     machine::{Machine, Setup},
-    paths, say, tools,
+    paths,
+    run::OFF,
+    say, tools,
 };
 
 /// Command line of every host in the lab, with the `movablecore` of its [`Layout`]. Bochs loses wake-ups from MWAIT idle;
@@ -60,8 +59,8 @@ pub struct MachineArgs {
     /// Put a file into the initramfs: PATH_IN_HOST=FILE
     #[arg(long, value_name = "PATH=FILE")]
     pub file: Vec<String>,
-    /// Kill the machine after this many seconds of wall time
-    #[arg(long, default_value_t = 600)]
+    /// Kill the machine after this many emulated seconds: 100 million ticks each, some 1.4 s here
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub timeout: u64,
     /// Fail if the module or the agent does not build, instead of booting without them
     #[arg(long)]
@@ -129,10 +128,10 @@ pub fn boot(args: &BootArgs) -> Result<bool> {
     let setup = prepare(&args.machine)?;
     say(&format!("booting, logs in {}", setup.dir.display()));
     let begin = Instant::now();
-    let timeout = setup.timeout;
+    let limit = setup.limit;
     let mut machine = Machine::start(&setup)?;
     let mut host = machine.host(0);
-    let hello = host.wait_ready(timeout)?;
+    let hello = host.wait_ready(limit)?;
     say(&format!(
         "{} is up after {:.1?}",
         hello.release,
@@ -142,14 +141,14 @@ pub fn boot(args: &BootArgs) -> Result<bool> {
     let mut all_well = true;
     for command in &commands {
         println!("# {}", command.trim_end());
-        let output = host.run(command, timeout)?;
+        let output = host.run(command, limit)?;
         print!("{}", output.text);
         if output.status != 0 {
             println!("# exit status {}", output.status);
             all_well = false;
         }
     }
-    host.power_off(Duration::from_secs(120).min(timeout))?;
+    host.power_off(OFF)?;
     say(&format!("off after {:.1?}", begin.elapsed()));
     if !args.keep {
         fs::remove_file(&setup.iso)?;
@@ -216,7 +215,7 @@ pub fn prepare(args: &MachineArgs) -> Result<Setup> {
         platform: args.platform,
         iso,
         dir,
-        timeout: Duration::from_secs(args.timeout),
+        limit: Span::seconds(args.timeout),
     })
 }
 

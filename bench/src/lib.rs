@@ -5,8 +5,8 @@
 //! hosts on it over serial lines ([`channel`], [`machine`]). [`run`] makes the steps of a refresh of these; the demo
 //! ([`demo`]) and the end-to-end tests ([`scenarios`], [`test`](mod@test)) are made of such steps, and leave a [`report`].
 //!
-//! The lab's only clock for evidence is the emulated time stamp counter, which counts instructions; wall time is for
-//! time-outs alone.
+//! The lab's only clock is the emulated one, which counts instructions: evidence is in ticks of the time stamp counter, and
+//! limits follow the emulator's own count ([`deadline`]). Wall time finds an emulator that stands still, nothing else.
 
 pub mod agent;
 pub mod archive;
@@ -15,6 +15,7 @@ pub mod bochs;
 pub mod boot;
 pub mod build;
 pub mod channel;
+pub mod deadline;
 pub mod debian;
 pub mod demo;
 pub mod follow;

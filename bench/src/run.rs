@@ -1,7 +1,5 @@
 //! One run of a machine with Locum: the steps that the demo and the tests are made of.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, Result, bail, ensure};
 use serde::de::DeserializeOwned;
 
@@ -10,6 +8,7 @@ use crate::{
     bochs,
     boot::{self, MachineArgs},
     channel::JobId,
+    deadline::Span,
     kernel::Kernel,
     layout::Layout,
     machine::{Host, Machine},
@@ -19,14 +18,16 @@ use crate::{
     successor::Successor,
 };
 
-/// Long enough for anything that a host does by itself, on a machine under load.
-const LONG: Duration = Duration::from_secs(900);
-/// Long enough for a whole refresh there; the machine's own time-out may be shorter.
-const REFRESH: Duration = Duration::from_secs(2400);
+/// Long enough for anything that a host does by itself; longer than the limits that commands there have by its own clock.
+const LONG: Span = Span::seconds(900);
+/// Long enough for a whole refresh, and for the agents to give one up; the machine's own limit may be shorter.
+const REFRESH: Span = Span::seconds(1800);
 /// Long enough for a trifle that a living host is asked while a refresh goes on.
-const ANSWER: Duration = Duration::from_secs(300);
+const ANSWER: Span = Span::seconds(300);
+/// Long enough for a host to power the machine off.
+pub const OFF: Span = Span::seconds(300);
 /// How often a refresh is looked at; looking costs the hosts some instructions.
-const LOOK: Duration = Duration::from_secs(4);
+const LOOK: Span = Span::seconds(3);
 
 /// The file that ends the watch for pauses, in the successor.
 const WATCHED: &str = "/run/watched";
@@ -72,7 +73,7 @@ impl Run {
         let setup = boot::prepare(args)?;
         progress.step("booting: GRUB, L0, the incumbent");
         let mut machine = Machine::start(&setup)?;
-        let hello = machine.host(0).wait_ready(setup.timeout)?;
+        let hello = machine.host(0).wait_ready(setup.limit)?;
         let report = Report {
             platform: args.platform.to_string(),
             cpus: args.cpus,
@@ -283,7 +284,7 @@ impl Run {
     }
 
     fn follow(&mut self, job: JobId, generation: u32) -> Result<Outcome> {
-        let begin = Instant::now();
+        let end = self.machine.deadline(REFRESH)?;
         let mut said = Vec::new();
         let mut gaps: Option<Vec<JobId>> = None;
         loop {
@@ -319,7 +320,7 @@ impl Run {
                     .to_owned();
                 self.progress.step(&last);
             }
-            if begin.elapsed() > REFRESH {
+            if self.machine.now()? > end {
                 let said = String::from_utf8_lossy(&said).into_owned();
                 return Err(self
                     .machine
@@ -433,9 +434,9 @@ impl Run {
         what: &str,
         mut wanted: impl FnMut(&Status) -> Option<T>,
     ) -> Result<T> {
-        let end = Instant::now() + LONG;
+        let end = self.machine.deadline(LONG)?;
         let mut last = String::new();
-        while Instant::now() < end {
+        while self.machine.now()? < end {
             let output = self.host().run("locum status --json", LONG)?;
             if let Ok(status) = serde_json::from_str::<Status>(&output.text)
                 && let Some(found) = wanted(&status)
@@ -443,7 +444,7 @@ impl Run {
                 return Ok(found);
             }
             last = output.text;
-            self.machine.look(Duration::from_secs(1))?;
+            self.machine.look(Span::seconds(1))?;
         }
         bail!("waiting for {what}; the last status was:\n{last}")
     }

@@ -6,7 +6,7 @@ mod kmod;
 mod native;
 mod refuse;
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use anyhow::{Result, ensure};
 
@@ -16,7 +16,7 @@ use crate::{
     debian::kernels::{NEXT, OLDEST},
     demo,
     layout::Layout,
-    run::Run,
+    run::{OFF, Run},
 };
 
 /// One end-to-end test.
@@ -233,7 +233,7 @@ fn plain_kvm(run: &mut Run) -> Result<()> {
     run.sh("modprobe kvm_intel && /guest/pool-up.sh")?;
     run.start_guest("g1")?;
     run.check_guests()?;
-    run.host().power_off(Duration::from_secs(300))
+    run.host().power_off(OFF)
 }
 
 /// Ticks from QEMU's stop in the one host to its resume in the other that a guest may take: 6 million for a microvm, 60 for
@@ -286,5 +286,5 @@ fn refreshes(run: &mut Run, guests: &[&str], count: u32) -> Result<()> {
         );
         lost = Some(now);
     }
-    run.host().power_off(Duration::from_secs(300))
+    run.host().power_off(OFF)
 }

@@ -13,7 +13,7 @@ use clap::Args;
 use crate::{
     boot::{self, MachineArgs},
     progress::Progress,
-    run::Run,
+    run::{OFF, Run},
     say,
 };
 
@@ -30,9 +30,9 @@ pub struct ShellArgs {
 /// # Errors
 /// The machine does not boot, or dies.
 pub fn shell(args: &ShellArgs) -> Result<bool> {
-    // Nobody waits for a person's machine.
+    // Nobody waits for a person's machine; one that idles gets through hours in minutes.
     let machine = MachineArgs {
-        timeout: args.machine.timeout.max(24 * 3600),
+        timeout: args.machine.timeout.max(365 * 24 * 3600),
         ..args.machine.clone()
     };
     boot::announce(&[&machine.kernel, &machine.to])?;
@@ -67,6 +67,6 @@ pub fn shell(args: &ShellArgs) -> Result<bool> {
         }
     }
     say("powering off");
-    host.power_off(Duration::from_secs(300))?;
+    host.power_off(OFF)?;
     Ok(true)
 }

@@ -12,8 +12,8 @@ use std::{
 
 use anyhow::{Context, Result};
 
-/// A place among the emulators; given up when dropped.
-#[derive(Debug)]
+/// A place among the emulators; given up when dropped. By default one of any number.
+#[derive(Debug, Default)]
 pub struct Slot {
     _lock: Option<File>,
 }
@@ -32,7 +32,7 @@ pub fn take() -> Result<Slot> {
 
 fn wait(files: &[PathBuf]) -> Result<Slot> {
     if files.is_empty() {
-        return Ok(Slot { _lock: None });
+        return Ok(Slot::default());
     }
     // Waiting in the kernel's queue of each lock: who only looks now and then is overtaken for ever.
     let (sender, taken) = mpsc::channel();

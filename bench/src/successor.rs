@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 
-use crate::machine::Host;
+use crate::{deadline::Span, machine::Host};
 
 /// What a successor boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl Successor {
     /// # Errors
     /// The incumbent does not answer or its file system is full.
     pub fn install(&self, host: &mut Host<'_>) -> Result<()> {
-        let wait = std::time::Duration::from_secs(300);
+        let wait = Span::seconds(300);
         if let Some(script) = self.spoil() {
             host.run(&script, wait)?.ok()?;
         }

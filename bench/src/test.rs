@@ -48,8 +48,8 @@ pub struct TestArgs {
     /// Machines at a time; one keeps a CPU of yours busy
     #[arg(long, default_value_t = 2)]
     pub jobs: usize,
-    /// Kill a machine after this many seconds of wall time
-    #[arg(long, default_value_t = 2400)]
+    /// Kill a machine after this many emulated seconds: 100 million ticks each, some 1.4 s here
+    #[arg(long, value_name = "SECONDS", default_value_t = 2400)]
     pub timeout: u64,
     /// What runs the machines; kvm is untested
     #[arg(long, value_enum, default_value_t)]

@@ -16,16 +16,23 @@
 //! Exits are counted in whatever is below the host of the guests ([`Counts::below`]): L0's own counters, or the outer
 //! KVM's. Exits of guests are those that the KVM nearest to them counts.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::{bochs::Platform, boot::MachineArgs, layout::Layout, progress::Progress, run::Run};
+use crate::{
+    bochs::Platform,
+    boot::MachineArgs,
+    deadline::Span,
+    layout::Layout,
+    progress::Progress,
+    run::{OFF, Run},
+};
 
-/// Long enough for a nested host to boot on a loaded machine.
-const BOOT: Duration = Duration::from_secs(900);
+/// Long enough for a nested host to boot, and for what it is asked.
+const BOOT: Span = Span::seconds(900);
 
 /// One of the four.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
@@ -78,7 +85,7 @@ impl SetUp {
 pub struct BedArgs {
     /// CPUs of the machine, and of the inner host. With 1, ticks are instructions exactly.
     pub cpus: u32,
-    /// The machine is killed after so many seconds of wall time.
+    /// The machine is killed after so many emulated seconds.
     pub timeout: u64,
     /// What runs the machine.
     pub platform: Platform,
@@ -219,7 +226,7 @@ impl Bed {
     /// It does not go off.
     pub fn power_off(mut self) -> Result<()> {
         self.step("powering off");
-        self.run.machine.host(0).power_off(BOOT)
+        self.run.machine.host(0).power_off(OFF)
     }
 
     fn begin_without_l0(&mut self) -> Result<()> {

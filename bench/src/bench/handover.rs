@@ -11,8 +11,13 @@ use object::{Object, ObjectSegment};
 use serde::Serialize;
 
 use crate::{
-    bochs::Platform, boot::MachineArgs, build, demo, layout::Layout, progress::Progress, report,
-    run::Run,
+    bochs::Platform,
+    boot::MachineArgs,
+    build, demo,
+    layout::Layout,
+    progress::Progress,
+    report,
+    run::{OFF, Run},
 };
 
 /// A guest to be handed over.
@@ -176,7 +181,7 @@ fn refresh(machine: &MachineArgs, sizes: &[Size]) -> Result<Vec<Row>> {
         });
     }
     run.progress.step("powering off");
-    run.host().power_off(std::time::Duration::from_secs(300))?;
+    run.host().power_off(OFF)?;
     Ok(rows)
 }
 

@@ -76,8 +76,8 @@ pub struct BenchArgs {
     /// Model of the emulated CPUs, as Bochs calls it
     #[arg(long, default_value = SKYLAKE_X)]
     pub cpu_model: String,
-    /// Kill a machine after this many seconds of wall time
-    #[arg(long, default_value_t = 3600)]
+    /// Kill a machine after this many emulated seconds: 100 million ticks each, or a second of the host's clock asleep
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     pub timeout: u64,
     /// What runs the machines; kvm is untested
     #[arg(long, value_enum, default_value_t)]

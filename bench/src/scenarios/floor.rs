@@ -1,7 +1,5 @@
 //! What nested mode costs at the least, so that no change makes it dearer unnoticed.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 
 use crate::{
@@ -11,7 +9,7 @@ use crate::{
     },
     bochs::SKYLAKE_X,
     boot::MachineArgs,
-    run::Run,
+    run::{OFF, Run},
 };
 
 /// Instructions that nested mode may add to a guest's CPUID. On one CPU a tick is one.
@@ -63,7 +61,7 @@ pub fn all(run: &mut Run) -> Result<()> {
         "a guest's CPUID takes {} instructions natively, {more} more and {entries:.2} entries of L0 nested",
         native.ticks
     ));
-    run.host().power_off(Duration::from_secs(300))
+    run.host().power_off(OFF)
 }
 
 /// Not one exit to L0, from before the first event until after the last.

@@ -1,11 +1,9 @@
 //! One host, native and nested: nothing tells it the difference, and nothing is left behind.
 
-use std::time::{Duration, Instant};
-
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::refuse;
-use crate::{agent::TraceRecord, demo, run::Run};
+use crate::{agent::TraceRecord, deadline::Span, demo, run::Run};
 
 /// Model-specific registers that a host must read alike natively and nested: APIC base, feature control, SYSENTER, MISC_ENABLE, PAT,
 /// debug control, all of VMX', EFER, STAR and those after it.
@@ -76,15 +74,9 @@ fn resets(run: &mut Run) -> Result<()> {
     const BOOTED: &str = "dormant from here on";
     run.sh("locum enter")?;
     run.host().start("echo b > /proc/sysrq-trigger")?;
-    let end = Instant::now() + Duration::from_secs(120);
-    while run.machine.log("l0.log").matches(BOOTED).count() < 2 {
-        ensure!(
-            Instant::now() < end,
-            run.machine
-                .failure("a triple fault did not reset the machine")
-        );
-        run.machine.look(Duration::from_secs(1))?;
-    }
+    run.machine
+        .wait_log("l0.log", BOOTED, 2, Span::seconds(300))
+        .context("a triple fault did not reset the machine")?;
     run.check("a triple fault of the only host resets the machine");
     Ok(())
 }

@@ -1,10 +1,8 @@
 //! What `locum` must refuse, with one clear error, changing nothing.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 
-use crate::{demo, run::Run};
+use crate::{deadline::Span, demo, run::Run};
 
 /// A change to a good configuration, and a word that the error must contain.
 const CASES: &[(&str, &str, &str)] = &[
@@ -82,7 +80,7 @@ pub fn all(run: &mut Run) -> Result<()> {
 
 /// One line of error that holds `word`, and a status that is not zero.
 fn refused(run: &mut Run, command: &str, word: &str) -> Result<()> {
-    let output = run.host().run(command, Duration::from_secs(600))?;
+    let output = run.host().run(command, Span::seconds(600))?;
     ensure!(
         output.status != 0,
         "{command} was not refused:\n{}",

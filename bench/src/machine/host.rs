@@ -1,0 +1,190 @@
+//! A host on the server, as the lab speaks to it.
+
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{LOOK, Machine};
+use crate::{
+    channel::{Channel, Hello, JobId, Output},
+    deadline::Span,
+    tools,
+};
+
+/// How long an emulator may take to end after it has closed its lines: wall time, since it counts no more ticks.
+const GONE: Duration = Duration::from_secs(60);
+
+/// For a trifle.
+const TRIFLE: Span = Span::seconds(300);
+
+/// A host on the server.
+pub struct Host<'a> {
+    pub(super) machine: &'a mut Machine,
+    pub(super) generation: u32,
+}
+
+impl Host<'_> {
+    /// Waits for the hello of this host's `labd`.
+    ///
+    /// # Errors
+    /// None comes within `limit`, or the machine dies.
+    pub fn wait_ready(&mut self, limit: Span) -> Result<Hello> {
+        // Generations of the same parity share the line.
+        let generation = self.generation;
+        self.wait(limit, |channel| {
+            channel
+                .hello()
+                .filter(|hello| hello.generation == generation)
+        })
+        .with_context(|| format!("waiting for the host of generation {generation} to boot"))
+    }
+
+    /// Runs a shell command to its end.
+    ///
+    /// # Errors
+    /// It does not end within `limit`, or the machine dies. A failing command is not an error: see [`Output::ok`].
+    pub fn run(&mut self, command: &str, limit: Span) -> Result<Output> {
+        let job = self.start(command)?;
+        self.finish(job, limit)
+            .with_context(|| format!("running {command:?}"))
+    }
+
+    /// Starts a shell command.
+    ///
+    /// # Errors
+    /// The line is closed.
+    pub fn start(&mut self, command: &str) -> Result<JobId> {
+        let started = self.channel().start(command, None);
+        started.map_err(|error| self.explain(error))
+    }
+
+    /// Why a line is closed: most often because the emulator is gone.
+    fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
+        let begin = Instant::now();
+        while begin.elapsed() < GONE {
+            if let Err(cause) = self.alive() {
+                return cause;
+            }
+            sleep(LOOK);
+        }
+        error
+    }
+
+    /// Takes what a started command has written since the last call, and its status once it is over.
+    #[must_use]
+    pub fn poll(&self, job: JobId) -> (Vec<u8>, Option<i32>) {
+        self.channel().take(job)
+    }
+
+    /// The hello of this very host, if it has come.
+    #[must_use]
+    pub fn hello(&self) -> Option<Hello> {
+        self.channel()
+            .hello()
+            .filter(|hello| hello.generation == self.generation)
+    }
+
+    /// Starts a command whose standard input stays open for [`Host::type_line`].
+    ///
+    /// # Errors
+    /// The line is closed.
+    pub fn open(&mut self, command: &str) -> Result<JobId> {
+        self.channel().start_open(command)
+    }
+
+    /// Sends a line to a command started with [`Host::open`].
+    ///
+    /// # Errors
+    /// The line is closed.
+    pub fn type_line(&mut self, job: JobId, line: &str) -> Result<()> {
+        self.channel().input(job, format!("{line}\n").as_bytes())
+    }
+
+    /// Makes sure that the machine runs.
+    ///
+    /// # Errors
+    /// It does not, or its time is up.
+    pub fn alive(&mut self) -> Result<()> {
+        self.machine.check(self.machine.end)
+    }
+
+    /// Waits for a started command.
+    ///
+    /// # Errors
+    /// As [`Host::run`].
+    pub fn finish(&mut self, job: JobId, limit: Span) -> Result<Output> {
+        let mut bytes = Vec::new();
+        let status = self.wait(limit, |channel| {
+            let (output, status) = channel.take(job);
+            bytes.extend(output);
+            status
+        });
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let status = status.with_context(|| {
+            format!(
+                "the command's output so far:\n{}",
+                tools::last_lines(&text, 20)
+            )
+        })?;
+        Ok(Output { status, text })
+    }
+
+    /// Writes a file in the host. Slow: some 5 kB per second.
+    ///
+    /// # Errors
+    /// As [`Host::run`]; or the file cannot be written.
+    pub fn push(&mut self, path: &str, bytes: &[u8], limit: Span) -> Result<()> {
+        let job = self
+            .channel()
+            .start(&format!("cat > '{path}'"), Some(bytes))?;
+        self.finish(job, limit)?
+            .ok()
+            .with_context(|| format!("writing {path} in the host"))?;
+        Ok(())
+    }
+
+    /// The host's time stamp counter.
+    ///
+    /// # Errors
+    /// As [`Host::run`].
+    pub fn tsc(&mut self) -> Result<u64> {
+        let text = self.run("labd tsc", TRIFLE)?.ok()?;
+        text.trim()
+            .parse()
+            .with_context(|| format!("labd tsc printed {text:?}"))
+    }
+
+    /// Asks the kernel to power off and waits until the machine is off.
+    ///
+    /// # Errors
+    /// It does not go off within `limit`.
+    pub fn power_off(&mut self, limit: Span) -> Result<()> {
+        self.start("echo o > /proc/sysrq-trigger")?;
+        self.machine.wait_off(limit).map(drop)
+    }
+
+    fn channel(&self) -> &Channel {
+        let [even, odd] = &self.machine.channels;
+        if self.generation.is_multiple_of(2) {
+            even
+        } else {
+            odd
+        }
+    }
+
+    fn wait<T>(&mut self, limit: Span, mut ready: impl FnMut(&Channel) -> Option<T>) -> Result<T> {
+        let deadline = self.machine.deadline(limit)?;
+        loop {
+            let soon = Instant::now() + LOOK;
+            if let Some(found) = self.channel().wait_for(soon, LOOK, &mut ready) {
+                return Ok(found);
+            }
+            if let Err(error) = self.machine.check(deadline) {
+                bail!(error);
+            }
+        }
+    }
+}
