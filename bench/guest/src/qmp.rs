@@ -148,7 +148,7 @@ mod tests {
                 writeln!(stream, "{answer}").expect("write");
             }
         });
-        let mut qmp = Qmp::connect(&path, Duration::from_secs(5)).expect("greeted");
+        let mut qmp = Qmp::connect(&path, Duration::from_secs(180)).expect("greeted");
         let status = qmp
             .execute(&json!({"execute": "query-status"}))
             .expect("answered");

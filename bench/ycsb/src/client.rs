@@ -289,7 +289,7 @@ mod tests {
     fn operations_are_shared_out_among_the_clients() {
         let (address, log) = server();
         let mut clients: Vec<_> = (0..3)
-            .map(|_| Client::connect(&address, Duration::from_secs(9)).unwrap())
+            .map(|_| Client::connect(&address, Duration::from_secs(180)).unwrap())
             .collect();
         let repetition = repeat(&mut clients, 100, (50, 1), &[]).unwrap();
         let done: Vec<_> = log
@@ -316,7 +316,7 @@ mod tests {
     #[test]
     fn a_counter_that_is_not_there_is_an_error() {
         let (address, _) = server();
-        let mut clients = [Client::connect(&address, Duration::from_secs(9)).unwrap()];
+        let mut clients = [Client::connect(&address, Duration::from_secs(180)).unwrap()];
         let nowhere = Source {
             name: "l0".into(),
             path: "/nowhere".into(),

@@ -150,13 +150,13 @@ mod tests {
                 scope.spawn(move || source.write_all(&written).unwrap());
                 scope.spawn(|| {
                     assert_eq!(
-                        send(source_end, &mut out, &within(10)).unwrap(),
+                        send(source_end, &mut out, &within(180)).unwrap(),
                         u64::from(size)
                     )
                 });
                 scope.spawn(|| {
                     assert_eq!(
-                        receive(&mut into, target_end, &within(10)).unwrap(),
+                        receive(&mut into, target_end, &within(180)).unwrap(),
                         u64::from(size)
                     )
                 });
@@ -170,11 +170,11 @@ mod tests {
     #[test]
     fn damage_and_abandonment_are_told_apart() {
         let (mut out, mut into) = pair();
-        out.write_all(&header(4, 0x1234), &within(1)).unwrap();
-        out.write_all(b"abcd", &within(1)).unwrap();
+        out.write_all(&header(4, 0x1234), &within(180)).unwrap();
+        out.write_all(b"abcd", &within(180)).unwrap();
         let (_keep, end) = UnixStream::pair().unwrap();
         assert!(matches!(
-            receive(&mut into, end, &within(1)),
+            receive(&mut into, end, &within(180)),
             Err(StreamError::Damaged)
         ));
 
@@ -182,7 +182,7 @@ mod tests {
         let (_source, end) = UnixStream::pair().unwrap();
         let given_up = Until {
             given_up: &|| true,
-            ..within(5)
+            ..within(180)
         };
         assert!(matches!(
             send(end, &mut out, &given_up),
@@ -190,7 +190,7 @@ mod tests {
         ));
         let (_keep, end) = UnixStream::pair().unwrap();
         assert!(matches!(
-            receive(&mut into, end, &within(1)),
+            receive(&mut into, end, &within(180)),
             Err(StreamError::Abandoned)
         ));
     }
