@@ -2,6 +2,8 @@
 /* Memory out of Linux, written, read, wiped, and back. Wants two removable blocks side by side (movablecore=). */
 #include "check.h"
 
+#define POLICY "/sys/devices/system/memory/auto_online_blocks"
+
 /* Offline after adding, but for a kernel whose policy put it into the movable zone. */
 static void online(const char *path)
 {
@@ -10,6 +12,18 @@ static void online(const char *path)
 	CHECK(!get_file(path, text, sizeof(text)));
 	if (!strcmp(text, "offline\n"))
 		CHECK(!put_file(path, "online_movable"));
+}
+
+/* Adds memory while the policy says that what is added goes to a kernel zone: the module must not let it. */
+static void add_against_policy(const struct locum_range *range, const char *path)
+{
+	char policy[64], text[64];
+
+	CHECK(!get_file(POLICY, policy, sizeof(policy)));
+	CHECK(!put_file(POLICY, "online_kernel"));
+	CHECK(!ioctl(device, LOCUM_IOC_MEM_ADD, range));
+	CHECK(!put_file(POLICY, policy));
+	CHECK(!get_file(path, text, sizeof(text)) && !strcmp(text, "offline\n"));
 }
 
 static int removed_and_back(struct locum_range range, unsigned long block)
@@ -45,10 +59,10 @@ static int removed_and_back(struct locum_range range, unsigned long block)
 	/* Block by block, as after a retired host; then one removal of both, and both at once. */
 	part = range;
 	part.size = block;
-	CHECK(!ioctl(device, LOCUM_IOC_MEM_ADD, &part));
+	snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%llu/state", range.start / block);
+	add_against_policy(&part, path);
 	FAILS(ioctl(device, LOCUM_IOC_MEM_ADD, &part), EEXIST);
 	FAILS(ioctl(device, LOCUM_IOC_MEM_WIPE, &part), EEXIST);
-	snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%llu/state", range.start / block);
 	online(path);
 	part.start += block;
 	CHECK(!ioctl(device, LOCUM_IOC_MEM_ADD, &part));

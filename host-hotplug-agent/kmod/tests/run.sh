@@ -110,6 +110,8 @@ prepare || give_up "run.sh cannot make its programs and initramfs (see above)"
 append="console=ttyS0 panic=-1 nokaslr movablecore=640M memmap=4M\$0x8000000 iomem=relaxed ibt=off nousershstk fred=off no5lvl clearcpuid=lass"
 # Nor does the kernel judge by the clock how fast it gets on: lock-ups, stalls and hung tasks are a busy machine's.
 append="$append nowatchdog rcupdate.rcu_cpu_stall_suppress=1 workqueue.watchdog_thresh=0 sysctl.kernel.hung_task_timeout_secs=0"
+# What it complains of ends the guest at once, and is in the log.
+append="$append panic_on_warn=1 oops=panic"
 trouble='BUG:|WARNING:|Oops|Kernel panic|stack backtrace|Call Trace'
 
 set -- "$@" -M q35 -cpu max,-la57 -accel tcg,thread=multi -smp 2 -m 1536 -nodefaults -display none -no-reboot \
