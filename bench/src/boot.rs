@@ -20,7 +20,9 @@ use crate::{
     machine::{Machine, Setup},
     paths,
     run::OFF,
-    say, tools,
+    say,
+    stock_guest::StockGuest,
+    tools,
 };
 
 /// Command line of every host in the lab, with the `movablecore` of its [`Layout`]. Bochs loses wake-ups from MWAIT idle;
@@ -68,6 +70,9 @@ pub struct MachineArgs {
     /// What runs the machine; kvm is untested
     #[arg(long, value_enum, default_value_t)]
     pub platform: Platform,
+    /// Put the stock guest's kernel into the initramfs, and its disk beside the machine
+    #[arg(skip)]
+    pub stock_guest: bool,
     /// Where what lies in its RAM
     #[arg(skip = Layout::USUAL)]
     pub layout: Layout,
@@ -87,6 +92,7 @@ impl Default for MachineArgs {
             cmdline: String::new(),
             l0_args: String::new(),
             workload: false,
+            stock_guest: false,
             file: Vec::new(),
             timeout: 600,
             strict: false,
@@ -179,12 +185,14 @@ pub fn prepare(args: &MachineArgs) -> Result<Setup> {
         .iter()
         .map(|spec| extra_file(spec))
         .collect::<Result<Vec<_>>>()?;
+    let stock_guest = args.stock_guest.then(StockGuest::get).transpose()?;
     let initrd = dir.join("initrd");
     Image {
         kernels: &kernels,
         modules: &modules,
         agent: agent.as_deref(),
         workload: args.workload,
+        stock_guest: stock_guest.as_ref(),
         extra: &extra,
     }
     .build(&initrd)?;

@@ -18,7 +18,8 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    archive::Archive, build, debian::trees, kernel::Kernel, paths, roots::Root, say, tools,
+    archive::Archive, build, debian::trees, kernel::Kernel, paths, roots::Root, say,
+    stock_guest::StockGuest, tools,
 };
 
 /// Blobs that QEMU loads for the machines of the lab (microvm, pc, q35), from `usr/share`.
@@ -67,6 +68,8 @@ pub struct Image<'a> {
     pub agent: Option<&'a Path>,
     /// Whether the Redis benchmark is in it. Successors have little memory, so others do without.
     pub workload: bool,
+    /// The stock guest, if it is to be started: its kernel and initramfs, and a network for its disk.
+    pub stock_guest: Option<&'a StockGuest>,
     /// Further files: path in the image, source, mode.
     pub extra: &'a [(String, PathBuf, u32)],
 }
@@ -118,6 +121,12 @@ impl Image<'_> {
             own.file("bin/locum", agent, 0o755);
         }
         own.file("bin/lab-guest", build::lab_guest()?, 0o755);
+        if let Some(guest) = self.stock_guest {
+            own.file("guest/stock/vmlinuz", guest.kernel()?, 0o644);
+            own.file("guest/stock/initrd", guest.initrd()?, 0o644);
+            let network = include_bytes!("../image/network");
+            archive.bytes("etc/init.d/network", network, 0o755);
+        }
         if self.workload {
             own.file("bin/lab-ycsb", build::lab_ycsb()?, 0o755);
         }

@@ -34,6 +34,7 @@ pub mod run;
 pub mod scenarios;
 pub mod shell;
 pub mod slots;
+pub mod stock_guest;
 pub mod successor;
 pub mod test;
 pub mod tools;

@@ -29,6 +29,8 @@ const BOCHS_PATCH: &str = include_str!("../emulator/bochs.patch");
 const BOCHS_BUILD: &str = include_str!("../emulator/build.sh");
 /// What `build.sh` ends with if the patch does not apply.
 const DOES_NOT_APPLY: i32 = 3;
+/// What an operator sets in the stock guest.
+const GUEST_SETUP: &str = include_str!("../guest/stock/setup.sh");
 
 /// A Debian tree.
 #[derive(Debug, Clone)]
@@ -47,6 +49,8 @@ struct Recipe<'a> {
     lead: Option<&'a str>,
     backports: bool,
     source: Option<&'a str>,
+    /// A shell command of mmdebstrap's that completes the tree, `$1`.
+    hook: Option<&'a str>,
     /// Further text that decides what becomes of it.
     ingredients: &'a [&'a str],
 }
@@ -60,6 +64,7 @@ impl Recipe<'_> {
             &self.name,
             &self.packages,
             self.source,
+            self.hook,
             self.ingredients,
         )
             .hash(&mut hasher);
@@ -106,6 +111,7 @@ impl Root {
             lead: Some("bochsbios"),
             backports: false,
             source: Some("bochs"),
+            hook: None,
             ingredients: &[BOCHS_PATCH, BOCHS_BUILD],
         };
         Self::make(&recipe, |root, version| {
@@ -150,6 +156,37 @@ impl Root {
             lead: Some("qemu-system-x86"),
             backports: false,
             source: None,
+            hook: None,
+            ingredients: &[],
+        };
+        Self::make(&recipe, |_, _| Ok(()))
+    }
+
+    /// A Debian system as an operator has it in a virtual machine: kernel, initramfs, systemd, a web server. `boot/` has the
+    /// kernel and its initramfs.
+    ///
+    /// # Errors
+    /// As [`Root::bochs`].
+    pub fn guest() -> Result<Self> {
+        let recipe = Recipe {
+            name: "guest".into(),
+            what: "a stock Debian guest".into(),
+            packages: [
+                "linux-image-cloud-amd64",
+                "initramfs-tools",
+                "zstd",
+                "systemd-sysv",
+                "udev",
+                "dbus",
+                "e2fsprogs",
+                "lighttpd",
+            ]
+            .map(str::to_owned)
+            .into(),
+            lead: Some("linux-image-cloud-amd64"),
+            backports: false,
+            source: None,
+            hook: Some(GUEST_SETUP),
             ingredients: &[],
         };
         Self::make(&recipe, |_, _| Ok(()))
@@ -174,6 +211,7 @@ impl Root {
             lead: None,
             backports: pocket == Pocket::Backports,
             source: None,
+            hook: None,
             ingredients: &[],
         };
         Self::make(&recipe, |_, _| Ok(()))
@@ -194,6 +232,7 @@ impl Root {
             lead: Some("gcc"),
             backports: false,
             source: None,
+            hook: None,
             ingredients: &[],
         };
         Self::make(&recipe, |_, _| Ok(()))
@@ -310,6 +349,7 @@ impl Root {
             packages: &recipe.packages,
             backports: recipe.backports,
             source: recipe.source,
+            hook: recipe.hook,
         };
         fetch::tree(&order, &part).with_context(|| format!("fetching {}", recipe.what))?;
         let root = Self { dir: part.clone() };

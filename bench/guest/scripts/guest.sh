@@ -6,6 +6,7 @@
 #   g1    0 -128 MiB  microvm, 1 vCPU, no devices: the smallest pause
 #   g2  128 -320 MiB  q35, 2 vCPUs, virtio disk and net
 #       320 -336 MiB  the disk of g2
+#   g3    0 -384 MiB  q35, 2 vCPUs, virtio disk and net: Debian as it is, instead of the others (a pool of 512 MiB)
 #   mRAMcCPUSoOFFSET    like g1, of any size (MiB, vCPUs, MiB)
 set -eu
 name=$1
@@ -13,8 +14,8 @@ shift
 : "${RUN:=/run}" "${POOL:=/dev/dax0.0}" "${ACCEL:=kvm}" "${CPU:=host}" "${GUEST:=/guest}" "${APPEND:=}"
 
 # A guest that starts anew must not be mistaken for one whose beat page is still in the pool.
-case " $* " in
-*" -incoming "*) ;;
+case "$name $* " in
+*" -incoming "* | "g3 "*) ;;
 *) lab-guest forget --file "$POOL" --name "$name" ;;
 esac
 
@@ -53,12 +54,24 @@ g2)
         -netdev user,id=net0 -device virtio-net-pci,netdev=net0,romfile= \
         -append "$boot lab.name=g2 lab.buffer_mib=48 lab.duty=25 $APPEND" "$@"
     ;;
+g3)
+    # Its own kernel and initramfs; all of q35; a network card that leads to its web server, from this host's port 8080. The
+    # disk is storage on the network: /etc/locum/g3.disk says at which port of the lab, and goes along to a successor.
+    # Its command line is that of Debian's own boot loader, with a console, and without mitigations, which cost the emulator most.
+    KERNEL=$GUEST/stock/vmlinuz INITRD=$GUEST/stock/initrd
+    set -- -M "${M:-q35},suppress-vmdesc=on,memory-backend=ram" -m 384M -smp 2 \
+        -object "$(ram 384M 0)" \
+        -blockdev "driver=nbd,node-name=disk0,server.type=inet,server.host=10.0.2.2,server.port=$(cat /etc/locum/g3.disk)" \
+        -device virtio-blk-pci,drive=disk0 \
+        -netdev user,id=net0,hostfwd=tcp:127.0.0.1:8080-:80 -device virtio-net-pci,netdev=net0,romfile= \
+        -append "root=/dev/vda ro quiet mitigations=off console=ttyS0 $APPEND" "$@"
+    ;;
 *)
-    echo "guest.sh: no guest $name; there are g1, g2 and mRAMcCPUSoOFFSET" >&2
+    echo "guest.sh: no guest $name; there are g1, g2, g3 and mRAMcCPUSoOFFSET" >&2
     exit 1
     ;;
 esac
 exec qemu-system-x86_64 -accel "$ACCEL" -cpu "$CPU" -nodefaults -no-user-config -display none -no-reboot \
-    -kernel "${KERNEL:-$GUEST/vmlinuz}" -initrd "$GUEST/initrd" \
+    -kernel "${KERNEL:-$GUEST/vmlinuz}" -initrd "${INITRD:-$GUEST/initrd}" \
     -chardev "file,id=console,path=$RUN/$name${TAG:-}.log" -serial chardev:console \
     -qmp "unix:$RUN/$name${TAG:-}.qmp,server=on,wait=off" "$@"

@@ -31,6 +31,8 @@ pub struct Order<'a> {
     pub backports: bool,
     /// A Debian source package to put into `usr/src`, if any.
     pub source: Option<&'a str>,
+    /// A shell command that completes the tree, `$1`.
+    pub hook: Option<&'a str>,
 }
 
 /// Makes the tree at `target`, which must not exist.
@@ -68,6 +70,9 @@ pub fn tree(order: &Order, target: &Path) -> Result<()> {
             "--customize-hook=cd \"$1/usr/src\" && APT_CONFIG=\"$MMDEBSTRAP_APT_CONFIG\" \
              apt-get source --download-only --tar-only {source}"
         ));
+    }
+    if let Some(hook) = order.hook {
+        command.arg(format!("--customize-hook={hook}"));
     }
     command.arg(SUITE).arg(target).args(sources);
     let total = to_fetch(order);
