@@ -15,6 +15,7 @@ use crate::{
     progress::Progress,
     report::{self, Phase, Report},
     roots::Root,
+    stock_guest::{self, Disk, StockGuest, Visit},
     successor::Successor,
 };
 
@@ -29,8 +30,13 @@ pub const OFF: Span = Span::seconds(300);
 /// How often a refresh is looked at; looking costs the hosts some instructions.
 const LOOK: Span = Span::seconds(3);
 
-/// The file that ends the watch for pauses, in the successor.
-const WATCHED: &str = "/run/watched";
+/// Visits, some 15 emulated seconds apart, after which the stock guest should have booted.
+const PATIENCE: u32 = 60;
+
+/// The file that ends the watches of a refresh, in either host.
+fn watched(successor: u32) -> String {
+    format!("/run/watched-{successor}")
+}
 
 /// A machine, what is known of it, and the report of the run.
 pub struct Run {
@@ -48,10 +54,36 @@ pub struct Run {
     pub cpu_model: String,
     /// Release of the kernel that the first successor runs, unless a scenario has other wishes.
     pub to: String,
-    /// Guests, with the report that each made of itself when it was started.
-    guests: Vec<(String, String)>,
+    guests: Vec<Guest>,
+    /// The stock guest's, if there is one.
+    disk: Option<Disk>,
+    /// Visits to the stock guest while a refresh went on: from which generation, in which state of the refresh.
+    pub visits: Vec<(u32, String)>,
     phase_begin: u64,
     phase_exits: u64,
+}
+
+/// A guest that was started.
+#[derive(Debug, Clone)]
+struct Guest {
+    name: String,
+    witness: Witness,
+}
+
+/// How the lab sees that a guest lives, with what it saw when the guest was started.
+#[derive(Debug, Clone)]
+enum Witness {
+    /// The lab's own guests: the report of the checks that they do, which they leave in their memory.
+    Beats(String),
+    /// The stock guest: a page of its web server.
+    Page(Visit),
+}
+
+/// A guest that is watched while a refresh goes on.
+struct Watch {
+    guest: Guest,
+    generation: u32,
+    job: JobId,
 }
 
 /// How a refresh ended.
@@ -71,6 +103,11 @@ impl Run {
     pub fn boot(args: &MachineArgs, progress: Progress) -> Result<Self> {
         progress.step("building");
         let setup = boot::prepare(args)?;
+        let disk = if args.stock_guest {
+            Some(Disk::serve(&StockGuest::get()?, &setup.dir)?)
+        } else {
+            None
+        };
         progress.step("booting: GRUB, L0, the incumbent");
         let mut machine = Machine::start(&setup)?;
         let hello = machine.host(0).wait_ready(setup.limit)?;
@@ -96,6 +133,8 @@ impl Run {
             cpu_model: args.cpu_model.clone(),
             to: Kernel::release_of(&args.to)?,
             guests: Vec::new(),
+            disk,
+            visits: Vec::new(),
             phase_begin: 0,
             phase_exits: 0,
         };
@@ -149,22 +188,29 @@ impl Run {
         })
     }
 
-    /// Starts a guest of `/guest/guest.sh` and waits until it runs all its checks.
+    /// Starts a guest of `/guest/guest.sh` and waits until it runs all its checks, or serves its page.
     ///
     /// # Errors
     /// It does not come up.
     pub fn start_guest(&mut self, name: &str) -> Result<()> {
         self.progress.step(&format!("starting guest {name}"));
+        if name == stock_guest::NAME {
+            let disk = self
+                .disk
+                .as_ref()
+                .context("the machine has no disk for it")?;
+            let port = disk.port().to_string();
+            let file = format!("/etc/locum/{name}.disk");
+            self.host().push(&file, port.as_bytes(), LONG)?;
+        }
         self.sh(&format!(
             "setsid /guest/guest.sh {name} >/run/{name}.qemu 2>&1 </dev/null &"
         ))?;
-        let words = self
-            .sh(&format!(
-                "lab-guest watch --name {name} --running --timeout 600"
-            ))
+        let witness = self
+            .first_sign(name)
             .with_context(|| format!("guest {name} does not come up"));
-        let report = match words {
-            Ok(report) => report,
+        let witness = match witness {
+            Ok(witness) => witness,
             Err(error) => {
                 // The machine may be gone; then the error says so.
                 let words = format!("cat /run/{name}.qemu /run/{name}.log");
@@ -173,15 +219,37 @@ impl Run {
                 return Err(error.context(format!("what QEMU and the guest said:\n{log}")));
             }
         };
-        self.guests.push((name.to_owned(), report));
+        self.guests.push(Guest {
+            name: name.to_owned(),
+            witness,
+        });
         self.report.guest(name);
         Ok(())
+    }
+
+    fn first_sign(&mut self, name: &str) -> Result<Witness> {
+        if name != stock_guest::NAME {
+            let watch = format!("lab-guest watch --name {name} --running --timeout 600");
+            return Ok(Witness::Beats(self.sh(&watch)?));
+        }
+        // QEMU takes a connection long before the guest answers. Each look ends in emulated time, however slow this machine is.
+        let look = format!(
+            "sleep 5; [ -S /run/{name}.qmp ] || exit 1; timeout 10 {}visit 2>/dev/null || echo",
+            stock_guest::FETCH
+        );
+        for _ in 0..PATIENCE {
+            let page = self.sh(&look).context("its QEMU is gone")?;
+            if let Ok(visit) = Visit::parse(&page) {
+                return Ok(Witness::Page(visit));
+            }
+        }
+        bail!("it does not answer after {PATIENCE} visits")
     }
 
     /// Names of the guests.
     #[must_use]
     pub fn guest_names(&self) -> Vec<String> {
-        self.guests.iter().map(|(name, _)| name.clone()).collect()
+        self.guests.iter().map(|guest| guest.name.clone()).collect()
     }
 
     /// Proves, from the reigning host, that every guest is still in the boot it was started with and finds no fault.
@@ -189,10 +257,21 @@ impl Run {
     /// # Errors
     /// One did not survive.
     pub fn check_guests(&mut self) -> Result<()> {
-        for (name, before) in self.guests.clone() {
+        for (number, Guest { name, witness }) in self.guests.clone().into_iter().enumerate() {
             self.progress.step(&format!("checking guest {name}"));
             self.report.guest(&name).alive = false;
             self.report.guest(&name).checksum_ok = false;
+            let before = match witness {
+                Witness::Beats(before) => before,
+                Witness::Page(before) => {
+                    let now = self.visit()?;
+                    now.follows(&before)?;
+                    self.guests[number].witness = Witness::Page(now);
+                    let entry = self.report.guest(&name);
+                    (entry.alive, entry.checksum_ok) = (true, true);
+                    continue;
+                }
+            };
             let file = format!("/run/{name}.before.json");
             self.host().push(&file, before.as_bytes(), LONG)?;
             let after: Beat = self.json(&format!(
@@ -209,6 +288,11 @@ impl Run {
         }
         self.check("the guests live and their checks find nothing");
         Ok(())
+    }
+
+    /// Has the stock guest serve its page, in the reigning host.
+    fn visit(&mut self) -> Result<Visit> {
+        Visit::parse(&self.sh(&format!("{}visit", stock_guest::FETCH))?)
     }
 
     /// Notes that something was shown.
@@ -272,13 +356,22 @@ impl Run {
             guest.pause_seen_by.clear();
         }
         successor.install(&mut self.host())?;
+        // What the incumbent's watches print comes over the line at once, and stays when the host is gone.
+        let here = self.watch_pages(self.generation, successor.generation)?;
         let job = self
             .host()
             .start(&format!("locum refresh {}", successor.name))?;
         let outcome = self.follow(job, successor.generation)?;
+        for watch in here {
+            let text = self.machine.host(watch.generation).poll(watch.job).0;
+            self.take_visits(&watch, &String::from_utf8_lossy(&text))?;
+        }
         if outcome == Outcome::Done {
             self.generation = successor.generation;
             self.conclude()?;
+        } else {
+            let end = format!("touch {}", watched(successor.generation));
+            self.sh(&end)?;
         }
         Ok(outcome)
     }
@@ -286,7 +379,7 @@ impl Run {
     fn follow(&mut self, job: JobId, generation: u32) -> Result<Outcome> {
         let end = self.machine.deadline(REFRESH)?;
         let mut said = Vec::new();
-        let mut gaps: Option<Vec<JobId>> = None;
+        let mut watches: Option<Vec<Watch>> = None;
         loop {
             let (text, status) = self.machine.host(self.generation).poll(job);
             said.extend(text);
@@ -296,8 +389,8 @@ impl Run {
             }
             if let Some(hello) = self.machine.host(generation).hello() {
                 self.report.successor = hello.release;
-                if gaps.is_none() {
-                    gaps = Some(self.watch_gaps(generation)?);
+                if watches.is_none() {
+                    watches = Some(self.watch_guests(generation)?);
                 }
                 // Cheap, for it runs while guests go over.
                 let look = "cat /sys/kernel/locum/state /sys/kernel/locum/progress 2>/dev/null";
@@ -309,7 +402,7 @@ impl Run {
                     words.trim().replace('\n', ", ")
                 ));
                 if words.lines().next() == Some("idle") && self.reigns(generation)? {
-                    self.take_gaps(generation, &gaps.unwrap_or_default())?;
+                    self.take_watches(generation, &watches.unwrap_or_default())?;
                     return Ok(Outcome::Done);
                 }
             } else {
@@ -330,37 +423,74 @@ impl Run {
         }
     }
 
-    /// Watches the guests from the successor while they come over; both hosts map the same pool. Not where that host has one CPU: a
+    /// Watches the guests from the successor while they come over.
+    fn watch_guests(&mut self, generation: u32) -> Result<Vec<Watch>> {
+        let mut watches = self.watch_pages(generation, generation)?;
+        watches.extend(self.watch_gaps(generation)?);
+        Ok(watches)
+    }
+
+    /// Visits the stock guest from a host again and again until the refresh is over, for it is to serve throughout.
+    fn watch_pages(&mut self, generation: u32, successor: u32) -> Result<Vec<Watch>> {
+        let until = watched(successor);
+        self.watch(generation, &stock_guest::watch(&until), |witness| {
+            matches!(witness, Witness::Page(_))
+        })
+    }
+
+    /// Watches the beats of the lab's guests from the successor; both hosts map the same pool. Not where that host has one CPU: a
     /// watcher that waits for the CPU sees nothing but that, and QEMU's word stands.
-    fn watch_gaps(&mut self, generation: u32) -> Result<Vec<JobId>> {
+    fn watch_gaps(&mut self, generation: u32) -> Result<Vec<Watch>> {
         if self.report.cpus < 4 {
             return Ok(Vec::new());
         }
-        let names = self.guest_names();
-        names
-            .iter()
-            .map(|name| {
-                let wait = "until (: </dev/dax0.0) 2>/dev/null; do sleep 0.2; done";
-                let watch = format!("lab-guest watch --name {name} --gaps 120 --until {WATCHED}");
-                self.machine
-                    .host(generation)
-                    .start(&format!("{wait}; {watch}"))
-            })
-            .collect()
+        let wait = "until (: </dev/dax0.0) 2>/dev/null; do sleep 0.2; done";
+        let until = watched(generation);
+        let watch = format!("{wait}; lab-guest watch --name NAME --gaps 120 --until {until}");
+        self.watch(generation, &watch, |witness| {
+            matches!(witness, Witness::Beats(_))
+        })
     }
 
-    fn take_gaps(&mut self, generation: u32, jobs: &[JobId]) -> Result<()> {
+    /// Starts `command` in a host for each guest of that kind; NAME in it is the guest's.
+    fn watch(
+        &mut self,
+        generation: u32,
+        command: &str,
+        kind: fn(&Witness) -> bool,
+    ) -> Result<Vec<Watch>> {
+        let mut watches = Vec::new();
+        for guest in self.guests.clone() {
+            if kind(&guest.witness) {
+                let command = command.replace("NAME", &guest.name);
+                let job = self.machine.host(generation).start(&command)?;
+                watches.push(Watch {
+                    guest,
+                    generation,
+                    job,
+                });
+            }
+        }
+        Ok(watches)
+    }
+
+    fn take_watches(&mut self, generation: u32, watches: &[Watch]) -> Result<()> {
         self.machine
             .host(generation)
-            .run(&format!("touch {WATCHED}"), ANSWER)?
+            .run(&format!("touch {}", watched(generation)), ANSWER)?
             .ok()?;
         let status: Option<Status> = self.successor_state(generation)?;
         let moved = status
             .and_then(|status| status.last_report)
             .map(|report| report.guests)
             .unwrap_or_default();
-        for (name, job) in self.guest_names().into_iter().zip(jobs) {
-            let output = self.machine.host(generation).finish(*job, LONG)?;
+        for watch in watches {
+            let output = self.machine.host(generation).finish(watch.job, LONG)?;
+            if matches!(watch.guest.witness, Witness::Page(_)) {
+                self.take_visits(watch, &output.text)?;
+                continue;
+            }
+            let name = &watch.guest.name;
             let file = self
                 .machine
                 .dir()
@@ -368,7 +498,7 @@ impl Run {
             std::fs::write(file, &output.text)?;
             let gaps: Vec<Gap> = serde_json::from_str(&output.text)
                 .with_context(|| format!("the watch of guest {name} said: {}", output.text))?;
-            let Some(guest) = moved.iter().find(|guest| guest.name == name) else {
+            let Some(guest) = moved.iter().find(|guest| guest.name == *name) else {
                 continue;
             };
             // The beats that stood still around the resume; without such a gap QEMU's word stands.
@@ -376,9 +506,24 @@ impl Run {
                 .iter()
                 .find(|gap| (gap.from_tsc..gap.to_tsc).contains(&guest.resumed))
             {
-                self.report.guest(&name).pause_instructions = gap.to_tsc - gap.from_tsc;
-                self.report.guest(&name).pause_seen_by = "beats".into();
+                self.report.guest(name).pause_instructions = gap.to_tsc - gap.from_tsc;
+                self.report.guest(name).pause_seen_by = "beats".into();
             }
+        }
+        Ok(())
+    }
+
+    /// Keeps the visits that a watch made; the guest has to be the same all along.
+    fn take_visits(&mut self, watch: &Watch, text: &str) -> Result<()> {
+        let file = format!("visits-{}-{}.txt", watch.generation, watch.guest.name);
+        std::fs::write(self.machine.dir().join(file), text)?;
+        let Witness::Page(mut last) = watch.guest.witness.clone() else {
+            return Ok(());
+        };
+        for (state, visit) in stock_guest::visits(text) {
+            visit.follows(&last)?;
+            last = visit;
+            self.visits.push((watch.generation, state));
         }
         Ok(())
     }
