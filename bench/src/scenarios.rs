@@ -5,6 +5,7 @@ mod floor;
 mod kmod;
 mod native;
 mod refuse;
+mod stock;
 
 use std::path::Path;
 
@@ -226,6 +227,12 @@ pub const BY_NAME: &[Scenario] = &[
         about: "a successor that panics, no guest",
         minutes: 5,
         play: Play::On(|_| {}, |run| abort::each(run, &[], &[abort::PANIC])),
+    },
+    Scenario {
+        name: "refresh-stock-guest",
+        about: "4 CPUs, a Debian as it is installed in a virtual machine: it serves all along, nothing is wrong in its journal",
+        machine: stock::machine,
+        play: stock::all,
     },
 ];
 
