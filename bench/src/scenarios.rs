@@ -231,8 +231,8 @@ pub const BY_NAME: &[Scenario] = &[
     Scenario {
         name: "refresh-stock-guest",
         about: "4 CPUs, a Debian as it is installed in a virtual machine: it serves all along, nothing is wrong in its journal",
-        machine: stock::machine,
-        play: stock::all,
+        minutes: 20,
+        play: Play::On(stock::machine, stock::all),
     },
 ];
 

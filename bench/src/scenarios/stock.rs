@@ -1,15 +1,15 @@
 //! A guest that nobody here made crosses: Debian with its own kernel, systemd and a web server, its disk on the network.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 
-use super::{SUCCESSOR, pause_limit};
+use super::pause_limit;
 use crate::{
     boot::MachineArgs,
-    demo, kernel,
+    demo,
     layout::Layout,
-    run::Run,
+    run::{OFF, Run},
     stock_guest::{self, FETCH, NAME},
 };
 
@@ -26,7 +26,8 @@ pub fn machine(args: &mut MachineArgs) {
 pub fn all(run: &mut Run) -> Result<()> {
     demo::native(run, &[NAME.to_owned()])?;
     let before = errors(run)?;
-    let successor = demo::successor(run, &kernel::full_release(SUCCESSOR)?)?;
+    let to = run.to.clone();
+    let successor = demo::successor(run, &to)?;
     demo::refresh(run, &successor)?;
     served_all_along(run, successor.generation)?;
     let guest = run.report.guest(NAME);
@@ -52,7 +53,7 @@ pub fn all(run: &mut Run) -> Result<()> {
         errors(run)?.contains(complaint),
         "an error that the guest was asked to log is not in its journal"
     );
-    run.host().power_off(Duration::from_secs(300))
+    run.host().power_off(OFF)
 }
 
 /// Errors in the journal of the guest's boot, each once. Left in the directory of the run, with the warnings.
