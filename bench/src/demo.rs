@@ -7,6 +7,7 @@ use crate::{
     bochs::Platform,
     boot::{self, MachineArgs},
     debian::kernels::{NEWEST, OLDEST},
+    kernel::CARD_DRIVER,
     paths,
     progress::Progress,
     report::Report,
@@ -200,8 +201,16 @@ pub fn refresh(run: &mut Run, successor: &Successor) -> Result<()> {
 
 /// Shows that the card works: bringing its link up makes it interrupt.
 fn check_card(run: &mut Run, device: &str) -> Result<()> {
+    let find = format!("find /lib/modules/$(uname -r)/ -name '{CARD_DRIVER}.ko*'");
+    if run.sh(&find)?.trim().is_empty() {
+        run.sh(&format!("test -e /sys/bus/pci/devices/{device}"))?;
+        run.check(&format!(
+            "PCI function {device} is there; this kernel has no driver for it"
+        ));
+        return Ok(());
+    }
     run.sh(&format!(
-        "modprobe e1000; cd /sys/bus/pci/devices/{device}; n=$(ls net); \
+        "modprobe {CARD_DRIVER}; cd /sys/bus/pci/devices/{device}; n=$(ls net); \
          count() {{ awk -v n=$n '$NF ~ n {{ s = 0; for (i = 2; i <= NF; i++) if ($i ~ /^[0-9]+$/) s += $i; print s }}' /proc/interrupts; }}; \
          ip link set $n up; for i in $(seq 60); do [ \"$(count)\" -gt 0 ] 2>/dev/null && exit 0; sleep 1; done; \
          cat /proc/interrupts; echo \"no interrupt of $n\"; exit 1"

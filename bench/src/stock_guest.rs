@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lab_guest::{map::Shared, nbd};
 
-use crate::{paths, roots::Root, say, tools};
+use crate::{debian::trees, paths, roots::Root, say, tools};
 
 /// Its name.
 pub const NAME: &str = "g3";
@@ -43,7 +43,8 @@ impl StockGuest {
     pub fn get() -> Result<Self> {
         let root = Root::guest()?;
         let name = root.dir().file_name().context("root without a name")?;
-        let disk = paths::cache()?.join(name).with_extension("ext4");
+        let disk = paths::cache()?.join(format!("{}.ext4", name.display()));
+        let _lock = trees::lock(&disk)?;
         if !disk.exists() {
             say("making the stock guest's disk");
             make_disk(&root, &disk)?;
@@ -86,7 +87,7 @@ impl StockGuest {
 
 /// An ext4 image of the tree, its owners as they are there.
 fn make_disk(root: &Root, disk: &Path) -> Result<()> {
-    let part = disk.with_extension("part");
+    let part = trees::part(disk);
     fs::File::create(&part)?.set_len(DISK << 20)?;
     let mke2fs = root.program("usr/sbin/mke2fs");
     let mut command = Command::new(mke2fs.get_program());
