@@ -25,49 +25,66 @@ pub fn machine(args: &mut MachineArgs) {
 /// The guest serves before, during and after; its journal then has no error that it had not before.
 pub fn all(run: &mut Run) -> Result<()> {
     demo::native(run, &[NAME.to_owned()])?;
-    let before = errors(run)?;
+    let before = Journal::read(run)?;
     let to = run.to.clone();
     let successor = demo::successor(run, &to)?;
+    // Visits the guest afterwards, too.
     demo::refresh(run, &successor)?;
     served_all_along(run, successor.generation)?;
     let guest = run.report.guest(NAME);
-    let (stopped, limit) = (guest.stopped(), pause_limit(NAME, &run.cpu_model));
+    // All of q35, and two vCPUs that are not the lab's: twice what others may take.
+    let (stopped, limit) = (guest.stopped(), 2 * pause_limit(NAME, &run.cpu_model));
     ensure!(
         (1..limit).contains(&stopped),
         "the guest stood still for {stopped} instructions; the limit is {limit}"
     );
-    let after = errors(run)?;
-    let new: Vec<_> = after.difference(&before).collect();
+    let after = Journal::read(run)?;
+    let new: Vec<_> = after.warnings.difference(&before.warnings).collect();
+    run.check(&format!("warnings in the guest's journal since: {new:?}"));
+    let new: Vec<_> = after.errors.difference(&before.errors).collect();
     ensure!(
         new.is_empty(),
         "the guest's journal has errors since the refresh: {new:#?}"
     );
     run.check(&format!(
-        "the guest's journal has {} errors, as before the refresh, and none since",
-        after.len()
+        "the guest's journal has {} errors, all of them from before the refresh",
+        after.errors.len()
     ));
     // An error would have been seen.
     run.sh(&format!("{FETCH}complain"))?;
-    let complaint = "complaint asked for";
     ensure!(
-        errors(run)?.contains(complaint),
+        Journal::read(run)?.errors.contains("complaint asked for"),
         "an error that the guest was asked to log is not in its journal"
     );
     run.host().power_off(OFF)
 }
 
-/// Errors in the journal of the guest's boot, each once. Left in the directory of the run, with the warnings.
-fn errors(run: &mut Run) -> Result<BTreeSet<String>> {
-    let page = run.sh(&format!("{FETCH}journal?warning"))?;
-    let file = format!("journal-{}-warning.txt", run.generation);
-    std::fs::write(run.machine.dir().join(file), page)?;
-    let page = run.sh(&format!("{FETCH}journal?err"))?;
-    let file = format!("journal-{}-err.txt", run.generation);
-    std::fs::write(run.machine.dir().join(file), &page)?;
-    Ok(stock_guest::journal(&page)?.into_iter().collect())
+/// The journal of the guest's boot, each text once.
+struct Journal {
+    /// What has priority `err` or above.
+    errors: BTreeSet<String>,
+    /// The errors, and what has priority `warning`.
+    warnings: BTreeSet<String>,
 }
 
-/// The guest answered while its host was nested and the successor booted, and in the successor before the refresh was over.
+impl Journal {
+    /// Asks the guest. Its answers are left in the directory of the run.
+    fn read(run: &mut Run) -> Result<Self> {
+        let mut at = |priority| {
+            let page = run.sh(&format!("{FETCH}journal?{priority}"))?;
+            let file = format!("journal-{}-{priority}.txt", run.generation);
+            std::fs::write(run.machine.dir().join(file), &page)?;
+            anyhow::Ok(stock_guest::journal(&page)?.into_iter().collect())
+        };
+        Ok(Self {
+            errors: at("err")?,
+            warnings: at("warning")?,
+        })
+    }
+}
+
+/// The guest answered while its host was nested and the successor booted. That it answers in the successor is seen by whoever
+/// checks the guests after the refresh, which may be over before the next visit.
 fn served_all_along(run: &mut Run, generation: u32) -> Result<()> {
     let count = |by: &dyn Fn(u32, &str) -> bool| {
         run.visits
@@ -81,13 +98,13 @@ fn served_all_along(run: &mut Run, generation: u32) -> Result<()> {
         count(&|host, _| host == generation),
     );
     ensure!(
-        nested > 0 && over > 0,
-        "the guest answered {all} times during the refresh, {nested} of them while nested, {over} in the successor: {:?}",
+        nested > 0,
+        "the guest did not answer while nested, of {all} times during the refresh: {:?}",
         run.visits
     );
     run.check(&format!(
-        "the guest served {all} times during the refresh, {nested} of them while nested beside a booting successor, {over} in \
-         the successor"
+        "the guest served {all} times during the refresh, {nested} of them while nested beside a booting successor, {over} \
+         already in the successor"
     ));
     Ok(())
 }
