@@ -7,8 +7,8 @@ mkdir bochs
 tar -xf bochs_*.orig.tar.* -C bochs --strip-components=1
 cd bochs
 # A status of its own: the lab says which versions do not go together.
-patch --dry-run -p1 <../bochs.patch || exit 3
-patch -p1 <../bochs.patch
+patch --fuzz=0 --dry-run -p1 <../bochs.patch || exit 3
+patch --fuzz=0 -p1 <../bochs.patch
 # Show-ips logs from a signal handler, which ends in a deadlock on the log's mutex.
 ./configure --enable-smp --enable-x86-64 --enable-cpu-level=6 --enable-vmx=2 --enable-pci --enable-e1000 --enable-avx --enable-evex \
     --enable-cdrom --enable-all-optimizations --disable-debugger --disable-show-ips --disable-plugins --disable-docbook --with-nogui \

@@ -156,8 +156,12 @@ pub fn module(kernel: &Kernel) -> Result<Option<PathBuf>> {
     {
         return Ok(None);
     }
-    let _lock = paths::lock(&paths::out(), &format!("kmod-{}", kernel.release()))?;
-    let out = paths::out().join("kmod").join(kernel.release());
+    // Each tree its own: the same kernel may be built for with its headers alone, too.
+    let out = paths::out()
+        .join("kmod")
+        .join(kernel.root().name())
+        .join(kernel.release());
+    let _lock = paths::lock(&out, "build")?;
     let module = out.join("locum.ko");
     let fingerprint = fingerprint(kernel)?;
     let stamp = out.join("stamp");
@@ -183,7 +187,9 @@ pub fn module(kernel: &Kernel) -> Result<Option<PathBuf>> {
     let built = tree.join("host-hotplug-agent/kmod/locum.ko");
     let result = result.and_then(|()| {
         fs::create_dir_all(&out)?;
-        fs::copy(&built, &module).context("the module's Makefile made no locum.ko")?;
+        let part = out.join("locum.ko.part");
+        fs::copy(&built, &part).context("the module's Makefile made no locum.ko")?;
+        fs::rename(&part, &module)?;
         fs::write(&stamp, &fingerprint)?;
         Ok(())
     });

@@ -34,6 +34,9 @@ const MODULES: &[&str] = &[
 /// move a card without using it.
 pub const CARD_DRIVER: &str = "e1000";
 
+/// What their releases have in them.
+pub const CLOUD: &str = "-cloud-";
+
 /// Files that `modprobe` and `depmod` want beside the modules.
 const INDEX: &[&str] = &[
     "modules.order",
@@ -129,7 +132,10 @@ impl Kernel {
         }
         let dependencies = fs::read_to_string(source.join("modules.dep"))?;
         let mut files = closure(&dependencies, MODULES)?;
-        files.extend(closure(&dependencies, &[CARD_DRIVER]).unwrap_or_default());
+        match closure(&dependencies, &[CARD_DRIVER]) {
+            Err(error) if !self.release.contains(CLOUD) => return Err(error),
+            found => files.extend(found.unwrap_or_default()),
+        }
         for module in files {
             let plain = target.join(module.strip_suffix(".xz").unwrap_or(&module));
             if let Some(parent) = plain.parent() {

@@ -218,7 +218,7 @@ impl Machine {
         }
         if let Some(sign) = self.fatal() {
             let end = self.deadline(EXPLANATION)?;
-            while self.now()? < end && self.child.try_wait()?.is_none() {
+            while self.now().is_ok_and(|now| now < end) && self.child.try_wait()?.is_none() {
                 sleep(LOOK);
             }
             return Err(self.failure(&sign));

@@ -113,6 +113,8 @@ fn run(command: Command) -> Result<bool> {
             Ok(true)
         }
         Command::Kmod { kernel } => {
+            let names: Vec<_> = kernel.iter().map(String::as_str).collect();
+            boot::announce(&names)?;
             for version in kernel {
                 let kernel = Kernel::get(&version)?;
                 match build::module(&kernel)? {
@@ -131,6 +133,7 @@ fn run(command: Command) -> Result<bool> {
 /// Removes what the lab made, and with `all` what it fetched; says what that frees.
 fn clean(all: bool) -> Result<bool> {
     let cache = all.then(paths::cache).transpose()?;
+    let _idle = cache.as_deref().map(trees::lock_all).transpose()?;
     for dir in std::iter::once(paths::out()).chain(cache) {
         if dir.exists() {
             let bytes = tools::disk_usage(&dir);

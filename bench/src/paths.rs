@@ -7,6 +7,8 @@ use std::{
 
 use anyhow::{Context, Result};
 
+use crate::say;
+
 /// Root of the workspace whose lab this is.
 #[must_use]
 pub fn workspace() -> PathBuf {
@@ -35,12 +37,30 @@ pub fn cache() -> Result<PathBuf> {
     Ok(PathBuf::from(home).join(".cache/locum"))
 }
 
+/// What is to outlive the cache: `$XDG_STATE_HOME/locum`, by default `~/.local/state/locum`.
+///
+/// # Errors
+/// Neither `XDG_STATE_HOME` nor `HOME` is set.
+pub fn state() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()) {
+        return Ok(PathBuf::from(dir).join("locum"));
+    }
+    let home = std::env::var_os("HOME").context(
+        "neither XDG_STATE_HOME nor HOME is set; set one, the lab keeps its results there",
+    )?;
+    Ok(PathBuf::from(home).join(".local/state/locum"))
+}
+
 /// Takes the lock `DIR/NAME.lock`, waiting for whoever has it; held until the file is dropped.
 ///
 /// # Errors
 /// The directory or the file cannot be made.
 pub fn lock(dir: &Path, name: &str) -> Result<File> {
+    if let Some(file) = try_lock(dir, name)? {
+        return Ok(file);
+    }
     let (file, path) = lock_file(dir, name)?;
+    say(&format!("waiting for whoever has {}", path.display()));
     file.lock()
         .with_context(|| format!("locking {}", path.display()))?;
     Ok(file)

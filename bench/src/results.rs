@@ -1,4 +1,4 @@
-//! What scenarios came to, with date and commit, kept beside the cache: what nobody plays daily must not rot unseen.
+//! What scenarios came to, with date and commit, kept where no clean-up comes: what nobody plays daily must not rot unseen.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ pub struct Played {
     pub scenario: String,
     /// When it ended, in UTC: `2026-11-27T13:00:00Z`.
     pub date: String,
-    /// The commit of the work tree, with a `+` if the tree had changes; empty if that cannot be told.
+    /// The [`commit`] it was played at.
     pub commit: String,
     /// Whether it passed.
     pub ok: bool,
@@ -33,25 +33,26 @@ pub struct Played {
     pub kernels: Vec<String>,
 }
 
-impl Played {
-    /// One of now and of this work tree.
-    #[must_use]
-    pub fn now() -> Self {
-        let ask = |command: &mut Command| {
-            tools::output(command.current_dir(paths::workspace()))
-                .map(|text| text.trim().to_owned())
-                .unwrap_or_default()
-        };
-        let mut commit = ask(Command::new("git").args(["rev-parse", "--short", "HEAD"]));
-        if !ask(Command::new("git").args(["status", "--porcelain"])).is_empty() {
-            commit.push('+');
-        }
-        Self {
-            date: ask(Command::new("date").args(["-u", "+%FT%TZ"])),
-            commit,
-            ..Self::default()
-        }
+/// The commit of the work tree, with a `+` if the tree has changes; empty if that cannot be told.
+#[must_use]
+pub fn commit() -> String {
+    let mut commit = ask(Command::new("git").args(["rev-parse", "--short", "HEAD"]));
+    if !ask(Command::new("git").args(["status", "--porcelain"])).is_empty() {
+        commit.push('+');
     }
+    commit
+}
+
+/// Now, in UTC, as in [`Played::date`].
+#[must_use]
+pub fn date() -> String {
+    ask(Command::new("date").args(["-u", "+%FT%TZ"]))
+}
+
+fn ask(command: &mut Command) -> String {
+    tools::output(command.current_dir(paths::workspace()))
+        .map(|text| text.trim().to_owned())
+        .unwrap_or_default()
 }
 
 impl fmt::Display for Played {
@@ -66,13 +67,13 @@ impl fmt::Display for Played {
 }
 
 fn file() -> Result<PathBuf> {
-    Ok(paths::cache()?.join("results.jsonl"))
+    Ok(paths::state()?.join("results.jsonl"))
 }
 
 /// Keeps a result.
 ///
 /// # Errors
-/// The cache cannot be written.
+/// The file cannot be written.
 pub fn keep(played: &Played) -> Result<()> {
     let path = file()?;
     if let Some(dir) = path.parent() {

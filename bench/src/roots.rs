@@ -119,12 +119,13 @@ impl Root {
             fs::write(root.path("usr/src/bochs.patch"), BOCHS_PATCH)?;
             fs::write(root.path("usr/src/build.sh"), BOCHS_BUILD)?;
             let (status, text) = tools::status(root.chroot().args(["sh", "/usr/src/build.sh"]))?;
-            ensure!(
-                status != Some(DOES_NOT_APPLY),
-                "bench/emulator/bochs.patch is for {} and does not apply to Debian's Bochs {version}; mend the patch:\n{}",
-                patch_version(),
-                tools::last_lines(&text, 10)
-            );
+            if status == Some(DOES_NOT_APPLY) {
+                bail!(DoesNotApply(format!(
+                    "bench/emulator/bochs.patch is for {} and does not apply to Debian's Bochs {version}; mend the patch:\n{}",
+                    patch_version(),
+                    tools::last_lines(&text, 10)
+                )));
+            }
             ensure!(
                 status == Some(0),
                 "Bochs {version} does not build (bench/emulator/build.sh):\n{}",
@@ -242,76 +243,66 @@ impl Root {
     /// that it is known by.
     fn make(recipe: &Recipe, finish: impl FnOnce(&Self, &str) -> Result<()>) -> Result<Self> {
         let cache = paths::cache()?;
-        let hash = recipe.hash();
-        // A kernel's release says all; compilers and the like may differ.
-        let Some(lead) = recipe.lead else {
-            let dir = cache.join(format!("{SUITE}-{}-{}", recipe.name, short(&hash)));
-            let _lock = trees::lock(&dir)?;
-            if !dir.exists() {
-                let archive = Archive::today()?;
-                let versions = recipe.versions(&archive);
-                Self::fetch(recipe, &archive, &dir, versions, |root| finish(root, ""))?;
-            }
-            return Ok(Self { dir });
-        };
         if let Some(tree) = trees::asked_for(&cache, &recipe.name)? {
             return Ok(Self::stand_in(tree));
         }
+        let hash = recipe.hash();
         let archive = Archive::today()?;
-        let cached = || trees::newest(&cache, &recipe.name, &hash, lead);
-        if let Err(why) = &archive.index {
-            let tree = cached()?.with_context(|| {
-                format!(
-                    "{} is not in {}, and Debian's archive can't be reached ({}); connect this machine to the network once",
-                    recipe.what,
-                    cache.display(),
-                    why.lines().next().unwrap_or_default()
-                )
-            })?;
-            return Ok(Self::stand_in(tree));
-        }
         let versions = recipe.versions(&archive);
-        let version = versions.get(lead).cloned().with_context(|| {
-            format!("Debian's archive has no package {lead} in {SUITE}, which the lab needs")
-        })?;
-        let mut key = DefaultHasher::new();
-        (&hash, &versions).hash(&mut key);
-        let known_by = version.replace(':', "%");
-        let dir = cache.join(format!(
-            "{SUITE}-{}-{known_by}-{}",
-            recipe.name,
-            short(&format!("{:016x}", key.finish()))
-        ));
+        let (version, dir) = match recipe.lead {
+            // A kernel's release says all; compilers and the like may differ.
+            None => {
+                let dir = format!("{SUITE}-{}-{}", recipe.name, short(&hash));
+                (String::new(), cache.join(dir))
+            }
+            Some(lead) => match (versions.get(lead), &archive.index) {
+                (Some(version), _) => {
+                    let mut key = DefaultHasher::new();
+                    (&hash, &versions).hash(&mut key);
+                    let known_by = version.replace(':', "%");
+                    let key = format!("{:016x}", key.finish());
+                    let dir = format!("{SUITE}-{}-{known_by}-{}", recipe.name, short(&key));
+                    (version.clone(), cache.join(dir))
+                }
+                (None, Ok(_)) => {
+                    bail!("Debian's archive has no package {lead} in {SUITE}, which the lab needs")
+                }
+                (None, Err(why)) => {
+                    let tree = trees::newest(&cache, &recipe.name, Some(&hash), lead)?;
+                    return Ok(Self::stand_in(tree.with_context(|| absent(recipe, why))?));
+                }
+            },
+        };
         let _lock = trees::lock(&dir)?;
         if dir.exists() {
             return Ok(Self { dir });
         }
-        // A build that failed once is not tried anew each time.
+        // What did not go together once is not tried anew each time.
         let failed = cache
             .join("failed")
             .join(dir.file_name().unwrap_or_default());
         let result = match fs::read_to_string(&failed) {
             Ok(error) => Err(anyhow::Error::msg(error)),
             Err(_) => Self::fetch(recipe, &archive, &dir, versions, |root| {
-                finish(root, &version).inspect_err(|error| {
-                    let noted = fs::create_dir_all(cache.join("failed"))
-                        .and_then(|()| fs::write(&failed, format!("{error:#}")));
-                    if let Err(error) = noted {
-                        say(&format!("cannot note the failure: {error}"));
-                    }
-                })
+                finish(root, &version)
             }),
         };
-        match (result, cached()?) {
-            (Ok(()), _) => Ok(Self { dir }),
-            (Err(error), Some(tree)) => {
+        let Err(error) = result else {
+            return Ok(Self { dir });
+        };
+        if error.is::<DoesNotApply>() {
+            fs::create_dir_all(cache.join("failed"))?;
+            fs::write(&failed, error.to_string())?;
+        }
+        // An earlier one of the same recipe; of a kernel any, for an earlier lab may have made it with other tools.
+        let recipe_hash = recipe.lead.is_some().then_some(hash.as_str());
+        let lead = recipe.lead.unwrap_or_default();
+        match trees::newest(&cache, &recipe.name, recipe_hash, lead)? {
+            Some(tree) => {
                 say(&format!("{error:#}"));
                 Ok(Self::stand_in(tree))
             }
-            (Err(error), None) if failed.exists() => {
-                Err(error.context(format!("(`rm {}` tries again)", failed.display())))
-            }
-            (Err(error), None) => Err(error),
+            None => Err(error),
         }
     }
 
@@ -334,16 +325,10 @@ impl Root {
         finish: impl FnOnce(&Self) -> Result<()>,
     ) -> Result<()> {
         if let Err(why) = &archive.index {
-            bail!(
-                "{} is not cached, and Debian's archive can't be reached: {why}",
-                recipe.what
-            );
+            bail!(absent(recipe, why));
         }
         tools::ensure()?;
         let part = trees::part(dir);
-        if part.exists() {
-            tools::remove_tree(&part)?;
-        }
         let order = Order {
             what: &recipe.what,
             packages: &recipe.packages,
@@ -351,12 +336,17 @@ impl Root {
             source: recipe.source,
             hook: recipe.hook,
         };
-        fetch::tree(&order, &part).with_context(|| format!("fetching {}", recipe.what))?;
         let root = Self { dir: part.clone() };
-        if let Err(error) = finish(&root) {
-            tools::remove_tree(&part)?;
-            return Err(error);
+        let made = fetch::tree(&order, &part)
+            .with_context(|| format!("fetching {}", recipe.what))
+            .and_then(|()| finish(&root));
+        if made.is_err()
+            && part.exists()
+            && let Err(error) = tools::remove_tree(&part)
+        {
+            say(&format!("{error:#}"));
         }
+        made?;
         let manifest = Manifest {
             name: recipe.name.clone(),
             recipe: recipe.hash(),
@@ -456,6 +446,26 @@ impl Root {
         self.path("lib64/ld-linux-x86-64.so.2")
     }
 }
+
+fn absent(recipe: &Recipe, why: &str) -> String {
+    format!(
+        "{} is not cached, and Debian's archive can't be reached ({}); connect this machine to the network once",
+        recipe.what,
+        why.lines().next().unwrap_or_default()
+    )
+}
+
+/// A patch and the source that the archive has do not go together: so it stays until one of them changes.
+#[derive(Debug)]
+struct DoesNotApply(String);
+
+impl std::fmt::Display for DoesNotApply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for DoesNotApply {}
 
 fn short(hash: &str) -> &str {
     hash.get(..8).unwrap_or(hash)

@@ -92,12 +92,20 @@ impl Run {
             cpus: args.cpus,
             incumbent: hello.release.clone(),
             successor: hello.release,
-            trees: vec![
+            trees: [
                 Root::bochs()?.name(),
                 Root::host()?.name(),
                 Kernel::get(&args.kernel)?.root().name(),
                 Kernel::get(&args.to)?.root().name(),
-            ],
+            ]
+            .into_iter()
+            .chain(
+                args.stock_guest
+                    .then(Root::guest)
+                    .transpose()?
+                    .map(|root| root.name()),
+            )
+            .collect(),
             ..Report::default()
         };
         let mut run = Self {

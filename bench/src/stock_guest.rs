@@ -216,7 +216,7 @@ impl Visit {
 #[must_use]
 pub fn watch(until: &str) -> String {
     format!(
-        "while [ ! -e {until} ]; do s=$(cat /sys/kernel/locum/state 2>/dev/null); \
+        "rm -f {until}; while [ ! -e {until} ]; do s=$(cat /sys/kernel/locum/state 2>/dev/null); \
          echo \"${{s:-none}} $({FETCH}visit 2>&1 | head -n 1)\"; sleep 1; done"
     )
 }

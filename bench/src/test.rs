@@ -92,13 +92,16 @@ pub fn test(args: &TestArgs) -> Result<bool> {
         return Ok(true);
     }
     let begin = Instant::now();
+    let commit = results::commit();
     let chosen = choose(args)?;
     let names = [OLDEST, NEWEST, NEXT];
     boot::announce(&names)?;
     let host_too = args.only.is_empty() && args.shard.is_none_or(|shard| shard.number == 1);
     // What the scenarios need is fetched and built while the workspace's tests run.
     let (mut count, fetched) = thread::scope(|scope| {
-        let fetched = scope.spawn(|| kernel::prefetch(&names));
+        // A few by name fetch what they need themselves.
+        let wanted: &[&str] = if args.only.is_empty() { &names } else { &[] };
+        let fetched = scope.spawn(move || kernel::prefetch(wanted));
         let count = if host_too {
             host_tests()
         } else {
@@ -115,7 +118,7 @@ pub fn test(args: &TestArgs) -> Result<bool> {
             for _ in 0..args.jobs.clamp(1, chosen.len().max(1)) {
                 scope.spawn(|| {
                     while let Some(scenario) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let played = run(scenario, args);
+                        let played = run(scenario, args, &commit);
                         results
                             .lock()
                             .unwrap_or_else(PoisonError::into_inner)
@@ -176,11 +179,11 @@ fn choose(args: &TestArgs) -> Result<Vec<&'static Scenario>> {
     let (minutes, part) = parts.swap_remove(shard.number - 1);
     let jobs = u32::try_from(args.jobs.max(1))?;
     ensure!(
-        minutes / jobs <= SHARD,
+        minutes.div_ceil(jobs) <= SHARD,
         "part {} of {} would take {} minutes, more than {SHARD}; cut it into more parts",
         shard.number,
         shard.of,
-        minutes / jobs
+        minutes.div_ceil(jobs)
     );
     Ok(part)
 }
@@ -210,7 +213,7 @@ fn list() -> Result<String> {
 }
 
 /// Plays one scenario, prints its line and keeps its result.
-fn run(scenario: &Scenario, args: &TestArgs) -> Played {
+fn run(scenario: &Scenario, args: &TestArgs, commit: &str) -> Played {
     let begin = Instant::now();
     let mut report = Report::default();
     let outcome = play(scenario, args, &mut report);
@@ -226,9 +229,16 @@ fn run(scenario: &Scenario, args: &TestArgs) -> Played {
         scenario: scenario.name.to_owned(),
         ok: outcome.is_ok(),
         seconds,
-        error: outcome.err().map(|error| error.to_string()),
-        kernels: [report.incumbent, report.successor].into(),
-        ..Played::now()
+        error: outcome.err().map(|error| {
+            let text = error.to_string();
+            text.lines().next().unwrap_or_default().to_owned()
+        }),
+        kernels: [report.incumbent, report.successor]
+            .into_iter()
+            .filter(|release| !release.is_empty())
+            .collect(),
+        commit: commit.to_owned(),
+        date: results::date(),
     };
     if let Err(error) = results::keep(&played) {
         say(&format!("the result cannot be kept: {error:#}"));

@@ -58,6 +58,7 @@ fn missing() -> Vec<&'static str> {
         .filter(|(need, _)| !present(need))
         .map(|(_, package)| *package)
         .collect();
+    packages.sort_unstable();
     packages.dedup();
     packages
 }

@@ -23,6 +23,8 @@ use serde_json::Value;
 
 use crate::{
     bochs::{Platform, SKYLAKE_X},
+    boot,
+    debian::kernels::{NEWEST, OLDEST},
     paths,
 };
 use bed::{BedArgs, SetUp};
@@ -89,6 +91,7 @@ pub struct BenchArgs {
 /// # Errors
 /// A result cannot be written.
 pub fn bench(args: &BenchArgs) -> Result<bool> {
+    boot::announce(&[OLDEST, NEWEST])?;
     let wants = |part| args.only.is_none_or(|only| only == part);
     let mut complete = true;
     let bed = BedArgs {

@@ -28,11 +28,6 @@ impl Apt {
             fs::create_dir_all(dir.join(inner))
                 .with_context(|| format!("creating {}", dir.display()))?;
         }
-        let sources: Vec<_> = Pocket::ALL
-            .iter()
-            .map(|pocket| pocket.source("deb"))
-            .collect();
-        fs::write(dir.join("sources.list"), sources.join("\n") + "\n")?;
         Ok(Self { dir })
     }
 
@@ -42,6 +37,11 @@ impl Apt {
     /// The archive can't be reached, or its signature is not Debian's; with apt's first error.
     pub fn update(&self) -> Result<Index> {
         let _lock = paths::lock(&self.dir, "update")?;
+        let sources: Vec<_> = Pocket::ALL
+            .iter()
+            .map(|pocket| pocket.source("deb"))
+            .collect();
+        fs::write(self.dir.join("sources.list"), sources.join("\n") + "\n")?;
         let output = self
             .command("apt-get")
             .args(["update", "-q"])
@@ -59,20 +59,8 @@ impl Apt {
                 "--format",
                 "$(FILENAME)",
                 "Created-By: Packages",
-                &format!("Suite: {}", pocket.suite()),
+                &format!("Codename: {}", pocket.suite()),
             ]))?;
-            // Some suites are known by another name to apt: then the code name is theirs.
-            let listed = if listed.trim().is_empty() {
-                tools::output(self.command("apt-get").args([
-                    "indextargets",
-                    "--format",
-                    "$(FILENAME)",
-                    "Created-By: Packages",
-                    &format!("Codename: {}", pocket.suite()),
-                ]))?
-            } else {
-                listed
-            };
             let file = listed
                 .lines()
                 .next()

@@ -65,7 +65,7 @@ pub fn tree(order: &Order, target: &Path) -> Result<()> {
         ));
     }
     if let Some(source) = order.source {
-        sources.push(Pocket::Stable.source("deb-src"));
+        sources.extend(Pocket::OWN.map(|pocket| pocket.source("deb-src")));
         command.arg(format!(
             "--customize-hook=cd \"$1/usr/src\" && APT_CONFIG=\"$MMDEBSTRAP_APT_CONFIG\" \
              apt-get source --download-only --tar-only {source}"
@@ -87,7 +87,8 @@ pub fn tree(order: &Order, target: &Path) -> Result<()> {
 
 /// Bytes and number of packages; `None` where apt cannot tell, which mmdebstrap will say better.
 fn to_fetch(order: &Order) -> Option<(u64, usize)> {
-    let index = Archive::today().ok()?.index.ok()?;
+    let archive = Archive::today().ok()?;
+    let index = archive.index.as_ref().ok()?;
     let mut packages: Vec<_> = index.essential().map(str::to_owned).collect();
     packages.push("apt".to_owned());
     for package in order.packages {

@@ -144,7 +144,7 @@ impl Kernels {
                 .line(&[Pocket::Backports])
                 .next_back()
                 .or_else(|| self.line(&Pocket::OWN).next_back()),
-            _ => self.entries.iter().find(|entry| {
+            _ => self.entries.iter().rfind(|entry| {
                 let bare = entry.release.split('+').next();
                 entry.release == name || (bare == Some(name) && entry.flavour() == DEFAULT_FLAVOUR)
             }),

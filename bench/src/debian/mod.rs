@@ -10,7 +10,7 @@ pub mod index;
 pub mod kernels;
 pub mod trees;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 
@@ -74,7 +74,7 @@ impl Pocket {
 }
 
 /// What there is to be had: looked at once, so that a run is of one piece.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Archive {
     /// The archive's packages, or why it can't be reached.
     pub index: Result<Index, String>,
@@ -87,11 +87,11 @@ impl Archive {
     ///
     /// # Errors
     /// There is no cache directory.
-    pub fn today() -> Result<Self> {
-        static TODAY: Mutex<Option<Archive>> = Mutex::new(None);
+    pub fn today() -> Result<Arc<Self>> {
+        static TODAY: Mutex<Option<Arc<Archive>>> = Mutex::new(None);
         let mut today = TODAY.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(archive) = today.as_ref() {
-            return Ok(archive.clone());
+            return Ok(Arc::clone(archive));
         }
         let cache = paths::cache()?;
         trees::sweep(&cache)?;
@@ -105,8 +105,8 @@ impl Archive {
             ));
         }
         let kernels = Kernels::new(index.as_ref().ok(), &trees::all(&cache)?);
-        let archive = Self { index, kernels };
-        *today = Some(archive.clone());
+        let archive = Arc::new(Self { index, kernels });
+        *today = Some(Arc::clone(&archive));
         Ok(archive)
     }
 }

@@ -21,7 +21,7 @@ const PART: &str = ".part";
 /// What a tree was made of.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// What it is for: `host`, `bochs`, `kernel-RELEASE`.
+    /// What it is for: `host`, `bochs`, `guest`, `compiler`, `kernel-RELEASE`.
     pub name: String,
     /// A hash of everything that the lab itself put in: names of packages, patches, steps.
     pub recipe: String,
@@ -62,11 +62,11 @@ pub fn all(cache: &Path) -> Result<Vec<Tree>> {
     Ok(trees)
 }
 
-/// The newest tree for `name` made by the same recipe: the one with the highest version of the package `lead`.
+/// The newest tree for `name`, made by that recipe if one is given: the one with the highest version of the package `lead`.
 ///
 /// # Errors
 /// As [`all`].
-pub fn newest(cache: &Path, name: &str, recipe: &str, lead: &str) -> Result<Option<Tree>> {
+pub fn newest(cache: &Path, name: &str, recipe: Option<&str>, lead: &str) -> Result<Option<Tree>> {
     let version = |tree: &Tree| {
         tree.manifest
             .packages
@@ -76,7 +76,9 @@ pub fn newest(cache: &Path, name: &str, recipe: &str, lead: &str) -> Result<Opti
     };
     Ok(all(cache)?
         .into_iter()
-        .filter(|tree| tree.manifest.name == name && tree.manifest.recipe == recipe)
+        .filter(|tree| {
+            tree.manifest.name == name && recipe.is_none_or(|recipe| tree.manifest.recipe == recipe)
+        })
         .max_by(|a, b| compare(&version(a), &version(b))))
 }
 
@@ -140,6 +142,24 @@ pub fn lock(dir: &Path) -> Result<fs::File> {
     paths::lock(&locks, &name)
 }
 
+/// Takes every lock of the cache, so that nobody is making anything in it.
+///
+/// # Errors
+/// Somebody is.
+pub fn lock_all(cache: &Path) -> Result<Vec<fs::File>> {
+    let locks = cache.join("locks");
+    let mut held = Vec::new();
+    for file in entries(&locks)? {
+        let name = file.file_stem().unwrap_or_default().to_string_lossy();
+        held.push(paths::try_lock(&locks, &name)?.with_context(|| {
+            format!(
+                "another run of the lab is making {name} in the cache; try again when it has ended"
+            )
+        })?);
+    }
+    Ok(held)
+}
+
 fn lock_place(dir: &Path) -> Result<(PathBuf, String)> {
     let name = dir.file_name().context("a tree without a name")?;
     let cache = dir.parent().context("a tree without a cache")?;
@@ -201,7 +221,7 @@ mod tests {
     #[test]
     fn newest_is_by_version_and_of_the_same_recipe() {
         let cache = tempfile::tempdir().unwrap();
-        let newest = || newest(cache.path(), "host", "a", "qemu").unwrap();
+        let newest = || newest(cache.path(), "host", Some("a"), "qemu").unwrap();
         assert!(newest().is_none());
         put(cache.path(), "one", "a", "1:10.0.9");
         put(cache.path(), "two", "a", "1:10.0.13");
@@ -238,7 +258,9 @@ mod tests {
         sweep(cache.path()).unwrap();
         assert!(!part(&dir("left-6.12.1")).exists());
         assert!(part(&dir("busy-6.12.1")).exists() && dir("whole").exists());
+        assert!(lock_all(cache.path()).is_err());
         drop(busy);
+        lock_all(cache.path()).unwrap();
         sweep(cache.path()).unwrap();
         assert!(!part(&dir("busy-6.12.1")).exists());
     }

@@ -10,7 +10,7 @@ use crate::{
     kernel::Kernel,
     paths, qemu,
     roots::Root,
-    say, tools,
+    say, slots, tools,
 };
 
 /// Runs `kmod/tests/run.sh` for the kernel that a name means.
@@ -20,6 +20,7 @@ pub fn check(name: &str, dir: &Path) -> Result<()> {
     let module = build::module(&kernel)?.context("the workspace has no kmod/Makefile")?;
     let busybox = Root::host()?.path("usr/bin/busybox");
     fs::create_dir_all(dir)?;
+    let _slot = slots::take()?;
     let (status, text) = tools::status(
         Command::new("sh")
             .arg(paths::workspace().join("host-hotplug-agent/kmod/tests/run.sh"))
@@ -43,7 +44,7 @@ pub fn check(name: &str, dir: &Path) -> Result<()> {
 pub fn every(dir: &Path) -> Result<()> {
     tools::ensure()?;
     let archive = Archive::today()?;
-    let index = archive.index.map_err(|why| {
+    let index = archive.index.as_ref().map_err(|why| {
         anyhow!("Debian's archive can't be reached, and this is about all that it has: {why}")
     })?;
     let apt = Apt::new(&paths::cache()?)?;
@@ -60,7 +61,7 @@ pub fn every(dir: &Path) -> Result<()> {
         let release = &entry.release;
         let debs = dir.join("debs");
         fs::create_dir_all(&debs)?;
-        apt.download(&index::headers(&index, release), &debs)?;
+        apt.download(&index::headers(index, release), &debs)?;
         // Into the tree, past its links from / to /usr.
         let made = tools::run(Command::new("sh").arg("-c").arg(
             r#"for deb in "$1"/*.deb; do dpkg-deb --fsys-tarfile "$deb" | tar -x --keep-directory-symlink -C "$2" || exit 1; done"#,
