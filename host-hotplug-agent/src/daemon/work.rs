@@ -83,13 +83,12 @@ impl Worker {
                 Ok(())
             }
             Err(error) => {
-                let mut inner = self.shared.lock();
-                inner.running = None;
-                inner.refused = Some(format!("{error:#}"));
-                drop(inner);
+                self.shared.lock().refused = Some(format!("{error:#}"));
                 self.machine
                     .publish(TextKind::LastError, &format!("{error:#}"));
                 self.machine.busy(false);
+                // Last, as in `conclude`.
+                self.shared.lock().running = None;
                 Err(error)
             }
         }
@@ -197,8 +196,6 @@ impl Worker {
             report.unreclaimed_bytes = unreclaimed.iter().map(|left| left.range.len()).sum();
             report.exits_at_end = exits;
         }
-        inner.running = None;
-        inner.abort = None;
         let kept = Kept {
             generation,
             unreclaimed,
@@ -210,5 +207,9 @@ impl Worker {
         }
         drive::publish(&self.machine, &self.shared);
         self.machine.busy(false);
+        // Last: whoever sees that nothing runs sees all of how it ended, and what begins next is not called idle by this.
+        let mut inner = self.shared.lock();
+        inner.running = None;
+        inner.abort = None;
     }
 }
