@@ -247,6 +247,7 @@ pub fn announce(names: &[&str]) -> Result<()> {
             format!("{} ({name}, {place})", entry.release)
         });
     }
+    words.dedup();
     say(&format!("kernels: {}", words.join(", ")));
     let same = |a, b| -> Result<bool> {
         Ok(archive.kernels.find(a)?.release == archive.kernels.find(b)?.release)
