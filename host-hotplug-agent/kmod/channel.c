@@ -12,6 +12,7 @@
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/poll.h>
+#include <linux/spinlock.h>
 #include <linux/uaccess.h>
 #include <linux/wait.h>
 
@@ -41,6 +42,7 @@ struct channel {
 	struct direction out;
 	struct mutex open_lock;
 	struct hrtimer timer;
+	spinlock_t arming; /* of the timer, by its own function or by who wants to be woken */
 	u64 interval;
 };
 
@@ -92,8 +94,14 @@ static enum hrtimer_restart tick(struct hrtimer *timer)
 	again |= look(&channel->out, writable, EPOLLOUT | EPOLLERR);
 	if (!again)
 		return HRTIMER_NORESTART;
-	channel->interval = min(channel->interval + channel->interval / 8, POLL_LAST_NS);
-	hrtimer_forward_now(timer, ns_to_ktime(channel->interval));
+	spin_lock(&channel->arming);
+	/* Armed by somebody on another CPU meanwhile: then it is due soon, and must not be moved. */
+	if (!hrtimer_is_queued(timer)) {
+		channel->interval = min(channel->interval + channel->interval / 8, POLL_LAST_NS);
+		hrtimer_forward_now(timer, ns_to_ktime(channel->interval));
+	}
+	spin_unlock(&channel->arming);
+	/* Queues it only if it is not. */
 	return HRTIMER_RESTART;
 }
 
@@ -103,8 +111,10 @@ static bool ready_or_wanted(struct channel *channel, struct direction *way, bool
 	if (ready(way))
 		return true;
 	WRITE_ONCE(way->wanted, true);
+	spin_lock_bh(&channel->arming);
 	channel->interval = POLL_FIRST_NS;
 	hrtimer_start(&channel->timer, ns_to_ktime(POLL_FIRST_NS), HRTIMER_MODE_REL_SOFT);
+	spin_unlock_bh(&channel->arming);
 	return false;
 }
 
@@ -345,6 +355,7 @@ static int init_channel(unsigned int number)
 	init_direction(&channel->out, &rings[locum.slot]);
 	init_direction(&channel->in, &rings[!locum.slot]);
 	mutex_init(&channel->open_lock);
+	spin_lock_init(&channel->arming);
 	hrtimer_setup(&channel->timer, tick, CLOCK_MONOTONIC, HRTIMER_MODE_REL_SOFT);
 	snprintf(channel->name, sizeof(channel->name), "locum-chan%u", number);
 	channel->device.minor = MISC_DYNAMIC_MINOR;
