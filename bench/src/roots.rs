@@ -244,7 +244,7 @@ impl Root {
     fn make(recipe: &Recipe, finish: impl FnOnce(&Self, &str) -> Result<()>) -> Result<Self> {
         let cache = paths::cache()?;
         if let Some(tree) = trees::asked_for(&cache, &recipe.name)? {
-            return Ok(Self::stand_in(tree));
+            return Ok(Self::stand_in(tree, "as LAB_TREES says"));
         }
         let hash = recipe.hash();
         let archive = Archive::today()?;
@@ -269,7 +269,8 @@ impl Root {
                 }
                 (None, Err(why)) => {
                     let tree = trees::newest(&cache, &recipe.name, Some(&hash), lead)?;
-                    return Ok(Self::stand_in(tree.with_context(|| absent(recipe, why))?));
+                    let tree = tree.with_context(|| absent(recipe, why))?;
+                    return Ok(Self::stand_in(tree, "without a network"));
                 }
             },
         };
@@ -298,19 +299,17 @@ impl Root {
         let recipe_hash = recipe.lead.is_some().then_some(hash.as_str());
         let lead = recipe.lead.unwrap_or_default();
         match trees::newest(&cache, &recipe.name, recipe_hash, lead)? {
-            Some(tree) => {
-                say(&format!("{error:#}"));
-                Ok(Self::stand_in(tree))
-            }
+            Some(tree) => Ok(Self::stand_in(tree, &format!("{error:#}"))),
             None => Err(error),
         }
     }
 
-    /// A cached tree where today's cannot be had; said once.
-    fn stand_in(tree: Tree) -> Self {
+    /// A cached tree where today's cannot be had, and why; said once.
+    fn stand_in(tree: Tree, why: &str) -> Self {
         static SAID: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
         let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
         if !said.contains(&tree.dir) {
+            say(why.trim_end());
             say(&format!("taking the cached {}", tree.dir.display()));
             said.push(tree.dir.clone());
         }
