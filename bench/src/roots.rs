@@ -226,10 +226,17 @@ impl Root {
         let recipe = Recipe {
             name: "compiler".into(),
             what: "a compiler for modules".into(),
-            // The libraries are what the kernel's own tools need.
-            packages: ["gcc", "binutils", "make", "libelf1t64", "libssl3t64"]
-                .map(str::to_owned)
-                .into(),
+            // What headers packages would bring; the libraries are for the kernel's own tools.
+            packages: [
+                "gcc",
+                "binutils",
+                "make",
+                "pahole",
+                "libelf1t64",
+                "libssl3t64",
+            ]
+            .map(str::to_owned)
+            .into(),
             lead: Some("gcc"),
             backports: false,
             source: None,
