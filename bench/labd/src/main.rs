@@ -4,6 +4,7 @@
 //! counter, which in the lab's emulator counts instructions.
 
 mod jobs;
+mod ports;
 mod tsc;
 mod uart;
 

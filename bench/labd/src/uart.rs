@@ -1,22 +1,19 @@
-//! A 16550 through `/dev/port`, polled.
+//! A 16550, polled.
 //!
 //! Not the kernel's tty: a host with hardware-reduced ACPI has no legacy interrupts, and the kernel's own polling of
 //! such a port moves 16 bytes per jiffy. The FIFO stays off, so the emulator hands over the next byte only when the
 //! last one was read: nothing can be lost, however slowly the port is polled.
 
-use std::{
-    fs::{File, OpenOptions},
-    os::unix::fs::FileExt,
-};
+use anyhow::{Result, bail};
 
-use anyhow::{Context, Result, bail};
+use crate::ports::Ports;
 
-const DATA: u64 = 0;
-const IER: u64 = 1;
-const FCR: u64 = 2;
-const LCR: u64 = 3;
-const MCR: u64 = 4;
-const LSR: u64 = 5;
+const DATA: u16 = 0;
+const IER: u16 = 1;
+const FCR: u16 = 2;
+const LCR: u16 = 3;
+const MCR: u16 = 4;
+const LSR: u16 = 5;
 
 const LCR_8N1: u8 = 0x03;
 const LCR_DLAB: u8 = 0x80;
@@ -26,8 +23,8 @@ const LSR_TX_EMPTY: u8 = 0x20;
 
 /// One serial port.
 pub struct Uart {
-    ports: File,
-    base: u64,
+    ports: Ports,
+    base: u16,
 }
 
 impl Uart {
@@ -35,7 +32,7 @@ impl Uart {
     /// 115200 baud, 8N1, no interrupts.
     ///
     /// # Errors
-    /// An unknown name; `/dev/port` missing or not allowed; no UART at the address.
+    /// An unknown name; ports that may not be used; no UART at the address.
     pub fn open(name: &str) -> Result<Self> {
         let base = match name {
             "ttyS0" => 0x3f8,
@@ -44,11 +41,7 @@ impl Uart {
             "ttyS3" => 0x2e8,
             other => bail!("no serial port is called {other}; use ttyS0 to ttyS3"),
         };
-        let ports = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/port")
-            .context("opening /dev/port (needs root and a kernel with CONFIG_DEVPORT)")?;
+        let ports = Ports::open(base, 8)?;
         let uart = Self { ports, base };
         uart.write(IER, 0)?;
         uart.write(LCR, LCR_8N1 | LCR_DLAB)?;
@@ -82,14 +75,11 @@ impl Uart {
         Ok(())
     }
 
-    fn read(&self, register: u64) -> Result<u8> {
-        let mut byte = [0];
-        self.ports.read_exact_at(&mut byte, self.base + register)?;
-        let [byte] = byte;
-        Ok(byte)
+    fn read(&self, register: u16) -> Result<u8> {
+        self.ports.read(self.base + register)
     }
 
-    fn write(&self, register: u64, byte: u8) -> Result<()> {
-        Ok(self.ports.write_all_at(&[byte], self.base + register)?)
+    fn write(&self, register: u16, byte: u8) -> Result<()> {
+        self.ports.write(self.base + register, byte)
     }
 }
