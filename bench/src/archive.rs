@@ -77,8 +77,8 @@ impl Archive {
                 Entry::Link(target) => (LINK, target.clone().into_bytes()),
                 Entry::Bytes(bytes, mode) => (FILE | mode, bytes.clone()),
                 Entry::File(source, mode) => {
-                    let bytes = fs::read(source)
-                        .with_context(|| format!("reading {} for the image", source.display()))?;
+                    let bytes =
+                        fs::read(source).with_context(|| format!("reading {} for the image", source.display()))?;
                     (FILE | mode, bytes)
                 }
             };
@@ -113,8 +113,7 @@ impl Archive {
                     fs::set_permissions(&target, fs::Permissions::from_mode(*mode))?;
                 }
                 Entry::File(source, mode) => {
-                    fs::copy(source, &target)
-                        .with_context(|| format!("reading {} for the image", source.display()))?;
+                    fs::copy(source, &target).with_context(|| format!("reading {} for the image", source.display()))?;
                     fs::set_permissions(&target, fs::Permissions::from_mode(*mode))?;
                 }
             }

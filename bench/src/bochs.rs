@@ -38,8 +38,8 @@ pub const HASWELL: &str = "corei7_haswell_4770";
 /// The same without VMCS shadowing.
 pub const IVY_BRIDGE: &str = "corei7_ivy_bridge_3770k";
 
-/// A server's CPU: APICv, PML and TSC scaling besides. Linux takes its word that it has 3.5 GHz, so that its clock is 35
-/// times slower than [`IPS`] says.
+/// A server's CPU: APICv, PML and TSC scaling besides. Linux takes its word that it has 3.5 GHz, so that its clock is
+/// 35 times slower than [`IPS`] says.
 pub const SKYLAKE_X: &str = "corei7_skylake_x";
 
 /// What Linux takes the rate of the TSC of a model to be, in Hz; `None` for models that the lab does not know. The
@@ -54,9 +54,9 @@ pub fn tsc_hz(cpu_model: &str) -> Option<u64> {
     }
 }
 
-/// MSRs that CPUID or VMX promise and Bochs lacks, told to it in its columns. They read as 0 and ignore writes, as unknown ones
-/// do, but no access fills the log with a line of its own: Linux reads IA32_MPERF and IA32_APERF at every tick of every CPU,
-/// KVM IA32_DEBUGCTL whenever it loads a vCPU.
+/// MSRs that CPUID or VMX promise and Bochs lacks, told to it in its columns. They read as 0 and ignore writes, as
+/// unknown ones do, but no access fills the log with a line of its own: Linux reads IA32_MPERF and IA32_APERF at every
+/// tick of every CPU, KVM IA32_DEBUGCTL whenever it loads a vCPU.
 const SILENT: &str = "\
 0x0e7 0 00000000 00000000 00000000 00000000 ffffffff ffffffff
 0x0e8 0 00000000 00000000 00000000 00000000 ffffffff ffffffff

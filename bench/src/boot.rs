@@ -25,9 +25,9 @@ use crate::{
     tools,
 };
 
-/// Command line of every host in the lab, with the `movablecore` of its [`Layout`]. Bochs loses wake-ups from MWAIT idle;
-/// the rest is what Locum asks of a host. `nokaslr` keeps the kernel's image out of the blocks that a successor gets.
-/// Beside a guest, huge pages of its QEMU were seen to hold a block that could not be offlined then.
+/// Command line of every host in the lab, with the `movablecore` of its [`Layout`]. Bochs loses wake-ups from MWAIT
+/// idle; the rest is what Locum asks of a host. `nokaslr` keeps the kernel's image out of the blocks that a successor
+/// gets. Beside a guest, huge pages of its QEMU were seen to hold a block that could not be offlined then.
 pub const CMDLINE: &str = "console=ttyS0,115200 nokaslr idle=halt acpi_irq_nobalance no_ipi_broadcast=1 \
      retain_initrd panic=0 transparent_hugepage=never";
 
@@ -127,8 +127,7 @@ pub struct BootArgs {
 pub fn boot(args: &BootArgs) -> Result<bool> {
     let mut commands = args.run.clone();
     if let Some(file) = &args.run_file {
-        commands
-            .push(fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?);
+        commands.push(fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?);
     }
     announce(&[&args.machine.kernel, &args.machine.to])?;
     let setup = prepare(&args.machine)?;
@@ -138,11 +137,7 @@ pub fn boot(args: &BootArgs) -> Result<bool> {
     let mut machine = Machine::start(&setup)?;
     let mut host = machine.host(0);
     let hello = host.wait_ready(limit)?;
-    say(&format!(
-        "{} is up after {:.1?}",
-        hello.release,
-        begin.elapsed()
-    ));
+    say(&format!("{} is up after {:.1?}", hello.release, begin.elapsed()));
     say(&format!("{} M ticks since reset", host.tsc()? / 1_000_000));
     let mut all_well = true;
     for command in &commands {
@@ -207,11 +202,7 @@ pub fn prepare(args: &MachineArgs) -> Result<Setup> {
             args.l0_args
         ),
         kernel: kernel.image(),
-        cmdline: format!(
-            "{CMDLINE} movablecore={}M {}",
-            args.layout.movable(),
-            args.cmdline
-        ),
+        cmdline: format!("{CMDLINE} movablecore={}M {}", args.layout.movable(), args.cmdline),
         initrd: initrd.clone(),
     }
     .build(&dir.join("iso"), &iso)?;
@@ -249,9 +240,7 @@ pub fn announce(names: &[&str]) -> Result<()> {
     }
     words.dedup();
     say(&format!("kernels: {}", words.join(", ")));
-    let same = |a, b| -> Result<bool> {
-        Ok(archive.kernels.find(a)?.release == archive.kernels.find(b)?.release)
-    };
+    let same = |a, b| -> Result<bool> { Ok(archive.kernels.find(a)?.release == archive.kernels.find(b)?.release) };
     if let [from, to, ..] = names
         && same(from, to)?
     {
@@ -280,11 +269,7 @@ fn extra_file(spec: &str) -> Result<(String, PathBuf, u32)> {
         .with_context(|| format!("--file {spec}: reading {file}"))?
         .permissions()
         .mode();
-    Ok((
-        path.trim_start_matches('/').to_owned(),
-        file.into(),
-        mode & 0o777,
-    ))
+    Ok((path.trim_start_matches('/').to_owned(), file.into(), mode & 0o777))
 }
 
 fn run_name() -> Result<String> {

@@ -57,12 +57,7 @@ pub fn guest_init() -> Result<PathBuf> {
 /// # Errors
 /// As [`l0`].
 pub fn agent() -> Result<PathBuf> {
-    cargo(
-        "host-hotplug-agent",
-        "locum",
-        "x86_64-unknown-linux-gnu",
-        true,
-    )
+    cargo("host-hotplug-agent", "locum", "x86_64-unknown-linux-gnu", true)
 }
 
 #[derive(Deserialize)]
@@ -112,10 +107,9 @@ fn cargo(package: &str, binary: &str, target: &str, is_static: bool) -> Result<P
         .stderr(Stdio::inherit());
     if is_static {
         // A directory of its own: other flags would make cargo build everything anew each time.
-        command.env("CARGO_TARGET_DIR", static_dir()).env(
-            "RUSTFLAGS",
-            "-C target-feature=+crt-static -C strip=symbols",
-        );
+        command
+            .env("CARGO_TARGET_DIR", static_dir())
+            .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols");
     }
     let output = command.output().context("starting cargo")?;
     if !output.status.success() {
@@ -125,21 +119,14 @@ fn cargo(package: &str, binary: &str, target: &str, is_static: bool) -> Result<P
         .lines()
         .filter_map(|line| serde_json::from_str::<Message>(line).ok())
         .filter(|message| message.reason == "compiler-artifact")
-        .filter(|message| {
-            message
-                .target
-                .as_ref()
-                .is_some_and(|target| target.name == binary)
-        })
+        .filter(|message| message.target.as_ref().is_some_and(|target| target.name == binary))
         .find_map(|message| message.executable)
         .with_context(|| format!("cargo built {package} but no program {binary}"))
 }
 
 fn static_dir() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || paths::out().join("static"),
-        |dir| Path::new(&dir).join("static"),
-    )
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| paths::out().join("static"), |dir| Path::new(&dir).join("static"))
 }
 
 /// Parts of the workspace that the module's source may include, kept at the same places relative to each other.
@@ -150,10 +137,7 @@ const MODULE_SOURCES: &[&str] = &["host-hotplug-agent/kmod", "l0-monitor/abi"];
 /// # Errors
 /// It does not compile.
 pub fn module(kernel: &Kernel) -> Result<Option<PathBuf>> {
-    if !paths::workspace()
-        .join("host-hotplug-agent/kmod/Makefile")
-        .exists()
-    {
+    if !paths::workspace().join("host-hotplug-agent/kmod/Makefile").exists() {
         return Ok(None);
     }
     // Each tree its own: the same kernel may be built for with its headers alone, too.
@@ -241,12 +225,8 @@ fn copy_tree(source: &Path, target: &Path) -> Result<()> {
 
 /// Files in a fixed order, without what an earlier build by hand may have left.
 fn sources(dir: &Path) -> impl Iterator<Item = walkdir::Result<walkdir::DirEntry>> {
-    let made = |name: &str| {
-        name.ends_with(".ko")
-            || name.ends_with(".o")
-            || name.ends_with(".cmd")
-            || name.contains(".mod")
-    };
+    let made =
+        |name: &str| name.ends_with(".ko") || name.ends_with(".o") || name.ends_with(".cmd") || name.contains(".mod");
     walkdir::WalkDir::new(dir)
         .sort_by_file_name()
         .into_iter()

@@ -66,11 +66,7 @@ impl Output {
     /// The status is not zero; the error shows the text.
     pub fn ok(self) -> Result<String> {
         if self.status != 0 {
-            bail!(
-                "the command ended with status {}:\n{}",
-                self.status,
-                self.text
-            );
+            bail!("the command ended with status {}:\n{}", self.status, self.text);
         }
         Ok(self.text)
     }
@@ -86,8 +82,7 @@ impl Channel {
     /// # Errors
     /// No port can be had.
     pub fn listen() -> Result<Self> {
-        let listener =
-            TcpListener::bind("127.0.0.1:0").context("listening for the emulator's serial port")?;
+        let listener = TcpListener::bind("127.0.0.1:0").context("listening for the emulator's serial port")?;
         let port = listener.local_addr()?.port();
         let shared = Arc::new(Shared::default());
         let for_thread = Arc::clone(&shared);
@@ -233,8 +228,7 @@ impl Channel {
         let frame = encode(message)?;
         let line = self.shared.lock().line.as_ref().map(TcpStream::try_clone);
         let mut line = line.context("the emulator has not connected its serial port")??;
-        line.write_all(&frame)
-            .context("the emulator closed its serial port")
+        line.write_all(&frame).context("the emulator closed its serial port")
     }
 }
 
@@ -310,8 +304,7 @@ mod tests {
             while line.read_exact(&mut byte).is_ok() {
                 if let Some(Ok(ToHost::Run { job, command, .. })) = decoder.push(byte[0]) {
                     let data = command.into_bytes();
-                    line.write_all(&encode(&ToLab::Output { job, data }).unwrap())
-                        .unwrap();
+                    line.write_all(&encode(&ToLab::Output { job, data }).unwrap()).unwrap();
                     line.write_all(&encode(&ToLab::Exit { job, status: 3 }).unwrap())
                         .unwrap();
                 }

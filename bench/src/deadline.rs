@@ -1,13 +1,13 @@
 //! Limits of waits, in the machine's own time.
 //!
 //! A limit in wall time fails on a busy machine for no fault of what is tested. So the lab's limits are [`Span`]s of
-//! emulated time, which its [`Clock`] reads from the emulator (`BOCHS_TICKS`, see `emulator/bochs.patch`): however slow the
-//! emulator is, it gets as far within its limit. Wall time has one use: an emulator that counts no tick for [`STALL`]
-//! stands still, and would reach no limit.
+//! emulated time, which its [`Clock`] reads from the emulator (`BOCHS_TICKS`, see `emulator/bochs.patch`): however slow
+//! the emulator is, it gets as far within its limit. Wall time has one use: an emulator that counts no tick for
+//! [`STALL`] stands still, and would reach no limit.
 //!
-//! An emulated second is [`IPS`] ticks in which some CPU worked, or a second of Linux's clock ([`bochs::tsc_hz`]) in which
-//! all were halted. The two differ on CPUs whose TSC Linux takes for faster than it is: there, a host that sleeps for a
-//! second takes 35 times as many ticks, which pass quickly.
+//! An emulated second is [`IPS`] ticks in which some CPU worked, or a second of Linux's clock ([`bochs::tsc_hz`]) in
+//! which all were halted. The two differ on CPUs whose TSC Linux takes for faster than it is: there, a host that sleeps
+//! for a second takes 35 times as many ticks, which pass quickly.
 
 use std::{
     fmt,
@@ -262,10 +262,7 @@ mod tests {
         std::fs::write(&file, words.as_flattened()).unwrap();
         let now = clock.now().unwrap();
         assert_eq!(now, start.after(Span::seconds(7)));
-        assert_eq!(
-            now.to_string(),
-            "7.0 s of the machine's time after power on"
-        );
+        assert_eq!(now.to_string(), "7.0 s of the machine's time after power on");
         assert!(now > start.after(Span::seconds(6)));
     }
 }

@@ -76,12 +76,7 @@ pub fn demo(args: &DemoArgs) -> Result<bool> {
 }
 
 fn play(run: &mut Run, args: &DemoArgs) -> Result<()> {
-    let guests: Vec<_> = args
-        .guests
-        .iter()
-        .filter(|guest| *guest != "none")
-        .cloned()
-        .collect();
+    let guests: Vec<_> = args.guests.iter().filter(|guest| *guest != "none").cloned().collect();
     native(run, &guests)?;
     cycle(run, args.cycles)?;
     let to = run.to.clone();
@@ -104,10 +99,7 @@ pub fn native(run: &mut Run, guests: &[String]) -> Result<()> {
     }
     run.check_dormant()?;
     let exits = run.status()?.exits.total;
-    ensure!(
-        exits == 0,
-        "L0 took {exits} exits before anything was nested"
-    );
+    ensure!(exits == 0, "L0 took {exits} exits before anything was nested");
     run.end_phase("native", exits)
 }
 
@@ -119,8 +111,7 @@ pub fn cycle(run: &mut Run, count: u32) -> Result<()> {
     if count == 0 {
         return Ok(());
     }
-    run.progress
-        .step(&format!("entering and leaving nested {count} times"));
+    run.progress.step(&format!("entering and leaving nested {count} times"));
     let before = run.status()?;
     run.sh(&format!("locum cycle {count} --json"))?;
     run.check_guests()?;
@@ -191,11 +182,7 @@ pub fn refresh(run: &mut Run, successor: &Successor) -> Result<()> {
     run.sh("date")?;
     for guest in run.report.guests.clone() {
         let copied = guest.ram_bytes_copied;
-        ensure!(
-            copied == 0,
-            "{copied} bytes of RAM of guest {} were copied",
-            guest.name
-        );
+        ensure!(copied == 0, "{copied} bytes of RAM of guest {} were copied", guest.name);
     }
     if let Some(device) = &successor.device {
         check_card(run, device)?;

@@ -83,10 +83,7 @@ pub fn tail(path: &Path, most: u64) -> String {
         file.take(most).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    read().map_or_else(
-        |_| String::new(),
-        |bytes| String::from_utf8_lossy(&bytes).into_owned(),
-    )
+    read().map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
@@ -163,10 +160,7 @@ mod tests {
         assert_eq!(follower.look(), 1);
         let length = fs::metadata(&log.path).unwrap().len();
         assert_eq!(follower.offset, length);
-        assert!(
-            follower.tail.len() < SIGN.len(),
-            "it keeps what it has read"
-        );
+        assert!(follower.tail.len() < SIGN.len(), "it keeps what it has read");
         // A sign in what was read already is not looked at again.
         let text = fs::read_to_string(&log.path).unwrap();
         fs::write(&log.path, text.replace(&"x".repeat(SIGN.len()), SIGN)).unwrap();

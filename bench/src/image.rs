@@ -18,8 +18,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    archive::Archive, build, debian::trees, kernel::Kernel, paths, roots::Root, say,
-    stock_guest::StockGuest, tools,
+    archive::Archive, build, debian::trees, kernel::Kernel, paths, roots::Root, say, stock_guest::StockGuest, tools,
 };
 
 /// Blobs that QEMU loads for the machines of the lab (microvm, pc, q35), from `usr/share`.
@@ -262,11 +261,7 @@ fn guest_initrd(modules: &Path) -> Result<Vec<u8>> {
         archive.directory(directory);
     }
     archive.file("init", build::guest_init()?, 0o755);
-    add_guest_modules(
-        &mut archive,
-        modules,
-        &[NET_MODULES, &[DISK_MODULE]].concat(),
-    );
+    add_guest_modules(&mut archive, modules, &[NET_MODULES, &[DISK_MODULE]].concat());
     to_bytes(&archive)
 }
 

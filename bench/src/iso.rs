@@ -43,13 +43,7 @@ impl Iso {
         fs::write(boot.join("grub/grub.cfg"), self.config())?;
         tools::run(
             Command::new("grub-mkrescue")
-                .args([
-                    "-d",
-                    "/usr/lib/grub/i386-pc",
-                    "--fonts=",
-                    "--themes=",
-                    "--locales=",
-                ])
+                .args(["-d", "/usr/lib/grub/i386-pc", "--fonts=", "--themes=", "--locales="])
                 .arg("--install-modules=normal multiboot2 linux iso9660 biosdisk")
                 .arg("-o")
                 .arg(target)
@@ -60,13 +54,9 @@ impl Iso {
     }
 
     fn config(&self) -> String {
-        let Self {
-            l0_args, cmdline, ..
-        } = self;
+        let Self { l0_args, cmdline, .. } = self;
         let load = if self.l0.is_some() {
-            format!(
-                "multiboot2 /boot/l0 {l0_args}\nmodule2 /boot/vmlinuz {cmdline}\nmodule2 /boot/initrd"
-            )
+            format!("multiboot2 /boot/l0 {l0_args}\nmodule2 /boot/vmlinuz {cmdline}\nmodule2 /boot/initrd")
         } else {
             format!("linux /boot/vmlinuz {cmdline}\ninitrd /boot/initrd")
         };

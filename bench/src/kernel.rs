@@ -30,19 +30,15 @@ const MODULES: &[&str] = &[
     "virtio_net",
 ];
 
-/// The driver of the server's network cards. Debian's cloud kernels, which are for virtual machines, lack it: their hosts
-/// move a card without using it.
+/// The driver of the server's network cards. Debian's cloud kernels, which are for virtual machines, lack it: their
+/// hosts move a card without using it.
 pub const CARD_DRIVER: &str = "e1000";
 
 /// What their releases have in them.
 pub const CLOUD: &str = "-cloud-";
 
 /// Files that `modprobe` and `depmod` want beside the modules.
-const INDEX: &[&str] = &[
-    "modules.order",
-    "modules.builtin",
-    "modules.builtin.modinfo",
-];
+const INDEX: &[&str] = &["modules.order", "modules.builtin", "modules.builtin.modinfo"];
 
 /// A kernel release from Debian's archive.
 #[derive(Debug, Clone)]
@@ -158,10 +154,7 @@ impl Kernel {
         if let Some(extra) = extra {
             let updates = target.join("updates");
             fs::create_dir_all(&updates)?;
-            fs::copy(
-                extra,
-                updates.join(extra.file_name().context("module without a name")?),
-            )?;
+            fs::copy(extra, updates.join(extra.file_name().context("module without a name")?))?;
         }
         tools::run(
             self.root
@@ -248,10 +241,7 @@ mod tests {
     fn closure_takes_dependencies() {
         let text = "k/kvm-intel.ko.xz: k/kvm.ko.xz k/irqbypass.ko.xz\nk/kvm.ko.xz: k/irqbypass.ko.xz\nk/irqbypass.ko.xz:\nk/x.ko:\n";
         let files: Vec<_> = closure(text, &["kvm_intel"]).unwrap().into_iter().collect();
-        assert_eq!(
-            files,
-            ["k/irqbypass.ko.xz", "k/kvm-intel.ko.xz", "k/kvm.ko.xz"]
-        );
+        assert_eq!(files, ["k/irqbypass.ko.xz", "k/kvm-intel.ko.xz", "k/kvm.ko.xz"]);
         assert!(closure(text, &["nothere"]).is_err());
     }
 }

@@ -5,8 +5,8 @@
 //!   | incumbent | successor | guests' RAM | Linux' boot-time |
 //! ```
 //!
-//! Linux takes its boot-time memory from the end of RAM downwards, and blocks that hold such memory can't be offlined. So
-//! some RAM lies above the pool for that, and `movablecore` counts it in: what lies between 1 GiB and the pool stays
+//! Linux takes its boot-time memory from the end of RAM downwards, and blocks that hold such memory can't be offlined.
+//! So some RAM lies above the pool for that, and `movablecore` counts it in: what lies between 1 GiB and the pool stays
 //! free of it.
 
 /// All in MiB.
@@ -75,10 +75,7 @@ mod tests {
     fn arguments_name_the_pool() {
         let usual = Layout::USUAL;
         assert_eq!(usual.l0_pool(), "pool=60000000-75000000");
-        assert_eq!(
-            usual.plain_pool(),
-            "nokaslr memmap=0x15000000%0x60000000-1+0xefffffff"
-        );
+        assert_eq!(usual.plain_pool(), "nokaslr memmap=0x15000000%0x60000000-1+0xefffffff");
         assert_eq!(usual.movable(), 704);
     }
 

@@ -3,10 +3,12 @@
 //! It gets Debian trees with mmdebstrap ([`roots`]), takes kernels ([`kernel`]) and user space from them, builds the
 //! initramfs that every host runs from ([`image`]) and a GRUB CD ([`iso`]), runs Bochs ([`bochs`]) and talks to the
 //! hosts on it over serial lines ([`channel`], [`machine`]). [`run`] makes the steps of a refresh of these; the demo
-//! ([`demo`]) and the end-to-end tests ([`scenarios`], [`test`](mod@test)) are made of such steps, and leave a [`report`].
+//! ([`demo`]) and the end-to-end tests ([`scenarios`], [`test`](mod@test)) are made of such steps, and leave a
+//! [`report`].
 //!
-//! The lab's only clock is the emulated one, which counts instructions: evidence is in ticks of the time stamp counter, and
-//! limits follow the emulator's own count ([`deadline`]). Wall time finds an emulator that stands still, nothing else.
+//! The lab's only clock is the emulated one, which counts instructions: evidence is in ticks of the time stamp counter,
+//! and limits follow the emulator's own count ([`deadline`]). Wall time finds an emulator that stands still, nothing
+//! else.
 
 pub mod agent;
 pub mod archive;

@@ -24,7 +24,8 @@ use crate::{
 
 pub use host::Host;
 
-/// How often a wait looks at the emulator and its logs when no message comes; wall time, since that costs the hosts nothing.
+/// How often a wait looks at the emulator and its logs when no message comes; wall time, since that costs the hosts
+/// nothing.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// What follows a fatal sign explains it: so long it may arrive.
@@ -34,13 +35,7 @@ const EXPLANATION: Span = Span::seconds(2);
 const TAIL: u64 = 1 << 16;
 
 /// All logs, in the order in which an error shows them.
-const LOGS: &[&str] = &[
-    "bochs.log",
-    "bochs.err",
-    "l0.log",
-    "console1.log",
-    "console0.log",
-];
+const LOGS: &[&str] = &["bochs.log", "bochs.err", "l0.log", "console1.log", "console0.log"];
 
 /// Signs in a log that nothing good follows.
 const FATAL: &[(&str, &str)] = &[
@@ -145,10 +140,8 @@ impl Machine {
     /// The text of a log so far: `console0.log`, `console1.log`, `l0.log`, `bochs.log`.
     #[must_use]
     pub fn log(&self, name: &str) -> String {
-        fs::read(self.dir.join(name)).map_or_else(
-            |_| String::new(),
-            |bytes| String::from_utf8_lossy(&bytes).into_owned(),
-        )
+        fs::read(self.dir.join(name))
+            .map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// From now on, a panic in that log does not end waits: the scenario wants it.
@@ -161,9 +154,7 @@ impl Machine {
     /// # Errors
     /// It stands still.
     pub fn now(&mut self) -> Result<Moment> {
-        self.clock
-            .now()
-            .map_err(|stall| self.failure(&stall.to_string()))
+        self.clock.now().map_err(|stall| self.failure(&stall.to_string()))
     }
 
     /// The end of a wait that begins now: after `limit`, or at the machine's own end if that comes first.
@@ -225,9 +216,7 @@ impl Machine {
         }
         let now = self.now()?;
         if now > deadline {
-            return Err(self.failure(&format!(
-                "time is up: it is {now}, the limit was {deadline}"
-            )));
+            return Err(self.failure(&format!("time is up: it is {now}, the limit was {deadline}")));
         }
         Ok(())
     }
@@ -235,9 +224,8 @@ impl Machine {
     fn fatal(&mut self) -> Option<String> {
         let expected = &self.expected;
         let mut signs = self.signs.iter_mut();
-        let sign = signs.find_map(|sign| {
-            (!expected.contains(&sign.log) && sign.follower.look() > 0).then_some(sign)
-        })?;
+        let sign =
+            signs.find_map(|sign| (!expected.contains(&sign.log) && sign.follower.look() > 0).then_some(sign))?;
         Some(format!("{:?} in {}", sign.text, sign.log))
     }
 

@@ -31,9 +31,8 @@ pub fn cache() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()) {
         return Ok(PathBuf::from(dir).join("locum"));
     }
-    let home = std::env::var_os("HOME").context(
-        "neither XDG_CACHE_HOME nor HOME is set; set one, the lab caches Debian roots there",
-    )?;
+    let home = std::env::var_os("HOME")
+        .context("neither XDG_CACHE_HOME nor HOME is set; set one, the lab caches Debian roots there")?;
     Ok(PathBuf::from(home).join(".cache/locum"))
 }
 
@@ -45,9 +44,8 @@ pub fn state() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()) {
         return Ok(PathBuf::from(dir).join("locum"));
     }
-    let home = std::env::var_os("HOME").context(
-        "neither XDG_STATE_HOME nor HOME is set; set one, the lab keeps its results there",
-    )?;
+    let home = std::env::var_os("HOME")
+        .context("neither XDG_STATE_HOME nor HOME is set; set one, the lab keeps its results there")?;
     Ok(PathBuf::from(home).join(".local/state/locum"))
 }
 
@@ -61,8 +59,7 @@ pub fn lock(dir: &Path, name: &str) -> Result<File> {
     }
     let (file, path) = lock_file(dir, name)?;
     say(&format!("waiting for whoever has {}", path.display()));
-    file.lock()
-        .with_context(|| format!("locking {}", path.display()))?;
+    file.lock().with_context(|| format!("locking {}", path.display()))?;
     Ok(file)
 }
 
@@ -75,9 +72,7 @@ pub fn try_lock(dir: &Path, name: &str) -> Result<Option<File>> {
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("locking {}", path.display()))
-        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("locking {}", path.display())),
     }
 }
 

@@ -49,11 +49,7 @@ impl Progress {
         text.clone_into(&mut last);
         match &self.bar {
             Some(bar) => bar.set_message(format!("{}{text}", self.label)),
-            None => eprintln!(
-                "lab: {}{:>4} s  {text}",
-                self.label,
-                self.begin.elapsed().as_secs()
-            ),
+            None => eprintln!("lab: {}{:>4} s  {text}", self.label, self.begin.elapsed().as_secs()),
         }
     }
 }

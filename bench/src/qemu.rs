@@ -33,8 +33,7 @@ pub fn words() -> Result<Vec<OsString>> {
 /// # Errors
 /// No nested VMX here, or the program does not start.
 pub fn start(hardware: &Hardware, dir: &Path) -> Result<Child> {
-    let nested =
-        std::fs::read_to_string("/sys/module/kvm_intel/parameters/nested").unwrap_or_default();
+    let nested = std::fs::read_to_string("/sys/module/kvm_intel/parameters/nested").unwrap_or_default();
     ensure!(
         matches!(nested.trim(), "Y" | "1"),
         "--platform kvm needs an Intel machine with nested VMX: load kvm_intel with nested=1, or use --platform bochs"
@@ -53,21 +52,11 @@ pub fn start(hardware: &Hardware, dir: &Path) -> Result<Child> {
             "-display",
             "none",
         ])
-        .args([
-            "-smp",
-            &hardware.cpus.to_string(),
-            "-m",
-            &hardware.memory.to_string(),
-        ])
+        .args(["-smp", &hardware.cpus.to_string(), "-m", &hardware.memory.to_string()])
         .arg("-cdrom")
         .arg(&hardware.iso)
         .args(["-boot", "d"])
-        .args([
-            "-serial",
-            "file:console0.log",
-            "-serial",
-            "file:console1.log",
-        ])
+        .args(["-serial", "file:console0.log", "-serial", "file:console1.log"])
         .args([
             "-serial",
             &format!("tcp:127.0.0.1:{com3}"),
@@ -80,18 +69,8 @@ pub fn start(hardware: &Hardware, dir: &Path) -> Result<Child> {
             "-device",
             "isa-debugcon,iobase=0xe9,chardev=e9",
         ])
-        .args([
-            "-netdev",
-            "user,id=n0",
-            "-device",
-            "e1000,netdev=n0,addr=3,romfile=",
-        ])
-        .args([
-            "-netdev",
-            "user,id=n1",
-            "-device",
-            "e1000,netdev=n1,addr=4,romfile=",
-        ])
+        .args(["-netdev", "user,id=n0", "-device", "e1000,netdev=n0,addr=3,romfile="])
+        .args(["-netdev", "user,id=n1", "-device", "e1000,netdev=n1,addr=4,romfile="])
         .current_dir(dir)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

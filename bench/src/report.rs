@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent;
 
-/// A whole run. All counts of instructions are ticks of the emulator's TSC, which with several CPUs is one instruction of
-/// each running CPU; nothing in here is wall time.
+/// A whole run. All counts of instructions are ticks of the emulator's TSC, which with several CPUs is one instruction
+/// of each running CPU; nothing in here is wall time.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// Whether everything that the run set out to show was shown.
@@ -52,7 +52,8 @@ pub struct Guest {
     pub checksum_ok: bool,
     /// Ticks from its last beat under the incumbent to its first under the successor, seen from outside the guest.
     pub pause_instructions: u64,
-    /// Where `pause_instructions` comes from: `beats` (observed) or `qemu` (stop to resume as QEMU told, a little less).
+    /// Where `pause_instructions` comes from: `beats` (observed) or `qemu` (stop to resume as QEMU told, a little
+    /// less).
     pub pause_seen_by: String,
     /// The pause by step.
     pub steps: Vec<Step>,
@@ -65,7 +66,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Ticks from QEMU's stop in the incumbent to its resume in the successor: all steps but what comes before the stop.
+    /// Ticks from QEMU's stop in the incumbent to its resume in the successor: all steps but what comes before the
+    /// stop.
     #[must_use]
     pub fn stopped(&self) -> u64 {
         self.steps
@@ -114,8 +116,7 @@ pub struct L0 {
 impl Report {
     /// Takes over what an agent reported of a refresh.
     pub fn add_refresh(&mut self, refresh: &agent::Refresh) {
-        self.phases
-            .extend(refresh.phases.iter().map(Phase::from_agent));
+        self.phases.extend(refresh.phases.iter().map(Phase::from_agent));
         self.losses.extend(refresh.losses.iter().cloned());
         self.unreclaimed_bytes = refresh.unreclaimed_bytes;
         for guest in &refresh.guests {
@@ -237,12 +238,7 @@ impl fmt::Display for Report {
                 guest.state_bytes
             )?;
             for step in &guest.steps {
-                write!(
-                    f,
-                    "\n    {:<8} {:>8} M",
-                    step.name,
-                    millions(step.instructions)
-                )?;
+                write!(f, "\n    {:<8} {:>8} M", step.name, millions(step.instructions))?;
             }
             writeln!(f)?;
         }
@@ -291,17 +287,13 @@ mod tests {
         let guest = report.guest("g1");
         assert_eq!((guest.pause_instructions, guest.state_bytes), (100, 9));
         assert_eq!(
-            guest
-                .steps
-                .iter()
-                .map(|step| step.instructions)
-                .collect::<Vec<_>>(),
+            guest.steps.iter().map(|step| step.instructions).collect::<Vec<_>>(),
             [10, 20, 30, 50]
         );
         assert!(
-            report.to_string().contains(
-                "handover       incumbent          2.00          7  the guests went over"
-            )
+            report
+                .to_string()
+                .contains("handover       incumbent          2.00          7  the guests went over")
         );
     }
 
@@ -310,15 +302,7 @@ mod tests {
         let mut report = Report::default();
         report.add_refresh(&refresh());
         let json = serde_json::to_value(&report).unwrap();
-        for field in [
-            "ok",
-            "incumbent",
-            "successor",
-            "generation",
-            "guests",
-            "phases",
-            "l0",
-        ] {
+        for field in ["ok", "incumbent", "successor", "generation", "guests", "phases", "l0"] {
             assert!(json.get(field).is_some(), "{field}");
         }
         for field in [

@@ -1,4 +1,5 @@
-//! What scenarios came to, with date and commit, kept where no clean-up comes: what nobody plays daily must not rot unseen.
+//! What scenarios came to, with date and commit, kept where no clean-up comes: what nobody plays daily must not rot
+//! unseen.
 
 use std::{
     collections::BTreeMap,
@@ -58,11 +59,7 @@ fn ask(command: &mut Command) -> String {
 impl fmt::Display for Played {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let word = if self.ok { "passed" } else { "FAILED" };
-        write!(
-            f,
-            "{word} {} at {} in {} s",
-            self.date, self.commit, self.seconds
-        )
+        write!(f, "{word} {} at {} in {} s", self.date, self.commit, self.seconds)
     }
 }
 

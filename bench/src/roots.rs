@@ -1,8 +1,8 @@
 //! Debian trees that the lab takes programs and kernels from, made once and cached.
 //!
-//! A tree's name holds the version of what it is for, and a hash of all that it was made of. So a run takes what the archive
-//! has today, and what an earlier run took stays, for it to be repeated (`cargo lab clean --all` removes it). Without a
-//! network the newest tree of the same recipe has to do.
+//! A tree's name holds the version of what it is for, and a hash of all that it was made of. So a run takes what the
+//! archive has today, and what an earlier run took stays, for it to be repeated (`cargo lab clean --all` removes it).
+//! Without a network the newest tree of the same recipe has to do.
 
 use std::{
     collections::BTreeMap,
@@ -76,27 +76,19 @@ impl Recipe<'_> {
         let Ok(index) = &archive.index else {
             return BTreeMap::new();
         };
-        let pockets: &[Pocket] = if self.backports {
-            &Pocket::ALL
-        } else {
-            &Pocket::OWN
-        };
+        let pockets: &[Pocket] = if self.backports { &Pocket::ALL } else { &Pocket::OWN };
         self.packages
             .iter()
             .map(String::as_str)
             .chain(self.lead)
-            .filter_map(|name| {
-                Some((
-                    name.to_owned(),
-                    index.newest(name, pockets)?.version.clone(),
-                ))
-            })
+            .filter_map(|name| Some((name.to_owned(), index.newest(name, pockets)?.version.clone())))
             .collect()
     }
 }
 
 impl Root {
-    /// The emulator, `usr/bin/bochs`: built from Debian's source with the lab's fixes, which takes some minutes the first time.
+    /// The emulator, `usr/bin/bochs`: built from Debian's source with the lab's fixes, which takes some minutes the
+    /// first time.
     ///
     /// # Errors
     /// The tree cannot be fetched, or Bochs does not build and was never built.
@@ -163,8 +155,8 @@ impl Root {
         Self::make(&recipe, |_, _| Ok(()))
     }
 
-    /// A Debian system as an operator has it in a virtual machine: kernel, initramfs, systemd, a web server. `boot/` has the
-    /// kernel and its initramfs.
+    /// A Debian system as an operator has it in a virtual machine: kernel, initramfs, systemd, a web server. `boot/`
+    /// has the kernel and its initramfs.
     ///
     /// # Errors
     /// As [`Root::bochs`].
@@ -227,16 +219,9 @@ impl Root {
             name: "compiler".into(),
             what: "a compiler for modules".into(),
             // What headers packages would bring; the libraries are for the kernel's own tools.
-            packages: [
-                "gcc",
-                "binutils",
-                "make",
-                "pahole",
-                "libelf1t64",
-                "libssl3t64",
-            ]
-            .map(str::to_owned)
-            .into(),
+            packages: ["gcc", "binutils", "make", "pahole", "libelf1t64", "libssl3t64"]
+                .map(str::to_owned)
+                .into(),
             lead: Some("gcc"),
             backports: false,
             source: None,
@@ -246,8 +231,8 @@ impl Root {
         Self::make(&recipe, |_, _| Ok(()))
     }
 
-    /// The tree of a recipe: today's, or without a network the newest of the cache. `finish` completes it, given the version
-    /// that it is known by.
+    /// The tree of a recipe: today's, or without a network the newest of the cache. `finish` completes it, given the
+    /// version that it is known by.
     fn make(recipe: &Recipe, finish: impl FnOnce(&Self, &str) -> Result<()>) -> Result<Self> {
         let cache = paths::cache()?;
         if let Some(tree) = trees::asked_for(&cache, &recipe.name)? {
@@ -286,14 +271,10 @@ impl Root {
             return Ok(Self { dir });
         }
         // What did not go together once is not tried anew each time.
-        let failed = cache
-            .join("failed")
-            .join(dir.file_name().unwrap_or_default());
+        let failed = cache.join("failed").join(dir.file_name().unwrap_or_default());
         let result = match fs::read_to_string(&failed) {
             Ok(error) => Err(anyhow::Error::msg(error)),
-            Err(_) => Self::fetch(recipe, &archive, &dir, versions, |root| {
-                finish(root, &version)
-            }),
+            Err(_) => Self::fetch(recipe, &archive, &dir, versions, |root| finish(root, &version)),
         };
         let Err(error) = result else {
             return Ok(Self { dir });

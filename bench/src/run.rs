@@ -19,7 +19,8 @@ use crate::{
     stock_guest::{self, Disk, StockGuest, Visit},
 };
 
-/// Long enough for anything that a host does by itself; longer than the limits that commands there have by its own clock.
+/// Long enough for anything that a host does by itself; longer than the limits that commands there have by its own
+/// clock.
 const LONG: Span = Span::seconds(900);
 /// Long enough for a trifle that a living host is asked while a refresh goes on.
 const ANSWER: Span = Span::seconds(300);
@@ -99,12 +100,7 @@ impl Run {
                 Kernel::get(&args.to)?.root().name(),
             ]
             .into_iter()
-            .chain(
-                args.stock_guest
-                    .then(Root::guest)
-                    .transpose()?
-                    .map(|root| root.name()),
-            )
+            .chain(args.stock_guest.then(Root::guest).transpose()?.map(|root| root.name()))
             .collect(),
             ..Report::default()
         };
@@ -179,10 +175,7 @@ impl Run {
     pub fn start_guest(&mut self, name: &str) -> Result<()> {
         self.progress.step(&format!("starting guest {name}"));
         if name == stock_guest::NAME {
-            let disk = self
-                .disk
-                .as_ref()
-                .context("the machine has no disk for it")?;
+            let disk = self.disk.as_ref().context("the machine has no disk for it")?;
             let port = disk.port().to_string();
             let file = format!("/etc/locum/{name}.disk");
             self.host().push(&file, port.as_bytes(), LONG)?;
@@ -216,7 +209,8 @@ impl Run {
             let watch = format!("lab-guest watch --name {name} --running --timeout 600");
             return Ok(Witness::Beats(self.sh(&watch)?));
         }
-        // QEMU takes a connection long before the guest answers. Each look ends in emulated time, however slow this machine is.
+        // QEMU takes a connection long before the guest answers. Each look ends in emulated time, however slow this
+        // machine is.
         let look = format!(
             "sleep 5; [ -S /run/{name}.qmp ] || exit 1; timeout 10 {}visit 2>/dev/null || echo",
             stock_guest::FETCH
@@ -290,21 +284,14 @@ impl Run {
     /// A CPU is nested, or L0 took an exit.
     pub fn check_dormant(&mut self) -> Result<()> {
         let before = self.status()?;
-        ensure!(
-            before.all_native(),
-            "not every CPU is native: {:?}",
-            before.cpus
-        );
+        ensure!(before.all_native(), "not every CPU is native: {:?}", before.cpus);
         self.check_guests()?;
         let after = self.status()?;
         let exits = after.exits.total.abs_diff(before.exits.total);
         self.report.l0.native_exits += exits;
         self.report.l0.image_bytes = after.image_bytes;
         self.report.l0.exits_by_reason = after.exits.by_reason;
-        ensure!(
-            exits == 0,
-            "L0 took {exits} exits while every CPU was native"
-        );
+        ensure!(exits == 0, "L0 took {exits} exits while every CPU was native");
         self.check(&format!(
             "generation {}: every CPU native, no exit to L0 meanwhile",
             self.generation
@@ -334,11 +321,7 @@ impl Run {
     ///
     /// # Errors
     /// It does not in time.
-    pub fn wait_status<T>(
-        &mut self,
-        what: &str,
-        mut wanted: impl FnMut(&Status) -> Option<T>,
-    ) -> Result<T> {
+    pub fn wait_status<T>(&mut self, what: &str, mut wanted: impl FnMut(&Status) -> Option<T>) -> Result<T> {
         let end = self.machine.deadline(LONG)?;
         let mut last = String::new();
         while self.machine.now()? < end {
@@ -358,10 +341,7 @@ impl Run {
 /// How far the guest's monotonic clock fell behind the host's TSC of this rate, by which both reports are dated.
 fn clock_lag(before: &str, after: &Beat, tsc_hz: u64) -> Option<i64> {
     let before: Beat = serde_json::from_str(before).ok()?;
-    let (from, to) = (
-        before.clock?.monotonic_ns,
-        after.clock.as_ref()?.monotonic_ns,
-    );
+    let (from, to) = (before.clock?.monotonic_ns, after.clock.as_ref()?.monotonic_ns);
     let ticks = after.host_tsc.checked_sub(before.host_tsc)?;
     let host_ns = u128::from(ticks) * 1_000_000_000 / u128::from(tsc_hz);
     let host_ns = i64::try_from(host_ns).ok()?;
@@ -375,9 +355,7 @@ mod tests {
     #[test]
     fn lag_is_host_time_less_guest_time() {
         let beat = |tsc: u64, ns: u64| {
-            format!(
-                r#"{{"name":"g","beats":1,"host_tsc":{tsc},"faults":0,"clock":{{"tsc":0,"monotonic_ns":{ns}}}}}"#
-            )
+            format!(r#"{{"name":"g","beats":1,"host_tsc":{tsc},"faults":0,"clock":{{"tsc":0,"monotonic_ns":{ns}}}}}"#)
         };
         let after = serde_json::from_str(&beat(1_000_100, 1_000_900)).unwrap();
         // A million ticks are ten million ns; the guest counted a thousandth of them.

@@ -66,10 +66,7 @@ pub const CI: &[Scenario] = &[
         about: "from the stable line to the newest backports kernel and back, under a microvm and a q35 with two vCPUs, \
                 virtio disk and net; nothing unreclaimed grows",
         minutes: 15,
-        play: Play::On(
-            |args| args.to = NEXT.into(),
-            |run| refreshes(run, &["g1", "g2"], 2),
-        ),
+        play: Play::On(|args| args.to = NEXT.into(), |run| refreshes(run, &["g1", "g2"], 2)),
     },
     Scenario {
         name: "refresh-apicv",
@@ -243,9 +240,9 @@ fn plain_kvm(run: &mut Run) -> Result<()> {
     run.host().power_off(OFF)
 }
 
-/// Ticks from QEMU's stop in the one host to its resume in the other that a guest may take: 6 million for a microvm, 60 for
-/// one with devices; and twice in each of three steps a slice of the scheduler's (3 ms) for whoever else uses that CPU. On
-/// the server's model that is most of it: the others watch over the work.
+/// Ticks from QEMU's stop in the one host to its resume in the other that a guest may take: 6 million for a microvm, 60
+/// for one with devices; and twice in each of three steps a slice of the scheduler's (3 ms) for whoever else uses that
+/// CPU. On the server's model that is most of it: the others watch over the work.
 fn pause_limit(guest: &str, cpu_model: &str) -> u64 {
     let work = if guest == "g1" { 6_000_000 } else { 60_000_000 };
     let slice = 3 * bochs::tsc_hz(cpu_model).unwrap_or(bochs::IPS) / 1000;

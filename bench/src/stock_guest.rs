@@ -1,8 +1,8 @@
-//! `g3`: a guest that nobody here made. Debian as it is installed in a virtual machine, with its own kernel and initramfs,
-//! systemd and a web server; `bench/guest/stock/setup.sh` has all that was set in it.
+//! `g3`: a guest that nobody here made. Debian as it is installed in a virtual machine, with its own kernel and
+//! initramfs, systemd and a web server; `bench/guest/stock/setup.sh` has all that was set in it.
 //!
-//! Its disk is what a data centre has: storage on the network. The lab serves a copy of it over NBD, and a host reaches the
-//! lab through its network card, which the emulator connects to this machine.
+//! Its disk is what a data centre has: storage on the network. The lab serves a copy of it over NBD, and a host reaches
+//! the lab through its network card, which the emulator connects to this machine.
 
 use std::{
     fs,
@@ -178,14 +178,11 @@ impl Visit {
         let visit = match *words.as_slice() {
             [boot, uptime, lines] if boot.len() == 36 => {
                 let uptime = uptime.replace('.', "").parse();
-                uptime
-                    .ok()
-                    .zip(lines.parse().ok())
-                    .map(|(uptime, lines)| Self {
-                        boot: boot.to_owned(),
-                        uptime,
-                        lines,
-                    })
+                uptime.ok().zip(lines.parse().ok()).map(|(uptime, lines)| Self {
+                    boot: boot.to_owned(),
+                    uptime,
+                    lines,
+                })
             }
             _ => None,
         };
@@ -211,8 +208,8 @@ impl Visit {
     }
 }
 
-/// A shell command that visits the guest again and again, until the file `until` is there, and prints a line each time: the
-/// state of the refresh as this host sees it, and the page or the error.
+/// A shell command that visits the guest again and again, until the file `until` is there, and prints a line each time:
+/// the state of the refresh as this host sees it, and the page or the error.
 #[must_use]
 pub fn watch(until: &str) -> String {
     format!(
@@ -221,7 +218,8 @@ pub fn watch(until: &str) -> String {
     )
 }
 
-/// The visits that succeeded, in order, each with the state of the refresh in which it began, of what [`watch`] printed.
+/// The visits that succeeded, in order, each with the state of the refresh in which it began, of what [`watch`]
+/// printed.
 #[must_use]
 pub fn visits(text: &str) -> Vec<(String, Visit)> {
     text.lines()

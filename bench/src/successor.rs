@@ -22,11 +22,9 @@ impl Kernel {
     pub const HANG: Self = Self::Code(&[0xfa, 0xeb, 0xfe]);
     /// Ends in a triple fault: an IDT of limit 0 from the stack, then `ud2`.
     /// `xor eax,eax; push rax; push rax; lidt [rsp]; ud2`.
-    pub const TRIPLE_FAULT: Self =
-        Self::Code(&[0x31, 0xc0, 0x50, 0x50, 0x0f, 0x01, 0x1c, 0x24, 0x0f, 0x0b]);
+    pub const TRIPLE_FAULT: Self = Self::Code(&[0x31, 0xc0, 0x50, 0x50, 0x0f, 0x01, 0x1c, 0x24, 0x0f, 0x0b]);
     /// Writes to 0x2000_0000, memory of the incumbent: `mov eax,0x20000000; mov [rax],eax; jmp .`.
-    pub const WILD_WRITE: Self =
-        Self::Code(&[0xb8, 0x00, 0x00, 0x00, 0x20, 0x89, 0x00, 0xeb, 0xfe]);
+    pub const WILD_WRITE: Self = Self::Code(&[0xb8, 0x00, 0x00, 0x00, 0x20, 0x89, 0x00, 0xeb, 0xfe]);
 }
 
 /// A configuration for `locum`.
@@ -64,11 +62,7 @@ impl Successor {
         if let Some(script) = self.spoil() {
             host.run(&script, wait)?.ok()?;
         }
-        host.push(
-            &format!("/etc/locum/{}.toml", self.name),
-            self.toml().as_bytes(),
-            wait,
-        )
+        host.push(&format!("/etc/locum/{}.toml", self.name), self.toml().as_bytes(), wait)
     }
 
     /// Its configuration file.
@@ -89,11 +83,7 @@ carry = ["/etc/locum"]
             cpus = self.cpus,
             memory = self.memory,
             // COM4 is the lab's channel to odd generations, COM3 that to even ones.
-            channel = if console == 1 {
-                "0x2e8-0x2ef"
-            } else {
-                "0x3e8-0x3ef"
-            },
+            channel = if console == 1 { "0x2e8-0x2ef" } else { "0x3e8-0x3ef" },
         );
         if let Some(device) = &self.device {
             let _ = writeln!(text, "devices = [\"{device}\"]");
@@ -123,10 +113,7 @@ carry = ["/etc/locum"]
         // (Documentation/arch/x86/boot.rst).
         let code = match self.kernel {
             Kernel::Stock => return None,
-            Kernel::Garbage => format!(
-                "tail -c +4000001 /boot/vmlinuz-{} | head -c 1048576",
-                self.release
-            ),
+            Kernel::Garbage => format!("tail -c +4000001 /boot/vmlinuz-{} | head -c 1048576", self.release),
             Kernel::Code(code) => {
                 let escaped = code.iter().fold(String::new(), |mut text, byte| {
                     let _ = write!(text, "\\{byte:03o}");
@@ -183,10 +170,7 @@ mod tests {
             .unwrap()
             .replace("/tmp/", &path(""))
             .replace("/boot/", &path(""));
-        let status = std::process::Command::new("sh")
-            .args(["-c", &script])
-            .status()
-            .unwrap();
+        let status = std::process::Command::new("sh").args(["-c", &script]).status().unwrap();
         assert!(status.success());
         let spoilt = std::fs::read(path("vmlinuz-next")).unwrap();
         assert_eq!(spoilt.len(), kernel.len());

@@ -39,7 +39,8 @@ pub struct TestArgs {
     /// The long scenarios, too, and those that are played by name
     #[arg(long, conflicts_with = "only")]
     pub all: bool,
-    /// With --all: cut the scenarios into M parts of alike length and play part N (the workspace's tests are in the first)
+    /// With --all: cut the scenarios into M parts of alike length and play part N (the workspace's tests are in the
+    /// first)
     #[arg(long, value_name = "N/M", requires = "all", value_parser = Shard::parse)]
     pub shard: Option<Shard>,
     /// Print the scenarios' names, what they show, and how and when each was last played here
@@ -102,16 +103,10 @@ pub fn test(args: &TestArgs) -> Result<bool> {
         // A few by name fetch what they need themselves.
         let wanted: &[&str] = if args.only.is_empty() { &names } else { &[] };
         let fetched = scope.spawn(move || kernel::prefetch(wanted));
-        let count = if host_too {
-            host_tests()
-        } else {
-            Ok(Count::default())
-        };
+        let count = if host_too { host_tests() } else { Ok(Count::default()) };
         (count, fetched.join())
     });
-    let count = count
-        .as_mut()
-        .map_err(|error| anyhow::anyhow!("{error:#}"))?;
+    let count = count.as_mut().map_err(|error| anyhow::anyhow!("{error:#}"))?;
     let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     match fetched {
         Ok(Ok(_)) => thread::scope(|scope| {
@@ -119,10 +114,7 @@ pub fn test(args: &TestArgs) -> Result<bool> {
                 scope.spawn(|| {
                     while let Some(scenario) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
                         let played = run(scenario, args, &commit);
-                        results
-                            .lock()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .push(played);
+                        results.lock().unwrap_or_else(PoisonError::into_inner).push(played);
                     }
                 });
             }
@@ -154,9 +146,8 @@ fn choose(args: &TestArgs) -> Result<Vec<&'static Scenario>> {
     let mut chosen = Vec::new();
     for name in &args.only {
         let found = scenarios::every().find(|scenario| scenario.name == name);
-        chosen.push(found.with_context(|| {
-            format!("no scenario is called {name}; `cargo lab test --list` shows them")
-        })?);
+        chosen
+            .push(found.with_context(|| format!("no scenario is called {name}; `cargo lab test --list` shows them"))?);
     }
     if args.only.is_empty() {
         chosen.extend(scenarios::CI);
@@ -220,10 +211,7 @@ fn run(scenario: &Scenario, args: &TestArgs, commit: &str) -> Played {
     let seconds = begin.elapsed().as_secs();
     match outcome {
         Ok(()) => println!("scenario {} ... ok ({seconds} s)", scenario.name),
-        Err(ref error) => println!(
-            "scenario {} ... FAILED ({seconds} s)\n{error:#}\n",
-            scenario.name
-        ),
+        Err(ref error) => println!("scenario {} ... FAILED ({seconds} s)\n{error:#}\n", scenario.name),
     }
     let played = Played {
         scenario: scenario.name.to_owned(),
@@ -352,13 +340,7 @@ mod tests {
     fn results_are_added_up() {
         let text = "\nrunning 3 tests\n...\ntest result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
                     test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n";
-        assert_eq!(
-            count_tests(text),
-            Count {
-                passed: 4,
-                failed: 2
-            }
-        );
+        assert_eq!(count_tests(text), Count { passed: 4, failed: 2 });
     }
 
     #[test]
@@ -376,8 +358,7 @@ mod tests {
     fn shards_are_all_scenarios_once() {
         let mut all = names(&["--all"]).unwrap();
         assert_eq!(all.len(), scenarios::every().count());
-        let shards =
-            ["1/3", "2/3", "3/3"].map(|shard| names(&["--all", "--shard", shard]).unwrap());
+        let shards = ["1/3", "2/3", "3/3"].map(|shard| names(&["--all", "--shard", shard]).unwrap());
         let mut dealt = shards.concat();
         all.sort_unstable();
         dealt.sort_unstable();

@@ -130,7 +130,8 @@ pub fn status(command: &mut Command) -> Result<(Option<i32>, String)> {
     Ok((output.status.code(), text))
 }
 
-/// Removes a directory that may hold a Debian tree; without root, its files belong to other ids of this user's name space.
+/// Removes a directory that may hold a Debian tree; without root, its files belong to other ids of this user's name
+/// space.
 ///
 /// # Errors
 /// Something in it cannot be removed.

@@ -4,13 +4,7 @@
 ///
 /// Zero is what every consumer of ACPI tables assumes for a field that an older, shorter table lacks.
 pub(crate) fn field<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
-    core::array::from_fn(|i| {
-        offset
-            .checked_add(i)
-            .and_then(|at| bytes.get(at))
-            .copied()
-            .unwrap_or(0)
-    })
+    core::array::from_fn(|i| offset.checked_add(i).and_then(|at| bytes.get(at)).copied().unwrap_or(0))
 }
 
 /// The byte at `offset`, zero beyond the end.

@@ -1,17 +1,19 @@
-//! What a host sees as firmware: its memory map, its ACPI tables, its zero page; and what the machine's own firmware left.
+//! What a host sees as firmware: its memory map, its ACPI tables, its zero page; and what the machine's own firmware
+//! left.
 //!
 //! Pure: no I/O, no allocation, no clock. L0 uses it at boot for the first host, the agent for every successor.
 //!
 //! # What it is not
-//! It loads nothing and places nothing: the caller decides which addresses things have, copies kernel and ramdisk there, and
-//! owns the buffers. It knows no policy either: who gets which CPU or memory is an argument. It never looks at AML; DSDT and
-//! SSDTs are passed on by address.
+//! It loads nothing and places nothing: the caller decides which addresses things have, copies kernel and ramdisk
+//! there, and owns the buffers. It knows no policy either: who gets which CPU or memory is an argument. It never looks
+//! at AML; DSDT and SSDTs are passed on by address.
 //!
 //! # Data flow
 //! ```text
 //!  machine's memory --PhysMem--> Rsdp -> Machine -> Fadt, Madt, Mcfg
 //!                                           |
-//!  HostFirmware (CPUs, mailbox, LOCM) ------+--> first_host_tables / successor_tables --> &mut [u8] at a physical address
+//!  HostFirmware (CPUs, mailbox, LOCM) ------+--> first_host_tables / successor_tables --> &mut [u8] at a physical
+//!  address
 //!
 //!  firmware's map -> E820Map -> for_first_host / for_successor --> E820Map --+
 //!  kernel file ----> KernelImage --------------------------------------------+--> ZeroPage::write --> &mut [u8; 4096]

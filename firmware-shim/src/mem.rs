@@ -38,10 +38,7 @@ impl PhysMem for Pieces<'_> {
                 buf.copy_from_slice(bytes);
                 Ok(())
             }
-            None => Err(OutOfRange {
-                addr,
-                len: buf.len(),
-            }),
+            None => Err(OutOfRange { addr, len: buf.len() }),
         }
     }
 }

@@ -41,11 +41,7 @@ impl Tables {
             if signature == Signature::DSDT || name.starts_with("FACS") {
                 continue;
             }
-            let at = if keep(signature) {
-                &mut kept_at
-            } else {
-                &mut other_at
-            };
+            let at = if keep(signature) { &mut kept_at } else { &mut other_at };
             let next = (*at + bytes.len() as u64).next_multiple_of(16);
             pieces.push((std::mem::replace(at, next), bytes));
         }
@@ -84,10 +80,7 @@ impl PhysMem for Tables {
             let start = usize::try_from(addr.checked_sub(*base)?).ok()?;
             bytes.get(start..start.checked_add(buf.len())?)
         });
-        let bytes = found.ok_or(OutOfRange {
-            addr,
-            len: buf.len(),
-        })?;
+        let bytes = found.ok_or(OutOfRange { addr, len: buf.len() })?;
         buf.copy_from_slice(bytes);
         Ok(())
     }
@@ -114,8 +107,8 @@ fn root_table(pieces: &[(u64, Vec<u8>)]) -> Vec<u8> {
 /// What the MADT says about CPUs and IOAPICs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interrupts {
-    /// APIC ids of the enabled CPUs in Linux's order: the position is Linux's number of the CPU. (Linux numbers CPUs in the
-    /// order of the MADT, but the boot CPU, which L0 always lists first.)
+    /// APIC ids of the enabled CPUs in Linux's order: the position is Linux's number of the CPU. (Linux numbers CPUs in
+    /// the order of the MADT, but the boot CPU, which L0 always lists first.)
     pub cpus: Vec<u32>,
     /// First global system interrupt of each IOAPIC, ascending.
     pub gsi_bases: Vec<u32>,
@@ -173,15 +166,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         tables::write(dir.path(), &[0, 1]);
         let base = 0x90_0000;
-        let tables =
-            Tables::read(&SysRoot::at(dir.path()), base, |sig| sig == Signature::SSDT).unwrap();
+        let tables = Tables::read(&SysRoot::at(dir.path()), base, |sig| sig == Signature::SSDT).unwrap();
         let kept: Vec<u64> = tables.kept(base).map(|(at, _)| at).collect();
         assert_eq!(kept, [base]);
         let machine = tables.machine().unwrap();
-        assert_eq!(
-            machine.find(Signature::SSDT).unwrap().unwrap().address,
-            base
-        );
+        assert_eq!(machine.find(Signature::SSDT).unwrap().unwrap().address, base);
         assert!(machine.fadt().is_ok());
     }
 }

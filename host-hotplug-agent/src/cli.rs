@@ -12,21 +12,10 @@ pub struct Cli {
     #[arg(long, global = true, default_value = "/etc/locum", value_name = "DIR")]
     pub config_dir: PathBuf,
     /// Socket of the daemon
-    #[arg(
-        long,
-        global = true,
-        default_value = "/run/locum.sock",
-        value_name = "PATH"
-    )]
+    #[arg(long, global = true, default_value = "/run/locum.sock", value_name = "PATH")]
     pub socket: PathBuf,
     /// Root of /proc, /sys and /dev (for tests)
-    #[arg(
-        long,
-        global = true,
-        default_value = "/",
-        value_name = "DIR",
-        hide = true
-    )]
+    #[arg(long, global = true, default_value = "/", value_name = "DIR", hide = true)]
     pub root: PathBuf,
     /// Log more, to stderr
     #[arg(long, short, global = true)]

@@ -26,10 +26,7 @@ impl Clock {
             let before = tsc::now();
             let time = SystemTime::now();
             let after = tsc::now();
-            let nanos = time
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default()
-                .as_nanos();
+            let nanos = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
             let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
             (
                 after - before,

@@ -68,10 +68,7 @@ impl OneOrMore {
 
 /// CPUs for the successor.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "a number of CPUs or a list of CPU numbers is wanted"
-)]
+#[serde(untagged, expecting = "a number of CPUs or a list of CPU numbers is wanted")]
 pub enum Cpus {
     /// So many.
     Count(usize),
@@ -84,9 +81,7 @@ impl Cpus {
     pub fn request(&self) -> CpuRequest {
         match self {
             Self::Count(count) => CpuRequest::Count(*count),
-            Self::List(numbers) => {
-                CpuRequest::List(numbers.iter().copied().map(CpuNumber).collect())
-            }
+            Self::List(numbers) => CpuRequest::List(numbers.iter().copied().map(CpuNumber).collect()),
         }
     }
 }
@@ -123,9 +118,7 @@ impl TryFrom<String> for Size {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let wrong = || {
-            format!("`{text}` is no size: write a number with the unit K, M or G, such as \"512M\"")
-        };
+        let wrong = || format!("`{text}` is no size: write a number with the unit K, M or G, such as \"512M\"");
         let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let shift = match text.get(digits.len()..).unwrap_or_default() {
             "K" | "KiB" => 10,
@@ -146,8 +139,8 @@ pub struct Guest {
     pub name: String,
     /// QMP socket of its QEMU here. On the successor the same path is used.
     pub qmp: PathBuf,
-    /// Program and arguments that become its QEMU on the successor, with the same QMP socket. Empty: those of the running
-    /// QEMU. `-incoming defer` is added.
+    /// Program and arguments that become its QEMU on the successor, with the same QMP socket. Empty: those of the
+    /// running QEMU. `-incoming defer` is added.
     #[serde(default)]
     pub command: Vec<String>,
     /// Channel to use, 1 to 3. None: the guests take turns.
@@ -208,12 +201,8 @@ impl Config {
             line: text.get(..offset).unwrap_or(text).matches('\n').count() + 1,
             problem,
         };
-        let config: Self = toml::from_str(text).map_err(|error| {
-            bad(
-                error.span().map_or(0, |span| span.start),
-                error.message().to_owned(),
-            )
-        })?;
+        let config: Self = toml::from_str(text)
+            .map_err(|error| bad(error.span().map_or(0, |span| span.start), error.message().to_owned()))?;
         config
             .check()
             .map_err(|(word, problem)| bad(text.find(&word).unwrap_or(0), problem))?;
@@ -231,10 +220,7 @@ impl Config {
         let mut seen = std::collections::BTreeSet::new();
         for guest in &self.guests {
             if guest.name.is_empty() || !seen.insert(&guest.name) {
-                let problem = format!(
-                    "guest name `{}` is empty or used twice: give each its own",
-                    guest.name
-                );
+                let problem = format!("guest name `{}` is empty or used twice: give each its own", guest.name);
                 return Err((format!("\"{}\"", guest.name), problem));
             }
             if guest
@@ -338,9 +324,7 @@ boot = 300
         let (line, problem) = line_of(&GOOD.replace("00:03.0", "eth0"));
         assert_eq!(line, 7);
         assert!(problem.contains("no PCI address"), "{problem}");
-        let (line, problem) = line_of(&format!(
-            "{GOOD}\n[[guests]]\nname = \"one\"\nqmp = \"/x\"\n"
-        ));
+        let (line, problem) = line_of(&format!("{GOOD}\n[[guests]]\nname = \"one\"\nqmp = \"/x\"\n"));
         assert_eq!(line, 12);
         assert!(problem.contains("twice"), "{problem}");
     }
@@ -356,10 +340,7 @@ boot = 300
         }
         fs::write(dir.path().join("other.toml"), GOOD).unwrap();
         let error = Config::read(dir.path(), "next").unwrap_err();
-        assert!(
-            error.to_string().contains("other"),
-            "known names are offered: {error}"
-        );
+        assert!(error.to_string().contains("other"), "known names are offered: {error}");
         assert!(Config::read(dir.path(), "other").is_ok());
     }
 

@@ -47,9 +47,7 @@ impl CpuFeatures {
             .iter()
             .filter(|(line, flag)| !has(line, flag))
             .map(|(_, flag)| *flag);
-        let in_the_way = IN_THE_WAY
-            .into_iter()
-            .filter(|(flag, _)| has("flags", flag));
+        let in_the_way = IN_THE_WAY.into_iter().filter(|(flag, _)| has("flags", flag));
         Self {
             missing: missing.collect(),
             in_the_way: in_the_way.collect(),
@@ -95,11 +93,7 @@ mod tests {
         let new = "flags : fpu vmx constant_tsc la57 ibt lass\n";
         assert_eq!(
             CpuFeatures::parse(new).in_the_way(),
-            [
-                ("ibt", "ibt=off"),
-                ("lass", "clearcpuid=lass"),
-                ("la57", "no5lvl")
-            ]
+            [("ibt", "ibt=off"), ("lass", "clearcpuid=lass"), ("la57", "no5lvl")]
         );
     }
 }

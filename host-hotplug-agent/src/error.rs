@@ -32,9 +32,7 @@ pub enum Refusal {
         expected: u32,
     },
     /// Another revision of the module's interface.
-    #[error(
-        "locum.ko has interface revision {found}, this `locum` {expected}: load the module of the same package"
-    )]
+    #[error("locum.ko has interface revision {found}, this `locum` {expected}: load the module of the same package")]
     UapiRevision {
         /// The module's.
         found: u32,
@@ -60,9 +58,7 @@ pub enum Refusal {
         known: String,
     },
     /// A name that is none.
-    #[error(
-        "`{0}` is no successor's name: use letters, digits, `.`, `_` and `-`, at most 63 of them"
-    )]
+    #[error("`{0}` is no successor's name: use letters, digits, `.`, `_` and `-`, at most 63 of them")]
     BadName(String),
     /// A configuration that is wrong.
     #[error("{path}, line {line}: {problem}")]
@@ -97,9 +93,7 @@ pub enum Refusal {
         problem: String,
     },
     /// A file to carry along that cannot be.
-    #[error(
-        "{path}, named in `carry`, cannot be read ({error}): create it, or take it off the list"
-    )]
+    #[error("{path}, named in `carry`, cannot be read ({error}): create it, or take it off the list")]
     NoCarry {
         /// The file.
         path: PathBuf,
@@ -172,22 +166,16 @@ pub enum Refusal {
     #[error(transparent)]
     Plan(#[from] PlanError),
     /// One at a time.
-    #[error(
-        "a refresh to `{0}` is running: wait for it (`locum status`), or stop it with `locum abort`"
-    )]
+    #[error("a refresh to `{0}` is running: wait for it (`locum status`), or stop it with `locum abort`")]
     Running(String),
     /// Nothing to abort.
     #[error("no refresh is running: there is nothing to abort; see `locum status`")]
     NothingToAbort,
     /// Beyond abort.
-    #[error(
-        "the refresh to `{0}` is past the point of no return (the incumbent retires): it can only go forward"
-    )]
+    #[error("the refresh to `{0}` is past the point of no return (the incumbent retires): it can only go forward")]
     TooLate(String),
     /// No daemon.
-    #[error(
-        "the daemon does not answer at {path} ({error}): `systemctl start locum`, or run `locum daemon`"
-    )]
+    #[error("the daemon does not answer at {path} ({error}): `systemctl start locum`, or run `locum daemon`")]
     NoDaemon {
         /// Its socket.
         path: PathBuf,

@@ -4,8 +4,8 @@
 //!
 //! The hands of a refresh. `partitioner` decides what is to be done, `firmware-shim` makes what the successor sees as
 //! firmware, L0 and `locum.ko` enforce who owns what; this program reads the machine, performs the actions one by one,
-//! moves the guests, and tells the operator. The same program runs in both hosts, first as the successor's agent, later as
-//! the incumbent's.
+//! moves the guests, and tells the operator. The same program runs in both hosts, first as the successor's agent, later
+//! as the incumbent's.
 //!
 //! # What this is not
 //!
@@ -46,7 +46,8 @@
 //! | [`daemon`] | requests, one at a time |
 //! | [`report`], [`status`] | what happened, and how it stands |
 //!
-//! Everything above [`machine`] and [`guest`] runs in `cargo test` against a machine in memory, including every way back.
+//! Everything above [`machine`] and [`guest`] runs in `cargo test` against a machine in memory, including every way
+//! back.
 
 pub mod acpi;
 pub mod channel;

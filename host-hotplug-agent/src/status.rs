@@ -68,9 +68,7 @@ impl StatusView {
         let last_report = daemon.as_ref().and_then(|daemon| daemon.report.clone());
         let before = last_report.as_ref().map_or(0, |report| report.exits_at_end);
         Self {
-            native_exits: l0
-                .all_native()
-                .then(|| l0.exits.total.saturating_sub(before)),
+            native_exits: l0.all_native().then(|| l0.exits.total.saturating_sub(before)),
             generation: l0.generation,
             kernel,
             state: daemon
@@ -194,8 +192,7 @@ mod tests {
         let alone = StatusView::new(l0, 1, "6.12".to_owned(), None);
         assert_eq!(alone.native_exits, Some(120));
         assert_eq!(alone.state, "no daemon");
-        let back: StatusView =
-            serde_json::from_str(&serde_json::to_string(&alone).unwrap()).unwrap();
+        let back: StatusView = serde_json::from_str(&serde_json::to_string(&alone).unwrap()).unwrap();
         assert_eq!(back, alone);
     }
 }

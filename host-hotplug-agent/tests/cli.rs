@@ -23,11 +23,7 @@ fn doctor_prints_every_check_as_json_and_fails() {
     let checks: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
     assert!(checks.len() >= 10);
     for check in &checks {
-        assert_eq!(
-            check["verdict"] == "ok",
-            check["remedy"].is_null(),
-            "{check}"
-        );
+        assert_eq!(check["verdict"] == "ok", check["remedy"].is_null(), "{check}");
     }
 }
 
@@ -47,10 +43,7 @@ fn every_command_without_l0_says_so_in_one_line() {
         let output = locum(root.path(), args);
         assert_eq!(output.status.code(), Some(1), "{args:?}");
         let text = String::from_utf8(output.stderr).unwrap();
-        assert!(
-            text.starts_with("locum: there is no L0"),
-            "{args:?}: {text}"
-        );
+        assert!(text.starts_with("locum: there is no L0"), "{args:?}: {text}");
         assert_eq!(text.lines().count(), 1, "{args:?}: {text}");
         assert!(output.stdout.is_empty());
     }
@@ -71,8 +64,5 @@ fn what_needs_the_daemon_says_how_to_start_it() {
 fn a_wrong_command_line_is_exit_status_2() {
     let root = tempfile::tempdir().unwrap();
     assert_eq!(locum(root.path(), &["refresh"]).status.code(), Some(2));
-    assert_eq!(
-        locum(root.path(), &["no-such-command"]).status.code(),
-        Some(2)
-    );
+    assert_eq!(locum(root.path(), &["no-such-command"]).status.code(), Some(2));
 }

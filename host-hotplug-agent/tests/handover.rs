@@ -24,9 +24,7 @@ const HANG: u64 = 300;
 /// Where the guest counts.
 const COUNTER: u64 = 0x8000;
 /// `mov ds:[0x8000]` counted up for ever: xor ax,ax; mov ds,ax; 1: inc dword [0x8000]; jmp 1b
-const BOOT_CODE: [u8; 11] = [
-    0x31, 0xc0, 0x8e, 0xd8, 0x66, 0xff, 0x06, 0x00, 0x80, 0xeb, 0xf9,
-];
+const BOOT_CODE: [u8; 11] = [0x31, 0xc0, 0x8e, 0xd8, 0x66, 0xff, 0x06, 0x00, 0x80, 0xeb, 0xf9];
 
 struct Lab {
     dir: tempfile::TempDir,
@@ -182,8 +180,7 @@ fn a_guest_goes_over_and_back_and_its_ram_stays() {
     let hypervisor = lab.hypervisor();
     let spec = hypervisor.inspect(&guest, 1).unwrap();
     assert!(
-        spec.command
-            .ends_with(&["-incoming".to_owned(), "defer".to_owned()]),
+        spec.command.ends_with(&["-incoming".to_owned(), "defer".to_owned()]),
         "{:?}",
         spec.command
     );
@@ -255,11 +252,7 @@ fn a_target_that_does_not_start_says_why() {
     let hypervisor = lab.hypervisor();
     let spec = hypervisor.inspect(&guest, 1).unwrap();
     let bad = lab.target(&spec, &["-device", "no-such-device"]);
-    let error = hypervisor
-        .prepare(&bad, &seconds(HANG))
-        .err()
-        .unwrap()
-        .to_string();
+    let error = hypervisor.prepare(&bad, &seconds(HANG)).err().unwrap().to_string();
     assert!(error.contains("no-such-device"), "{error}");
 }
 
@@ -297,18 +290,12 @@ fn a_guest_that_is_not_there_or_does_not_run_is_refused() {
         command: vec![],
         channel: None,
     };
-    assert!(matches!(
-        hypervisor.inspect(&nobody, 1),
-        Err(Refusal::NoGuest { .. })
-    ));
+    assert!(matches!(hypervisor.inspect(&nobody, 1), Err(Refusal::NoGuest { .. })));
     let guest = lab.boot(&lab.in_pool());
     let until = seconds(HANG);
     let mut qmp = locum_agent::guest::qmp::Qmp::connect(&guest.qmp, &until).unwrap();
     qmp.execute("stop", serde_json::json!({}), &until).unwrap();
     drop(qmp);
     let refusal = hypervisor.inspect(&guest, 1).unwrap_err();
-    assert!(
-        matches!(refusal, Refusal::GuestNotRunning { .. }),
-        "{refusal}"
-    );
+    assert!(matches!(refusal, Refusal::GuestNotRunning { .. }), "{refusal}");
 }

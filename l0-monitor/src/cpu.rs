@@ -1,10 +1,7 @@
 //! The logical CPUs that L0 manages: their numbers, APIC ids and stacks.
 //!
 //! Written once while L0 boots (before any other CPU runs), read-only afterwards.
-#![expect(
-    unsafe_code,
-    reason = "stacks are memory that CPUs write without Rust knowing"
-)]
+#![expect(unsafe_code, reason = "stacks are memory that CPUs write without Rust knowing")]
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -172,10 +169,7 @@ mod tests {
 
     #[test]
     fn stacks_do_not_overlap() {
-        let tops: std::vec::Vec<u64> = (0..MAX_CPUS)
-            .filter_map(CpuIndex::new)
-            .map(stack_top)
-            .collect();
+        let tops: std::vec::Vec<u64> = (0..MAX_CPUS).filter_map(CpuIndex::new).map(stack_top).collect();
         assert!(tops.windows(2).all(|w| w[1] - w[0] == STACK_SIZE as u64));
         assert!(tops.iter().all(|top| top % 4096 == 0));
     }

@@ -3,9 +3,7 @@
 
 #[cfg(not(target_os = "none"))]
 fn main() {
-    eprintln!(
-        "L0 runs on bare metal: build it with --target x86_64-unknown-none, or run `cargo lab demo`."
-    );
+    eprintln!("L0 runs on bare metal: build it with --target x86_64-unknown-none, or run `cargo lab demo`.");
     std::process::exit(2);
 }
 

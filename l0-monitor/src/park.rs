@@ -3,11 +3,11 @@
 //! A parked CPU waits in L0, in VMX root or outside VMX operation as it came, for one of two things: a command of
 //! another CPU under L0 ([`command`]), or a command in the wakeup mailbox of the host that owns it.
 //!
-//! **Waiting.** The host cannot tell L0 that it wrote its mailbox, so a parked CPU halts, and the timer of its own LAPIC,
-//! which no host uses then, makes it look again every 100,000 timer counts (1-4 ms). MONITOR/MWAIT on the mailbox's line
-//! would see the write itself, but emulators lose such wake-ups (Bochs arms by linear address, and the host writes
-//! through another one). The argument `park=` of L0 chooses. CPU time that Bochs takes to bring Linux on one CPU from its
-//! entry to the start of the others:
+//! **Waiting.** The host cannot tell L0 that it wrote its mailbox, so a parked CPU halts, and the timer of its own
+//! LAPIC, which no host uses then, makes it look again every 100,000 timer counts (1-4 ms). MONITOR/MWAIT on the
+//! mailbox's line would see the write itself, but emulators lose such wake-ups (Bochs arms by linear address, and the
+//! host writes through another one). The argument `park=` of L0 chooses. CPU time that Bochs takes to bring Linux on
+//! one CPU from its entry to the start of the others:
 //!
 //! | beside | time | |
 //! | --- | --- | --- |
@@ -70,9 +70,7 @@ pub fn decide(me: u32, owned: impl FnOnce(u32) -> bool, mailbox: MailboxWords) -
                 Action::Refuse
             }
         }
-        WAKEUP if mailbox.vector < WAKEUP_LIMIT => Action::Wake {
-            vector: mailbox.vector,
-        },
+        WAKEUP if mailbox.vector < WAKEUP_LIMIT => Action::Wake { vector: mailbox.vector },
         TEST => Action::Answer,
         _ => Action::Refuse,
     }
@@ -127,8 +125,8 @@ struct Inbox {
     command: UnsafeCell<Option<Command>>,
 }
 
-// SAFETY: `state` hands `command` from one CPU to another: only the CPU that won `FILLING` writes it, only the addressee
-// reads it, after `FULL`.
+// SAFETY: `state` hands `command` from one CPU to another: only the CPU that won `FILLING` writes it, only the
+// addressee reads it, after `FULL`.
 unsafe impl Sync for Inbox {}
 
 static INBOXES: [Inbox; MAX_CPUS] = [const {
@@ -147,11 +145,7 @@ pub fn command(cpu: CpuIndex, command: Command) -> Result<(), Busy> {
         return Err(Busy);
     }
     let inbox = &INBOXES[cpu.get()];
-    if inbox
-        .state
-        .compare_exchange(EMPTY, FILLING, AcqRel, Relaxed)
-        .is_err()
-    {
+    if inbox.state.compare_exchange(EMPTY, FILLING, AcqRel, Relaxed).is_err() {
         return Err(Busy);
     }
     // SAFETY: this CPU won the inbox; see the `Sync` impl.
@@ -269,8 +263,7 @@ extern "C" fn parked(index: usize) -> ! {
         asm!("sti", "nop", "nop", "cli", options(nomem, nostack));
         lapic.restore();
     }
-    let nested =
-        mailbox.is_none() || partition::two_hosts() || partition::slot_is_nested(start.slot);
+    let nested = mailbox.is_none() || partition::two_hosts() || partition::slot_is_nested(start.slot);
     shared::trace(TraceKind::Wake, u32::from(nested), start.rip, start.rsi);
     if !nested {
         status.set_mode(CpuMode::Native);
@@ -289,8 +282,7 @@ extern "C" fn parked(index: usize) -> ! {
 
 fn is_owned(apic_id: u32, slot: Slot) -> bool {
     cpu::index_of_apic(apic_id).is_some_and(|cpu| {
-        partition::cpu_owner(cpu) == Some(slot)
-            && shared::status().cpu(cpu).mode() != CpuMode::Absent
+        partition::cpu_owner(cpu) == Some(slot) && shared::status().cpu(cpu).mode() != CpuMode::Absent
     })
 }
 
@@ -319,8 +311,8 @@ fn wait(kind: Wait, slot: Slot) {
     }
 }
 
-/// Where [`crate::boot::reset`] and the AP trampoline lead, on this CPU's stack, with L0's page tables. The rest of L0's
-/// CPU state is loaded here.
+/// Where [`crate::boot::reset`] and the AP trampoline lead, on this CPU's stack, with L0's page tables. The rest of
+/// L0's CPU state is loaded here.
 ///
 /// # Safety
 /// Only jumped to by these two.
@@ -363,10 +355,7 @@ mod tests {
         assert_eq!(decide(2, |_| false, mailbox(WAKEUP, 7, 0)), Action::Refuse);
         assert_eq!(decide(2, |_| false, mailbox(TEST, 7, 0)), Action::Refuse);
         assert_eq!(decide(2, |_| true, mailbox(3, 2, 0)), Action::Refuse);
-        assert_eq!(
-            decide(2, |_| true, mailbox(WAKEUP, 2, WAKEUP_LIMIT)),
-            Action::Refuse
-        );
+        assert_eq!(decide(2, |_| true, mailbox(WAKEUP, 2, WAKEUP_LIMIT)), Action::Refuse);
     }
 
     #[test]

@@ -3,10 +3,7 @@
 //! Hosts may write to any of it at any time, so L0 never makes references to its contents: it reads and writes single
 //! words, atomically, and trusts none of them for anything but reporting. The exceptions are mailboxes and the command
 //! they carry, which are checked in [`crate::park`].
-#![expect(
-    unsafe_code,
-    reason = "memory that hosts write too is reached through raw pointers"
-)]
+#![expect(unsafe_code, reason = "memory that hosts write too is reached through raw pointers")]
 
 pub mod layout;
 
@@ -200,8 +197,7 @@ impl HostView {
         unsafe {
             word32(&raw mut (*host).reason).store(reason as u32, Relaxed);
             for (i, value) in detail.into_iter().enumerate() {
-                word64((&raw mut (*host).detail).cast::<u64>().wrapping_add(i))
-                    .store(value, Relaxed);
+                word64((&raw mut (*host).detail).cast::<u64>().wrapping_add(i)).store(value, Relaxed);
             }
             word32(&raw mut (*host).cpu).store(apic_id, Relaxed);
         }
@@ -285,11 +281,7 @@ impl CpuView {
     pub fn count_reason(self, basic_reason: u16) {
         let index = usize::from(basic_reason).min(EXIT_REASONS - 1);
         // SAFETY: only an address inside the array is computed.
-        count(unsafe {
-            (&raw mut (*self.pointer()).exits_by_reason)
-                .cast::<u64>()
-                .add(index)
-        });
+        count(unsafe { (&raw mut (*self.pointer()).exits_by_reason).cast::<u64>().add(index) });
     }
 }
 
@@ -317,10 +309,7 @@ pub fn trace(kind: TraceKind, a: u32, b: u64, c: u64) {
 
 #[cfg(target_os = "none")]
 fn stamp() -> (u64, u16) {
-    (
-        crate::arch::registers::tsc(),
-        crate::arch::cpuid::apic_id() as u16,
-    )
+    (crate::arch::registers::tsc(), crate::arch::cpuid::apic_id() as u16)
 }
 
 #[cfg(not(target_os = "none"))]
@@ -335,10 +324,7 @@ pub fn log_bytes(bytes: &[u8]) {
     let text = field!(log.0.text).cast::<u8>();
     for &byte in bytes {
         // SAFETY: the index is inside the text.
-        unsafe {
-            text.add((at % LOG_BYTES as u64) as usize)
-                .write_volatile(byte)
-        };
+        unsafe { text.add((at % LOG_BYTES as u64) as usize).write_volatile(byte) };
         at = at.wrapping_add(1);
     }
     written.store(at, Release);

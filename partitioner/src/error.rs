@@ -49,9 +49,7 @@ pub enum Stuck {
 #[non_exhaustive]
 pub enum PlanError {
     /// CPU 0 was asked for.
-    #[error(
-        "CPU 0 cannot be taken: Linux never offlines its boot CPU; leave it out of the list of CPUs"
-    )]
+    #[error("CPU 0 cannot be taken: Linux never offlines its boot CPU; leave it out of the list of CPUs")]
     CpuZero,
     /// No CPU was asked for.
     #[error("the successor gets no CPU: ask for at least one")]
@@ -94,9 +92,7 @@ pub enum PlanError {
         spare: u64,
     },
     /// A range that is no multiple of the block size.
-    #[error(
-        "memory {range} is not made of whole memory blocks: align both ends to {block_size:#x}"
-    )]
+    #[error("memory {range} is not made of whole memory blocks: align both ends to {block_size:#x}")]
     Misaligned {
         /// What was asked for.
         range: MemRange,
@@ -118,9 +114,7 @@ pub enum PlanError {
         why: Stuck,
     },
     /// The block touches the pool.
-    #[error(
-        "memory {range} overlaps the pool {pool}, which holds the guests' RAM: choose other blocks"
-    )]
+    #[error("memory {range} overlaps the pool {pool}, which holds the guests' RAM: choose other blocks")]
     OverlapsPool {
         /// What was asked for.
         range: MemRange,
@@ -128,9 +122,7 @@ pub enum PlanError {
         pool: MemRange,
     },
     /// The block touches memory that never moves.
-    #[error(
-        "memory {range} overlaps {never}, which never moves (L0 or the first MiB): choose other blocks"
-    )]
+    #[error("memory {range} overlaps {never}, which never moves (L0 or the first MiB): choose other blocks")]
     OverlapsNeverMoves {
         /// What was asked for.
         range: MemRange,
@@ -153,9 +145,7 @@ pub enum PlanError {
     #[error("PCI function {0} does not exist: choose one that `ls /sys/bus/pci/devices` shows")]
     UnknownFunction(PciAddress),
     /// A bridge was asked for.
-    #[error(
-        "PCI function {0} is a bridge, which both hosts see and neither can move: ask for the functions behind it"
-    )]
+    #[error("PCI function {0} is a bridge, which both hosts see and neither can move: ask for the functions behind it")]
     Bridge(PciAddress),
     /// The function is in use.
     #[error("PCI function {address} is busy: {why}; stop its use first")]
@@ -182,9 +172,7 @@ pub enum PlanError {
     #[error("{0} does not exist: ask for one that /proc/interrupts or the MADT lists")]
     UnknownPin(Gsi),
     /// Its registers share a page with a function that stays.
-    #[error(
-        "{page} holds registers of {address} and of {other}, which stays, and a page has one owner: move both"
-    )]
+    #[error("{page} holds registers of {address} and of {other}, which stays, and a page has one owner: move both")]
     SharedPage {
         /// The function asked for.
         address: PciAddress,
@@ -203,9 +191,7 @@ pub enum PlanError {
     },
 
     /// Guests, but nowhere for their RAM to stay.
-    #[error(
-        "guests are to be handed over, but there is no pool: boot L0 with pool=START-END, or list no guests"
-    )]
+    #[error("guests are to be handed over, but there is no pool: boot L0 with pool=START-END, or list no guests")]
     NoPool,
     /// Two owners of one piece of memory.
     #[error("memory {range} of {owner} also belongs to {other}: {}", match (owner, other) {
@@ -221,9 +207,7 @@ pub enum PlanError {
         other: Owner,
     },
     /// The inventory contradicts itself.
-    #[error(
-        "the inventory is inconsistent ({0}): read it anew; if that does not help, please report it"
-    )]
+    #[error("the inventory is inconsistent ({0}): read it anew; if that does not help, please report it")]
     Inconsistent(String),
 }
 
@@ -242,9 +226,7 @@ pub enum Warning {
     )]
     SuccessorNodeWithoutMemory(NodeId),
     /// The incumbent's CPUs of that node are left with remote memory only.
-    #[error(
-        "the incumbent keeps CPUs of {0} but no memory there, so all their memory is remote: leave it some"
-    )]
+    #[error("the incumbent keeps CPUs of {0} but no memory there, so all their memory is remote: leave it some")]
     IncumbentNodeWithoutMemory(NodeId),
     /// An unused function loses its interrupt.
     #[error(

@@ -4,47 +4,27 @@ use core::fmt;
 
 /// Local APIC id of a CPU: its name for L0, the same under every host. Below 255 (xAPIC mode).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(transparent)
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
 pub struct ApicId(pub u32);
 
 /// Linux's number of a CPU (`/sys/devices/system/cpu/cpuN`). Differs from host to host: each counts its own first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(transparent)
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
 pub struct CpuNumber(pub u32);
 
 /// Linux's number of a NUMA node (`/sys/devices/system/node/nodeN`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(transparent)
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
 pub struct NodeId(pub u32);
 
 /// Global system interrupt: the number of an IOAPIC pin across all IOAPICs (ACPI 6.5, 5.2.13).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(transparent)
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
 pub struct Gsi(pub u32);
 
 /// Number of a reigning host: 0 at boot, one more with each refresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(transparent)
-)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
 pub struct Generation(pub u64);
 
 impl Generation {
@@ -57,11 +37,7 @@ impl Generation {
     /// Which of the two sets of a host's fixed places (firmware area, mailbox, trampoline slice) it uses.
     #[must_use]
     pub const fn slot(self) -> Slot {
-        if self.0 & 1 == 0 {
-            Slot::Even
-        } else {
-            Slot::Odd
-        }
+        if self.0 & 1 == 0 { Slot::Even } else { Slot::Odd }
     }
 }
 
@@ -159,10 +135,6 @@ mod tests {
         assert_eq!(first.slot(), Slot::Even);
         assert_eq!(first.next().slot(), Slot::Odd);
         assert_eq!(first.next().slot().other().index(), 0);
-        assert_eq!(
-            Generation(u64::MAX).next(),
-            Generation(0),
-            "no overflow, parity kept"
-        );
+        assert_eq!(Generation(u64::MAX).next(), Generation(0), "no overflow, parity kept");
     }
 }

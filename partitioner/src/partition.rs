@@ -106,20 +106,15 @@ impl Partition {
     pub fn of(inventory: &Inventory) -> Result<Self, PlanError> {
         let host = Owner::Host(inventory.generation.slot());
         let mut memory = RangeMap::new();
-        let mut claim = |range: MemRange, owner: Owner| match memory
-            .overlapping(range.range())
-            .find(|&(_, &other)| other != owner)
-        {
-            Some((_, &other)) => Err(PlanError::Conflict {
-                range,
-                owner,
-                other,
-            }),
-            None => {
-                memory.insert(range.range(), owner);
-                Ok(())
-            }
-        };
+        let mut claim =
+            |range: MemRange, owner: Owner| match memory.overlapping(range.range()).find(|&(_, &other)| other != owner)
+            {
+                Some((_, &other)) => Err(PlanError::Conflict { range, owner, other }),
+                None => {
+                    memory.insert(range.range(), owner);
+                    Ok(())
+                }
+            };
         for &range in &inventory.never_moves {
             claim(range, Owner::Monitor)?;
         }
@@ -132,11 +127,7 @@ impl Partition {
         for range in inventory.own_ram().iter().filter_map(MemRange::from_range) {
             claim(range, host)?;
         }
-        for page in inventory
-            .functions
-            .iter()
-            .flat_map(|function| function.pages())
-        {
+        for page in inventory.functions.iter().flat_map(|function| function.pages()) {
             claim(page, host)?;
         }
         let mut ports = RangeInclusiveMap::new();
@@ -206,21 +197,15 @@ impl Partition {
     #[must_use]
     pub fn owned_by(&self, owner: Owner) -> Vec<Resource> {
         fn mine<K: Copy>(map: &BTreeMap<K, Owner>, owner: Owner) -> impl Iterator<Item = K> {
-            map.iter()
-                .filter(move |&(_, &o)| o == owner)
-                .map(|(&key, _)| key)
+            map.iter().filter(move |&(_, &o)| o == owner).map(|(&key, _)| key)
         }
         let memory = self.memory.iter().filter(|&(_, &o)| o == owner);
         let ports = self.ports.iter().filter(|&(_, &o)| o == owner);
         mine(&self.cpus, owner)
             .map(Resource::Cpu)
-            .chain(
-                memory.filter_map(|(range, _)| MemRange::from_range(range).map(Resource::Memory)),
-            )
+            .chain(memory.filter_map(|(range, _)| MemRange::from_range(range).map(Resource::Memory)))
             .chain(mine(&self.functions, owner).map(Resource::Function))
-            .chain(ports.filter_map(|(range, _)| {
-                PortRange::new(*range.start(), *range.end()).map(Resource::Ports)
-            }))
+            .chain(ports.filter_map(|(range, _)| PortRange::new(*range.start(), *range.end()).map(Resource::Ports)))
             .chain(mine(&self.pins, owner).map(Resource::Pin))
             .collect()
     }

@@ -72,9 +72,7 @@ impl fmt::Display for PciAddress {
 
 /// A text that is no PCI address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{0}` is no PCI address: write SSSS:BB:DD.F in hexadecimal, as in `ls /sys/bus/pci/devices`"
-)]
+#[error("`{0}` is no PCI address: write SSSS:BB:DD.F in hexadecimal, as in `ls /sys/bus/pci/devices`")]
 pub struct ParsePciAddressError(String);
 
 impl FromStr for PciAddress {
@@ -82,23 +80,15 @@ impl FromStr for PciAddress {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let hex = |digits: &str, most: usize| {
-            let plain =
-                (1..=most).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit());
-            plain
-                .then(|| u16::from_str_radix(digits, 16).ok())
-                .flatten()
+            let plain = (1..=most).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit());
+            plain.then(|| u16::from_str_radix(digits, 16).ok()).flatten()
         };
         let parse = || {
             let (rest, function) = text.trim().rsplit_once('.')?;
             let (rest, device) = rest.rsplit_once(':')?;
             let (segment, bus) = rest.rsplit_once(':').unwrap_or(("0", rest));
             let byte = |digits, most| u8::try_from(hex(digits, most)?).ok();
-            Self::new(
-                hex(segment, 4)?,
-                byte(bus, 2)?,
-                byte(device, 2)?,
-                byte(function, 1)?,
-            )
+            Self::new(hex(segment, 4)?, byte(bus, 2)?, byte(device, 2)?, byte(function, 1)?)
         };
         parse().ok_or_else(|| ParsePciAddressError(text.into()))
     }

@@ -10,8 +10,8 @@ use alloc::{format, string::String, vec::Vec};
 pub use retire::Reclaim;
 
 use crate::{
-    Cpu, Generation, Gsi, Inventory, MemRange, MemoryBlock, Owner, Partition, PciFunction,
-    PlanError, PortRange, Request, Resource, Slot, Transfer, Unreclaimed, Warning,
+    Cpu, Generation, Gsi, Inventory, MemRange, MemoryBlock, Owner, Partition, PciFunction, PlanError, PortRange,
+    Request, Resource, Slot, Transfer, Unreclaimed, Warning,
 };
 
 /// Who gets what. Made by [`plan()`], which has checked that it can be carried out.
@@ -72,11 +72,7 @@ impl Plan {
     /// Bytes that will be nobody's after the refresh; the refresh after it gives them to its successor.
     #[must_use]
     pub fn unreclaimed_bytes(&self) -> u64 {
-        self.reclaim
-            .unreclaimed
-            .iter()
-            .map(|left| left.range.len())
-            .sum()
+        self.reclaim.unreclaimed.iter().map(|left| left.range.len()).sum()
     }
 
     /// The changes of owner before the successor boots, in order.
@@ -84,10 +80,7 @@ impl Plan {
     pub fn grants(&self) -> Vec<Transfer> {
         let incumbent = Owner::Host(self.incumbent());
         let to = Owner::Host(self.successor());
-        let own = self
-            .blocks
-            .iter()
-            .map(|block| Resource::Memory(block.range));
+        let own = self.blocks.iter().map(|block| Resource::Memory(block.range));
         let own = own.chain(self.mmio.iter().copied().map(Resource::Memory));
         let own = own.chain(
             self.functions
@@ -97,10 +90,7 @@ impl Plan {
         let own = own.chain(self.ports.iter().copied().map(Resource::Ports));
         let own = own.chain(self.pins.iter().copied().map(Resource::Pin));
         let own = own.chain(self.cpus.iter().map(|cpu| Resource::Cpu(cpu.apic)));
-        let nobodys = self
-            .unreclaimed
-            .iter()
-            .map(|left| Resource::Memory(left.range));
+        let nobodys = self.unreclaimed.iter().map(|left| Resource::Memory(left.range));
         let nobodys = nobodys.map(|resource| Transfer {
             resource,
             from: Owner::Nobody,
@@ -164,9 +154,7 @@ pub fn plan(inventory: &Inventory, request: &Request) -> Result<Plan, PlanError>
 fn check(inventory: &Inventory) -> Result<Partition, PlanError> {
     let size = inventory.block_size;
     if !size.is_power_of_two() {
-        return Err(PlanError::Inconsistent(format!(
-            "a memory block of {size:#x} bytes"
-        )));
+        return Err(PlanError::Inconsistent(format!("a memory block of {size:#x} bytes")));
     }
     if let Some(block) = inventory
         .blocks
@@ -178,19 +166,11 @@ fn check(inventory: &Inventory) -> Result<Partition, PlanError> {
             block.range
         )));
     }
-    let twice = repeated(inventory.blocks.iter().map(|block| block.range))
-        .map(|range| format!("memory block {range}"));
-    let twice = twice.or_else(|| {
-        repeated(inventory.cpus.iter().map(|cpu| cpu.apic)).map(|apic| format!("{apic}"))
-    });
-    let twice = twice.or_else(|| {
-        repeated(inventory.cpus.iter().map(|cpu| cpu.number)).map(|cpu| format!("{cpu}"))
-    });
-    let twice = twice.or_else(|| {
-        repeated(inventory.functions.iter().map(|f| f.address)).map(|f| format!("{f}"))
-    });
-    let twice = twice
-        .or_else(|| repeated(inventory.pins.iter().map(|pin| pin.gsi)).map(|gsi| format!("{gsi}")));
+    let twice = repeated(inventory.blocks.iter().map(|block| block.range)).map(|range| format!("memory block {range}"));
+    let twice = twice.or_else(|| repeated(inventory.cpus.iter().map(|cpu| cpu.apic)).map(|apic| format!("{apic}")));
+    let twice = twice.or_else(|| repeated(inventory.cpus.iter().map(|cpu| cpu.number)).map(|cpu| format!("{cpu}")));
+    let twice = twice.or_else(|| repeated(inventory.functions.iter().map(|f| f.address)).map(|f| format!("{f}")));
+    let twice = twice.or_else(|| repeated(inventory.pins.iter().map(|pin| pin.gsi)).map(|gsi| format!("{gsi}")));
     match twice {
         Some(what) => Err(PlanError::Inconsistent(format!("{what} is listed twice"))),
         None => Partition::of(inventory),

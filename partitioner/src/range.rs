@@ -22,11 +22,7 @@ impl MemRange {
     /// `[start, end)`, or `None` if that is empty.
     #[must_use]
     pub const fn new(start: u64, end: u64) -> Option<Self> {
-        if start < end {
-            Some(Self { start, end })
-        } else {
-            None
-        }
+        if start < end { Some(Self { start, end }) } else { None }
     }
 
     /// `len` bytes from `start`, or `None` if that is empty or wraps around.
@@ -169,9 +165,7 @@ impl fmt::Display for PortRange {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseRangeError {
     /// Not a range of addresses.
-    #[error(
-        "`{0}` is no memory range: write 0xSTART-0xEND, END being the first byte after it and above START"
-    )]
+    #[error("`{0}` is no memory range: write 0xSTART-0xEND, END being the first byte after it and above START")]
     Memory(String),
     /// Not a range of ports.
     #[error("`{0}` is no port range: write 0xFIRST-0xLAST, both at most 0xffff, or one port")]
@@ -235,10 +229,7 @@ mod tests {
             "0x1-0x10000000000000000",
         ] {
             let error = bad.parse::<MemRange>().unwrap_err();
-            assert!(
-                error.to_string().contains("write 0xSTART-0xEND"),
-                "{bad}: {error}"
-            );
+            assert!(error.to_string().contains("write 0xSTART-0xEND"), "{bad}: {error}");
         }
     }
 
@@ -256,10 +247,7 @@ mod tests {
     #[test]
     fn pages_around_a_range() {
         let bar = MemRange::new(0xfebc_0010, 0xfebc_0020).unwrap();
-        assert_eq!(
-            bar.to_pages(),
-            MemRange::new(0xfebc_0000, 0xfebc_1000).unwrap()
-        );
+        assert_eq!(bar.to_pages(), MemRange::new(0xfebc_0000, 0xfebc_1000).unwrap());
         let top = MemRange::new(u64::MAX - 1, u64::MAX).unwrap();
         assert!(top.to_pages().contains(top));
     }

@@ -146,20 +146,11 @@ impl Refresh {
     ///
     /// # Errors
     /// As [`plan()`](crate::plan()) and [`Refresh::apply`]; nothing has changed then.
-    pub fn plan_for(
-        &mut self,
-        inventory: &Inventory,
-        request: &crate::Request,
-    ) -> Result<&Plan, PlanRefused> {
+    pub fn plan_for(&mut self, inventory: &Inventory, request: &crate::Request) -> Result<&Plan, PlanRefused> {
         let plan = crate::plan(inventory, request)?;
-        self.apply(Event::Plan(alloc::boxed::Box::new((
-            plan,
-            Partition::of(inventory)?,
-        ))))?;
+        self.apply(Event::Plan(alloc::boxed::Box::new((plan, Partition::of(inventory)?))))?;
         // Accepted a line ago; the error is for the type checker only.
-        self.plan
-            .as_ref()
-            .ok_or(PlanRefused::Refused(Refused::NothingPlanned))
+        self.plan.as_ref().ok_or(PlanRefused::Refused(Refused::NothingPlanned))
     }
 
     /// The successor's side of a refresh, made from what the incumbent's agent has sent while performing

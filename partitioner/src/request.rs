@@ -102,10 +102,7 @@ mod tests {
         assert!(boot.fits(MemRange::with_len(0xa0_0000, 0x100_2000).unwrap()));
         assert!(!boot.fits(MemRange::with_len(0xa0_0000, 0x100_1fff).unwrap()));
         let unaligned = MemRange::with_len(0xa0_1000, 0x100_2000).unwrap();
-        assert!(
-            !boot.fits(unaligned),
-            "the kernel cannot start where the range does"
-        );
+        assert!(!boot.fits(unaligned), "the kernel cannot start where the range does");
         let absurd = BootSize {
             kernel_init: u64::MAX,
             kernel_align: u64::MAX,

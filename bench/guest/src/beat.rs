@@ -227,8 +227,7 @@ impl<'a> BeatPage<'a> {
     pub fn record(&self, fault: FirstFault) {
         self.words[word::FAULTS + fault.fault as usize].fetch_add(1, Ordering::Relaxed);
         let first = &self.words[word::FIRST_FAULT];
-        let claim =
-            first.compare_exchange(0, fault.fault as u64, Ordering::Relaxed, Ordering::Relaxed);
+        let claim = first.compare_exchange(0, fault.fault as u64, Ordering::Relaxed, Ordering::Relaxed);
         if claim.is_ok() {
             self.put(word::FIRST_FAULT + 1, fault.place);
             self.put(word::FIRST_FAULT + 2, fault.expected);
@@ -252,9 +251,7 @@ impl<'a> BeatPage<'a> {
     #[must_use]
     pub fn first_fault(&self) -> Option<FirstFault> {
         let number = self.get(word::FIRST_FAULT);
-        let fault = Fault::ALL
-            .into_iter()
-            .find(|&fault| fault as u64 == number)?;
+        let fault = Fault::ALL.into_iter().find(|&fault| fault as u64 == number)?;
         Some(FirstFault {
             fault,
             place: self.get(word::FIRST_FAULT + 1),

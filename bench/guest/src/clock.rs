@@ -27,9 +27,7 @@ impl Floor {
         let earlier = self.0.load(Ordering::Acquire);
         let later = read();
         self.0.fetch_max(later, Ordering::AcqRel);
-        let step = later
-            .checked_sub(earlier)
-            .ok_or(Backwards { earlier, later });
+        let step = later.checked_sub(earlier).ok_or(Backwards { earlier, later });
         // The first reading has no earlier one to step from.
         (later, if earlier == 0 { Ok(0) } else { step })
     }
@@ -114,13 +112,7 @@ mod tests {
     fn a_clock_that_falls_is_a_fault_until_it_catches_up() {
         let floor = Floor::default();
         let _ = floor.check(|| 10);
-        assert_eq!(
-            floor.check(|| 9).1,
-            Err(Backwards {
-                earlier: 10,
-                later: 9
-            })
-        );
+        assert_eq!(floor.check(|| 9).1, Err(Backwards { earlier: 10, later: 9 }));
         assert!(floor.check(|| 9).1.is_err());
         assert!(floor.check(|| 11).1.is_ok());
     }
@@ -150,16 +142,9 @@ mod tests {
             .collect();
         assert_eq!(
             kinds,
-            [
-                Fault::TscSkew,
-                Fault::MonotonicBackwards,
-                Fault::RealtimeBackwards
-            ]
+            [Fault::TscSkew, Fault::MonotonicBackwards, Fault::RealtimeBackwards]
         );
         let own = Floor(AtomicU64::new(u64::MAX));
-        assert_eq!(
-            shared.look(&own).faults.first().map(|f| f.0),
-            Some(Fault::TscBackwards)
-        );
+        assert_eq!(shared.look(&own).faults.first().map(|f| f.0), Some(Fault::TscBackwards));
     }
 }

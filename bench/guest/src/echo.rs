@@ -11,8 +11,7 @@ pub const PORT: u16 = 7007;
 /// # Errors
 /// The address cannot be bound (`ip link set lo up` is the usual remedy), or the socket fails.
 pub fn serve(address: &str) -> Result<()> {
-    let socket =
-        UdpSocket::bind(address).with_context(|| format!("cannot bind {address}: is `lo` up?"))?;
+    let socket = UdpSocket::bind(address).with_context(|| format!("cannot bind {address}: is `lo` up?"))?;
     let mut datagram = [0; 2048];
     loop {
         let (length, sender) = socket.recv_from(&mut datagram)?;

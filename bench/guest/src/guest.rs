@@ -1,8 +1,8 @@
 //! PID 1 of the guest: sets the guest up and runs the checks, each in its own thread.
 //!
-//! One thread per vCPU holds registers and beats; one works through the buffer; one each uses the disk and the network, if
-//! there are any. Every thread looks at the clocks, and every piece of work beats, so the counter moves every few thousand
-//! instructions whichever thread runs: that is the resolution with which a host sees a pause.
+//! One thread per vCPU holds registers and beats; one works through the buffer; one each uses the disk and the network,
+//! if there are any. Every thread looks at the clocks, and every piece of work beats, so the counter moves every few
+//! thousand instructions whichever thread runs: that is the resolution with which a host sees a pause.
 
 mod disk;
 mod memory;
@@ -72,11 +72,7 @@ impl Guest<'_> {
 pub fn run_as_init() -> Result<()> {
     setup::mounts()?;
     let params = setup::params()?;
-    let modules = if params.modules {
-        setup::load_modules()?
-    } else {
-        0
-    };
+    let modules = if params.modules { setup::load_modules()? } else { 0 };
     if !params.measure.is_empty() {
         return crate::measure::run(&params.measure);
     }
@@ -145,11 +141,7 @@ fn report(guest: &Guest<'_>) -> Result<()> {
     } = guest.params;
     let page = guest.page;
     loop {
-        std::thread::sleep(Duration::from_millis(if *report_ms == 0 {
-            1000
-        } else {
-            *report_ms
-        }));
+        std::thread::sleep(Duration::from_millis(if *report_ms == 0 { 1000 } else { *report_ms }));
         if *report_ms > 0 {
             let faults = page.faults();
             let ms = nanoseconds(ClockId::Monotonic) / 1_000_000;
@@ -170,9 +162,7 @@ fn report(guest: &Guest<'_>) -> Result<()> {
 
 pub(crate) fn online_cpus() -> Result<Vec<usize>> {
     let set = sched_getaffinity(None)?;
-    Ok((0..CpuSet::MAX_CPU)
-        .filter(|&cpu| set.is_set(cpu))
-        .collect())
+    Ok((0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect())
 }
 
 /// Binds the calling thread to one vCPU: its TSC is about that vCPU alone.

@@ -46,19 +46,13 @@ impl Shared {
             stat.st_size.unsigned_abs()
         };
         let length = length.unwrap_or(size.saturating_sub(offset));
-        let end = offset
-            .checked_add(length)
-            .context("offset + length overflows")?;
+        let end = offset.checked_add(length).context("offset + length overflows")?;
         ensure!(
             length > 0 && end <= size,
             "{offset:#x}+{length:#x} is not inside {} of {size:#x} bytes",
             path.display()
         );
-        let unit = if is_device {
-            ALIGNMENT
-        } else {
-            PAGE_BYTES as u64
-        };
+        let unit = if is_device { ALIGNMENT } else { PAGE_BYTES as u64 };
         ensure!(
             offset.is_multiple_of(unit) && length.is_multiple_of(unit),
             "{offset:#x}+{length:#x}: offset and length must be multiples of {unit:#x}"
@@ -70,17 +64,8 @@ impl Shared {
         };
         let length = usize::try_from(length)?;
         // SAFETY: a new mapping at an address of the kernel's choice aliases nothing in this process.
-        let base = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                length,
-                protection,
-                MapFlags::SHARED,
-                &fd,
-                offset,
-            )
-        }
-        .with_context(|| format!("cannot map {offset:#x}+{length:#x} of {}", path.display()))?;
+        let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, &fd, offset) }
+            .with_context(|| format!("cannot map {offset:#x}+{length:#x} of {}", path.display()))?;
         Self::new(base.cast(), length)
     }
 
@@ -102,9 +87,7 @@ impl Shared {
                 address,
             )
         }
-        .with_context(|| {
-            format!("cannot map physical {address:#x}+{length:#x}: boot with iomem=relaxed")
-        })?;
+        .with_context(|| format!("cannot map physical {address:#x}+{length:#x}: boot with iomem=relaxed"))?;
         Self::new(base.cast(), length)
     }
 
@@ -115,8 +98,7 @@ impl Shared {
     pub fn locked(length: usize) -> Result<Self> {
         let shared = Self::anonymous(length, MapFlags::SHARED | MapFlags::POPULATE)?;
         // SAFETY: exactly the mapping made above.
-        unsafe { rustix::mm::mlock(shared.base.as_ptr().cast(), length) }
-            .context("cannot lock memory")?;
+        unsafe { rustix::mm::mlock(shared.base.as_ptr().cast(), length) }.context("cannot lock memory")?;
         Ok(shared)
     }
 
@@ -135,16 +117,9 @@ impl Shared {
         );
         // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
         let base = unsafe {
-            rustix::mm::mmap_anonymous(
-                std::ptr::null_mut(),
-                length,
-                ProtFlags::READ | ProtFlags::WRITE,
-                flags,
-            )
+            rustix::mm::mmap_anonymous(std::ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, flags)
         }
-        .with_context(|| {
-            format!("cannot get {length:#x} bytes: give the guest more memory or a smaller buffer")
-        })?;
+        .with_context(|| format!("cannot get {length:#x} bytes: give the guest more memory or a smaller buffer"))?;
         Self::new(base.cast(), length)
     }
 
@@ -174,8 +149,8 @@ impl Shared {
     /// The memory as pages of atomic words.
     #[must_use]
     pub fn pages(&self) -> &[PageWords] {
-        // SAFETY: the mapping is page aligned, lives as long as self, and holds this many pages. Loads from a read-only mapping
-        // are fine; this process stores to pages of a mapping it made writable only.
+        // SAFETY: the mapping is page aligned, lives as long as self, and holds this many pages. Loads from a read-only
+        // mapping are fine; this process stores to pages of a mapping it made writable only.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), self.length / PAGE_BYTES) }
     }
 
@@ -215,17 +190,15 @@ impl Shared {
         let start = usize::try_from(offset)?;
         match start.checked_add(length) {
             Some(end) if end <= self.length => Ok(self.base.as_ptr().wrapping_add(start)),
-            _ => bail!(
-                "{offset:#x}+{length:#x} is not inside {:#x} bytes",
-                self.length
-            ),
+            _ => bail!("{offset:#x}+{length:#x} is not inside {:#x} bytes", self.length),
         }
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // SAFETY: exactly what was mapped; borrows of it cannot outlive self. An error is impossible for a whole mapping.
+        // SAFETY: exactly what was mapped; borrows of it cannot outlive self. An error is impossible for a whole
+        // mapping.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.length) };
     }
 }
@@ -237,11 +210,8 @@ fn device_size(device: u64) -> Result<u64> {
         rustix::fs::major(device),
         rustix::fs::minor(device)
     );
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("{path}: not a DAX device; mount sysfs"))?;
-    text.trim()
-        .parse()
-        .with_context(|| format!("{path}: not a number"))
+    let text = std::fs::read_to_string(&path).with_context(|| format!("{path}: not a DAX device; mount sysfs"))?;
+    text.trim().parse().with_context(|| format!("{path}: not a number"))
 }
 
 #[cfg(test)]
@@ -276,12 +246,7 @@ mod tests {
     fn a_file_is_mapped_within_its_size_only() {
         let path = std::env::temp_dir().join(format!("lab-guest-map-{}", std::process::id()));
         std::fs::write(&path, vec![1; 3 * 4096]).expect("temporary file");
-        assert_eq!(
-            Shared::file(&path, 4096, None, false)
-                .expect("two pages")
-                .len(),
-            8192
-        );
+        assert_eq!(Shared::file(&path, 4096, None, false).expect("two pages").len(), 8192);
         assert!(Shared::file(&path, 4096, Some(3 * 4096), false).is_err());
         assert!(Shared::file(&path, 100, Some(4096), false).is_err());
         assert!(Shared::file(&path, u64::MAX, Some(4096), false).is_err());

@@ -274,11 +274,7 @@ mod tests {
     fn ticks_are_summed_up_less_the_empty_loop() {
         let measured = Measured::new(Event::Cpuid, vec![9, 5, 105, 6, 5], 4).expect("five");
         let Measured {
-            min,
-            median,
-            mean,
-            max,
-            ..
+            min, median, mean, max, ..
         } = measured;
         assert_eq!((min, median, mean, max), (1, 2, 22, 101));
         assert_eq!(Measured::new(Event::Cpuid, Vec::new(), 4), None);

@@ -1,10 +1,11 @@
 //! A guest's disk in the pool, served to QEMU over NBD.
 //!
-//! A disk whose contents lay inside one host would be lost with it. In a data centre it is shared storage; here it is a range
-//! of the pool, which both hosts map, served by a process of this kind in each. QEMU drains and flushes before it
+//! A disk whose contents lay inside one host would be lost with it. In a data centre it is shared storage; here it is a
+//! range of the pool, which both hosts map, served by a process of this kind in each. QEMU drains and flushes before it
 //! hands over, so what the successor's server reads is what the incumbent's wrote.
 //!
-//! The protocol is the fixed newstyle of `doc/proto.md` in the NBD project, without TLS and structured replies: what QEMU needs.
+//! The protocol is the fixed newstyle of `doc/proto.md` in the NBD project, without TLS and structured replies: what
+//! QEMU needs.
 
 use crate::map::Shared;
 use anyhow::{Result, bail, ensure};
@@ -77,10 +78,7 @@ fn handshake(stream: &mut (impl Read + Write), size: u64) -> Result<bool> {
         ensure!(magic == OPTION_MAGIC, "bad option magic {magic:#x}");
         let option = u32::from_be_bytes(take(stream)?);
         let length = u32::from_be_bytes(take(stream)?);
-        ensure!(
-            length <= 4096,
-            "option {option} of {length} bytes is too long"
-        );
+        ensure!(length <= 4096, "option {option} of {length} bytes is too long");
         std::io::copy(&mut stream.take(length.into()), &mut std::io::sink())?;
         match option {
             // NBD_OPT_EXPORT_NAME has no reply but the export itself.

@@ -47,10 +47,7 @@ impl Params {
     pub fn parse(command_line: &str) -> Result<Self, String> {
         let mut params = Params::default();
         for word in command_line.split_ascii_whitespace() {
-            let Some((key, value)) = word
-                .strip_prefix("lab.")
-                .and_then(|rest| rest.split_once('='))
-            else {
+            let Some((key, value)) = word.strip_prefix("lab.").and_then(|rest| rest.split_once('=')) else {
                 continue;
             };
             let number = || {
@@ -66,14 +63,11 @@ impl Params {
                 "io_ms" => params.io_ms = number()?,
                 "modules" => params.modules = number()? != 0,
                 "measure" => {
-                    params.measure =
-                        Step::parse(value).map_err(|error| format!("{word}: {error}"))?;
+                    params.measure = Step::parse(value).map_err(|error| format!("{word}: {error}"))?;
                 }
                 "reboot_after" => params.reboot_after = number()?,
                 _ => {
-                    return Err(format!(
-                        "{word}: unknown; see the list in lab-guest's params.rs"
-                    ));
+                    return Err(format!("{word}: unknown; see the list in lab-guest's params.rs"));
                 }
             }
         }
@@ -87,9 +81,7 @@ mod tests {
 
     #[test]
     fn words_of_others_are_left_alone() {
-        let params = Params::parse(
-            "console=ttyS0 quiet lab.name=g2 lab.buffer_mib=32 lab.duty=300 panic=-1\n",
-        );
+        let params = Params::parse("console=ttyS0 quiet lab.name=g2 lab.buffer_mib=32 lab.duty=300 panic=-1\n");
         let expected = Params {
             name: "g2".into(),
             buffer_mib: 32,

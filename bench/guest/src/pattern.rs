@@ -1,8 +1,8 @@
 //! The pattern of a page, which the guest can derive again: any other content is a fault.
 //!
 //! A page holds its number and generation in word 0 and a sequence drawn from both in the others. The expected
-//! generation is kept elsewhere, so a page that went back to an earlier state of itself, though whole, is seen as stale.
-//! The sequence is a 64-bit linear congruential one: two instructions a word, which an emulator can afford.
+//! generation is kept elsewhere, so a page that went back to an earlier state of itself, though whole, is seen as
+//! stale. The sequence is a 64-bit linear congruential one: two instructions a word, which an emulator can afford.
 
 use crate::beat::{PAGE_WORDS, PageWords};
 use std::sync::atomic::Ordering;
@@ -69,11 +69,7 @@ impl Pattern {
         for (word, cell) in words.iter().enumerate() {
             let found = cell.load(Ordering::Relaxed);
             if found != expected {
-                return Err(Damage::Corrupt {
-                    word,
-                    expected,
-                    found,
-                });
+                return Err(Damage::Corrupt { word, expected, found });
             }
             value = next(value);
             expected = value;
@@ -169,25 +165,16 @@ mod tests {
         for word in 0..PAGE_WORDS / 2 {
             page[word].store(newer[word].load(Ordering::Relaxed), Ordering::Relaxed);
         }
-        assert!(matches!(
-            P.verify(&page),
-            Err(Damage::Corrupt { word: 256, .. })
-        ));
+        assert!(matches!(P.verify(&page), Err(Damage::Corrupt { word: 256, .. })));
     }
 
     #[test]
     fn the_page_of_another_guest_or_place_is_corrupt() {
         let page = blank_page();
         Pattern { seed: 2, ..P }.fill(&page);
-        assert!(matches!(
-            P.verify(&page),
-            Err(Damage::Corrupt { word: 1, .. })
-        ));
+        assert!(matches!(P.verify(&page), Err(Damage::Corrupt { word: 1, .. })));
         Pattern { page: 1, ..P }.fill(&page);
-        assert!(matches!(
-            P.verify(&page),
-            Err(Damage::Corrupt { word: 0, .. })
-        ));
+        assert!(matches!(P.verify(&page), Err(Damage::Corrupt { word: 0, .. })));
     }
 
     #[test]

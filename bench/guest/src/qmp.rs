@@ -55,10 +55,7 @@ impl Qmp {
             } else if let Some(error) = answer.get("error") {
                 bail!("{command}: {error}");
             } else {
-                return Ok(answer
-                    .get_mut("return")
-                    .map(Value::take)
-                    .unwrap_or_default());
+                return Ok(answer.get_mut("return").map(Value::take).unwrap_or_default());
             }
         }
     }
@@ -73,9 +70,7 @@ impl Qmp {
             if let Some(i) = self.events.iter().position(wanted) {
                 return Ok(self.events.remove(i));
             }
-            let line = self
-                .line()
-                .with_context(|| format!("waiting for {event}"))?;
+            let line = self.line().with_context(|| format!("waiting for {event}"))?;
             self.events.push(line);
         }
     }
@@ -106,8 +101,7 @@ pub fn parse_command(text: &str) -> Result<Value> {
     match text.split_once(char::is_whitespace) {
         None => Ok(json!({"execute": text})),
         Some((name, arguments)) => {
-            let arguments: Value = serde_json::from_str(arguments)
-                .with_context(|| format!("not JSON: {arguments}"))?;
+            let arguments: Value = serde_json::from_str(arguments).with_context(|| format!("not JSON: {arguments}"))?;
             Ok(json!({"execute": name, "arguments": arguments}))
         }
     }
@@ -149,9 +143,7 @@ mod tests {
             }
         });
         let mut qmp = Qmp::connect(&path, Duration::from_secs(180)).expect("greeted");
-        let status = qmp
-            .execute(&json!({"execute": "query-status"}))
-            .expect("answered");
+        let status = qmp.execute(&json!({"execute": "query-status"})).expect("answered");
         assert_eq!(status["status"], "running");
         assert_eq!(qmp.wait("RESUME").expect("came earlier")["event"], "RESUME");
         assert!(qmp.execute(&json!({"execute": "bad"})).is_err());

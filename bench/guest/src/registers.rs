@@ -1,12 +1,9 @@
 //! Registers held over time: whatever interrupts, exits and handovers happen meanwhile, they must not change.
 //!
 //! [`hold`] loads every general, vector and x87 register, MXCSR, the x87 control word, the carry and direction flags
-//! and GS.base with chosen values, beats for a while with nothing but them in the CPU, and stores them again. The comparison
-//! is a pure function, so it can be tested with every register wrong.
-#![expect(
-    unsafe_code,
-    reason = "no language but assembly can hold all registers"
-)]
+//! and GS.base with chosen values, beats for a while with nothing but them in the CPU, and stores them again. The
+//! comparison is a pure function, so it can be tested with every register wrong.
+#![expect(unsafe_code, reason = "no language but assembly can hold all registers")]
 
 use std::mem::offset_of;
 use std::sync::atomic::AtomicU64;
@@ -118,10 +115,7 @@ impl Image {
             u64::from(self.mxcsr),
             u64::from(self.x87_control),
         ];
-        let x87 = self
-            .x87
-            .iter()
-            .flat_map(|[mantissa, top]| [*mantissa, top & 0xffff]);
+        let x87 = self.x87.iter().flat_map(|[mantissa, top]| [*mantissa, top & 0xffff]);
         self.general
             .iter()
             .chain(self.vectors.as_flattened())
@@ -136,10 +130,7 @@ impl Image {
     /// [`Changed`] names it.
     pub fn compare(&self, found: &Image) -> Result<(), Changed> {
         let pairs = (0..).zip(self.words().zip(found.words()));
-        match pairs
-            .into_iter()
-            .find(|(_, (expected, found))| expected != found)
-        {
+        match pairs.into_iter().find(|(_, (expected, found))| expected != found) {
             Some((register, (expected, found))) => Err(Changed {
                 register,
                 expected,
@@ -167,8 +158,8 @@ pub fn hold(want: &Image, features: Features, counter: &AtomicU64, beats: u64) -
         ymm: u64::from(features.ymm),
         gs: u64::from(features.gs),
     };
-    // SAFETY: the function keeps the callee-saved registers, MXCSR, the x87 control word, GS.base and DF as the ABI wants, uses
-    // AVX and WRGSBASE only where `features` found them, and reads and writes `block` and `counter` alone.
+    // SAFETY: the function keeps the callee-saved registers, MXCSR, the x87 control word, GS.base and DF as the ABI
+    // wants, uses AVX and WRGSBASE only where `features` found them, and reads and writes `block` and `counter` alone.
     unsafe { lab_guest_hold(&raw mut block) };
     block.got
 }
@@ -306,10 +297,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    const ALL: Features = Features {
-        ymm: true,
-        gs: true,
-    };
+    const ALL: Features = Features { ymm: true, gs: true };
 
     #[test]
     #[cfg_attr(miri, ignore = "runs assembly")]
@@ -320,15 +308,9 @@ mod tests {
             assert_eq!(want.compare(&hold(&want, features, &counter, 20)), Ok(()));
             assert_eq!(counter.load(Ordering::Relaxed), 20);
         }
-        let base = Features {
-            ymm: false,
-            gs: false,
-        };
+        let base = Features { ymm: false, gs: false };
         let want = Image::draw(1, base);
-        assert_eq!(
-            want.compare(&hold(&want, base, &AtomicU64::new(0), 0)),
-            Ok(())
-        );
+        assert_eq!(want.compare(&hold(&want, base, &AtomicU64::new(0), 0)), Ok(()));
     }
 
     #[test]
@@ -347,9 +329,7 @@ mod tests {
         let numbers = changes.map(|change| {
             let mut got = want;
             change(&mut got);
-            want.compare(&got)
-                .expect_err("one register differs")
-                .register
+            want.compare(&got).expect_err("one register differs").register
         });
         assert_eq!(numbers, [0, 11, 12, 75, 91, 92, 93, 94]);
         let got = Image {
@@ -399,14 +379,13 @@ mod tests {
 
     /// Plays a kernel or monitor that fails to restore a register.
     extern "C" fn corrupt(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
-        // SAFETY: the kernel passes a ucontext_t to a handler installed with SA_SIGINFO; the symbols' addresses are only taken.
+        // SAFETY: the kernel passes a ucontext_t to a handler installed with SA_SIGINFO; the symbols' addresses are
+        // only taken.
         unsafe {
             let context = &mut *context.cast::<libc::ucontext_t>();
             let registers = &mut context.uc_mcontext.gregs;
             let rip = registers[libc::REG_RIP as usize] as u64;
-            if !(&raw const lab_guest_held_begin as u64..&raw const lab_guest_held_end as u64)
-                .contains(&rip)
-            {
+            if !(&raw const lab_guest_held_begin as u64..&raw const lab_guest_held_end as u64).contains(&rip) {
                 return;
             }
             match VICTIM.load(Ordering::Relaxed) {
@@ -448,8 +427,7 @@ mod tests {
                 });
                 let seen = (0..1000).find_map(|seed| {
                     let want = Image::draw(seed, features);
-                    want.compare(&hold(&want, features, &AtomicU64::new(0), 1000))
-                        .err()
+                    want.compare(&hold(&want, features, &AtomicU64::new(0), 1000)).err()
                 });
                 done.store(true, Ordering::Relaxed);
                 seen

@@ -44,9 +44,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     fn pool() -> Vec<PageWords> {
-        (0..8)
-            .map(|_| [const { AtomicU64::new(0) }; PAGE_WORDS])
-            .collect()
+        (0..8).map(|_| [const { AtomicU64::new(0) }; PAGE_WORDS]).collect()
     }
 
     fn guest(name: &str, started_ns: u64) -> Identity {
@@ -66,10 +64,7 @@ mod tests {
         let _ = BeatPage::create(&pool[2], &guest("g1", 1));
         let _ = BeatPage::create(&pool[7], &guest("g2", 2));
         let found = scan(&pool);
-        assert_eq!(
-            found.iter().map(|f| f.offset).collect::<Vec<_>>(),
-            [2 * 4096, 7 * 4096]
-        );
+        assert_eq!(found.iter().map(|f| f.offset).collect::<Vec<_>>(), [2 * 4096, 7 * 4096]);
         assert!(newest(&found, "g3").is_none());
     }
 

@@ -11,7 +11,8 @@ use crate::scan::{Found, newest, scan};
 use anyhow::{Context, Result};
 use std::time::{Duration, Instant};
 
-/// Between two looks: a scan of the pool costs about a million instructions, which must not become most of the emulator's.
+/// Between two looks: a scan of the pool costs about a million instructions, which must not become most of the
+/// emulator's.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// All guests in the pool, those of the past too.
@@ -66,8 +67,8 @@ pub fn running(pool: &Shared, name: &str, timeout: Duration) -> Result<Report> {
     }
 }
 
-/// Waits until the guest of an earlier report has proven that it survived: the same boot, no fault, and every kind of work that it
-/// did before going on.
+/// Waits until the guest of an earlier report has proven that it survived: the same boot, no fault, and every kind of
+/// work that it did before going on.
 ///
 /// # Errors
 /// The sentences of [`survived`] that are still true after `timeout`, or at once when it can no longer prove it.

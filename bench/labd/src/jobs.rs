@@ -36,11 +36,7 @@ impl Jobs {
     pub fn handle(&mut self, message: ToHost) {
         match message {
             ToHost::Ping => {}
-            ToHost::Run {
-                job,
-                command,
-                input,
-            } => self.run(job, &command, input),
+            ToHost::Run { job, command, input } => self.run(job, &command, input),
             ToHost::Input { job, data } => {
                 if let Some(input) = self.running.get(&job).and_then(|job| job.input.as_ref()) {
                     let _ = input.send(data);

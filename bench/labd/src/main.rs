@@ -22,8 +22,8 @@ use crate::{jobs::Jobs, uart::Uart};
 
 /// How long the line is watched closely after its last byte.
 const ALERT: Duration = Duration::from_millis(3);
-/// Longest sleep between two looks at a quiet line, unless `labd.idle_ms=` on the kernel's command line says otherwise: a
-/// host that is measured should not look often.
+/// Longest sleep between two looks at a quiet line, unless `labd.idle_ms=` on the kernel's command line says otherwise:
+/// a host that is measured should not look often.
 const IDLE: Duration = Duration::from_millis(20);
 
 fn main() -> Result<()> {

@@ -1,5 +1,5 @@
-//! I/O ports from user space: through `/dev/port`, or with IN and OUT where the kernel has no such file (CONFIG_DEVPORT;
-//! Debian's cloud kernels).
+//! I/O ports from user space: through `/dev/port`, or with IN and OUT where the kernel has no such file
+//! (CONFIG_DEVPORT; Debian's cloud kernels).
 
 use std::{
     fs::{File, OpenOptions},
@@ -31,8 +31,7 @@ impl Ports {
             }
             Err(_) => {}
         }
-        allow(base, count)
-            .context("using I/O ports (needs root and CONFIG_DEVPORT or CONFIG_X86_IOPL_IOPERM)")?;
+        allow(base, count).context("using I/O ports (needs root and CONFIG_DEVPORT or CONFIG_X86_IOPL_IOPERM)")?;
         Ok(Self::Direct)
     }
 

@@ -138,10 +138,7 @@ mod tests {
     use super::*;
 
     fn feed(decoder: &mut Decoder, bytes: &[u8]) -> Vec<Result<ToLab, WireError>> {
-        bytes
-            .iter()
-            .filter_map(|byte| decoder.push(*byte))
-            .collect()
+        bytes.iter().filter_map(|byte| decoder.push(*byte)).collect()
     }
 
     fn sample() -> ToLab {
@@ -177,10 +174,7 @@ mod tests {
     #[test]
     fn output_can_not_forge_a_frame() {
         let inner = encode(&ToLab::Exit { job: 1, status: 0 }).unwrap();
-        let outer = ToLab::Output {
-            job: 1,
-            data: inner,
-        };
+        let outer = ToLab::Output { job: 1, data: inner };
         let got = feed(&mut Decoder::default(), &encode(&outer).unwrap());
         assert_eq!(got, [Ok(outer)]);
     }

@@ -8,9 +8,9 @@
 //!   ---------------------------- the same emulated server ----------------------------
 //! ```
 //!
-//! The server, the kernels, the initramfs and the guests are the same in all four. With [`SetUp::NestedKvm`] the host of
-//! the guests is itself a guest of a stock KVM (`nested=1`, `-cpu host`), started from the kernel and the initramfs that
-//! the outer host was booted from; its COM4 is the machine's COM4, so that it answers the lab like a host of odd
+//! The server, the kernels, the initramfs and the guests are the same in all four. With [`SetUp::NestedKvm`] the host
+//! of the guests is itself a guest of a stock KVM (`nested=1`, `-cpu host`), started from the kernel and the initramfs
+//! that the outer host was booted from; its COM4 is the machine's COM4, so that it answers the lab like a host of odd
 //! generation.
 //!
 //! Exits are counted in whatever is below the host of the guests ([`Counts::below`]): L0's own counters, or the outer
@@ -50,12 +50,7 @@ pub enum SetUp {
 
 impl SetUp {
     /// All, the baseline first.
-    pub const ALL: [SetUp; 4] = [
-        SetUp::Kvm,
-        SetUp::LocumNative,
-        SetUp::LocumNested,
-        SetUp::NestedKvm,
-    ];
+    pub const ALL: [SetUp; 4] = [SetUp::Kvm, SetUp::LocumNative, SetUp::LocumNested, SetUp::NestedKvm];
 
     /// For people.
     #[must_use]
@@ -299,16 +294,16 @@ pub fn counts(run: &mut Run, set_up: SetUp) -> Result<Counts> {
     })
 }
 
-/// The emulated CPU lacks what servers have against L1TF, so KVM would empty the L1 data cache by software at most entries
-/// (`vmx_l1d_flush` in arch/x86/kvm/vmx/vmx.c): thousands of instructions, and a CPUID, which exits if the host is nested.
-/// Servers of the last years do not do that.
+/// The emulated CPU lacks what servers have against L1TF, so KVM would empty the L1 data cache by software at most
+/// entries (`vmx_l1d_flush` in arch/x86/kvm/vmx/vmx.c): thousands of instructions, and a CPUID, which exits if the host
+/// is nested. Servers of the last years do not do that.
 const NO_FLUSH: &str = "echo never >/sys/module/kvm_intel/parameters/vmentry_l1d_flush";
 /// Generation of the inner host: an odd one, for COM4.
 const INNER: u32 = 1;
 /// RAM of the inner host, in MiB: its initramfs twice, the pool, and 700 MiB for QEMU and guests besides.
 const INNER_MIB: u32 = 1280;
-/// Command line of the inner host. Its pool holds the same guests as that of the others. What a guest of the lab leaves out to boot in
-/// fewer instructions, it leaves out, too; none of it is about exits.
+/// Command line of the inner host. Its pool holds the same guests as that of the others. What a guest of the lab leaves
+/// out to boot in fewer instructions, it leaves out, too; none of it is about exits.
 const INNER_CMDLINE: &str = "console=ttyS0,115200 nokaslr idle=halt retain_initrd panic=-1 reboot=t \
      transparent_hugepage=never no_timer_check initcall_blacklist=load_system_certificate_list rodata=off \
      memmap=0x17e00000%0x30000000-1+0xefffffff locum.generation=1";
@@ -335,8 +330,8 @@ fn machine(set_up: SetUp, args: &BedArgs) -> MachineArgs {
     }
 }
 
-/// Prints `NAME:VALUE` for each of KVM's counters over all its VMs (virt/kvm/kvm_main.c, `kvm_init_debug`), by one process: they
-/// are dear in a nested host.
+/// Prints `NAME:VALUE` for each of KVM's counters over all its VMs (virt/kvm/kvm_main.c, `kvm_init_debug`), by one
+/// process: they are dear in a nested host.
 const STATISTICS: &str = "cd /sys/kernel/debug/kvm && grep -s . *; true";
 
 /// KVM's counters of exits and injections that are not 0.
@@ -363,8 +358,7 @@ mod tests {
 
     #[test]
     fn statistics_are_events_that_happened() {
-        let text =
-            "exits:120\nhalt_exits:0\npages_4k:77\nio_exits:20\nmax_mmu_page_hash_collisions:x\n";
+        let text = "exits:120\nhalt_exits:0\npages_4k:77\nio_exits:20\nmax_mmu_page_hash_collisions:x\n";
         let found = statistics(text);
         let names: Vec<_> = found.iter().map(|(name, n)| (name.as_str(), *n)).collect();
         assert_eq!(names, [("exits", 120), ("io_exits", 20)]);

@@ -250,7 +250,8 @@ impl ValueFormatter<f64> for Stretched {
     }
 }
 
-/// Draws the figure for so many clients at the same time, as SVG. Bars: counted, with the spread of the repetitions; modelled, with its range; the paper's.
+/// Draws the figure for so many clients at the same time, as SVG. Bars: counted, with the spread of the repetitions;
+/// modelled, with its range; the paper's.
 ///
 /// # Errors
 /// The drawing library refuses.
@@ -266,11 +267,7 @@ fn caption(clients: u64) -> String {
     format!("Redis, YCSB workload A, {clients} client{plural}: overhead against plain KVM")
 }
 
-fn draw_into(
-    entries: &[Entry],
-    clients: u64,
-    svg: &mut String,
-) -> std::result::Result<(), Box<dyn std::error::Error>> {
+fn draw_into(entries: &[Entry], clients: u64, svg: &mut String) -> std::result::Result<(), Box<dyn std::error::Error>> {
     let top = entries
         .iter()
         .flat_map(|entry| {
@@ -297,10 +294,7 @@ fn draw_into(
         .y_desc("percent more (axis stretched near zero)")
         .draw()?;
     let bar = |from: f64, percent: f64, colour: RGBColor| {
-        Rectangle::new(
-            [(from, 0.0), (from + 0.26, percent.max(0.0))],
-            colour.filled(),
-        )
+        Rectangle::new([(from, 0.0), (from + 0.26, percent.max(0.0))], colour.filled())
     };
     let label = |at: f64, percent: f64, from: f64| {
         Text::new(
@@ -329,10 +323,7 @@ fn draw_into(
             series[2].push(bar(place + 0.64, *percent, OTHERS));
             labels.push(label(place + 0.64, *percent, raised(*percent)));
         }
-        titles.push((
-            entry.name.title(),
-            chart.backend_coord(&(place + 0.36, 0.0)),
-        ));
+        titles.push((entry.name.title(), chart.backend_coord(&(place + 0.36, 0.0))));
     }
     let legends = [
         ("counted: instructions, with the spread", COUNTED),
@@ -346,14 +337,7 @@ fn draw_into(
             .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 14, y + 5)], colour.filled()));
     }
     chart.draw_series(ranges.into_iter().map(|(x, low, mid, high)| {
-        ErrorBar::new_vertical(
-            x,
-            low.max(0.0),
-            mid.max(0.0),
-            high.max(0.0),
-            BLACK.filled(),
-            8,
-        )
+        ErrorBar::new_vertical(x, low.max(0.0), mid.max(0.0), high.max(0.0), BLACK.filled(), 8)
     }))?;
     chart.draw_series(labels)?;
     chart

@@ -100,11 +100,7 @@ impl std::fmt::Display for Table {
 ///
 /// # Errors
 /// Those of `save`; or L0 does not build.
-pub fn measure(
-    timeout: u64,
-    platform: Platform,
-    save: impl Fn(&Table) -> Result<()>,
-) -> Result<Table> {
+pub fn measure(timeout: u64, platform: Platform, save: impl Fn(&Table) -> Result<()>) -> Result<Table> {
     let machine = MachineArgs {
         timeout,
         platform,

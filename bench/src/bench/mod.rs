@@ -1,8 +1,9 @@
 //! `lab bench`: what Locum costs, counted on one emulated server under four set-ups.
 //!
-//! A [`bed`] is a booted host of one set-up, in which guests can be started and exits counted; the benchmarks are played
-//! on beds: [`vmexit`] is the table of single events, [`redis`] the workload of [`figure`] 1, [`model`] what its events would
-//! cost on silicon; [`handover`] plays refreshes. Results go to `target/bench`. What is counted in the emulator is no time.
+//! A [`bed`] is a booted host of one set-up, in which guests can be started and exits counted; the benchmarks are
+//! played on beds: [`vmexit`] is the table of single events, [`redis`] the workload of [`figure`] 1, [`model`] what its
+//! events would cost on silicon; [`handover`] plays refreshes. Results go to `target/bench`. What is counted in the
+//! emulator is no time.
 
 pub mod bed;
 pub mod figure;
@@ -183,10 +184,7 @@ fn dir() -> PathBuf {
 /// Writes a result to `target/bench`.
 fn write(name: &str, result: &impl Serialize) -> Result<()> {
     fs::create_dir_all(dir())?;
-    Ok(fs::write(
-        dir().join(name),
-        serde_json::to_string_pretty(result)?,
-    )?)
+    Ok(fs::write(dir().join(name), serde_json::to_string_pretty(result)?)?)
 }
 
 #[cfg(test)]

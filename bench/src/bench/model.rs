@@ -3,14 +3,15 @@
 //! The emulator counts instructions and exits, and charges an exit like any instruction. The model says
 //!
 //! ```text
-//! cycles = instructions / IPC                           (and, where the host is nested, a share more for its page walks)
+//! cycles = instructions / IPC                           (and, where the host is nested, a share more for its page
+//! walks)
 //!        + transitions * (cost of a VM exit and entry)
 //!        + L0 exits    * (its VMPTRLDs, VMREADs and VMWRITEs * their costs)
 //! ```
 //!
-//! where `transitions` are the guest's exits if the host runs natively, and L0's exits if there is an L0 that takes them. What is
-//! done natively, too (KVM's own VMREADs, the guest's page walks), is in every set-up alike and left out. Every cost has
-//! a range; an overhead's range is the least and the most that any combination of the costs gives.
+//! where `transitions` are the guest's exits if the host runs natively, and L0's exits if there is an L0 that takes
+//! them. What is done natively, too (KVM's own VMREADs, the guest's page walks), is in every set-up alike and left out.
+//! Every cost has a range; an overhead's range is the least and the most that any combination of the costs gives.
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -126,11 +127,7 @@ impl Costs {
                 "{:?}: expected 0 <= low <= mid <= high",
                 cost.what
             );
-            ensure!(
-                !cost.source.trim().is_empty(),
-                "{:?} has no source",
-                cost.what
-            );
+            ensure!(!cost.source.trim().is_empty(), "{:?} has no source", cost.what);
         }
         ensure!(costs.ipc.low > 0.0, "no instruction in a cycle");
         Ok(costs)
@@ -169,9 +166,7 @@ impl Costs {
                 }
             }))
         });
-        let (low, high) = corners.fold((mid, mid), |(low, high), value| {
-            (low.min(value), high.max(value))
-        });
+        let (low, high) = corners.fold((mid, mid), |(low, high), value| (low.min(value), high.max(value)));
         Overhead { low, mid, high }
     }
 
@@ -218,11 +213,7 @@ fn terms(counted: &Counted, point: &Point) -> [f64; 6] {
         writes,
     ] = *point;
     let nested = counted.l0_exits > 0.0;
-    let transitions = if nested {
-        counted.l0_exits
-    } else {
-        counted.guest_exits
-    };
+    let transitions = if nested { counted.l0_exits } else { counted.guest_exits };
     let own = counted.instructions / ipc;
     let walks = if nested { own * paging / 100.0 } else { 0.0 };
     [
@@ -286,10 +277,7 @@ mod tests {
             ..BASE
         };
         // 92,000 and 1% of it, 20 transitions, 20 times (2 VMPTRLDs, 3 VMREADs and a VMWRITE).
-        close(
-            costs.cycles(&nested),
-            92_000.0 + 920.0 + 20_000.0 + 20.0 * 250.0,
-        );
+        close(costs.cycles(&nested), 92_000.0 + 920.0 + 20_000.0 + 20.0 * 250.0);
         let overhead = costs.overhead(&nested, &BASE);
         close(overhead.mid, 17.92);
         close(overhead.low, overhead.mid);
@@ -324,9 +312,7 @@ mod tests {
         let mut state = 1u64;
         for _ in 0..10_000 {
             let point = costs.all().map(|cost| {
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1);
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 cost.low + (cost.high - cost.low) * ((state >> 33) as f64 / f64::from(1u32 << 31))
             });
             let value = percent_more(cycles(&nested, &point), cycles(&BASE, &point));

@@ -133,7 +133,8 @@ pub fn measure(args: &RedisArgs, save: impl Fn(&Figure) -> Result<()>) -> Result
     Ok(figure)
 }
 
-/// Plays one set-up. The bed of the one before serves again if it only has to be made nested: then it is the same guest.
+/// Plays one set-up. The bed of the one before serves again if it only has to be made nested: then it is the same
+/// guest.
 fn play(set_up: SetUp, args: &RedisArgs, before: Option<Bed>) -> Result<(Entry, Bed)> {
     let mut bed = match before {
         Some(mut bed) if set_up == SetUp::LocumNested && bed.set_up() == SetUp::LocumNative => {
@@ -157,9 +158,7 @@ fn play(set_up: SetUp, args: &RedisArgs, before: Option<Bed>) -> Result<(Entry, 
 fn start_server(bed: &mut Bed) -> Result<()> {
     bed.step("starting the guest with Redis");
     bed.sh("setsid /guest/redis.sh >/run/redis.qemu 2>&1 </dev/null &")?;
-    let up = bed.sh(&format!(
-        "{CLIENT} --patience 300 --loaded --warmup 0 --repetitions 0"
-    ));
+    let up = bed.sh(&format!("{CLIENT} --patience 300 --loaded --warmup 0 --repetitions 0"));
     if let Err(error) = up {
         let said = bed.sh("cat /run/redis.qemu /run/redis.log")?;
         return Err(error.context(format!("what QEMU and the guest said:\n{said}")));
@@ -170,24 +169,14 @@ fn start_server(bed: &mut Bed) -> Result<()> {
 fn run(bed: &mut Bed, args: &RedisArgs) -> Result<Entry> {
     bed.step("loading the records, warming up");
     let records = format!("--records {} --threads {}", args.records, args.threads);
-    client(
-        bed,
-        &format!("{records} --warmup {} --repetitions 0", args.warmup),
-    )?;
+    client(bed, &format!("{records} --warmup {} --repetitions 0", args.warmup))?;
     // Without operations: what the lab's own counting costs.
     let begin = bed.counts()?;
-    client(
-        bed,
-        &format!("{records} --loaded --warmup 0 --repetitions 0"),
-    )?;
+    client(bed, &format!("{records} --loaded --warmup 0 --repetitions 0"))?;
     let empty = bed.counts()?.since(&begin);
     let mut repetitions = Vec::new();
     for number in 0..args.repetitions {
-        bed.step(&format!(
-            "repetition {} of {}",
-            number + 1,
-            args.repetitions
-        ));
+        bed.step(&format!("repetition {} of {}", number + 1, args.repetitions));
         let before = bed.counts()?;
         let repetition = repeat(bed, &records, args.operations, SEED + number)?;
         let counts = bed.counts()?.since(&before);
@@ -302,8 +291,7 @@ fn summarize(set_up: SetUp, repetitions: &[(Repetition, Counts)], empty: &Counts
         Some(counters.get(name).copied().unwrap_or_default())
     };
     let instructions = Spread::of(all().map(|r| per_op(r.ticks, r)))?;
-    let guest_exits =
-        Spread::of(all().map(|r| per_op(of("kvm", "exits", r).unwrap_or_default(), r)))?;
+    let guest_exits = Spread::of(all().map(|r| per_op(of("kvm", "exits", r).unwrap_or_default(), r)))?;
     // The client's count where it reaches the counter, else the lab's around it.
     let below = Spread::of(repetitions.iter().map(|(r, counts)| {
         let around = counts.below_total.saturating_sub(empty.below_total);
@@ -358,10 +346,7 @@ fn latency<'a>(all: impl Iterator<Item = &'a Latency> + Clone) -> Result<Latency
     let median = |value: fn(&Latency) -> u64| {
         let mut values: Vec<_> = all.clone().map(value).collect();
         values.sort_unstable();
-        values
-            .get(values.len() / 2)
-            .copied()
-            .context("no repetition")
+        values.get(values.len() / 2).copied().context("no repetition")
     };
     Ok(Latency {
         mean: Spread::of(all.clone().map(|latency| latency.mean))?.median,

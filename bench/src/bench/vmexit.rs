@@ -2,8 +2,8 @@
 //!
 //! A guest measures itself (`lab_guest::measure`, /guest/measure.sh): ticks are medians over many events, seen by the
 //! guest's TSC. Exits are read around two runs of different length, so that what starting, asking and printing costs
-//! falls out; what is left of the host's timer in them makes a few hundredths. Machines have one CPU, where a tick is an
-//! instruction; only the IPI needs two.
+//! falls out; what is left of the host's timer in them makes a few hundredths. Machines have one CPU, where a tick is
+//! an instruction; only the IPI needs two.
 
 use std::collections::BTreeMap;
 
@@ -166,11 +166,7 @@ impl std::fmt::Display for Table {
             write!(
                 f,
                 "\nper CPU, average of {}: enter nested {} ticks (longest {}), leave {} (longest {})",
-                switch.cycles,
-                switch.enter_ticks,
-                switch.enter_max,
-                switch.leave_ticks,
-                switch.leave_max
+                switch.cycles, switch.enter_ticks, switch.enter_max, switch.leave_ticks, switch.leave_max
             )?;
         }
         for error in &self.errors {
@@ -195,8 +191,8 @@ pub struct VmexitArgs {
     pub bed: BedArgs,
 }
 
-/// Measures. What fails is noted in the table, and the rest goes on; `save` gets the table after each machine, so that an hour's
-/// work is not lost with the last.
+/// Measures. What fails is noted in the table, and the rest goes on; `save` gets the table after each machine, so that
+/// an hour's work is not lost with the last.
 ///
 /// # Errors
 /// Those of `save`.
@@ -218,9 +214,7 @@ pub fn measure(args: &VmexitArgs, save: impl Fn(&Table) -> Result<()>) -> Result
             if let Err(error) = on_machine(&mut table, set_ups, &bed, args) {
                 let names: Vec<_> = set_ups.iter().map(|set_up| set_up.title()).collect();
                 let names = names.join(" and ");
-                table
-                    .errors
-                    .push(format!("{names} with {cpus} CPUs: {error:#}"));
+                table.errors.push(format!("{names} with {cpus} CPUs: {error:#}"));
             }
             save(&table)?;
         }
@@ -235,12 +229,7 @@ fn machines(set_ups: &[SetUp]) -> Vec<&[SetUp]> {
         .collect()
 }
 
-fn on_machine(
-    table: &mut Table,
-    set_ups: &[SetUp],
-    args: &BedArgs,
-    how: &VmexitArgs,
-) -> Result<()> {
+fn on_machine(table: &mut Table, set_ups: &[SetUp], args: &BedArgs, how: &VmexitArgs) -> Result<()> {
     let first = *set_ups.first().context("no set-up")?;
     let mut bed = Bed::boot(first, args)?;
     start_guest(bed.run(), args.cpus)?;
@@ -334,15 +323,9 @@ impl Cell {
     fn from_runs(runs: &[Course]) -> Option<Self> {
         let lengths = runs.iter().map(|run| run.measured.iterations);
         let (least, most) = (lengths.clone().min()?, lengths.max()?);
-        let alike = |length| {
-            runs.iter()
-                .filter(move |run| run.measured.iterations == length)
-        };
+        let alike = |length| runs.iter().filter(move |run| run.measured.iterations == length);
         let rate = |exits: fn(&Course) -> u64| {
-            let (few, many) = (
-                alike(least).map(exits).min()?,
-                alike(most).map(exits).min()?,
-            );
+            let (few, many) = (alike(least).map(exits).min()?, alike(most).map(exits).min()?);
             (least < most).then(|| per_event(few, many, most - least))
         };
         Some(Cell {
@@ -361,10 +344,8 @@ fn per_event(few: u64, many: u64, more: u32) -> f64 {
 
 fn order(run: &mut Run, event: &Event, count: u32) -> Result<Measured> {
     let name = event.name;
-    run.json(&format!(
-        "lab-guest measure --socket /run/m.serial {name}:{count}"
-    ))
-    .with_context(|| format!("measuring {name}"))
+    run.json(&format!("lab-guest measure --socket /run/m.serial {name}:{count}"))
+        .with_context(|| format!("measuring {name}"))
 }
 
 /// What `locum cycle --json` prints: ticks are sums over all CPUs.
@@ -456,8 +437,7 @@ mod tests {
 
     #[test]
     fn the_guests_line_is_read() {
-        let line =
-            r#"{"event":"cpuid","iterations":9,"min":1,"median":2,"mean":3,"max":4,"empty":6}"#;
+        let line = r#"{"event":"cpuid","iterations":9,"min":1,"median":2,"mean":3,"max":4,"empty":6}"#;
         let measured: Measured = serde_json::from_str(line).unwrap();
         assert_eq!((measured.iterations, measured.median), (9, 2));
     }

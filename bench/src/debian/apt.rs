@@ -25,8 +25,7 @@ impl Apt {
     pub fn new(cache: &Path) -> Result<Self> {
         let dir = cache.join("apt");
         for inner in ["state/lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(dir.join(inner))
-                .with_context(|| format!("creating {}", dir.display()))?;
+            fs::create_dir_all(dir.join(inner)).with_context(|| format!("creating {}", dir.display()))?;
         }
         Ok(Self { dir })
     }
@@ -37,10 +36,7 @@ impl Apt {
     /// The archive can't be reached, or its signature is not Debian's; with apt's first error.
     pub fn update(&self) -> Result<Index> {
         let _lock = paths::lock(&self.dir, "update")?;
-        let sources: Vec<_> = Pocket::ALL
-            .iter()
-            .map(|pocket| pocket.source("deb"))
-            .collect();
+        let sources: Vec<_> = Pocket::ALL.iter().map(|pocket| pocket.source("deb")).collect();
         fs::write(self.dir.join("sources.list"), sources.join("\n") + "\n")?;
         let output = self
             .command("apt-get")

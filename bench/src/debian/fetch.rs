@@ -49,10 +49,7 @@ pub fn tree(order: &Order, target: &Path) -> Result<()> {
         ])
         .arg(format!("--include={}", order.packages.join(",")))
         .env("INITRD", "No");
-    let mut sources: Vec<_> = Pocket::OWN
-        .iter()
-        .map(|pocket| pocket.source("deb"))
-        .collect();
+    let mut sources: Vec<_> = Pocket::OWN.iter().map(|pocket| pocket.source("deb")).collect();
     if order.backports {
         sources.push(Pocket::Backports.source("deb"));
         // Without it apt does not take the kernel's lesser packages from there.
@@ -98,16 +95,12 @@ fn to_fetch(order: &Order) -> Option<(u64, usize)> {
             package.clone()
         });
     }
-    Apt::new(&paths::cache().ok()?)
-        .ok()?
-        .to_fetch(&packages)
-        .ok()
+    Apt::new(&paths::cache().ok()?).ok()?.to_fetch(&packages).ok()
 }
 
 /// Tells, until the other end of `done` is dropped, what was fetched and how much is installed.
 fn watch(what: &str, target: &Path, total: Option<(u64, usize)>, done: &mpsc::Receiver<()>) {
-    let size =
-        total.map(|(bytes, count)| format!(", {} MB in {count} packages", bytes / 1_000_000));
+    let size = total.map(|(bytes, count)| format!(", {} MB in {count} packages", bytes / 1_000_000));
     say(&format!("fetching {what}{}", size.unwrap_or_default()));
     let mut fetched = Fetched::default();
     let mut told = Instant::now();
@@ -121,10 +114,7 @@ fn watch(what: &str, target: &Path, total: Option<(u64, usize)>, done: &mpsc::Re
         let bytes = fetched.bytes();
         let rate = per_second(bytes - speed.1, speed.0.elapsed());
         speed = (told, bytes);
-        say(&format!(
-            "{what}: {}",
-            state(bytes, rate, total, installed(target))
-        ));
+        say(&format!("{what}: {}", state(bytes, rate, total, installed(target))));
     }
 }
 
@@ -226,10 +216,7 @@ mod tests {
             state(100_000_000, 0, total, 120),
             "all fetched, 120 of 200 packages unpacked"
         );
-        assert_eq!(
-            state(1_000_000, 1, None, 3),
-            "1 MB fetched, 3 packages unpacked"
-        );
+        assert_eq!(state(1_000_000, 1, None, 3), "1 MB fetched, 3 packages unpacked");
         assert_eq!(per_second(3000, Duration::from_millis(1500)), 2000);
     }
 }

@@ -88,15 +88,13 @@ impl Index {
             // Others are not the kernel's, or virtual: apt's business.
             alternatives.is_empty()
                 || alternatives.iter().any(|name| !name.starts_with("linux-"))
-                || alternatives
-                    .iter()
-                    .any(|name| self.packages.contains_key(name))
+                || alternatives.iter().any(|name| self.packages.contains_key(name))
         })
     }
 }
 
-/// Names of the packages that modules for a kernel of this release are built with: its headers and what these need of the
-/// kernel's own, but not the image.
+/// Names of the packages that modules for a kernel of this release are built with: its headers and what these need of
+/// the kernel's own, but not the image.
 #[must_use]
 pub fn headers(index: &Index, release: &str) -> Vec<String> {
     let mut names = vec![format!("linux-headers-{release}")];
@@ -151,11 +149,7 @@ mod tests {
             "Package: linux-headers-6-amd64\nVersion: 1\nDepends: linux-image-6-amd64 (= 1) | x, linux-headers-6-common (= 1), \
              linux-kbuild-6, gcc-14\n",
         );
-        let wanted = [
-            "linux-headers-6-amd64",
-            "linux-headers-6-common",
-            "linux-kbuild-6",
-        ];
+        let wanted = ["linux-headers-6-amd64", "linux-headers-6-common", "linux-kbuild-6"];
         assert_eq!(headers(&index, "6-amd64"), wanted);
     }
 

@@ -66,8 +66,7 @@ impl Kernels {
             let Some(release) = name.strip_prefix("linux-image-") else {
                 continue;
             };
-            let is_release =
-                release.starts_with(|c: char| c.is_ascii_digit()) && !flavour(release).is_empty();
+            let is_release = release.starts_with(|c: char| c.is_ascii_digit()) && !flavour(release).is_empty();
             let (Some(index), true) = (index, is_release) else {
                 continue;
             };
@@ -129,10 +128,7 @@ impl Kernels {
                  network once"
             );
         }
-        bail!(
-            "there is no kernel {name:?}; there are\n{}",
-            self.list().trim_end()
-        );
+        bail!("there is no kernel {name:?}; there are\n{}", self.list().trim_end());
     }
 
     fn named(&self, name: &str) -> Option<&Entry> {
@@ -151,8 +147,8 @@ impl Kernels {
         }
     }
 
-    /// The oldest of the release's own line. Without the archive: the newest but one, since a pair that is as new as can be
-    /// is most likely what the next run with it takes.
+    /// The oldest of the release's own line. Without the archive: the newest but one, since a pair that is as new as
+    /// can be is most likely what the next run with it takes.
     fn oldest(&self) -> Option<&Entry> {
         let mut line = self.line(&Pocket::OWN);
         if self.online {
@@ -165,9 +161,7 @@ impl Kernels {
     /// Those that a default is chosen from, oldest first.
     fn line(&self, pockets: &[Pocket]) -> impl DoubleEndedIterator<Item = &Entry> {
         self.entries.iter().filter(move |entry| {
-            pockets.contains(&entry.pocket)
-                && entry.flavour() == DEFAULT_FLAVOUR
-                && (entry.archive || !self.online)
+            pockets.contains(&entry.pocket) && entry.flavour() == DEFAULT_FLAVOUR && (entry.archive || !self.online)
         })
     }
 

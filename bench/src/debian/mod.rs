@@ -65,11 +65,7 @@ impl Pocket {
     /// Its line in `sources.list`; `kind` is `deb` or `deb-src`.
     #[must_use]
     pub fn source(self, kind: &str) -> String {
-        format!(
-            "{kind} [signed-by={KEYRING}] {} {} main",
-            self.mirror(),
-            self.suite()
-        )
+        format!("{kind} [signed-by={KEYRING}] {} {} main", self.mirror(), self.suite())
     }
 }
 
@@ -95,9 +91,7 @@ impl Archive {
         }
         let cache = paths::cache()?;
         trees::sweep(&cache)?;
-        let index = Apt::new(&cache)?
-            .update()
-            .map_err(|error| format!("{error:#}"));
+        let index = Apt::new(&cache)?.update().map_err(|error| format!("{error:#}"));
         if let Err(why) = &index {
             say(&format!(
                 "Debian's archive can't be reached, so what is cached has to do. apt said: {}",

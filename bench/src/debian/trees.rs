@@ -1,5 +1,5 @@
-//! The Debian trees in the cache. Each says in a manifest what it was made of, so that one that a past run needed can be
-//! told from one that today's archive would give.
+//! The Debian trees in the cache. Each says in a manifest what it was made of, so that one that a past run needed can
+//! be told from one that today's archive would give.
 
 use std::{
     collections::BTreeMap,
@@ -52,8 +52,7 @@ pub fn all(cache: &Path) -> Result<Vec<Tree>> {
         if !dir.exists() {
             continue;
         }
-        let text =
-            fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+        let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
         // A manifest of a later lab may be of another form; its tree is not ours.
         if let Ok(manifest) = serde_json::from_str(&text) {
             trees.push(Tree { dir, manifest });
@@ -62,28 +61,21 @@ pub fn all(cache: &Path) -> Result<Vec<Tree>> {
     Ok(trees)
 }
 
-/// The newest tree for `name`, made by that recipe if one is given: the one with the highest version of the package `lead`.
+/// The newest tree for `name`, made by that recipe if one is given: the one with the highest version of the package
+/// `lead`.
 ///
 /// # Errors
 /// As [`all`].
 pub fn newest(cache: &Path, name: &str, recipe: Option<&str>, lead: &str) -> Result<Option<Tree>> {
-    let version = |tree: &Tree| {
-        tree.manifest
-            .packages
-            .get(lead)
-            .cloned()
-            .unwrap_or_default()
-    };
+    let version = |tree: &Tree| tree.manifest.packages.get(lead).cloned().unwrap_or_default();
     Ok(all(cache)?
         .into_iter()
-        .filter(|tree| {
-            tree.manifest.name == name && recipe.is_none_or(|recipe| tree.manifest.recipe == recipe)
-        })
+        .filter(|tree| tree.manifest.name == name && recipe.is_none_or(|recipe| tree.manifest.recipe == recipe))
         .max_by(|a, b| compare(&version(a), &version(b))))
 }
 
-/// The tree that `LAB_TREES` wants for `name`, if it names one: names of trees in the cache, separated by colons. So a run
-/// can be repeated with what an earlier one had; its report says what that was.
+/// The tree that `LAB_TREES` wants for `name`, if it names one: names of trees in the cache, separated by colons. So a
+/// run can be repeated with what an earlier one had; its report says what that was.
 ///
 /// # Errors
 /// One of the names is not in the cache.
@@ -113,14 +105,10 @@ fn pick(trees: Vec<Tree>, names: &str, name: &str) -> Result<Option<Tree>> {
 /// # Errors
 /// The cache cannot be written.
 pub fn complete(dir: &Path, manifest: &Manifest) -> Result<()> {
-    let manifests = dir
-        .parent()
-        .context("a tree without a cache")?
-        .join(MANIFESTS);
+    let manifests = dir.parent().context("a tree without a cache")?.join(MANIFESTS);
     fs::create_dir_all(&manifests)?;
     let path = manifests.join(dir.file_name().context("a tree without a name")?);
-    fs::write(&path, serde_json::to_string_pretty(manifest)?)
-        .with_context(|| format!("writing {}", path.display()))?;
+    fs::write(&path, serde_json::to_string_pretty(manifest)?).with_context(|| format!("writing {}", path.display()))?;
     let part = part(dir);
     fs::rename(&part, dir).with_context(|| format!("renaming {}", part.display()))
 }
@@ -152,9 +140,7 @@ pub fn lock_all(cache: &Path) -> Result<Vec<fs::File>> {
     for file in entries(&locks)? {
         let name = file.file_stem().unwrap_or_default().to_string_lossy();
         held.push(paths::try_lock(&locks, &name)?.with_context(|| {
-            format!(
-                "another run of the lab is making {name} in the cache; try again when it has ended"
-            )
+            format!("another run of the lab is making {name} in the cache; try again when it has ended")
         })?);
     }
     Ok(held)
@@ -238,10 +224,7 @@ mod tests {
         let pick = |names, name| pick(all(cache.path()).unwrap(), names, name);
         assert!(pick("", "host").unwrap().is_none());
         assert!(pick("one", "bochs").unwrap().is_none());
-        assert_eq!(
-            pick("one", "host").unwrap().unwrap().dir,
-            cache.path().join("one")
-        );
+        assert_eq!(pick("one", "host").unwrap().unwrap().dir, cache.path().join("one"));
         let error = pick("one:two", "host").unwrap_err().to_string();
         assert!(error.contains("LAB_TREES names two"), "{error}");
     }

@@ -35,9 +35,7 @@ impl Host<'_> {
         // Generations of the same parity share the line.
         let generation = self.generation;
         self.wait(limit, |channel| {
-            channel
-                .hello()
-                .filter(|hello| hello.generation == generation)
+            channel.hello().filter(|hello| hello.generation == generation)
         })
         .with_context(|| format!("waiting for the host of generation {generation} to boot"))
     }
@@ -48,8 +46,7 @@ impl Host<'_> {
     /// It does not end within `limit`, or the machine dies. A failing command is not an error: see [`Output::ok`].
     pub fn run(&mut self, command: &str, limit: Span) -> Result<Output> {
         let job = self.start(command)?;
-        self.finish(job, limit)
-            .with_context(|| format!("running {command:?}"))
+        self.finish(job, limit).with_context(|| format!("running {command:?}"))
     }
 
     /// Starts a shell command.
@@ -123,12 +120,8 @@ impl Host<'_> {
             status
         });
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        let status = status.with_context(|| {
-            format!(
-                "the command's output so far:\n{}",
-                tools::last_lines(&text, 20)
-            )
-        })?;
+        let status =
+            status.with_context(|| format!("the command's output so far:\n{}", tools::last_lines(&text, 20)))?;
         Ok(Output { status, text })
     }
 
@@ -137,9 +130,7 @@ impl Host<'_> {
     /// # Errors
     /// As [`Host::run`]; or the file cannot be written.
     pub fn push(&mut self, path: &str, bytes: &[u8], limit: Span) -> Result<()> {
-        let job = self
-            .channel()
-            .start(&format!("cat > '{path}'"), Some(bytes))?;
+        let job = self.channel().start(&format!("cat > '{path}'"), Some(bytes))?;
         self.finish(job, limit)?
             .ok()
             .with_context(|| format!("writing {path} in the host"))?;
@@ -168,11 +159,7 @@ impl Host<'_> {
 
     fn channel(&self) -> &Channel {
         let [even, odd] = &self.machine.channels;
-        if self.generation.is_multiple_of(2) {
-            even
-        } else {
-            odd
-        }
+        if self.generation.is_multiple_of(2) { even } else { odd }
     }
 
     fn wait<T>(&mut self, limit: Span, mut ready: impl FnMut(&Channel) -> Option<T>) -> Result<T> {

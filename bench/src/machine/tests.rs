@@ -75,10 +75,7 @@ fn a_panic_ends_waits_unless_it_is_expected() {
     fake.write("console1.log", b"booting\nKernel pan");
     fake.machine.check(end).unwrap();
     fake.machine.expect_panic("console1.log");
-    fake.write(
-        "console1.log",
-        b"booting\nKernel panic - not syncing: no init\n",
-    );
+    fake.write("console1.log", b"booting\nKernel panic - not syncing: no init\n");
     fake.machine.check(end).unwrap();
 
     fake.write("console0.log", b"Kernel panic - not syncing: ");
@@ -86,11 +83,7 @@ fn a_panic_ends_waits_unless_it_is_expected() {
     let goes_on = std::thread::spawn(move || {
         // What explains the panic is waited for, in the machine's time.
         sleep(Duration::from_millis(500));
-        fs::write(
-            dir.join("console0.log"),
-            b"Kernel panic - not syncing: why\n",
-        )
-        .unwrap();
+        fs::write(dir.join("console0.log"), b"Kernel panic - not syncing: why\n").unwrap();
         let ticks = [50 * IPS, 0].map(u64::to_le_bytes);
         fs::write(dir.join(bochs::TICKS), ticks.as_flattened()).unwrap();
     });
@@ -114,13 +107,8 @@ fn a_log_is_waited_for() {
     let mut fake = Fake::new();
     fake.write("l0.log", b"dormant\ndormant\n");
     let limit = Span::seconds(5);
-    fake.machine
-        .wait_log("l0.log", "dormant", 2, limit)
-        .unwrap();
+    fake.machine.wait_log("l0.log", "dormant", 2, limit).unwrap();
     fake.machine.kill();
     let error = first_line(fake.machine.wait_log("l0.log", "dormant", 3, limit));
-    assert!(
-        error.contains("waiting for \"dormant\" in l0.log"),
-        "{error}"
-    );
+    assert!(error.contains("waiting for \"dormant\" in l0.log"), "{error}");
 }

@@ -50,9 +50,7 @@ impl Run {
         successor.install(&mut self.host())?;
         // What the incumbent's watches print comes over the line at once, and stays when the host is gone.
         let here = self.watch_pages(self.generation, successor.generation)?;
-        let job = self
-            .host()
-            .start(&format!("locum refresh {}", successor.name))?;
+        let job = self.host().start(&format!("locum refresh {}", successor.name))?;
         let outcome = self.follow(job, successor.generation)?;
         for watch in here {
             let text = self.machine.host(watch.generation).poll(watch.job).0;
@@ -130,8 +128,8 @@ impl Run {
         })
     }
 
-    /// Watches the beats of the lab's guests from the successor; both hosts map the same pool. Not where that host has one CPU: a
-    /// watcher that waits for the CPU sees nothing but that, and QEMU's word stands.
+    /// Watches the beats of the lab's guests from the successor; both hosts map the same pool. Not where that host has
+    /// one CPU: a watcher that waits for the CPU sees nothing but that, and QEMU's word stands.
     fn watch_gaps(&mut self, generation: u32) -> Result<Vec<Watch>> {
         if self.report.cpus < 4 {
             return Ok(Vec::new());
@@ -139,28 +137,17 @@ impl Run {
         let wait = "until (: </dev/dax0.0) 2>/dev/null; do sleep 0.2; done";
         let until = watched(generation);
         let watch = format!("{wait}; lab-guest watch --name NAME --gaps 120 --until {until}");
-        self.watch(generation, &watch, |witness| {
-            matches!(witness, Witness::Beats(_))
-        })
+        self.watch(generation, &watch, |witness| matches!(witness, Witness::Beats(_)))
     }
 
     /// Starts `command` in a host for each guest of that kind; NAME in it is the guest's.
-    fn watch(
-        &mut self,
-        generation: u32,
-        command: &str,
-        kind: fn(&Witness) -> bool,
-    ) -> Result<Vec<Watch>> {
+    fn watch(&mut self, generation: u32, command: &str, kind: fn(&Witness) -> bool) -> Result<Vec<Watch>> {
         let mut watches = Vec::new();
         for guest in self.guests.clone() {
             if kind(&guest.witness) {
                 let command = command.replace("NAME", &guest.name);
                 let job = self.machine.host(generation).start(&command)?;
-                watches.push(Watch {
-                    guest,
-                    generation,
-                    job,
-                });
+                watches.push(Watch { guest, generation, job });
             }
         }
         Ok(watches)
@@ -183,10 +170,7 @@ impl Run {
                 continue;
             }
             let name = &watch.guest.name;
-            let file = self
-                .machine
-                .dir()
-                .join(format!("gaps-{generation}-{name}.json"));
+            let file = self.machine.dir().join(format!("gaps-{generation}-{name}.json"));
             std::fs::write(file, &output.text)?;
             let gaps: Vec<Gap> = serde_json::from_str(&output.text)
                 .with_context(|| format!("the watch of guest {name} said: {}", output.text))?;
@@ -226,10 +210,7 @@ impl Run {
     }
 
     fn successor_state(&mut self, generation: u32) -> Result<Option<Status>> {
-        let output = self
-            .machine
-            .host(generation)
-            .run("locum status --json", ANSWER)?;
+        let output = self.machine.host(generation).run("locum status --json", ANSWER)?;
         // Until its agent and module are up it cannot answer.
         Ok(serde_json::from_str(&output.text).ok())
     }
@@ -237,9 +218,7 @@ impl Run {
     /// Takes the refresh over into the report.
     fn conclude(&mut self) -> Result<()> {
         let status = self.status()?;
-        let refresh = status
-            .last_report
-            .context("the new host's agent knows of no refresh")?;
+        let refresh = status.last_report.context("the new host's agent knows of no refresh")?;
         let seen: Vec<_> = self
             .report
             .guests

@@ -26,8 +26,7 @@ pub const HANG: Failure = Failure::of("a kernel that hangs with interrupts off",
 /// A triple fault.
 pub const TRIPLE_FAULT: Failure = Failure::of("a triple fault", Kernel::TRIPLE_FAULT);
 /// A write to the incumbent's memory.
-pub const WILD_WRITE: Failure =
-    Failure::of("a write to the incumbent's memory", Kernel::WILD_WRITE);
+pub const WILD_WRITE: Failure = Failure::of("a write to the incumbent's memory", Kernel::WILD_WRITE);
 /// A kernel that finds no init.
 pub const PANIC: Failure = Failure {
     what: "a kernel that panics",
@@ -77,10 +76,7 @@ fn fails(run: &mut Run, good: &Successor, failure: Failure) -> Result<()> {
         Outcome::Done => bail!("the refresh went through with a successor that cannot boot"),
     };
     let error = words.lines().last().unwrap_or_default();
-    ensure!(
-        !error.trim().is_empty(),
-        "the refresh failed without a word"
-    );
+    ensure!(!error.trim().is_empty(), "the refresh failed without a word");
     if panics {
         let console = run.machine.log("console1.log");
         ensure!(
@@ -108,11 +104,7 @@ impl Facts {
             online: run.sh("cat /sys/devices/system/cpu/online")?,
             memory: run.sh("cat /sys/devices/system/memory/memory*/state | sort | uniq -c")?,
             devices: run.sh("ls /sys/bus/pci/devices")?,
-            owned: status
-                .cpus
-                .iter()
-                .filter(|cpu| cpu.owner == Some(0))
-                .count(),
+            owned: status.cpus.iter().filter(|cpu| cpu.owner == Some(0)).count(),
         })
     }
 

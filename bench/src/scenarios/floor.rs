@@ -76,7 +76,6 @@ fn natively(run: &mut Run) -> Result<Cell> {
 
 fn cpuid(run: &mut Run, set_up: SetUp) -> Result<Cell> {
     let event = vmexit::find("cpuid").map_err(anyhow::Error::msg)?;
-    run.progress
-        .step(&format!("{}: {}", set_up.title(), event.title));
+    run.progress.step(&format!("{}: {}", set_up.title(), event.title));
     vmexit::measure_event(run, set_up, &event, EVENTS)
 }

@@ -44,20 +44,16 @@ pub fn check(name: &str, dir: &Path) -> Result<()> {
 pub fn every(dir: &Path) -> Result<()> {
     tools::ensure()?;
     let archive = Archive::today()?;
-    let index = archive.index.as_ref().map_err(|why| {
-        anyhow!("Debian's archive can't be reached, and this is about all that it has: {why}")
-    })?;
+    let index = archive
+        .index
+        .as_ref()
+        .map_err(|why| anyhow!("Debian's archive can't be reached, and this is about all that it has: {why}"))?;
     let apt = Apt::new(&paths::cache()?)?;
     let tree = Root::compiler()?;
     // Headers are put into it and go again.
     let _lock = trees::lock(tree.dir())?;
     let mut releases = Vec::new();
-    for entry in archive
-        .kernels
-        .entries()
-        .iter()
-        .filter(|entry| entry.archive)
-    {
+    for entry in archive.kernels.entries().iter().filter(|entry| entry.archive) {
         let release = &entry.release;
         let debs = dir.join("debs");
         fs::create_dir_all(&debs)?;
@@ -68,9 +64,13 @@ pub fn every(dir: &Path) -> Result<()> {
         ).arg("sh").arg(&debs).arg(tree.dir()))
         .and_then(|()| build::module(&Kernel::headers_in(&tree, release)));
         fs::remove_dir_all(&debs)?;
-        tools::run(Command::new("sh").arg("-c").arg(
-            r#"rm -rf "$1"/usr/src/linux-* "$1"/usr/lib/linux-kbuild-* "$1"/usr/lib/modules"#,
-        ).arg("sh").arg(tree.dir()))?;
+        tools::run(
+            Command::new("sh")
+                .arg("-c")
+                .arg(r#"rm -rf "$1"/usr/src/linux-* "$1"/usr/lib/linux-kbuild-* "$1"/usr/lib/modules"#)
+                .arg("sh")
+                .arg(tree.dir()),
+        )?;
         made?.context("the workspace has no kmod/Makefile")?;
         releases.push(release.clone());
     }

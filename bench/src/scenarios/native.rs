@@ -5,10 +5,9 @@ use anyhow::{Context, Result, ensure};
 use super::refuse;
 use crate::{agent::TraceRecord, deadline::Span, demo, run::Run};
 
-/// Model-specific registers that a host must read alike natively and nested: APIC base, feature control, SYSENTER, MISC_ENABLE, PAT,
-/// debug control, all of VMX', EFER, STAR and those after it.
-const MSRS: &str =
-    "0x1b 0x3a 0x174 0x175 0x176 0x1a0 0x277 0x1d9 $(seq 0x480 0x491) $(seq 0xc0000080 0xc0000084)";
+/// Model-specific registers that a host must read alike natively and nested: APIC base, feature control, SYSENTER,
+/// MISC_ENABLE, PAT, debug control, all of VMX', EFER, STAR and those after it.
+const MSRS: &str = "0x1b 0x3a 0x174 0x175 0x176 0x1a0 0x277 0x1d9 $(seq 0x480 0x491) $(seq 0xc0000080 0xc0000084)";
 /// Rounds of NMIs to all CPUs but the one that sends them.
 const NMI_ROUNDS: u64 = 10;
 
@@ -91,10 +90,7 @@ fn compared(run: &mut Run) -> Result<()> {
         .map(|record| record.a == 1)
         .collect();
     ensure!(!results.is_empty(), "L0 compared no VMCS");
-    ensure!(
-        results.iter().all(|same| *same),
-        "L0 left a VMCS other than it was"
-    );
+    ensure!(results.iter().all(|same| *same), "L0 left a VMCS other than it was");
     run.check(&format!("{} VMCSs were left as they were", results.len()));
     Ok(())
 }

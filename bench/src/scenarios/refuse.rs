@@ -43,18 +43,15 @@ pub fn all(run: &mut Run) -> Result<()> {
     let to = run.to.clone();
     let good = demo::successor(run, &to)?;
     good.install(&mut run.host())?;
-    run.sh(&format!(
-        "head -c 100000 /boot/vmlinuz-{} > /tmp/short",
-        good.release
-    ))?;
-    let online = run.sh("cat /sys/devices/system/cpu/online /sys/devices/system/memory/memory*/state; ls /sys/bus/pci/devices")?;
+    run.sh(&format!("head -c 100000 /boot/vmlinuz-{} > /tmp/short", good.release))?;
+    let online =
+        run.sh("cat /sys/devices/system/cpu/online /sys/devices/system/memory/memory*/state; ls /sys/bus/pci/devices")?;
     for (what, change, word) in CASES {
         run.sh(&format!(
             "sed '{change}' /etc/locum/{}.toml > /etc/locum/bad.toml",
             good.name
         ))?;
-        refused(run, "locum refresh bad", word)
-            .with_context(|| format!("a configuration with {what}"))?;
+        refused(run, "locum refresh bad", word).with_context(|| format!("a configuration with {what}"))?;
     }
     refused(run, "locum refresh nothing", "nothing").context("a name without a file")?;
     run.sh("sed 's/g1/g9/g' /etc/locum/gen1.toml > /etc/locum/bad.toml")?;
@@ -65,12 +62,10 @@ pub fn all(run: &mut Run) -> Result<()> {
     let card = good.device.as_deref().context("the plan moves no card")?;
     let link = format!("ip link set $(ls /sys/bus/pci/devices/{card}/net)");
     run.sh(&format!("{link} up"))?;
-    refused(run, &format!("locum refresh {}", good.name), card)
-        .context("a network card whose link is up")?;
-    run.sh(&format!(
-        "{link} down && lab-guest qmp --socket /run/g9.qmp quit"
-    ))?;
-    let after = run.sh("cat /sys/devices/system/cpu/online /sys/devices/system/memory/memory*/state; ls /sys/bus/pci/devices")?;
+    refused(run, &format!("locum refresh {}", good.name), card).context("a network card whose link is up")?;
+    run.sh(&format!("{link} down && lab-guest qmp --socket /run/g9.qmp quit"))?;
+    let after =
+        run.sh("cat /sys/devices/system/cpu/online /sys/devices/system/memory/memory*/state; ls /sys/bus/pci/devices")?;
     ensure!(
         online == after,
         "a refused refresh changed something:\nbefore\n{online}\nafter\n{after}"
@@ -81,11 +76,7 @@ pub fn all(run: &mut Run) -> Result<()> {
 /// One line of error that holds `word`, and a status that is not zero.
 fn refused(run: &mut Run, command: &str, word: &str) -> Result<()> {
     let output = run.host().run(command, Span::seconds(600))?;
-    ensure!(
-        output.status != 0,
-        "{command} was not refused:\n{}",
-        output.text
-    );
+    ensure!(output.status != 0, "{command} was not refused:\n{}", output.text);
     ensure!(
         output.text.to_lowercase().contains(&word.to_lowercase()),
         "the error of {command} does not name {word:?}:\n{}",

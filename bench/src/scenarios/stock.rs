@@ -1,4 +1,5 @@
-//! A guest that nobody here made crosses: Debian with its own kernel, systemd and a web server, its disk on the network.
+//! A guest that nobody here made crosses: Debian with its own kernel, systemd and a web server, its disk on the
+//! network.
 
 use std::collections::BTreeSet;
 
@@ -83,15 +84,10 @@ impl Journal {
     }
 }
 
-/// The guest answered while its host was nested and the successor booted. That it answers in the successor is seen by whoever
-/// checks the guests after the refresh, which may be over before the next visit.
+/// The guest answered while its host was nested and the successor booted. That it answers in the successor is seen by
+/// whoever checks the guests after the refresh, which may be over before the next visit.
 fn served_all_along(run: &mut Run, generation: u32) -> Result<()> {
-    let count = |by: &dyn Fn(u32, &str) -> bool| {
-        run.visits
-            .iter()
-            .filter(|(host, state)| by(*host, state))
-            .count()
-    };
+    let count = |by: &dyn Fn(u32, &str) -> bool| run.visits.iter().filter(|(host, state)| by(*host, state)).count();
     let (all, nested, over) = (
         count(&|_, _| true),
         count(&|host, state| host != generation && BOOTING.contains(&state)),

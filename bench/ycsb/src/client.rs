@@ -1,5 +1,5 @@
-//! Does operations and times them, in as many threads as there are clients (YCSB's `threadcount`): each has a connection
-//! of its own and does its operations one after the other.
+//! Does operations and times them, in as many threads as there are clients (YCSB's `threadcount`): each has a
+//! connection of its own and does its operations one after the other.
 
 use std::{
     net::TcpStream,
@@ -84,9 +84,7 @@ impl Client {
             let mut insert = redis::cmd("HMSET");
             insert.arg(&key);
             for field in 0..FIELDS {
-                insert
-                    .arg(workload::field(field))
-                    .arg(workload.value().as_slice());
+                insert.arg(workload::field(field)).arg(workload.value().as_slice());
             }
             let _: () = insert.query(&mut self.connection)?;
             // YCSB scores by the key's hash in Java; any number that scatters does.
@@ -106,13 +104,9 @@ impl Client {
     fn perform(&mut self, operation: &Operation) -> Result<()> {
         match operation {
             Operation::Read { key } => {
-                let fields: Vec<(Vec<u8>, Vec<u8>)> =
-                    redis::cmd("HGETALL").arg(key).query(&mut self.connection)?;
+                let fields: Vec<(Vec<u8>, Vec<u8>)> = redis::cmd("HGETALL").arg(key).query(&mut self.connection)?;
                 let whole = fields.iter().all(|(_, value)| value.len() == FIELD_BYTES);
-                ensure!(
-                    fields.len() == FIELDS && whole,
-                    "the server has no whole record {key}"
-                );
+                ensure!(fields.len() == FIELDS && whole, "the server has no whole record {key}");
             }
             Operation::Update { key, field, value } => {
                 let _: () = redis::cmd("HMSET")
@@ -169,10 +163,7 @@ pub fn repeat(
 ) -> Result<Repetition> {
     let count = u64::try_from(clients.len())?;
     ensure!(count > 0, "there is no client");
-    let (ready, done) = (
-        Barrier::new(clients.len() + 1),
-        Barrier::new(clients.len() + 1),
-    );
+    let (ready, done) = (Barrier::new(clients.len() + 1), Barrier::new(clients.len() + 1));
     thread::scope(|scope| {
         let threads: Vec<_> = (0..)
             .zip(clients)
@@ -212,19 +203,14 @@ pub fn repeat(
             counters: sources
                 .iter()
                 .zip(before.iter().zip(&after))
-                .map(|(source, (before, after))| {
-                    (source.name.clone(), counters::between(before, after))
-                })
+                .map(|(source, (before, after))| (source.name.clone(), counters::between(before, after)))
                 .collect(),
         })
     })
 }
 
 fn read_all(sources: &[Source]) -> Result<Vec<Counters>> {
-    sources
-        .iter()
-        .map(|source| counters::read(&source.path))
-        .collect()
+    sources.iter().map(|source| counters::read(&source.path)).collect()
 }
 
 #[cfg(test)]
@@ -247,11 +233,7 @@ mod tests {
             for (number, stream) in listener.incoming().enumerate() {
                 all.lock().unwrap().push(Vec::new());
                 let all = Arc::clone(&all);
-                thread::spawn(move || {
-                    serve(&stream.unwrap(), |name| {
-                        all.lock().unwrap()[number].push(name)
-                    })
-                });
+                thread::spawn(move || serve(&stream.unwrap(), |name| all.lock().unwrap()[number].push(name)));
             }
         });
         (address, log)
@@ -301,10 +283,7 @@ mod tests {
             .collect();
         assert_eq!(done.iter().sum::<usize>(), 100);
         assert_eq!(done.len(), 3, "{done:?}");
-        assert!(
-            done.iter().all(|count| (33..=34).contains(count)),
-            "{done:?}"
-        );
+        assert!(done.iter().all(|count| (33..=34).contains(count)), "{done:?}");
         assert_eq!(repetition.operations, 100);
         assert!((20..80).contains(&repetition.reads));
         assert!(repetition.read.p50 > 0 && repetition.update.p50 > 0);

@@ -7,8 +7,9 @@ use anyhow::{Context, Result};
 /// Counters by name.
 pub type Counters = BTreeMap<String, u64>;
 
-/// Reads a file with a line `NAME VALUE` for each counter (`/sys/kernel/locum/counters`), or a directory with a file for
-/// each, named as the counter (`/sys/kernel/debug/kvm`). What is no number is left out, and so are directories inside.
+/// Reads a file with a line `NAME VALUE` for each counter (`/sys/kernel/locum/counters`), or a directory with a file
+/// for each, named as the counter (`/sys/kernel/debug/kvm`). What is no number is left out, and so are directories
+/// inside.
 ///
 /// # Errors
 /// The path cannot be read.
@@ -74,8 +75,7 @@ mod tests {
 
     #[test]
     fn only_what_moved_is_told() {
-        let counters =
-            |exits, nmis| Counters::from([("exits".into(), exits), ("nmis".into(), nmis)]);
+        let counters = |exits, nmis| Counters::from([("exits".into(), exits), ("nmis".into(), nmis)]);
         assert_eq!(
             between(&counters(17, 3), &counters(20, 3)),
             Counters::from([("exits".into(), 3)])

@@ -110,19 +110,14 @@ mod tests {
         // Five standard deviations: 158 for the reads, 69 for a field.
         assert!(reads.abs_diff(OPERATIONS / 2) < 5 * 158, "{reads} reads");
         let each = (OPERATIONS - reads) / 10;
-        assert!(
-            fields.iter().all(|hits| hits.abs_diff(each) < 5 * 69),
-            "{fields:?}"
-        );
+        assert!(fields.iter().all(|hits| hits.abs_diff(each) < 5 * 69), "{fields:?}");
     }
 
     #[test]
     fn a_seed_says_all() {
         let operations = |seed| {
             let mut workload = Workload::new(1000, seed);
-            (0..100)
-                .map(|_| workload.next_operation())
-                .collect::<Vec<_>>()
+            (0..100).map(|_| workload.next_operation()).collect::<Vec<_>>()
         };
         assert_eq!(operations(1), operations(1));
         assert_ne!(operations(1), operations(2));

@@ -1,7 +1,8 @@
 //! Which record an operation is about: YCSB's scrambled zipfian distribution.
 //!
 //! Source: YCSB, `core/src/main/java/site/ycsb/generator/{ZipfianGenerator,ScrambledZipfianGenerator}.java` and
-//! `Utils.java`. The ranks come from Gray et al., "Quickly Generating Billion-Record Synthetic Databases" (SIGMOD 1994).
+//! `Utils.java`. The ranks come from Gray et al., "Quickly Generating Billion-Record Synthetic Databases" (SIGMOD
+//! 1994).
 
 use rand::RngExt;
 
@@ -16,12 +17,9 @@ pub const ZETAN: f64 = 26.469_028_201_783_02;
 /// YCSB's `fnvhash64`.
 #[must_use]
 pub fn hash(value: u64) -> u64 {
-    let hash = value
-        .to_le_bytes()
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+    let hash = value.to_le_bytes().iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
     hash.cast_signed().unsigned_abs()
 }
 
@@ -88,8 +86,8 @@ impl Records {
         }
     }
 
-    /// The record that a rank stands for, if it exists: YCSB's `CoreWorkload` gives the generator an inclusive bound that
-    /// is one too high, and draws again when that one comes.
+    /// The record that a rank stands for, if it exists: YCSB's `CoreWorkload` gives the generator an inclusive bound
+    /// that is one too high, and draws again when that one comes.
     #[must_use]
     pub fn of_rank(&self, rank: u64) -> Option<u64> {
         Some(hash(rank) % (self.records + 1)).filter(|record| *record < self.records)
@@ -122,14 +120,13 @@ mod tests {
         }
         let (a, b) = (from.max(1001) as f64, to as f64);
         let integral = |x: f64| x.powf(1.0 - THETA) / (1.0 - THETA);
-        near + integral(b) - integral(a)
-            + f64::midpoint(term(a), term(b))
-            + THETA / 12.0 * (term(a) / a - term(b) / b)
+        near + integral(b) - integral(a) + f64::midpoint(term(a), term(b)) + THETA / 12.0 * (term(a) / a - term(b) / b)
     }
 
     #[test]
     fn the_hash_is_ycsbs() {
-        // The first keys of every YCSB load with hashed inserts, as they stand in its output (user6284781860667377211, ...).
+        // The first keys of every YCSB load with hashed inserts, as they stand in its output (user6284781860667377211,
+        // ...).
         assert_eq!(
             [0, 1, 2].map(hash),
             [
@@ -163,10 +160,7 @@ mod tests {
         for rank in [0, 1u64] {
             let share = f64::from(seen[&rank]) / f64::from(DRAWS);
             let expected = ((rank + 1) as f64).powf(-THETA) / ZETAN;
-            assert!(
-                close(share, expected),
-                "rank {rank}: {share} not {expected}"
-            );
+            assert!(close(share, expected), "rank {rank}: {share} not {expected}");
         }
         // From there on it is an approximation of the tail; by decades it stays within 3% of the true one.
         for decade in 1..10 {
@@ -206,7 +200,8 @@ mod tests {
         hottest.sort_by_key(|(_, hits)| std::cmp::Reverse(**hits));
         // The record of rank 0 leads with its own 3.78% and a thousandth of the rest.
         assert_eq!(*hottest[0].0, records.of_rank(0).unwrap());
-        // Gray's method is exact for the ranks 0 and 1 only; the next ones get up to a fifth more or less than their due.
+        // Gray's method is exact for the ranks 0 and 1 only; the next ones get up to a fifth more or less than their
+        // due.
         for (place, (record, hits)) in hottest.into_iter().take(10).enumerate() {
             let (ours, theirs) = (f64::from(ours[record]), f64::from(*hits));
             let allowed = if place < 2 { 0.03 } else { 0.22 };

@@ -2,20 +2,12 @@
 
 use super::madt_build::{self, Interrupts, Wakeup};
 use super::sink::Sink;
-use super::{
-    AcpiError, BuildError, FADT_REVISION_6_LEN, Locm, Machine, RSDP_V2_LEN, Rsdp, SdtHeader,
-    Signature,
-};
+use super::{AcpiError, BuildError, FADT_REVISION_6_LEN, Locm, Machine, RSDP_V2_LEN, Rsdp, SdtHeader, Signature};
 use crate::PhysMem;
 
-/// Tables of the machine that a successor sees as they are; any other describes hardware that it does not own or that L0
-/// hides. The DSDT comes by the FADT.
-pub const SUCCESSOR_KEEPS: [Signature; 4] = [
-    Signature::SSDT,
-    Signature::MCFG,
-    Signature::SRAT,
-    Signature::SLIT,
-];
+/// Tables of the machine that a successor sees as they are; any other describes hardware that it does not own or that
+/// L0 hides. The DSDT comes by the FADT.
+pub const SUCCESSOR_KEEPS: [Signature; 4] = [Signature::SSDT, Signature::MCFG, Signature::SRAT, Signature::SLIT];
 
 /// What a host's tables say beyond the machine's own.
 #[derive(Clone, Copy, Debug)]
@@ -47,8 +39,8 @@ pub struct HostTables {
     pub len: usize,
 }
 
-/// Makes the first host's tables: the machine's by address, in its order, but for the FADT and MADT (replaced), the DMAR
-/// (hidden: one owner cannot have the remapping units of both partitions) and `LOCM` (added).
+/// Makes the first host's tables: the machine's by address, in its order, but for the FADT and MADT (replaced), the
+/// DMAR (hidden: one owner cannot have the remapping units of both partitions) and `LOCM` (added).
 ///
 /// `out` is overwritten; its first byte will live at physical address `phys`, a multiple of 16.
 ///
@@ -71,12 +63,7 @@ pub fn first_host_tables<M: PhysMem + ?Sized>(
         },
         locm: host.locm,
     };
-    const HIDDEN: [Signature; 4] = [
-        Signature::FADT,
-        Signature::MADT,
-        Signature::DMAR,
-        Signature::LOCM,
-    ];
+    const HIDDEN: [Signature; 4] = [Signature::FADT, Signature::MADT, Signature::DMAR, Signature::LOCM];
     layout(machine, &parts, |sig| !HIDDEN.contains(&sig), phys, out)
 }
 
@@ -105,13 +92,7 @@ pub fn successor_tables<M: PhysMem + ?Sized>(
         },
         locm: host.locm,
     };
-    layout(
-        machine,
-        &parts,
-        |sig| SUCCESSOR_KEEPS.contains(&sig),
-        phys,
-        out,
-    )
+    layout(machine, &parts, |sig| SUCCESSOR_KEEPS.contains(&sig), phys, out)
 }
 
 struct Parts<'a> {
@@ -137,13 +118,7 @@ fn layout<M: PhysMem + ?Sized>(
     out.bytes(&parts.fadt);
 
     let madt = out.align();
-    madt_build::write(
-        &machine.madt()?,
-        parts.cpus,
-        parts.interrupts,
-        parts.wakeup,
-        &mut out,
-    )?;
+    madt_build::write(&machine.madt()?, parts.cpus, parts.interrupts, parts.wakeup, &mut out)?;
 
     let locm = out.align();
     parts.locm.write(&mut out);

@@ -10,9 +10,7 @@ pub enum AcpiError {
     #[error(transparent)]
     Memory(#[from] OutOfRange),
     /// No RSDP in the EBDA or in 0xE0000-0xFFFFF.
-    #[error(
-        "no ACPI RSDP found in the BIOS area; enable ACPI in the firmware, or pass the RSDP of the boot loader"
-    )]
+    #[error("no ACPI RSDP found in the BIOS area; enable ACPI in the firmware, or pass the RSDP of the boot loader")]
     NoRsdp,
     /// The bytes given are no RSDP.
     #[error("not an RSDP: the signature \"RSD PTR \" is missing")]
@@ -37,9 +35,7 @@ pub enum AcpiError {
         addr: u64,
     },
     /// The sum over a table's bytes is not zero.
-    #[error(
-        "{table} table at {addr:#x} has a wrong checksum; the firmware's table is damaged, update the firmware"
-    )]
+    #[error("{table} table at {addr:#x} has a wrong checksum; the firmware's table is damaged, update the firmware")]
     Checksum {
         /// Its signature.
         table: Signature,
@@ -47,9 +43,7 @@ pub enum AcpiError {
         addr: u64,
     },
     /// A table's length is below its minimum, not whole, or above [`crate::acpi::SdtHeader::MAX_LEN`].
-    #[error(
-        "{table} table at {addr:#x} has an impossible length of {len} bytes; update the firmware"
-    )]
+    #[error("{table} table at {addr:#x} has an impossible length of {len} bytes; update the firmware")]
     Length {
         /// Its signature.
         table: Signature,

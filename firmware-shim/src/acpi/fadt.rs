@@ -266,9 +266,7 @@ impl Fadt {
     /// The reset register and the value to write there, if the machine has one.
     #[must_use]
     pub fn reset(&self) -> Option<(Gas, u8)> {
-        if (self.header.length as usize) <= offset::RESET_VALUE
-            || !self.flags().contains(FadtFlags::RESET_REG_SUP)
-        {
+        if (self.header.length as usize) <= offset::RESET_VALUE || !self.flags().contains(FadtFlags::RESET_REG_SUP) {
             return None;
         }
         let register = Gas::at(&self.bytes, offset::RESET_REG)?;
@@ -294,12 +292,8 @@ impl Fadt {
 
     /// The block's 64-bit form if the table has one, else what its 32-bit form means.
     pub(super) fn register(&self, block: Block) -> Option<Gas> {
-        Gas::at(&self.bytes, block.wide).or_else(|| {
-            Gas::from_legacy(
-                u32_at(&self.bytes, block.port),
-                u8_at(&self.bytes, block.len),
-            )
-        })
+        Gas::at(&self.bytes, block.wide)
+            .or_else(|| Gas::from_legacy(u32_at(&self.bytes, block.port), u8_at(&self.bytes, block.len)))
     }
 
     /// The 64-bit pointer, or the 32-bit one if that is zero.

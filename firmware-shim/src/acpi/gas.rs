@@ -28,7 +28,8 @@ pub struct Gas {
 impl Gas {
     /// The I/O register block that a 32-bit field of the FADT names: `None` if the port is 0.
     ///
-    /// Width and access size are those that ACPICA derives itself (`acpi_tb_init_generic_address`), or it warns of a mismatch.
+    /// Width and access size are those that ACPICA derives itself (`acpi_tb_init_generic_address`), or it warns of a
+    /// mismatch.
     #[must_use]
     pub fn from_legacy(port: u32, len: u8) -> Option<Self> {
         (port != 0).then_some(Self {

@@ -76,14 +76,15 @@ pub(crate) const LENGTH_OFFSET: usize = 4;
 pub(crate) const CHECKSUM_OFFSET: usize = 9;
 
 impl SdtHeader {
-    /// Longest table believed, in bytes: far above any real one (a large DSDT has about 1 MiB), so that a damaged length is
-    /// an error instead of a long walk.
+    /// Longest table believed, in bytes: far above any real one (a large DSDT has about 1 MiB), so that a damaged
+    /// length is an error instead of a long walk.
     pub const MAX_LEN: u32 = 16 << 20;
 
     /// Reads the header at `addr`; the table's contents are neither read nor verified.
     ///
     /// # Errors
-    /// [`AcpiError::Memory`], or [`AcpiError::Length`] if the length is below the header's own or above [`Self::MAX_LEN`].
+    /// [`AcpiError::Memory`], or [`AcpiError::Length`] if the length is below the header's own or above
+    /// [`Self::MAX_LEN`].
     pub fn read<M: PhysMem + ?Sized>(mem: &M, addr: u64) -> Result<Self, AcpiError> {
         let mut raw = [0; SDT_HEADER_LEN];
         mem.read(addr, &mut raw)?;
@@ -121,10 +122,7 @@ impl SdtHeader {
         }
         header.require_length(addr, min_len)?;
         if sum(mem, addr, header.length)? != 0 {
-            return Err(AcpiError::Checksum {
-                table: expected,
-                addr,
-            });
+            return Err(AcpiError::Checksum { table: expected, addr });
         }
         Ok(header)
     }

@@ -44,11 +44,7 @@ impl<'m, M: PhysMem + ?Sized> Machine<'m, M> {
             (0, rsdt) => (u64::from(rsdt), false),
             (xsdt, _) => (xsdt, true),
         };
-        let signature = if wide {
-            Signature::XSDT
-        } else {
-            Signature::RSDT
-        };
+        let signature = if wide { Signature::XSDT } else { Signature::RSDT };
         let header = SdtHeader::read_verified(mem, root, signature, SDT_HEADER_LEN)?;
         let machine = Self {
             mem,
@@ -73,8 +69,8 @@ impl<'m, M: PhysMem + ?Sized> Machine<'m, M> {
         &self.header
     }
 
-    /// The tables in the root table's order. Null pointers, which some firmware leaves in, are passed over. The DSDT and
-    /// the FACS are not among them: the FADT points there.
+    /// The tables in the root table's order. Null pointers, which some firmware leaves in, are passed over. The DSDT
+    /// and the FACS are not among them: the FADT points there.
     pub fn tables(&self) -> impl Iterator<Item = Result<TableRef, AcpiError>> + use<'m, M> {
         let this = *self;
         let count = (this.header.length - SDT_HEADER_LEN as u32) / this.entry_len();

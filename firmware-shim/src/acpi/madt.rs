@@ -40,11 +40,7 @@ impl Cpu {
 
     /// The entry that lists it as enabled.
     pub(crate) fn entry(&self) -> MadtEntry {
-        match (
-            self.x2apic,
-            u8::try_from(self.apic_id),
-            u8::try_from(self.uid),
-        ) {
+        match (self.x2apic, u8::try_from(self.apic_id), u8::try_from(self.uid)) {
             (false, Ok(apic_id), Ok(uid)) => MadtEntry::LocalApic {
                 uid,
                 apic_id,
@@ -96,8 +92,7 @@ impl<'m, M: PhysMem + ?Sized> Madt<'m, M> {
             lists_local_apics: false,
         };
         for entry in madt.entries() {
-            madt.lists_local_apics |=
-                matches!(entry?, MadtEntry::LocalApic { apic_id, .. } if apic_id != 0xff);
+            madt.lists_local_apics |= matches!(entry?, MadtEntry::LocalApic { apic_id, .. } if apic_id != 0xff);
         }
         Ok(madt)
     }
@@ -131,31 +126,27 @@ impl<'m, M: PhysMem + ?Sized> Madt<'m, M> {
     }
 
     /// The CPUs in the table's order, disabled ones included, by the rules of Linux' `acpi_parse_lapic` and
-    /// `acpi_parse_x2apic`: invalid ids are passed over, and so are x2APIC entries with an id below 255 if there are local
-    /// APIC entries (ACPI 6.5, 5.2.12.12: they would list a CPU twice).
+    /// `acpi_parse_x2apic`: invalid ids are passed over, and so are x2APIC entries with an id below 255 if there are
+    /// local APIC entries (ACPI 6.5, 5.2.12.12: they would list a CPU twice).
     pub fn cpus(&self) -> impl Iterator<Item = Result<Cpu, AcpiError>> + use<'m, M> {
         let lists_local_apics = self.lists_local_apics;
         self.entries().filter_map(move |entry| match entry {
-            Ok(MadtEntry::LocalApic {
-                uid,
-                apic_id,
-                flags,
-            }) if apic_id != 0xff => Some(Ok(Cpu {
+            Ok(MadtEntry::LocalApic { uid, apic_id, flags }) if apic_id != 0xff => Some(Ok(Cpu {
                 apic_id: u32::from(apic_id),
                 uid: u32::from(uid),
                 flags,
                 x2apic: false,
             })),
-            Ok(MadtEntry::LocalX2Apic {
-                apic_id,
-                flags,
-                uid,
-            }) if apic_id != u32::MAX && (apic_id >= 0xff || !lists_local_apics) => Some(Ok(Cpu {
-                apic_id,
-                uid,
-                flags,
-                x2apic: true,
-            })),
+            Ok(MadtEntry::LocalX2Apic { apic_id, flags, uid })
+                if apic_id != u32::MAX && (apic_id >= 0xff || !lists_local_apics) =>
+            {
+                Some(Ok(Cpu {
+                    apic_id,
+                    uid,
+                    flags,
+                    x2apic: true,
+                }))
+            }
             Ok(_) => None,
             Err(error) => Some(Err(error)),
         })

@@ -1,9 +1,7 @@
 //! A host's MADT: all CPUs of the machine enabled, its own first, and the wakeup structure.
 
 use super::sink::Sink;
-use super::{
-    BuildError, Cpu, Madt, MadtEntry, PCAT_COMPAT, SdtHeader, Signature, WAKEUP_VERSION_1,
-};
+use super::{BuildError, Cpu, Madt, MadtEntry, PCAT_COMPAT, SdtHeader, Signature, WAKEUP_VERSION_1};
 use crate::PhysMem;
 
 /// Revision of the MADT in ACPI 6.5.
@@ -19,11 +17,12 @@ pub(crate) enum Interrupts {
     Legacy,
     /// The IOAPICs without any ISA interrupt, for a hardware-reduced host.
     ///
-    /// Linux then has no legacy IRQs (`nr_legacy_irqs() == 0`) and looks up no ISA IRQ by number, so that an override can do
-    /// harm only: it fixes its pin's trigger mode and polarity before the first device asks for it, and a PCI link that
-    /// says otherwise, as Bochs' do (active low links, active high overrides), gets -EBUSY (`mp_check_pin_attr` lets only a
-    /// legacy IRQ be changed). That of the timer would even be taken for the SCI's, whose number is 0 here
-    /// (`acpi_parse_int_src_ovr`). Without overrides a pin gets what its first device's `_CRS` or PCI link says.
+    /// Linux then has no legacy IRQs (`nr_legacy_irqs() == 0`) and looks up no ISA IRQ by number, so that an override
+    /// can do harm only: it fixes its pin's trigger mode and polarity before the first device asks for it, and a PCI
+    /// link that says otherwise, as Bochs' do (active low links, active high overrides), gets -EBUSY
+    /// (`mp_check_pin_attr` lets only a legacy IRQ be changed). That of the timer would even be taken for the SCI's,
+    /// whose number is 0 here (`acpi_parse_int_src_ovr`). Without overrides a pin gets what its first device's `_CRS`
+    /// or PCI link says.
     ///
     /// IOAPIC pins wired to NMI stay with the host that has the platform.
     HardwareReduced,
@@ -36,9 +35,7 @@ impl Interrupts {
             | MadtEntry::LocalApicNmi { .. }
             | MadtEntry::LocalX2ApicNmi { .. }
             | MadtEntry::LocalApicAddress { .. } => true,
-            MadtEntry::InterruptOverride { .. } | MadtEntry::NmiSource { .. } => {
-                self == Self::Legacy
-            }
+            MadtEntry::InterruptOverride { .. } | MadtEntry::NmiSource { .. } => self == Self::Legacy,
             MadtEntry::LocalApic { .. }
             | MadtEntry::LocalX2Apic { .. }
             | MadtEntry::Wakeup { .. }
@@ -110,10 +107,7 @@ pub(crate) fn write<M: PhysMem + ?Sized>(
     Ok(())
 }
 
-fn enabled_cpu<M: PhysMem + ?Sized>(
-    machine: &Madt<'_, M>,
-    apic_id: u32,
-) -> Result<Cpu, BuildError> {
+fn enabled_cpu<M: PhysMem + ?Sized>(machine: &Madt<'_, M>, apic_id: u32) -> Result<Cpu, BuildError> {
     for cpu in machine.cpus() {
         let cpu = cpu?;
         if cpu.apic_id == apic_id && cpu.enabled() {

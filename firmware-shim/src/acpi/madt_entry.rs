@@ -192,19 +192,11 @@ impl MadtEntry {
     /// Appends the entry. [`Self::Other`] has no contents to write and appends nothing.
     pub(crate) fn write(&self, out: &mut Sink<'_>) {
         match *self {
-            Self::LocalApic {
-                uid,
-                apic_id,
-                flags,
-            } => {
+            Self::LocalApic { uid, apic_id, flags } => {
                 out.bytes(&[0, 8, uid, apic_id]);
                 out.u32(flags);
             }
-            Self::IoApic {
-                id,
-                address,
-                gsi_base,
-            } => {
+            Self::IoApic { id, address, gsi_base } => {
                 out.bytes(&[1, 12, id, 0]);
                 out.u32(address);
                 out.u32(gsi_base);
@@ -233,11 +225,7 @@ impl MadtEntry {
                 out.bytes(&[5, 12, 0, 0]);
                 out.u64(address);
             }
-            Self::LocalX2Apic {
-                apic_id,
-                flags,
-                uid,
-            } => {
+            Self::LocalX2Apic { apic_id, flags, uid } => {
                 out.bytes(&[9, 16, 0, 0]);
                 out.u32(apic_id);
                 out.u32(flags);

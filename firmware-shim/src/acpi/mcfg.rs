@@ -28,9 +28,7 @@ impl EcamRegion {
     #[must_use]
     pub fn range(&self) -> Option<Range<u64>> {
         let start = self.base.checked_add(u64::from(self.first_bus) << 20)?;
-        let end = self
-            .base
-            .checked_add((u64::from(self.last_bus) + 1) << 20)?;
+        let end = self.base.checked_add((u64::from(self.last_bus) + 1) << 20)?;
         (start < end).then_some(start..end)
     }
 }

@@ -1,7 +1,7 @@
 //! ACPI: the machine's tables read, a host's tables made.
 //!
-//! Reading: [`Rsdp`] -> [`Machine`] (the XSDT or RSDT) -> [`Fadt`], [`Madt`], [`Mcfg`]. Making: [`first_host_tables`] and
-//! [`successor_tables`], which both lay their tables out in one buffer, RSDP first.
+//! Reading: [`Rsdp`] -> [`Machine`] (the XSDT or RSDT) -> [`Fadt`], [`Madt`], [`Mcfg`]. Making: [`first_host_tables`]
+//! and [`successor_tables`], which both lay their tables out in one buffer, RSDP first.
 
 mod build;
 mod error;

@@ -100,11 +100,7 @@ impl Rsdp {
             Ok(()) => u64::from(u16_at(&segment, 0)) << 4,
             Err(_) => 0,
         };
-        let ebda = if ebda >= 0x400 {
-            ebda..ebda + 0x400
-        } else {
-            0..0
-        };
+        let ebda = if ebda >= 0x400 { ebda..ebda + 0x400 } else { 0..0 };
         ebda.step_by(16)
             .chain((0xe_0000u64..0x10_0000).step_by(16))
             .find_map(|addr| Some((addr, Self::read(mem, addr).ok()?)))

@@ -20,18 +20,9 @@ pub struct FirstHostMemory<'a> {
 ///
 /// # Errors
 /// [`E820Error::NotAvailable`] if a range is not usable RAM of the machine; [`E820Error::Full`].
-pub fn for_first_host(
-    machine: &E820Map,
-    memory: &FirstHostMemory<'_>,
-) -> Result<E820Map, E820Error> {
+pub fn for_first_host(machine: &E820Map, memory: &FirstHostMemory<'_>) -> Result<E820Map, E820Error> {
     let mut map = machine.clone();
-    take(
-        machine,
-        &mut map,
-        "L0's memory",
-        &memory.l0,
-        MemoryType::Reserved,
-    )?;
+    take(machine, &mut map, "L0's memory", &memory.l0, MemoryType::Reserved)?;
     if !contains(&memory.l0, &memory.firmware) {
         return Err(E820Error::NotAvailable {
             what: "the firmware region",
@@ -42,13 +33,7 @@ pub fn for_first_host(
     map.set(memory.firmware.clone(), MemoryType::AcpiNvs)?;
     for pool in memory.pools {
         disjoint("the pool", pool, &memory.l0, "L0's memory")?;
-        take(
-            machine,
-            &mut map,
-            "the pool",
-            pool,
-            MemoryType::SoftReserved,
-        )?;
+        take(machine, &mut map, "the pool", pool, MemoryType::SoftReserved)?;
     }
     take(
         machine,
@@ -79,11 +64,9 @@ pub struct SuccessorMemory<'a> {
 /// `map` is the machine's map or that of any host on it: what is RAM to another host is Reserved there or here alike.
 ///
 /// # Errors
-/// [`E820Error::NotAvailable`] if a range is a hole, ACPI memory or defective; [`E820Error::Overlap`]; [`E820Error::Full`].
-pub fn for_successor(
-    machine: &E820Map,
-    memory: &SuccessorMemory<'_>,
-) -> Result<E820Map, E820Error> {
+/// [`E820Error::NotAvailable`] if a range is a hole, ACPI memory or defective; [`E820Error::Overlap`];
+/// [`E820Error::Full`].
+pub fn for_successor(machine: &E820Map, memory: &SuccessorMemory<'_>) -> Result<E820Map, E820Error> {
     const EVERYTHING: Range<u64> = 0..u64::MAX;
     let mut map = machine.clone();
     for other in [MemoryType::Usable, MemoryType::SoftReserved] {
@@ -111,12 +94,7 @@ pub fn for_successor(
                 });
             }
             for earlier in given.entries() {
-                disjoint(
-                    what,
-                    range,
-                    &(earlier.start..earlier.end),
-                    "another range of this host",
-                )?;
+                disjoint(what, range, &(earlier.start..earlier.end), "another range of this host")?;
             }
             given.set(range.clone(), kind)?;
             map.set(range.clone(), kind)?;
@@ -147,12 +125,7 @@ fn contains(outer: &Range<u64>, inner: &Range<u64>) -> bool {
     !inner.is_empty() && outer.start <= inner.start && inner.end <= outer.end
 }
 
-fn disjoint(
-    what: &'static str,
-    range: &Range<u64>,
-    other: &Range<u64>,
-    name: &'static str,
-) -> Result<(), E820Error> {
+fn disjoint(what: &'static str, range: &Range<u64>, other: &Range<u64>, name: &'static str) -> Result<(), E820Error> {
     if range.start < other.end && other.start < range.end {
         return Err(E820Error::Overlap {
             what,

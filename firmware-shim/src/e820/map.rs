@@ -78,9 +78,7 @@ pub enum E820Error {
     #[error("memory range {0:#x?} is empty or reversed")]
     BadRange(Range<u64>),
     /// A range is not what it must be for its purpose.
-    #[error(
-        "{what} {range:#x?} is not wholly {wanted} in the machine's memory map; choose another range"
-    )]
+    #[error("{what} {range:#x?} is not wholly {wanted} in the machine's memory map; choose another range")]
     NotAvailable {
         /// What the range is for.
         what: &'static str,
@@ -184,12 +182,7 @@ impl E820Map {
     ///
     /// # Errors
     /// [`E820Error::Full`]; the map is unchanged then.
-    pub fn replace(
-        &mut self,
-        range: Range<u64>,
-        from: MemoryType,
-        to: MemoryType,
-    ) -> Result<(), E820Error> {
+    pub fn replace(&mut self, range: Range<u64>, from: MemoryType, to: MemoryType) -> Result<(), E820Error> {
         let mut joined = Joined::default();
         for &old in &self.entries {
             if old.kind != from {

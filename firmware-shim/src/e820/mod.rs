@@ -1,6 +1,7 @@
 //! e820: a host's memory map.
 //!
-//! [`E820Map`] is a sorted map without overlaps; [`for_first_host`] and [`for_successor`] make a host's out of the machine's.
+//! [`E820Map`] is a sorted map without overlaps; [`for_first_host`] and [`for_successor`] make a host's out of the
+//! machine's.
 
 mod hosts;
 mod map;

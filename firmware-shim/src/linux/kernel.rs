@@ -13,9 +13,7 @@ const MIN_VERSION: u16 = 0x020c;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KernelError {
     /// The file ends inside the setup header.
-    #[error(
-        "the kernel file has only {0} bytes and no setup header; it is truncated or no bzImage"
-    )]
+    #[error("the kernel file has only {0} bytes and no setup header; it is truncated or no bzImage")]
     TooShort(usize),
     /// The file has no "HdrS" magic.
     #[error("the file is no Linux kernel (bzImage): \"HdrS\" is missing at offset 0x202")]
@@ -30,9 +28,7 @@ pub enum KernelError {
     #[error("the kernel has no 64-bit entry point (XLF_KERNEL_64); use a 64-bit kernel")]
     Not64Bit,
     /// The file is shorter than its header says.
-    #[error(
-        "the kernel file is truncated: its header says {needed} bytes, it has {have}; copy it again"
-    )]
+    #[error("the kernel file is truncated: its header says {needed} bytes, it has {have}; copy it again")]
     Truncated {
         /// Least length by its header.
         needed: u64,
@@ -43,9 +39,7 @@ pub enum KernelError {
     #[error("the kernel's setup header is damaged: {0}; copy the file again")]
     Damaged(&'static str),
     /// The kernel cannot run at that address.
-    #[error(
-        "the kernel cannot be loaded at {load:#x}: {why} (it prefers {preferred:#x}, alignment {alignment:#x})"
-    )]
+    #[error("the kernel cannot be loaded at {load:#x}: {why} (it prefers {preferred:#x}, alignment {alignment:#x})")]
     LoadAddress {
         /// The address asked for.
         load: u64,
@@ -57,9 +51,7 @@ pub enum KernelError {
         alignment: u64,
     },
     /// There is too little memory at that address.
-    #[error(
-        "the kernel needs {needed:#x} bytes from its load address, there are {have:#x}; give the host more memory"
-    )]
+    #[error("the kernel needs {needed:#x} bytes from its load address, there are {have:#x}; give the host more memory")]
     Room {
         /// Its `init_size`.
         needed: u64,
@@ -124,8 +116,8 @@ impl<'f> KernelImage<'f> {
     }
 
     fn check_fields(&self) -> Result<(), KernelError> {
-        let payload = u64::from(u32_at(self.file, at::PAYLOAD_OFFSET))
-            + u64::from(u32_at(self.file, at::PAYLOAD_LENGTH));
+        let payload =
+            u64::from(u32_at(self.file, at::PAYLOAD_OFFSET)) + u64::from(u32_at(self.file, at::PAYLOAD_LENGTH));
         if payload > self.code.len() as u64 {
             return Err(KernelError::Damaged("payload beyond the code"));
         }

@@ -1,4 +1,5 @@
-//! The 64-bit Linux/x86 boot protocol (Linux `Documentation/arch/x86/boot.rst`): a kernel file checked, its zero page filled.
+//! The 64-bit Linux/x86 boot protocol (Linux `Documentation/arch/x86/boot.rst`): a kernel file checked, its zero page
+//! filled.
 
 mod kernel;
 mod setup_header;

@@ -1,6 +1,7 @@
 //! Offsets of the setup header and of `struct boot_params`.
 //!
-//! Sources: `Documentation/arch/x86/boot.rst` ("The Real-Mode Kernel Header"), `Documentation/arch/x86/zero-page.rst` and
+//! Sources: `Documentation/arch/x86/boot.rst` ("The Real-Mode Kernel Header"), `Documentation/arch/x86/zero-page.rst`
+//! and
 //! `arch/x86/include/uapi/asm/bootparam.h`. The header has the same offsets in a kernel file and in the zero page.
 
 /// `setup_sects`, u8: 512-byte sectors of the setup code, less the boot sector. 0 means 4.

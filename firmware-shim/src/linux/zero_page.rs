@@ -32,9 +32,7 @@ pub enum ZeroPageError {
         end: u64,
     },
     /// Something that the kernel reads does not lie in its memory.
-    #[error(
-        "{what} {range:#x?} is not in the host's memory map as it must be; place it in the host's RAM"
-    )]
+    #[error("{what} {range:#x?} is not in the host's memory map as it must be; place it in the host's RAM")]
     NotInRam {
         /// What it is.
         what: &'static str,
@@ -119,15 +117,10 @@ impl ZeroPage<'_> {
         for (what, range) in placed {
             let Some(range) = range else { continue };
             if range.end > 1 << 32 && !self.kernel.above_4g() {
-                return Err(ZeroPageError::Above4G {
-                    what,
-                    end: range.end,
-                });
+                return Err(ZeroPageError::Above4G { what, end: range.end });
             }
             // Linux copies the command line early and keeps the original nowhere, so firmware memory will do for it.
-            let accept = |kind| {
-                kind == MemoryType::Usable || (range == cmdline && kind != MemoryType::Unusable)
-            };
+            let accept = |kind| kind == MemoryType::Usable || (range == cmdline && kind != MemoryType::Unusable);
             if !self.e820.covers(range, accept) {
                 return Err(ZeroPageError::NotInRam {
                     what,

@@ -1,8 +1,7 @@
 //! Memory maps.
 
 use firmware_shim::e820::{
-    CAPACITY, E820Error, E820Map, FirstHostMemory, MemoryType, SuccessorMemory, for_first_host,
-    for_successor,
+    CAPACITY, E820Error, E820Map, FirstHostMemory, MemoryType, SuccessorMemory, for_first_host, for_successor,
 };
 use proptest::prelude::*;
 use std::ops::Range;
@@ -30,20 +29,12 @@ fn overlays_split_and_join() {
     m.set(0x400..0x800, Reserved).unwrap();
     assert_eq!(
         list(&m),
-        [
-            (0, 0x400, Usable),
-            (0x400, 0x800, Reserved),
-            (0x800, 0x1000, Usable)
-        ]
+        [(0, 0x400, Usable), (0x400, 0x800, Reserved), (0x800, 0x1000, Usable)]
     );
     m.set(0x400..0x600, Usable).unwrap();
     assert_eq!(
         list(&m),
-        [
-            (0, 0x600, Usable),
-            (0x600, 0x800, Reserved),
-            (0x800, 0x1000, Usable)
-        ]
+        [(0, 0x600, Usable), (0x600, 0x800, Reserved), (0x800, 0x1000, Usable)]
     );
     m.set(0x600..0x800, Usable).unwrap();
     assert_eq!(list(&m), [(0, 0x1000, Usable)], "neighbours join");
@@ -52,11 +43,7 @@ fn overlays_split_and_join() {
     m.set(0x800..0x2800, AcpiNvs).unwrap();
     assert_eq!(
         list(&m),
-        [
-            (0, 0x800, Usable),
-            (0x800, 0x2800, AcpiNvs),
-            (0x2800, 0x3000, Usable)
-        ]
+        [(0, 0x800, Usable), (0x800, 0x2800, AcpiNvs), (0x2800, 0x3000, Usable)]
     );
 }
 
@@ -119,10 +106,7 @@ fn a_full_map_stays_as_it_was() {
     }
     let before = m.clone();
     assert_eq!(m.set(0x400..0x500, Reserved), Err(E820Error::Full));
-    assert_eq!(
-        m.replace(0x400..0x500, Usable, Reserved),
-        Err(E820Error::Full)
-    );
+    assert_eq!(m.replace(0x400..0x500, Usable, Reserved), Err(E820Error::Full));
     assert_eq!(m, before);
     m.set(0x1000..0x2000, Usable).unwrap();
     assert_eq!(m.entries().len(), CAPACITY - 1, "filling a hole makes room");
@@ -178,14 +162,10 @@ fn the_first_hosts_map() {
 
 #[test]
 fn the_first_host_gets_no_map_of_ranges_that_are_not_ram() {
-    let refused =
-        |memory: FirstHostMemory<'_>| for_first_host(&machine(), &memory).unwrap_err().to_string();
+    let refused = |memory: FirstHostMemory<'_>| for_first_host(&machine(), &memory).unwrap_err().to_string();
     let pool = 0x7000_0000..0x8000_0000;
     let error = refused(first(std::slice::from_ref(&pool)));
-    assert!(
-        error.contains("pool") && error.contains("0x80000000"),
-        "{error}"
-    );
+    assert!(error.contains("pool") && error.contains("0x80000000"), "{error}");
     let pool = 0x1_0000_0000..0x1_1000_0000;
     assert!(refused(first(std::slice::from_ref(&pool))).contains("pool"));
     let pool = 0x90_0000..0x100_0000;
@@ -292,16 +272,10 @@ fn a_successor_gets_no_map_of_what_is_not_ram_or_given_twice() {
     assert!(not_ram(one(0x7800_0000..0x8000_0000)), "ACPI tables inside");
     assert!(not_ram(one(0x8000_0000..0x8800_0000)), "a hole");
     assert!(not_ram(one(0x4800_0000..0x4800_0000)), "empty");
-    let twice = given(
-        &[0x4800_0000..0x5000_0000, 0x4f00_0000..0x5800_0000],
-        &[ODD],
-    );
+    let twice = given(&[0x4800_0000..0x5000_0000, 0x4f00_0000..0x5800_0000], &[ODD]);
     assert!(matches!(twice, E820Error::Overlap { .. }), "{twice}");
     let pool = one(0x6000_0000..0x7000_0000);
-    assert!(
-        matches!(pool, E820Error::Overlap { what: "pool", .. }),
-        "{pool}"
-    );
+    assert!(matches!(pool, E820Error::Overlap { what: "pool", .. }), "{pool}");
 }
 
 /// A byte-by-byte model of a map over a small address space.

@@ -24,9 +24,7 @@ impl Ram {
     pub fn at_mut(&mut self, addr: u64) -> &mut [u8] {
         self.0
             .iter_mut()
-            .find_map(|(base, bytes)| {
-                bytes.get_mut(usize::try_from(addr.checked_sub(*base)?).ok()?..)
-            })
+            .find_map(|(base, bytes)| bytes.get_mut(usize::try_from(addr.checked_sub(*base)?).ok()?..))
             .unwrap_or_else(|| panic!("nothing at {addr:#x}"))
     }
 
@@ -51,10 +49,7 @@ impl PhysMem for Ram {
             let start = usize::try_from(addr.checked_sub(*base)?).ok()?;
             bytes.get(start..start.checked_add(buf.len())?)
         });
-        buf.copy_from_slice(found.ok_or(OutOfRange {
-            addr,
-            len: buf.len(),
-        })?);
+        buf.copy_from_slice(found.ok_or(OutOfRange { addr, len: buf.len() })?);
         Ok(())
     }
 }
@@ -307,7 +302,7 @@ pub fn server() -> Fixture {
                     &source_override(8, 8, 5),
                     &[3, 8, 0, 0, 7, 0, 0, 0],
                     &[5, 12, 0, 0, 0, 0, 0xe0, 0xfe, 0, 0, 0, 0],
-                    &[0x7f, 4, 1, 2], // reserved type
+                    &[0x7f, 4, 1, 2],                                       // reserved type
                     &[16, 16, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0], // firmware's own mailbox
                 ],
             ),

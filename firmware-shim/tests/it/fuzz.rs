@@ -13,12 +13,7 @@ fn read_all<M: PhysMem>(mem: &M, rsdp: &Rsdp) {
     };
     for _ in machine.tables() {}
     if let Ok(fadt) = machine.fadt() {
-        let _ = (
-            fadt.reset(),
-            fadt.dsdt(),
-            fadt.for_first_host(),
-            fadt.for_successor(),
-        );
+        let _ = (fadt.reset(), fadt.dsdt(), fadt.for_first_host(), fadt.for_successor());
     }
     if let Ok(madt) = machine.madt() {
         for _ in madt.entries() {}

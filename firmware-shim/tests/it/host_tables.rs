@@ -1,18 +1,14 @@
 //! A host's tables: read back by the `acpi` crate, and byte by byte where Linux and ACPICA are particular.
 
-use crate::fixture::{
-    Fixture, LOCM, Ram, TABLES, bochs, firmware, put, server, sum, u16_at, u32_at, u64_at,
-};
+use crate::fixture::{Fixture, LOCM, Ram, TABLES, bochs, firmware, put, server, sum, u16_at, u32_at, u64_at};
 use crate::witness::Reader;
 use acpi::sdt::fadt::Fadt;
 use acpi::sdt::madt::{Madt, MadtEntry};
 use firmware_shim::acpi::{
-    AcpiError, BuildError, HostFirmware, HostTables, Locm, Machine, first_host_tables,
-    successor_tables,
+    AcpiError, BuildError, HostFirmware, HostTables, Locm, Machine, first_host_tables, successor_tables,
 };
 
-type Build =
-    fn(&Machine<'_, Ram>, &HostFirmware<'_>, u64, &mut [u8]) -> Result<HostTables, BuildError>;
+type Build = fn(&Machine<'_, Ram>, &HostFirmware<'_>, u64, &mut [u8]) -> Result<HostTables, BuildError>;
 
 const FIRST: Build = first_host_tables::<Ram>;
 const SUCCESSOR: Build = successor_tables::<Ram>;
@@ -132,11 +128,7 @@ fn own_cpus_come_first_in_the_order_given() {
     let (ram, tables) = built(&bochs(), SUCCESSOR, &[3, 2]);
     assert_eq!(cpus(&ram, &tables), [3, 2, 0, 1]);
     let (ram, tables) = built(&server(), SUCCESSOR, &[0x100]);
-    assert_eq!(
-        cpus(&ram, &tables),
-        [0x100, 0, 2],
-        "disabled ones are not listed"
-    );
+    assert_eq!(cpus(&ram, &tables), [0x100, 0, 2], "disabled ones are not listed");
 }
 
 #[test]
@@ -156,11 +148,7 @@ fn the_wakeup_structure_is_version_1() {
         let (ram, tables) = built(&fixture, build, &[0]);
         let witness = Reader::tables(&ram, tables.rsdp);
         let madt = witness.find_table::<Madt>().unwrap();
-        assert_eq!(
-            madt.get().get_mpwk_mailbox_addr().unwrap(),
-            0x80_8000,
-            "{name}"
-        );
+        assert_eq!(madt.get().get_mpwk_mailbox_addr().unwrap(), 0x80_8000, "{name}");
         let table = ram.table(tables.madt);
         let last = &table[table.len() - 24..];
         assert_eq!(last[..2], [0x10, 24], "{name}: type and length");
@@ -254,29 +242,17 @@ fn the_first_hosts_fadt_is_the_machines_in_revision_6() {
     let bochs = bochs();
     let (ram, tables) = built(&bochs, FIRST, &[0]);
     let (old, new) = (bochs.ram.table(bochs.fadt), ram.table(tables.fadt));
-    assert_eq!(
-        (new.len(), new[8], new[131]),
-        (276, 6, 5),
-        "length, revision 6.5"
-    );
+    assert_eq!((new.len(), new[8], new[131]), (276, 6, 5), "length, revision 6.5");
     acpica_is_content(new);
     assert_eq!(u32_at(new, 112), u32_at(old, 112) | 1 << 19, "flags");
-    assert_eq!(
-        u16_at(new, 109),
-        3,
-        "ACPI 1.0 machines have a keyboard controller"
-    );
+    assert_eq!(u16_at(new, 109), 3, "ACPI 1.0 machines have a keyboard controller");
     assert_eq!(u64_at(new, 140), bochs.dsdt, "X_DSDT");
     assert_eq!(u32_at(new, 40), bochs.dsdt as u32, "DSDT");
     assert_eq!(u32_at(new, 36), bochs.facs as u32, "FACS");
     assert_eq!(u64_at(new, 132), 0, "the FACS is named once");
     assert_eq!(new[116..131], [0; 15], "no reset register");
     assert_eq!(new[10..28], old[10..28], "OEM, which Linux' quirks match");
-    assert_eq!(
-        new[45..109],
-        old[45..109],
-        "SCI, SMI, ports, lengths, latencies"
-    );
+    assert_eq!(new[45..109], old[45..109], "SCI, SMI, ports, lengths, latencies");
 }
 
 #[test]
@@ -310,17 +286,9 @@ fn a_modern_fadt_changes_in_its_flags_alone() {
     let (old, new) = (server.ram.table(server.fadt), ram.table(tables.fadt));
     acpica_is_content(new);
     let flags = (u32_at(old, 112) | 1 << 19) & !(1 << 18);
-    assert_eq!(
-        u32_at(new, 112),
-        flags,
-        "physical mode instead of cluster mode"
-    );
+    assert_eq!(u32_at(new, 112), flags, "physical mode instead of cluster mode");
     assert_eq!(new[116..131], old[116..131], "reset register");
-    assert_eq!(
-        new[148..160],
-        old[148..160],
-        "X_PM1a event keeps its access size"
-    );
+    assert_eq!(new[148..160], old[148..160], "X_PM1a event keeps its access size");
     let differs: Vec<usize> = (10..148).filter(|&at| new[at] != old[at]).collect();
     assert_eq!(differs, [114, 131], "flags, minor revision");
 }
@@ -346,22 +314,14 @@ fn a_successors_fadt_is_hardware_reduced() {
         assert_eq!(u32_at(fadt, 40), fixture.dsdt as u32, "DSDT");
     }
     let (ram, tables) = built(&server(), SUCCESSOR, &[0]);
-    assert_eq!(
-        u16_at(ram.table(tables.fadt), 109) & 1 << 4,
-        1 << 4,
-        "no ASPM stays"
-    );
+    assert_eq!(u16_at(ram.table(tables.fadt), 109) & 1 << 4, 1 << 4, "no ASPM stays");
 }
 
 #[test]
 fn a_dsdt_above_4_gib_has_a_wide_pointer_only() {
     let mut server = server();
     put(server.ram.at_mut(server.fadt), 40, &0u32.to_le_bytes());
-    put(
-        server.ram.at_mut(server.fadt),
-        140,
-        &0x1_2345_6000u64.to_le_bytes(),
-    );
+    put(server.ram.at_mut(server.fadt), 140, &0x1_2345_6000u64.to_le_bytes());
     server.ram.reseal(server.fadt);
     for build in [FIRST, SUCCESSOR] {
         let (ram, tables) = built(&server, build, &[0]);
@@ -388,10 +348,7 @@ fn a_successors_tables_can_be_made_from_a_first_hosts_memory() {
     let (ram, _) = built(&bochs, FIRST, &[0, 1]);
     let mut again = bochs.clone();
     again.ram = ram;
-    assert_eq!(
-        built(&bochs, SUCCESSOR, &[2, 3]).1,
-        built(&again, SUCCESSOR, &[2, 3]).1
-    );
+    assert_eq!(built(&bochs, SUCCESSOR, &[2, 3]).1, built(&again, SUCCESSOR, &[2, 3]).1);
 }
 
 #[test]
@@ -399,17 +356,11 @@ fn a_small_buffer_says_how_much_is_missing() {
     for (name, fixture, build) in all() {
         let machine = fixture.machine();
         let mut out = [0; 4096];
-        let needed = build(&machine, &firmware(&[0]), TABLES, &mut out)
-            .unwrap()
-            .len;
+        let needed = build(&machine, &firmware(&[0]), TABLES, &mut out).unwrap().len;
         for have in [0, 35, 36, 400, needed - 1] {
             let error = build(&machine, &firmware(&[0]), TABLES, &mut out[..have]).unwrap_err();
             assert_eq!(error, BuildError::TooSmall { needed, have }, "{name}");
-            assert!(
-                error
-                    .to_string()
-                    .contains(&format!("{} more", needed - have))
-            );
+            assert!(error.to_string().contains(&format!("{} more", needed - have)));
         }
         build(&machine, &firmware(&[0]), TABLES, &mut out[..needed]).unwrap();
     }
@@ -420,23 +371,15 @@ fn impossible_requests_are_refused() {
     let fixture = server();
     let machine = fixture.machine();
     let mut out = [0; 4096];
-    let mut refused = |host: HostFirmware<'_>, phys| {
-        first_host_tables(&machine, &host, phys, &mut out).unwrap_err()
-    };
+    let mut refused = |host: HostFirmware<'_>, phys| first_host_tables(&machine, &host, phys, &mut out).unwrap_err();
     assert_eq!(refused(firmware(&[]), TABLES), BuildError::NoCpu);
-    assert_eq!(
-        refused(firmware(&[0, 77]), TABLES),
-        BuildError::UnknownCpu(77)
-    );
+    assert_eq!(refused(firmware(&[0, 77]), TABLES), BuildError::UnknownCpu(77));
     assert_eq!(
         refused(firmware(&[4]), TABLES),
         BuildError::UnknownCpu(4),
         "not enabled"
     );
-    assert_eq!(
-        refused(firmware(&[2, 2]), TABLES),
-        BuildError::DuplicateCpu(2)
-    );
+    assert_eq!(refused(firmware(&[2, 2]), TABLES), BuildError::DuplicateCpu(2));
     let host = HostFirmware {
         mailbox: 0x80_8010,
         ..firmware(&[0])
@@ -461,8 +404,5 @@ fn a_machine_without_madt_gets_no_host() {
     let mut fixture = bochs();
     fixture.ram.at_mut(fixture.madt)[60] ^= 1;
     let error = first_host_tables(&fixture.machine(), &firmware(&[0]), TABLES, &mut [0; 4096]);
-    assert!(matches!(
-        error,
-        Err(BuildError::Machine(AcpiError::Checksum { .. }))
-    ));
+    assert!(matches!(error, Err(BuildError::Machine(AcpiError::Checksum { .. }))));
 }

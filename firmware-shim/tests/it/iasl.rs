@@ -1,4 +1,5 @@
-//! ACPICA's compiler as an independent reader: it disassembles every table, and what it compiles from that is the same table.
+//! ACPICA's compiler as an independent reader: it disassembles every table, and what it compiles from that is the same
+//! table.
 
 use crate::fixture::sum;
 use crate::host_tables::{all, built};
@@ -47,10 +48,7 @@ fn field<'a>(source: &'a str, name: &str) -> &'a str {
         .lines()
         .filter_map(|line| line.split_once(" : "))
         .find(|(left, _)| left.trim_end().ends_with(name))
-        .map_or_else(
-            || panic!("no {name} in\n{source}"),
-            |(_, right)| right.trim(),
-        )
+        .map_or_else(|| panic!("no {name} in\n{source}"), |(_, right)| right.trim())
 }
 
 /// A copy of the MADT without its last entry, the wakeup structure, which `iasl` knows only since 2021.
@@ -92,10 +90,7 @@ fn iasl_sees_the_flags_that_linux_acts_on() {
         let absent = if successor { "1" } else { "0" };
         assert_eq!(field(&source, "Revision"), "06");
         assert_eq!(field(&source, "FADT Minor Revision"), "05");
-        assert_eq!(
-            field(&source, "Use APIC Physical Destination Mode (V4)"),
-            "1"
-        );
+        assert_eq!(field(&source, "Use APIC Physical Destination Mode (V4)"), "1");
         assert_eq!(field(&source, "Use APIC Cluster Model (V4)"), "0");
         assert_eq!(field(&source, "Hardware Reduced (V5)"), absent);
         assert_eq!(field(&source, "VGA Not Present (V4)"), absent);
@@ -112,19 +107,13 @@ fn iasl_finds_nothing_strange_but_what_it_cannot_know() {
 
     // Old versions stop at the wakeup structure: it must be all that they stop at.
     let madt = disassemble(ram.table(tables.madt), dir.path());
-    let strange: Vec<&str> = madt
-        .lines()
-        .filter(|line| line.starts_with("**** "))
-        .collect();
+    let strange: Vec<&str> = madt.lines().filter(|line| line.starts_with("**** ")).collect();
     let old = ["**** Unknown MADT subtable type 0x10"];
     assert!(strange.is_empty() || strange == old, "{strange:?}");
 
     let locm = disassemble(ram.table(tables.locm), dir.path());
     assert_eq!(field(&locm, "Table Length"), "00000034");
-    assert!(
-        locm.contains("Unknown ACPI table signature [LOCM]"),
-        "{locm}"
-    );
+    assert!(locm.contains("Unknown ACPI table signature [LOCM]"), "{locm}");
 }
 
 #[test]

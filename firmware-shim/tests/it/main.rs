@@ -1,4 +1,5 @@
-//! Tests of `firmware-shim` from outside, against machines made of bytes, with the `acpi` crate, `linux-boot-params` and
+//! Tests of `firmware-shim` from outside, against machines made of bytes, with the `acpi` crate, `linux-boot-params`
+//! and
 //! `iasl` as independent readers.
 
 mod e820;

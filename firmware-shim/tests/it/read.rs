@@ -21,22 +21,13 @@ fn finds_the_rsdp_in_the_ebda_first() {
     let mut bochs = bochs();
     let rsdp = bochs.ram.at(bochs.rsdp)[..20].to_vec();
     put(bochs.ram.at_mut(0x9_fc00), 0x3f0 - 0x10, &rsdp);
-    assert_eq!(
-        Rsdp::find_in_bios_area(&bochs.ram).unwrap().0,
-        0x9_fc00 + 0x3e0
-    );
+    assert_eq!(Rsdp::find_in_bios_area(&bochs.ram).unwrap().0, 0x9_fc00 + 0x3e0);
 }
 
 #[test]
 fn no_rsdp_is_an_error() {
-    assert_eq!(
-        Rsdp::find_in_bios_area(&Ram::default()),
-        Err(AcpiError::NoRsdp)
-    );
-    assert_eq!(
-        Rsdp::find_in_bios_area(&server().ram),
-        Err(AcpiError::NoRsdp)
-    );
+    assert_eq!(Rsdp::find_in_bios_area(&Ram::default()), Err(AcpiError::NoRsdp));
+    assert_eq!(Rsdp::find_in_bios_area(&server().ram), Err(AcpiError::NoRsdp));
 }
 
 #[test]
@@ -76,22 +67,11 @@ fn a_longer_rsdp_is_read_whole() {
 #[test]
 fn walks_rsdt_and_xsdt() {
     let bochs = bochs();
-    let found: Vec<_> = bochs
-        .machine()
-        .tables()
-        .map(|table| table.unwrap().signature)
-        .collect();
-    assert_eq!(
-        found,
-        [*b"FACP", *b"SSDT", *b"APIC", *b"HPET"].map(Signature)
-    );
+    let found: Vec<_> = bochs.machine().tables().map(|table| table.unwrap().signature).collect();
+    assert_eq!(found, [*b"FACP", *b"SSDT", *b"APIC", *b"HPET"].map(Signature));
 
     let server = server();
-    let found: Vec<_> = server
-        .machine()
-        .tables()
-        .map(|table| table.unwrap().address)
-        .collect();
+    let found: Vec<_> = server.machine().tables().map(|table| table.unwrap().address).collect();
     assert_eq!(found.len(), 9, "the null pointer is passed over");
     assert!(server.machine().has_dmar().unwrap());
     assert!(!bochs.machine().has_dmar().unwrap());
@@ -144,12 +124,7 @@ fn reads_an_acpi_1_fadt() {
     assert_eq!(fadt.pm1a_event().unwrap().port(), Some(0xb000));
     assert_eq!(fadt.pm_timer().unwrap().port(), Some(0xb008));
     assert_eq!(fadt.gpe0().unwrap().port(), Some(0xafe0));
-    for absent in [
-        fadt.pm1b_event(),
-        fadt.pm1b_control(),
-        fadt.pm2_control(),
-        fadt.gpe1(),
-    ] {
+    for absent in [fadt.pm1b_event(), fadt.pm1b_control(), fadt.pm2_control(), fadt.gpe1()] {
         assert_eq!(absent, None);
     }
     assert_eq!(fadt.reset(), None);
@@ -167,16 +142,9 @@ fn reads_a_revision_6_fadt() {
     let fadt = server.machine().fadt().unwrap();
     let (register, value) = fadt.reset().unwrap();
     assert_eq!((register.port(), value), (Some(0xcf9), 6));
-    assert_eq!(
-        fadt.pm1a_control().unwrap().access_size,
-        2,
-        "the 64-bit form wins"
-    );
+    assert_eq!(fadt.pm1a_control().unwrap().access_size, 2, "the 64-bit form wins");
     assert!(fadt.flags().contains(FadtFlags::FORCE_APIC_CLUSTER_MODEL));
-    assert_eq!(
-        fadt.boot_arch(),
-        BootArch::LEGACY_DEVICES | BootArch::NO_ASPM
-    );
+    assert_eq!(fadt.boot_arch(), BootArch::LEGACY_DEVICES | BootArch::NO_ASPM);
 }
 
 #[test]
@@ -184,11 +152,7 @@ fn reads_every_length_of_fadt_and_refuses_shorter_ones() {
     let full = server();
     for len in 0..=276 {
         let mut fixture = full.clone();
-        put(
-            fixture.ram.at_mut(fixture.fadt),
-            4,
-            &(len as u32).to_le_bytes(),
-        );
+        put(fixture.ram.at_mut(fixture.fadt), 4, &(len as u32).to_le_bytes());
         if len >= 36 {
             fixture.ram.reseal(fixture.fadt);
         }
@@ -230,17 +194,9 @@ fn x2apic_entries_count_when_they_are_all_there_is() {
     let body = crate::fixture::madt_body(
         0xfee0_0000,
         0,
-        &[
-            &crate::fixture::x2apic(0, 0, 1),
-            &crate::fixture::x2apic(1, 1, 1),
-        ],
+        &[&crate::fixture::x2apic(0, 0, 1), &crate::fixture::x2apic(1, 1, 1)],
     );
-    *fixture
-        .ram
-        .0
-        .iter_mut()
-        .find(|(at, _)| *at == fixture.madt)
-        .unwrap() = (fixture.madt, table(b"APIC", 5, &body));
+    *fixture.ram.0.iter_mut().find(|(at, _)| *at == fixture.madt).unwrap() = (fixture.madt, table(b"APIC", 5, &body));
     let madt = fixture.machine().madt().unwrap();
     assert_eq!(madt.cpus().count(), 2);
 }
@@ -266,34 +222,22 @@ fn reads_interrupt_controllers_and_overrides() {
         flags: 0,
         lint: 1
     }));
-    let wakeup = server()
-        .machine()
-        .madt()
-        .unwrap()
-        .entries()
-        .find_map(|e| match e {
-            Ok(MadtEntry::Wakeup {
-                version,
-                mailbox,
-                reset_vector,
-            }) => Some((version, mailbox, reset_vector)),
-            _ => None,
-        });
-    assert_eq!(
-        wakeup,
-        Some((0, 0x1000, 0)),
-        "version 0 has no reset vector"
-    );
+    let wakeup = server().machine().madt().unwrap().entries().find_map(|e| match e {
+        Ok(MadtEntry::Wakeup {
+            version,
+            mailbox,
+            reset_vector,
+        }) => Some((version, mailbox, reset_vector)),
+        _ => None,
+    });
+    assert_eq!(wakeup, Some((0, 0x1000, 0)), "version 0 has no reset vector");
 }
 
 #[test]
 fn a_malformed_madt_entry_is_refused() {
     let broken = |at: u64, value: u8| -> AcpiError {
         let Fixture {
-            mut ram,
-            madt,
-            rsdp,
-            ..
+            mut ram, madt, rsdp, ..
         } = bochs();
         ram.at_mut(madt)[at as usize] = value;
         ram.reseal(madt);

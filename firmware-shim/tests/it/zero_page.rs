@@ -2,9 +2,7 @@
 
 use crate::fixture::{put, u16_at, u32_at};
 use firmware_shim::e820::{E820Map, MemoryType};
-use firmware_shim::linux::{
-    ENTRY_64_OFFSET, KernelError, KernelImage, ZERO_PAGE_LEN, ZeroPage, ZeroPageError,
-};
+use firmware_shim::linux::{ENTRY_64_OFFSET, KernelError, KernelImage, ZERO_PAGE_LEN, ZeroPage, ZeroPageError};
 use linux_boot_params::{BootParams, LINUX_BOOT_HEADER_MAGIC};
 use std::mem::offset_of;
 use std::ops::Range;
@@ -26,32 +24,16 @@ fn bzimage() -> Vec<u8> {
     file[..HDR].fill(0xff); // code of the boot sector, sentinel included
     put(&mut file, at!(setup_sects), &[SETUP_SECTS as u8]);
     put(&mut file, at!(root_flags), &1u16.to_le_bytes());
-    put(
-        &mut file,
-        at!(syssize),
-        &(CODE_LEN as u32 / 16).to_le_bytes(),
-    );
+    put(&mut file, at!(syssize), &(CODE_LEN as u32 / 16).to_le_bytes());
     put(&mut file, at!(vid_mode), &0xffffu16.to_le_bytes());
     put(&mut file, at!(boot_flag), &0xaa55u16.to_le_bytes());
     put(&mut file, at!(jump), &[0xeb, 0x6a]);
-    put(
-        &mut file,
-        at!(header),
-        &LINUX_BOOT_HEADER_MAGIC.to_le_bytes(),
-    );
+    put(&mut file, at!(header), &LINUX_BOOT_HEADER_MAGIC.to_le_bytes());
     put(&mut file, at!(version), &0x020fu16.to_le_bytes());
     put(&mut file, at!(loadflags), &[0x83]);
     put(&mut file, at!(code32_start), &0x10_0000u32.to_le_bytes());
-    put(
-        &mut file,
-        at!(initrd_addr_max),
-        &0x7fff_ffffu32.to_le_bytes(),
-    );
-    put(
-        &mut file,
-        at!(kernel_alignment),
-        &0x20_0000u32.to_le_bytes(),
-    );
+    put(&mut file, at!(initrd_addr_max), &0x7fff_ffffu32.to_le_bytes());
+    put(&mut file, at!(kernel_alignment), &0x20_0000u32.to_le_bytes());
     put(&mut file, at!(relocatable_kernel), &[1]);
     put(&mut file, at!(min_alignment), &[21]);
     put(&mut file, at!(xloadflags), &0x7fu16.to_le_bytes());
@@ -119,27 +101,15 @@ fn each_fault_has_its_error() {
         refused(b"\x1f\x8b\x08 no kernel".repeat(80).as_slice()),
         KernelError::NoMagic
     );
-    assert!(matches!(
-        refused(&with(at!(boot_flag), &[0])),
-        KernelError::Damaged(_)
-    ));
+    assert!(matches!(refused(&with(at!(boot_flag), &[0])), KernelError::Damaged(_)));
     let old = refused(&with(at!(version), &0x020bu16.to_le_bytes()));
     assert_eq!(old, KernelError::OldProtocol(0x020b));
     assert!(old.to_string().contains("2.11"), "{old}");
-    assert_eq!(
-        refused(&with(at!(xloadflags), &[0x7e])),
-        KernelError::Not64Bit
-    );
+    assert_eq!(refused(&with(at!(xloadflags), &[0x7e])), KernelError::Not64Bit);
     for header_len in [0, 0x40, 0x8f, 0xff] {
-        assert!(matches!(
-            refused(&with(0x201, &[header_len])),
-            KernelError::Damaged(_)
-        ));
+        assert!(matches!(refused(&with(0x201, &[header_len])), KernelError::Damaged(_)));
     }
-    assert!(matches!(
-        refused(&with(at!(syssize), &[0; 4])),
-        KernelError::Damaged(_)
-    ));
+    assert!(matches!(refused(&with(at!(syssize), &[0; 4])), KernelError::Damaged(_)));
     let payload = with(at!(payload_length), &0x3d01u32.to_le_bytes());
     assert!(matches!(refused(&payload), KernelError::Damaged(_)));
     let payload = with(at!(payload_length), &u32::MAX.to_le_bytes());
@@ -203,12 +173,9 @@ fn memory() -> E820Map {
     let mut map = E820Map::new();
     map.set(0x1_0000..0x5_0000, MemoryType::Usable).unwrap();
     map.set(0x80_0000..0xa0_0000, MemoryType::AcpiNvs).unwrap();
-    map.set(0x100_0000..0x6800_0000, MemoryType::Usable)
-        .unwrap();
-    map.set(0x6800_0000..0x7fe0_0000, MemoryType::SoftReserved)
-        .unwrap();
-    map.set(0x1_0000_0000..0x3_0000_0000, MemoryType::Usable)
-        .unwrap();
+    map.set(0x100_0000..0x6800_0000, MemoryType::Usable).unwrap();
+    map.set(0x6800_0000..0x7fe0_0000, MemoryType::SoftReserved).unwrap();
+    map.set(0x1_0000_0000..0x3_0000_0000, MemoryType::Usable).unwrap();
     map
 }
 
@@ -241,26 +208,14 @@ fn the_zero_page_says_what_it_was_told() {
     let hdr = params.hdr;
     assert_eq!({ params.acpi_rsdp_addr }, 0x80_1000);
     assert_eq!((hdr.type_of_loader, hdr.loadflags), (0xff, 1));
-    assert_eq!(
-        ({ hdr.cmd_line_ptr }, { params.ext_cmd_line_ptr }),
-        (0x1_f000, 0)
-    );
-    assert_eq!(
-        ({ hdr.ramdisk_image }, { params.ext_ramdisk_image }),
-        (0x800_0000, 0)
-    );
-    assert_eq!(
-        ({ hdr.ramdisk_size }, { params.ext_ramdisk_size }),
-        (0x123_4567, 0)
-    );
+    assert_eq!(({ hdr.cmd_line_ptr }, { params.ext_cmd_line_ptr }), (0x1_f000, 0));
+    assert_eq!(({ hdr.ramdisk_image }, { params.ext_ramdisk_image }), (0x800_0000, 0));
+    assert_eq!(({ hdr.ramdisk_size }, { params.ext_ramdisk_size }), (0x123_4567, 0));
     assert_eq!({ hdr.code32_start }, 0x200_0000);
     assert_eq!({ hdr.header }, LINUX_BOOT_HEADER_MAGIC);
     assert_eq!(({ hdr.version }, { hdr.init_size }), (0x020f, 0x39e_c000));
     assert_eq!(({ hdr.setup_data }, { hdr.pref_address }), (0, 0x100_0000));
-    assert_eq!(
-        params.sentinel, 0,
-        "or the kernel takes the page for copied blindly"
-    );
+    assert_eq!(params.sentinel, 0, "or the kernel takes the page for copied blindly");
     assert_eq!(raw[..0x70], [0; 0x70], "no screen");
     assert_eq!(raw[0x26c..0x290], [0; 0x24], "nothing after the header");
     assert_eq!(params.edd_mbr_sig_buf_entries, 0);
@@ -290,18 +245,9 @@ fn addresses_above_4_gib_are_split() {
         ..page(&kernel, &e820)
     });
     let hdr = params.hdr;
-    assert_eq!(
-        ({ hdr.cmd_line_ptr }, { params.ext_cmd_line_ptr }),
-        (0x1000, 1)
-    );
-    assert_eq!(
-        ({ hdr.ramdisk_image }, { params.ext_ramdisk_image }),
-        (0x8000_0000, 1)
-    );
-    assert_eq!(
-        ({ hdr.ramdisk_size }, { params.ext_ramdisk_size }),
-        (0x1000_0000, 1)
-    );
+    assert_eq!(({ hdr.cmd_line_ptr }, { params.ext_cmd_line_ptr }), (0x1000, 1));
+    assert_eq!(({ hdr.ramdisk_image }, { params.ext_ramdisk_image }), (0x8000_0000, 1));
+    assert_eq!(({ hdr.ramdisk_size }, { params.ext_ramdisk_size }), (0x1000_0000, 1));
 }
 
 #[test]
@@ -312,10 +258,7 @@ fn no_ramdisk_is_all_zero() {
         ramdisk: None,
         ..page(&kernel, &e820)
     });
-    assert_eq!(
-        ({ params.hdr.ramdisk_image }, { params.hdr.ramdisk_size }),
-        (0, 0)
-    );
+    assert_eq!(({ params.hdr.ramdisk_image }, { params.hdr.ramdisk_size }), (0, 0));
 }
 
 #[test]
@@ -351,13 +294,7 @@ fn what_the_kernel_would_not_find_is_refused() {
         cmdline: &long,
         ..page()
     });
-    assert_eq!(
-        error,
-        ZeroPageError::CommandLineTooLong {
-            len: 2048,
-            max: 2047
-        }
-    );
+    assert_eq!(error, ZeroPageError::CommandLineTooLong { len: 2048, max: 2047 });
     let fits = ZeroPage {
         cmdline: &long[..2047],
         ..page()
@@ -377,16 +314,8 @@ fn what_the_kernel_would_not_find_is_refused() {
         ramdisk: Some(range),
         ..page()
     };
-    assert_eq!(
-        what(ramdisk(0x6700_0000..0x6800_1000)),
-        "the ramdisk",
-        "in the pool"
-    );
-    assert_eq!(
-        what(ramdisk(0x800_0000..0x800_0000)),
-        "the ramdisk",
-        "empty"
-    );
+    assert_eq!(what(ramdisk(0x6700_0000..0x6800_1000)), "the ramdisk", "in the pool");
+    assert_eq!(what(ramdisk(0x800_0000..0x800_0000)), "the ramdisk", "empty");
     let load = |load| ZeroPage { load, ..page() };
     assert_eq!(what(load(0x6600_0000)), "the kernel");
     let cmdline = |cmdline_address| ZeroPage {

@@ -111,9 +111,7 @@ pub enum MessageError {
     #[error(transparent)]
     Port(#[from] PortError),
     /// Not a header.
-    #[error(
-        "the other host sent bytes that are no message ({0:02x?}): its agent is damaged or not `locum`"
-    )]
+    #[error("the other host sent bytes that are no message ({0:02x?}): its agent is damaged or not `locum`")]
     Magic([u8; 4]),
     /// Another version.
     #[error(
@@ -241,14 +239,8 @@ mod tests {
             drop(left);
             keep.unwrap_err()
         };
-        assert!(matches!(
-            bytes(&within(180), &|b| b[0] ^= 1),
-            MessageError::Magic(_)
-        ));
-        assert!(matches!(
-            bytes(&within(180), &|b| b[4] = 9),
-            MessageError::Version(9)
-        ));
+        assert!(matches!(bytes(&within(180), &|b| b[0] ^= 1), MessageError::Magic(_)));
+        assert!(matches!(bytes(&within(180), &|b| b[4] = 9), MessageError::Version(9)));
         assert!(matches!(
             bytes(&within(180), &|b| b[11] = 0xff),
             MessageError::TooLong(_)

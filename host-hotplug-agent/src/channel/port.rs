@@ -35,24 +35,18 @@ pub struct Until<'a> {
 const ASK_EVERY: i64 = 100_000_000;
 
 impl Until<'_> {
-    /// Waits for `file`. Whether to give up is asked only when nothing happens for a while: the question may cost more than
-    /// the bytes that are waited for, and a guest stands still meanwhile.
+    /// Waits for `file`. Whether to give up is asked only when nothing happens for a while: the question may cost more
+    /// than the bytes that are waited for, and a guest stands still meanwhile.
     ///
     /// # Errors
     /// [`PortError::Timeout`] or [`PortError::GivenUp`].
-    pub fn wait(
-        &self,
-        file: &impl std::os::fd::AsFd,
-        flags: PollFlags,
-    ) -> Result<PollFlags, PortError> {
+    pub fn wait(&self, file: &impl std::os::fd::AsFd, flags: PollFlags) -> Result<PollFlags, PortError> {
         loop {
             let left = self.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(PortError::Timeout);
             }
-            let nanos = i64::try_from(left.as_nanos())
-                .unwrap_or(i64::MAX)
-                .min(ASK_EVERY);
+            let nanos = i64::try_from(left.as_nanos()).unwrap_or(i64::MAX).min(ASK_EVERY);
             let mut fds = [PollFd::new(file, flags)];
             match poll(
                 &mut fds,

@@ -1,7 +1,7 @@
 //! A guest's state through a channel: chunks, each with its length and CRC-32, then a chunk of length zero.
 //!
-//! So the end is part of the stream, a channel serves any number of guests one after the other, and a damaged byte never
-//! reaches QEMU.
+//! So the end is part of the stream, a channel serves any number of guests one after the other, and a damaged byte
+//! never reaches QEMU.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -83,11 +83,7 @@ fn pump_out(qemu: &mut UnixStream, port: &mut Port, until: &Until<'_>) -> Result
 ///
 /// # Errors
 /// [`StreamError`].
-pub fn receive(
-    port: &mut Port,
-    mut qemu: UnixStream,
-    until: &Until<'_>,
-) -> Result<u64, StreamError> {
+pub fn receive(port: &mut Port, mut qemu: UnixStream, until: &Until<'_>) -> Result<u64, StreamError> {
     qemu.set_nonblocking(true).map_err(StreamError::Qemu)?;
     let mut total = 0;
     // After QEMU has failed, the rest is read all the same: the sender must not wait, and the channel be clean.
@@ -148,18 +144,8 @@ mod tests {
             let written = state.clone();
             std::thread::scope(|scope| {
                 scope.spawn(move || source.write_all(&written).unwrap());
-                scope.spawn(|| {
-                    assert_eq!(
-                        send(source_end, &mut out, &within(180)).unwrap(),
-                        u64::from(size)
-                    )
-                });
-                scope.spawn(|| {
-                    assert_eq!(
-                        receive(&mut into, target_end, &within(180)).unwrap(),
-                        u64::from(size)
-                    )
-                });
+                scope.spawn(|| assert_eq!(send(source_end, &mut out, &within(180)).unwrap(), u64::from(size)));
+                scope.spawn(|| assert_eq!(receive(&mut into, target_end, &within(180)).unwrap(), u64::from(size)));
                 let mut read = Vec::new();
                 target.read_to_end(&mut read).unwrap();
                 assert!(read == state);

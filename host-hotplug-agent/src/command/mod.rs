@@ -32,11 +32,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Enter => nested::enter(&sys)?,
         Command::Leave => nested::leave(&sys)?,
         Command::Plan { name, output } => refresh::plan(&sys, cli, name, *output)?,
-        Command::Refresh {
-            name,
-            detach,
-            output,
-        } => {
+        Command::Refresh { name, detach, output } => {
             return refresh::refresh(cli, name, *detach, *output);
         }
         Command::Abort(output) => refresh::ask(cli, &Question::Abort, *output)?,

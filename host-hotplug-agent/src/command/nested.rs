@@ -11,18 +11,12 @@ use crate::sysroot::SysRoot;
 
 pub fn enter(sys: &SysRoot) -> Result<()> {
     let switch = Device::open(sys, Access::Control)?.enter(ALL_CPUS)?;
-    print_line(&format!(
-        "{} CPUs nested, {} ticks",
-        switch.done, switch.ticks
-    ))
+    print_line(&format!("{} CPUs nested, {} ticks", switch.done, switch.ticks))
 }
 
 pub fn leave(sys: &SysRoot) -> Result<()> {
     let switch = Device::open(sys, Access::Control)?.leave(ALL_CPUS)?;
-    print_line(&format!(
-        "{} CPUs native, {} ticks",
-        switch.done, switch.ticks
-    ))
+    print_line(&format!("{} CPUs native, {} ticks", switch.done, switch.ticks))
 }
 
 /// What many cycles cost.

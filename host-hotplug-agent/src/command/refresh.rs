@@ -17,8 +17,7 @@ use crate::sysroot::SysRoot;
 
 pub fn plan(sys: &SysRoot, cli: &Cli, name: &str, output: Output) -> Result<()> {
     let host = Host::new(sys.clone(), Device::open(sys, Access::Control)?);
-    let unreclaimed = ipc::ask(&cli.socket, &Question::Status)
-        .map_or_else(|_| Vec::new(), |status| status.unreclaimed);
+    let unreclaimed = ipc::ask(&cli.socket, &Question::Status).map_or_else(|_| Vec::new(), |status| status.unreclaimed);
     let hypervisor = Qemu::new(sys.clone(), crate::daemon::POOL);
     let prepared = Prepared::new(&host, &hypervisor, &cli.config_dir, name, unreclaimed)?;
     let view = PlanView::new(&prepared)?;
@@ -46,9 +45,7 @@ pub fn refresh(cli: &Cli, name: &str, detach: bool, output: Output) -> Result<Ex
         status = ipc::ask(&cli.socket, &Question::Status)?;
     }
     show(&status, output)?;
-    let ended_well = status
-        .report
-        .is_some_and(|report| report.outcome != "aborted");
+    let ended_well = status.report.is_some_and(|report| report.outcome != "aborted");
     Ok(if ended_well {
         ExitCode::SUCCESS
     } else {

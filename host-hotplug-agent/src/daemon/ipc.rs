@@ -96,9 +96,6 @@ mod tests {
     #[test]
     fn no_daemon_is_a_refusal_with_a_remedy() {
         let error = ask(Path::new("/nowhere/locum.sock"), &Question::Status).unwrap_err();
-        assert!(
-            error.to_string().contains("systemctl start locum"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("systemctl start locum"), "{error}");
     }
 }

@@ -35,10 +35,7 @@ pub fn run(sys: SysRoot, config_dir: &Path, socket: &Path) -> Result<()> {
     let machine: Arc<dyn Machine> = host.clone();
     let status = machine.status()?;
     let slot = machine.facts().slot;
-    let own = status
-        .hosts
-        .get(slot as usize)
-        .map_or(0, |host| host.generation);
+    let own = status.hosts.get(slot as usize).map_or(0, |host| host.generation);
     let kept = keep::load(&sys, status.generation);
     let shared = Arc::new(Shared::new(u64::from(own), kept.unreclaimed, kept.report));
     let worker = Arc::new(Worker::new(
@@ -86,9 +83,7 @@ pub fn run(sys: SysRoot, config_dir: &Path, socket: &Path) -> Result<()> {
 /// Answers one client.
 fn serve(worker: &Arc<Worker>, mut stream: UnixStream) {
     let answer = match stream.try_clone().map(BufReader::new) {
-        Ok(mut reader) => {
-            ipc::receive::<Question>(&mut reader).and_then(|question| worker.answer(&question))
-        }
+        Ok(mut reader) => ipc::receive::<Question>(&mut reader).and_then(|question| worker.answer(&question)),
         Err(error) => Err(error.into()),
     };
     let answer = match answer {
@@ -101,10 +96,7 @@ fn serve(worker: &Arc<Worker>, mut stream: UnixStream) {
 
 fn listen(socket: &Path) -> Result<UnixListener> {
     if UnixStream::connect(socket).is_ok() {
-        anyhow::bail!(
-            "another `locum daemon` answers at {}: stop it first",
-            socket.display()
-        );
+        anyhow::bail!("another `locum daemon` answers at {}: stop it first", socket.display());
     }
     match fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -115,8 +107,7 @@ fn listen(socket: &Path) -> Result<UnixListener> {
     if let Some(dir) = socket.parent() {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     }
-    let listener =
-        UnixListener::bind(socket).with_context(|| format!("listening at {}", socket.display()))?;
+    let listener = UnixListener::bind(socket).with_context(|| format!("listening at {}", socket.display()))?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }
@@ -124,8 +115,7 @@ fn listen(socket: &Path) -> Result<UnixListener> {
 /// Tells systemd that the daemon is up (`sd_notify(3)`), if systemd wants to know.
 fn ready() {
     if let Some(path) = std::env::var_os("NOTIFY_SOCKET").map(PathBuf::from) {
-        let told = std::os::unix::net::UnixDatagram::unbound()
-            .and_then(|socket| socket.send_to(b"READY=1", path));
+        let told = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", path));
         if let Err(error) = told {
             tracing::debug!("systemd: {error}");
         }

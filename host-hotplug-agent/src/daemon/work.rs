@@ -84,8 +84,7 @@ impl Worker {
             }
             Err(error) => {
                 self.shared.lock().refused = Some(format!("{error:#}"));
-                self.machine
-                    .publish(TextKind::LastError, &format!("{error:#}"));
+                self.machine.publish(TextKind::LastError, &format!("{error:#}"));
                 self.machine.busy(false);
                 // Last, as in `conclude`.
                 self.shared.lock().running = None;
@@ -96,18 +95,10 @@ impl Worker {
 
     fn accept(&self, name: &str) -> Result<Incumbent> {
         let unreclaimed = self.shared.lock().refresh.unreclaimed().to_vec();
-        let prepared = Prepared::new(
-            &*self.machine,
-            &*self.hypervisor,
-            &self.config_dir,
-            name,
-            unreclaimed,
-        )?;
+        let prepared = Prepared::new(&*self.machine, &*self.hypervisor, &self.config_dir, name, unreclaimed)?;
         let status = self.machine.status()?;
         let mut inner = self.shared.lock();
-        inner
-            .refresh
-            .plan_for(&prepared.inventory, &prepared.request)?;
+        inner.refresh.plan_for(&prepared.inventory, &prepared.request)?;
         inner.refresh.apply(Event::Start)?;
         inner.report = Some(Report {
             name: name.to_owned(),
@@ -132,9 +123,7 @@ impl Worker {
     }
 
     fn refresh(&self, mut incumbent: Incumbent) {
-        let driven = drive::drive(&self.machine, &self.shared, |action| {
-            incumbent.perform(action)
-        });
+        let driven = drive::drive(&self.machine, &self.shared, |action| incumbent.perform(action));
         self.conclude(driven.err().map(|error| error.to_string()));
     }
 
@@ -169,18 +158,10 @@ impl Worker {
 
     /// Writes down how it ended.
     fn conclude(&self, fault: Option<String>) {
-        let exits = self
-            .machine
-            .status()
-            .map_or(0, |status| view::total_exits(&status));
+        let exits = self.machine.status().map_or(0, |status| view::total_exits(&status));
         let mut inner = self.shared.lock();
         let error = fault.or_else(|| inner.refresh.last_error().map(str::to_owned));
-        let losses = inner
-            .refresh
-            .losses()
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let losses = inner.refresh.losses().iter().map(ToString::to_string).collect();
         let unreclaimed = inner.refresh.unreclaimed().to_vec();
         let generation = inner.refresh.generation().0;
         if let Some(report) = &mut inner.report {
@@ -207,7 +188,8 @@ impl Worker {
         }
         drive::publish(&self.machine, &self.shared);
         self.machine.busy(false);
-        // Last: whoever sees that nothing runs sees all of how it ended, and what begins next is not called idle by this.
+        // Last: whoever sees that nothing runs sees all of how it ended, and what begins next is not called idle by
+        // this.
         let mut inner = self.shared.lock();
         inner.running = None;
         inner.abort = None;

@@ -44,12 +44,8 @@ pub fn checks(sys: &SysRoot) -> Vec<Check> {
 }
 
 fn release(sys: &SysRoot) -> Check {
-    let release = sys
-        .read_optional("proc/sys/kernel/osrelease")
-        .unwrap_or_default();
-    let mut numbers = release
-        .split(['.', '-'])
-        .map_while(|part| part.parse::<u32>().ok());
+    let release = sys.read_optional("proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     Check::need(
         "kernel",
@@ -91,31 +87,21 @@ fn kernel_place(sys: &SysRoot) -> Check {
     const NAME: &str = "kernel's place";
     let iomem = sys.read_optional("proc/iomem").unwrap_or_default();
     let (mut resource, mut code) = (None, None);
-    for (range, name) in iomem
-        .lines()
-        .filter_map(|line| line.trim().split_once(" : "))
-    {
+    for (range, name) in iomem.lines().filter_map(|line| line.trim().split_once(" : ")) {
         match name {
-            name if name.starts_with("System RAM") && code.is_none() => {
-                resource = iomem_range(range)
-            }
+            name if name.starts_with("System RAM") && code.is_none() => resource = iomem_range(range),
             "Kernel code" => code = iomem_range(range),
             _ => {}
         }
     }
     let (Some(code), Some(resource)) = (code, resource) else {
-        return Check::bad(
-            NAME,
-            Verdict::Advice,
-            "not known",
-            "run as root to see /proc/iomem",
-        );
+        return Check::bad(NAME, Verdict::Advice, "not known", "run as root to see /proc/iomem");
     };
     // Blocks that came by hotplug are resources of their own, wherever they lie.
     let blocks = memory::blocks(sys).unwrap_or_default();
-    let above = blocks.iter().any(|block| {
-        block.removable && resource.contains(block.range) && block.range.start() < code.end()
-    });
+    let above = blocks
+        .iter()
+        .any(|block| block.removable && resource.contains(block.range) && block.range.start() < code.end());
     Check::need(
         NAME,
         !above,
@@ -128,9 +114,7 @@ fn kernel_place(sys: &SysRoot) -> Check {
 }
 
 fn word(cmdline: &str, word: &'static str, why: &str) -> Check {
-    let there = cmdline
-        .split_whitespace()
-        .any(|candidate| candidate == word);
+    let there = cmdline.split_whitespace().any(|candidate| candidate == word);
     let found = if there {
         "on the command line".to_owned()
     } else {
@@ -157,10 +141,7 @@ fn dax(sys: &SysRoot) -> Check {
     let sized = names.iter().filter(|name| {
         sys.read_number(format!("sys/bus/dax/devices/{name}/size"))
             .is_ok_and(|size| size > 0)
-            && sys
-                .link_name(format!("sys/bus/dax/devices/{name}/driver"))
-                .as_deref()
-                == Some("device_dax")
+            && sys.link_name(format!("sys/bus/dax/devices/{name}/driver")).as_deref() == Some("device_dax")
     });
     let ready: Vec<&str> = sized.map(String::as_str).collect();
     if !ready.is_empty() {
@@ -227,16 +208,10 @@ mod tests {
             "proc/iomem",
             "00a00000-67ffffff : System RAM\n  49000000-4a3fffff : Kernel code\n",
         );
-        assert_eq!(
-            check(&checks(&sys), "kernel's place").verdict,
-            Verdict::Missing
-        );
+        assert_eq!(check(&checks(&sys), "kernel's place").verdict, Verdict::Missing);
         put("proc/sys/kernel/osrelease", "6.1.0-18-amd64\n");
         put("proc/cmdline", "quiet no_ipi_broadcast=0\n");
-        put(
-            "sys/devices/system/memory/memory9/valid_zones",
-            "Normal Movable\n",
-        );
+        put("sys/devices/system/memory/memory9/valid_zones", "Normal Movable\n");
         put("sys/class/iommu/dmar0/x", "");
         let bad = checks(&sys);
         for name in [

@@ -45,12 +45,7 @@ impl Check {
         }
     }
 
-    fn bad(
-        name: &'static str,
-        verdict: Verdict,
-        found: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
+    fn bad(name: &'static str, verdict: Verdict, found: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
             name,
             verdict,
@@ -102,7 +97,8 @@ pub fn fit(checks: &[Check]) -> bool {
 
 fn cpu(sys: &SysRoot) -> Check {
     const NAME: &str = "CPU";
-    const REMEDY: &str = "enable Intel VT-x in the firmware's set-up; Locum needs an Intel CPU with EPT and unrestricted guest";
+    const REMEDY: &str =
+        "enable Intel VT-x in the firmware's set-up; Locum needs an Intel CPU with EPT and unrestricted guest";
     match CpuFeatures::read(sys) {
         Ok(features) => {
             let missing = features.missing();
@@ -159,10 +155,7 @@ fn monitor(sys: &SysRoot) -> Vec<Check> {
     let (info, header) = (device.info(), device.header());
     let pool = format!("{} MiB at {:#x}", header.pool_size >> 20, header.pool);
     vec![
-        Check::ok(
-            "module",
-            format!("interface revision {}", info.uapi_revision),
-        ),
+        Check::ok("module", format!("interface revision {}", info.uapi_revision)),
         Check::ok(
             "L0",
             format!(
@@ -173,11 +166,7 @@ fn monitor(sys: &SysRoot) -> Vec<Check> {
         Check::need(
             "pool",
             header.pool_size > 0,
-            if header.pool_size > 0 {
-                pool
-            } else {
-                "none".to_owned()
-            },
+            if header.pool_size > 0 { pool } else { "none".to_owned() },
             "give L0 the argument pool=START-END in the boot loader's entry",
         ),
         Check::need(
@@ -204,9 +193,7 @@ fn configurations(dir: &std::path::Path) -> Check {
                 .map(str::to_owned)
         })
         .collect();
-    let mut faults = names
-        .iter()
-        .filter_map(|name| Config::read(dir, name).err());
+    let mut faults = names.iter().filter_map(|name| Config::read(dir, name).err());
     match faults.next() {
         Some(fault) => Check::bad(
             NAME,
@@ -235,10 +222,7 @@ mod tests {
         assert!(!fit(&checks));
         let monitor = checks.iter().find(|check| check.name == "L0").unwrap();
         assert_eq!(monitor.verdict, Verdict::Missing);
-        assert!(
-            monitor.to_string().contains("multiboot2 /boot/l0"),
-            "{monitor}"
-        );
+        assert!(monitor.to_string().contains("multiboot2 /boot/l0"), "{monitor}");
         assert!(
             checks
                 .iter()

@@ -26,13 +26,8 @@ pub fn incoming(command: &[String]) -> Vec<String> {
 
 /// The words of `/proc/PID/cmdline`.
 pub fn split(cmdline: &[u8]) -> Vec<String> {
-    let words = cmdline
-        .strip_suffix(b"\0")
-        .unwrap_or(cmdline)
-        .split(|&byte| byte == 0);
-    words
-        .map(|word| String::from_utf8_lossy(word).into_owned())
-        .collect()
+    let words = cmdline.strip_suffix(b"\0").unwrap_or(cmdline).split(|&byte| byte == 0);
+    words.map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
 #[cfg(test)]
@@ -41,7 +36,8 @@ mod tests {
 
     #[test]
     fn a_second_generation_command_line_does_not_grow() {
-        let words = split(b"qemu-system-x86_64\0-M\0q35\0-append\0a b\0-S\0-qmp\0unix:/run/one.qmp,server=on\0-daemonize\0");
+        let words =
+            split(b"qemu-system-x86_64\0-M\0q35\0-append\0a b\0-S\0-qmp\0unix:/run/one.qmp,server=on\0-daemonize\0");
         assert_eq!(words.len(), 9);
         let once = incoming(&words);
         assert_eq!(

@@ -39,10 +39,7 @@ pub struct Qemu {
 impl Qemu {
     /// With the pool behind paths that start with `pool`: `/dev/dax` on real hosts.
     pub fn new(sys: SysRoot, pool: impl Into<String>) -> Self {
-        Self {
-            sys,
-            pool: pool.into(),
-        }
+        Self { sys, pool: pool.into() }
     }
 }
 
@@ -55,9 +52,7 @@ impl Hypervisor for Qemu {
             problem: format!("{error:#}"),
         };
         let mut qmp = Qmp::connect(&guest.qmp, &until).map_err(refuse)?;
-        let status = qmp
-            .execute("query-status", json!({}), &until)
-            .map_err(refuse)?;
+        let status = qmp.execute("query-status", json!({}), &until).map_err(refuse)?;
         if status.get("running") != Some(&Value::Bool(true)) {
             let status = status
                 .get("status")
@@ -96,11 +91,7 @@ impl Hypervisor for Qemu {
     fn attach(&self, spec: &Spec) -> Result<Box<dyn Vm>> {
         let qmp = Qmp::connect(&spec.qmp, &seconds(ANSWER)).context("its QEMU does not answer")?;
         let pid = peer(&qmp)?;
-        Ok(Box::new(QemuVm {
-            qmp,
-            pid,
-            child: None,
-        }))
+        Ok(Box::new(QemuVm { qmp, pid, child: None }))
     }
 
     fn prepare(&self, spec: &Spec, until: &Until<'_>) -> Result<Box<dyn Vm>> {
@@ -114,11 +105,7 @@ impl Qemu {
     fn output(&self, pid: Pid, name: &str) -> PathBuf {
         let target = fs::read_link(self.sys.path(format!("proc/{}/fd/1", pid.as_raw_nonzero())));
         match target {
-            Ok(path)
-                if path.is_absolute() && fs::metadata(&path).is_ok_and(|file| file.is_file()) =>
-            {
-                path
-            }
+            Ok(path) if path.is_absolute() && fs::metadata(&path).is_ok_and(|file| file.is_file()) => path,
             _ => Path::new("/").join(OUTPUT_DIR).join(format!("{name}.log")),
         }
     }
@@ -141,8 +128,7 @@ impl QemuVm {
         drop(theirs);
         self.qmp.drop_events();
         let begun = tsc::now();
-        self.qmp
-            .execute("migrate", json!({ "uri": "fd:locum" }), until)?;
+        self.qmp.execute("migrate", json!({ "uri": "fd:locum" }), until)?;
         Ok((ours, ram_size, begun))
     }
 
@@ -220,11 +206,7 @@ impl Started {
             if let Ok(qmp) = Qmp::connect(&spec.qmp, until) {
                 return Ok(qmp);
             }
-            if let Some(status) = self
-                .0
-                .as_mut()
-                .and_then(|child| child.try_wait().ok().flatten())
-            {
+            if let Some(status) = self.0.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
                 bail!("QEMU ended ({status}): {}", last_line(&spec.output));
             }
             if (until.given_up)() {
@@ -253,9 +235,7 @@ impl Drop for Started {
 
 impl Vm for QemuVm {
     fn send(&mut self, port: &mut Port, until: &Until<'_>) -> Result<Sent> {
-        let (ours, ram_size, begun) = self
-            .migrate(until)
-            .inspect_err(|_| stream::abandon(port, until))?;
+        let (ours, ram_size, begun) = self.migrate(until).inspect_err(|_| stream::abandon(port, until))?;
         let mut sent = Sent {
             begun,
             ..Sent::default()
@@ -309,9 +289,7 @@ impl Vm for QemuVm {
         match (bytes, resumed) {
             (_, Ok(resumed)) => Ok(Received { received, resumed }),
             (Err(stream), Err(_)) => Err(anyhow!(stream).context("reading the guest's state")),
-            (Ok(_), Err(error)) => {
-                Err(error.context("QEMU did not accept the guest's state; see its output"))
-            }
+            (Ok(_), Err(error)) => Err(error.context("QEMU did not accept the guest's state; see its output")),
         }
     }
 
@@ -376,8 +354,7 @@ fn set_up(qmp: &mut Qmp, until: &Until<'_>) -> Result<()> {
     .context("this QEMU cannot leave shared RAM where it is: use QEMU 4.0 or later")?;
     // Nothing is to wait for a rate limit, nor to iterate: what is left is small.
     let parameters = json!({ "max-bandwidth": 100u64 << 30, "downtime-limit": 300_000 });
-    qmp.execute("migrate-set-parameters", parameters, until)
-        .map(drop)
+    qmp.execute("migrate-set-parameters", parameters, until).map(drop)
 }
 
 /// Waits for the end of an outgoing migration; returns the TSC at which the guest stopped.
@@ -392,9 +369,7 @@ fn completion(qmp: &mut Qmp, until: &Until<'_>) -> Result<u64> {
         match event.data.get("status").and_then(Value::as_str) {
             Some("completed") => return Ok(stopped),
             Some(status @ ("failed" | "cancelled")) => {
-                let info = qmp
-                    .execute("query-migrate", json!({}), until)
-                    .unwrap_or_default();
+                let info = qmp.execute("query-migrate", json!({}), until).unwrap_or_default();
                 let why = info
                     .get("error-desc")
                     .and_then(Value::as_str)
@@ -427,19 +402,11 @@ fn outside_pool(qmp: &mut Qmp, pool: &str, until: &Until<'_>) -> Result<Option<S
         return Ok(Some("it has no memory backend".to_owned()));
     }
     for backend in backends {
-        let id = backend
-            .get("id")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned();
+        let id = backend.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
         let path = format!("/objects/{id}");
         let mut get = |property: &str| {
-            qmp.execute(
-                "qom-get",
-                json!({ "path": path, "property": property }),
-                until,
-            )
-            .unwrap_or_default()
+            qmp.execute("qom-get", json!({ "path": path, "property": property }), until)
+                .unwrap_or_default()
         };
         let kind = get("type");
         if kind.as_str() != Some("memory-backend-file") {
@@ -463,10 +430,7 @@ fn outside_pool(qmp: &mut Qmp, pool: &str, until: &Until<'_>) -> Result<Option<S
 /// Bytes of the guest's RAM.
 fn memory_size(qmp: &mut Qmp, until: &Until<'_>) -> Result<u64> {
     let summary = qmp.execute("query-memory-size-summary", json!({}), until)?;
-    Ok(summary
-        .get("base-memory")
-        .and_then(Value::as_u64)
-        .unwrap_or(u64::MAX))
+    Ok(summary.get("base-memory").and_then(Value::as_u64).unwrap_or(u64::MAX))
 }
 
 /// The process at the other end of the socket.

@@ -89,12 +89,9 @@ impl Qmp {
     ) -> Result<Value> {
         let mut line = serde_json::to_vec(&json!({ "execute": command, "arguments": arguments }))?;
         line.push(b'\n');
-        self.send(&line, fd, until)
-            .with_context(|| format!("QMP {command}"))?;
+        self.send(&line, fd, until).with_context(|| format!("QMP {command}"))?;
         loop {
-            let message = self
-                .message(until)
-                .with_context(|| format!("QMP {command}"))?;
+            let message = self.message(until).with_context(|| format!("QMP {command}"))?;
             if let Some(value) = message.get("return") {
                 return Ok(value.clone());
             }
@@ -151,8 +148,8 @@ impl Qmp {
                 if line.iter().all(u8::is_ascii_whitespace) {
                     continue;
                 }
-                let message: Map<String, Value> = serde_json::from_slice(&line)
-                    .map_err(|error| anyhow!("QEMU sent no JSON object: {error}"))?;
+                let message: Map<String, Value> =
+                    serde_json::from_slice(&line).map_err(|error| anyhow!("QEMU sent no JSON object: {error}"))?;
                 if let Some(name) = message.get("event").and_then(Value::as_str) {
                     let data = message.get("data").cloned().unwrap_or(Value::Null);
                     self.events.push_back(Event {
@@ -166,9 +163,7 @@ impl Qmp {
             let mut chunk = [0; 4096];
             match self.stream.read(&mut chunk) {
                 Ok(0) => return Err(PortError::Closed.into()),
-                Ok(count) => self
-                    .buffer
-                    .extend_from_slice(chunk.get(..count).unwrap_or_default()),
+                Ok(count) => self.buffer.extend_from_slice(chunk.get(..count).unwrap_or_default()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     until.wait(&self.stream, PollFlags::IN)?;
                 }

@@ -41,19 +41,14 @@ pub fn pins(sys: &SysRoot, gsi_bases: &[u32], functions: &[PciFunction]) -> Vec<
     }
     users
         .into_iter()
-        .map(|(gsi, users)| Pin {
-            gsi: Gsi(gsi),
-            users,
-        })
+        .map(|(gsi, users)| Pin { gsi: Gsi(gsi), users })
         .collect()
 }
 
 /// Whether a handler of that name was set up by one of the functions: drivers name it after themselves or after their
 /// network interface.
 fn belongs(sys: &SysRoot, action: &str, gsi: u32, functions: &[PciFunction]) -> bool {
-    let on_pin = functions
-        .iter()
-        .filter(|function| function.gsi == Some(Gsi(gsi)));
+    let on_pin = functions.iter().filter(|function| function.gsi == Some(Gsi(gsi)));
     on_pin.into_iter().any(|function| {
         function
             .driver

@@ -42,9 +42,7 @@ pub fn blocks(sys: &SysRoot) -> Result<Vec<MemoryBlock>> {
             "online" => BlockState::Online,
             _ => BlockState::Offline,
         };
-        let zones = sys
-            .read_optional(format!("{dir}/valid_zones"))
-            .unwrap_or_default();
+        let zones = sys.read_optional(format!("{dir}/valid_zones")).unwrap_or_default();
         let movable = zones.split_whitespace().next() == Some("Movable");
         blocks.push(MemoryBlock {
             range,
@@ -69,9 +67,7 @@ pub fn block_dir(start: u64, size: u64) -> String {
 /// If `/proc/meminfo` cannot be read.
 pub fn spare(sys: &SysRoot) -> Result<u64> {
     let text = sys.read("proc/meminfo")?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib: u64 = line
         .and_then(|rest| rest.trim().strip_suffix(" kB")?.parse().ok())
         .context("/proc/meminfo has no MemAvailable")?;

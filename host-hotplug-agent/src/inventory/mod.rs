@@ -8,8 +8,7 @@ pub mod pci;
 use anyhow::{Context, Result};
 use locum_abi::{Header, Status};
 use partitioner::{
-    ApicId, Cpu, CpuNumber, Generation, Inventory, MemRange, NodeId, PortRange, StayingPorts,
-    Unreclaimed,
+    ApicId, Cpu, CpuNumber, Generation, Inventory, MemRange, NodeId, PortRange, StayingPorts, Unreclaimed,
 };
 
 pub use iomem::range as iomem_range;
@@ -95,10 +94,7 @@ fn node_of(sys: &SysRoot, dir: &str) -> u32 {
 fn staying_ports(sys: &SysRoot, header: &Header, slot: u32) -> Vec<StayingPorts> {
     const UART_PORTS: u16 = 8;
     let mut staying = Vec::new();
-    let own = header
-        .slots
-        .get(slot as usize)
-        .map_or(0, |info| info.console_port);
+    let own = header.slots.get(slot as usize).map_or(0, |info| info.console_port);
     let mut push = |port: u64, user: String| {
         let Some(first) = u16::try_from(port).ok().filter(|&port| port != 0) else {
             return;

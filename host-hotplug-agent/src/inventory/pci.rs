@@ -42,17 +42,11 @@ fn function(sys: &SysRoot, name: &str) -> Result<PciFunction> {
     let address: PciAddress = name.parse()?;
     let class = u32::try_from(sys.read_number(format!("{dir}/class"))?)?;
     let mut bars = Vec::new();
-    for line in sys
-        .read(format!("{dir}/resource"))?
-        .lines()
-        .take(OWN_RESOURCES)
-    {
+    for line in sys.read(format!("{dir}/resource"))?.lines().take(OWN_RESOURCES) {
         bars.extend(bar(line));
     }
     let irq = sys.read_number(format!("{dir}/irq")).unwrap_or(0);
-    let msi = sys
-        .list(format!("{dir}/msi_irqs"))
-        .is_ok_and(|irqs| !irqs.is_empty());
+    let msi = sys.list(format!("{dir}/msi_irqs")).is_ok_and(|irqs| !irqs.is_empty());
     Ok(PciFunction {
         address,
         class,
@@ -72,11 +66,7 @@ fn bar(line: &str) -> Option<Bar> {
     let mut words = line
         .split_whitespace()
         .map(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16));
-    let (start, last, flags) = (
-        words.next()?.ok()?,
-        words.next()?.ok()?,
-        words.next()?.ok()?,
-    );
+    let (start, last, flags) = (words.next()?.ok()?, words.next()?.ok()?, words.next()?.ok()?);
     if start == 0 {
         return None;
     }
@@ -92,13 +82,9 @@ fn bar(line: &str) -> Option<Bar> {
 /// Who uses the function, as far as that shows.
 fn busy(sys: &SysRoot, dir: &str) -> Option<String> {
     for name in interfaces(sys, dir) {
-        let flags = sys
-            .read_number(format!("{dir}/net/{name}/flags"))
-            .unwrap_or(0);
+        let flags = sys.read_number(format!("{dir}/net/{name}/flags")).unwrap_or(0);
         if flags & 1 != 0 {
-            return Some(format!(
-                "network interface {name} is up (`ip link set {name} down`)"
-            ));
+            return Some(format!("network interface {name} is up (`ip link set {name} down`)"));
         }
     }
     mounted_disk(sys, dir)

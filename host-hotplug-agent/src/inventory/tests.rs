@@ -16,10 +16,7 @@ fn request(devices: &[&str]) -> Request {
         cpus: CpuRequest::Count(2),
         memory: MemoryRequest::Size(512 << 20),
         boot: partitioner::BootSize::default(),
-        functions: devices
-            .iter()
-            .map(|address| address.parse().unwrap())
-            .collect(),
+        functions: devices.iter().map(|address| address.parse().unwrap()).collect(),
         ports: vec![PortRange::new(0x2f8, 0x2ff).unwrap()],
         pins: vec![],
         guests: vec![],
@@ -32,24 +29,9 @@ fn the_lab_machine_can_be_planned() {
     let inventory = inventory(&tree);
     assert_eq!(inventory.cpus.len(), 4);
     assert!(inventory.cpus.iter().all(|cpu| cpu.online));
-    assert_eq!(
-        inventory
-            .blocks
-            .iter()
-            .filter(|block| block.removable)
-            .count(),
-        5
-    );
-    assert_eq!(
-        inventory.never_moves.len(),
-        1,
-        "the first 10 MiB, in one piece"
-    );
-    let nic = inventory
-        .functions
-        .iter()
-        .find(|f| f.address.device() == 3)
-        .unwrap();
+    assert_eq!(inventory.blocks.iter().filter(|block| block.removable).count(), 5);
+    assert_eq!(inventory.never_moves.len(), 1, "the first 10 MiB, in one piece");
+    let nic = inventory.functions.iter().find(|f| f.address.device() == 3).unwrap();
     assert_eq!(nic.driver.as_deref(), Some("e1000"));
     assert_eq!(nic.bars.len(), 2);
     assert!(matches!(nic.bars[1], Bar::Ports(ports) if ports.first() == 0xc100));
@@ -66,10 +48,7 @@ fn the_lab_machine_can_be_planned() {
 #[test]
 fn what_is_busy_is_refused_with_its_user() {
     let tree = Tree::lab();
-    tree.put(
-        "sys/bus/pci/devices/0000:00:03.0/net/eth1/flags",
-        "0x1003\n",
-    );
+    tree.put("sys/bus/pci/devices/0000:00:03.0/net/eth1/flags", "0x1003\n");
     let error = plan(&inventory(&tree), &request(&["0000:00:03.0"])).unwrap_err();
     assert!(matches!(error, PlanError::Busy { .. }));
     assert!(error.to_string().contains("eth1"), "{error}");
@@ -80,10 +59,7 @@ fn what_is_busy_is_refused_with_its_user() {
         "the SCI's pin cannot go: {shared}"
     );
     let unknown = plan(&inventory(&tree), &request(&["0000:00:1e.0"])).unwrap_err();
-    assert!(
-        matches!(unknown, PlanError::UnknownFunction(_)),
-        "{unknown}"
-    );
+    assert!(matches!(unknown, PlanError::UnknownFunction(_)), "{unknown}");
 }
 
 #[test]
@@ -105,10 +81,7 @@ fn cpu_0_the_last_cpu_and_too_much_memory_are_refused() {
         with(CpuRequest::List(vec![CpuNumber(0)]), size.clone()),
         PlanError::CpuZero
     );
-    assert!(matches!(
-        with(CpuRequest::Count(4), size),
-        PlanError::LastCpu { .. }
-    ));
+    assert!(matches!(with(CpuRequest::Count(4), size), PlanError::LastCpu { .. }));
     assert!(matches!(
         with(CpuRequest::Count(1), MemoryRequest::Size(2 << 30)),
         PlanError::TooMuchMemory { .. }

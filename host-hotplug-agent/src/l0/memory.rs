@@ -32,8 +32,7 @@ unsafe impl Plain for u64 {}
 pub fn copy<T: Plain>(memory: &dyn PhysMem, at: u64) -> Result<T, OutOfRange> {
     let mut value = MaybeUninit::<T>::zeroed();
     // SAFETY: the slice covers exactly the value, which is initialized (zeroed), and `T: Plain` accepts any bytes.
-    let bytes =
-        unsafe { std::slice::from_raw_parts_mut(value.as_mut_ptr().cast::<u8>(), size_of::<T>()) };
+    let bytes = unsafe { std::slice::from_raw_parts_mut(value.as_mut_ptr().cast::<u8>(), size_of::<T>()) };
     memory.read(at, bytes)?;
     // SAFETY: initialized, and any bytes are a value of `T`.
     Ok(unsafe { value.assume_init() })

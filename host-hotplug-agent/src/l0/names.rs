@@ -49,10 +49,7 @@ pub fn stop_reason(host: &HostStatus) -> String {
         Some(StopReason::PoweredOff) => {
             format!("it powered off or rebooted by itself on APIC {cpu}")
         }
-        None => format!(
-            "reason {} of a later revision ({a:#x}, {b:#x}, {c:#x})",
-            host.reason
-        ),
+        None => format!("reason {} of a later revision ({a:#x}, {b:#x}, {c:#x})", host.reason),
     }
 }
 
@@ -64,9 +61,7 @@ pub fn errno(raw: u32) -> Option<&'static str> {
         Errno::NotParked => "the CPU is not parked",
         Errno::State => "the other host is not in the state that this needs",
         Errno::NoSpace => "a table of L0 is full",
-        Errno::NoVmx => {
-            "this CPU has no VMX, EPT or unrestricted guest, or the firmware disabled VMX"
-        }
+        Errno::NoVmx => "this CPU has no VMX, EPT or unrestricted guest, or the firmware disabled VMX",
         Errno::Nested => "this CPU is nested already",
         Errno::EntryFailed => "VM entry failed",
         Errno::Timeout => "CPUs of the other host did not answer INIT in time",
@@ -163,10 +158,7 @@ mod tests {
             cpu: 2,
         };
         let text = stop_reason(&host);
-        assert!(
-            text.contains("0x100000") && text.contains("APIC 2"),
-            "{text}"
-        );
+        assert!(text.contains("0x100000") && text.contains("APIC 2"), "{text}");
     }
 
     #[test]

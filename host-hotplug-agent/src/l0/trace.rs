@@ -124,9 +124,7 @@ mod tests {
         );
         assert_eq!(records[0].kind, "park");
         assert_eq!(
-            super::records(&region, &region.header(), usize::MAX)
-                .unwrap()
-                .len(),
+            super::records(&region, &region.header(), usize::MAX).unwrap().len(),
             TRACE_RECORDS
         );
     }

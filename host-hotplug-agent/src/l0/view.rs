@@ -76,12 +76,7 @@ impl L0View {
         };
         for cpu in cpus {
             exits.guest += cpu.guest_exits;
-            for (reason, &count) in cpu
-                .exits_by_reason
-                .iter()
-                .enumerate()
-                .filter(|(_, count)| **count > 0)
-            {
+            for (reason, &count) in cpu.exits_by_reason.iter().enumerate().filter(|(_, count)| **count > 0) {
                 let name = if reason + 1 == EXIT_REASONS {
                     "other".to_owned()
                 } else {
@@ -90,16 +85,12 @@ impl L0View {
                 *exits.by_reason.entry(name).or_default() += count;
             }
         }
-        let hosts = status
-            .hosts
-            .iter()
-            .enumerate()
-            .map(|(slot, host)| HostView {
-                slot,
-                state: names::host_state(host.state).to_owned(),
-                generation: host.generation,
-                reason: (host.reason != 0).then(|| names::stop_reason(host)),
-            });
+        let hosts = status.hosts.iter().enumerate().map(|(slot, host)| HostView {
+            slot,
+            state: names::host_state(host.state).to_owned(),
+            generation: host.generation,
+            reason: (host.reason != 0).then(|| names::stop_reason(host)),
+        });
         Self {
             generation: status.generation,
             cpus: cpus.iter().map(cpu_view).collect(),
@@ -117,10 +108,7 @@ impl L0View {
 
 /// The entries of [`Status::cpus`] in use.
 pub fn used(status: &Status) -> &[CpuStatus] {
-    status
-        .cpus
-        .get(..status.cpu_count as usize)
-        .unwrap_or_default()
+    status.cpus.get(..status.cpu_count as usize).unwrap_or_default()
 }
 
 /// VM exits of all CPUs since boot.
@@ -173,10 +161,6 @@ mod tests {
         let region = FakeRegion::new(2);
         region.update(|status| status.cpu_count = u32::MAX);
         let status = memory::status(&region, &region.header()).unwrap();
-        assert_eq!(
-            used(&status).len(),
-            0,
-            "nothing is shown rather than garbage"
-        );
+        assert_eq!(used(&status).len(), 0, "nothing is shown rather than garbage");
     }
 }

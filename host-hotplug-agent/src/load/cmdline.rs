@@ -11,10 +11,10 @@ pub struct Facts {
     pub generation: u64,
 }
 
-/// `given` with everything needed appended. A parameter that is given keeps its value, but for those that only Locum can
-/// know: `maxcpus`, `tsc_early_khz`, `locum.generation`, and `cpuhp.parallel`. Parallel bring-up (kernel/cpu.c,
-/// `cpuhp_bringup_cpus_parallel`) counts primary threads against `maxcpus`, so a host whose boot CPU is a sibling would wake
-/// the other host's CPU and wait for it for ever.
+/// `given` with everything needed appended. A parameter that is given keeps its value, but for those that only Locum
+/// can know: `maxcpus`, `tsc_early_khz`, `locum.generation`, and `cpuhp.parallel`. Parallel bring-up (kernel/cpu.c,
+/// `cpuhp_bringup_cpus_parallel`) counts primary threads against `maxcpus`, so a host whose boot CPU is a sibling would
+/// wake the other host's CPU and wait for it for ever.
 pub fn complete(given: &str, facts: Facts) -> String {
     let own = [
         ("maxcpus", facts.cpus.to_string()),
@@ -36,10 +36,7 @@ pub fn complete(given: &str, facts: Facts) -> String {
         .map(str::to_owned)
         .collect();
     // What follows `--` goes to init and not to the kernel.
-    let end = words
-        .iter()
-        .position(|word| word == "--")
-        .unwrap_or(words.len());
+    let end = words.iter().position(|word| word == "--").unwrap_or(words.len());
     let rest = words.split_off(end);
     for (name, value) in needed {
         if !words.iter().any(|word| key(word) == name) {
@@ -67,13 +64,7 @@ mod tests {
             line,
             "console=ttyS1 no-ipi-broadcast=0 acpi_irq_nobalance dax_hmem.region_idle=1 no5lvl maxcpus=2 tsc_early_khz=100001 locum.generation=3 cpuhp.parallel=0 -- arg"
         );
-        let again = complete(
-            &line,
-            Facts {
-                generation: 4,
-                ..facts
-            },
-        );
+        let again = complete(&line, Facts { generation: 4, ..facts });
         assert_eq!(
             again.matches("locum.generation").count(),
             1,

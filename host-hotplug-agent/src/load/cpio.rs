@@ -1,4 +1,5 @@
-//! Files of this host as a cpio archive (format "newc", Linux `Documentation/driver-api/early-userspace/buffer-format.rst`).
+//! Files of this host as a cpio archive (format "newc", Linux
+//! `Documentation/driver-api/early-userspace/buffer-format.rst`).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -36,11 +37,7 @@ struct Packer {
 impl Packer {
     fn parents(&mut self, path: &Path) -> Result<(), Refusal> {
         let above: Vec<&Path> = path.ancestors().skip(1).collect();
-        for parent in above
-            .into_iter()
-            .rev()
-            .filter(|parent| parent.parent().is_some())
-        {
+        for parent in above.into_iter().rev().filter(|parent| parent.parent().is_some()) {
             self.one(parent)?;
         }
         Ok(())
@@ -76,11 +73,7 @@ impl Packer {
         let content = if kind.is_file() {
             fs::read(path).map_err(failed)?
         } else if kind.is_symlink() {
-            fs::read_link(path)
-                .map_err(failed)?
-                .as_os_str()
-                .as_bytes()
-                .to_vec()
+            fs::read_link(path).map_err(failed)?.as_os_str().as_bytes().to_vec()
         } else {
             Vec::new()
         };
@@ -91,22 +84,13 @@ impl Packer {
             )));
         }
         if kind.is_file() || kind.is_symlink() || kind.is_dir() {
-            self.entry(
-                path,
-                metadata.permissions().mode(),
-                metadata.mtime(),
-                &content,
-            );
+            self.entry(path, metadata.permissions().mode(), metadata.mtime(), &content);
         }
         Ok(metadata)
     }
 
     fn entry(&mut self, path: &Path, mode: u32, mtime: i64, content: &[u8]) {
-        let name = path
-            .strip_prefix("/")
-            .unwrap_or(path)
-            .as_os_str()
-            .as_bytes();
+        let name = path.strip_prefix("/").unwrap_or(path).as_os_str().as_bytes();
         self.inode += 1;
         let fields = [
             self.inode,
@@ -125,8 +109,7 @@ impl Packer {
         ];
         self.out.extend_from_slice(b"070701");
         for field in fields {
-            self.out
-                .extend_from_slice(format!("{field:08x}").as_bytes());
+            self.out.extend_from_slice(format!("{field:08x}").as_bytes());
         }
         self.out.extend_from_slice(name);
         self.out.push(0);
@@ -169,17 +152,8 @@ mod tests {
         let output = cpio.wait_with_output().unwrap();
         assert!(output.status.success());
         let names = String::from_utf8(output.stdout).unwrap();
-        let sub = dir
-            .path()
-            .join("sub")
-            .strip_prefix("/")
-            .unwrap()
-            .display()
-            .to_string();
-        assert!(
-            names.lines().any(|line| line == format!("{sub}/file")),
-            "{names}"
-        );
+        let sub = dir.path().join("sub").strip_prefix("/").unwrap().display().to_string();
+        assert!(names.lines().any(|line| line == format!("{sub}/file")), "{names}");
         assert_eq!(
             names.lines().filter(|line| line.ends_with("/file")).count(),
             1,

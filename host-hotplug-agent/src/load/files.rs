@@ -44,8 +44,7 @@ impl Files {
             problem,
         };
         let kernel = read("kernel", &config.kernel)?;
-        KernelImage::parse(&kernel)
-            .map_err(|error| bad("kernel", &config.kernel, error.to_string()))?;
+        KernelImage::parse(&kernel).map_err(|error| bad("kernel", &config.kernel, error.to_string()))?;
         let mut all = Vec::new();
         for file in config.initramfs.as_slice() {
             let bytes = read("initramfs", file)?;
@@ -55,10 +54,7 @@ impl Files {
         if !config.carry.is_empty() {
             append(&mut all, cpio::pack(&config.carry)?);
         }
-        Ok(Self {
-            kernel,
-            initramfs: all,
-        })
+        Ok(Self { kernel, initramfs: all })
     }
 
     /// What must lie in one range of the successor's memory.
@@ -90,11 +86,7 @@ mod tests {
 
     fn config(dir: &Path) -> Config {
         fs::write(dir.join("vmlinuz"), bzimage(64 << 10)).unwrap();
-        fs::write(
-            dir.join("initrd"),
-            cpio::pack(&[dir.join("vmlinuz")]).unwrap(),
-        )
-        .unwrap();
+        fs::write(dir.join("initrd"), cpio::pack(&[dir.join("vmlinuz")]).unwrap()).unwrap();
         Config {
             kernel: dir.join("vmlinuz"),
             initramfs: OneOrMore::One(dir.join("initrd")),
@@ -122,10 +114,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::read(&config(dir.path()), Path::new("x.toml")).unwrap();
         assert_eq!(initramfs::check(&files.initramfs), Ok(()));
-        assert!(
-            files.initramfs.len() > 2 * (64 << 10),
-            "carried file and initramfs"
-        );
+        assert!(files.initramfs.len() > 2 * (64 << 10), "carried file and initramfs");
         assert_eq!(files.boot_size().kernel_init, 0x200_0000);
     }
 

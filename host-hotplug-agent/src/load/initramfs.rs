@@ -1,8 +1,8 @@
 //! An initramfs: is it whole? The kernel finds out too late, when the incumbent has already given up memory.
 //!
 //! A file is a row of archives with zeroes between them, each plain cpio or compressed. Plain ones and the compressions
-//! whose blocks carry their lengths (lz4, zstd) are walked from end to end without unpacking; of gzip, xz and the others
-//! only the last bytes show whether they are there, as far as the format has a mark there.
+//! whose blocks carry their lengths (lz4, zstd) are walked from end to end without unpacking; of gzip, xz and the
+//! others only the last bytes show whether they are there, as far as the format has a mark there.
 
 use std::ops::ControlFlow;
 
@@ -50,25 +50,15 @@ fn archive(rest: &[u8]) -> Result<ControlFlow<(), &[u8]>, String> {
         return zstd(rest).map(ControlFlow::Continue);
     }
     if rest.starts_with(&[0xfd, b'7', b'z', b'X', b'Z', 0]) {
-        let end = rest
-            .iter()
-            .rposition(|&byte| byte != 0)
-            .map_or(0, |last| last + 1);
-        let whole = rest
-            .get(..end)
-            .is_some_and(|archive| archive.ends_with(b"YZ"));
+        let end = rest.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+        let whole = rest.get(..end).is_some_and(|archive| archive.ends_with(b"YZ"));
         return if whole {
             Ok(ControlFlow::Break(()))
         } else {
             Err("its xz archive is truncated".to_owned())
         };
     }
-    let known: [&[u8]; 4] = [
-        &[0x1f, 0x8b, 8],
-        b"BZh",
-        &[0x5d, 0, 0],
-        &[0x89, b'L', b'Z', b'O'],
-    ];
+    let known: [&[u8]; 4] = [&[0x1f, 0x8b, 8], b"BZh", &[0x5d, 0, 0], &[0x89, b'L', b'Z', b'O']];
     if known.iter().any(|magic| rest.starts_with(magic)) {
         return Ok(ControlFlow::Break(()));
     }
@@ -87,21 +77,13 @@ fn cpio(mut rest: &[u8]) -> Result<&[u8], String> {
             usize::from_str_radix(digits, 16).ok()
         };
         let damaged = || "its cpio archive is damaged: a header holds no number".to_owned();
-        let (size, name_size) = (
-            number(54).ok_or_else(damaged)?,
-            number(94).ok_or_else(damaged)?,
-        );
-        let name = after
-            .get(..name_size.saturating_sub(1))
-            .ok_or_else(truncated)?;
+        let (size, name_size) = (number(54).ok_or_else(damaged)?, number(94).ok_or_else(damaged)?);
+        let name = after.get(..name_size.saturating_sub(1)).ok_or_else(truncated)?;
         if name == super::cpio::TRAILER.as_bytes() {
             return after.get(name_size..).ok_or_else(truncated);
         }
         let body = (CPIO_HEADER + name_size).next_multiple_of(4);
-        let end = body
-            .checked_add(size)
-            .ok_or_else(damaged)?
-            .next_multiple_of(4);
+        let end = body.checked_add(size).ok_or_else(damaged)?.next_multiple_of(4);
         rest = rest.get(end..).ok_or_else(truncated)?;
     }
 }
@@ -136,10 +118,7 @@ fn zstd(rest: &[u8]) -> Result<&[u8], String> {
         2 => 4,
         _ => 8,
     };
-    let dictionary = [0, 1, 2, 4]
-        .get(usize::from(descriptor & 3))
-        .copied()
-        .unwrap_or(0);
+    let dictionary = [0, 1, 2, 4].get(usize::from(descriptor & 3)).copied().unwrap_or(0);
     let mut at = 5 + usize::from(!single_segment) + dictionary + content_size;
     loop {
         let (Some(&[a, b, c]), true) = (
@@ -210,10 +189,7 @@ mod tests {
             row.resize(row.len() + 512, 0);
             assert_eq!(check(&row), Ok(()), "padded");
             for cut in [4, 5, archive.len() / 2] {
-                assert!(
-                    check(&archive[..archive.len() - cut]).is_err(),
-                    "cut by {cut}"
-                );
+                assert!(check(&archive[..archive.len() - cut]).is_err(), "cut by {cut}");
             }
         }
     }

@@ -30,13 +30,7 @@ pub struct Layout {
 ///
 /// # Errors
 /// [`Refusal::TooSmall`], or what the kernel does not accept.
-pub fn layout(
-    files: Files,
-    range: MemRange,
-    cmdline: &str,
-    rsdp: u64,
-    e820: &E820Map,
-) -> Result<Layout> {
+pub fn layout(files: Files, range: MemRange, cmdline: &str, rsdp: u64, e820: &E820Map) -> Result<Layout> {
     let Files {
         kernel: file,
         initramfs,
@@ -56,10 +50,7 @@ pub fn layout(
         .end()
         .checked_sub(initramfs.len() as u64)
         .map(|start| start / PAGE * PAGE)
-        .filter(|&start| {
-            load.checked_add(kernel.init_size())
-                .is_some_and(|end| end <= start)
-        })
+        .filter(|&start| load.checked_add(kernel.init_size()).is_some_and(|end| end <= start))
         .ok_or_else(too_small)?;
     kernel.check_load(load, ramdisk_at - load)?;
     let mut zero_page = [0; ZERO_PAGE_LEN];
@@ -98,8 +89,7 @@ mod tests {
     fn place(len: u64, initramfs: usize) -> Result<Layout> {
         let range = MemRange::with_len(0x4800_0000, len).unwrap();
         let mut e820 = E820Map::new();
-        e820.set(range.start()..range.end(), MemoryType::Usable)
-            .unwrap();
+        e820.set(range.start()..range.end(), MemoryType::Usable).unwrap();
         let files = Files {
             kernel: bzimage(1 << 20),
             initramfs: vec![1; initramfs],
@@ -117,10 +107,7 @@ mod tests {
             .map(|p| (p.at, p.at + p.bytes.len() as u64))
             .collect();
         ranges.sort_unstable();
-        assert!(
-            ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0),
-            "{ranges:x?}"
-        );
+        assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{ranges:x?}");
         assert!(ranges[0].0 >= 0x4800_0000 && ranges.last().unwrap().1 <= 0x5000_0000);
     }
 

@@ -4,9 +4,7 @@ use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
 use firmware_shim::PhysMem;
-use firmware_shim::acpi::{
-    HostFirmware, HostTables, Locm, Machine, Rsdp, SUCCESSOR_KEEPS, successor_tables,
-};
+use firmware_shim::acpi::{HostFirmware, HostTables, Locm, Machine, Rsdp, SUCCESSOR_KEEPS, successor_tables};
 use firmware_shim::e820::{E820Map, SuccessorMemory, for_successor};
 use locum_abi::{Header, REVISION};
 use partitioner::{MemRange, Plan};
@@ -52,20 +50,12 @@ pub fn acpi(
     };
     let mut made = vec![0; MADE.min(usize::try_from(slot.tables_size)?)];
     let mut pieces = Vec::new();
-    let in_place = Rsdp::read(memory, header.machine_rsdp).and_then(|rsdp| {
-        Machine::open(memory, &rsdp).and_then(|machine| machine.madt().map(|_| rsdp))
-    });
+    let in_place = Rsdp::read(memory, header.machine_rsdp)
+        .and_then(|rsdp| Machine::open(memory, &rsdp).and_then(|machine| machine.madt().map(|_| rsdp)));
     let tables: HostTables = match in_place {
-        Ok(rsdp) => successor_tables(
-            &Machine::open(memory, &rsdp)?,
-            &host,
-            slot.tables,
-            &mut made,
-        )?,
+        Ok(rsdp) => successor_tables(&Machine::open(memory, &rsdp)?, &host, slot.tables, &mut made)?,
         Err(error) => {
-            tracing::debug!(
-                "the machine's own tables cannot be seen ({error}); this host's are copied"
-            );
+            tracing::debug!("the machine's own tables cannot be seen ({error}); this host's are copied");
             let base = slot.tables + made.len() as u64;
             let copies = Tables::read(sys, base, |signature| SUCCESSOR_KEEPS.contains(&signature))?;
             let tables = successor_tables(&copies.machine()?, &host, slot.tables, &mut made)?;
@@ -103,17 +93,10 @@ pub fn memory_map(sys: &SysRoot, header: &Header, plan: &Plan) -> Result<E820Map
         .get(plan.successor().index())
         .context("L0's header has no such slot")?;
     let machine = E820Map::from_firmware(firmware_map(sys)?.iter().copied())?;
-    let blocks: Vec<Range<u64>> = plan
-        .memory
-        .iter()
-        .map(|range| range.start()..range.end())
-        .collect();
+    let blocks: Vec<Range<u64>> = plan.memory.iter().map(|range| range.start()..range.end()).collect();
     let slice = slot.low_slice..slot.low_slice + slot.low_slice_size;
     let pool = MemRange::with_len(header.pool, header.pool_size);
-    let pools: Vec<Range<u64>> = pool
-        .iter()
-        .map(|range| range.start()..range.end())
-        .collect();
+    let pools: Vec<Range<u64>> = pool.iter().map(|range| range.start()..range.end()).collect();
     Ok(for_successor(
         &machine,
         &SuccessorMemory {

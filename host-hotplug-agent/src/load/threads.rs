@@ -1,9 +1,9 @@
 //! How many threads the successor's kernel will allow.
 //!
-//! Linux derives `threads-max` from its RAM less all that memblock holds reserved (kernel/fork.c, `set_max_threads`), and it
-//! reserves Soft Reserved ranges too, which are no RAM (arch/x86/kernel/e820.c, `e820__memblock_setup`). So a successor with
-//! little more RAM than pool and image together comes out at 20 threads and dies in early boot. With less RAM than that
-//! the difference wraps around, and Linux takes its maximum.
+//! Linux derives `threads-max` from its RAM less all that memblock holds reserved (kernel/fork.c, `set_max_threads`),
+//! and it reserves Soft Reserved ranges too, which are no RAM (arch/x86/kernel/e820.c, `e820__memblock_setup`). So a
+//! successor with little more RAM than pool and image together comes out at 20 threads and dies in early boot. With
+//! less RAM than that the difference wraps around, and Linux takes its maximum.
 
 use partitioner::BootSize;
 

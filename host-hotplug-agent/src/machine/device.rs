@@ -44,13 +44,10 @@ impl Device {
     /// [`Refusal::NoModule`], [`Refusal::NoAccess`], [`Refusal::NoL0`], [`Refusal::AbiRevision`] or
     /// [`Refusal::UapiRevision`].
     pub fn open(sys: &SysRoot, access: Access) -> Result<Self, Refusal> {
-        let file =
-            open(&sys.path("dev/locum"), access == Access::Control).map_err(|error| match error
-                .kind()
-            {
-                io::ErrorKind::NotFound => absent(sys),
-                _ => Refusal::NoAccess(error),
-            })?;
+        let file = open(&sys.path("dev/locum"), access == Access::Control).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => absent(sys),
+            _ => Refusal::NoAccess(error),
+        })?;
         let mut info = Info::default();
         ioctl::info(&file, &mut info).map_err(|error| Refusal::NoAccess(error.into()))?;
         if info.uapi_revision != uapi::UAPI_REVISION {
@@ -89,12 +86,9 @@ impl Device {
     /// # Errors
     /// If the module does not permit all of it.
     pub fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
-        self.file.write_all_at(bytes, at).with_context(|| {
-            format!(
-                "writing {} bytes of physical memory at {at:#x}",
-                bytes.len()
-            )
-        })
+        self.file
+            .write_all_at(bytes, at)
+            .with_context(|| format!("writing {} bytes of physical memory at {at:#x}", bytes.len()))
     }
 
     /// One CPU, by Linux's number, or all online ones ([`ALL_CPUS`]) become nested.
@@ -113,12 +107,7 @@ impl Device {
         self.switch("leaving nested mode", cpu, ioctl::leave)
     }
 
-    fn switch(
-        &self,
-        what: &str,
-        cpu: i32,
-        call: fn(&File, &mut Switch) -> rustix::io::Result<()>,
-    ) -> Result<Switch> {
+    fn switch(&self, what: &str, cpu: i32, call: fn(&File, &mut Switch) -> rustix::io::Result<()>) -> Result<Switch> {
         let mut switch = Switch {
             cpu,
             failed_apic_id: u32::MAX,
@@ -182,17 +171,10 @@ impl Device {
     /// # Errors
     /// L0's or the module's refusal.
     pub fn abort(&self) -> Result<()> {
-        self.call(ioctl::abort, 0, 0, 0)
-            .context("stopping the successor")
+        self.call(ioctl::abort, 0, 0, 0).context("stopping the successor")
     }
 
-    fn call(
-        &self,
-        call: fn(&File, &mut Call) -> rustix::io::Result<()>,
-        a: u64,
-        b: u64,
-        c: u64,
-    ) -> Result<()> {
+    fn call(&self, call: fn(&File, &mut Call) -> rustix::io::Result<()>, a: u64, b: u64, c: u64) -> Result<()> {
         let mut value = Call {
             a,
             b,
@@ -233,12 +215,7 @@ impl Device {
             .with_context(|| format!("wiping memory {range}"))
     }
 
-    fn range(
-        &self,
-        call: fn(&File, &mut Range) -> rustix::io::Result<()>,
-        range: MemRange,
-        nid: i32,
-    ) -> Result<()> {
+    fn range(&self, call: fn(&File, &mut Range) -> rustix::io::Result<()>, range: MemRange, nid: i32) -> Result<()> {
         let mut value = Range {
             start: range.start(),
             size: range.len(),
@@ -258,11 +235,7 @@ impl Device {
     /// # Errors
     /// The module's refusal.
     pub fn power_policy(&self, retire: bool) -> Result<()> {
-        let policy = if retire {
-            uapi::POWER_RETIRE
-        } else {
-            uapi::POWER_EXIT
-        };
+        let policy = if retire { uapi::POWER_RETIRE } else { uapi::POWER_EXIT };
         ioctl::power_policy(&self.file, policy).context("setting what power-off does")
     }
 
@@ -272,9 +245,7 @@ impl Device {
     /// The module's refusal.
     pub fn text(&self, kind: TextKind, text: &str) -> Result<()> {
         let line = text.replace('\n', " ");
-        let cut = line
-            .get(..line.floor_char_boundary(uapi::TEXT_MAX))
-            .unwrap_or_default();
+        let cut = line.get(..line.floor_char_boundary(uapi::TEXT_MAX)).unwrap_or_default();
         let mut value = Text {
             kind: kind as u32,
             len: 0,
@@ -327,8 +298,7 @@ impl Device {
     /// # Errors
     /// The module's refusal.
     pub fn busy(&self, busy: bool) -> Result<()> {
-        ioctl::busy(&self.file, u32::from(busy))
-            .context("telling the module whether a refresh runs")
+        ioctl::busy(&self.file, u32::from(busy)).context("telling the module whether a refresh runs")
     }
 }
 
@@ -344,9 +314,7 @@ struct Window<'f>(&'f File);
 impl PhysMem for Window<'_> {
     fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), OutOfRange> {
         let len = buf.len();
-        self.0
-            .read_exact_at(buf, addr)
-            .map_err(|_| OutOfRange { addr, len })
+        self.0.read_exact_at(buf, addr).map_err(|_| OutOfRange { addr, len })
     }
 }
 
@@ -364,8 +332,8 @@ pub fn channel(sys: &SysRoot, number: usize) -> Result<File> {
         .with_context(|| format!("opening {}", path.display()))
 }
 
-/// Why there is no device: the module refuses to load without L0, or above an L0 of another revision. Both show in the ACPI
-/// table by which the module finds L0.
+/// Why there is no device: the module refuses to load without L0, or above an L0 of another revision. Both show in the
+/// ACPI table by which the module finds L0.
 fn absent(sys: &SysRoot) -> Refusal {
     let table = sys.path("sys/firmware/acpi/tables/LOCM");
     if !table.exists() {
@@ -396,7 +364,8 @@ fn refused(l0_errno: u32, error: Errno) -> String {
         None => match error {
             Errno::NOTCONN => "this host is not nested on every CPU".to_owned(),
             Errno::BUSY => {
-                "it is in use (pages that cannot be moved, memory of the other host, or a CPU that is online)".to_owned()
+                "it is in use (pages that cannot be moved, memory of the other host, or a CPU that is online)"
+                    .to_owned()
             }
             error => error.to_string(),
         },

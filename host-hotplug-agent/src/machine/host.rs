@@ -75,8 +75,7 @@ impl Machine for Host {
     }
 
     fn remove_pci(&self, address: PciAddress) -> Result<()> {
-        self.sys
-            .write(format!("{}/remove", pci::dir(address)), "1")?;
+        self.sys.write(format!("{}/remove", pci::dir(address)), "1")?;
         if self.sys.exists(pci::dir(address)) {
             bail!("PCI function {address} is still there after its removal");
         }
@@ -102,8 +101,7 @@ impl Machine for Host {
     }
 
     fn add_memory(&self, block: MemRange, node: u32, online: bool) -> Result<()> {
-        self.device
-            .mem_add(block, i32::try_from(node).unwrap_or(-1))?;
+        self.device.mem_add(block, i32::try_from(node).unwrap_or(-1))?;
         if !online {
             return Ok(());
         }

@@ -16,7 +16,8 @@ macro_rules! updates {
         /// # Errors
         /// See `locum_uapi.h`. The structure's outputs are valid on errors as well.
         pub fn $name(fd: &File, value: &mut $type) -> Result<()> {
-            // SAFETY: the number carries the structure's size, which `uapi` checks; the kernel reads and writes no more.
+            // SAFETY: the number carries the structure's size, which `uapi` checks; the kernel reads and writes no
+            // more.
             unsafe { ioctl(fd, Updater::<{ $number }, $type>::new(value)) }
         }
     )* };

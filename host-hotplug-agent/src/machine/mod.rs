@@ -33,8 +33,8 @@ pub struct Facts {
     pub tsc_khz: u64,
 }
 
-/// What a refresh does to a machine, one thing at a time. Every operation is all or nothing, and CPUs are told by Linux's
-/// numbers.
+/// What a refresh does to a machine, one thing at a time. Every operation is all or nothing, and CPUs are told by
+/// Linux's numbers.
 pub trait Machine: Send + Sync {
     /// What does not change.
     fn facts(&self) -> &Facts;

@@ -65,11 +65,7 @@ pub fn drive(
             Err(error) => {
                 tracing::warn!("{action}: {error:#}");
                 // Given up for the operator: that is the reason to tell.
-                let asked = shared
-                    .lock()
-                    .abort
-                    .take()
-                    .filter(|_| course == Course::Running);
+                let asked = shared.lock().abort.take().filter(|_| course == Course::Running);
                 match asked {
                     Some(reason) => Event::Abort(reason),
                     None => Event::Failed(format!("{error:#}")),
@@ -79,10 +75,7 @@ pub fn drive(
         let applied = shared.lock().refresh.apply(event);
         match applied {
             Err(Refused::PointOfNoReturn | Refused::Aborting) => {
-                shared
-                    .lock()
-                    .refresh
-                    .apply(Event::Failed("given up".to_owned()))?;
+                shared.lock().refresh.apply(Event::Failed("given up".to_owned()))?;
             }
             other => drop(other?),
         }
@@ -98,10 +91,7 @@ fn lost(machine: &Arc<dyn Machine>, shared: &Shared) -> Option<String> {
 /// The operator's wish to stop, if this is the moment for it.
 fn take_abort(shared: &Shared, course: &Course, role: Role) -> Option<String> {
     let mut inner = shared.lock();
-    let now = matches!(
-        course,
-        Course::Running | Course::Stuck { aborting: None, .. }
-    ) && role == Role::Incumbent;
+    let now = matches!(course, Course::Running | Course::Stuck { aborting: None, .. }) && role == Role::Incumbent;
     inner.abort.take().filter(|_| now)
 }
 
@@ -121,9 +111,7 @@ fn await_retry(shared: &Shared) -> Result<(), Refused> {
 }
 
 fn exits(machine: &Arc<dyn Machine>) -> u64 {
-    machine
-        .status()
-        .map_or(0, |status| view::total_exits(&status))
+    machine.status().map_or(0, |status| view::total_exits(&status))
 }
 
 fn exits_since(machine: &Arc<dyn Machine>, before: u64) -> u64 {
@@ -159,16 +147,10 @@ fn record(shared: &Shared, name: &str, role: Role, start: u64, l0_exits: u64) {
 /// Shows where it stands in `/sys/kernel/locum`.
 pub fn publish(machine: &Arc<dyn Machine>, shared: &Shared) {
     let status = shared.status();
-    machine.publish(
-        TextKind::State,
-        shared::state(shared.lock().refresh.state()),
-    );
+    machine.publish(TextKind::State, shared::state(shared.lock().refresh.state()));
     machine.publish(
         TextKind::Progress,
         &format!("{}/{} {}", status.done, status.total, status.summary),
     );
-    machine.publish(
-        TextKind::LastError,
-        status.last_error.as_deref().unwrap_or_default(),
-    );
+    machine.publish(TextKind::LastError, status.last_error.as_deref().unwrap_or_default());
 }

@@ -48,9 +48,7 @@ impl Ports {
     pub fn get(&mut self, machine: &dyn Machine, number: usize) -> Result<&mut Port> {
         Ok(match self.0.entry(number) {
             std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::btree_map::Entry::Vacant(entry) => {
-                entry.insert(machine.channel(number)?)
-            }
+            std::collections::btree_map::Entry::Vacant(entry) => entry.insert(machine.channel(number)?),
         })
     }
 }

@@ -15,13 +15,8 @@ pub fn name(refresh: &Refresh, action: &Action) -> &'static str {
         Action::StartSuccessor | Action::StopSuccessor => "start",
         Action::AwaitSuccessor => "boot",
         Action::MoveGuest(_) | Action::ReturnGuest(_) => "handover",
-        Action::Entrust | Action::PowerOff | Action::AwaitIncumbentGone | Action::TakeIncumbent => {
-            "retire"
-        }
-        Action::Transfer(_)
-        | Action::AddMemory { .. }
-        | Action::OnlineCpu(_)
-        | Action::AddPci(_) => "reclaim",
+        Action::Entrust | Action::PowerOff | Action::AwaitIncumbentGone | Action::TakeIncumbent => "retire",
+        Action::Transfer(_) | Action::AddMemory { .. } | Action::OnlineCpu(_) | Action::AddPci(_) => "reclaim",
         Action::LeaveNested(_) => "leave",
     }
 }

@@ -84,11 +84,7 @@ impl Prepared {
     pub fn plan(&self) -> Result<Plan, Refusal> {
         let plan = plan(&self.inventory, &self.request)?;
         let bytes = |ranges: &[MemRange]| ranges.iter().map(|range| range.len()).sum();
-        threads::check(
-            bytes(&plan.memory),
-            bytes(&self.inventory.pool),
-            self.request.boot,
-        )?;
+        threads::check(bytes(&plan.memory), bytes(&self.inventory.pool), self.request.boot)?;
         Ok(plan)
     }
 }
@@ -106,8 +102,7 @@ fn console_port(machine: &dyn Machine) -> u32 {
 
 fn request(config: &Config, files: &Files, console_port: u32) -> Request {
     let first = u16::try_from(console_port).ok().filter(|&port| port != 0);
-    let console =
-        first.and_then(|first| PortRange::new(first, first.saturating_add(UART_PORTS - 1)));
+    let console = first.and_then(|first| PortRange::new(first, first.saturating_add(UART_PORTS - 1)));
     let mut ports = config.ports.clone();
     ports.extend(console.filter(|console| !ports.iter().any(|ports| ports.overlaps(*console))));
     Request {
@@ -117,11 +112,7 @@ fn request(config: &Config, files: &Files, console_port: u32) -> Request {
         functions: config.devices.clone(),
         ports,
         pins: config.pins.clone(),
-        guests: config
-            .guests
-            .iter()
-            .map(|guest| guest.name.clone())
-            .collect(),
+        guests: config.guests.iter().map(|guest| guest.name.clone()).collect(),
     }
 }
 
@@ -192,24 +183,14 @@ impl std::fmt::Display for PlanView {
                     .collect(),
             )
         };
-        writeln!(
-            f,
-            "successor   {} (generation {})",
-            self.name,
-            plan.generation.next().0
-        )?;
+        writeln!(f, "successor   {} (generation {})", self.name, plan.generation.next().0)?;
         writeln!(
             f,
             "kernel      {}, initramfs {} bytes",
             self.kernel.display(),
             self.initramfs_bytes
         )?;
-        writeln!(
-            f,
-            "CPUs        {}; kept: {}",
-            cpus(&plan.cpus),
-            cpus(&plan.kept_cpus)
-        )?;
+        writeln!(f, "CPUs        {}; kept: {}", cpus(&plan.cpus), cpus(&plan.kept_cpus))?;
         let memory = list(plan.memory.iter().map(ToString::to_string).collect());
         writeln!(f, "memory      {} MiB: {memory}", self.memory_bytes >> 20)?;
         writeln!(f, "to migrate  {} MiB", plan.to_migrate >> 20)?;
@@ -237,20 +218,8 @@ impl std::fmt::Display for PlanView {
             f,
             "then        {} blocks, CPUs {}, PCI {} are reclaimed",
             plan.reclaim.blocks.len(),
-            list(
-                plan.reclaim
-                    .cpus
-                    .iter()
-                    .map(|apic| apic.0.to_string())
-                    .collect()
-            ),
-            list(
-                plan.reclaim
-                    .functions
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect()
-            )
+            list(plan.reclaim.cpus.iter().map(|apic| apic.0.to_string()).collect()),
+            list(plan.reclaim.functions.iter().map(ToString::to_string).collect())
         )?;
         write!(
             f,

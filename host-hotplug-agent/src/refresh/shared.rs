@@ -98,11 +98,7 @@ impl Shared {
                 .clone()
                 .or_else(|| refresh.last_error().map(str::to_owned)),
             unreclaimed: refresh.unreclaimed().to_vec(),
-            unreclaimed_bytes: refresh
-                .unreclaimed()
-                .iter()
-                .map(|left| left.range.len())
-                .sum(),
+            unreclaimed_bytes: refresh.unreclaimed().iter().map(|left| left.range.len()).sum(),
             report: inner.report.clone(),
         }
     }

@@ -62,10 +62,7 @@ impl Successor {
             .context("saying hello to the incumbent")?;
         let mut returned = None;
         loop {
-            let message = match returned
-                .take()
-                .map_or_else(|| link.receive(&until(FOREVER, &gone)), Ok)
-            {
+            let message = match returned.take().map_or_else(|| link.receive(&until(FOREVER, &gone)), Ok) {
                 Ok(message) => message,
                 Err(MessageError::Port(PortError::GivenUp | PortError::Closed)) if gone() => {
                     bail!(
@@ -103,18 +100,9 @@ impl Successor {
         })
     }
 
-    fn answer(
-        &mut self,
-        link: &mut Link,
-        message: Message,
-        gone: &(dyn Fn() -> bool + Sync),
-    ) -> Result<()> {
+    fn answer(&mut self, link: &mut Link, message: Message, gone: &(dyn Fn() -> bool + Sync)) -> Result<()> {
         match message {
-            Message::Welcome {
-                clock,
-                guests,
-                seconds,
-            } => {
+            Message::Welcome { clock, guests, seconds } => {
                 if let Err(error) = clock.set() {
                     tracing::warn!("{error:#}");
                 }
@@ -181,22 +169,13 @@ impl Successor {
         Ok(())
     }
 
-    fn receive(
-        &mut self,
-        link: &mut Link,
-        name: String,
-        seconds: u64,
-        gone: &(dyn Fn() -> bool + Sync),
-    ) -> Result<()> {
+    fn receive(&mut self, link: &mut Link, name: String, seconds: u64, gone: &(dyn Fn() -> bool + Sync)) -> Result<()> {
         let Some((spec, vm)) = self.guests.get_mut(&name) else {
             let reason = "its QEMU was not started here".to_owned();
             return Ok(link.send(&Message::Failed { name, reason }, &until(MESSAGE, gone))?);
         };
         let port = self.ports.get(&*self.machine, spec.channel)?;
-        link.send(
-            &Message::Receiving { name: name.clone() },
-            &until(MESSAGE, gone),
-        )?;
+        link.send(&Message::Receiving { name: name.clone() }, &until(MESSAGE, gone))?;
         let message = match vm.receive(port, &until(seconds, gone)) {
             Ok(received) => Message::Resumed {
                 name,
@@ -285,9 +264,7 @@ impl Successor {
         match link.receive(&until(seconds, &over)) {
             Ok(message) => Ok(Some(message)),
             // An incumbent whose kernel is shutting down has closed the channel; L0's word is still to come.
-            Err(MessageError::Port(PortError::Closed | PortError::Io(_))) => {
-                self.await_word(seconds).map(|()| None)
-            }
+            Err(MessageError::Port(PortError::Closed | PortError::Io(_))) => self.await_word(seconds).map(|()| None),
             Err(_) => self.await_word(0).map(|()| None),
         }
     }
@@ -311,9 +288,7 @@ impl Successor {
         match action {
             // L0 gave it all when the incumbent retired.
             Action::Transfer(_) => Ok(()),
-            Action::AddMemory { range, online } => {
-                machine.add_memory(*range, self.node(*range), *online)
-            }
+            Action::AddMemory { range, online } => machine.add_memory(*range, self.node(*range), *online),
             Action::OnlineCpu(apic) => machine.online_cpu(cpu_number(machine, *apic)?),
             Action::AddPci(address) => machine.find_pci(*address),
             Action::LeaveNested(apic) => machine.leave(cpu_number(machine, *apic)?),
@@ -322,8 +297,8 @@ impl Successor {
         }
     }
 
-    /// L0 lets the successor take the incumbent only once that is dead: a host that is merely slow may still run guests.
-    /// So this waits as long as it takes; an operator can power the incumbent off meanwhile.
+    /// L0 lets the successor take the incumbent only once that is dead: a host that is merely slow may still run
+    /// guests. So this waits as long as it takes; an operator can power the incumbent off meanwhile.
     fn take_incumbent(&self) -> Result<()> {
         let mut told = false;
         loop {
@@ -334,9 +309,7 @@ impl Successor {
                 Ok(()) => return Ok(()),
                 Err(error) if !told => {
                     told = true;
-                    tracing::warn!(
-                        "{error:#}; waiting for the incumbent to power off or die: `poweroff -f` there"
-                    );
+                    tracing::warn!("{error:#}; waiting for the incumbent to power off or die: `poweroff -f` there");
                 }
                 Err(_) => {}
             }

@@ -61,12 +61,7 @@ impl Stage {
         hypervisor.boot("two");
         let shared = Arc::new(Shared::new(0, vec![], None));
         let config = machine.tree().path().join("etc/locum");
-        let worker = Arc::new(Worker::new(
-            machine.clone(),
-            hypervisor,
-            shared.clone(),
-            config,
-        ));
+        let worker = Arc::new(Worker::new(machine.clone(), hypervisor, shared.clone(), config));
         Self {
             world,
             machine,
@@ -82,11 +77,7 @@ impl Stage {
     fn wait(&self) -> Report {
         let deadline = Instant::now() + HANG;
         while self.shared.lock().running.is_some() {
-            assert!(
-                Instant::now() < deadline,
-                "{}",
-                self.shared.status().summary
-            );
+            assert!(Instant::now() < deadline, "{}", self.shared.status().summary);
             sleep(Duration::from_millis(5));
         }
         self.shared.lock().report.clone().unwrap()
@@ -99,10 +90,7 @@ impl Stage {
         assert_eq!(report.outcome, "aborted", "{report:#?}");
         let error = report.error.unwrap();
         assert!(error.contains(word), "`{word}` is not in: {error}");
-        assert_eq!(
-            self.world.shown(TextKind::LastError),
-            error.replace('\n', " ")
-        );
+        assert_eq!(self.world.shown(TextKind::LastError), error.replace('\n', " "));
         self.intact();
         assert_eq!(self.world.runs_in("one"), [0]);
         assert_eq!(self.world.runs_in("two"), [0]);
@@ -122,8 +110,7 @@ impl Stage {
         let sys = self.machine.sys();
         for number in 1..4 {
             assert_eq!(
-                sys.read(format!("sys/devices/system/cpu/cpu{number}/online"))
-                    .unwrap(),
+                sys.read(format!("sys/devices/system/cpu/cpu{number}/online")).unwrap(),
                 "1"
             );
         }
@@ -142,11 +129,7 @@ impl Stage {
     fn stuck(&self) {
         let deadline = Instant::now() + HANG;
         while self.shared.status().course != "stuck" {
-            assert!(
-                Instant::now() < deadline,
-                "{}",
-                self.shared.status().summary
-            );
+            assert!(Instant::now() < deadline, "{}", self.shared.status().summary);
             sleep(Duration::from_millis(5));
         }
     }
@@ -193,11 +176,7 @@ fn the_successor_takes_over_the_whole_machine() {
     assert_eq!(stage.world.runs_in("one"), [1]);
     assert_eq!(stage.world.runs_in("two"), [1]);
 
-    let phases: Vec<_> = report
-        .phases
-        .iter()
-        .map(|phase| phase.name.as_str())
-        .collect();
+    let phases: Vec<_> = report.phases.iter().map(|phase| phase.name.as_str()).collect();
     assert_eq!(
         phases,
         [
@@ -239,10 +218,7 @@ fn a_triple_fault_is_told_with_its_address() {
     let start = Instant::now();
     stage.aborts("triple fault at RIP 0xdead");
     let error = stage.shared.status().last_error.unwrap();
-    assert!(
-        !error.contains("within"),
-        "not taken for a time-out: {error}"
-    );
+    assert!(!error.contains("within"), "not taken for a time-out: {error}");
     assert!(start.elapsed() < HANG, "no time-out is waited for");
 }
 
@@ -313,11 +289,7 @@ fn a_successor_that_dies_in_the_handover_takes_only_its_own_guests() {
         [] as [u32; 0],
         "was in the successor when that died"
     );
-    assert_eq!(
-        stage.world.runs_in("two"),
-        [0],
-        "was on its way and runs on"
-    );
+    assert_eq!(stage.world.runs_in("two"), [0], "was on its way and runs on");
     assert!(
         report.losses.iter().any(|loss| loss.contains("guest one")),
         "{:?}",
@@ -377,10 +349,7 @@ fn an_incumbent_that_does_not_power_off_at_once_can_do_so_later() {
     stage.begin();
     stage.stuck();
     let abort = stage.worker.answer(&Question::Abort).unwrap_err();
-    assert!(
-        matches!(abort.downcast_ref(), Some(Refusal::TooLate(_))),
-        "{abort}"
-    );
+    assert!(matches!(abort.downcast_ref(), Some(Refusal::TooLate(_))), "{abort}");
     // Longer than the successor waits before it tries force.
     sleep(Duration::from_millis(1300));
     stage.worker.answer(&Question::Retry).unwrap();
@@ -417,10 +386,7 @@ fn a_refused_request_changes_nothing_and_says_so_in_sysfs() {
     let error = stage.worker.begin("other").unwrap_err().to_string();
     assert!(error.contains("next"), "known names are offered: {error}");
     assert_eq!(stage.world.shown(TextKind::LastError), error);
-    stage
-        .machine
-        .tree()
-        .put("proc/cpuinfo", "flags : svm constant_tsc\n");
+    stage.machine.tree().put("proc/cpuinfo", "flags : svm constant_tsc\n");
     let error = stage.worker.begin("next").unwrap_err();
     assert!(
         matches!(error.downcast_ref(), Some(Refusal::CpuUnfit { .. })),

@@ -7,9 +7,7 @@ use std::sync::Mutex;
 use firmware_shim::{OutOfRange, PhysMem};
 use locum_abi::header::SlotInfo;
 use locum_abi::trace::{LOG_BYTES, TRACE_RECORDS};
-use locum_abi::{
-    CpuMode, Header, HostState, LogRing, MAGIC, REVISION, Status, TraceKind, TraceRecord, TraceRing,
-};
+use locum_abi::{CpuMode, Header, HostState, LogRing, MAGIC, REVISION, Status, TraceKind, TraceRecord, TraceRing};
 
 const BASE: u64 = 0x80_0000;
 const STATUS: u64 = BASE + 0x1000;
@@ -128,18 +126,14 @@ impl FakeRegion {
 
     fn store<T: Copy>(&self, at: u64, value: T) {
         // SAFETY: the bytes of a plain value, which outlives the slice.
-        let raw =
-            unsafe { std::slice::from_raw_parts((&raw const value).cast::<u8>(), size_of::<T>()) };
+        let raw = unsafe { std::slice::from_raw_parts((&raw const value).cast::<u8>(), size_of::<T>()) };
         self.write(at, raw);
     }
 }
 
 impl PhysMem for FakeRegion {
     fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), OutOfRange> {
-        let refuse = OutOfRange {
-            addr,
-            len: buf.len(),
-        };
+        let refuse = OutOfRange { addr, len: buf.len() };
         let bytes = self.bytes.lock().unwrap();
         let start = addr.checked_sub(BASE).ok_or(refuse)? as usize;
         buf.copy_from_slice(bytes.get(start..start + buf.len()).ok_or(refuse)?);

@@ -19,25 +19,15 @@ impl Tree {
             dir: tempfile::tempdir().unwrap(),
         };
         tree.put("proc/sys/kernel/osrelease", "6.11.1+deb13-amd64\n");
-        tree.put(
-            "proc/meminfo",
-            "MemTotal: 1600000 kB\nMemAvailable: 1400000 kB\n",
-        );
+        tree.put("proc/meminfo", "MemTotal: 1600000 kB\nMemAvailable: 1400000 kB\n");
         tree.put(
             "proc/iomem",
             "00001000-0004ffff : System RAM\n00a00000-67ffffff : System RAM\n68000000-7fdfffff : Soft Reserved\n\
              c0000000-c001ffff : 0000:00:03.0\n",
         );
-        tree.put(
-            "sys/devices/system/memory/block_size_bytes",
-            format!("{BLOCK:x}\n"),
-        );
+        tree.put("sys/devices/system/memory/block_size_bytes", format!("{BLOCK:x}\n"));
         for number in 0..13 {
-            tree.block(
-                number,
-                "online",
-                if number >= 8 { "Movable" } else { "Normal" },
-            );
+            tree.block(number, "online", if number >= 8 { "Movable" } else { "Normal" });
         }
         super::tables::write(tree.path(), &[0, 1, 2, 3]);
         for cpu in 0..4 {
@@ -67,19 +57,9 @@ impl Tree {
             "0xc0000000 0xc001ffff 0x40200\n0xc100 0xc13f 0x40101\n",
         );
         tree.put("sys/class/net/eth0/x", "");
-        for (irq, chip, actions) in [
-            (0, "IO-APIC", "timer"),
-            (9, "IO-APIC", "acpi"),
-            (24, "PCI-MSI", "x"),
-        ] {
-            tree.put(
-                format!("sys/kernel/irq/{irq}/chip_name"),
-                format!("{chip}\n"),
-            );
-            tree.put(
-                format!("sys/kernel/irq/{irq}/actions"),
-                format!("{actions}\n"),
-            );
+        for (irq, chip, actions) in [(0, "IO-APIC", "timer"), (9, "IO-APIC", "acpi"), (24, "PCI-MSI", "x")] {
+            tree.put(format!("sys/kernel/irq/{irq}/chip_name"), format!("{chip}\n"));
+            tree.put(format!("sys/kernel/irq/{irq}/actions"), format!("{actions}\n"));
         }
         for (index, (start, last, kind)) in [
             (0u64, 0x9_ffffu64, "System RAM"),
@@ -89,18 +69,9 @@ impl Tree {
         .into_iter()
         .enumerate()
         {
-            tree.put(
-                format!("sys/firmware/memmap/{index}/start"),
-                format!("{start:#x}\n"),
-            );
-            tree.put(
-                format!("sys/firmware/memmap/{index}/end"),
-                format!("{last:#x}\n"),
-            );
-            tree.put(
-                format!("sys/firmware/memmap/{index}/type"),
-                format!("{kind}\n"),
-            );
+            tree.put(format!("sys/firmware/memmap/{index}/start"), format!("{start:#x}\n"));
+            tree.put(format!("sys/firmware/memmap/{index}/end"), format!("{last:#x}\n"));
+            tree.put(format!("sys/firmware/memmap/{index}/type"), format!("{kind}\n"));
         }
         tree
     }
@@ -131,14 +102,7 @@ impl Tree {
     }
 
     /// Makes a PCI function, with driver and network interface.
-    pub fn function(
-        &self,
-        address: &str,
-        class: &str,
-        irq: u32,
-        driver: Option<(&str, &str)>,
-        resource: &str,
-    ) {
+    pub fn function(&self, address: &str, class: &str, irq: u32, driver: Option<(&str, &str)>, resource: &str) {
         let dir = format!("sys/bus/pci/devices/{address}");
         self.put(format!("{dir}/class"), format!("{class}\n"));
         self.put(format!("{dir}/irq"), format!("{irq}\n"));

@@ -86,18 +86,8 @@ impl Hypervisor for FakeHypervisor {
     fn prepare(&self, spec: &Spec, _until: &Until<'_>) -> Result<Box<dyn Vm>> {
         self.world.fault(self.slot, "prepare")?;
         let key = (self.slot, spec.name.clone());
-        let before = self
-            .world
-            .inner
-            .lock()
-            .unwrap()
-            .vms
-            .insert(key, VmState::Waiting);
-        assert_eq!(
-            before, None,
-            "a second QEMU for {} in slot {}",
-            spec.name, self.slot
-        );
+        let before = self.world.inner.lock().unwrap().vms.insert(key, VmState::Waiting);
+        assert_eq!(before, None, "a second QEMU for {} in slot {}", spec.name, self.slot);
         Ok(self.vm(&spec.name))
     }
 }
@@ -114,11 +104,7 @@ impl FakeVm {
             let elsewhere = inner.vms.iter().find(|((slot, name), state)| {
                 *name == self.key.1 && *slot != self.key.0 && **state == VmState::Running
             });
-            assert!(
-                elsewhere.is_none(),
-                "guest {} would run in two hosts",
-                self.key.1
-            );
+            assert!(elsewhere.is_none(), "guest {} would run in two hosts", self.key.1);
         }
         inner.vms.insert(self.key.clone(), state);
     }

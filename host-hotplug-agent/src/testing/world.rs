@@ -224,9 +224,7 @@ impl FakeMachine {
 
     fn nested(&self) -> bool {
         let status = self.status().unwrap();
-        let own = status.cpus[..4]
-            .iter()
-            .filter(|cpu| cpu.owner == self.facts.slot);
+        let own = status.cpus[..4].iter().filter(|cpu| cpu.owner == self.facts.slot);
         own.filter(|cpu| cpu.mode != CpuMode::Parked as u32)
             .all(|cpu| cpu.mode == CpuMode::Nested as u32)
     }
@@ -303,18 +301,8 @@ impl Machine for FakeMachine {
             "CPU {number} is not this host's"
         );
         self.sys.write(format!("{}/online", cpu_dir(number)), "1")?;
-        let nested = status
-            .cpus
-            .iter()
-            .any(|cpu| cpu.mode == CpuMode::Nested as u32);
-        self.mode(
-            number,
-            if nested {
-                CpuMode::Nested
-            } else {
-                CpuMode::Native
-            },
-        );
+        let nested = status.cpus.iter().any(|cpu| cpu.mode == CpuMode::Nested as u32);
+        self.mode(number, if nested { CpuMode::Nested } else { CpuMode::Native });
         Ok(())
     }
 
@@ -322,10 +310,7 @@ impl Machine for FakeMachine {
         self.world.fault(self.facts.slot, "remove_pci")?;
         let away = self.tree.path().join(format!("removed-{address}"));
         fs::rename(self.sys.path(pci::dir(address)), &away)?;
-        self.hidden
-            .lock()
-            .unwrap()
-            .insert(address.to_string(), away);
+        self.hidden.lock().unwrap().insert(address.to_string(), away);
         Ok(())
     }
 
@@ -342,12 +327,7 @@ impl Machine for FakeMachine {
     fn remove_memory(&self, block: MemRange) -> Result<()> {
         self.world.fault(self.facts.slot, "remove_memory")?;
         fs::remove_dir_all(self.sys.path(block_dir(block.start(), BLOCK)))?;
-        self.world
-            .inner
-            .lock()
-            .unwrap()
-            .removed
-            .insert(block.start());
+        self.world.inner.lock().unwrap().removed.insert(block.start());
         Ok(())
     }
 
@@ -380,9 +360,7 @@ impl Machine for FakeMachine {
         let mut inner = self.world.inner.lock().unwrap();
         let in_tables = at >= tables.tables && end <= tables.tables + tables.tables_size;
         let blocks = (at / BLOCK)..=((end - 1) / BLOCK);
-        let in_removed = blocks
-            .into_iter()
-            .all(|block| inner.removed.contains(&(block * BLOCK)));
+        let in_removed = blocks.into_iter().all(|block| inner.removed.contains(&(block * BLOCK)));
         ensure!(
             in_tables || in_removed,
             "{at:#x} is neither removed memory nor the tables'"
@@ -412,12 +390,7 @@ impl Machine for FakeMachine {
                 status.cpus[b as usize].owner = 1;
             });
         }
-        self.world
-            .inner
-            .lock()
-            .unwrap()
-            .granted
-            .push((kind as u64, b, c));
+        self.world.inner.lock().unwrap().granted.push((kind as u64, b, c));
         Ok(())
     }
 
@@ -425,16 +398,8 @@ impl Machine for FakeMachine {
         self.world.fault(self.facts.slot, "start")?;
         {
             let mut inner = self.world.inner.lock().unwrap();
-            let memory: Vec<_> = inner
-                .granted
-                .iter()
-                .filter(|(kind, ..)| *kind == 1)
-                .collect();
-            let ours = |at: u64| {
-                memory
-                    .iter()
-                    .any(|(_, start, len)| (*start..start + len).contains(&at))
-            };
+            let memory: Vec<_> = inner.granted.iter().filter(|(kind, ..)| *kind == 1).collect();
+            let ours = |at: u64| memory.iter().any(|(_, start, len)| (*start..start + len).contains(&at));
             ensure!(
                 ours(entry) && ours(zero_page),
                 "entry or zero page in memory that was not granted"
@@ -484,12 +449,7 @@ impl Machine for FakeMachine {
         self.world.region.update(|status| {
             let other = 1 - slot;
             status.hosts[other as usize].state = HostState::Absent as u32;
-            for cpu in status
-                .cpus
-                .iter_mut()
-                .take(4)
-                .filter(|cpu| cpu.owner == other)
-            {
+            for cpu in status.cpus.iter_mut().take(4).filter(|cpu| cpu.owner == other) {
                 cpu.owner = slot;
                 cpu.mode = CpuMode::Parked as u32;
             }
@@ -503,13 +463,7 @@ impl Machine for FakeMachine {
     fn power_off(&self, _command: &[String]) -> Result<()> {
         self.world.fault(self.facts.slot, "power_off")?;
         assert!(
-            self.world
-                .inner
-                .lock()
-                .unwrap()
-                .vms
-                .keys()
-                .all(|(slot, _)| *slot == 1),
+            self.world.inner.lock().unwrap().vms.keys().all(|(slot, _)| *slot == 1),
             "no guest is left behind"
         );
         self.world.region.update(|status| {

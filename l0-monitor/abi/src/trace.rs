@@ -46,8 +46,8 @@ pub enum TraceKind {
     PowerFiltered = 19,
     /// L0 took an exception it should not (`a`: vector, `b`: RIP, `c`: CR2 or error code).
     Fault = 20,
-    /// A VMCS was given back (`a`: 1 if it is as it was before, `b`: its address, `c`: 0 if so). Only with `check=vmcs`,
-    /// and if neither host nor guest changed it meanwhile.
+    /// A VMCS was given back (`a`: 1 if it is as it was before, `b`: its address, `c`: 0 if so). Only with
+    /// `check=vmcs`, and if neither host nor guest changed it meanwhile.
     VmcsChecked = 21,
     /// The host's VMREADs or VMWRITEs of one field exited again (`a`: encoding | write << 31, `b`: times since boot, a
     /// power of two; only these leave a record).

@@ -1,8 +1,8 @@
 //! The C header of this crate, `host-hotplug-agent/kmod/locum_abi.h`, is what cbindgen makes of it today.
 //!
-//! `LOCUM_UPDATE=1 cargo test -p locum-abi` rewrites the header. Two more tests keep C and Rust from drifting apart where
-//! cbindgen cannot: no public type or constant may be missing, and the layouts are asserted in C with the offsets that
-//! Rust computes.
+//! `LOCUM_UPDATE=1 cargo test -p locum-abi` rewrites the header. Two more tests keep C and Rust from drifting apart
+//! where cbindgen cannot: no public type or constant may be missing, and the layouts are asserted in C with the offsets
+//! that Rust computes.
 
 use std::env;
 use std::fs;
@@ -58,9 +58,7 @@ fn header_is_up_to_date() {
 #[test]
 fn every_type_and_constant_is_in_the_header() {
     let made = c_header::generate::header();
-    let source = [env!("CARGO_MANIFEST_DIR"), "src"]
-        .iter()
-        .collect::<PathBuf>();
+    let source = [env!("CARGO_MANIFEST_DIR"), "src"].iter().collect::<PathBuf>();
     let mut seen = 0;
     for file in fs::read_dir(source).expect("list the sources") {
         let text = fs::read_to_string(file.expect("a source").path()).expect("read a source");
@@ -71,9 +69,8 @@ fn every_type_and_constant_is_in_the_header() {
             let Some(name) = item.and_then(|rest| rest.split([' ', ':', '(', '<']).next()) else {
                 continue;
             };
-            let definition = c_header::generate::definition(name).unwrap_or_else(|| {
-                panic!("{name} is missing in the tables of tests/c_header/generate.rs")
-            });
+            let definition = c_header::generate::definition(name)
+                .unwrap_or_else(|| panic!("{name} is missing in the tables of tests/c_header/generate.rs"));
             assert!(
                 made.contains(&definition),
                 "{name} ({definition}) is missing in the header"
@@ -90,9 +87,7 @@ fn every_type_and_constant_is_in_the_header() {
 #[test]
 fn header_compiles_as_c_and_as_assembly() {
     let Ok(compiler) = which_compiler() else {
-        eprintln!(
-            "no C compiler here (set CC): layout assertions are left to the module's own build"
-        );
+        eprintln!("no C compiler here (set CC): layout assertions are left to the module's own build");
         return;
     };
     for (language, define) in [("c", "-DLOCUM_C"), ("assembler-with-cpp", "-D__ASSEMBLY__")] {
@@ -126,8 +121,5 @@ fn header_compiles_as_c_and_as_assembly() {
 
 fn which_compiler() -> Result<String, std::io::Error> {
     let compiler = env::var("CC").unwrap_or_else(|_| "cc".into());
-    Command::new(&compiler)
-        .arg("--version")
-        .output()
-        .map(|_| compiler)
+    Command::new(&compiler).arg("--version").output().map(|_| compiler)
 }

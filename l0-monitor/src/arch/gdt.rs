@@ -81,10 +81,7 @@ pub fn tss_base(cpu: CpuIndex) -> u64 {
 
 /// The two descriptors' worth of an available TSS at `base`.
 fn tss_descriptor(base: u64) -> [u64; 2] {
-    let low = u64::from(TSS_LIMIT)
-        | (base & 0xff_ffff) << 16
-        | TSS_AVAILABLE << 40
-        | (base >> 24 & 0xff) << 56;
+    let low = u64::from(TSS_LIMIT) | (base & 0xff_ffff) << 16 | TSS_AVAILABLE << 40 | (base >> 24 & 0xff) << 56;
     [low, base >> 32]
 }
 
@@ -96,8 +93,7 @@ fn tss_descriptor(base: u64) -> [u64; 2] {
 pub unsafe fn load_segments(cpu: CpuIndex) {
     let tables = tables(cpu);
     let [tss_low, tss_high] = tss_descriptor(tss_base(cpu));
-    let fault_stack_top =
-        base(cpu) + (core::mem::offset_of!(Tables, fault_stack) + FAULT_STACK) as u64;
+    let fault_stack_top = base(cpu) + (core::mem::offset_of!(Tables, fault_stack) + FAULT_STACK) as u64;
     let register = TableRegister {
         pad: [0; 3],
         limit: GDT_LIMIT,
@@ -106,21 +102,10 @@ pub unsafe fn load_segments(cpu: CpuIndex) {
     // SAFETY: `cpu` is below MAX_CPUS, so the element exists; only this CPU uses it, and no reference to it is ever
     // made. The descriptors are flat, so every address stays valid while the registers are reloaded.
     unsafe {
-        (&raw mut (*tables).gdt).write_volatile([
-            0,
-            0,
-            CODE_DESCRIPTOR,
-            DATA_DESCRIPTOR,
-            tss_low,
-            tss_high,
-        ]);
+        (&raw mut (*tables).gdt).write_volatile([0, 0, CODE_DESCRIPTOR, DATA_DESCRIPTOR, tss_low, tss_high]);
         let tss = (&raw mut (*tables).tss).cast::<u8>();
-        tss.add(TSS_IST1)
-            .cast::<u64>()
-            .write_unaligned(fault_stack_top);
-        tss.add(TSS_IOMAP)
-            .cast::<u16>()
-            .write_unaligned(TSS_SIZE as u16);
+        tss.add(TSS_IST1).cast::<u64>().write_unaligned(fault_stack_top);
+        tss.add(TSS_IOMAP).cast::<u16>().write_unaligned(TSS_SIZE as u16);
         asm!(
             "lgdt [{register}]",
             "push {code}",

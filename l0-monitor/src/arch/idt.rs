@@ -6,10 +6,7 @@
 //! | #GP or #UD at an instruction of [`super::msr`] that may fault | execution goes on at its landing |
 //! | an interrupt (vector 32 and up) | nothing: only parked CPUs take interrupts, and end them in their loop |
 //! | anything else | a bug of L0 or a broken machine: traced, logged, and the CPU halts for good |
-#![expect(
-    unsafe_code,
-    reason = "the CPU reads the table, and the handlers begin in assembly"
-)]
+#![expect(unsafe_code, reason = "the CPU reads the table, and the handlers begin in assembly")]
 
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
@@ -74,8 +71,8 @@ global_asm!(
     "pop rdi", "pop rsi", "pop rbp", "pop rbx", "pop rdx", "pop rcx", "pop rax",
     "add rsp, 16",
     "iretq",
-    // As IRET, but NMIs stay blocked: RIP and RFLAGS go below the interrupted stack's top, where L0 (without a red zone)
-    // has nothing.
+    // As IRET, but NMIs stay blocked: RIP and RFLAGS go below the interrupted stack's top, where L0 (without a red
+    // zone) has nothing.
     "2:",
     "mov rax, [rsp + {rsp}]",
     "mov rcx, [rsp + {rip}]",
@@ -154,9 +151,7 @@ pub unsafe fn load() {
         base: base(),
     };
     // SAFETY: the table is filled and static; its gates use the selector that L0's GDT has.
-    unsafe {
-        asm!("lidt [{}]", in(reg) &raw const register.limit, options(readonly, nostack, preserves_flags))
-    };
+    unsafe { asm!("lidt [{}]", in(reg) &raw const register.limit, options(readonly, nostack, preserves_flags)) };
 }
 
 /// An NMI arrived while L0 ran. If it interrupted L0 on its way back to a host, it is the host's: L0 sends it to itself

@@ -25,16 +25,9 @@ const ICR_LOW: u32 = 0x300;
 const ICR_HIGH: u32 = 0x310;
 const VERSION: u32 = 0x30;
 const LVT_TIMER: u32 = 0x320;
-/// The other local vectors, each with the least "max LVT entry" of the version register of a LAPIC that has it (SDM vol. 3A,
-/// 11.5.1): LINT0, LINT1 and errors always, then performance counters, thermal sensor, CMCI.
-const LOCAL_VECTORS: [(u32, u32); 6] = [
-    (0x350, 0),
-    (0x360, 0),
-    (0x370, 0),
-    (0x340, 4),
-    (0x330, 5),
-    (0x2f0, 6),
-];
+/// The other local vectors, each with the least "max LVT entry" of the version register of a LAPIC that has it (SDM
+/// vol. 3A, 11.5.1): LINT0, LINT1 and errors always, then performance counters, thermal sensor, CMCI.
+const LOCAL_VECTORS: [(u32, u32); 6] = [(0x350, 0), (0x360, 0), (0x370, 0), (0x340, 4), (0x330, 5), (0x2f0, 6)];
 const TIMER_INITIAL: u32 = 0x380;
 const TIMER_DIVIDE: u32 = 0x3e0;
 

@@ -1,4 +1,5 @@
-//! The CPU as L0 meets it: descriptor tables, exceptions, paging, LAPIC, MSRs, ports. Nothing here knows what L0 is for.
+//! The CPU as L0 meets it: descriptor tables, exceptions, paging, LAPIC, MSRs, ports. Nothing here knows what L0 is
+//! for.
 
 pub mod cpuid;
 pub mod gdt;

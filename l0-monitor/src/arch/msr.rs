@@ -90,9 +90,7 @@ pub fn fixup(rip: u64) -> Option<u64> {
 pub fn read(msr: u32) -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: RDMSR changes nothing but its output registers; a #GP ends in L0's own handler.
-    unsafe {
-        asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
-    };
+    unsafe { asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
     u64::from(high) << 32 | u64::from(low)
 }
 

@@ -119,8 +119,7 @@ impl Tables {
         for gib in 0..LOW_GIB {
             self.map_gib(gib, false, &mut free_pd);
         }
-        for range in ram.filter(|range| range.end > LOW_GIB as u64 * GIB && range.start < range.end)
-        {
+        for range in ram.filter(|range| range.end > LOW_GIB as u64 * GIB && range.start < range.end) {
             let first = (range.start / GIB).max(LOW_GIB as u64);
             for gib in first..=(range.end - 1) / GIB {
                 if !self.map_gib(gib as usize, has_1gib_pages, &mut free_pd) {
@@ -202,10 +201,7 @@ mod tests {
     fn low_memory_and_ram_are_mapped_and_nothing_else() {
         let mut t = tables();
         let ram = [0..GIB, 4 * GIB..5 * GIB + 1, 600 * GIB..601 * GIB];
-        assert_eq!(
-            t.fill(ram.into_iter(), [0x80_a000, 0x83_a000], true),
-            Ok(())
-        );
+        assert_eq!(t.fill(ram.into_iter(), [0x80_a000, 0x83_a000], true), Ok(()));
         assert!(t.pdpt[0][..6].iter().all(|&e| e != 0));
         assert_eq!(t.pdpt[0][6], 0);
         assert_eq!(t.pdpt[0][5], (5 * GIB) | 0xe3);
@@ -223,10 +219,7 @@ mod tests {
         assert_eq!(t.fill(huge, [0; 2], false), Err(Unmapped { first_gib: 64 }));
         let mut t = tables();
         let huge = core::iter::once(4 * GIB..3 << 40);
-        assert_eq!(
-            t.fill(huge, [0; 2], true),
-            Err(Unmapped { first_gib: 2048 })
-        );
+        assert_eq!(t.fill(huge, [0; 2], true), Err(Unmapped { first_gib: 2048 }));
     }
 
     #[test]

@@ -1,8 +1,5 @@
 //! I/O ports.
-#![expect(
-    unsafe_code,
-    reason = "IN and OUT are instructions without a safe form"
-)]
+#![expect(unsafe_code, reason = "IN and OUT are instructions without a safe form")]
 
 use core::arch::asm;
 
@@ -10,9 +7,7 @@ use core::arch::asm;
 pub fn read8(port: u16) -> u8 {
     let value;
     // SAFETY: IN touches no memory. What a device does on being read is its matter, not the language's.
-    unsafe {
-        asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags))
-    };
+    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) };
     value
 }
 
@@ -23,9 +18,7 @@ pub fn read8(port: u16) -> u8 {
 /// L0 uses, reset).
 pub unsafe fn write8(port: u16, value: u8) {
     // SAFETY: the caller answers for the device; OUT itself touches no memory.
-    unsafe {
-        asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags))
-    };
+    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
 }
 
 /// The chipset's reset control register (Intel ICH and PCH datasheets, RST_CNT).

@@ -99,11 +99,7 @@ pub unsafe fn start_all(me: CpuIndex) -> usize {
     // SAFETY: conventional memory that only L0 uses now; everything is put back below.
     unsafe {
         move_bytes(saved.as_mut_ptr() as u64, TRAMPOLINE, len as u64);
-        move_bytes(
-            TRAMPOLINE,
-            (&raw const l0_ap_start).addr() as u64,
-            len as u64,
-        );
+        move_bytes(TRAMPOLINE, (&raw const l0_ap_start).addr() as u64, len as u64);
         put(&raw const l0_ap_cr3, paging::l0_cr3(Slot::EVEN));
         put(&raw const l0_ap_entry, entry as usize as u64);
     }
@@ -116,10 +112,7 @@ pub unsafe fn start_all(me: CpuIndex) -> usize {
         if up {
             started += 1;
         } else {
-            log::error!(
-                "CPU with APIC id {} does not start; it stays unused",
-                cpu::apic_id(cpu)
-            );
+            log::error!("CPU with APIC id {} does not start; it stays unused", cpu::apic_id(cpu));
             shared::status().cpu(cpu).set_owner(None);
         }
     }

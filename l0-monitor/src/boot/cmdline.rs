@@ -43,10 +43,7 @@ pub struct BadArgument<'a> {
 pub fn parse<'a>(line: &'a str, mut bad: impl FnMut(BadArgument<'a>)) -> Options {
     let mut options = Options::default();
     // GRUB does not pass the file's name, but other loaders do.
-    for argument in line
-        .split_ascii_whitespace()
-        .filter(|a| !a.starts_with('/'))
-    {
+    for argument in line.split_ascii_whitespace().filter(|a| !a.starts_with('/')) {
         let (key, value) = argument.split_once('=').unwrap_or((argument, ""));
         let expected = match key {
             "pool" => {
@@ -58,17 +55,11 @@ pub fn parse<'a>(line: &'a str, mut bad: impl FnMut(BadArgument<'a>)) -> Options
             }
             "log" => {
                 options.log_port = log_port(value);
-                options
-                    .log_port
-                    .is_none()
-                    .then_some("log=e9 or log=com1 to log=com4")
+                options.log_port.is_none().then_some("log=e9 or log=com1 to log=com4")
             }
             "host_cpus" => {
                 options.host_cpus = value.parse().ok().filter(|&n| n > 0);
-                options
-                    .host_cpus
-                    .is_none()
-                    .then_some("host_cpus=N, at least 1")
+                options.host_cpus.is_none().then_some("host_cpus=N, at least 1")
             }
             "park" => match value {
                 "hlt" | "mwait" | "spin" => {
@@ -170,10 +161,7 @@ mod tests {
         assert_eq!(o.log_port, Some(0x2f8));
         assert_eq!(o.host_cpus, Some(3));
         assert_eq!(o.wait, Wait::Monitor);
-        assert_eq!(
-            parse_all("pool=0x200000-0x400000").0.pool,
-            Some(0x20_0000..0x40_0000)
-        );
+        assert_eq!(parse_all("pool=0x200000-0x400000").0.pool, Some(0x20_0000..0x40_0000));
     }
 
     #[test]

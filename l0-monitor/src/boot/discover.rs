@@ -15,10 +15,7 @@ use crate::shared::layout;
 use crate::{cpu, shared};
 
 /// The machine's RSDP: what GRUB copied, put where it stays, or what is in the BIOS area.
-pub fn find_rsdp(
-    memory: &Identity,
-    information: Information<'_>,
-) -> Result<(u64, Rsdp), BootError> {
+pub fn find_rsdp(memory: &Identity, information: Information<'_>) -> Result<(u64, Rsdp), BootError> {
     let Some(copy) = information.rsdp() else {
         return Ok(Rsdp::find_in_bios_area(memory)?);
     };
@@ -72,10 +69,7 @@ pub fn read_machine(
         ..Machine::EMPTY
     };
     for entry in madt.entries().filter_map(Result::ok) {
-        if let MadtEntry::IoApic {
-            address, gsi_base, ..
-        } = entry
-        {
+        if let MadtEntry::IoApic { address, gsi_base, .. } = entry {
             let address = u64::from(address);
             let ioapic = IoApic {
                 address,
@@ -90,10 +84,7 @@ pub fn read_machine(
     if let Some(mcfg) = tables.mcfg()? {
         for region in mcfg.regions().filter_map(Result::ok) {
             if machine.ecam.try_push(region).is_err() {
-                log::warn!(
-                    "PCI configuration window at {:#x} is one too many",
-                    region.base
-                );
+                log::warn!("PCI configuration window at {:#x} is one too many", region.base);
             }
         }
     }

@@ -59,10 +59,7 @@ impl fmt::Display for BootError {
                 f,
                 "RAM above {gib} GiB is beyond L0's page tables; use a CPU with 1 GiB pages or less RAM"
             ),
-            Self::Partition => write!(
-                f,
-                "the memory map has too many ranges for L0's table of owners"
-            ),
+            Self::Partition => write!(f, "the memory map has too many ranges for L0's table of owners"),
             Self::Kernel(error) => write!(f, "{error}"),
             Self::NoRoom(NoRoom { what, bytes }) => write!(
                 f,

@@ -1,8 +1,8 @@
 //! Handing a CPU to a native host: the state that firmware leaves (ACPI 6.5, 5.2.12.19; Linux' 64-bit boot protocol).
 //!
 //! Long mode on an identity map of the low 4 GiB, readable, writable and executable; a flat GDT with code at 0x10 and
-//! data at 0x18; no-execute pages enabled; interrupts off; no IDT. Tables and GDT are in the shared region, so nothing of L0's private memory is
-//! used any more after the jump.
+//! data at 0x18; no-execute pages enabled; interrupts off; no IDT. Tables and GDT are in the shared region, so nothing
+//! of L0's private memory is used any more after the jump.
 #![expect(unsafe_code, reason = "leaves Rust for good")]
 
 use core::arch::asm;
@@ -26,11 +26,7 @@ pub fn install(slot: Slot) {
         for gib in 0..LOW_GIB {
             let directory = tables.add(2 + gib);
             paging::fill_directory(&mut *directory, gib);
-            tables
-                .add(1)
-                .cast::<u64>()
-                .add(gib)
-                .write(directory as u64 | flags);
+            tables.add(1).cast::<u64>().add(gib).write(directory as u64 | flags);
         }
         (&raw mut (*area).gdt).cast::<[u64; 4]>().write(FLAT_GDT);
     }
@@ -59,8 +55,8 @@ pub unsafe fn enter_native(slot: Slot, rip: u64, rsi: u64) -> ! {
     };
     let no_idt = TableRegister::default();
     if registers::cr4() & registers::CR4_VMXE != 0 {
-        // A host that starts a CPU believes it outside VMX operation, and the kernel's own first value of CR4 would fault
-        // otherwise. The CPU may have parked after VMXON, or before it.
+        // A host that starts a CPU believes it outside VMX operation, and the kernel's own first value of CR4 would
+        // fault otherwise. The CPU may have parked after VMXON, or before it.
         // SAFETY: the caller's word about VMCSs.
         unsafe { msr::vmxoff_safe() };
     }

@@ -100,8 +100,7 @@ pub fn load(
     let base = shared::slot_field(Slot::EVEN, core::mem::offset_of!(SlotArea, tables));
     let maxcpus = options.host_cpus.filter(|&n| (n as usize) < cpu::count());
     let line: ArrayString<{ cmdline::HOST_LINE }> =
-        cmdline::for_first_host(kernel_file.line, maxcpus, cpuid::has_la57())
-            .map_err(|_| BootError::CommandLine)?;
+        cmdline::for_first_host(kernel_file.line, maxcpus, cpuid::has_la57()).map_err(|_| BootError::CommandLine)?;
     let rsdp = host_tables(machine, tables, base + ACPI_OFFSET)?;
     let zero_page = ZeroPage {
         kernel: &kernel,
@@ -112,15 +111,11 @@ pub fn load(
         rsdp,
         e820: &map,
     };
-    // SAFETY: the slot's tables, which nobody else uses yet; the three parts do not overlap (asserted above). The command
-    // line's end is zero like all of the region.
+    // SAFETY: the slot's tables, which nobody else uses yet; the three parts do not overlap (asserted above). The
+    // command line's end is zero like all of the region.
     unsafe {
         zero_page.write(&mut *(base as *mut [u8; ZERO_PAGE_LEN]))?;
-        move_bytes(
-            base + CMDLINE_OFFSET,
-            line.as_ptr() as u64,
-            line.len() as u64,
-        );
+        move_bytes(base + CMDLINE_OFFSET, line.as_ptr() as u64, line.len() as u64);
     }
     let ramdisk = places.ramdisk.clone().unwrap_or(0..0);
     log::info!(
@@ -146,11 +141,7 @@ pub fn load(
 }
 
 /// Makes the first host's ACPI tables at `at`; returns the address of their RSDP.
-fn host_tables(
-    machine: &Machine,
-    tables: &acpi::Machine<'_, Identity>,
-    at: u64,
-) -> Result<u64, BootError> {
+fn host_tables(machine: &Machine, tables: &acpi::Machine<'_, Identity>, at: u64) -> Result<u64, BootError> {
     let host = HostFirmware {
         cpus: &[machine.boot_apic_id],
         mailbox: shared::slot_field(Slot::EVEN, core::mem::offset_of!(SlotArea, mailbox)),

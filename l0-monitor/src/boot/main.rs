@@ -1,8 +1,5 @@
 //! The boot CPU's way through L0.
-#![expect(
-    unsafe_code,
-    reason = "sets up the CPU and places things in physical memory"
-)]
+#![expect(unsafe_code, reason = "sets up the CPU and places things in physical memory")]
 
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
@@ -55,11 +52,7 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
     let options = cmdline::parse(information.command_line(), |_| {});
     logger::set_port(options.log_port.unwrap_or(logger::DEBUG_PORT));
     cmdline::parse(information.command_line(), |bad| {
-        log::warn!(
-            "argument `{}` ignored; expected {}",
-            bad.argument,
-            bad.expected
-        );
+        log::warn!("argument `{}` ignored; expected {}", bad.argument, bad.expected);
     });
     park::set_wait(options.wait);
     if options.check {
@@ -96,16 +89,11 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
     );
     let entry = load(machine, &tables, information, &options)?;
     shared::status().host(Slot::EVEN).set_generation(0);
-    shared::status()
-        .host(Slot::EVEN)
-        .set_state(HostState::Running);
+    shared::status().host(Slot::EVEN).set_state(HostState::Running);
     shared::status().cpu(me).set_mode(CpuMode::Native);
     shared::trace(TraceKind::Boot, cpu::count() as u32, 0, 0);
     shared::trace(TraceKind::HostStart, 0, entry.rip, entry.zero_page);
-    log::info!(
-        "starting the host at {:#x}; dormant from here on",
-        entry.rip
-    );
+    log::info!("starting the host at {:#x}; dormant from here on", entry.rip);
     Ok(entry)
 }
 

@@ -26,9 +26,7 @@ impl PhysMem for Identity {
         let len = buf.len();
         match addr.checked_add(len as u64) {
             // SAFETY: `buf` is writable; the source is mapped, see `new`.
-            Some(end) if end <= MAPPED => unsafe {
-                move_bytes(buf.as_mut_ptr() as u64, addr, len as u64)
-            },
+            Some(end) if end <= MAPPED => unsafe { move_bytes(buf.as_mut_ptr() as u64, addr, len as u64) },
             _ => return Err(OutOfRange { addr, len }),
         }
         Ok(())
@@ -60,9 +58,7 @@ pub unsafe fn move_bytes(to: u64, from: u64, len: u64) {
 /// The range is mapped one to one, not empty, does not begin at 0, and nobody writes to it during `'a`.
 pub unsafe fn bytes<'a>(range: &Range<u64>) -> &'a [u8] {
     // SAFETY: the caller's word.
-    unsafe {
-        core::slice::from_raw_parts(range.start as *const u8, (range.end - range.start) as usize)
-    }
+    unsafe { core::slice::from_raw_parts(range.start as *const u8, (range.end - range.start) as usize) }
 }
 
 #[cfg(all(test, not(miri)))]

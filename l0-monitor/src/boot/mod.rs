@@ -3,8 +3,8 @@
 //! [`entry`] brings the boot CPU from GRUB's 32-bit state to long mode and calls [`main`]. That copies what GRUB said
 //! ([`multiboot`]), reads the machine's tables into [`Machine`] ([`discover`]), fills the shared region ([`publish`]),
 //! starts and parks all other CPUs ([`ap`]), puts the host's kernel and ramdisk where they belong ([`load`]) and jumps
-//! ([`host`]). After that L0 is dormant: the ways back in are [`reset`] (a CPU goes offline) and [`native`] (a host wants
-//! to be nested).
+//! ([`host`]). After that L0 is dormant: the ways back in are [`reset`] (a CPU goes offline) and [`native`] (a host
+//! wants to be nested).
 
 #[cfg(target_os = "none")]
 mod ap;

@@ -78,10 +78,7 @@ impl Mtrrs {
             max_phys_bits,
             ..Self::NONE
         };
-        let (Some(cap), Some(def_type)) = (
-            msr::read_safe(msr::MTRR_CAP),
-            msr::read_safe(msr::MTRR_DEF_TYPE),
-        ) else {
+        let (Some(cap), Some(def_type)) = (msr::read_safe(msr::MTRR_CAP), msr::read_safe(msr::MTRR_DEF_TYPE)) else {
             return mtrrs;
         };
         mtrrs.def_type = def_type;
@@ -104,10 +101,7 @@ impl Mtrrs {
     pub fn lookup(&self, address: u64) -> (MemoryType, u64) {
         let top = 1u64 << self.max_phys_bits.clamp(32, 52);
         if self.def_type & ENABLED == 0 {
-            return (
-                MemoryType::Uncacheable,
-                top.max(address.saturating_add(0x1000)),
-            );
+            return (MemoryType::Uncacheable, top.max(address.saturating_add(0x1000)));
         }
         if address < FIXED_END && self.def_type & FIXED_ENABLED != 0 {
             return self.fixed(address);

@@ -48,9 +48,7 @@ impl<'a> Information<'a> {
         core::iter::from_fn(move || {
             let (kind, size) = (u32_at(rest, 0)?, u32_at(rest, 4)? as usize);
             let body = rest.get(TAG_HEADER..size)?;
-            rest = rest
-                .get(size.next_multiple_of(TAG_ALIGN)..)
-                .unwrap_or_default();
+            rest = rest.get(size.next_multiple_of(TAG_ALIGN)..).unwrap_or_default();
             Some((kind, body))
         })
         .filter(move |&(kind, _)| kind == wanted)
@@ -86,9 +84,7 @@ impl<'a> Information<'a> {
 
     /// Copy of the machine's RSDP, the newer kind if there are both.
     pub fn rsdp(self) -> Option<&'a [u8]> {
-        self.tags(TAG_RSDP_V2)
-            .next()
-            .or_else(|| self.tags(TAG_RSDP_V1).next())
+        self.tags(TAG_RSDP_V2).next().or_else(|| self.tags(TAG_RSDP_V1).next())
     }
 }
 
@@ -105,19 +101,11 @@ fn text(bytes: &[u8]) -> &str {
 }
 
 fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
-    bytes
-        .get(offset..)?
-        .first_chunk()
-        .copied()
-        .map(u32::from_le_bytes)
+    bytes.get(offset..)?.first_chunk().copied().map(u32::from_le_bytes)
 }
 
 fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
-    bytes
-        .get(offset..)?
-        .first_chunk()
-        .copied()
-        .map(u64::from_le_bytes)
+    bytes.get(offset..)?.first_chunk().copied().map(u64::from_le_bytes)
 }
 
 #[cfg(test)]

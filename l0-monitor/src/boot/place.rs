@@ -66,10 +66,7 @@ where
             bytes: wanted.kernel_room,
         })?;
     if wanted.ramdisk == 0 {
-        return Ok(Places {
-            kernel,
-            ramdisk: None,
-        });
+        return Ok(Places { kernel, ramdisk: None });
     }
     let taken = [kernel..kernel + wanted.kernel_room, kernel_file.clone()];
     let ramdisk = [RAMDISK_PREFERRED_END, LIMIT]
@@ -100,10 +97,7 @@ fn highest(range: &Range<u64>, limit: u64, len: u64, taken: &[Range<u64>]) -> Op
     let mut start = range.end.min(limit).checked_sub(len)? & !(PAGE - 1);
     // Each step goes below one of the few ranges in the way, so this ends.
     while start >= floor {
-        let Some(hit) = taken
-            .iter()
-            .find(|t| start < t.end && t.start < start + len)
-        else {
+        let Some(hit) = taken.iter().find(|t| start < t.end && t.start < start + len) else {
             return Some(start);
         };
         start = hit.start.checked_sub(len)? & !(PAGE - 1);

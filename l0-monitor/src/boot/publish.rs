@@ -3,9 +3,7 @@
 
 use core::mem::offset_of;
 
-use locum_abi::{
-    CHANNEL_COUNT, ChannelRing, Header, LogRing, MAGIC, REVISION, SlotInfo, Status, TraceRing,
-};
+use locum_abi::{CHANNEL_COUNT, ChannelRing, Header, LogRing, MAGIC, REVISION, SlotInfo, Status, TraceRing};
 
 use super::{Machine, native_entry, reset};
 use crate::arch::paging;

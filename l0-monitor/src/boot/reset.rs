@@ -108,9 +108,7 @@ pub fn install(slot: Slot) {
         let data = page.add(DATA_OFFSET).cast::<Data>();
         for cpu in cpu::all() {
             let stack = (&raw mut (*data).stack).cast::<u64>();
-            stack
-                .add(cpu::apic_id(cpu) as usize)
-                .write(cpu::stack_top(cpu));
+            stack.add(cpu::apic_id(cpu) as usize).write(cpu::stack_top(cpu));
         }
         let entry: unsafe extern "C" fn() -> ! = crate::park::arrive;
         (&raw mut (*data).entry).write(entry as usize as u64);

@@ -75,12 +75,7 @@ impl Adopted {
     ///
     /// # Errors
     /// That of a VMREAD or VMPTRLD that failed; nothing is adopted then.
-    pub fn adopt(
-        &mut self,
-        hw: &mut impl Hardware,
-        phys: u64,
-        own: &HostArea,
-    ) -> Result<(), VmxStatus> {
+    pub fn adopt(&mut self, hw: &mut impl Hardware, phys: u64, own: &HostArea) -> Result<(), VmxStatus> {
         if self.find(phys).is_some() {
             return Ok(());
         }
@@ -94,11 +89,7 @@ impl Adopted {
                 return Err(status);
             }
         }
-        let fingerprint = if check::enabled() {
-            check::fingerprint(hw)
-        } else {
-            0
-        };
+        let fingerprint = if check::enabled() { check::fingerprint(hw) } else { 0 };
         own.write(hw);
         if let Some(free) = self.entries.get_mut(self.len) {
             *free = Entry {

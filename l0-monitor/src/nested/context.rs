@@ -106,12 +106,8 @@ impl<H: Hardware> Context<'_, H> {
             }
         };
         let rip = self.read(field::GUEST_RIP);
-        self.hw.trace(
-            TraceKind::Inject,
-            u32::from(vector) | code.unwrap_or(0) << 16,
-            rip,
-            0,
-        );
+        self.hw
+            .trace(TraceKind::Inject, u32::from(vector) | code.unwrap_or(0) << 16, rip, 0);
         self.write(
             field::ENTRY_INTERRUPTION,
             u64::from(Interruption::exception(vector, code.is_some()).0),

@@ -48,10 +48,7 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     fn write_cr0(&mut self, value: u64) -> bool {
-        if value >> 32 != 0
-            || (value & PG != 0 && value & PE == 0)
-            || (value & NW != 0 && value & CD == 0)
-        {
+        if value >> 32 != 0 || (value & PG != 0 && value & PE == 0) || (value & NW != 0 && value & CD == 0) {
             return false;
         }
         let old = self.read(field::GUEST_CR0);
@@ -84,16 +81,9 @@ impl<H: Hardware> Context<'_, H> {
         let bit = u64::from(entry::IA32E);
         self.write(
             field::ENTRY_CONTROLS,
-            if active {
-                controls | bit
-            } else {
-                controls & !bit
-            },
+            if active { controls | bit } else { controls & !bit },
         );
-        self.write(
-            field::GUEST_EFER,
-            if active { efer | LMA } else { efer & !LMA },
-        );
+        self.write(field::GUEST_EFER, if active { efer | LMA } else { efer & !LMA });
     }
 
     fn load_pdptes(&mut self) -> bool {
@@ -112,14 +102,9 @@ impl<H: Hardware> Context<'_, H> {
         let old = self.read(field::GUEST_CR4);
         let long_mode = self.read(field::GUEST_EFER) & LMA != 0;
         let leaves_vmx = self.cpu.belief.vmx_on && value & VMXE == 0;
-        let bad_pcide = value & PCIDE != 0
-            && old & PCIDE == 0
-            && (!long_mode || self.read(field::GUEST_CR3) & 0xfff != 0);
-        if value & !self.cpu.caps.cr4_allowed != 0
-            || leaves_vmx
-            || bad_pcide
-            || (long_mode && value & PAE == 0)
-        {
+        let bad_pcide =
+            value & PCIDE != 0 && old & PCIDE == 0 && (!long_mode || self.read(field::GUEST_CR3) & 0xfff != 0);
+        if value & !self.cpu.caps.cr4_allowed != 0 || leaves_vmx || bad_pcide || (long_mode && value & PAE == 0) {
             return false;
         }
         self.write(field::GUEST_CR4, value | self.cpu.caps.cr4_fixed);
@@ -130,7 +115,6 @@ impl<H: Hardware> Context<'_, H> {
 
     /// Drops the host's translations, as the MOV to the control register would have.
     fn flush(&mut self) {
-        self.hw
-            .invalidate(Invalidate::Vpid, 1, [crate::nested::HOST_VPID, 0]);
+        self.hw.invalidate(Invalidate::Vpid, 1, [crate::nested::HOST_VPID, 0]);
     }
 }

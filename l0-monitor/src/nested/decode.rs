@@ -87,11 +87,7 @@ pub fn mov(bytes: &[u8]) -> Option<Mov> {
             for (i, byte) in raw.iter().enumerate() {
                 value |= u64::from(*byte) << (8 * i);
             }
-            What::StoreImmediate(if size == 8 {
-                value as u32 as i32 as u64
-            } else {
-                value
-            })
+            What::StoreImmediate(if size == 8 { value as u32 as i32 as u64 } else { value })
         }
         _ => return None,
     };

@@ -1,7 +1,7 @@
 //! One VM exit, from what the CPU reports to what happens next.
 //!
-//! An exit of the guest is reflected to the host's KVM untouched; an exit of the host is served. Neither knows how it is
-//! carried out: the result is a [`Next`], and `run` applies it.
+//! An exit of the guest is reflected to the host's KVM untouched; an exit of the host is served. Neither knows how it
+//! is carried out: the result is a [`Next`], and `run` applies it.
 
 use locum_abi::StopReason;
 
@@ -33,12 +33,7 @@ pub enum Next {
 /// Decisions that depend on the partition.
 pub trait Policy<H: Hardware> {
     /// A port access; see [`crate::partition::port`].
-    fn port(
-        &mut self,
-        hw: &mut H,
-        io: IoAccess,
-        value: u32,
-    ) -> crate::partition::io_filter::Verdict;
+    fn port(&mut self, hw: &mut H, io: IoAccess, value: u32) -> crate::partition::io_filter::Verdict;
     /// True if the page of `address` holds an IOAPIC that is filtered now.
     fn is_device(&mut self, address: u64) -> bool;
     /// An access to such a page.
@@ -68,10 +63,7 @@ impl<H: Hardware> Context<'_, H> {
             let rip = self.read(field::GUEST_RIP);
             let qualification = self.read(field::EXIT_QUALIFICATION);
             return (
-                Next::Die(
-                    StopReason::EntryFailure,
-                    [rip, reason.0.into(), qualification],
-                ),
+                Next::Die(StopReason::EntryFailure, [rip, reason.0.into(), qualification]),
                 basic,
             );
         }
@@ -176,10 +168,7 @@ impl<H: Hardware> Context<'_, H> {
                 );
                 if policy.is_on_trial() {
                     let rip = self.read(field::GUEST_RIP);
-                    return Next::Die(
-                        StopReason::PoweredOff,
-                        [rip, io.port.into(), rax & 0xffff_ffff],
-                    );
+                    return Next::Die(StopReason::PoweredOff, [rip, io.port.into(), rax & 0xffff_ffff]);
                 }
             }
         }
@@ -200,12 +189,8 @@ impl<H: Hardware> Context<'_, H> {
             return Next::Die(StopReason::WildAccess, [rip, address, qualification]);
         }
         if !device {
-            self.hw.trace(
-                locum_abi::TraceKind::MemDenied,
-                qualification as u32,
-                address,
-                rip,
-            );
+            self.hw
+                .trace(locum_abi::TraceKind::MemDenied, qualification as u32, address, rip);
         }
         match self.fetch_mov(rip) {
             Some(mov) => {

@@ -55,10 +55,10 @@ macro_rules! load {
     };
 }
 
-// A VM exit loads RSP with the address of the register area; an NMI before the stack is switched uses the room below it.
-// RBX holds the address of the VCpu across calls. RSP is the same when VM entry is tried, so that a failed one saves the
-// registers the same way; neither LEA nor MOV change the flags that tell why. The direction flag is clear: VM exits
-// clear it, and L0 never sets it.
+// A VM exit loads RSP with the address of the register area; an NMI before the stack is switched uses the room below
+// it. RBX holds the address of the VCpu across calls. RSP is the same when VM entry is tried, so that a failed one
+// saves the registers the same way; neither LEA nor MOV change the flags that tell why. The direction flag is clear: VM
+// exits clear it, and L0 never sets it.
 global_asm!(
     ".pushsection .text",
     ".balign 64",

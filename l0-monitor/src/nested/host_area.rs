@@ -116,15 +116,9 @@ impl HostArea {
             && v[at::CR3] >> phys_bits == 0
             && selectors.iter().all(|s| s & 7 == 0)
             && v[at::SELECTORS + Segment::Cs as usize] != 0
-            && [
-                at::RIP,
-                at::FS_BASE,
-                at::GS_BASE,
-                at::GDTR_BASE,
-                at::IDTR_BASE,
-            ]
-            .iter()
-            .all(|i| canonical(v[*i]))
+            && [at::RIP, at::FS_BASE, at::GS_BASE, at::GDTR_BASE, at::IDTR_BASE]
+                .iter()
+                .all(|i| canonical(v[*i]))
     }
 }
 
@@ -158,10 +152,7 @@ impl Kept {
         let exit_controls = hw.vmread(field::EXIT_CONTROLS)? as u32;
         Ok(Self {
             exit_controls,
-            tr: [
-                hw.vmread(HOST_TR_SELECTOR)?,
-                hw.vmread(field::HOST_TR_BASE)?,
-            ],
+            tr: [hw.vmread(HOST_TR_SELECTOR)?, hw.vmread(field::HOST_TR_BASE)?],
             sysenter: [
                 hw.vmread(field::HOST_SYSENTER_CS)?,
                 hw.vmread(field::HOST_SYSENTER_ESP)?,
@@ -193,14 +184,7 @@ pub const BUSY_TSS: u64 = 0x8b;
 ///
 /// `nmi` is true if the exit was caused by an NMI, after which NMIs are blocked (29.3.3). `efer_now` is the IA32_EFER
 /// that VMCS01 holds; only LMA and LME change where the exit controls do not load the MSR.
-pub fn load(
-    hw: &mut impl Hardware,
-    area: &HostArea,
-    kept: &Kept,
-    cr_fixed: (u64, u64),
-    nmi: bool,
-    efer_now: u64,
-) {
+pub fn load(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_fixed: (u64, u64), nmi: bool, efer_now: u64) {
     load_registers(hw, area, kept, cr_fixed);
     load_segments(hw, area, kept);
     hw.put(field::CR0_SHADOW, area.0[at::CR0]);
@@ -274,9 +258,9 @@ fn load_segments(hw: &mut impl Hardware, area: &HostArea, kept: &Kept) {
     }
 }
 
-/// [`load`] where the host left off in 64-bit mode at CPL 0 by a VM exit and all but a few registers are as it found them
-/// after the last one: what differs is looked for before anything is written. A VMREAD is cheaper than a VMWRITE, after
-/// which VM entry may check the VMCS anew (Linux commit 3af80fec6e7f).
+/// [`load`] where the host left off in 64-bit mode at CPL 0 by a VM exit and all but a few registers are as it found
+/// them after the last one: what differs is looked for before anything is written. A VMREAD is cheaper than a VMWRITE,
+/// after which VM entry may check the VMCS anew (Linux commit 3af80fec6e7f).
 #[inline(always)]
 pub fn reload(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_fixed: (u64, u64)) {
     if registers_differ(hw, area, kept, cr_fixed) | segments_differ(hw, area, kept) != 0 {
@@ -288,15 +272,10 @@ pub fn reload(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_fixed: (u
     hw.put(field::GUEST_RFLAGS, 2);
 }
 
-/// 0 if [`load_registers`] would change nothing but RIP and RFLAGS, and the host does not block interrupts. Linux changes
-/// the limit of the GDTR whenever its KVM leaves a guest for longer, so that one is corrected right away.
+/// 0 if [`load_registers`] would change nothing but RIP and RFLAGS, and the host does not block interrupts. Linux
+/// changes the limit of the GDTR whenever its KVM leaves a guest for longer, so that one is corrected right away.
 #[inline(always)]
-fn registers_differ(
-    hw: &mut impl Hardware,
-    area: &HostArea,
-    kept: &Kept,
-    cr_fixed: (u64, u64),
-) -> u64 {
+fn registers_differ(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_fixed: (u64, u64)) -> u64 {
     if hw.get(field::GUEST_GDTR_LIMIT) != 0xffff {
         hw.put(field::GUEST_GDTR_LIMIT, 0xffff);
     }

@@ -30,11 +30,7 @@ pub enum After {
 /// Serves the call in the host's registers. VMCS01 is current.
 pub fn serve(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex) -> After {
     let raw = vcpu.gprs[gpr::RAX];
-    let arguments = [
-        vcpu.gprs[gpr::RDI],
-        vcpu.gprs[gpr::RSI],
-        vcpu.gprs[gpr::RDX],
-    ];
+    let arguments = [vcpu.gprs[gpr::RDI], vcpu.gprs[gpr::RSI], vcpu.gprs[gpr::RDX]];
     let result = match (Op::from_raw(raw), Slot::ALL.get(vcpu.slot)) {
         (Some(op), Some(slot)) => call(vcpu, hw, index, *slot, op, arguments),
         _ => Err(Errno::Argument),
@@ -65,8 +61,7 @@ fn call(
         Op::Ping => Ok(After::Resume),
         Op::Leave => transition::prepare_leave(vcpu, hw, slot, a),
         Op::Grant => {
-            let resource =
-                Resource::new(a, b, c, |apic| cpu::index_of_apic(apic).map(CpuIndex::get))?;
+            let resource = Resource::new(a, b, c, |apic| cpu::index_of_apic(apic).map(CpuIndex::get))?;
             wholly_nested(slot)?;
             partition::grant(resource, slot)?;
             partition::trace_owner(a, slot.other(), b, c);
@@ -95,14 +90,7 @@ fn wholly_nested(slot: Slot) -> Result<(), Errno> {
     }
 }
 
-fn start(
-    vcpu: &VCpu,
-    hw: &mut Cpu,
-    slot: Slot,
-    entry: u64,
-    zero_page: u64,
-    apic_id: u64,
-) -> Result<After, Errno> {
+fn start(vcpu: &VCpu, hw: &mut Cpu, slot: Slot, entry: u64, zero_page: u64, apic_id: u64) -> Result<After, Errno> {
     let to = slot.other();
     wholly_nested(slot)?;
     let apic_id = u32::try_from(apic_id).map_err(|_| Errno::Argument)?;
@@ -185,9 +173,7 @@ fn retire(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex, slot: Slot) -> Result<
     if !partition::two_hosts() || partition::reigning() != slot.get() || !can_take_over() {
         return Err(Errno::State);
     }
-    if !run::wait_until(PARK_TICKS, || {
-        cpus_of(slot, Some(index)).all(run::is_parked)
-    }) {
+    if !run::wait_until(PARK_TICKS, || cpus_of(slot, Some(index)).all(run::is_parked)) {
         return Err(Errno::NotParked);
     }
     if !can_take_over() {

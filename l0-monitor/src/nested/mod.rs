@@ -2,8 +2,8 @@
 //!
 //! # How it works
 //! A host calls ([`transition`]), and L0 takes its state as the guest state of a VMCS of its own, VMCS01 ([`vmcs01`]),
-//! without leaving VMX operation: the host's VMCSs stay active and launched. The host goes on in VMX non-root. Its guests
-//! run on the very VMCSs that its KVM made; only the host-state area in them is L0's while they are
+//! without leaving VMX operation: the host's VMCSs stay active and launched. The host goes on in VMX non-root. Its
+//! guests run on the very VMCSs that its KVM made; only the host-state area in them is L0's while they are
 //! [adopted](adopt).
 //!
 //! Every VM exit comes to [`run`], is turned into a decision by [`exits`], and carried out by `run`:
@@ -35,8 +35,8 @@
 //! | [`gate`] | assembly around VM entry and exit |
 //! | [`run`] | everything that acts |
 //!
-//! Everything but `gate`, `run`, `transition` and `hypercall` is generic over [`crate::vmx::Hardware`] and is tested against a
-//! model of it.
+//! Everything but `gate`, `run`, `transition` and `hypercall` is generic over [`crate::vmx::Hardware`] and is tested
+//! against a model of it.
 
 pub mod adopt;
 pub mod check;

@@ -85,11 +85,7 @@ impl Model {
 
     /// A field of a VMCS, 0 if it was never written.
     pub fn field(&self, vmcs: u64, field: Field) -> u64 {
-        self.vmcs
-            .get(&vmcs)
-            .and_then(|f| f.get(&field.0))
-            .copied()
-            .unwrap_or(0)
+        self.vmcs.get(&vmcs).and_then(|f| f.get(&field.0)).copied().unwrap_or(0)
     }
 
     /// Writes a field of a VMCS.
@@ -155,9 +151,7 @@ impl Hardware for Model {
         if !self.has(field) {
             return Err(self.fail(12));
         }
-        self.current
-            .map(|c| self.field(c, field))
-            .ok_or(VmxStatus::FailInvalid)
+        self.current.map(|c| self.field(c, field)).ok_or(VmxStatus::FailInvalid)
     }
 
     fn vmwrite(&mut self, field: Field, value: u64) -> VmxStatus {
@@ -283,9 +277,7 @@ impl Hardware for Model {
     }
 
     fn may_touch(&mut self, address: u64, bytes: u64) -> bool {
-        address
-            .checked_add(bytes)
-            .is_some_and(|end| end <= self.limit)
+        address.checked_add(bytes).is_some_and(|end| end <= self.limit)
     }
 
     fn trace(&mut self, kind: TraceKind, _a: u32, _b: u64, _c: u64) {

@@ -23,9 +23,9 @@ use crate::vmx::instructions::Cpu;
 
 /// Where a CPU stands between running a host and being parked; decides who may send it INIT.
 ///
-/// INIT is held pending while a CPU is in VMX root, and would reset it as soon as it leaves VMX operation. So a CPU parks
-/// only after it has won this word, and one to which INIT was sent first goes back into non-root, where the INIT becomes
-/// an exit.
+/// INIT is held pending while a CPU is in VMX root, and would reset it as soon as it leaves VMX operation. So a CPU
+/// parks only after it has won this word, and one to which INIT was sent first goes back into non-root, where the INIT
+/// becomes an exit.
 static STAGES: [AtomicU8; MAX_CPUS] = [const { AtomicU8::new(PARKED) }; MAX_CPUS];
 const RUNNING: u8 = 0;
 const INIT_SENT: u8 = 1;
@@ -37,14 +37,13 @@ pub fn mark_running(cpu: CpuIndex) {
     STAGES[cpu.get()].store(RUNNING, Ordering::Release);
 }
 
-/// A parked CPU is about to start for the host in `slot`. False, and it stays parked, if that host does not own it any more
-/// or does not run: whoever stops a host declares it dead first and asks [`is_parked`] afterwards, so one of the two sees
-/// the other.
+/// A parked CPU is about to start for the host in `slot`. False, and it stays parked, if that host does not own it any
+/// more or does not run: whoever stops a host declares it dead first and asks [`is_parked`] afterwards, so one of the
+/// two sees the other.
 pub fn claim_start(cpu: CpuIndex, slot: Slot) -> bool {
     let stage = &STAGES[cpu.get()];
     stage.store(STARTING, Ordering::SeqCst);
-    let may = partition::cpu_owner(cpu) == Some(slot)
-        && shared::status().host(slot).state() == HostState::Running;
+    let may = partition::cpu_owner(cpu) == Some(slot) && shared::status().host(slot).state() == HostState::Running;
     if !may {
         mark_parked(cpu);
     }
@@ -128,11 +127,7 @@ pub(super) extern "C" fn handle_steady(vcpu: *mut VCpu) -> bool {
     // SAFETY: as in `handle_exit`.
     let mut hw = unsafe { Cpu::new(vcpu.slot) };
     let of_guest = vcpu.in_guest;
-    let steady = Context {
-        cpu: vcpu,
-        hw: &mut hw,
-    }
-    .steady();
+    let steady = Context { cpu: vcpu, hw: &mut hw }.steady();
     if !steady {
         return false;
     }
@@ -158,11 +153,7 @@ pub(super) extern "C" fn handle_exit(vcpu: *mut VCpu) -> u8 {
     // SAFETY: on L0's page tables with interrupts off, as every exit leaves it.
     let mut hw = unsafe { Cpu::new(vcpu.slot) };
     let was_guest = vcpu.in_guest;
-    let (next, reason) = Context {
-        cpu: vcpu,
-        hw: &mut hw,
-    }
-    .serve(&mut policy);
+    let (next, reason) = Context { cpu: vcpu, hw: &mut hw }.serve(&mut policy);
     if was_guest {
         status.count(Counter::GuestExits);
     } else {
@@ -178,11 +169,7 @@ pub(super) extern "C" fn handle_failure(vcpu: *mut VCpu, rflags: u64) -> u8 {
     let index = vcpu.index;
     // SAFETY: as in `handle_exit`.
     let mut hw = unsafe { Cpu::new(vcpu.slot) };
-    let next = Context {
-        cpu: vcpu,
-        hw: &mut hw,
-    }
-    .entry_failed(rflags);
+    let next = Context { cpu: vcpu, hw: &mut hw }.entry_failed(rflags);
     act(vcpu, &mut hw, index, next)
 }
 
@@ -228,8 +215,8 @@ fn resume(vcpu: &mut VCpu, hw: &mut Cpu) -> u8 {
     u8::from(launch)
 }
 
-/// Parks this CPU; or, if INIT was sent to it, goes back into non-root so that the INIT arrives: in a state that VM entry
-/// accepts whatever the host's was. It exits before the first instruction.
+/// Parks this CPU; or, if INIT was sent to it, goes back into non-root so that the INIT arrives: in a state that VM
+/// entry accepts whatever the host's was. It exits before the first instruction.
 fn park(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex) -> u8 {
     if !claim_park(index) {
         transition::fill_any(vcpu, hw);
@@ -239,8 +226,8 @@ fn park(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex) -> u8 {
     crate::park::park(index)
 }
 
-/// Declares the host in `slot` dead. What it has stays as it is until the other host takes it. Without another host, the
-/// machine is reset, as it would be natively.
+/// Declares the host in `slot` dead. What it has stays as it is until the other host takes it. Without another host,
+/// the machine is reset, as it would be natively.
 pub fn die(slot: usize, index: CpuIndex, reason: StopReason, detail: [u64; 3]) {
     let Some(slot) = Slot::ALL.get(slot).copied() else {
         return;

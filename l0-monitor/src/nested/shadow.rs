@@ -1,9 +1,9 @@
 //! VMCS shadowing (SDM vol. 3C, 26.10 and 26.6.15): what a host's KVM reads and writes of its VMCS at every guest exit,
 //! it reads and writes without an exit to L0.
 //!
-//! While the host has a current VMCS, the link pointer of VMCS01 names a *shadow VMCS*, one per CPU, and the CPU carries
-//! out the host's VMREADs and VMWRITEs of some fields there. Fields that the bitmaps leave out exit as ever, so a field
-//! is shadowed only if stock KVM uses it often enough to pay for the copying (see [`crate::nested::trapped`]).
+//! While the host has a current VMCS, the link pointer of VMCS01 names a *shadow VMCS*, one per CPU, and the CPU
+//! carries out the host's VMREADs and VMWRITEs of some fields there. Fields that the bitmaps leave out exit as ever, so
+//! a field is shadowed only if stock KVM uses it often enough to pay for the copying (see [`crate::nested::trapped`]).
 //!
 //! Who holds the truth while the host runs:
 //! - for the fields in [`WRITTEN`], the shadow: the host changes them there. [`Shadow::flush`] takes them over before
@@ -115,8 +115,8 @@ pub struct Shadow {
     pub attached: bool,
     /// Those of [`FIELDS`] that are shadowed on this CPU, a bit for each.
     present: u32,
-    /// What both the shadow and the host's VMCS held when they were last made equal; instead of the latter the side table,
-    /// for host RSP.
+    /// What both the shadow and the host's VMCS held when they were last made equal; instead of the latter the side
+    /// table, for host RSP.
     pub held: [u64; FIELDS.len()],
 }
 
@@ -130,9 +130,9 @@ impl Shadow {
         held: [0; FIELDS.len()],
     };
 
-    /// Makes the shadow VMCS at `phys` ready for this CPU. Its page begins with the revision identifier, bit 31 set; the
-    /// bitmaps are two pages that all CPUs share, with a bit for each encoding below 0x8000; it was all ones at first,
-    /// which means that every access exits. VMCS01 is current.
+    /// Makes the shadow VMCS at `phys` ready for this CPU. Its page begins with the revision identifier, bit 31 set;
+    /// the bitmaps are two pages that all CPUs share, with a bit for each encoding below 0x8000; it was all ones at
+    /// first, which means that every access exits. VMCS01 is current.
     pub fn prepare(&mut self, hw: &mut impl Hardware, phys: u64, bitmaps: [u64; 2]) {
         if self.phys == phys {
             return self.clear(hw);
@@ -185,13 +185,7 @@ impl Shadow {
 
     /// The host's VMCS at `host` is its current one from now on; its host RSP is `rsp`. VMCS01 is current before and
     /// after; `controls` are its secondary controls. Does nothing on a CPU without VMCS shadowing.
-    pub fn attach(
-        &mut self,
-        hw: &mut impl Hardware,
-        vmcs01: u64,
-        (host, rsp): (u64, u64),
-        controls: u32,
-    ) {
+    pub fn attach(&mut self, hw: &mut impl Hardware, vmcs01: u64, (host, rsp): (u64, u64), controls: u32) {
         if self.phys == 0 {
             return;
         }
@@ -252,7 +246,8 @@ impl Shadow {
         }
     }
 
-    /// Takes over what the host wrote, into its VMCS at `host`, which is current afterwards. True if there was anything.
+    /// Takes over what the host wrote, into its VMCS at `host`, which is current afterwards. True if there was
+    /// anything.
     pub fn flush(&mut self, hw: &mut impl Hardware, host: u64) -> bool {
         let before = self.held;
         self.take_over(hw, &host);
@@ -272,10 +267,7 @@ impl Shadow {
         let interrupts = if apicv {
             [hw.get(field::GUEST_INTERRUPT_STATUS), 0]
         } else {
-            [
-                hw.get(field::PRIMARY_CONTROLS),
-                hw.get(field::TPR_THRESHOLD),
-            ]
+            [hw.get(field::PRIMARY_CONTROLS), hw.get(field::TPR_THRESHOLD)]
         };
         hw.select(host);
         self.held[at::HOST_RSP] = rsp;

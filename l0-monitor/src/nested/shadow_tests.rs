@@ -8,9 +8,7 @@ use crate::nested::exits::Next;
 use crate::nested::host_area;
 use crate::nested::model::Model;
 use crate::nested::shadow::{FIELDS, Shadow, WRITTEN};
-use crate::nested::test_bed::{
-    BITMAPS, GUEST, OTHER, Open, SHADOW, VMCS01, access, exit_host, instruction, nested_on,
-};
+use crate::nested::test_bed::{BITMAPS, GUEST, OTHER, Open, SHADOW, VMCS01, access, exit_host, instruction, nested_on};
 use crate::nested::vcpu::VCpu;
 use crate::vmx::VmxStatus;
 use crate::vmx::caps::secondary;
@@ -18,10 +16,7 @@ use crate::vmx::exit::Reason;
 use crate::vmx::field::{self, Field};
 
 fn write(cpu: &mut VCpu, hw: &mut Model, field: Field, value: u64) {
-    assert_eq!(
-        access(cpu, hw, Reason::VMWRITE, field, value).0,
-        VmxStatus::Succeed
-    );
+    assert_eq!(access(cpu, hw, Reason::VMWRITE, field, value).0, VmxStatus::Succeed);
 }
 
 /// Values that fit every shadowed field, and differ.
@@ -65,10 +60,7 @@ pub fn shadowed_without(missing: &[Field]) -> (Box<VCpu>, Model) {
 
 /// With APICv and without.
 fn both_kinds() -> [(Box<VCpu>, Model); 2] {
-    [
-        shadowed(),
-        shadowed_without(&[field::GUEST_INTERRUPT_STATUS]),
-    ]
+    [shadowed(), shadowed_without(&[field::GUEST_INTERRUPT_STATUS])]
 }
 
 #[test]
@@ -85,12 +77,7 @@ fn after_a_guest_exit_every_shadowed_field_is_read_without_an_exit() {
             }
             run_guest(&mut cpu, &mut hw, &fields);
             for (field, value) in fields {
-                assert_eq!(
-                    hw.host_vmread(VMCS01, field),
-                    Some(Ok(value)),
-                    "field {:#x}",
-                    field.0
-                );
+                assert_eq!(hw.host_vmread(VMCS01, field), Some(Ok(value)), "field {:#x}", field.0);
             }
         }
     }
@@ -134,10 +121,7 @@ fn what_the_host_wrote_is_in_its_vmcs_whenever_that_is_used() {
             fields.retain(|(f, _)| cpu.shadow.covers(*f));
             assert!(fields.len() >= WRITTEN - 2);
             for (field, value) in &fields {
-                assert_eq!(
-                    hw.host_vmwrite(VMCS01, *field, *value),
-                    Some(VmxStatus::Succeed)
-                );
+                assert_eq!(hw.host_vmwrite(VMCS01, *field, *value), Some(VmxStatus::Succeed));
             }
             use_vmcs(&mut cpu, &mut hw);
             for (field, value) in fields {
@@ -178,10 +162,7 @@ fn a_vmwrite_that_exits_is_seen_by_reads_that_do_not() {
     let high = Field(field::GUEST_PHYSICAL_ADDRESS.0 | 1);
     hw.set(GUEST, field::GUEST_PHYSICAL_ADDRESS, 0x7777);
     write(&mut cpu, &mut hw, high, 1);
-    assert_eq!(
-        hw.host_vmread(VMCS01, field::GUEST_PHYSICAL_ADDRESS),
-        Some(Ok(0x7777))
-    );
+    assert_eq!(hw.host_vmread(VMCS01, field::GUEST_PHYSICAL_ADDRESS), Some(Ok(0x7777)));
 }
 
 #[test]
@@ -191,11 +172,7 @@ fn several_virtual_cpus_on_one_cpu() {
         let before = hw.field(vmcs, field::GUEST_RIP);
         hw.put(0x5000, vmcs);
         instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
-        assert_eq!(
-            hw.host_vmread(VMCS01, field::GUEST_RIP),
-            Some(Ok(before)),
-            "its own"
-        );
+        assert_eq!(hw.host_vmread(VMCS01, field::GUEST_RIP), Some(Ok(before)), "its own");
         write(&mut cpu, &mut hw, field::GUEST_RIP, rip);
     }
     instruction(&mut cpu, &mut hw, Reason::VMCLEAR, 0x5000);

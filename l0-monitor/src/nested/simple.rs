@@ -14,11 +14,7 @@ const CR4_PKE: u64 = 1 << 22;
 /// CPUID as the host gets it natively: OSXSAVE and OSPKE follow its CR4, not L0's (SDM vol. 2A, CPUID).
 pub fn cpuid_for(leaf: u32, subleaf: u32, mut regs: [u32; 4], cr4: u64) -> [u32; 4] {
     let follow = |word: u32, bit: u32, on: bool| {
-        if on {
-            word | 1 << bit
-        } else {
-            word & !(1 << bit)
-        }
+        if on { word | 1 << bit } else { word & !(1 << bit) }
     };
     match (leaf, subleaf) {
         (1, _) => regs[2] = follow(regs[2], 27, cr4 & CR4_OSXSAVE != 0),
@@ -31,10 +27,7 @@ pub fn cpuid_for(leaf: u32, subleaf: u32, mut regs: [u32; 4], cr4: u64) -> [u32;
 impl<H: Hardware> Context<'_, H> {
     /// CPUID.
     pub fn cpuid(&mut self) {
-        let (leaf, subleaf) = (
-            self.cpu.gprs[gpr::RAX] as u32,
-            self.cpu.gprs[gpr::RCX] as u32,
-        );
+        let (leaf, subleaf) = (self.cpu.gprs[gpr::RAX] as u32, self.cpu.gprs[gpr::RCX] as u32);
         let regs = self.hw.cpuid(leaf, subleaf);
         let cr4 = self.read(field::GUEST_CR4);
         let [a, b, c, d] = cpuid_for(leaf, subleaf, regs, cr4);

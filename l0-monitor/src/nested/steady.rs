@@ -151,13 +151,12 @@ impl<H: Hardware> Context<'_, H> {
         true
     }
 
-    /// Prepares the steady state, if the host is in it: at a VMLAUNCH or VMRESUME. VMCS01 is current; the host's VMCS is
-    /// afterwards.
+    /// Prepares the steady state, if the host is in it: at a VMLAUNCH or VMRESUME. VMCS01 is current; the host's VMCS
+    /// is afterwards.
     pub fn prepare_steady(&mut self, current: u64, area: HostArea) {
         let long_mode = self.read(Segment::Cs.guest_rights()) & L_DPL_CONFORMING == L;
         let (cr0, cr4) = (self.cpu.caps.cr0_fixed, self.cpu.caps.cr4_fixed);
-        let fixed_bits =
-            self.read(field::CR0_SHADOW) & cr0 == cr0 && self.read(field::CR4_SHADOW) & cr4 == cr4;
+        let fixed_bits = self.read(field::CR0_SHADOW) & cr0 == cr0 && self.read(field::CR4_SHADOW) & cr4 == cr4;
         self.hw.select(&current);
         let Ok(kept) = Kept::read(self.hw) else {
             return;
@@ -166,14 +165,10 @@ impl<H: Hardware> Context<'_, H> {
         let usual = exit::HOST_64;
         let saved_timer = kept.exit_controls & exit::SAVE_PREEMPTION_TIMER;
         self.cpu.steady = Steady {
-            ready: long_mode
-                && fixed_bits
-                && kept.exit_controls & usual == usual
-                && saved_timer == 0,
+            ready: long_mode && fixed_bits && kept.exit_controls & usual == usual && saved_timer == 0,
             ran: true,
             stale: CLEARED,
-            interrupts: controls & secondary::VIRTUAL_INTERRUPTS != 0
-                && self.cpu.shadow.has(at::STATUS),
+            interrupts: controls & secondary::VIRTUAL_INTERRUPTS != 0 && self.cpu.shadow.has(at::STATUS),
             always: if controls & secondary::PML != 0 && self.cpu.shadow.has(at::PML) {
                 PML
             } else {
@@ -206,11 +201,7 @@ fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, what: u8, inte
     // VM entry takes the event, and the exit clears the valid bit (SDM vol. 3C, 26.8.3).
     let injected = (shadow.held[at::ENTRY] >> 31) as u8;
     let what = what | (injected * EVENT);
-    let more = if what == 0 {
-        [0; MORE.len()]
-    } else {
-        more(hw, what)
-    };
+    let more = if what == 0 { [0; MORE.len()] } else { more(hw, what) };
     hw.select(&shadow.phys);
     shadow.set(hw, at::REASON, reason);
     shadow.set(hw, at::RIP, rip);
@@ -242,11 +233,9 @@ const MORE: [(u8, usize); 5] = [
 /// Reads the fields of [`MORE`] that an exit of this kind has.
 #[inline(always)]
 fn more(hw: &mut impl Hardware, what: u8) -> [u64; MORE.len()] {
-    MORE.map(|(flags, index)| {
-        if what & flags == 0 {
-            0
-        } else {
-            hw.get(FIELDS[index])
-        }
-    })
+    MORE.map(
+        |(flags, index)| {
+            if what & flags == 0 { 0 } else { hw.get(FIELDS[index]) }
+        },
+    )
 }

@@ -49,15 +49,9 @@ fn exit_information(reason: u64, numbers: &mut Numbers) -> Vec<(Field, u64)> {
     let qualified = matches!(reason, 14 | 28..=30 | 36 | 44 | 45 | 48 | 56 | 62);
     let mut fields = Vec::from([
         (field::EXIT_REASON, reason),
-        (
-            field::EXIT_QUALIFICATION,
-            if qualified { numbers.next() } else { 0 },
-        ),
+        (field::EXIT_QUALIFICATION, if qualified { numbers.next() } else { 0 }),
         (field::EXIT_INTERRUPTION, if reason < 2 { event } else { 0 }),
-        (
-            field::IDT_VECTORING,
-            if numbers.below(8) == 0 { event } else { 0 },
-        ),
+        (field::IDT_VECTORING, if numbers.below(8) == 0 { event } else { 0 }),
         (field::INSTRUCTION_LENGTH, 1 + numbers.below(15)),
     ]);
     if matches!(reason, 48 | 49) {
@@ -153,9 +147,7 @@ struct Seen {
 /// VMCS01 as far as its host can tell: of the control registers' shadows only the bits that VMX fixes show.
 fn landing(cpu: &VCpu, hw: &Model) -> BTreeMap<u32, u64> {
     let mut fields = hw.vmcs[&VMCS01].clone();
-    fields.retain(|f, _| {
-        Field(*f).is_guest_state() || *f == field::CR0_SHADOW.0 || *f == field::CR4_SHADOW.0
-    });
+    fields.retain(|f, _| Field(*f).is_guest_state() || *f == field::CR0_SHADOW.0 || *f == field::CR4_SHADOW.0);
     fields.remove(&field::VMCS_LINK.0);
     // What was never written is 0.
     fields.retain(|_, v| *v != 0);
@@ -172,11 +164,7 @@ fn exits(cpu: &mut VCpu, hw: &mut Model, steady: bool, used: &mut u32) -> Next {
     let was_guest = cpu.in_guest;
     if steady && (Context { cpu, hw }).steady() {
         *used += 1;
-        return if was_guest {
-            Next::Host
-        } else {
-            Next::Guest(false)
-        };
+        return if was_guest { Next::Host } else { Next::Guest(false) };
     }
     Context { cpu, hw }.serve(&mut Open).0
 }
@@ -244,9 +232,7 @@ fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
                 hw.set(GUEST, field, value);
             }
         }
-        let reasons = [
-            0, 1, 1, 7, 10, 10, 12, 28, 30, 31, 32, 45, 48, 48, 49, 52, 62,
-        ];
+        let reasons = [0, 1, 1, 7, 10, 10, 12, 28, 30, 31, 32, 45, 48, 48, 49, 52, 62];
         let reason = reasons[numbers.below(reasons.len() as u64) as usize];
         for (field, value) in exit_information(reason, &mut numbers) {
             hw.set(GUEST, field, field.truncate(value));
@@ -309,11 +295,7 @@ fn a_life_looks_the_same_with_and_without() {
 /// A CPU on which the next VMRESUME is of the steady state; KVM has APICv.
 fn settled() -> (Box<VCpu>, Model) {
     let (mut cpu, mut hw) = nested_on(true);
-    hw.set(
-        GUEST,
-        field::SECONDARY_CONTROLS,
-        secondary::VIRTUAL_INTERRUPTS.into(),
-    );
+    hw.set(GUEST, field::SECONDARY_CONTROLS, secondary::VIRTUAL_INTERRUPTS.into());
     hw.set(VMCS01, Segment::Cs.guest_rights(), 0xa09b);
     hw.set(VMCS01, field::CR0_SHADOW, 0x20);
     for _ in 0..2 {
@@ -364,11 +346,7 @@ fn only_what_is_usual_is_steady() {
         change(&mut cpu, &mut hw);
         let before = hw.vmcs.clone();
         assert!(!is_steady(&mut cpu, &mut hw), "change {i}");
-        assert_eq!(
-            (&hw.vmcs, cpu.in_guest),
-            (&before, false),
-            "nothing is done"
-        );
+        assert_eq!((&hw.vmcs, cpu.in_guest), (&before, false), "nothing is done");
     }
     // Exits of the guest: INIT, an exception, a triple fault, a failed entry, one that is not known.
     for reason in [3, 0, 2, 0x8000_0021, 0x2000_000a, 77] {
@@ -431,8 +409,8 @@ fn what_was_there_before_can_be_written_again() {
     }
 }
 
-/// Rounds of a guest's exit and its resumption, as KVM does CPUID: it reads what it likes and moves RIP on. `lacking` is
-/// what the CPU does not have, `controls` are the secondary ones; the last round is counted.
+/// Rounds of a guest's exit and its resumption, as KVM does CPUID: it reads what it likes and moves RIP on. `lacking`
+/// is what the CPU does not have, `controls` are the secondary ones; the last round is counted.
 fn round(lacking: &[Field], controls: u32, reason: Reason) -> Done {
     let (mut cpu, mut hw) = settled();
     if !lacking.is_empty() {
@@ -516,10 +494,6 @@ fn whatever_single_thing_the_host_changed_is_as_an_exit_leaves_it() {
         assert!(is_steady(&mut cpu, &mut hw), "field {:#x}", field.0);
         hw.set(GUEST, field::EXIT_REASON, Reason::CPUID.0.into());
         assert!(is_steady(&mut cpu, &mut hw));
-        assert_same(
-            "after field",
-            &[landing(&cpu, &hw)],
-            std::slice::from_ref(&usual),
-        );
+        assert_same("after field", &[landing(&cpu, &hw)], std::slice::from_ref(&usual));
     }
 }

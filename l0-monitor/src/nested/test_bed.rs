@@ -76,11 +76,7 @@ pub fn nested_on(shadowing: bool) -> (Box<VCpu>, Model) {
         for (i, field) in REPLACED.into_iter().enumerate() {
             hw.set(vmcs, field, kvm_value(vmcs, i));
         }
-        hw.set(
-            vmcs,
-            field::EXIT_CONTROLS,
-            u64::from(exit::HOST_64 | exit::LOAD_EFER),
-        );
+        hw.set(vmcs, field::EXIT_CONTROLS, u64::from(exit::HOST_64 | exit::LOAD_EFER));
         hw.set(vmcs, field::HOST_EFER, 0xd01);
         hw.set(vmcs, field::HOST_SYSENTER_CS, 0x10);
         hw.set(vmcs, HOST_TR_SELECTOR, 0x40);
@@ -141,47 +137,26 @@ pub fn instruction(cpu: &mut VCpu, hw: &mut Model, reason: Reason, address: u64)
     hw.set(VMCS01, field::INSTRUCTION_INFO, 2 << 7 | 1 << 22 | 1 << 27);
     hw.set(VMCS01, field::EXIT_QUALIFICATION, address);
     assert_eq!(exit_host(cpu, hw, reason), Next::Host);
-    assert_eq!(
-        hw.current,
-        Some(VMCS01),
-        "VMCS01 is current whenever the host runs"
-    );
+    assert_eq!(hw.current, Some(VMCS01), "VMCS01 is current whenever the host runs");
     VmxStatus::from_rflags(hw.field(VMCS01, field::GUEST_RFLAGS))
 }
 
 /// VMREAD or VMWRITE by the host: without an exit if the CPU says so, else with register operands, RAX the value, RCX
 /// the field.
-pub fn access(
-    cpu: &mut VCpu,
-    hw: &mut Model,
-    reason: Reason,
-    field: Field,
-    value: u64,
-) -> (VmxStatus, u64) {
+pub fn access(cpu: &mut VCpu, hw: &mut Model, reason: Reason, field: Field, value: u64) -> (VmxStatus, u64) {
     let direct = if reason == Reason::VMREAD {
         hw.host_vmread(VMCS01, field)
             .map(|r| r.map_or_else(|status| (status, value), |v| (VmxStatus::Succeed, v)))
     } else {
-        hw.host_vmwrite(VMCS01, field, value)
-            .map(|status| (status, value))
+        hw.host_vmwrite(VMCS01, field, value).map(|status| (status, value))
     };
     direct.unwrap_or_else(|| exiting_access(cpu, hw, reason, field, value))
 }
 
-pub fn exiting_access(
-    cpu: &mut VCpu,
-    hw: &mut Model,
-    reason: Reason,
-    field: Field,
-    value: u64,
-) -> (VmxStatus, u64) {
+pub fn exiting_access(cpu: &mut VCpu, hw: &mut Model, reason: Reason, field: Field, value: u64) -> (VmxStatus, u64) {
     cpu.gprs[gpr::RAX] = value;
     cpu.gprs[gpr::RCX] = field.0.into();
-    hw.set(
-        VMCS01,
-        field::INSTRUCTION_INFO,
-        1 << 10 | (gpr::RCX as u64) << 28,
-    );
+    hw.set(VMCS01, field::INSTRUCTION_INFO, 1 << 10 | (gpr::RCX as u64) << 28);
     assert_eq!(exit_host(cpu, hw, reason), Next::Host);
     (
         VmxStatus::from_rflags(hw.field(VMCS01, field::GUEST_RFLAGS)),
@@ -190,8 +165,5 @@ pub fn exiting_access(
 }
 
 pub fn snapshot(hw: &Model) -> Vec<BTreeMap<u32, u64>> {
-    [GUEST, OTHER]
-        .into_iter()
-        .map(|v| hw.vmcs[&v].clone())
-        .collect()
+    [GUEST, OTHER].into_iter().map(|v| hw.vmcs[&v].clone()).collect()
 }

@@ -77,10 +77,7 @@ fn more_vmcss_than_places() {
                 instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000),
                 VmxStatus::Succeed
             );
-            assert_eq!(
-                access(&mut cpu, &mut hw, Reason::VMREAD, field::HOST_RIP, 0).1,
-                vmcs
-            );
+            assert_eq!(access(&mut cpu, &mut hw, Reason::VMREAD, field::HOST_RIP, 0).1, vmcs);
         }
         assert_eq!(cpu.adopted.len(), CAPACITY);
         cpu.adopted.give_back_all(&mut hw);
@@ -95,20 +92,9 @@ fn more_vmcss_than_places() {
 #[test]
 fn a_guest_exit_lands_where_kvm_wants_it() {
     for (mut cpu, mut hw) in nested() {
-        assert_eq!(
-            exit_host(&mut cpu, &mut hw, Reason::VMRESUME),
-            Next::Guest(false)
-        );
-        assert_eq!(
-            hw.current,
-            Some(GUEST),
-            "the instruction runs on KVM's own VMCS"
-        );
-        assert_eq!(
-            hw.field(VMCS01, field::GUEST_RIP),
-            RIP,
-            "and has not ended yet"
-        );
+        assert_eq!(exit_host(&mut cpu, &mut hw, Reason::VMRESUME), Next::Guest(false));
+        assert_eq!(hw.current, Some(GUEST), "the instruction runs on KVM's own VMCS");
+        assert_eq!(hw.field(VMCS01, field::GUEST_RIP), RIP, "and has not ended yet");
         cpu.gprs[gpr::RAX] = 0xabcd;
         assert_eq!(exit_guest(&mut cpu, &mut hw, Reason::CPUID), Next::Host);
         assert_eq!(hw.current, Some(VMCS01));
@@ -127,25 +113,16 @@ fn a_guest_exit_lands_where_kvm_wants_it() {
             (2, 0x400, 0)
         );
         assert_eq!(
-            (
-                state(field::GUEST_GDTR_LIMIT),
-                state(field::GUEST_IDTR_LIMIT)
-            ),
+            (state(field::GUEST_GDTR_LIMIT), state(field::GUEST_IDTR_LIMIT)),
             (0xffff, 0xffff)
         );
         assert_eq!(state(Segment::Tr.guest_selector()), 0x40);
         assert_eq!(
-            (
-                state(Segment::Tr.guest_limit()),
-                state(Segment::Tr.guest_rights())
-            ),
+            (state(Segment::Tr.guest_limit()), state(Segment::Tr.guest_rights())),
             (0x67, 0x8b)
         );
         assert_eq!(state(Segment::Ldtr.guest_rights()), host_area::UNUSABLE);
-        assert_eq!(
-            state(Segment::Gs.guest_base()),
-            kvm_value(GUEST, at::GS_BASE)
-        );
+        assert_eq!(state(Segment::Gs.guest_base()), kvm_value(GUEST, at::GS_BASE));
         assert_eq!(
             state(Segment::Ds.guest_rights()),
             host_area::UNUSABLE,
@@ -194,24 +171,15 @@ fn a_failed_entry_is_kvms_to_see() {
 fn a_bad_host_area_fails_the_entry() {
     for (mut cpu, mut hw) in nested() {
         access(&mut cpu, &mut hw, Reason::VMWRITE, field::HOST_RIP, 1 << 60);
-        assert_eq!(
-            exit_host(&mut cpu, &mut hw, Reason::VMLAUNCH),
-            Next::Guest(true)
-        );
-        assert!(
-            hw.field(GUEST, field::HOST_CR3) >> 39 != 0,
-            "the CPU will refuse it"
-        );
+        assert_eq!(exit_host(&mut cpu, &mut hw, Reason::VMLAUNCH), Next::Guest(true));
+        assert!(hw.field(GUEST, field::HOST_CR3) >> 39 != 0, "the CPU will refuse it");
         Context {
             cpu: &mut cpu,
             hw: &mut hw,
         }
         .entry_failed(0x42);
         assert_eq!(hw.field(GUEST, field::HOST_CR3), cpu.own_area.0[at::CR3]);
-        assert_eq!(
-            access(&mut cpu, &mut hw, Reason::VMREAD, field::HOST_RIP, 0).1,
-            1 << 60
-        );
+        assert_eq!(access(&mut cpu, &mut hw, Reason::VMREAD, field::HOST_RIP, 0).1, 1 << 60);
     }
 }
 
@@ -273,14 +241,8 @@ fn vmx_instructions_need_vmx_operation_and_cpl_0() {
 #[test]
 fn vmxoff_moves_to_l0s_region_and_vmxon_needs_a_good_one() {
     for (mut cpu, mut hw) in nested() {
-        assert_eq!(
-            instruction(&mut cpu, &mut hw, Reason::VMXOFF, 0),
-            VmxStatus::Succeed
-        );
-        assert_eq!(
-            (hw.vmxon, cpu.own_vmxon, cpu.launched),
-            (Some(OWN_VMXON), true, false)
-        );
+        assert_eq!(instruction(&mut cpu, &mut hw, Reason::VMXOFF, 0), VmxStatus::Succeed);
+        assert_eq!((hw.vmxon, cpu.own_vmxon, cpu.launched), (Some(OWN_VMXON), true, false));
         assert_eq!(hw.field(GUEST, field::HOST_RIP), kvm_value(GUEST, at::RIP));
         hw.put(0x5000, 0x30_0000);
         assert_eq!(
@@ -322,9 +284,7 @@ fn wild_accesses_and_triple_faults_end_the_host() {
     for (mut cpu, mut hw) in nested() {
         hw.set(VMCS01, field::GUEST_PHYSICAL_ADDRESS, 5 << 30);
         let next = exit_host(&mut cpu, &mut hw, Reason::EPT_VIOLATION);
-        assert!(
-            matches!(next, Next::Die(StopReason::WildAccess, [_, address, _]) if address == 5 << 30)
-        );
+        assert!(matches!(next, Next::Die(StopReason::WildAccess, [_, address, _]) if address == 5 << 30));
         let next = exit_host(&mut cpu, &mut hw, Reason::TRIPLE_FAULT);
         assert!(matches!(next, Next::Die(StopReason::TripleFault, _)));
         let next = exit_host(&mut cpu, &mut hw, Reason(43));
@@ -354,10 +314,7 @@ fn cr0_and_cr4_show_the_hosts_values() {
         hw.set(VMCS01, field::EXIT_QUALIFICATION, 0);
         exit_host(&mut cpu, &mut hw, Reason::CR_ACCESS);
         assert_eq!(
-            (
-                hw.field(VMCS01, field::GUEST_CR0),
-                hw.field(VMCS01, field::CR0_SHADOW)
-            ),
+            (hw.field(VMCS01, field::GUEST_CR0), hw.field(VMCS01, field::CR0_SHADOW)),
             (0x31, 0x11)
         );
         assert_eq!(
@@ -385,10 +342,7 @@ fn cr0_and_cr4_show_the_hosts_values() {
         cpu.belief = Belief::default();
         exit_host(&mut cpu, &mut hw, Reason::CR_ACCESS);
         assert_eq!(
-            (
-                hw.field(VMCS01, field::GUEST_CR4),
-                hw.field(VMCS01, field::CR4_SHADOW)
-            ),
+            (hw.field(VMCS01, field::GUEST_CR4), hw.field(VMCS01, field::CR4_SHADOW)),
             (0x2020, 0x20)
         );
     }

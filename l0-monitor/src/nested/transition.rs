@@ -1,12 +1,9 @@
 //! Native to nested and back, on one CPU.
 //!
-//! **Entering** never leaves VMX operation. Whether the CPU is in it is found out with VMXON itself, which fails in root
-//! operation and changes nothing (SDM vol. 3C, VMXON). **Leaving** leaves VMX operation only if the host believes itself
-//! outside; otherwise the VMXON region in use, even if it is L0's, stays in use.
-#![expect(
-    unsafe_code,
-    reason = "changes control registers and jumps between a host and L0"
-)]
+//! **Entering** never leaves VMX operation. Whether the CPU is in it is found out with VMXON itself, which fails in
+//! root operation and changes nothing (SDM vol. 3C, VMXON). **Leaving** leaves VMX operation only if the host believes
+//! itself outside; otherwise the VMXON region in use, even if it is L0's, stays in use.
+#![expect(unsafe_code, reason = "changes control registers and jumps between a host and L0")]
 
 use core::arch::asm;
 
@@ -82,9 +79,7 @@ fn own_area(hw: &mut Cpu, cpu: CpuIndex, slot: Slot) -> HostArea {
 /// Sets CR4.VMXE.
 fn allow_vmx() {
     // SAFETY: the bit only makes VMXON legal.
-    unsafe {
-        asm!("mov cr4, {}", in(reg) registers::cr4() | registers::CR4_VMXE, options(nostack))
-    };
+    unsafe { asm!("mov cr4, {}", in(reg) registers::cr4() | registers::CR4_VMXE, options(nostack)) };
 }
 
 /// Brings this CPU into VMX operation, if it is not, and makes VMCS01 current and clear. Returns what the host, if one
@@ -161,13 +156,7 @@ pub fn native_call(frame: *mut Frame, cpu: CpuIndex) -> ! {
     }
 }
 
-fn enter(
-    vcpu: &mut VCpu,
-    hw: &mut Cpu,
-    frame: &mut Frame,
-    cpu: CpuIndex,
-    slot: Slot,
-) -> Result<(), Errno> {
+fn enter(vcpu: &mut VCpu, hw: &mut Cpu, frame: &mut Frame, cpu: CpuIndex, slot: Slot) -> Result<(), Errno> {
     if frame.magic != FRAME_MAGIC || frame.apic_id != cpu::apic_id(cpu) {
         return Err(Errno::Frame);
     }
@@ -194,12 +183,7 @@ fn enter(
     let status = shared::status().cpu(cpu);
     status.set_mode(CpuMode::Nested);
     status.count(Counter::Enters);
-    shared::trace(
-        TraceKind::Enter,
-        belief.vmx_on.into(),
-        belief.current.unwrap_or(!0),
-        0,
-    );
+    shared::trace(TraceKind::Enter, belief.vmx_on.into(), belief.current.unwrap_or(!0), 0);
     vcpu.gprs = [0; 16];
     Ok(())
 }
@@ -212,10 +196,7 @@ pub fn start(cpu: CpuIndex, start: Start) -> ! {
     match take_root(vcpu, &mut hw, cpu, start.slot) {
         Ok(_) => {}
         Err(errno) => {
-            log::error!(
-                "APIC id {}: can't start nested: {errno:?}",
-                cpu::apic_id(cpu)
-            );
+            log::error!("APIC id {}: can't start nested: {errno:?}", cpu::apic_id(cpu));
             run::mark_parked(cpu);
             crate::park::park(cpu)
         }
@@ -232,13 +213,7 @@ pub fn start(cpu: CpuIndex, start: Start) -> ! {
     let cr3 = host::firmware_cr3(start.slot);
     // SAFETY: only an address is computed.
     let firmware_gdt = unsafe { &raw const (*shared::slot_area(start.slot)).gdt } as u64;
-    let state = HostState::firmware(
-        start.rip,
-        cr3,
-        (firmware_gdt, FIRMWARE_GDT_LIMIT),
-        gdt::CODE,
-        gdt::DATA,
-    );
+    let state = HostState::firmware(start.rip, cr3, (firmware_gdt, FIRMWARE_GDT_LIMIT), gdt::CODE, gdt::DATA);
     vmcs01::fill(&mut hw, vcpu, &state, (gdt::TSS, gdt::tss_base(cpu)));
     flush(vcpu, &mut hw);
     run::mark_running(cpu);
@@ -255,12 +230,7 @@ pub fn start(cpu: CpuIndex, start: Start) -> ! {
 ///
 /// # Errors
 /// [`Errno::Frame`]; [`Errno::State`] while another host is being prepared or runs.
-pub fn prepare_leave(
-    vcpu: &mut VCpu,
-    hw: &mut Cpu,
-    slot: Slot,
-    frame: u64,
-) -> Result<After, Errno> {
+pub fn prepare_leave(vcpu: &mut VCpu, hw: &mut Cpu, slot: Slot, frame: u64) -> Result<After, Errno> {
     let other = shared::status().host(slot.other()).state();
     if partition::two_hosts() || other == locum_abi::HostState::Preparing {
         return Err(Errno::State);
@@ -270,14 +240,8 @@ pub fn prepare_leave(
     }
     let mut read = |f| hw.vmread(f).map_err(|_| Errno::EntryFailed);
     let (cr3, cr4) = (read(field::GUEST_CR3)?, read(field::GUEST_CR4)?);
-    let guest_tr = [
-        read(Segment::Tr.guest_selector())?,
-        read(Segment::Tr.guest_base())?,
-    ];
-    let host_tr = [
-        read(host_area::HOST_TR_SELECTOR)?,
-        read(field::HOST_TR_BASE)?,
-    ];
+    let guest_tr = [read(Segment::Tr.guest_selector())?, read(Segment::Tr.guest_base())?];
+    let host_tr = [read(host_area::HOST_TR_SELECTOR)?, read(field::HOST_TR_BASE)?];
     let host = Paging {
         cr3,
         five_levels: cr4 & 1 << 12 != 0,
@@ -312,8 +276,8 @@ pub fn prepare_leave(
     Ok(After::Leave(frame))
 }
 
-/// Leaves: all of the host's VMCSs get their own host-state area back, and the host goes on natively. A frame of 0 means
-/// that the host is to make its call once more. Returns (to resume the host) only then.
+/// Leaves: all of the host's VMCSs get their own host-state area back, and the host goes on natively. A frame of 0
+/// means that the host is to make its call once more. Returns (to resume the host) only then.
 pub fn leave(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex, frame_address: u64) -> u8 {
     if frame_address == 0 {
         return 0;
@@ -418,9 +382,7 @@ pub fn clean_up(vcpu: &mut VCpu, hw: &mut Cpu) {
     hw.vmxoff();
     vcpu.belief = Belief::default();
     // SAFETY: outside VMX operation the bit may be cleared.
-    unsafe {
-        asm!("mov cr4, {}", in(reg) registers::cr4() & !registers::CR4_VMXE, options(nostack))
-    };
+    unsafe { asm!("mov cr4, {}", in(reg) registers::cr4() & !registers::CR4_VMXE, options(nostack)) };
 }
 
 /// Goes back to the host through its stub.
@@ -428,8 +390,8 @@ pub fn clean_up(vcpu: &mut VCpu, hw: &mut Cpu) {
 /// # Safety
 /// The frame is mapped at `frame` under this CR3, with the stub, and describes the host as it is to go on.
 unsafe fn return_native(frame: u64) -> ! {
-    // SAFETY: the stub's contract (`locum_abi::frame`): its GDT and IDT are mapped under both page tables, its stack ends
-    // with the frame.
+    // SAFETY: the stub's contract (`locum_abi::frame`): its GDT and IDT are mapped under both page tables, its stack
+    // ends with the frame.
     unsafe {
         asm!(
             "lgdt [rdi + {gdtr}]",

@@ -10,8 +10,7 @@ use locum_abi::TraceKind;
 use crate::vmx::Hardware;
 use crate::vmx::field::Field;
 
-static COUNTS: [[AtomicU32; Field::NUMBERS]; 2] =
-    [const { [const { AtomicU32::new(0) }; Field::NUMBERS] }; 2];
+static COUNTS: [[AtomicU32; Field::NUMBERS]; 2] = [const { [const { AtomicU32::new(0) }; Field::NUMBERS] }; 2];
 
 /// Counts an access that exited.
 pub fn count(hw: &mut impl Hardware, field: Field, write: bool) {

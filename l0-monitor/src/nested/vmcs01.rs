@@ -1,7 +1,7 @@
 //! VMCS01: the VMCS in which a host runs.
 //!
-//! Interrupts, exceptions, HLT, CR3, most MSRs: nothing of a host's daily life exits. What does: CPUID and XSETBV (always),
-//! VMX instructions, CR0 and CR4 writes that VMX can't have as they are, and what the partition filters.
+//! Interrupts, exceptions, HLT, CR3, most MSRs: nothing of a host's daily life exits. What does: CPUID and XSETBV
+//! (always), VMX instructions, CR0 and CR4 writes that VMX can't have as they are, and what the partition filters.
 
 use locum_abi::Frame;
 use locum_abi::frame::{CS, DS, ES, FS, GS, LDTR, SS, TR};
@@ -178,11 +178,7 @@ impl HostState {
 
     /// Writes the state to the current VMCS.
     fn write(&self, hw: &mut impl Hardware, cpu: &VCpu) {
-        let long_mode = if self.efer & 1 << 10 != 0 {
-            entry::IA32E
-        } else {
-            0
-        };
+        let long_mode = if self.efer & 1 << 10 != 0 { entry::IA32E } else { 0 };
         let fields = [
             (field::ENTRY_CONTROLS, u64::from(cpu.caps.entry | long_mode)),
             (field::GUEST_CR0, self.cr0 | cpu.caps.cr0_fixed),
@@ -224,8 +220,8 @@ fn write_all(hw: &mut impl Hardware, fields: &[(Field, u64)]) {
     }
 }
 
-/// Fills VMCS01, which is current and clear. `tr` is what an exit loads into the task register: the host's own, since L0
-/// uses none and a host must find its own when L0 leaves.
+/// Fills VMCS01, which is current and clear. `tr` is what an exit loads into the task register: the host's own, since
+/// L0 uses none and a host must find its own when L0 leaves.
 pub fn fill(hw: &mut impl Hardware, cpu: &VCpu, state: &HostState, tr: (u16, u64)) {
     let [io_a, io_b] = partition::io_bitmaps(cpu.slot);
     let efer_now = hw.rdmsr(0xc000_0080).unwrap_or(0x500);

@@ -243,19 +243,16 @@ impl<H: Hardware> Context<'_, H> {
         let field = Field(code as u32);
         trapped::count(self.hw, field, false);
         let replaced = HostArea::index(field).filter(|_| code >> 32 == 0);
-        let value =
-            match replaced.and_then(|i| self.cpu.adopted.find(current)?.area.0.get(i).copied()) {
-                Some(value) => Ok(value),
-                None => {
-                    self.hw.vmptrld(current);
-                    // An encoding with upper bits set names no field: any unassigned one fails alike.
-                    let value = self
-                        .hw
-                        .vmread(if code >> 32 == 0 { field } else { Field(!0) });
-                    self.hw.vmptrld(self.cpu.vmcs01);
-                    value
-                }
-            };
+        let value = match replaced.and_then(|i| self.cpu.adopted.find(current)?.area.0.get(i).copied()) {
+            Some(value) => Ok(value),
+            None => {
+                self.hw.vmptrld(current);
+                // An encoding with upper bits set names no field: any unassigned one fails alike.
+                let value = self.hw.vmread(if code >> 32 == 0 { field } else { Field(!0) });
+                self.hw.vmptrld(self.cpu.vmcs01);
+                value
+            }
+        };
         match value {
             Err(status) => self.finish(status),
             Ok(value) if info.is_register() => {
@@ -305,9 +302,7 @@ impl<H: Hardware> Context<'_, H> {
             self.cpu.steady.ready = false;
         }
         self.hw.vmptrld(current);
-        let status = self
-            .hw
-            .vmwrite(if code >> 32 == 0 { field } else { Field(!0) }, value);
+        let status = self.hw.vmwrite(if code >> 32 == 0 { field } else { Field(!0) }, value);
         if status.ok() && self.cpu.shadow.attached {
             self.cpu.shadow.refresh(self.hw, field);
         }
@@ -344,7 +339,8 @@ impl<H: Hardware> Context<'_, H> {
         Outcome::Guest(launch)
     }
 
-    /// The instruction that [`Context::vmx_instruction`] asked for failed with these RFLAGS: the host sees exactly that.
+    /// The instruction that [`Context::vmx_instruction`] asked for failed with these RFLAGS: the host sees exactly
+    /// that.
     pub fn guest_entry_failed(&mut self, rflags: u64) {
         self.cpu.in_guest = false;
         let own_cr3 = self.cpu.own_area.0[crate::nested::host_area::at::CR3];

@@ -68,11 +68,7 @@ impl Paging {
 ///
 /// # Errors
 /// See [`Fault`].
-pub fn read_words<const N: usize>(
-    hw: &mut impl Hardware,
-    paging: Paging,
-    linear: u64,
-) -> Result<[u64; N], Fault> {
+pub fn read_words<const N: usize>(hw: &mut impl Hardware, paging: Paging, linear: u64) -> Result<[u64; N], Fault> {
     let mut words = [0_u64; N];
     for (i, word) in words.iter_mut().enumerate() {
         let at = linear.wrapping_add(8 * i as u64);
@@ -99,12 +95,7 @@ pub fn read_words<const N: usize>(
 ///
 /// # Errors
 /// See [`Fault`]; nothing is written then.
-pub fn write_word(
-    hw: &mut impl Hardware,
-    paging: Paging,
-    linear: u64,
-    value: u64,
-) -> Result<(), Fault> {
+pub fn write_word(hw: &mut impl Hardware, paging: Paging, linear: u64, value: u64) -> Result<(), Fault> {
     let mut phys = [0_u64; 8];
     for (byte, slot) in phys.iter_mut().enumerate() {
         *slot = paging.translate(hw, linear.wrapping_add(byte as u64), true)?;

@@ -112,12 +112,7 @@ impl<'a> Ept<'a> {
     ///
     /// # Errors
     /// [`Exhausted`]: a part may be mapped, none of it with more rights than it should have.
-    pub fn update(
-        &mut self,
-        start: u64,
-        end: u64,
-        stretch: &impl Fn(u64) -> Stretch,
-    ) -> Result<(), Exhausted> {
+    pub fn update(&mut self, start: u64, end: u64, stretch: &impl Fn(u64) -> Stretch) -> Result<(), Exhausted> {
         let Some(root) = self.tables.first() else {
             return Err(Exhausted);
         };
@@ -141,8 +136,7 @@ impl<'a> Ept<'a> {
                 continue;
             }
             let entry = slot.load(Ordering::Relaxed);
-            let has_table =
-                level > 1 && entry & (READ | WRITE | EXECUTE) != 0 && entry & LARGE == 0;
+            let has_table = level > 1 && entry & (READ | WRITE | EXECUTE) != 0 && entry & LARGE == 0;
             let here = stretch(first);
             let uniform = here.end >= last;
             let leaf_allowed = level == 1 || level == 2 || (level == 3 && self.large_1g);
@@ -166,8 +160,8 @@ impl<'a> Ept<'a> {
                     if entry == 0 { end } else { last },
                 )
             };
-            // A fresh table is linked when it is complete, so that no CPU finds less than it had. If tables run out half
-            // way, less is what it gets.
+            // A fresh table is linked when it is complete, so that no CPU finds less than it had. If tables run out
+            // half way, less is what it gets.
             if let Err(exhausted) = self.fill(below, level - 1, first, from, to, stretch) {
                 slot.store(0, Ordering::Release);
                 return Err(exhausted);
@@ -232,10 +226,7 @@ mod tests {
         assert_eq!(ept.lookup(0xf_f000), (0xf_f000 | 6 << 3 | 7, 4096));
         assert_eq!(ept.lookup(0x10_0000).0, 0);
         assert_eq!(ept.lookup(0x7f_f000).0, 0);
-        assert_eq!(
-            ept.lookup(0x80_0000),
-            (0x80_0000 | 6 << 3 | 7 | LARGE, 2 << 20)
-        );
+        assert_eq!(ept.lookup(0x80_0000), (0x80_0000 | 6 << 3 | 7 | LARGE, 2 << 20));
         assert_eq!(ept.lookup(1 << 30).0, 0, "beyond what was asked");
     }
 
@@ -249,10 +240,7 @@ mod tests {
         ept.update(0x1000_1000, 0x1000_2000, &map).unwrap();
         assert_eq!(ept.lookup(0x1000_1000).0, 0);
         assert_eq!(ept.lookup(0x1000_0000), (0x1000_0000 | 6 << 3 | 7, 4096));
-        assert_eq!(
-            ept.lookup(0x1020_0000),
-            (0x1020_0000 | 6 << 3 | 7 | LARGE, 2 << 20)
-        );
+        assert_eq!(ept.lookup(0x1020_0000), (0x1020_0000 | 6 << 3 | 7 | LARGE, 2 << 20));
         ept.update(0x1000_1000, 0x1000_2000, &hole(0..0)).unwrap();
         assert_eq!(ept.lookup(0x1000_1000).0, 0x1000_1000 | 6 << 3 | 7);
     }

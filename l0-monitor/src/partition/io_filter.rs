@@ -16,9 +16,7 @@ const KEYBOARD_RESET: u32 = 0xfe;
 const SLP_EN: u32 = 1 << 13;
 
 /// Ports that always exit while two hosts run; PM1 control registers come on top.
-pub const FILTERED: [u16; 9] = [
-    0xcf8, 0xcf9, 0xcfa, 0xcfb, 0xcfc, 0xcfd, 0xcfe, 0xcff, KEYBOARD,
-];
+pub const FILTERED: [u16; 9] = [0xcf8, 0xcf9, 0xcfa, 0xcfb, 0xcfc, 0xcfd, 0xcfe, 0xcff, KEYBOARD];
 
 /// What a host's port access comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,9 +82,7 @@ impl IoFilter {
             }
             PCI_DATA..=0xcff => self.pci_data(hw, owners, slot, io, value),
             RESET_CONTROL if !io.input && value & 4 != 0 => Verdict::Power,
-            KEYBOARD if !io.input && value & 0xf0 == KEYBOARD_RESET & 0xf0 && value & 1 == 0 => {
-                Verdict::Power
-            }
+            KEYBOARD if !io.input && value & 0xf0 == KEYBOARD_RESET & 0xf0 && value & 1 == 0 => Verdict::Power,
             port if !io.input && self.powers_off(port, io.size, value) => Verdict::Power,
             port if owners.port(port) == slot => Self::direct(hw, io, value),
             port => {
@@ -124,14 +120,7 @@ impl IoFilter {
 
     /// A configuration cycle. Both hosts may read bridges (class 06h: host, ISA, PM): AML looks there for the
     /// interrupt routers. Everything else of the other partition reads as all ones.
-    fn pci_data(
-        &self,
-        hw: &mut impl Hardware,
-        owners: &Owners,
-        slot: usize,
-        io: IoAccess,
-        value: u32,
-    ) -> Verdict {
+    fn pci_data(&self, hw: &mut impl Hardware, owners: &Owners, slot: usize, io: IoAccess, value: u32) -> Verdict {
         let address = self.pci_address.get(slot).copied().unwrap_or(0);
         if address >> 31 == 0 {
             return if io.input {

@@ -66,20 +66,9 @@ impl IoApic {
         }
     }
 
-    fn window(
-        &self,
-        hw: &mut impl Hardware,
-        owners: &Owners,
-        slot: usize,
-        index: u32,
-        write: Option<u32>,
-    ) -> u32 {
-        let pin = index
-            .checked_sub(FIRST_ENTRY)
-            .map(|i| self.gsi_base + i / 2);
-        let own = pin.map_or(slot == owners.reigning(), |gsi| {
-            owners.pin(gsi) == Some(slot)
-        });
+    fn window(&self, hw: &mut impl Hardware, owners: &Owners, slot: usize, index: u32, write: Option<u32>) -> u32 {
+        let pin = index.checked_sub(FIRST_ENTRY).map(|i| self.gsi_base + i / 2);
+        let own = pin.map_or(slot == owners.reigning(), |gsi| owners.pin(gsi) == Some(slot));
         match write {
             Some(value) if own => {
                 hw.write_phys(self.address + SELECT, 4, index.into());
@@ -89,12 +78,7 @@ impl IoApic {
             Some(value) => {
                 // Linux masks every pin when it starts; only an attempt to use one is worth a record.
                 if index & 1 == 0 && value & MASKED == 0 {
-                    hw.trace(
-                        TraceKind::PinDenied,
-                        pin.unwrap_or(0) | 1 << 24,
-                        value.into(),
-                        0,
-                    );
+                    hw.trace(TraceKind::PinDenied, pin.unwrap_or(0) | 1 << 24, value.into(), 0);
                 }
                 0
             }

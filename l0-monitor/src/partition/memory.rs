@@ -170,9 +170,7 @@ impl Map {
     fn join(&mut self) {
         let mut kept = 1;
         for i in 1..self.len {
-            let (Some(range), Some(last)) =
-                (self.ranges.get(i).copied(), self.ranges.get(kept - 1))
-            else {
+            let (Some(range), Some(last)) = (self.ranges.get(i).copied(), self.ranges.get(kept - 1)) else {
                 break;
             };
             if range.kind != last.kind {
@@ -252,8 +250,7 @@ mod tests {
                 (seed >> 16 & 63) as usize,
                 (seed >> 30 & 1) as usize,
             );
-            map.set((a as u64) << 12, (b as u64) << 12, Kind::Host(slot))
-                .unwrap();
+            map.set((a as u64) << 12, (b as u64) << 12, Kind::Host(slot)).unwrap();
             for owner in model.iter_mut().take(b).skip(a) {
                 *owner = slot;
             }

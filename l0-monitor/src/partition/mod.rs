@@ -135,10 +135,7 @@ pub fn init(machine: &Machine) -> Result<(), memory::Full> {
 pub fn prepare(slot: Slot, large_1g: bool) {
     let mut state = STATE.lock();
     let index = slot.get();
-    let fresh = state
-        .epts
-        .get(index)
-        .is_some_and(|e| e.pointer() & !0xfff == 0);
+    let fresh = state.epts.get(index).is_some_and(|e| e.pointer() & !0xfff == 0);
     if fresh {
         if let Some(ept) = state.epts.get_mut(index) {
             *ept = Ept::new(pages::ept_tables(index), large_1g);
@@ -219,9 +216,7 @@ pub fn ept_pointer(slot: usize) -> u64 {
 
 /// Number of changes of a slot's EPT.
 pub fn ept_changes(slot: usize) -> u32 {
-    EPT_CHANGES
-        .get(slot)
-        .map_or(0, |c| c.load(Ordering::Acquire))
+    EPT_CHANGES.get(slot).map_or(0, |c| c.load(Ordering::Acquire))
 }
 
 /// Physical addresses of a slot's I/O bitmaps A and B.
@@ -239,9 +234,7 @@ pub fn may_touch(slot: usize, address: u64, bytes: u64) -> bool {
     let state = STATE.lock();
     let sole = state.sole();
     // L0's own page table maps what is mapped eagerly, and no more.
-    let end = address
-        .checked_add(bytes)
-        .filter(|end| *end <= state.mapped_end);
+    let end = address.checked_add(bytes).filter(|end| *end <= state.mapped_end);
     end.is_some_and(|end| {
         state.owners.memory.all(address, end, |k| {
             k != Kind::IoApic && k.access(slot, sole) == Access::Full
@@ -260,14 +253,12 @@ pub fn cpu_owner(cpu: CpuIndex) -> Option<Slot> {
 
 /// Whether a CPU of the host in `slot` is nested: those that come up then are nested too.
 pub fn slot_is_nested(slot: Slot) -> bool {
-    cpu::all()
-        .any(|c| shared::status().cpu(c).mode() == CpuMode::Nested && cpu_owner(c) == Some(slot))
+    cpu::all().any(|c| shared::status().cpu(c).mode() == CpuMode::Nested && cpu_owner(c) == Some(slot))
 }
 
 /// Whether every CPU of the host in `slot` is nested or parked: what it does is filtered.
 pub fn slot_is_wholly_nested(slot: Slot) -> bool {
-    cpu::all()
-        .all(|c| shared::status().cpu(c).mode() != CpuMode::Native || cpu_owner(c) != Some(slot))
+    cpu::all().all(|c| shared::status().cpu(c).mode() != CpuMode::Native || cpu_owner(c) != Some(slot))
 }
 
 /// Slot of the reigning host.
@@ -311,9 +302,7 @@ pub fn grant(resource: Resource, from: Slot) -> Result<(), Errno> {
             state.map(from.get(), start, end);
         }
     }
-    shared::status()
-        .host(from.other())
-        .set_state(HostState::Preparing);
+    shared::status().host(from.other()).set_state(HostState::Preparing);
     if let Resource::Cpu(index) = resource {
         publish_cpu(index);
     }
@@ -325,12 +314,7 @@ pub fn grant(resource: Resource, from: Slot) -> Result<(), Errno> {
 /// # Errors
 /// [`Errno::State`] if two hosts run already; [`Errno::NotOwner`] if an address is not the successor's;
 /// [`Errno::NoSpace`].
-pub fn begin_two(
-    hw: &mut impl Hardware,
-    from: Slot,
-    large_1g: bool,
-    addresses: [u64; 2],
-) -> Result<(), Errno> {
+pub fn begin_two(hw: &mut impl Hardware, from: Slot, large_1g: bool, addresses: [u64; 2]) -> Result<(), Errno> {
     let to = from.other();
     let mut guard = STATE.lock();
     let state = &mut *guard;
@@ -370,8 +354,8 @@ pub fn begin_two(
     Ok(())
 }
 
-/// Silences what an aborted host had: its functions may still have DMA and interrupts under way, into memory and to CPUs
-/// that are about to change hands.
+/// Silences what an aborted host had: its functions may still have DMA and interrupts under way, into memory and to
+/// CPUs that are about to change hands.
 fn silence(hw: &mut impl Hardware, state: &State, gone: usize) {
     const COMMAND: u32 = 0x8000_0004;
     const BUS_MASTER: u32 = 1 << 2;
@@ -440,12 +424,7 @@ pub fn port(hw: &mut impl Hardware, slot: usize, io: IoAccess, value: u32) -> Ve
 }
 
 /// Serves an access to an IOAPIC's page, if `address` is in one while two hosts run. See [`IoApic::access`].
-pub fn ioapic(
-    hw: &mut impl Hardware,
-    slot: usize,
-    address: u64,
-    write: Option<u32>,
-) -> Option<u32> {
+pub fn ioapic(hw: &mut impl Hardware, slot: usize, address: u64, write: Option<u32>) -> Option<u32> {
     let mut guard = STATE.lock();
     let state = &mut *guard;
     let count = state.ioapic_count;
@@ -472,12 +451,7 @@ pub fn allow(slot: usize, address: u64, write: bool) -> bool {
     if access == Access::None || (write && access == Access::Read) {
         return false;
     }
-    let mapped = |state: &State| {
-        state
-            .epts
-            .get(slot)
-            .is_some_and(|e| e.lookup(address).0 != 0)
-    };
+    let mapped = |state: &State| state.epts.get(slot).is_some_and(|e| e.lookup(address).0 != 0);
     if !mapped(&state) {
         let start = address & !((2 << 20) - 1);
         state.map(slot, start, start + (2 << 20));
@@ -485,8 +459,8 @@ pub fn allow(slot: usize, address: u64, write: bool) -> bool {
     mapped(&state)
 }
 
-/// Whether there is memory at `address`: a wild access to it is a host's end. What else a host may not touch are devices
-/// that AML still tells a successor about.
+/// Whether there is memory at `address`: a wild access to it is a host's end. What else a host may not touch are
+/// devices that AML still tells a successor about.
 pub fn is_memory(address: u64) -> bool {
     crate::boot::machine()
         .ram()
@@ -496,10 +470,5 @@ pub fn is_memory(address: u64) -> bool {
 
 /// Leaves a trace record for an owner's change.
 pub fn trace_owner(kind: u64, to: Slot, b: u64, c: u64) {
-    shared::trace(
-        TraceKind::Owner,
-        kind as u32 | (to.get() as u32) << 16,
-        b,
-        c,
-    );
+    shared::trace(TraceKind::Owner, kind as u32 | (to.get() as u32) << 16, b, c);
 }

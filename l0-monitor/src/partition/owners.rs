@@ -30,17 +30,10 @@ impl Resource {
     ///
     /// # Errors
     /// [`Errno::Argument`].
-    pub fn new(
-        kind: u64,
-        b: u64,
-        c: u64,
-        cpu: impl Fn(u32) -> Option<usize>,
-    ) -> Result<Self, Errno> {
+    pub fn new(kind: u64, b: u64, c: u64, cpu: impl Fn(u32) -> Option<usize>) -> Result<Self, Errno> {
         let bad = Errno::Argument;
         match ResourceKind::from_raw(kind).ok_or(bad)? {
-            ResourceKind::Cpu => Ok(Self::Cpu(
-                cpu(u32::try_from(b).map_err(|_| bad)?).ok_or(bad)?,
-            )),
+            ResourceKind::Cpu => Ok(Self::Cpu(cpu(u32::try_from(b).map_err(|_| bad)?).ok_or(bad)?)),
             ResourceKind::Memory => {
                 let end = b.checked_add(c).ok_or(bad)?;
                 if c == 0 || (b | c) & 0xfff != 0 || end > super::memory::END {
@@ -110,11 +103,7 @@ impl Owners {
             .ports
             .get(usize::from(port >> 3))
             .is_some_and(|b| b >> (port & 7) & 1 != 0);
-        if other {
-            1 - self.reigning
-        } else {
-            self.reigning
-        }
+        if other { 1 - self.reigning } else { self.reigning }
     }
 
     /// Owner of a pin.
@@ -128,11 +117,7 @@ impl Owners {
             .pci
             .get(..self.pci_len)
             .is_some_and(|list| list.contains(&function));
-        if other {
-            1 - self.reigning
-        } else {
-            self.reigning
-        }
+        if other { 1 - self.reigning } else { self.reigning }
     }
 
     /// PCI functions of the host that does not reign.
@@ -169,12 +154,7 @@ impl Owners {
                 if from == self.reigning {
                     *self.pci.get_mut(self.pci_len).ok_or(Errno::NoSpace)? = function;
                     self.pci_len += 1;
-                } else if let Some(i) = self
-                    .pci
-                    .iter()
-                    .take(self.pci_len)
-                    .position(|f| *f == function)
-                {
+                } else if let Some(i) = self.pci.iter().take(self.pci_len).position(|f| *f == function) {
                     self.pci_len -= 1;
                     self.pci.swap(i, self.pci_len);
                 }
@@ -243,10 +223,7 @@ mod tests {
         assert_eq!(Resource::new(3, 0xffff, 2, cpu), bad);
         assert_eq!(Resource::new(3, u64::MAX, 2, cpu), bad);
         assert_eq!(Resource::new(9, 0, 0, cpu), bad);
-        assert_eq!(
-            Resource::new(3, 0x2f8, 8, cpu),
-            Ok(Resource::Ports(0x2f8, 0x2ff))
-        );
+        assert_eq!(Resource::new(3, 0x2f8, 8, cpu), Ok(Resource::Ports(0x2f8, 0x2ff)));
     }
 
     #[test]
@@ -267,18 +244,12 @@ mod tests {
             (o.cpu(3), o.cpu(0), o.pin(11), o.pin(9)),
             (Some(1), Some(0), Some(1), Some(0))
         );
-        assert_eq!(
-            (o.pci(0x18), o.pci(0x10), o.port(0x2f8), o.port(0x3f8)),
-            (1, 0, 1, 0)
-        );
+        assert_eq!((o.pci(0x18), o.pci(0x10), o.port(0x2f8), o.port(0x3f8)), (1, 0, 1, 0));
         let byte = |slot, port: usize| o.io_bitmap_byte(slot, port / 8);
         assert_eq!((byte(0, 0x2f8), byte(0, 0x3f8)), (0xff, 0));
         assert_eq!((byte(1, 0x2f8), byte(1, 0x3f8)), (0, 0xff));
         o.give_all(1);
-        assert_eq!(
-            (o.reigning(), o.cpu(0), o.port(0x3f8), o.pci(0x10)),
-            (1, Some(1), 1, 1)
-        );
+        assert_eq!((o.reigning(), o.cpu(0), o.port(0x3f8), o.pci(0x10)), (1, Some(1), 1, 1));
         assert_eq!(o.memory.at(0), (Kind::Host(1), super::super::memory::END));
         o.give(Resource::Pci(0x10), 1).unwrap();
         assert_eq!(o.pci(0x10), 0);

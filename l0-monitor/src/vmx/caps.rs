@@ -101,8 +101,8 @@ pub struct Caps {
     pub primary: u32,
     /// Secondary controls.
     pub secondary: u32,
-    /// VMCS shadowing, with VMWRITE to every field (IA32_VMX_MISC bit 29). Not part of [`Self::secondary`]: it is on only
-    /// while the host has a current VMCS.
+    /// VMCS shadowing, with VMWRITE to every field (IA32_VMX_MISC bit 29). Not part of [`Self::secondary`]: it is on
+    /// only while the host has a current VMCS.
     pub shadowing: bool,
     /// Exit controls.
     pub exit: u32,
@@ -125,11 +125,7 @@ pub struct Caps {
 fn adjust(msr: u64, want: u32) -> Option<u32> {
     let must = msr as u32;
     let may = (msr >> 32) as u32;
-    if want & !may != 0 {
-        None
-    } else {
-        Some(want | must)
-    }
+    if want & !may != 0 { None } else { Some(want | must) }
 }
 
 impl Caps {
@@ -138,11 +134,7 @@ impl Caps {
     ///
     /// # Errors
     /// [`Unfit`] names what is missing.
-    pub fn new(
-        cpuid_vmx: bool,
-        phys_bits: u32,
-        mut rdmsr: impl FnMut(u32) -> Option<u64>,
-    ) -> Result<Self, Unfit> {
+    pub fn new(cpuid_vmx: bool, phys_bits: u32, mut rdmsr: impl FnMut(u32) -> Option<u64>) -> Result<Self, Unfit> {
         if !cpuid_vmx {
             return Err(Unfit::NoVmx);
         }
@@ -163,11 +155,8 @@ impl Caps {
         let needed = secondary::EPT | secondary::UNRESTRICTED;
         let secondary = adjust(secondary_msr, needed).ok_or(Unfit::NoUnrestricted)?;
         // Instructions that would raise #UD in non-root operation unless enabled, where the CPU has them.
-        let wanted = secondary::VPID
-            | secondary::RDTSCP
-            | secondary::INVPCID
-            | secondary::XSAVES
-            | secondary::USER_WAIT;
+        let wanted =
+            secondary::VPID | secondary::RDTSCP | secondary::INVPCID | secondary::XSAVES | secondary::USER_WAIT;
         let secondary = secondary | wanted & (secondary_msr >> 32) as u32;
         let can_shadow = secondary_msr >> 32 & u64::from(secondary::VMCS_SHADOWING) != 0;
         let shadowing = can_shadow && read(IA32_VMX_MISC)? & 1 << 29 != 0;
@@ -229,11 +218,7 @@ mod tests {
         assert_eq!(caps.exit & exit::HOST_64, exit::HOST_64);
         assert!(caps.shadowing && caps.secondary & secondary::VMCS_SHADOWING == 0);
         let read_only = |msr| {
-            if msr == IA32_VMX_MISC {
-                Some(0)
-            } else {
-                haswell(msr)
-            }
+            if msr == IA32_VMX_MISC { Some(0) } else { haswell(msr) }
         };
         assert!(!Caps::new(true, 39, read_only).unwrap().shadowing);
     }

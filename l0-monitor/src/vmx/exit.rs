@@ -219,10 +219,7 @@ mod tests {
         assert_eq!(CrAccess::new(0x004), CrAccess::Write { cr: 4, gpr: 0 });
         assert_eq!(CrAccess::new(0x0008_0030), CrAccess::Lmsw(8));
         let io = IoAccess::new(0xcfc << 16 | 8 | 3);
-        assert_eq!(
-            (io.port, io.size, io.input, io.string),
-            (0xcfc, 4, true, false)
-        );
+        assert_eq!((io.port, io.size, io.input, io.string), (0xcfc, 4, true, false));
         assert!(ExitReason(0x8000_0021).entry_failure());
         assert!(Interruption(0x8000_0202).is_nmi() && !Interruption(0x8000_0302).is_nmi());
         assert_eq!(Interruption::exception(13, true).0, 0x8000_0b0d);

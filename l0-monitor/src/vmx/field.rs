@@ -34,9 +34,7 @@ impl Field {
     /// A small number for each field with an index below 64 (CPUs use fewer than 40): width, then type, then index
     /// (SDM vol. 3C, table 26-20). Both halves of a 64-bit field have the same.
     pub const fn number(self) -> usize {
-        (self.0 >> 13 & 3) as usize * 256
-            + (self.0 >> 10 & 3) as usize * 64
-            + (self.0 >> 1 & 63) as usize
+        (self.0 >> 13 & 3) as usize * 256 + (self.0 >> 10 & 3) as usize * 64 + (self.0 >> 1 & 63) as usize
     }
 
     /// The field of a number below [`Self::NUMBERS`].

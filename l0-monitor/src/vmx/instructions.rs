@@ -70,7 +70,8 @@ impl Hardware for Cpu {
     #[inline(always)]
     fn get(&mut self, field: Field) -> u64 {
         let value;
-        // SAFETY: reads the current VMCS at CPL 0 in VMX root operation, as in `vmx!`; that it can't fail is the caller's word.
+        // SAFETY: reads the current VMCS at CPL 0 in VMX root operation, as in `vmx!`; that it can't fail is the
+        // caller's word.
         unsafe {
             asm!("vmread {v}, {f}", f = in(reg) u64::from(field.0), v = lateout(reg) value, options(nomem, nostack));
         }

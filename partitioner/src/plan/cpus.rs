@@ -43,11 +43,7 @@ pub fn choose(inventory: &Inventory, request: &CpuRequest) -> Result<Vec<Cpu>, P
     }
 }
 
-fn named<'a>(
-    inventory: &'a Inventory,
-    number: CpuNumber,
-    could: &[&Cpu],
-) -> Result<&'a Cpu, PlanError> {
+fn named<'a>(inventory: &'a Inventory, number: CpuNumber, could: &[&Cpu]) -> Result<&'a Cpu, PlanError> {
     if number == CpuNumber(0) {
         return Err(PlanError::CpuZero);
     }
@@ -62,21 +58,10 @@ fn named<'a>(
 }
 
 /// Warns of nodes on which a host has CPUs and no memory.
-pub fn check_nodes(
-    inv: &Inventory,
-    cpus: &[Cpu],
-    kept: &[Cpu],
-    memory: &Memory,
-    warnings: &mut Vec<Warning>,
-) {
-    let nodes = |cpus: &[Cpu]| {
-        cpus.iter()
-            .map(|cpu| cpu.node)
-            .collect::<BTreeSet<NodeId>>()
-    };
+pub fn check_nodes(inv: &Inventory, cpus: &[Cpu], kept: &[Cpu], memory: &Memory, warnings: &mut Vec<Warning>) {
+    let nodes = |cpus: &[Cpu]| cpus.iter().map(|cpu| cpu.node).collect::<BTreeSet<NodeId>>();
     let successor = |node| {
-        memory.blocks.iter().any(|block| block.node == node)
-            || inv.unreclaimed.iter().any(|left| left.node == node)
+        memory.blocks.iter().any(|block| block.node == node) || inv.unreclaimed.iter().any(|left| left.node == node)
     };
     let incumbent = |node| {
         inv.blocks

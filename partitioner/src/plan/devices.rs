@@ -19,21 +19,13 @@ pub struct Devices {
 }
 
 /// Chooses and checks the devices of the successor.
-pub fn choose(
-    inventory: &Inventory,
-    request: &Request,
-    warnings: &mut Vec<Warning>,
-) -> Result<Devices, PlanError> {
+pub fn choose(inventory: &Inventory, request: &Request, warnings: &mut Vec<Warning>) -> Result<Devices, PlanError> {
     if let Some(address) = super::repeated(&request.functions) {
         return Err(PlanError::Duplicate(format!("PCI function {address}")));
     }
     let mut functions = Vec::new();
     for &address in &request.functions {
-        let Some(function) = inventory
-            .functions
-            .iter()
-            .find(|function| function.address == address)
-        else {
+        let Some(function) = inventory.functions.iter().find(|function| function.address == address) else {
             return Err(PlanError::UnknownFunction(address));
         };
         if function.bridge {
@@ -90,10 +82,7 @@ fn ports(
     let bars = functions.iter().flat_map(PciFunction::ports);
     let mut set = RangeInclusiveSet::new();
     for ports in bars.chain(request.ports.iter().copied()) {
-        let kept = inventory
-            .staying_ports
-            .iter()
-            .find(|kept| kept.ports.overlaps(ports));
+        let kept = inventory.staying_ports.iter().find(|kept| kept.ports.overlaps(ports));
         let bar = staying
             .iter()
             .find(|other| other.ports().any(|theirs| theirs.overlaps(ports)));
@@ -121,10 +110,7 @@ fn pins(
     let lines = functions
         .iter()
         .filter_map(|function| Some((function.gsi?, function.to_string())));
-    let asked = request
-        .pins
-        .iter()
-        .map(|&gsi| (gsi, "the request".to_string()));
+    let asked = request.pins.iter().map(|&gsi| (gsi, "the request".to_string()));
     let mut set = BTreeSet::new();
     for (gsi, wanted) in lines.chain(asked) {
         let Some(pin) = inventory.pins.iter().find(|pin| pin.gsi == gsi) else {

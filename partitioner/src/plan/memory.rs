@@ -6,10 +6,7 @@ use core::cmp::Reverse;
 
 use rangemap::RangeSet;
 
-use crate::{
-    BlockState, BootSize, Inventory, MemRange, MemoryBlock, MemoryRequest, PlanError, Request,
-    error::Stuck,
-};
+use crate::{BlockState, BootSize, Inventory, MemRange, MemoryBlock, MemoryRequest, PlanError, Request, error::Stuck};
 
 /// The chosen memory.
 pub struct Memory {
@@ -24,13 +21,8 @@ pub struct Memory {
 impl Memory {
     /// Bytes in use that Linux must migrate off the blocks.
     pub fn to_migrate(&self, block_size: u64) -> u64 {
-        let online = self
-            .blocks
-            .iter()
-            .filter(|block| block.state == BlockState::Online);
-        online
-            .map(|block| block_size.saturating_sub(block.free))
-            .sum()
+        let online = self.blocks.iter().filter(|block| block.state == BlockState::Online);
+        online.map(|block| block_size.saturating_sub(block.free)).sum()
     }
 }
 
@@ -52,11 +44,7 @@ pub fn choose(inventory: &Inventory, request: &Request) -> Result<Memory, PlanEr
             finish(&blocks)
         }
         MemoryRequest::Size(bytes) => {
-            let gift = inventory
-                .unreclaimed
-                .iter()
-                .map(|left| left.range.len())
-                .sum();
+            let gift = inventory.unreclaimed.iter().map(|left| left.range.len()).sum();
             let blocks = bytes.saturating_sub(gift).div_ceil(inventory.block_size);
             let Some(count) = usize::try_from(blocks)
                 .ok()
@@ -90,11 +78,7 @@ fn why_not(ram: &RangeSet<u64>, block: &MemoryBlock) -> Option<Stuck> {
 
 /// Spare bytes that giving up the blocks costs: an offline block holds nothing.
 fn cost(inventory: &Inventory, blocks: &[&MemoryBlock]) -> u64 {
-    blocks
-        .iter()
-        .filter(|block| block.state == BlockState::Online)
-        .count() as u64
-        * inventory.block_size
+    blocks.iter().filter(|block| block.state == BlockState::Online).count() as u64 * inventory.block_size
 }
 
 /// How many of the candidates can be had at once.
@@ -108,11 +92,7 @@ fn obtainable(inventory: &Inventory, candidates: &[&MemoryBlock]) -> usize {
 }
 
 fn too_much(inventory: &Inventory, candidates: &[&MemoryBlock], asked: u64) -> PlanError {
-    let gift: u64 = inventory
-        .unreclaimed
-        .iter()
-        .map(|left| left.range.len())
-        .sum();
+    let gift: u64 = inventory.unreclaimed.iter().map(|left| left.range.len()).sum();
     PlanError::TooMuchMemory {
         asked,
         could: gift + obtainable(inventory, candidates) as u64 * inventory.block_size,
@@ -152,11 +132,7 @@ fn named<'a>(
         if let Some(&pool) = inventory.pool.iter().find(|pool| pool.overlaps(range)) {
             return Err(PlanError::OverlapsPool { range, pool });
         }
-        if let Some(&never) = inventory
-            .never_moves
-            .iter()
-            .find(|never| never.overlaps(range))
-        {
+        if let Some(&never) = inventory.never_moves.iter().find(|never| never.overlaps(range)) {
             return Err(PlanError::OverlapsNeverMoves { range, never });
         }
         // Found by the blocks that exist, so that an absurdly long range costs no time.
@@ -203,14 +179,8 @@ fn is_run(blocks: &[&MemoryBlock]) -> bool {
 }
 
 /// `count` blocks where no run is long enough: from the longest run down, within what can be spared.
-fn pieces<'a>(
-    inventory: &Inventory,
-    candidates: &[&'a MemoryBlock],
-    count: usize,
-) -> Vec<&'a MemoryBlock> {
-    let mut runs: Vec<&[&MemoryBlock]> = candidates
-        .chunk_by(|a, b| a.range.end() == b.range.start())
-        .collect();
+fn pieces<'a>(inventory: &Inventory, candidates: &[&'a MemoryBlock], count: usize) -> Vec<&'a MemoryBlock> {
+    let mut runs: Vec<&[&MemoryBlock]> = candidates.chunk_by(|a, b| a.range.end() == b.range.start()).collect();
     runs.sort_by_key(|run| Reverse((run.len(), run.first().map(|block| block.range))));
     let mut affordable = inventory.spare / inventory.block_size;
     let mut chosen: Vec<&MemoryBlock> = Vec::new();
@@ -231,23 +201,14 @@ fn pieces<'a>(
 }
 
 /// Merges the blocks with the unreclaimed memory and finds the place for the kernel.
-fn finish(
-    inventory: &Inventory,
-    boot: &BootSize,
-    blocks: &[&MemoryBlock],
-) -> Result<Memory, PlanError> {
+fn finish(inventory: &Inventory, boot: &BootSize, blocks: &[&MemoryBlock]) -> Result<Memory, PlanError> {
     let free = inventory.unreclaimed.iter().map(|left| left.range);
     let merged: RangeSet<u64> = free
         .chain(blocks.iter().map(|block| block.range))
         .map(MemRange::range)
         .collect();
     let ranges: Vec<MemRange> = merged.iter().filter_map(MemRange::from_range).collect();
-    let hard_to_move = |range: &MemRange| {
-        inventory
-            .unreclaimed
-            .iter()
-            .any(|left| range.contains(left.range))
-    };
+    let hard_to_move = |range: &MemRange| inventory.unreclaimed.iter().any(|left| range.contains(left.range));
     let place = ranges.iter().filter(|&&range| boot.fits(range));
     match place.max_by_key(|&range| (hard_to_move(range), range.len(), range.start())) {
         Some(&boot) => Ok(Memory {

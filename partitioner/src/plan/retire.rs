@@ -6,8 +6,8 @@ use rangemap::RangeSet;
 
 use super::{Plan, devices::Devices, memory::Memory};
 use crate::{
-    ApicId, BlockState, Cpu, Inventory, MemRange, MemoryBlock, NodeId, Owner, Partition,
-    PciAddress, Resource, Transfer, Unreclaimed,
+    ApicId, BlockState, Cpu, Inventory, MemRange, MemoryBlock, NodeId, Owner, Partition, PciAddress, Resource,
+    Transfer, Unreclaimed,
 };
 
 /// What the successor adds to itself by hotplug, and what it cannot.
@@ -37,12 +37,7 @@ pub fn reclaim(inventory: &Inventory, kept: &[Cpu], memory: &Memory, devices: &D
         }
     }
     blocks.sort_by_key(|block| block.range);
-    let moved = |address| {
-        devices
-            .functions
-            .iter()
-            .any(|function| function.address == address)
-    };
+    let moved = |address| devices.functions.iter().any(|function| function.address == address);
     let functions = inventory
         .functions
         .iter()
@@ -60,12 +55,9 @@ fn by_node(inventory: &Inventory, left: &RangeSet<u64>) -> Vec<Unreclaimed> {
     let mut pieces = Vec::new();
     let mut rest = left.clone();
     for block in &inventory.blocks {
-        let within = left.overlapping(block.range.range()).filter_map(|range| {
-            MemRange::new(
-                range.start.max(block.range.start()),
-                range.end.min(block.range.end()),
-            )
-        });
+        let within = left
+            .overlapping(block.range.range())
+            .filter_map(|range| MemRange::new(range.start.max(block.range.start()), range.end.min(block.range.end())));
         for range in within {
             pieces.push(Unreclaimed {
                 range,
@@ -76,10 +68,7 @@ fn by_node(inventory: &Inventory, left: &RangeSet<u64>) -> Vec<Unreclaimed> {
     }
     // RAM that is in no block: Linux keeps it reserved, and nobody knows its node.
     let rest = rest.iter().filter_map(MemRange::from_range);
-    pieces.extend(rest.map(|range| Unreclaimed {
-        range,
-        node: NodeId(0),
-    }));
+    pieces.extend(rest.map(|range| Unreclaimed { range, node: NodeId(0) }));
     pieces.sort_by_key(|left| left.range);
     pieces
 }
@@ -96,12 +85,7 @@ impl Plan {
                 claims.push(Transfer { resource, from, to });
                 continue;
             };
-            let nobodys: RangeSet<u64> = self
-                .reclaim
-                .unreclaimed
-                .iter()
-                .map(|left| left.range.range())
-                .collect();
+            let nobodys: RangeSet<u64> = self.reclaim.unreclaimed.iter().map(|left| left.range.range()).collect();
             let within = nobodys
                 .overlapping(range.range())
                 .map(|r| r.start.max(range.start())..r.end.min(range.end()));

@@ -13,13 +13,7 @@ impl Refresh {
     pub(super) fn abort(&mut self, reason: String) -> Result<(), Refused> {
         match (&self.course, self.role, self.state) {
             (_, _, State::Idle) => Err(Refused::NothingToAbort),
-            (
-                Course::Aborting(_)
-                | Course::Stuck {
-                    aborting: Some(_), ..
-                },
-                ..,
-            ) => Err(Refused::Aborting),
+            (Course::Aborting(_) | Course::Stuck { aborting: Some(_), .. }, ..) => Err(Refused::Aborting),
             (_, Role::Successor, State::Handover) => {
                 // The incumbent goes on. This host is about to be stopped; until then it is in charge of nothing.
                 self.last_error = Some(reason);
@@ -53,8 +47,7 @@ impl Refresh {
         let reason = match &self.course {
             Course::Aborting(first)
             | Course::Stuck {
-                aborting: Some(first),
-                ..
+                aborting: Some(first), ..
             } => first.clone(),
             _ => reason,
         };
@@ -80,12 +73,7 @@ impl Refresh {
     }
 
     fn next_undo(&mut self) {
-        self.pending = self
-            .done
-            .last()
-            .and_then(Action::undo)
-            .into_iter()
-            .collect();
+        self.pending = self.done.last().and_then(Action::undo).into_iter().collect();
         if self.pending.is_empty() {
             self.rest();
         }

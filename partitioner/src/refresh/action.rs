@@ -55,7 +55,8 @@ pub enum Action {
     MoveGuest(String),
     /// Take a guest back from the successor. A failure leaves it running there.
     ReturnGuest(String),
-    /// Send this state to the successor's agent and wait until it has it ([`Refresh::take_over`](super::Refresh::take_over)).
+    /// Send this state to the successor's agent and wait until it has it
+    /// ([`Refresh::take_over`](super::Refresh::take_over)).
     Entrust,
     /// Power off the incumbent. Done if ever this returns.
     PowerOff,
@@ -173,17 +174,14 @@ impl fmt::Display for Loss {
                 "memory {range} is not in use: the next refresh can give it to its successor"
             ),
             Self::Cpu(apic) => write!(f, "the CPU with {apic} is offline: bring it online by hand"),
-            Self::Function(address) => write!(
-                f,
-                "PCI function {address} is missing: `echo 1 > /sys/bus/pci/rescan`"
-            ),
+            Self::Function(address) => write!(f, "PCI function {address} is missing: `echo 1 > /sys/bus/pci/rescan`"),
             Self::Nested(apic) => write!(
                 f,
                 "the CPU with {apic} is still nested, and slower: offline and online it"
             ),
-            Self::Unwiped => f.write_str(
-                "the successor's memory was not cleared: the incumbent will reuse it as it is",
-            ),
+            Self::Unwiped => {
+                f.write_str("the successor's memory was not cleared: the incumbent will reuse it as it is")
+            }
             Self::Guest(name) => write!(f, "guest {name} died with the successor: start it anew"),
         }
     }

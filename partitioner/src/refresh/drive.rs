@@ -46,9 +46,7 @@ impl Refresh {
 
     pub(super) fn succeeded(&mut self) -> Result<(), Refused> {
         let action = match self.course {
-            Course::Running | Course::Aborting(_) => {
-                self.pending.front().ok_or(Refused::NothingPending)?
-            }
+            Course::Running | Course::Aborting(_) => self.pending.front().ok_or(Refused::NothingPending)?,
             Course::Resting | Course::Stuck { .. } => return Err(Refused::NothingPending),
         };
         if let (Action::Transfer(transfer), Some(partition)) = (action, &mut self.partition) {
@@ -69,11 +67,7 @@ impl Refresh {
 
     pub(super) fn failed(&mut self, reason: String) -> Result<(), Refused> {
         let action = match self.course {
-            Course::Running | Course::Aborting(_) => self
-                .pending
-                .front()
-                .cloned()
-                .ok_or(Refused::NothingPending)?,
+            Course::Running | Course::Aborting(_) => self.pending.front().cloned().ok_or(Refused::NothingPending)?,
             Course::Resting | Course::Stuck { .. } => return Err(Refused::NothingPending),
         };
         let reason = alloc::format!("{action}: {reason}");
@@ -136,18 +130,10 @@ impl Refresh {
                 (Role::Incumbent, State::Planned) => (State::Offloaded, script::enter(plan)),
                 (Role::Incumbent, State::Offloaded) => (State::Nested, script::boot(plan)),
                 (Role::Incumbent, State::Nested) => (State::SuccessorUp, script::hand_over(plan)),
-                (Role::Incumbent, State::SuccessorUp) => {
-                    (State::Handover, Vec::from([Action::Entrust]))
-                }
-                (Role::Incumbent, State::Handover) => {
-                    (State::Retired, Vec::from([Action::PowerOff]))
-                }
-                (Role::Successor, State::Handover) => {
-                    (State::Retired, script::reclaim(plan, partition))
-                }
-                (Role::Successor, State::Retired) => {
-                    (State::Reclaimed, script::leave(plan, &self.losses))
-                }
+                (Role::Incumbent, State::SuccessorUp) => (State::Handover, Vec::from([Action::Entrust])),
+                (Role::Incumbent, State::Handover) => (State::Retired, Vec::from([Action::PowerOff])),
+                (Role::Successor, State::Handover) => (State::Retired, script::reclaim(plan, partition)),
+                (Role::Successor, State::Retired) => (State::Reclaimed, script::leave(plan, &self.losses)),
                 (Role::Successor, State::Reclaimed) => return self.reign(),
                 // Powered off, so to say: nothing follows.
                 _ => {

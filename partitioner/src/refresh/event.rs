@@ -38,9 +38,7 @@ pub enum Refused {
     #[error("nothing is planned: `locum plan NAME` first")]
     NothingPlanned,
     /// A refresh is under way.
-    #[error(
-        "a refresh is under way ({0:?}): wait for its end (`locum status`) or stop it (`locum abort`)"
-    )]
+    #[error("a refresh is under way ({0:?}): wait for its end (`locum status`) or stop it (`locum abort`)")]
     Busy(State),
     /// The plan was made by or for another host.
     #[error("the plan is for {plan}, but this host is {host}: plan again")]
@@ -51,9 +49,7 @@ pub enum Refused {
         host: Generation,
     },
     /// A result of nothing.
-    #[error(
-        "no action is pending, so none can have ended: the agent and its state disagree, please report it"
-    )]
+    #[error("no action is pending, so none can have ended: the agent and its state disagree, please report it")]
     NothingPending,
     /// Nothing to go back from.
     #[error("no refresh is under way: there is nothing to abort")]
@@ -67,9 +63,7 @@ pub enum Refused {
     #[error("an abort is under way: wait for its end (`locum status`)")]
     Aborting,
     /// There is no successor that could die.
-    #[error(
-        "no successor runs that could have died: the agent and its state disagree, please report it"
-    )]
+    #[error("no successor runs that could have died: the agent and its state disagree, please report it")]
     NoSuccessor,
     /// Not stuck.
     #[error("nothing is stuck that could be tried again: `locum status` shows what goes on")]

@@ -22,19 +22,14 @@ pub fn offload(plan: &Plan) -> Vec<Action> {
 
 /// Offloaded -> Nested. The image is loaded while the incumbent still reaches that memory.
 pub fn enter(plan: &Plan) -> Vec<Action> {
-    let enter = plan
-        .kept_cpus
-        .iter()
-        .map(|cpu| Action::EnterNested(cpu.apic));
+    let enter = plan.kept_cpus.iter().map(|cpu| Action::EnterNested(cpu.apic));
     [Action::LoadSuccessor].into_iter().chain(enter).collect()
 }
 
 /// Nested -> SuccessorUp.
 pub fn boot(plan: &Plan) -> Vec<Action> {
     let grants = plan.grants().into_iter().map(Action::Transfer);
-    grants
-        .chain([Action::StartSuccessor, Action::AwaitSuccessor])
-        .collect()
+    grants.chain([Action::StartSuccessor, Action::AwaitSuccessor]).collect()
 }
 
 /// SuccessorUp -> Handover.
@@ -68,9 +63,5 @@ pub fn leave(plan: &Plan, losses: &[Loss]) -> Vec<Action> {
 /// How many actions the incumbent's side has.
 pub fn incumbent_total(plan: &Plan) -> usize {
     let entrust_and_power_off = 2;
-    offload(plan).len()
-        + enter(plan).len()
-        + boot(plan).len()
-        + hand_over(plan).len()
-        + entrust_and_power_off
+    offload(plan).len() + enter(plan).len() + boot(plan).len() + hand_over(plan).len() + entrust_and_power_off
 }

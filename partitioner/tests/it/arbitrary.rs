@@ -1,9 +1,8 @@
 //! Machines and wishes of any kind, small enough to run through: memory blocks of 16 pages.
 
 use partitioner::{
-    ApicId, Bar, BlockState, BootSize, Cpu, CpuNumber, CpuRequest, Generation, Gsi, Inventory,
-    MemRange, MemoryBlock, MemoryRequest, NodeId, PciFunction, Pin, Request, StayingPorts,
-    Unreclaimed,
+    ApicId, Bar, BlockState, BootSize, Cpu, CpuNumber, CpuRequest, Generation, Gsi, Inventory, MemRange, MemoryBlock,
+    MemoryRequest, NodeId, PciFunction, Pin, Request, StayingPorts, Unreclaimed,
 };
 use proptest::{collection::vec, option, prelude::*, sample::Index};
 
@@ -46,12 +45,7 @@ fn function(n: u8) -> impl Strategy<Value = PciFunction> {
     let memory = option::of((0u64..24, 1u64..6));
     let io = option::of((0u16..12, 1u16..40));
     (gsi, driver, flags, memory, io).prop_map(move |(gsi, driver, (busy, bridge), memory, io)| {
-        let memory = memory.map(|(at, len)| {
-            (
-                0xfe00_0000 + u64::from(n) * 0x6000 + at * 0x400,
-                len * 0x400,
-            )
-        });
+        let memory = memory.map(|(at, len)| (0xfe00_0000 + u64::from(n) * 0x6000 + at * 0x400, len * 0x400));
         let memory = memory
             .and_then(|(at, len)| MemRange::with_len(at, len))
             .map(Bar::Memory);
@@ -70,8 +64,7 @@ fn function(n: u8) -> impl Strategy<Value = PciFunction> {
 }
 
 fn functions() -> impl Strategy<Value = Vec<PciFunction>> {
-    vec(function(0), 0..5)
-        .prop_flat_map(|some| (0..some.len() as u8).map(function).collect::<Vec<_>>())
+    vec(function(0), 0..5).prop_flat_map(|some| (0..some.len() as u8).map(function).collect::<Vec<_>>())
 }
 
 pub fn inventory() -> impl Strategy<Value = Inventory> {
@@ -145,17 +138,14 @@ fn put(inventory: &mut Inventory, n: u64, kind: Kind) {
             inventory.ram.push(half);
         }
         Kind::Left => inventory.unreclaimed.push(Unreclaimed { range, node }),
-        Kind::LeftInPart => inventory
-            .unreclaimed
-            .push(Unreclaimed { range: half, node }),
+        Kind::LeftInPart => inventory.unreclaimed.push(Unreclaimed { range: half, node }),
         Kind::Pool => inventory.pool.push(range),
     }
 }
 
 fn cpus(inventory: &Inventory) -> impl Strategy<Value = CpuRequest> + use<> {
     let numbers = inventory.cpus.len() as u32;
-    let list = vec(0..=numbers, 0..4)
-        .prop_map(|list| CpuRequest::List(list.into_iter().map(CpuNumber).collect()));
+    let list = vec(0..=numbers, 0..4).prop_map(|list| CpuRequest::List(list.into_iter().map(CpuNumber).collect()));
     let one = (1..=numbers).prop_map(|n| CpuRequest::List(vec![CpuNumber(n)]));
     prop_oneof![1 => list, 2 => one, 8 => (0usize..4).prop_map(CpuRequest::Count)]
 }
@@ -172,11 +162,7 @@ fn memory() -> impl Strategy<Value = MemoryRequest> {
 }
 
 pub fn request(inventory: &Inventory) -> impl Strategy<Value = Request> + use<> {
-    let there: Vec<_> = inventory
-        .functions
-        .iter()
-        .map(|function| function.address)
-        .collect();
+    let there: Vec<_> = inventory.functions.iter().map(|function| function.address).collect();
     let functions = vec(any::<Index>(), 0..=2).prop_map(move |list| {
         let mut list: Vec<_> = list
             .iter()
@@ -186,11 +172,7 @@ pub fn request(inventory: &Inventory) -> impl Strategy<Value = Request> + use<> 
         list.dedup();
         list
     });
-    let guests = if inventory.pool.is_empty() {
-        0..1
-    } else {
-        0..3usize
-    };
+    let guests = if inventory.pool.is_empty() { 0..1 } else { 0..3usize };
     let boot = (0u64..12).prop_map(|pages| BootSize {
         kernel_init: pages * PAGE,
         kernel_align: 2 * PAGE,
@@ -206,24 +188,17 @@ pub fn request(inventory: &Inventory) -> impl Strategy<Value = Request> + use<> 
         prop::bool::weighted(0.05),
         option::weighted(0.1, 0u32..12),
     )
-        .prop_map(
-            |(cpus, memory, functions, boot, guests, com1, pin)| Request {
-                cpus,
-                memory,
-                boot,
-                functions,
-                ports: vec![if com1 {
-                    ports(0x3f8, 0x3ff)
-                } else {
-                    ports(0x2f8, 0x2ff)
-                }],
-                pins: pin.map(Gsi).into_iter().collect(),
-                guests: (0..guests).map(|n| format!("guest{n}")).collect(),
-            },
-        )
+        .prop_map(|(cpus, memory, functions, boot, guests, com1, pin)| Request {
+            cpus,
+            memory,
+            boot,
+            functions,
+            ports: vec![if com1 { ports(0x3f8, 0x3ff) } else { ports(0x2f8, 0x2ff) }],
+            pins: pin.map(Gsi).into_iter().collect(),
+            guests: (0..guests).map(|n| format!("guest{n}")).collect(),
+        })
 }
 
 pub fn both() -> impl Strategy<Value = (Inventory, Request)> {
-    inventory()
-        .prop_flat_map(|inventory| (request(&inventory), Just(inventory)).prop_map(|(r, i)| (i, r)))
+    inventory().prop_flat_map(|inventory| (request(&inventory), Just(inventory)).prop_map(|(r, i)| (i, r)))
 }

@@ -1,8 +1,8 @@
 //! Refresh after refresh on the lab's machine.
 
 use partitioner::{
-    Action, CpuRequest, Event, Generation, Inventory, Loss, MemRange, MemoryRequest, Owner,
-    Refresh, Request, Role, Slot, State, StayingPorts, plan,
+    Action, CpuRequest, Event, Generation, Inventory, Loss, MemRange, MemoryRequest, Owner, Refresh, Request, Role,
+    Slot, State, StayingPorts, plan,
 };
 
 use crate::{
@@ -11,12 +11,7 @@ use crate::{
 };
 
 /// Carries a refresh out from plan to end, both sides, and returns the successor's state.
-fn refresh(
-    machine: &mut Machine,
-    mut incumbent: Refresh,
-    inventory: &Inventory,
-    request: &Request,
-) -> Refresh {
+fn refresh(machine: &mut Machine, mut incumbent: Refresh, inventory: &Inventory, request: &Request) -> Refresh {
     let slot = incumbent.generation().slot();
     incumbent
         .plan_for(inventory, request)
@@ -37,10 +32,7 @@ fn refresh(
         successor.apply(Event::Done).unwrap();
     }
     assert_eq!(steps, total);
-    assert_eq!(
-        (successor.state(), successor.role()),
-        (State::Idle, Role::Incumbent)
-    );
+    assert_eq!((successor.state(), successor.role()), (State::Idle, Role::Incumbent));
     assert_eq!(successor.generation(), inventory.generation.next());
     let linux = machine.linux(slot.other());
     assert!(linux.nested.is_empty(), "still nested: {:?}", linux.nested);
@@ -50,11 +42,7 @@ fn refresh(
 }
 
 fn bytes(refresh: &Refresh) -> u64 {
-    refresh
-        .unreclaimed()
-        .iter()
-        .map(|left| left.range.len())
-        .sum()
+    refresh.unreclaimed().iter().map(|left| left.range.len()).sum()
 }
 
 #[test]
@@ -118,12 +106,7 @@ fn two_cpus_are_enough() {
     let mut request = lab::request();
     request.cpus = CpuRequest::Count(1);
     let mut machine = Machine::of(&inventory, &request.guests);
-    let state = refresh(
-        &mut machine,
-        Refresh::idle(Generation(0), vec![]),
-        &inventory,
-        &request,
-    );
+    let state = refresh(&mut machine, Refresh::idle(Generation(0), vec![]), &inventory, &request);
     assert_eq!(state.generation(), Generation(1));
 }
 
@@ -146,12 +129,8 @@ fn what_could_not_be_added_is_not_forgotten() {
         &mut successor,
         |action| matches!(action, Action::AddMemory { range, .. } if *range == bad),
     );
-    successor
-        .apply(Event::Failed("out of memory".into()))
-        .unwrap();
-    machine.run(&mut successor, |action| {
-        matches!(action, Action::OnlineCpu(_))
-    });
+    successor.apply(Event::Failed("out of memory".into())).unwrap();
+    machine.run(&mut successor, |action| matches!(action, Action::OnlineCpu(_)));
     successor.apply(Event::Failed("no answer".into())).unwrap();
     machine.run(&mut successor, |_| false);
 
@@ -194,23 +173,11 @@ fn an_incumbent_that_hangs_is_taken() {
     incumbent.apply(Event::Start).unwrap();
     machine.run(&mut incumbent, |action| *action == Action::Entrust);
     let mut successor = Refresh::take_over(incumbent).unwrap();
-    let next = successor
-        .apply(Event::Failed("no sign of it for 30 s".into()))
-        .unwrap();
+    let next = successor.apply(Event::Failed("no sign of it for 30 s".into())).unwrap();
     assert_eq!(next, Some(Action::TakeIncumbent));
-    assert_eq!(
-        successor.apply(Event::Failed("L0 is busy".into())).unwrap(),
-        None
-    );
-    assert!(
-        successor.summary().contains("stuck"),
-        "{}",
-        successor.summary()
-    );
-    assert_eq!(
-        successor.apply(Event::Retry).unwrap(),
-        Some(Action::TakeIncumbent)
-    );
+    assert_eq!(successor.apply(Event::Failed("L0 is busy".into())).unwrap(), None);
+    assert!(successor.summary().contains("stuck"), "{}", successor.summary());
+    assert_eq!(successor.apply(Event::Retry).unwrap(), Some(Action::TakeIncumbent));
     machine.run(&mut successor, |_| false);
     assert_eq!(
         (successor.state(), successor.generation()),

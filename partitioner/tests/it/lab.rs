@@ -1,9 +1,8 @@
 //! The lab's machine: 2 GiB, four CPUs, two NICs to move, and the layout of its first host.
 
 use partitioner::{
-    ApicId, Bar, BlockState, BootSize, Cpu, CpuNumber, CpuRequest, Generation, Gsi, Inventory,
-    MemRange, MemoryBlock, MemoryRequest, NodeId, PciAddress, PciFunction, Pin, PortRange, Request,
-    StayingPorts,
+    ApicId, Bar, BlockState, BootSize, Cpu, CpuNumber, CpuRequest, Generation, Gsi, Inventory, MemRange, MemoryBlock,
+    MemoryRequest, NodeId, PciAddress, PciFunction, Pin, PortRange, Request, StayingPorts,
 };
 
 pub const MIB: u64 = 1 << 20;
@@ -30,13 +29,7 @@ pub fn console(generation: Generation) -> PortRange {
     }
 }
 
-fn function(
-    address: PciAddress,
-    class: u32,
-    driver: Option<&str>,
-    bars: Vec<Bar>,
-    gsi: Option<u32>,
-) -> PciFunction {
+fn function(address: PciAddress, class: u32, driver: Option<&str>, bars: Vec<Bar>, gsi: Option<u32>) -> PciFunction {
     PciFunction {
         address,
         class,

@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 
 use partitioner::{
-    ApicId, BlockState, Cpu, CpuNumber, Inventory, MemRange, MemoryBlock, NodeId, PciAddress,
-    PciFunction, Plan, Slot,
+    ApicId, BlockState, Cpu, CpuNumber, Inventory, MemRange, MemoryBlock, NodeId, PciAddress, PciFunction, Plan, Slot,
 };
 
 #[derive(Clone, Debug, PartialEq)]
@@ -118,12 +117,7 @@ impl Linux {
         } else {
             BlockState::Offline
         };
-        let known = self
-            .past
-            .blocks
-            .iter()
-            .find(|block| block.range == range)
-            .cloned();
+        let known = self.past.blocks.iter().find(|block| block.range == range).cloned();
         let block = known.unwrap_or(fresh_block(range, state));
         assert_eq!(block.state, state);
         if online {
@@ -178,9 +172,7 @@ impl Linux {
 
     /// Whether L0 watches all that it does.
     pub fn all_nested(&self) -> bool {
-        self.sees
-            .online_cpus()
-            .all(|cpu| self.nested.contains(&cpu.apic))
+        self.sees.online_cpus().all(|cpu| self.nested.contains(&cpu.apic))
     }
 }
 
@@ -198,10 +190,7 @@ fn fresh_block(range: MemRange, state: BlockState) -> MemoryBlock {
 pub fn cut(ranges: &[MemRange], out: MemRange) -> Vec<MemRange> {
     let pieces = |range: &MemRange| {
         let below = MemRange::new(range.start(), range.end().min(out.start()));
-        [
-            below,
-            MemRange::new(range.start().max(out.end()), range.end()),
-        ]
+        [below, MemRange::new(range.start().max(out.end()), range.end())]
     };
     ranges.iter().flat_map(pieces).flatten().collect()
 }
@@ -213,9 +202,7 @@ pub fn join(ranges: &[MemRange]) -> Vec<MemRange> {
     let mut joined: Vec<MemRange> = Vec::new();
     for range in sorted {
         match joined.last_mut() {
-            Some(last) if last.end() == range.start() => {
-                *last = MemRange::new(last.start(), range.end()).unwrap()
-            }
+            Some(last) if last.end() == range.start() => *last = MemRange::new(last.start(), range.end()).unwrap(),
             _ => joined.push(range),
         }
     }

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use partitioner::{
-    Action, ApicId, Event, Inventory, MemRange, Owner, PciAddress, Plan, Refresh, Resource, Role,
-    Slot, Transfer, Unreclaimed,
+    Action, ApicId, Event, Inventory, MemRange, Owner, PciAddress, Plan, Refresh, Resource, Role, Slot, Transfer,
+    Unreclaimed,
 };
 
 use crate::{
@@ -32,20 +32,14 @@ impl Machine {
         let mut memory = Pieces::default();
         let mut put = |range: &MemRange, owner| memory.put(range.start(), range.end(), owner);
         own_ram(all).iter().for_each(|range| put(range, host));
-        all.never_moves
-            .iter()
-            .for_each(|range| put(range, Owner::Monitor));
+        all.never_moves.iter().for_each(|range| put(range, Owner::Monitor));
         all.pool.iter().for_each(|range| put(range, Owner::Pool));
-        all.unreclaimed
-            .iter()
-            .for_each(|left| put(&left.range, Owner::Nobody));
+        all.unreclaimed.iter().for_each(|left| put(&left.range, Owner::Nobody));
         let bars = all.functions.iter().flat_map(|function| function.pages());
         let pages: BTreeSet<u64> = bars
             .flat_map(|range| (range.start()..range.end()).step_by(4096))
             .collect();
-        pages
-            .into_iter()
-            .for_each(|page| memory.put(page, page + 4096, host));
+        pages.into_iter().for_each(|page| memory.put(page, page + 4096, host));
         let mut ports = Pieces::default();
         ports.put(0, 0x1_0000, host);
         let mut hosts = [None, None];
@@ -54,11 +48,7 @@ impl Machine {
             memory,
             ports,
             cpus: all.cpus.iter().map(|cpu| (cpu.apic, host)).collect(),
-            functions: all
-                .functions
-                .iter()
-                .map(|function| (function.address, host))
-                .collect(),
+            functions: all.functions.iter().map(|function| (function.address, host)).collect(),
             pins: all.pins.iter().map(|pin| (pin.gsi.0, host)).collect(),
             hosts,
             all: all.clone(),
@@ -129,9 +119,7 @@ impl Machine {
         let own = Owner::Host(slot);
         let other = slot.other();
         match action {
-            Action::RemoveMemory { range, online } => {
-                self.host(slot).remove_memory(*range, *online)
-            }
+            Action::RemoveMemory { range, online } => self.host(slot).remove_memory(*range, *online),
             Action::AddMemory { range, online } => {
                 assert!(
                     self.memory.owned(range.start(), range.end(), own),
@@ -169,18 +157,12 @@ impl Machine {
             }
             Action::EnterNested(apic) => {
                 assert!(self.linux(slot).runs_on(*apic), "{apic} is offline");
-                assert!(
-                    self.host(slot).nested.insert(*apic),
-                    "{apic} is nested already"
-                );
+                assert!(self.host(slot).nested.insert(*apic), "{apic} is nested already");
             }
             Action::LeaveNested(apic) => {
                 assert!(self.linux(slot).runs_on(*apic), "{apic} is offline");
                 assert!(!self.runs(other), "unprotected from the other host");
-                assert!(
-                    self.host(slot).nested.remove(apic),
-                    "{apic} is native already"
-                );
+                assert!(self.host(slot).nested.remove(apic), "{apic} is native already");
             }
             Action::Transfer(transfer) => self.transfer(slot, *transfer),
             Action::StartSuccessor => {
@@ -190,11 +172,7 @@ impl Machine {
             }
             Action::StopSuccessor => self.power_off(other),
             Action::PowerOff | Action::TakeIncumbent => {
-                let gone = if *action == Action::PowerOff {
-                    slot
-                } else {
-                    other
-                };
+                let gone = if *action == Action::PowerOff { slot } else { other };
                 self.power_off(gone);
                 self.loaded = false;
             }
@@ -207,11 +185,7 @@ impl Machine {
 
     fn power_off(&mut self, slot: Slot) {
         let gone = self.hosts[slot.index()].take().expect("it runs");
-        assert!(
-            gone.guests.is_empty(),
-            "guests die with it: {:?}",
-            gone.guests
-        );
+        assert!(gone.guests.is_empty(), "guests die with it: {:?}", gone.guests);
     }
 
     /// A host dies with all its guests.
@@ -240,10 +214,9 @@ impl Machine {
                 assert_eq!(self.functions.insert(address, to), Some(from))
             }
             Resource::Pin(gsi) => assert_eq!(self.pins.insert(gsi.0, to), Some(from)),
-            Resource::Ports(range) => {
-                self.ports
-                    .give(range.first().into(), u64::from(range.last()) + 1, from, to)
-            }
+            Resource::Ports(range) => self
+                .ports
+                .give(range.first().into(), u64::from(range.last()) + 1, from, to),
             Resource::Memory(range) => self.memory.give(range.start(), range.end(), from, to),
         }
     }
@@ -256,26 +229,13 @@ impl Machine {
                 assert_eq!(self.cpus[&cpu.apic], own, "{}", cpu.apic);
             }
             let ram = own_ram(&linux.sees);
-            let functions = || {
-                linux
-                    .sees
-                    .functions
-                    .iter()
-                    .filter(|function| !function.bridge)
-            };
-            for range in ram
-                .into_iter()
-                .chain(functions().flat_map(|function| function.pages()))
-            {
-                assert!(
-                    self.memory.owned(range.start(), range.end(), own),
-                    "{range}"
-                );
+            let functions = || linux.sees.functions.iter().filter(|function| !function.bridge);
+            for range in ram.into_iter().chain(functions().flat_map(|function| function.pages())) {
+                assert!(self.memory.owned(range.start(), range.end(), own), "{range}");
             }
             for range in functions().flat_map(|function| function.ports()) {
                 assert!(
-                    self.ports
-                        .owned(range.first().into(), u64::from(range.last()) + 1, own),
+                    self.ports.owned(range.first().into(), u64::from(range.last()) + 1, own),
                     "{range}"
                 );
             }
@@ -295,11 +255,7 @@ impl Machine {
         };
         for (start, end, owner) in self.memory.iter() {
             let range = MemRange::new(start, end).unwrap();
-            assert_eq!(
-                partition.owner(Resource::Memory(range)),
-                Some(owner),
-                "{range}"
-            );
+            assert_eq!(partition.owner(Resource::Memory(range)), Some(owner), "{range}");
         }
         for (&apic, &owner) in &self.cpus {
             assert_eq!(partition.owner(Resource::Cpu(apic)), Some(owner));

@@ -14,9 +14,7 @@ impl Pieces {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (u64, u64, Owner)> {
-        self.0
-            .iter()
-            .map(|(&start, &(end, owner))| (start, end, owner))
+        self.0.iter().map(|(&start, &(end, owner))| (start, end, owner))
     }
 
     /// The piece that `at` is in: its end and owner.

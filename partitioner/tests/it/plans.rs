@@ -1,9 +1,9 @@
 //! What a plan is made of, and each way in which there is none.
 
 use partitioner::{
-    Bar, BlockState, BootSize, CpuNumber, CpuRequest, Generation, Gsi, Inventory, MemRange,
-    MemoryRequest, NodeId, Owner, Partition, PlanError, Request, Resource, Slot, Transfer,
-    TransferError, Unreclaimed, Warning, error::Stuck, plan,
+    Bar, BlockState, BootSize, CpuNumber, CpuRequest, Generation, Gsi, Inventory, MemRange, MemoryRequest, NodeId,
+    Owner, Partition, PlanError, Request, Resource, Slot, Transfer, TransferError, Unreclaimed, Warning, error::Stuck,
+    plan,
 };
 
 use crate::lab::{self, BLOCK, MIB, mem, pci, ports};
@@ -27,8 +27,7 @@ fn cpus(numbers: &[u32]) -> CpuRequest {
 #[test]
 fn the_labs_plan() {
     let made = plan(&lab::inventory(), &lab::request()).unwrap();
-    let numbers =
-        |cpus: &[partitioner::Cpu]| cpus.iter().map(|cpu| cpu.number.0).collect::<Vec<_>>();
+    let numbers = |cpus: &[partitioner::Cpu]| cpus.iter().map(|cpu| cpu.number.0).collect::<Vec<_>>();
     assert_eq!(numbers(&made.cpus), [2, 3]);
     assert_eq!(numbers(&made.kept_cpus), [0, 1]);
     assert_eq!(made.memory, [mem(0x4800_0000, 0x6800_0000)]);
@@ -88,10 +87,7 @@ fn where_no_run_is_long_enough_it_takes_pieces_longest_first() {
         ..lab::request()
     };
     let made = plan(&inventory, &request).unwrap();
-    assert_eq!(
-        made.memory,
-        [mem(9 * BLOCK, 10 * BLOCK), mem(11 * BLOCK, 13 * BLOCK)]
-    );
+    assert_eq!(made.memory, [mem(9 * BLOCK, 10 * BLOCK), mem(11 * BLOCK, 13 * BLOCK)]);
     assert_eq!(made.boot, made.memory[1]);
 }
 
@@ -114,10 +110,7 @@ fn unreclaimed_memory_is_given_first_and_counts() {
     request.memory = MemoryRequest::Size(118 * MIB + 1);
     assert_eq!(plan(&inventory, &request).unwrap().blocks.len(), 1);
     // What fits nowhere but in the block beside it takes that block, not the highest.
-    inventory
-        .blocks
-        .iter_mut()
-        .for_each(|block| block.removable = true);
+    inventory.blocks.iter_mut().for_each(|block| block.removable = true);
     inventory.spare = BLOCK;
     request.boot = BootSize {
         kernel_init: 200 * MIB,
@@ -133,48 +126,27 @@ fn cpus_that_cannot_go() {
         refused(|_, r| r.cpus = cpus(&[3, 0]), &["CPU 0", "leave it out"]),
         PlanError::CpuZero
     );
-    assert_eq!(
-        refused(|_, r| r.cpus = cpus(&[]), &["at least one"]),
-        PlanError::NoCpu
-    );
+    assert_eq!(refused(|_, r| r.cpus = cpus(&[]), &["at least one"]), PlanError::NoCpu);
     assert_eq!(
         refused(|_, r| r.cpus = CpuRequest::Count(0), &["at least one"]),
         PlanError::NoCpu
     );
-    let last = PlanError::LastCpu {
-        asked: 4,
-        online: 4,
-    };
+    let last = PlanError::LastCpu { asked: 4, online: 4 };
     assert_eq!(
-        refused(
-            |_, r| r.cpus = CpuRequest::Count(4),
-            &["4 of 4", "at most 3"]
-        ),
+        refused(|_, r| r.cpus = CpuRequest::Count(4), &["4 of 4", "at most 3"]),
         last
     );
-    refused(
-        |_, r| r.cpus = CpuRequest::Count(usize::MAX),
-        &["at most 3"],
-    );
-    refused(
-        |i, _| i.cpus.retain(|cpu| cpu.number.0 >= 2),
-        &["2 of 2", "at most 1"],
-    );
+    refused(|_, r| r.cpus = CpuRequest::Count(usize::MAX), &["at most 3"]);
+    refused(|i, _| i.cpus.retain(|cpu| cpu.number.0 >= 2), &["2 of 2", "at most 1"]);
     refused(|_, r| r.cpus = cpus(&[7]), &["CPU 7", "could go: 1,2,3"]);
-    refused(
-        |i, _| i.cpus[3].online = false,
-        &["CPU 3 is offline", "cpu3/online"],
-    );
+    refused(|i, _| i.cpus[3].online = false, &["CPU 3 is offline", "cpu3/online"]);
     refused(|_, r| r.cpus = cpus(&[2, 2]), &["CPU 2", "twice"]);
 }
 
 #[test]
 fn memory_that_cannot_go() {
-    let asks = |range| {
-        move |_: &mut Inventory, r: &mut Request| r.memory = MemoryRequest::Blocks(vec![range])
-    };
-    let size =
-        |bytes| move |_: &mut Inventory, r: &mut Request| r.memory = MemoryRequest::Size(bytes);
+    let asks = |range| move |_: &mut Inventory, r: &mut Request| r.memory = MemoryRequest::Blocks(vec![range]);
+    let size = |bytes| move |_: &mut Inventory, r: &mut Request| r.memory = MemoryRequest::Size(bytes);
     refused(
         size(641 * MIB),
         &[
@@ -186,11 +158,7 @@ fn memory_that_cannot_go() {
     refused(size(u64::MAX), &["only 512 MiB"]);
     refused(
         |i, _| i.spare = 511 * MIB,
-        &[
-            "512 MiB of memory asked",
-            "only 384 MiB",
-            "511 MiB to spare",
-        ],
+        &["512 MiB of memory asked", "only 384 MiB", "511 MiB to spare"],
     );
     refused(
         asks(mem(0x4800_0000, 0x6700_0000)),
@@ -200,19 +168,13 @@ fn memory_that_cannot_go() {
         asks(mem(0x6000_0000, 0x7000_0000)),
         &["overlaps the pool 0x68000000-0x7fe00000"],
     );
-    refused(
-        asks(mem(0, BLOCK)),
-        &["overlaps 0x0-0xa00000", "never moves"],
-    );
+    refused(asks(mem(0, BLOCK)), &["overlaps 0x0-0xa00000", "never moves"]);
     refused(
         asks(mem(1 << 40, 1 << 50)),
         &["0x10000000000-0x10008000000 is not the incumbent's"],
     );
     let why = Stuck::Unmovable;
-    let error = refused(
-        asks(mem(BLOCK, 2 * BLOCK)),
-        &["movable zone", "movablecore="],
-    );
+    let error = refused(asks(mem(BLOCK, 2 * BLOCK)), &["movable zone", "movablecore="]);
     assert_eq!(
         error,
         PlanError::NotRemovable {
@@ -221,10 +183,7 @@ fn memory_that_cannot_go() {
         }
     );
     let holes = |i: &mut Inventory, _: &mut Request| i.ram = vec![mem(10 * MIB, 0x6700_0000)];
-    refused(
-        holes,
-        &["0x60000000-0x68000000 cannot be offlined: it has holes"],
-    );
+    refused(holes, &["0x60000000-0x68000000 cannot be offlined: it has holes"]);
     let twice = MemoryRequest::Blocks(vec![mem(12 * BLOCK, 13 * BLOCK); 2]);
     refused(|_, r| r.memory = twice, &["0x60000000-0x68000000", "twice"]);
 }
@@ -250,10 +209,7 @@ fn memory_in_which_the_kernel_does_not_fit() {
 
 #[test]
 fn functions_that_cannot_go() {
-    refused(
-        |_, r| r.functions = vec![pci(9, 0)],
-        &["0000:00:09.0 does not exist"],
-    );
+    refused(|_, r| r.functions = vec![pci(9, 0)], &["0000:00:09.0 does not exist"]);
     refused(
         |_, r| r.functions = vec![pci(1, 0)],
         &["0000:00:01.0 is a bridge", "behind it"],
@@ -262,23 +218,10 @@ fn functions_that_cannot_go() {
         |i, _| i.functions[4].busy = Some("eth1 is up".into()),
         &["0000:00:03.0 is busy: eth1 is up; stop"],
     );
-    refused(
-        |_, r| r.functions = vec![pci(3, 0); 2],
-        &["0000:00:03.0", "twice"],
-    );
+    refused(|_, r| r.functions = vec![pci(3, 0); 2], &["0000:00:03.0", "twice"]);
     let shared = |i: &mut Inventory, _: &mut Request| i.functions[3].gsi = Some(Gsi(11));
-    refused(
-        shared,
-        &[
-            "GSI) 11",
-            "shared with 0000:00:02.0 (e1000)",
-            "another slot",
-        ],
-    );
-    refused(
-        |_, r| r.functions = vec![pci(2, 0)],
-        &["GSI) 9", "shared with acpi"],
-    );
+    refused(shared, &["GSI) 11", "shared with 0000:00:02.0 (e1000)", "another slot"]);
+    refused(|_, r| r.functions = vec![pci(2, 0)], &["GSI) 9", "shared with acpi"]);
     refused(
         |_, r| r.pins = vec![Gsi(2)],
         &["GSI) 2, asked for with the request, is shared with timer"],
@@ -325,19 +268,13 @@ fn a_bridge_shares_a_line_only_if_a_driver_listens() {
     assert_eq!(plan(&inventory, &lab::request()).unwrap().warnings, []);
     inventory.functions[1].driver = Some("pcieport".into());
     let error = plan(&inventory, &lab::request()).unwrap_err().to_string();
-    assert!(
-        error.contains("shared with 0000:00:01.0 (pcieport)"),
-        "{error}"
-    );
+    assert!(error.contains("shared with 0000:00:01.0 (pcieport)"), "{error}");
 }
 
 #[test]
 fn guests_need_a_pool_and_one_name_each() {
     refused(|i, _| i.pool.clear(), &["no pool", "pool=START-END"]);
-    refused(
-        |_, r| r.guests = vec!["a".into(), "a".into()],
-        &["guest a", "twice"],
-    );
+    refused(|_, r| r.guests = vec!["a".into(), "a".into()], &["guest a", "twice"]);
 }
 
 #[test]
@@ -348,18 +285,9 @@ fn an_inventory_that_contradicts_itself() {
         |i, _| i.blocks[5].range = mem(5 * BLOCK, 6 * BLOCK - 1),
         &["inconsistent", "aligned"],
     );
-    refused(
-        |i, _| i.blocks[5].range = i.blocks[6].range,
-        &["listed twice"],
-    );
-    refused(
-        |i, _| i.cpus[1].apic = i.cpus[2].apic,
-        &["APIC 2 is listed twice"],
-    );
-    refused(
-        |i, _| i.cpus[1].number = i.cpus[2].number,
-        &["CPU 2 is listed twice"],
-    );
+    refused(|i, _| i.blocks[5].range = i.blocks[6].range, &["listed twice"]);
+    refused(|i, _| i.cpus[1].apic = i.cpus[2].apic, &["APIC 2 is listed twice"]);
+    refused(|i, _| i.cpus[1].number = i.cpus[2].number, &["CPU 2 is listed twice"]);
     refused(|i, _| i.functions[3].address = pci(3, 0), &["listed twice"]);
     refused(|i, _| i.pins[3].gsi = Gsi(4), &["listed twice"]);
     refused(
@@ -368,12 +296,7 @@ fn an_inventory_that_contradicts_itself() {
     );
     let range = mem(0x2000_0000, 0x2100_0000);
     refused(
-        |i, _| {
-            i.unreclaimed.push(Unreclaimed {
-                range,
-                node: NodeId(0),
-            })
-        },
+        |i, _| i.unreclaimed.push(Unreclaimed { range, node: NodeId(0) }),
         &["also belongs to", "report"],
     );
 }
@@ -383,18 +306,12 @@ fn nodes_without_memory_are_warned_of() {
     let mut inventory = lab::inventory();
     inventory.cpus[3].node = NodeId(1);
     let made = plan(&inventory, &lab::request()).unwrap();
-    assert_eq!(
-        made.warnings,
-        [Warning::SuccessorNodeWithoutMemory(NodeId(1))]
-    );
+    assert_eq!(made.warnings, [Warning::SuccessorNodeWithoutMemory(NodeId(1))]);
     inventory.blocks[12].node = NodeId(1);
     assert_eq!(plan(&inventory, &lab::request()).unwrap().warnings, []);
     inventory.cpus[1].node = NodeId(1);
     let made = plan(&inventory, &lab::request()).unwrap();
-    assert_eq!(
-        made.warnings,
-        [Warning::IncumbentNodeWithoutMemory(NodeId(1))]
-    );
+    assert_eq!(made.warnings, [Warning::IncumbentNodeWithoutMemory(NodeId(1))]);
     assert!(made.warnings[0].to_string().contains("node 1"));
 }
 
@@ -411,18 +328,11 @@ fn a_partition_refuses_wrong_moves() {
         (cpu, even, Owner::Monitor),
         (ram, even, Owner::Pool),
         (Resource::Memory(mem(0, MIB)), Owner::Monitor, even),
-        (
-            Resource::Memory(mem(0x6800_0000, 0x6900_0000)),
-            Owner::Pool,
-            odd,
-        ),
+        (Resource::Memory(mem(0x6800_0000, 0x6900_0000)), Owner::Pool, odd),
     ];
     for (resource, from, to) in forbidden {
         let transfer = Transfer { resource, from, to };
-        assert_eq!(
-            partition.transfer(transfer),
-            Err(TransferError::Forbidden(transfer))
-        );
+        assert_eq!(partition.transfer(transfer), Err(TransferError::Forbidden(transfer)));
     }
     let foreign = [
         (cpu, odd, even),

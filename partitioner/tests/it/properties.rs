@@ -3,8 +3,7 @@
 use std::cell::Cell;
 
 use partitioner::{
-    Action, Event, Inventory, MemoryRequest, Owner, Partition, Plan, PlanError, Refresh, Request,
-    Resource, State, plan,
+    Action, Event, Inventory, MemoryRequest, Owner, Partition, Plan, PlanError, Refresh, Request, Resource, State, plan,
 };
 use proptest::{
     prelude::*,
@@ -14,10 +13,7 @@ use proptest::{
 use crate::{arbitrary, machine::Machine};
 
 /// Runs `test` on many machines and wishes; at least every tenth must have a plan, or the test says nothing.
-fn for_all(
-    cases: u32,
-    test: impl Fn(&Inventory, &Request, Option<Plan>) -> Result<(), TestCaseError>,
-) {
+fn for_all(cases: u32, test: impl Fn(&Inventory, &Request, Option<Plan>) -> Result<(), TestCaseError>) {
     let config = Config {
         cases,
         failure_persistence: None,
@@ -34,12 +30,7 @@ fn for_all(
         panic!("{error}");
     }
     println!("{} of {} had a plan", planned.get(), tried.get());
-    assert!(
-        planned.get() * 10 > tried.get(),
-        "{} of {}",
-        planned.get(),
-        tried.get()
-    );
+    assert!(planned.get() * 10 > tried.get(), "{} of {}", planned.get(), tried.get());
 }
 
 #[test]
@@ -51,29 +42,15 @@ fn no_resource_has_two_owners() {
         let (incumbent, successor) = (Owner::Host(made.incumbent()), Owner::Host(made.successor()));
         let before = partition.clone();
         let grants = made.grants();
-        grants
-            .iter()
-            .for_each(|&grant| partition.transfer(grant).unwrap());
+        grants.iter().for_each(|&grant| partition.transfer(grant).unwrap());
 
         // The parts of the plan are disjoint: each is granted once, so all undone gives what was.
         let count = partition.owned_by(successor).len();
         prop_assert!(count > 0);
         let is = |resource, owner| partition.owner(resource) == Some(owner);
-        prop_assert!(
-            made.cpus
-                .iter()
-                .all(|cpu| is(Resource::Cpu(cpu.apic), successor))
-        );
-        prop_assert!(
-            made.kept_cpus
-                .iter()
-                .all(|cpu| is(Resource::Cpu(cpu.apic), incumbent))
-        );
-        prop_assert!(
-            made.memory
-                .iter()
-                .all(|&range| is(Resource::Memory(range), successor))
-        );
+        prop_assert!(made.cpus.iter().all(|cpu| is(Resource::Cpu(cpu.apic), successor)));
+        prop_assert!(made.kept_cpus.iter().all(|cpu| is(Resource::Cpu(cpu.apic), incumbent)));
+        prop_assert!(made.memory.iter().all(|&range| is(Resource::Memory(range), successor)));
         prop_assert!(
             inventory
                 .pool
@@ -137,23 +114,11 @@ fn carried_out_it_ends_with_the_successor_owning_all() {
                 inventory
                     .never_moves
                     .iter()
-                    .map(|n| {
-                        n.end()
-                            .min(range.end())
-                            .saturating_sub(n.start().max(range.start()))
-                    })
+                    .map(|n| n.end().min(range.end()).saturating_sub(n.start().max(range.start())))
                     .sum::<u64>()
             };
-            let ram: u64 = inventory
-                .ram
-                .iter()
-                .map(|range| range.len() - never(range))
-                .sum();
-            ram + inventory
-                .unreclaimed
-                .iter()
-                .map(|left| left.range.len())
-                .sum::<u64>()
+            let ram: u64 = inventory.ram.iter().map(|range| range.len() - never(range)).sum();
+            ram + inventory.unreclaimed.iter().map(|left| left.range.len()).sum::<u64>()
         };
         prop_assert_eq!(bytes(&sees), bytes(inventory), "no byte is forgotten");
         prop_assert_eq!(&sees.functions, &inventory.functions);
@@ -207,10 +172,7 @@ fn the_remedy_works() {
                 request.memory = MemoryRequest::Size(could);
                 let again = plan(inventory, &request);
                 prop_assert!(
-                    matches!(
-                        again,
-                        Ok(_) | Err(PlanError::TooSmallToBoot { longest: 0, .. })
-                    ),
+                    matches!(again, Ok(_) | Err(PlanError::TooSmallToBoot { longest: 0, .. })),
                     "{:?}",
                     again
                 );
@@ -218,11 +180,7 @@ fn the_remedy_works() {
             Err(PlanError::LastCpu { online, .. }) if online > 1 => {
                 request.cpus = partitioner::CpuRequest::Count(online - 1);
                 let again = plan(inventory, &request);
-                prop_assert!(
-                    !matches!(again, Err(PlanError::LastCpu { .. })),
-                    "{:?}",
-                    again
-                );
+                prop_assert!(!matches!(again, Err(PlanError::LastCpu { .. })), "{:?}", again);
             }
             Err(error) => {
                 let text = error.to_string();

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use partitioner::{
-    Action, Course, CpuNumber, CpuRequest, Event, Generation, MemoryRequest, Partition, Refresh,
-    Request, Role, State, plan,
+    Action, Course, CpuNumber, CpuRequest, Event, Generation, MemoryRequest, Partition, Refresh, Request, Role, State,
+    plan,
 };
 
 use crate::lab;
@@ -24,9 +24,7 @@ fn events() -> [Event; 7] {
     // Small, so that all that can go wrong can be walked: two CPUs, one block each, no PCI.
     let mut inventory = inventory;
     inventory.cpus.retain(|cpu| [0, 3].contains(&cpu.number.0));
-    inventory
-        .blocks
-        .retain(|block| block.range.start() >= 0x5800_0000);
+    inventory.blocks.retain(|block| block.range.start() >= 0x5800_0000);
     inventory.ram = vec![lab::mem(0x5800_0000, 0x6800_0000)];
     inventory.functions.clear();
     inventory.pins.clear();
@@ -59,9 +57,7 @@ fn expected(refresh: &Refresh) -> Vec<&'static str> {
         (Role::Successor, State::Idle, Course::Resting) => &[],
         (Role::Successor, State::Handover, Course::Running) => &["done", "failed", "abort"],
         (Role::Successor, State::Handover, Course::Stuck { .. }) => &["abort", "retry"],
-        (Role::Successor, State::Retired | State::Reclaimed, Course::Running) => {
-            &["done", "failed"]
-        }
+        (Role::Successor, State::Retired | State::Reclaimed, Course::Running) => &["done", "failed"],
         (Role::Successor, State::Retired | State::Reclaimed, Course::Stuck { .. }) => &["retry"],
         (role, state, course) => panic!("not reachable: {role:?} {state:?} {course:?}"),
     };
@@ -78,10 +74,7 @@ fn every_event_in_every_reachable_state() {
     let mut todo = VecDeque::from([Refresh::idle(Generation(0), vec![])]);
     let mut pairs = 0;
     while let Some(refresh) = todo.pop_front() {
-        if seen
-            .insert(format!("{refresh:?}"), refresh.clone())
-            .is_some()
-        {
+        if seen.insert(format!("{refresh:?}"), refresh.clone()).is_some() {
             continue;
         }
         let mut accepted = Vec::new();
@@ -95,14 +88,8 @@ fn every_event_in_every_reachable_state() {
                     todo.push_back(next);
                 }
                 Err(refused) => {
-                    assert_eq!(
-                        next, refresh,
-                        "{name} was refused ({refused}) but changed something"
-                    );
-                    assert!(
-                        refused.to_string().contains([':', ',']),
-                        "no remedy: {refused}"
-                    );
+                    assert_eq!(next, refresh, "{name} was refused ({refused}) but changed something");
+                    assert!(refused.to_string().contains([':', ',']), "no remedy: {refused}");
                 }
             }
         }
@@ -121,9 +108,7 @@ fn every_event_in_every_reachable_state() {
             .filter(move |r| r.role() == role)
             .map(|r| r.state() as usize)
     };
-    let reached: std::collections::BTreeSet<usize> = states(Role::Incumbent)
-        .chain(states(Role::Successor))
-        .collect();
+    let reached: std::collections::BTreeSet<usize> = states(Role::Incumbent).chain(states(Role::Successor)).collect();
     assert_eq!(reached.len(), 8, "every state is reached");
     println!("{} states, {pairs} pairs", seen.len());
 
@@ -138,10 +123,7 @@ fn every_event_in_every_reachable_state() {
             refresh.apply(event).unwrap();
         }
         assert_eq!(*refresh.course(), Course::Resting, "{}", refresh.summary());
-        assert!(matches!(
-            refresh.state(),
-            State::Idle | State::Planned | State::Retired
-        ));
+        assert!(matches!(refresh.state(), State::Idle | State::Planned | State::Retired));
     }
 }
 
@@ -164,11 +146,7 @@ fn a_new_plan_forgets_the_last_failure() {
     refresh.apply(Event::Failed("another".into())).unwrap();
     assert_eq!(refresh.state(), State::Idle);
     assert!(refresh.last_error().unwrap().ends_with("another"));
-    assert_eq!(
-        refresh.losses().len(),
-        1,
-        "the memory that did not come back"
-    );
+    assert_eq!(refresh.losses().len(), 1, "the memory that did not come back");
     refresh.apply(planned).unwrap();
     assert_eq!((refresh.last_error(), refresh.losses().len()), (None, 0));
 }

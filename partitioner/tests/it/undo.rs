@@ -35,17 +35,9 @@ fn abort_at_every_step_undoes_all_in_reverse() {
         .count();
     assert!(steps > 25, "only {steps} steps");
     for step in 0..steps {
-        for event in [
-            Event::Abort("the operator".into()),
-            Event::Failed("a cause".into()),
-        ] {
+        for event in [Event::Abort("the operator".into()), Event::Failed("a cause".into())] {
             let (mut machine, mut refresh) = after(step).unwrap();
-            let expected: Vec<Action> = refresh
-                .done()
-                .iter()
-                .rev()
-                .filter_map(Action::undo)
-                .collect();
+            let expected: Vec<Action> = refresh.done().iter().rev().filter_map(Action::undo).collect();
             refresh.apply(event.clone()).unwrap();
             let mut undone = Vec::new();
             while let Some(action) = refresh.next_action().cloned() {
@@ -55,10 +47,7 @@ fn abort_at_every_step_undoes_all_in_reverse() {
             }
             assert_eq!(undone, expected, "step {step}");
             assert_eq!(machine.tidy(), fresh().tidy(), "step {step}, {event:?}");
-            assert_eq!(
-                (refresh.state(), refresh.generation()),
-                (State::Idle, Generation(0))
-            );
+            assert_eq!((refresh.state(), refresh.generation()), (State::Idle, Generation(0)));
             assert!(refresh.last_error().is_some() && refresh.losses().is_empty());
         }
     }
@@ -104,8 +93,7 @@ fn a_dead_successor_costs_its_guests_only() {
         assert_eq!(refresh.losses(), there);
         let mut guests = fresh();
         let left = guests.hosts[0].as_mut().unwrap();
-        left.guests
-            .retain(|name| !there.contains(&Loss::Guest(name.clone())));
+        left.guests.retain(|name| !there.contains(&Loss::Guest(name.clone())));
         assert_eq!(machine.tidy(), guests.tidy());
     }
     assert_eq!(died, 5, "waiting, two guests, entrusting, powering off");

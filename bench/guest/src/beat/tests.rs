@@ -24,13 +24,7 @@ fn a_created_page_is_recognised() {
 
 #[test]
 fn a_changed_header_is_not_recognised() {
-    for word in [
-        word::MAGIC,
-        word::NAME,
-        word::GPA,
-        word::BOOT_ID,
-        word::HEADER_SUM,
-    ] {
+    for word in [word::MAGIC, word::NAME, word::GPA, word::BOOT_ID, word::HEADER_SUM] {
         let words = blank_page();
         let _ = BeatPage::create(&words, &identity());
         words[word].fetch_xor(1, Ordering::Relaxed);
@@ -113,9 +107,7 @@ fn a_sample_read_while_another_thread_writes_is_whole() {
         });
         for _ in 0..200 {
             if let Some(s) = page.sample() {
-                assert!(
-                    s.beat == s.tsc && s.tsc == s.monotonic_ns && s.monotonic_ns == s.realtime_ns
-                );
+                assert!(s.beat == s.tsc && s.tsc == s.monotonic_ns && s.monotonic_ns == s.realtime_ns);
             }
         }
     });
@@ -128,8 +120,5 @@ fn tallies_add_and_rise() {
     page.add(Tally::Passes, 2);
     page.raise(Tally::LongestStepNs, 5);
     page.raise(Tally::LongestStepNs, 3);
-    assert_eq!(
-        (page.tally(Tally::Passes), page.tally(Tally::LongestStepNs)),
-        (2, 5)
-    );
+    assert_eq!((page.tally(Tally::Passes), page.tally(Tally::LongestStepNs)), (2, 5));
 }

@@ -159,9 +159,7 @@ fn run(command: Command) -> Result<()> {
         } => {
             let timeout = Duration::from_secs(timeout);
             let mut guest = Client::connect(&socket, timeout)?;
-            orders
-                .iter()
-                .try_for_each(|order| print(&guest.order(order, timeout)?))
+            orders.iter().try_for_each(|order| print(&guest.order(order, timeout)?))
         }
         Command::Qmp {
             socket,
@@ -190,8 +188,7 @@ fn run_watch(args: &Watch) -> Result<()> {
     let timeout = Duration::try_from_secs_f64(args.timeout).context("--timeout")?;
     let pool = Shared::file(&args.pool.file, args.pool.offset, args.pool.length, false)?;
     if let Some(path) = &mode.survived {
-        let text =
-            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let before: Report = serde_json::from_slice(&text)
             .with_context(|| format!("{}: not a report of `watch --name`", path.display()))?;
         return print(&watch::prove_survival(&pool, &before, timeout)?);
@@ -213,8 +210,7 @@ fn run_watch(args: &Watch) -> Result<()> {
         // What it watches must not wait for it.
         rustix::process::nice(19).context("cannot lower its own priority")?;
         let end = Instant::now() + duration;
-        let enough =
-            || Instant::now() >= end || args.until.as_deref().is_some_and(std::path::Path::exists);
+        let enough = || Instant::now() >= end || args.until.as_deref().is_some_and(std::path::Path::exists);
         return print(&watch::gaps(found.page, KEEP, enough));
     }
     print(&Report::read(&found))
@@ -223,8 +219,7 @@ fn run_watch(args: &Watch) -> Result<()> {
 fn serve_disk(memory: &Shared, socket: &std::path::Path) -> Result<()> {
     // A socket left by an earlier server would refuse the new one.
     let _ = std::fs::remove_file(socket);
-    let listener = UnixListener::bind(socket)
-        .with_context(|| format!("cannot listen on {}", socket.display()))?;
+    let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
     std::thread::scope(|scope| {
         for stream in listener.incoming() {
             let stream = stream?;

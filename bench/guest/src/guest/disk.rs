@@ -54,9 +54,7 @@ impl Disk {
                     }
                 }
                 *generation += 1;
-                block
-                    .0
-                    .copy_from_slice(&pattern(number, *generation).bytes(BLOCK));
+                block.0.copy_from_slice(&pattern(number, *generation).bytes(BLOCK));
                 if let Err(error) = self.file.write_all_at(&block.0, offset) {
                     refused(guest, offset, &error);
                 }
@@ -85,8 +83,6 @@ fn refused(guest: &Guest<'_>, offset: u64, error: &std::io::Error) {
         Fault::DiskError,
         offset,
         0,
-        error
-            .raw_os_error()
-            .map_or(0, |e| u64::from(e.unsigned_abs())),
+        error.raw_os_error().map_or(0, |e| u64::from(e.unsigned_abs())),
     );
 }

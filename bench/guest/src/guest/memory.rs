@@ -44,20 +44,9 @@ pub fn work(guest: &Guest<'_>, buffer: &Shared) -> ! {
 fn record(guest: &Guest<'_>, page: u32, generation: u32, damage: Damage) {
     let place = u64::from(page) * PAGE_BYTES as u64;
     match damage {
-        Damage::Stale(earlier) => {
-            guest.fault(Fault::MemoryStale, place, generation.into(), earlier.into())
-        }
-        Damage::Corrupt {
-            word,
-            expected,
-            found,
-        } => {
-            guest.fault(
-                Fault::MemoryCorrupt,
-                place + 8 * word as u64,
-                expected,
-                found,
-            );
+        Damage::Stale(earlier) => guest.fault(Fault::MemoryStale, place, generation.into(), earlier.into()),
+        Damage::Corrupt { word, expected, found } => {
+            guest.fault(Fault::MemoryCorrupt, place + 8 * word as u64, expected, found);
         }
     }
 }

@@ -29,9 +29,7 @@ impl Net {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
         configure(&socket).ok()?;
         socket.connect((HOST, PORT)).ok()?;
-        socket
-            .set_read_timeout(Some(Duration::from_millis(200)))
-            .ok()?;
+        socket.set_read_timeout(Some(Duration::from_millis(200))).ok()?;
         Some(Net { socket })
     }
 
@@ -117,19 +115,9 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
     }
 }
 
-fn control(
-    socket: &UdpSocket,
-    request: libc::c_ulong,
-    interface: &mut libc::ifreq,
-) -> std::io::Result<()> {
+fn control(socket: &UdpSocket, request: libc::c_ulong, interface: &mut libc::ifreq) -> std::io::Result<()> {
     // SAFETY: the socket is open, and the requests used here take a pointer to an ifreq.
-    let result = unsafe {
-        libc::ioctl(
-            socket.as_raw_fd(),
-            request as _,
-            std::ptr::from_mut(interface),
-        )
-    };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), request as _, std::ptr::from_mut(interface)) };
     if result < 0 {
         Err(std::io::Error::last_os_error())
     } else {

@@ -46,9 +46,7 @@ pub fn sleep(guest: &Guest<'_>, length_ns: u64) {
     if slept < length_ns {
         guest.fault(Fault::TimerEarly, 0, length_ns, slept);
     }
-    guest
-        .page
-        .raise(Tally::LatestWakeNs, slept.saturating_sub(length_ns));
+    guest.page.raise(Tally::LatestWakeNs, slept.saturating_sub(length_ns));
 }
 
 #[cfg(test)]

@@ -15,8 +15,7 @@ pub fn mounts() -> Result<()> {
             .with_context(|| format!("cannot mount {kind}: is {place} in the initramfs?"))?;
     }
     // Compaction must not move the beat page, also when it is locked: hosts look where it was first.
-    std::fs::write("/proc/sys/vm/compact_unevictable_allowed", "0")
-        .context("cannot keep compaction off")
+    std::fs::write("/proc/sys/vm/compact_unevictable_allowed", "0").context("cannot keep compaction off")
 }
 
 /// Loads the modules and returns how many.
@@ -34,16 +33,13 @@ pub fn load_modules() -> Result<usize> {
 }
 
 pub fn params() -> Result<Params> {
-    let line = std::fs::read_to_string("/proc/cmdline")
-        .context("cannot read the kernel's command line")?;
+    let line = std::fs::read_to_string("/proc/cmdline").context("cannot read the kernel's command line")?;
     Params::parse(&line).map_err(anyhow::Error::msg)
 }
 
 /// Restarts the machine, which ends a QEMU with `-no-reboot`.
 pub fn reboot() -> Result<()> {
-    Ok(rustix::system::reboot(
-        rustix::system::RebootCommand::Restart,
-    )?)
+    Ok(rustix::system::reboot(rustix::system::RebootCommand::Restart)?)
 }
 
 /// Guest-physical address behind a virtual one (Documentation/admin-guide/mm/pagemap.rst).

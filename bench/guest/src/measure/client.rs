@@ -23,12 +23,8 @@ impl Client {
     /// # Errors
     /// There is no such socket, or the guest does not answer within `timeout`.
     pub fn connect(path: &Path, timeout: Duration) -> Result<Self> {
-        let socket = UnixStream::connect(path).with_context(|| {
-            format!(
-                "cannot connect to {}: start measure.sh first",
-                path.display()
-            )
-        })?;
+        let socket = UnixStream::connect(path)
+            .with_context(|| format!("cannot connect to {}: start measure.sh first", path.display()))?;
         Self::new(socket, timeout)
     }
 
@@ -39,10 +35,7 @@ impl Client {
         };
         let end = Instant::now() + timeout;
         while Instant::now() < end {
-            client
-                .socket
-                .write_all(b"\n")
-                .context("the guest is gone")?;
+            client.socket.write_all(b"\n").context("the guest is gone")?;
             if let Some(Line::Ready { .. }) = client.line(Instant::now() + ASK)? {
                 return Ok(client);
             }
@@ -121,8 +114,7 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "sockets")]
     fn orders_are_answered_among_other_words() {
-        let answer =
-            r#"{"event":"cpuid","iterations":1,"min":1,"median":2,"mean":3,"max":4,"empty":5}"#;
+        let answer = r#"{"event":"cpuid","iterations":1,"min":1,"median":2,"mean":3,"max":4,"empty":5}"#;
         let long = Duration::from_secs(60);
         let mut client = Client::new(guest(answer), long).expect("ready");
         assert_eq!(client.order("cpuid:1", long).expect("an answer").median, 2);

@@ -1,8 +1,5 @@
 //! The events themselves.
-#![expect(
-    unsafe_code,
-    reason = "IN, VMCALL and iopl; loads from devices are in map.rs"
-)]
+#![expect(unsafe_code, reason = "IN, VMCALL and iopl; loads from devices are in map.rs")]
 
 use super::timing::{self, Ticker};
 use super::{Event, Measured};

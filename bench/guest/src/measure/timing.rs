@@ -6,8 +6,7 @@ use crate::tsc;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fd::OwnedFd;
 use rustix::time::{
-    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 use std::time::Duration;
 
@@ -31,8 +30,7 @@ impl Ticker {
     /// # Errors
     /// The kernel has no timer to give.
     pub fn new() -> Result<Self> {
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK)
-            .context("timerfd_create")?;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK).context("timerfd_create")?;
         let (tsc, ns) = now();
         std::thread::sleep(Duration::from_millis(20));
         let (later, later_ns) = now();
@@ -60,8 +58,7 @@ impl Ticker {
                 tv_nsec: at.subsec_nanos().into(),
             },
         };
-        timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &when)
-            .context("timerfd_settime")?;
+        timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &when).context("timerfd_settime")?;
         let deadline = tsc + self.ticks(DELAY_NS);
         let end = deadline + self.ticks(PATIENCE_NS);
         let mut last = tsc::read_ordered();
@@ -94,11 +91,7 @@ fn now() -> (u64, u64) {
 /// The kernel has no `membarrier(2)`.
 pub fn membarrier_register() -> Result<()> {
     let answer = call(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED);
-    ensure!(
-        answer == 0,
-        "membarrier: {}",
-        std::io::Error::last_os_error()
-    );
+    ensure!(answer == 0, "membarrier: {}", std::io::Error::last_os_error());
     Ok(())
 }
 

@@ -51,12 +51,7 @@ impl Write for Client {
 }
 
 fn option(number: u32) -> Vec<u8> {
-    [
-        &OPTION_MAGIC.to_be_bytes()[..],
-        &number.to_be_bytes(),
-        &[0; 4],
-    ]
-    .concat()
+    [&OPTION_MAGIC.to_be_bytes()[..], &number.to_be_bytes(), &[0; 4]].concat()
 }
 
 fn request(command: u16, offset: u64, length: u32) -> Vec<u8> {

@@ -104,7 +104,8 @@ const MUST_ADVANCE: [Tally; 5] = [
     Tally::NetEchoes,
 ];
 
-/// How much of it: all of the buffer and of the disk's blocks, so that whatever was written before the event is read after it.
+/// How much of it: all of the buffer and of the disk's blocks, so that whatever was written before the event is read
+/// after it.
 fn enough(kind: Tally, guest: &Report) -> u64 {
     match kind {
         Tally::PagesVerified => guest.buffer_bytes / beat::PAGE_BYTES as u64,
@@ -113,8 +114,8 @@ fn enough(kind: Tally, guest: &Report) -> u64 {
     }
 }
 
-/// What speaks against it that the guest of report `before` survived, given two later reports of that name: empty when all
-/// is well. Work must have advanced from `start` to `now`, that is, after the event.
+/// What speaks against it that the guest of report `before` survived, given two later reports of that name: empty when
+/// all is well. Work must have advanced from `start` to `now`, that is, after the event.
 #[must_use]
 pub fn survived(before: &Report, start: &Report, now: &Report) -> Vec<String> {
     let mut complaints = Vec::new();
@@ -125,16 +126,11 @@ pub fn survived(before: &Report, start: &Report, now: &Report) -> Vec<String> {
     }
     if now.faults > 0 {
         let (faults, kinds) = (now.faults, &now.fault_kinds);
-        complaints.push(format!(
-            "{faults} faults {kinds:?}, first {:?}",
-            now.first_fault
-        ));
+        complaints.push(format!("{faults} faults {kinds:?}, first {:?}", now.first_fault));
     }
     if start.beats < before.beats {
         let (late, early) = (start.beats, before.beats);
-        complaints.push(format!(
-            "its memory is an older one: beat {late} after {early}"
-        ));
+        complaints.push(format!("its memory is an older one: beat {late} after {early}"));
     }
     if now.beats <= start.beats {
         complaints.push(format!("it stands still at beat {}", now.beats));
@@ -181,10 +177,7 @@ mod tests {
         let report = Report::read(&Found { offset: 4096, page });
         assert_eq!(report.fault_kinds, [("memory_stale".to_owned(), 1)].into());
         let json = serde_json::to_string(&report).expect("plain data");
-        assert_eq!(
-            serde_json::from_str::<Report>(&json).expect("just written"),
-            report
-        );
+        assert_eq!(serde_json::from_str::<Report>(&json).expect("just written"), report);
     }
 
     fn reports() -> [Report; 3] {
@@ -243,8 +236,7 @@ mod tests {
     fn work_that_a_guest_never_did_need_not_go_on() {
         let [mut before, start, mut now] = reports();
         before.work.insert("disk_blocks".into(), 0);
-        now.work
-            .insert("disk_blocks".into(), start.work["disk_blocks"]);
+        now.work.insert("disk_blocks".into(), start.work["disk_blocks"]);
         assert_eq!(survived(&before, &start, &now), Vec::<String>::new());
     }
 }

@@ -58,8 +58,8 @@ pub struct Gap {
     pub to_beat: u64,
 }
 
-/// Spins until `enough`, asked now and then, and returns the `keep` longest gaps, longest first. A gap that has not ended is not
-/// among them.
+/// Spins until `enough`, asked now and then, and returns the `keep` longest gaps, longest first. A gap that has not
+/// ended is not among them.
 #[must_use]
 pub fn gaps(page: BeatPage<'_>, keep: usize, mut enough: impl FnMut() -> bool) -> Vec<Gap> {
     let mut observer = Observer::new(page.beats(), tsc::read_ordered(), keep);
@@ -150,14 +150,7 @@ mod tests {
     #[test]
     fn the_longest_gap_is_the_pause() {
         let mut observer = Observer::new(1, 1000, 2);
-        for (beat, tsc) in [
-            (1, 1005),
-            (2, 1010),
-            (3, 1020),
-            (3, 5000),
-            (9, 9020),
-            (10, 9030),
-        ] {
+        for (beat, tsc) in [(1, 1005), (2, 1010), (3, 1020), (3, 5000), (9, 9020), (10, 9030)] {
             observer.observe(beat, tsc);
         }
         let pause = Gap {
@@ -197,9 +190,6 @@ mod tests {
         for ticks in [3, 9, 1, 5, 7] {
             insert(&mut longest, gap(ticks), 3);
         }
-        assert_eq!(
-            longest.iter().map(|g| g.ticks).collect::<Vec<_>>(),
-            [9, 7, 5]
-        );
+        assert_eq!(longest.iter().map(|g| g.ticks).collect::<Vec<_>>(), [9, 7, 5]);
     }
 }

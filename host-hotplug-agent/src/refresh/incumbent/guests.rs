@@ -1,5 +1,5 @@
-//! Guests given to the successor, and taken back. A guest never runs in both hosts, and whenever it is not known where it runs,
-//! the successor is stopped first.
+//! Guests given to the successor, and taken back. A guest never runs in both hosts, and whenever it is not known where
+//! it runs, the successor is stopped first.
 
 use std::sync::Arc;
 
@@ -49,12 +49,7 @@ impl Incumbent {
             _ => None,
         });
         match (sent, verdict) {
-            (
-                Ok(sent),
-                Ok(Message::Resumed {
-                    received, resumed, ..
-                }),
-            ) => {
+            (Ok(sent), Ok(Message::Resumed { received, resumed, .. })) => {
                 self.note(name, |guest| {
                     guest.begun = sent.begun;
                     guest.stopped = sent.stopped;
@@ -73,9 +68,8 @@ impl Incumbent {
                 vm.quit()
             }
             (sent, Ok(Message::Failed { reason, .. })) => {
-                vm.resume().with_context(|| {
-                    format!("guest {name} does not run on after a failed handover")
-                })?;
+                vm.resume()
+                    .with_context(|| format!("guest {name} does not run on after a failed handover"))?;
                 match sent {
                     Ok(_) => bail!("the successor's QEMU refused the state: {reason}"),
                     Err(error) => Err(error.context(reason)),
@@ -87,9 +81,8 @@ impl Incumbent {
                 self.take_back()
                     .context("the successor must be stopped before the guest may run on")?;
                 self.shared.lock().lost = Some(format!("{silence:#}"));
-                vm.resume().with_context(|| {
-                    format!("guest {name} does not run on after a failed handover")
-                })?;
+                vm.resume()
+                    .with_context(|| format!("guest {name} does not run on after a failed handover"))?;
                 Err(silence)
             }
         }
@@ -141,8 +134,7 @@ impl Incumbent {
                     tracing::warn!("guest {name}: {error:#}");
                     return Ok(());
                 }
-                let gone =
-                    |message: &Message| matches!(message, Message::Gone { .. }).then_some(());
+                let gone = |message: &Message| matches!(message, Message::Gone { .. }).then_some(());
                 if let Err(error) = self.insist(MESSAGE, gone) {
                     tracing::warn!("guest {name}: {error:#}");
                 }

@@ -8,10 +8,7 @@ use crate::load::{self, Layout, cmdline};
 
 impl Incumbent {
     pub(super) fn load(&mut self) -> Result<()> {
-        let files = self
-            .files
-            .take()
-            .context("the successor's files are gone")?;
+        let files = self.files.take().context("the successor's files are gone")?;
         let facts = *self.machine.facts();
         let sys = self.machine.sys();
         let (plan, generation) = {
@@ -20,13 +17,8 @@ impl Incumbent {
             let generation = plan.generation.next().0;
             (plan, generation)
         };
-        let (tables, rsdp) = load::tables::acpi(
-            sys,
-            self.machine.memory(),
-            &facts.header,
-            facts.header_address,
-            &plan,
-        )?;
+        let (tables, rsdp) =
+            load::tables::acpi(sys, self.machine.memory(), &facts.header, facts.header_address, &plan)?;
         let e820 = load::tables::memory_map(sys, &facts.header, &plan)?;
         let line = cmdline::complete(
             &self.config.cmdline,
@@ -48,12 +40,7 @@ impl Incumbent {
             zero_page,
         } = load::layout(files, range, &line, rsdp, &e820)?;
         for piece in tables.iter().chain(&pieces) {
-            tracing::debug!(
-                "{} at {:#x}, {} bytes",
-                piece.what,
-                piece.at,
-                piece.bytes.len()
-            );
+            tracing::debug!("{} at {:#x}, {} bytes", piece.what, piece.at, piece.bytes.len());
             self.machine
                 .write(piece.at, &piece.bytes)
                 .with_context(|| format!("copying the {} to {:#x}", piece.what, piece.at))?;
@@ -95,19 +82,13 @@ mod tests {
         };
         let blocks = [range(128, 256), range(1024, 1152), range(1152, 1280)];
         // The boot range is nobody's memory and one block after it: too small without the former.
-        assert_eq!(
-            place(&blocks, range(10, 256), size),
-            Some(range(1024, 1280))
-        );
+        assert_eq!(place(&blocks, range(10, 256), size), Some(range(1024, 1280)));
         let small = BootSize {
             initramfs: 20 * MIB,
             ..size
         };
         assert_eq!(place(&blocks, range(10, 256), small), Some(range(128, 256)));
-        assert_eq!(
-            place(&blocks, range(10, 100), small),
-            Some(range(1024, 1280))
-        );
+        assert_eq!(place(&blocks, range(10, 100), small), Some(range(1024, 1280)));
         assert_eq!(place(&[], range(10, 100), small), None);
     }
 }

@@ -77,9 +77,7 @@ impl Incumbent {
         let machine = Arc::clone(&self.machine);
         match action {
             Action::RemoveMemory { range, .. } => machine.remove_memory(*range),
-            Action::AddMemory { range, online } => {
-                machine.add_memory(*range, self.node(*range), *online)
-            }
+            Action::AddMemory { range, online } => machine.add_memory(*range, self.node(*range), *online),
             Action::OfflineCpu(apic) => {
                 machine.offline_cpu(cpu_number(&*machine, *apic)?)?;
                 self.await_parked(apic.0)
@@ -89,8 +87,7 @@ impl Incumbent {
             Action::AddPci(address) => machine.find_pci(*address),
             Action::LoadSuccessor => self.load(),
             Action::WipeSuccessor => {
-                let blocks: Vec<MemRange> =
-                    self.plan(|plan| plan.blocks.iter().map(|block| block.range).collect())?;
+                let blocks: Vec<MemRange> = self.plan(|plan| plan.blocks.iter().map(|block| block.range).collect())?;
                 blocks.into_iter().try_for_each(|range| machine.wipe(range))
             }
             Action::EnterNested(apic) => machine.enter(cpu_number(&*machine, *apic)?),
@@ -99,8 +96,7 @@ impl Incumbent {
             Action::StartSuccessor => {
                 let boot = self.plan(|plan| plan.cpus.first().map(|cpu| cpu.apic.0))?;
                 let boot = boot.context("the plan has no boot CPU")?;
-                let (entry, zero_page) =
-                    self.layout.context("the successor's image is not loaded")?;
+                let (entry, zero_page) = self.layout.context("the successor's image is not loaded")?;
                 self.taken_back = false;
                 machine.start(entry, zero_page, boot)
             }
@@ -136,16 +132,12 @@ impl Incumbent {
         let deadline = after(self.config.timeouts.cpu);
         loop {
             let status = self.machine.status()?;
-            let cpu = view::used(&status)
-                .iter()
-                .find(|cpu| cpu.apic_id == apic_id);
+            let cpu = view::used(&status).iter().find(|cpu| cpu.apic_id == apic_id);
             if cpu.is_some_and(|cpu| cpu.mode == CpuMode::Parked as u32) {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                bail!(
-                    "APIC {apic_id} is offline, but did not come to L0: is the kernel Linux 6.11 or later?"
-                );
+                bail!("APIC {apic_id} is offline, but did not come to L0: is the kernel Linux 6.11 or later?");
             }
             sleep(Duration::from_millis(2));
         }

@@ -27,23 +27,15 @@ impl Incumbent {
         }
     }
 
-    /// Waits for a message for which `wanted` gives a value; others are out of turn. Ends early if the successor dies, or
-    /// the operator wants to stop.
-    pub(super) fn expect<T>(
-        &mut self,
-        seconds: u64,
-        wanted: impl Fn(&Message) -> Option<T>,
-    ) -> Result<T> {
+    /// Waits for a message for which `wanted` gives a value; others are out of turn. Ends early if the successor dies,
+    /// or the operator wants to stop.
+    pub(super) fn expect<T>(&mut self, seconds: u64, wanted: impl Fn(&Message) -> Option<T>) -> Result<T> {
         let shared = Arc::clone(&self.shared);
         self.listen(seconds, &|| shared.aborting(), wanted)
     }
 
     /// As [`Self::expect`], whatever the operator wants: something depends on the answer.
-    pub(super) fn insist<T>(
-        &mut self,
-        seconds: u64,
-        wanted: impl Fn(&Message) -> Option<T>,
-    ) -> Result<T> {
+    pub(super) fn insist<T>(&mut self, seconds: u64, wanted: impl Fn(&Message) -> Option<T>) -> Result<T> {
         self.listen(seconds, &|| false, wanted)
     }
 
@@ -56,10 +48,7 @@ impl Incumbent {
         let machine = Arc::clone(&self.machine);
         let given_up = || stop() || dead(&*machine).is_some();
         let until = until(seconds, &given_up);
-        let link = self
-            .link
-            .as_mut()
-            .context("there is no channel to the successor")?;
+        let link = self.link.as_mut().context("there is no channel to the successor")?;
         loop {
             match link.receive(&until) {
                 Ok(message) => match wanted(&message) {
@@ -74,10 +63,7 @@ impl Incumbent {
     pub(super) fn tell(&mut self, message: &Message) -> Result<()> {
         let machine = Arc::clone(&self.machine);
         let given_up = || dead(&*machine).is_some();
-        let link = self
-            .link
-            .as_mut()
-            .context("there is no channel to the successor")?;
+        let link = self.link.as_mut().context("there is no channel to the successor")?;
         link.send(message, &until(MESSAGE, &given_up))
             .map_err(|error| self.explain(error))
     }
@@ -124,8 +110,7 @@ impl Incumbent {
                 Message::Failed { name, reason } => Some(Err(anyhow!("guest {name}: {reason}"))),
                 _ => None,
             };
-            let (name, ticks) =
-                self.expect(self.config.timeouts.guest_start + VERDICT, answer)??;
+            let (name, ticks) = self.expect(self.config.timeouts.guest_start + VERDICT, answer)??;
             self.note(&name, |guest| guest.prepare_ticks = ticks);
         }
         Ok(())
@@ -134,18 +119,13 @@ impl Incumbent {
     pub(super) fn entrust(&mut self) -> Result<()> {
         let (refresh, report): (Refresh, _) = {
             let inner = self.shared.lock();
-            (
-                inner.refresh.clone(),
-                inner.report.clone().unwrap_or_default(),
-            )
+            (inner.refresh.clone(), inner.report.clone().unwrap_or_default())
         };
         self.tell(&Message::Entrust {
             refresh: Box::new(refresh),
             report: Box::new(report),
             seconds: self.config.timeouts.retire,
         })?;
-        self.expect(MESSAGE, |message| {
-            matches!(message, Message::Entrusted).then_some(())
-        })
+        self.expect(MESSAGE, |message| matches!(message, Message::Entrusted).then_some(()))
     }
 }

@@ -2,9 +2,7 @@
 
 use std::fmt::Write;
 
-use cbindgen::{
-    Builder, Config, EnumConfig, ExportConfig, Language, LayoutConfig, RenameRule, Style,
-};
+use cbindgen::{Builder, Config, EnumConfig, ExportConfig, Language, LayoutConfig, RenameRule, Style};
 
 use super::layout;
 
@@ -67,30 +65,16 @@ const OWN: &[(&str, &str)] = &[
 
 /// How the header defines the type or constant `rust`; `None` if the tables above lack it.
 pub fn definition(rust: &str) -> Option<String> {
-    let named = |table: &[(&str, &str)]| {
-        table
-            .iter()
-            .find(|(name, _)| *name == rust)
-            .map(|(_, c)| c.to_string())
-    };
-    let constant = || {
-        named(CONSTANTS)
-            .or_else(|| named(OWN))
-            .map(|c| format!("#define {c} "))
-    };
+    let named = |table: &[(&str, &str)]| table.iter().find(|(name, _)| *name == rust).map(|(_, c)| c.to_string());
+    let constant = || named(CONSTANTS).or_else(|| named(OWN)).map(|c| format!("#define {c} "));
     named(TYPES).map(|c| format!(" {c} {{")).or_else(constant)
 }
 
 /// What cbindgen can't evaluate: byte strings and calls in constants.
 fn own_constants() -> String {
     let mut text = String::new();
-    let signature =
-        String::from_utf8(locum_abi::LOCM_SIGNATURE.to_vec()).expect("an ASCII signature");
-    writeln!(
-        text,
-        "/* Signature of the ACPI table that leads to the header. */"
-    )
-    .expect("write to a string");
+    let signature = String::from_utf8(locum_abi::LOCM_SIGNATURE.to_vec()).expect("an ASCII signature");
+    writeln!(text, "/* Signature of the ACPI table that leads to the header. */").expect("write to a string");
     writeln!(text, "#define LOCUM_ACPI_SIGNATURE \"{signature}\"").expect("write to a string");
     writeln!(text, "/* First word of struct locum_header. */").expect("write to a string");
     writeln!(text, "#define LOCUM_MAGIC {:#018x}ULL", locum_abi::MAGIC).expect("write to a string");
@@ -113,9 +97,12 @@ fn config() -> Config {
         language: Language::C,
         style: Style::Tag,
         header: Some(
-            "/* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */\n#ifndef LOCUM_ABI_H\n#define LOCUM_ABI_H".into(),
+            "/* SPDX-License-Identifier: GPL-2.0 OR MIT OR Apache-2.0 */\n#ifndef LOCUM_ABI_H\n#define LOCUM_ABI_H"
+                .into(),
         ),
-        autogen_warning: Some("/* Made by cbindgen from the crate locum-abi; do not edit. See its tests/c_header.rs. */".into()),
+        autogen_warning: Some(
+            "/* Made by cbindgen from the crate locum-abi; do not edit. See its tests/c_header.rs. */".into(),
+        ),
         no_includes: true,
         after_includes: Some(format!(
             "#ifndef __ASSEMBLY__\n\n#include <linux/types.h>\n\n\
@@ -129,7 +116,10 @@ fn config() -> Config {
         )),
         tab_width: 8,
         line_length: 120,
-        layout: LayoutConfig { aligned_n: Some("LOCUM_ALIGNED".into()), ..LayoutConfig::default() },
+        layout: LayoutConfig {
+            aligned_n: Some("LOCUM_ALIGNED".into()),
+            ..LayoutConfig::default()
+        },
         enumeration: EnumConfig {
             rename_variants: RenameRule::QualifiedScreamingSnakeCase,
             ..EnumConfig::default()

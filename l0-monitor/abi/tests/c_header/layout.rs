@@ -51,15 +51,7 @@ pub fn asserts() -> String {
         machine_rsdp,
         pm1b_cnt
     );
-    check!(
-        text,
-        HostStatus,
-        "locum_host_status",
-        reason,
-        detail,
-        generation,
-        cpu
-    );
+    check!(text, HostStatus, "locum_host_status", reason, detail, generation, cpu);
     check!(
         text,
         CpuStatus,
@@ -71,15 +63,7 @@ pub fn asserts() -> String {
         nmis,
         exits_by_reason
     );
-    check!(
-        text,
-        Status,
-        "locum_status",
-        cpu_count,
-        hosts,
-        refusals,
-        cpus
-    );
+    check!(text, Status, "locum_status", cpu_count, hosts, refusals, cpus);
     check!(text, TableRegister, "locum_table_register", limit, base);
     check!(
         text,
@@ -96,25 +80,8 @@ pub fn asserts() -> String {
         dr7,
         module
     );
-    check!(
-        text,
-        Mailbox,
-        "locum_mailbox",
-        apic_id,
-        wakeup_vector,
-        os,
-        firmware
-    );
-    check!(
-        text,
-        ChannelRing,
-        "locum_channel_ring",
-        head,
-        flags,
-        tail,
-        closed,
-        data
-    );
+    check!(text, Mailbox, "locum_mailbox", apic_id, wakeup_vector, os, firmware);
+    check!(text, ChannelRing, "locum_channel_ring", head, flags, tail, closed, data);
     check!(text, TraceRecord, "locum_trace_record", kind, cpu, a, b, c);
     check!(text, TraceRing, "locum_trace_ring", capacity, records);
     check!(text, LogRing, "locum_log_ring", capacity, text);
