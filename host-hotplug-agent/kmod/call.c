@@ -33,8 +33,6 @@ int locum_errno(u32 l0_errno)
 		return -ENOSPC;
 	case LOCUM_ERRNO_NO_VMX:
 		return -EOPNOTSUPP;
-	case LOCUM_ERRNO_NESTED:
-		return -EALREADY;
 	case LOCUM_ERRNO_ENTRY_FAILED:
 		return -EIO;
 	case LOCUM_ERRNO_TIMEOUT:

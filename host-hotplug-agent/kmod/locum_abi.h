@@ -78,6 +78,11 @@
 #define LOCUM_SEL_TR 7
 
 /**
+ * End of the physical address space that is accounted for (MAXPHYADDR is 52 at most, SDM vol. 3A, 4.1.4).
+ */
+#define ADDRESS_SPACE_END (1 << 52)
+
+/**
  * Revision of everything in this crate. A module or agent with another revision must refuse to work.
  */
 #define LOCUM_REVISION 1
@@ -86,11 +91,6 @@
  * How many logical CPUs L0 manages at most.
  */
 #define LOCUM_MAX_CPUS 64
-
-/**
- * Number of hosts that can exist at a time. A host's *slot* is its generation modulo this number.
- */
-#define LOCUM_SLOTS 2
 
 /**
  * Upper half of RAX of every operation ("LOCM"), so that a stray VMCALL is not taken for one of ours.
@@ -113,6 +113,11 @@
 #define LOCUM_MAILBOX_TEST 2
 
 /**
+ * Number of hosts that can exist at a time.
+ */
+#define LOCUM_SLOTS 2
+
+/**
  * Number of basic exit reasons counted one by one; later ones share the last counter.
  */
 #define LOCUM_EXIT_REASONS 80
@@ -131,6 +136,21 @@
  * Bytes of text in the log ring.
  */
 #define LOCUM_LOG_BYTES ((32 * 1024) - 64)
+
+/**
+ * One of the two places for a host: its generation modulo [`SLOTS`]. Each holds one host or none, and has a mailbox, a
+ * reset vector, page tables, a table area and a console of its own ([`crate::SlotInfo`]).
+ */
+enum locum_slot {
+	/**
+	 * Hosts of generation 0, 2, 4...
+	 */
+	LOCUM_SLOT_EVEN = 0,
+	/**
+	 * Hosts of generation 1, 3, 5...
+	 */
+	LOCUM_SLOT_ODD = 1,
+};
 
 /**
  * Where a CPU is.
@@ -229,7 +249,7 @@ enum locum_op {
 	 */
 	LOCUM_OP_LEAVE = (LOCUM_OP_MAGIC | 1),
 	/**
-	 * Give a resource of the caller to the other slot. RDI: [`ResourceKind`], RSI, RDX: as the kind says.
+	 * Give a resource of the caller to the other slot. RDI: [`crate::ResourceKind`], RSI, RDX: as the kind says.
 	 */
 	LOCUM_OP_GRANT = (LOCUM_OP_MAGIC | 2),
 	/**
@@ -251,18 +271,19 @@ enum locum_op {
 	 */
 	LOCUM_OP_PARK = (LOCUM_OP_MAGIC | 6),
 	/**
-	 * The caller ends by itself (power-off, reboot, panic) and asks to be declared dead. Does not return where
-	 * another host runs; where none does, refused with [`Errno::State`] and the host uses the machine's own ports.
+	 * The caller ends by itself (power-off, reboot, panic) and asks to be declared dead. RDI, RSI, RDX: told in
+	 * [`crate::HostStatus::detail`]. Does not return where another host runs; where none does, refused with
+	 * [`Errno::State`] and the host uses the machine's own ports.
 	 */
 	LOCUM_OP_EXIT = (LOCUM_OP_MAGIC | 7),
 };
 
 /**
- * What [`Op::Grant`] gives.
+ * What kind of resource a [`Grant`] gives: RDI of the call. `b` and `c` are RSI and RDX.
  */
 enum locum_resource {
 	/**
-	 * A parked CPU. `b`: APIC id.
+	 * A parked CPU. `b`: APIC id, `c`: 0.
 	 */
 	LOCUM_RESOURCE_CPU = 0,
 	/**
@@ -284,7 +305,7 @@ enum locum_resource {
 };
 
 /**
- * Why L0 refused. RAX returns the negative.
+ * Why L0 refused. RAX returns the negative. Numbers are never used again: 7 was one that no L0 ever returned.
  */
 enum locum_errno {
 	/**
@@ -312,11 +333,7 @@ enum locum_errno {
 	 */
 	LOCUM_ERRNO_NO_VMX = 6,
 	/**
-	 * This CPU is nested already.
-	 */
-	LOCUM_ERRNO_NESTED = 7,
-	/**
-	 * VM entry failed; the frame's `detail` has the VM-instruction error or exit reason.
+	 * VM entry failed.
 	 */
 	LOCUM_ERRNO_ENTRY_FAILED = 8,
 	/**
@@ -330,101 +347,99 @@ enum locum_errno {
 };
 
 /**
- * What a [`TraceRecord`] tells. `a`, `b`, `c` per kind; "refused" kinds carry the [`crate::Errno`] in `a`.
+ * What a [`TraceRecord`] tells. Its words are encoded and decoded by [`Event`], and nowhere else.
  */
 enum locum_trace_kind {
 	/**
-	 * Slot never written.
+	 * Never written.
 	 */
 	LOCUM_TRACE_KIND_NONE = 0,
 	/**
-	 * L0 booted (`a`: CPUs).
+	 * [`Event::Boot`].
 	 */
 	LOCUM_TRACE_KIND_BOOT = 1,
 	/**
-	 * A CPU parked (`a`: 1 if it came from nested mode).
+	 * [`Event::Park`].
 	 */
 	LOCUM_TRACE_KIND_PARK = 2,
 	/**
-	 * A parked CPU started (`a`: 0 native, 1 nested; `b`: address).
+	 * [`Event::Wake`].
 	 */
 	LOCUM_TRACE_KIND_WAKE = 3,
 	/**
-	 * A mailbox command was not for an owned, parked CPU (`a`: command, `b`: APIC id).
+	 * [`Event::MailboxRefused`].
 	 */
 	LOCUM_TRACE_KIND_MAILBOX_REFUSED = 4,
 	/**
-	 * Native to nested (`a`: 1 if the CPU was in VMX operation, `b`: current VMCS).
+	 * [`Event::Enter`].
 	 */
 	LOCUM_TRACE_KIND_ENTER = 5,
 	/**
-	 * Nested to native (`a`: 1 if the host is in VMX operation, `b`: current VMCS, `c`: adopted VMCSs written back).
+	 * [`Event::Leave`].
 	 */
 	LOCUM_TRACE_KIND_LEAVE = 6,
 	/**
-	 * A hypercall was refused (`a`: errno, `b`: operation, `c`: first argument).
+	 * [`Event::CallRefused`].
 	 */
-	LOCUM_TRACE_KIND_HYPERCALL_REFUSED = 7,
+	LOCUM_TRACE_KIND_CALL_REFUSED = 7,
 	/**
-	 * A resource changed owner (`a`: kind | new owner << 16, `b`, `c`: as in the hypercall).
+	 * [`Event::Owner`].
 	 */
 	LOCUM_TRACE_KIND_OWNER = 8,
 	/**
-	 * A host started (`a`: slot, `b`: entry, `c`: zero page).
+	 * [`Event::HostStart`].
 	 */
 	LOCUM_TRACE_KIND_HOST_START = 9,
 	/**
-	 * A host died (`a`: reason | slot << 16, `b`, `c`: details 0 and 1).
+	 * [`Event::HostDead`].
 	 */
 	LOCUM_TRACE_KIND_HOST_DEAD = 10,
 	/**
-	 * A host retired (`a`: slot).
+	 * [`Event::HostRetired`].
 	 */
 	LOCUM_TRACE_KIND_HOST_RETIRED = 11,
 	/**
-	 * A CPU was taken from a dead host (`a`: slot).
+	 * [`Event::CpuTaken`].
 	 */
 	LOCUM_TRACE_KIND_CPU_TAKEN = 12,
 	/**
-	 * Access to a port of the other partition (`a`: port | size << 16 | write << 24, `b`: value).
+	 * [`Event::PortDenied`].
 	 */
 	LOCUM_TRACE_KIND_PORT_DENIED = 13,
 	/**
-	 * Access to an IOAPIC pin of the other partition (`a`: pin | write << 24, `b`: value).
+	 * [`Event::PinDenied`].
 	 */
 	LOCUM_TRACE_KIND_PIN_DENIED = 14,
 	/**
-	 * PCI configuration access to the other partition (`a`: CF8 address, `b`: offset | write << 24, `c`: value).
+	 * [`Event::PciDenied`].
 	 */
 	LOCUM_TRACE_KIND_PCI_DENIED = 15,
 	/**
-	 * An exception was injected (`a`: vector | error code << 16, `b`: RIP).
+	 * [`Event::Inject`].
 	 */
 	LOCUM_TRACE_KIND_INJECT = 16,
 	/**
-	 * Memory access denied without consequence (`a`: qualification, `b`: physical address, `c`: RIP).
+	 * [`Event::MemoryDenied`].
 	 */
-	LOCUM_TRACE_KIND_MEM_DENIED = 17,
+	LOCUM_TRACE_KIND_MEMORY_DENIED = 17,
 	/**
-	 * A VMX instruction of the host failed (`a`: reason, `b`: RFLAGS, `c`: operand).
+	 * [`Event::VmxFail`].
 	 */
 	LOCUM_TRACE_KIND_VMX_FAIL = 18,
 	/**
-	 * The host's power-off or reset was filtered (`a`: port, `b`: value).
+	 * [`Event::PowerFiltered`].
 	 */
 	LOCUM_TRACE_KIND_POWER_FILTERED = 19,
 	/**
-	 * L0 took an exception it should not (`a`: vector, `b`: RIP, `c`: CR2 or error code).
+	 * [`Event::Fault`].
 	 */
 	LOCUM_TRACE_KIND_FAULT = 20,
 	/**
-	 * A VMCS was given back (`a`: 1 if it is as it was before, `b`: its address, `c`: 0 if so). Only with `check=vmcs`,
-	 * and if neither host nor guest changed it meanwhile.
+	 * [`Event::VmcsChecked`].
 	 */
 	LOCUM_TRACE_KIND_VMCS_CHECKED = 21,
 	/**
-	 * The host's VMREADs or VMWRITEs of one field exited again (`a`: encoding | write << 31, `b`: times since boot, a
-	 * power of two; only these leave a record).
+	 * [`Event::FieldTrapped`].
 	 */
 	LOCUM_TRACE_KIND_FIELD_TRAPPED = 22,
 };
@@ -912,7 +927,7 @@ struct locum_trace_record {
 	 */
 	__u64 tsc;
 	/**
-	 * A [`TraceKind`].
+	 * A [`crate::TraceKind`].
 	 */
 	__u16 kind;
 	/**
@@ -920,15 +935,15 @@ struct locum_trace_record {
 	 */
 	__u16 cpu;
 	/**
-	 * See the kind.
+	 * See [`crate::Event`].
 	 */
 	__u32 a;
 	/**
-	 * See the kind.
+	 * See [`crate::Event`].
 	 */
 	__u64 b;
 	/**
-	 * See the kind.
+	 * See [`crate::Event`].
 	 */
 	__u64 c;
 };
@@ -976,6 +991,11 @@ struct locum_log_ring {
 	 */
 	__u8 text[LOCUM_LOG_BYTES];
 };
+
+/**
+ * Both.
+ */
+#define locum_slot_ALL { locum_slot_Even, locum_slot_Odd, }
 
 _Static_assert(sizeof(struct locum_slot_info) == 96, "locum_slot_info");
 _Static_assert(__builtin_offsetof(struct locum_slot_info, mailbox) == 0, "locum_slot_info.mailbox");

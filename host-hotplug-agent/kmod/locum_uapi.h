@@ -21,7 +21,7 @@
  *
  * *L0's refusals* (enum errno of locum_abi.h) are copied raw to ``l0_errno`` (0: L0 was not asked or agreed) and
  * mapped: Argument -EINVAL, NotOwner -EACCES, NotParked -EBUSY, State -EBADFD, NoSpace -ENOSPC, NoVmx -EOPNOTSUPP,
- * Nested -EALREADY, EntryFailed -EIO, Timeout -ETIMEDOUT, Frame -EBADMSG, any other -EPROTO.
+ * EntryFailed -EIO, Timeout -ETIMEDOUT, Frame -EBADMSG, any other -EPROTO.
  *
  * ioctls are serialized by one mutex; a waiting caller can be killed (-ERESTARTSYS/-EINTR).
  */

@@ -1,5 +1,7 @@
 //! The header page: what L0 is and where its parts are. Written once at boot, read-only for hosts.
 
+use crate::slot::PerSlot;
+
 /// Signature of the ACPI table that points to the [`Header`]. Body after the standard 36 bytes: `u64` physical
 /// address of the header, `u32` [`REVISION`], `u32` zero.
 pub const LOCM_SIGNATURE: [u8; 4] = *b"LOCM";
@@ -12,9 +14,6 @@ pub const REVISION: u32 = 1;
 
 /// How many logical CPUs L0 manages at most.
 pub const MAX_CPUS: usize = 64;
-
-/// Number of hosts that can exist at a time. A host's *slot* is its generation modulo this number.
-pub const SLOTS: usize = 2;
 
 /// What belongs to the host of one slot (generation parity).
 #[repr(C)]
@@ -87,7 +86,7 @@ pub struct Header {
     /// Bytes of all channel rings.
     pub channels_size: u64,
     /// Per slot.
-    pub slots: [SlotInfo; SLOTS],
+    pub slots: PerSlot<SlotInfo>,
     /// Physical address of the machine's own RSDP (not the one made for the first host).
     pub machine_rsdp: u64,
     /// Bytes of L0's loaded image (text, read-only data, data), without bss.

@@ -4,6 +4,9 @@
 //! [`Op`], or at another CPL, raises #UD, as it would without L0. A native host cannot call (L0 is dormant): its only
 //! way in is the frame (see [`crate::frame`]).
 
+use crate::Grant;
+use crate::raw::from_raw;
+
 /// Upper half of RAX of every operation ("LOCM"), so that a stray VMCALL is not taken for one of ours.
 pub const OP_MAGIC: u64 = 0x4c4f_434d_0000_0000;
 
@@ -16,7 +19,7 @@ pub enum Op {
     /// Give this CPU back to the host, in VMX root. RDI: address of the CPU's [`crate::Frame`]. On success execution
     /// goes on at the frame's `rip`; on refusal after the VMCALL.
     Leave = OP_MAGIC | 1,
-    /// Give a resource of the caller to the other slot. RDI: [`ResourceKind`], RSI, RDX: as the kind says.
+    /// Give a resource of the caller to the other slot. RDI: [`crate::ResourceKind`], RSI, RDX: as the kind says.
     Grant = OP_MAGIC | 2,
     /// Start the host of the other slot, to which at least one parked CPU and memory were granted. RDI: physical
     /// address of the 64-bit entry point; RSI: of the zero page, both in granted memory; RDX: APIC id of its boot CPU.
@@ -28,59 +31,73 @@ pub enum Op {
     Retire = OP_MAGIC | 5,
     /// Park this CPU (used by the reset vector). Does not return.
     Park = OP_MAGIC | 6,
-    /// The caller ends by itself (power-off, reboot, panic) and asks to be declared dead. Does not return where
-    /// another host runs; where none does, refused with [`Errno::State`] and the host uses the machine's own ports.
+    /// The caller ends by itself (power-off, reboot, panic) and asks to be declared dead. RDI, RSI, RDX: told in
+    /// [`crate::HostStatus::detail`]. Does not return where another host runs; where none does, refused with
+    /// [`Errno::State`] and the host uses the machine's own ports.
     Exit = OP_MAGIC | 7,
 }
 
-impl Op {
-    /// The operation of a raw RAX.
-    pub const fn from_raw(raw: u64) -> Option<Self> {
-        Some(match raw.wrapping_sub(OP_MAGIC) {
-            0 => Self::Ping,
-            1 => Self::Leave,
-            2 => Self::Grant,
-            3 => Self::Start,
-            4 => Self::Abort,
-            5 => Self::Retire,
-            6 => Self::Park,
-            7 => Self::Exit,
-            _ => return None,
-        })
-    }
-}
+from_raw!(Op: u64 { Ping, Leave, Grant, Start, Abort, Retire, Park, Exit });
 
-/// What [`Op::Grant`] gives.
-#[repr(u64)]
+/// An operation with its arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResourceKind {
-    /// A parked CPU. `b`: APIC id.
-    Cpu = 0,
-    /// Memory or MMIO. `b`: first byte, `c`: bytes, both multiples of 4 KiB.
-    Memory = 1,
-    /// A PCI function. `b`: bus << 8 | device << 3 | function, `c`: 0.
-    Pci = 2,
-    /// I/O ports. `b`: first port, `c`: number.
-    Ports = 3,
-    /// An interrupt pin. `b`: GSI, `c`: 0.
-    Pin = 4,
+pub enum Call {
+    /// [`Op::Ping`].
+    Ping,
+    /// [`Op::Leave`].
+    Leave {
+        /// Address of the frame, for the host and under L0's page tables.
+        frame: u64,
+    },
+    /// [`Op::Grant`].
+    Grant(Grant),
+    /// [`Op::Start`].
+    Start {
+        /// Physical address of the 64-bit entry point.
+        entry: u64,
+        /// Physical address of the zero page.
+        zero_page: u64,
+        /// APIC id of the boot CPU.
+        apic_id: u32,
+    },
+    /// [`Op::Abort`].
+    Abort,
+    /// [`Op::Retire`].
+    Retire,
+    /// [`Op::Park`].
+    Park,
+    /// [`Op::Exit`].
+    Exit {
+        /// What the status will tell.
+        detail: [u64; 3],
+    },
 }
 
-impl ResourceKind {
-    /// The kind of a raw RDI.
-    pub const fn from_raw(raw: u64) -> Option<Self> {
-        Some(match raw {
-            0 => Self::Cpu,
-            1 => Self::Memory,
-            2 => Self::Pci,
-            3 => Self::Ports,
-            4 => Self::Pin,
-            _ => return None,
+impl Call {
+    /// Checks the arguments of an operation.
+    ///
+    /// # Errors
+    /// [`Errno::Argument`].
+    pub fn decode(op: Op, arguments: [u64; 3]) -> Result<Self, Errno> {
+        let [a, b, c] = arguments;
+        Ok(match op {
+            Op::Ping => Self::Ping,
+            Op::Leave => Self::Leave { frame: a },
+            Op::Grant => Self::Grant(Grant::decode(arguments)?),
+            Op::Start => Self::Start {
+                entry: a,
+                zero_page: b,
+                apic_id: u32::try_from(c).map_err(|_| Errno::Argument)?,
+            },
+            Op::Abort => Self::Abort,
+            Op::Retire => Self::Retire,
+            Op::Park => Self::Park,
+            Op::Exit => Self::Exit { detail: arguments },
         })
     }
 }
 
-/// Why L0 refused. RAX returns the negative.
+/// Why L0 refused. RAX returns the negative. Numbers are never used again: 7 was one that no L0 ever returned.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Errno {
@@ -96,9 +113,7 @@ pub enum Errno {
     NoSpace = 5,
     /// The CPU can't run L0: no VMX, EPT or unrestricted guest, or disabled in IA32_FEATURE_CONTROL.
     NoVmx = 6,
-    /// This CPU is nested already.
-    Nested = 7,
-    /// VM entry failed; the frame's `detail` has the VM-instruction error or exit reason.
+    /// VM entry failed.
     EntryFailed = 8,
     /// CPUs of the other host did not answer INIT in time.
     Timeout = 9,
@@ -106,21 +121,41 @@ pub enum Errno {
     Frame = 10,
 }
 
+from_raw!(Errno: u32 { Argument, NotOwner, NotParked, State, NoSpace, NoVmx, EntryFailed, Timeout, Frame });
+
 impl Errno {
-    /// The error of a raw code.
-    pub const fn from_raw(raw: u32) -> Option<Self> {
-        Some(match raw {
-            1 => Self::Argument,
-            2 => Self::NotOwner,
-            3 => Self::NotParked,
-            4 => Self::State,
-            5 => Self::NoSpace,
-            6 => Self::NoVmx,
-            7 => Self::Nested,
-            8 => Self::EntryFailed,
-            9 => Self::Timeout,
-            10 => Self::Frame,
-            _ => return None,
-        })
+    /// What the call returns in RAX.
+    #[must_use]
+    pub const fn rax(self) -> u64 {
+        -(self as i64) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_numbers_are_operations() {
+        for op in Op::ALL {
+            assert_eq!(Op::from_raw(*op as u64), Some(*op));
+        }
+        assert_eq!(Op::from_raw(0), None);
+        assert_eq!(Op::from_raw(OP_MAGIC | 8), None);
+        assert_eq!(Op::from_raw(OP_MAGIC | 1 << 63), None);
+    }
+
+    #[test]
+    fn arguments_are_taken_apart() {
+        let wide = [0x10_0000, 0x1000, 1 << 32];
+        assert_eq!(Call::decode(Op::Start, wide), Err(Errno::Argument));
+        assert_eq!(Call::decode(Op::Grant, wide), Err(Errno::Argument));
+        let start = Call::Start {
+            entry: 0x10_0000,
+            zero_page: 0x1000,
+            apic_id: 3,
+        };
+        assert_eq!(Call::decode(Op::Start, [0x10_0000, 0x1000, 3]), Ok(start));
+        assert_eq!(Errno::Frame.rax(), (-10_i64) as u64);
     }
 }

@@ -13,28 +13,36 @@
 //! | [`header`] | what L0 is and where its parts are | L0, once at boot |
 //! | [`status`] | modes, owners, counters | L0, read-only for hosts |
 //! | [`frame`] | the page through which one CPU changes between native and nested | module and L0 |
-//! | [`hypercall`] | what a nested host may ask for | |
+//! | [`hypercall`], [`grant`] | what a nested host may ask for | |
 //! | [`mailbox`] | ACPI multiprocessor wakeup mailbox | host, cleared by L0 |
 //! | [`channel`] | byte rings between the two hosts | both hosts |
-//! | [`trace`] | the always-on trace ring and the log ring | L0 |
+//! | [`trace`], [`event`] | the always-on trace ring and what its records tell, the log ring | L0 |
+//! | [`slot`] | the two places for a host | |
 #![no_std]
 #![forbid(unsafe_code)]
 
 pub mod channel;
+pub mod event;
 pub mod frame;
+pub mod grant;
 pub mod header;
 pub mod hypercall;
 pub mod mailbox;
+mod raw;
+pub mod slot;
 pub mod status;
 pub mod trace;
 
 pub use channel::{CHANNEL_COUNT, ChannelRing};
+pub use event::{Event, TraceKind};
 pub use frame::Frame;
+pub use grant::{Grant, ResourceKind};
 pub use header::{Header, LOCM_SIGNATURE, MAGIC, MAX_CPUS, REVISION, SlotInfo};
-pub use hypercall::{Errno, Op, ResourceKind};
+pub use hypercall::{Call, Errno, Op};
 pub use mailbox::Mailbox;
+pub use slot::{PerSlot, SLOTS, Slot};
 pub use status::{CpuMode, CpuStatus, HostState, HostStatus, Status, StopReason};
-pub use trace::{LogRing, TraceKind, TraceRecord, TraceRing};
+pub use trace::{LogRing, TraceRecord, TraceRing};
 
 /// Bytes of a page.
 pub const PAGE_SIZE: u64 = 4096;

@@ -1,6 +1,8 @@
 //! What L0 publishes while it runs: modes, owners, counters. One writer per field, read-only for hosts.
 
-use crate::header::{MAX_CPUS, SLOTS};
+use crate::header::MAX_CPUS;
+use crate::raw::from_raw;
+use crate::slot::PerSlot;
 
 /// Where a CPU is.
 #[repr(u32)]
@@ -16,18 +18,7 @@ pub enum CpuMode {
     Nested = 3,
 }
 
-impl CpuMode {
-    /// The mode of a raw word, `None` if this revision does not know it.
-    pub const fn from_raw(raw: u32) -> Option<Self> {
-        match raw {
-            0 => Some(Self::Absent),
-            1 => Some(Self::Parked),
-            2 => Some(Self::Native),
-            3 => Some(Self::Nested),
-            _ => None,
-        }
-    }
-}
+from_raw!(CpuMode: u32 { Absent, Parked, Native, Nested });
 
 /// State of the host in one slot.
 #[repr(u32)]
@@ -45,19 +36,7 @@ pub enum HostState {
     Retired = 4,
 }
 
-impl HostState {
-    /// The state of a raw word, `None` if this revision does not know it.
-    pub const fn from_raw(raw: u32) -> Option<Self> {
-        match raw {
-            0 => Some(Self::Absent),
-            1 => Some(Self::Preparing),
-            2 => Some(Self::Running),
-            3 => Some(Self::Dead),
-            4 => Some(Self::Retired),
-            _ => None,
-        }
-    }
-}
+from_raw!(HostState: u32 { Absent, Preparing, Running, Dead, Retired });
 
 /// Why a host is [`HostState::Dead`].
 #[repr(u32)]
@@ -80,21 +59,7 @@ pub enum StopReason {
     PoweredOff = 6,
 }
 
-impl StopReason {
-    /// The reason of a raw word, `None` if this revision does not know it.
-    pub const fn from_raw(raw: u32) -> Option<Self> {
-        match raw {
-            0 => Some(Self::None),
-            1 => Some(Self::TripleFault),
-            2 => Some(Self::WildAccess),
-            3 => Some(Self::Unhandled),
-            4 => Some(Self::EntryFailure),
-            5 => Some(Self::Aborted),
-            6 => Some(Self::PoweredOff),
-            _ => None,
-        }
-    }
-}
+from_raw!(StopReason: u32 { None, TripleFault, WildAccess, Unhandled, EntryFailure, Aborted, PoweredOff });
 
 /// The host of one slot.
 #[repr(C)]
@@ -155,7 +120,7 @@ pub struct Status {
     /// Number of entries of `cpus` in use.
     pub cpu_count: u32,
     /// Per slot.
-    pub hosts: [HostStatus; SLOTS],
+    pub hosts: PerSlot<HostStatus>,
     /// Number of refused requests (each has a trace record).
     pub refusals: u64,
     /// Not used, zero.

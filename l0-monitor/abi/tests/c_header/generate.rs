@@ -20,6 +20,7 @@ const TYPES: &[(&str, &str)] = &[
     ("Frame", "locum_frame"),
     ("Op", "locum_op"),
     ("ResourceKind", "locum_resource"),
+    ("Slot", "locum_slot"),
     ("Errno", "locum_errno"),
     ("Mailbox", "locum_mailbox"),
     ("ChannelRing", "locum_channel_ring"),
@@ -62,6 +63,9 @@ const OWN: &[(&str, &str)] = &[
     ("MAGIC", "LOCUM_MAGIC"),
     ("FRAME_MAGIC", "LOCUM_FRAME_MAGIC"),
 ];
+
+/// What is for Rust alone: values that C never holds, only their encodings.
+pub const RUST_ONLY: &[&str] = &["PerSlot", "Grant", "Call", "Event", "ADDRESS_SPACE_END"];
 
 /// How the header defines the type or constant `rust`; `None` if the tables above lack it.
 pub fn definition(rust: &str) -> Option<String> {
@@ -154,6 +158,7 @@ pub fn header() -> String {
         }
         conditional &= !line.starts_with("#endif");
     }
+    kernel = without_per_slot(&kernel);
     for (from, to) in [
         ("\n {\n", " {\n"),
         ("uint8_t", "__u8"),
@@ -168,6 +173,33 @@ pub fn header() -> String {
         kernel = kernel.replace("\n\n\n", "\n\n");
     }
     kernel
+}
+
+/// cbindgen makes a type definition, which kernel sources avoid, of each use of [`locum_abi::PerSlot`]: its members become
+/// plain arrays.
+fn without_per_slot(text: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    let mut arrays = Vec::new();
+    for line in text.lines() {
+        let definition = line
+            .strip_prefix("typedef ")
+            .and_then(|rest| rest.split_once(" PerSlot_"));
+        if let Some((element, rest)) = definition {
+            let (name, length) = rest.split_once('[').expect("an array");
+            arrays.push((format!("PerSlot_{name} "), format!("{element} "), format!("[{length}")));
+            let comment = lines.iter().rposition(|l| l == "/**").expect("a comment");
+            lines.truncate(comment);
+            continue;
+        }
+        let member = arrays
+            .iter()
+            .find(|(name, ..)| line.trim_start().starts_with(name.as_str()));
+        lines.push(match member {
+            Some((name, element, length)) => line.replace(name.as_str(), element).replace(';', length),
+            None => line.to_owned(),
+        });
+    }
+    lines.join("\n") + "\n"
 }
 
 /// The line with its indentation as tabs of 8, as kernel sources have it.
