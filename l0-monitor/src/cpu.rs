@@ -46,43 +46,6 @@ impl CpuIndex {
     }
 }
 
-/// One of the two places for a host: its generation modulo 2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Slot(bool);
-
-impl Slot {
-    /// The slot of even generations.
-    pub const EVEN: Self = Self(false);
-    /// The slot of odd generations.
-    pub const ODD: Self = Self(true);
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::EVEN, Self::ODD];
-
-    /// The slot of a generation.
-    pub const fn of_generation(generation: u32) -> Self {
-        Self(generation % 2 == 1)
-    }
-
-    /// Slot 0 or 1.
-    pub const fn from_raw(raw: u32) -> Option<Self> {
-        match raw {
-            0 => Some(Self::EVEN),
-            1 => Some(Self::ODD),
-            _ => None,
-        }
-    }
-
-    /// As an array index, 0 or 1.
-    pub const fn get(self) -> usize {
-        self.0 as usize
-    }
-
-    /// The other one.
-    pub const fn other(self) -> Self {
-        Self(!self.0)
-    }
-}
-
 /// Makes the CPUs known, in the order of the MADT. CPUs beyond [`MAX_CPUS`], ids above 254 and repeated ids are left
 /// out. Called once, by the boot CPU, before any other runs L0. Returns how many were taken.
 pub fn register(apic_ids: impl IntoIterator<Item = u32>) -> usize {
@@ -172,13 +135,5 @@ mod tests {
         let tops: std::vec::Vec<u64> = (0..MAX_CPUS).filter_map(CpuIndex::new).map(stack_top).collect();
         assert!(tops.windows(2).all(|w| w[1] - w[0] == STACK_SIZE as u64));
         assert!(tops.iter().all(|top| top % 4096 == 0));
-    }
-
-    #[test]
-    fn slots_alternate_with_generations() {
-        assert_eq!(Slot::of_generation(6), Slot::EVEN);
-        assert_eq!(Slot::of_generation(7), Slot::ODD);
-        assert_eq!(Slot::EVEN.other(), Slot::ODD);
-        assert_eq!(Slot::from_raw(2), None);
     }
 }

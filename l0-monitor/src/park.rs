@@ -28,11 +28,11 @@ use core::sync::atomic::{
 };
 
 use locum_abi::mailbox::{NOOP, TEST, WAKEUP};
-use locum_abi::{CpuMode, MAX_CPUS, TraceKind};
+use locum_abi::{CpuMode, Event, MAX_CPUS, Slot};
 
 use crate::arch::{cpuid, gdt, idt, lapic, registers};
 use crate::boot::{host, reset};
-use crate::cpu::{self, CpuIndex, Slot};
+use crate::cpu::{self, CpuIndex};
 use crate::nested::{self, Start, run};
 use crate::partition;
 use crate::shared::{self, MailboxWords};
@@ -207,7 +207,7 @@ extern "C" fn parked(index: usize) -> ! {
     for slot in Slot::ALL {
         reset::set_nested(me, slot, false);
     }
-    shared::trace(TraceKind::Park, u32::from(from_nested), 0, 0);
+    shared::trace(Event::Park { from_nested });
     // SAFETY: the CPU is parked from here on.
     let lapic = unsafe { lapic::Parked::new() };
     status.set_mode(CpuMode::Parked);
@@ -227,13 +227,11 @@ extern "C" fn parked(index: usize) -> ! {
                 }
                 Action::Refuse => {
                     if shared::clear_mailbox(slot, mailbox.head) {
-                        let id = mailbox.head >> 32;
-                        shared::trace(
-                            TraceKind::MailboxRefused,
-                            mailbox.head as u16 as u32,
-                            id,
-                            mailbox.vector,
-                        );
+                        shared::trace(Event::MailboxRefused {
+                            command: mailbox.head as u16,
+                            apic_id: (mailbox.head >> 32) as u32,
+                            vector: mailbox.vector,
+                        });
                         shared::status().count_refusal();
                     }
                 }
@@ -253,7 +251,7 @@ extern "C" fn parked(index: usize) -> ! {
             }
             wait(kind, slot);
         } else {
-            wait(kind, Slot::EVEN);
+            wait(kind, Slot::Even);
         }
         lapic.acknowledge();
     };
@@ -264,7 +262,11 @@ extern "C" fn parked(index: usize) -> ! {
         lapic.restore();
     }
     let nested = mailbox.is_none() || partition::two_hosts() || partition::slot_is_nested(start.slot);
-    shared::trace(TraceKind::Wake, u32::from(nested), start.rip, start.rsi);
+    shared::trace(Event::Wake {
+        nested,
+        entry: start.rip,
+        zero_page: start.rsi,
+    });
     if !nested {
         status.set_mode(CpuMode::Native);
         run::mark_parked(cpu);

@@ -16,10 +16,11 @@ use core::sync::atomic::{
 use locum_abi::channel::CHANNEL_COUNT;
 use locum_abi::status::{EXIT_REASONS, NO_OWNER};
 use locum_abi::trace::{LOG_BYTES, TRACE_RECORDS};
-use locum_abi::{ChannelRing, CpuMode, Header, HostState, StopReason, TraceKind};
+use locum_abi::{ChannelRing, CpuMode, Event, Header, HostState, StopReason, TraceRecord};
 
-use crate::cpu::{self, CpuIndex, Slot};
+use crate::cpu::{self, CpuIndex};
 use layout::{Region, Shared, SlotArea};
+use locum_abi::Slot;
 
 // SAFETY: every access goes through raw pointers, by atomic or volatile words, or happens at boot on one CPU.
 unsafe impl Sync for Shared {}
@@ -106,7 +107,7 @@ pub fn addresses() -> Addresses {
 
 /// A slot's area; reached by raw pointer only.
 pub fn slot_area(slot: Slot) -> *mut SlotArea {
-    field!(slots).cast::<SlotArea>().wrapping_add(slot.get())
+    field!(slots).cast::<SlotArea>().wrapping_add(slot.index())
 }
 
 /// Physical address of a field of a slot's area, by its offset in [`SlotArea`].
@@ -122,7 +123,7 @@ pub fn page_zero(slot: Slot) -> u64 {
 
 /// Slice below 1 MiB of the host in `slot`: first byte and bytes.
 pub const fn low_slice(slot: Slot) -> (u64, u64) {
-    (layout::LOW_SLICES[slot.get()], layout::LOW_SLICE_SIZE)
+    (layout::LOW_SLICES[slot.index()], layout::LOW_SLICE_SIZE)
 }
 
 /// The status.
@@ -174,7 +175,7 @@ impl HostView {
     fn pointer(self) -> *mut locum_abi::HostStatus {
         field!(status.0.hosts)
             .cast::<locum_abi::HostStatus>()
-            .wrapping_add(self.0.get())
+            .wrapping_add(self.0.index())
     }
 
     /// State; a word that is none counts as absent.
@@ -251,7 +252,7 @@ impl CpuView {
 
     /// Sets the owner, for hosts to see.
     pub fn set_owner(self, owner: Option<Slot>) {
-        let raw = owner.map_or(NO_OWNER, |slot| slot.get() as u32);
+        let raw = owner.map_or(NO_OWNER, Slot::raw);
         // SAFETY: only an address is computed.
         word32(unsafe { &raw mut (*self.pointer()).owner }).store(raw, Release);
     }
@@ -286,17 +287,16 @@ impl CpuView {
 }
 
 /// Appends a record to the trace ring.
-pub fn trace(kind: TraceKind, a: u32, b: u64, c: u64) {
+pub fn trace(event: Event) {
+    let (kind, a, b, c) = event.encode();
     let number = word64(field!(trace.0.written)).fetch_add(1, AcqRel);
     let index = (number % TRACE_RECORDS as u64) as usize;
-    let record = field!(trace.0.records)
-        .cast::<locum_abi::TraceRecord>()
-        .wrapping_add(index);
+    let record = field!(trace.0.records).cast::<TraceRecord>().wrapping_add(index);
     let (tsc, cpu) = stamp();
     // SAFETY: the record is inside the ring; L0 is the only writer, and two of its CPUs meet in one record only when
     // one of them is overtaken by a whole ring, which garbles that record and nothing else.
     unsafe {
-        record.write_volatile(locum_abi::TraceRecord {
+        record.write_volatile(TraceRecord {
             tsc,
             kind: kind as u16,
             cpu,
@@ -404,18 +404,18 @@ mod tests {
     #[test]
     fn a_mailbox_is_cleared_only_if_it_did_not_change() {
         let head = 1 | 3 << 32;
-        word64(slot_area(Slot::ODD).cast()).store(head, Release);
-        assert!(!clear_mailbox(Slot::ODD, 1 | 2 << 32));
-        assert_eq!(mailbox(Slot::ODD).head, head);
-        assert!(clear_mailbox(Slot::ODD, head));
-        assert_eq!(mailbox(Slot::ODD).head, 3 << 32);
+        word64(slot_area(Slot::Odd).cast()).store(head, Release);
+        assert!(!clear_mailbox(Slot::Odd, 1 | 2 << 32));
+        assert_eq!(mailbox(Slot::Odd).head, head);
+        assert!(clear_mailbox(Slot::Odd, head));
+        assert_eq!(mailbox(Slot::Odd).head, 3 << 32);
     }
 
     #[test]
     fn the_trace_ring_wraps() {
         let before = word64(field!(trace.0.written)).load(Relaxed);
         for n in 0..TRACE_RECORDS as u64 + 1 {
-            trace(TraceKind::Boot, n as u32, 0, 0);
+            trace(Event::Boot { cpus: n as u32 });
         }
         assert_eq!(
             word64(field!(trace.0.written)).load(Relaxed),

@@ -11,7 +11,7 @@
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 
-use locum_abi::{CpuMode, TraceKind};
+use locum_abi::{CpuMode, Event};
 
 use super::gdt::{CODE, TableRegister};
 use super::{lapic, msr, registers};
@@ -190,7 +190,11 @@ extern "C" fn trap(frame: &mut TrapFrame) -> bool {
     } else {
         frame.error
     };
-    crate::shared::trace(TraceKind::Fault, frame.vector as u32, frame.rip, detail);
+    crate::shared::trace(Event::Fault {
+        vector: frame.vector as u8,
+        rip: frame.rip,
+        detail,
+    });
     log::error!(
         "exception {} at {:#x} (error {:#x}, CR2 {:#x}, RSP {:#x}): this CPU halts",
         frame.vector,

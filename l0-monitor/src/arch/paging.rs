@@ -7,7 +7,7 @@
 
 use core::cell::UnsafeCell;
 
-use crate::cpu::Slot;
+use locum_abi::{PerSlot, Slot};
 
 /// Entries of a table at any level.
 const ENTRIES: usize = 512;
@@ -44,8 +44,8 @@ struct Pml4(Table);
 
 #[repr(C, align(4096))]
 struct Tables {
-    pml4: [Pml4; 2],
-    stub_pdpt: [Table; 2],
+    pml4: PerSlot<Pml4>,
+    stub_pdpt: PerSlot<Table>,
     pdpt: [Table; PDPTS],
     pd: [Table; PDS],
     pt: [Table; PTS],
@@ -58,8 +58,8 @@ struct Static(UnsafeCell<Tables>);
 unsafe impl Sync for Static {}
 
 static TABLES: Static = Static(UnsafeCell::new(Tables {
-    pml4: [const { Pml4([0; ENTRIES]) }; 2],
-    stub_pdpt: [[0; ENTRIES]; 2],
+    pml4: PerSlot::new(Pml4([0; ENTRIES]), Pml4([0; ENTRIES])),
+    stub_pdpt: PerSlot::new([0; ENTRIES], [0; ENTRIES]),
     pdpt: [[0; ENTRIES]; PDPTS],
     pd: [[0; ENTRIES]; PDS],
     pt: [[0; ENTRIES]; PTS],
@@ -69,7 +69,7 @@ static TABLES: Static = Static(UnsafeCell::new(Tables {
 pub fn l0_cr3(slot: Slot) -> u64 {
     let tables = TABLES.0.get();
     // SAFETY: only addresses are computed.
-    let pml4 = unsafe { (&raw mut (*tables).pml4).cast::<Pml4>().add(slot.get()) };
+    let pml4 = unsafe { (&raw mut (*tables).pml4).cast::<Pml4>().add(slot.index()) };
     pml4 as u64
 }
 
@@ -98,7 +98,7 @@ pub struct Unmapped {
 pub unsafe fn init(
     ram: impl Iterator<Item = core::ops::Range<u64>>,
     guards: impl Iterator<Item = u64>,
-    stub_pd: [u64; 2],
+    stub_pd: PerSlot<u64>,
     has_1gib_pages: bool,
 ) -> Result<(), Unmapped> {
     // SAFETY: the caller says that nobody else uses the tables.
@@ -111,7 +111,7 @@ impl Tables {
     fn fill(
         &mut self,
         ram: impl Iterator<Item = core::ops::Range<u64>>,
-        stub_pd: [u64; 2],
+        stub_pd: PerSlot<u64>,
         has_1gib_pages: bool,
     ) -> Result<(), Unmapped> {
         let mut result = Ok(());
@@ -128,13 +128,13 @@ impl Tables {
                 }
             }
         }
-        let own = self.pml4.iter_mut().zip(&mut self.stub_pdpt).zip(stub_pd);
-        for ((pml4, stub_pdpt), stub_pd) in own {
+        for slot in Slot::ALL {
+            let (pml4, stub_pdpt) = (&mut self.pml4[slot], &mut self.stub_pdpt[slot]);
             for (entry, pdpt) in pml4.0.iter_mut().zip(&self.pdpt) {
                 *entry = (&raw const *pdpt).addr() as u64 | PRESENT_WRITABLE;
             }
             pml4.0[ENTRIES - 1] = (&raw const *stub_pdpt).addr() as u64 | PRESENT_WRITABLE;
-            stub_pdpt[ENTRIES - 1] = stub_pd | PRESENT_WRITABLE;
+            stub_pdpt[ENTRIES - 1] = stub_pd[slot] | PRESENT_WRITABLE;
         }
         result
     }
@@ -189,8 +189,8 @@ mod tests {
 
     fn tables() -> Box<Tables> {
         Box::new(Tables {
-            pml4: [const { Pml4([0; ENTRIES]) }; 2],
-            stub_pdpt: [[0; ENTRIES]; 2],
+            pml4: PerSlot::new(Pml4([0; ENTRIES]), Pml4([0; ENTRIES])),
+            stub_pdpt: PerSlot::new([0; ENTRIES], [0; ENTRIES]),
             pdpt: [[0; ENTRIES]; PDPTS],
             pd: [[0; ENTRIES]; PDS],
             pt: [[0; ENTRIES]; PTS],
@@ -201,32 +201,38 @@ mod tests {
     fn low_memory_and_ram_are_mapped_and_nothing_else() {
         let mut t = tables();
         let ram = [0..GIB, 4 * GIB..5 * GIB + 1, 600 * GIB..601 * GIB];
-        assert_eq!(t.fill(ram.into_iter(), [0x80_a000, 0x83_a000], true), Ok(()));
+        assert_eq!(
+            t.fill(ram.into_iter(), PerSlot::new(0x80_a000, 0x83_a000), true),
+            Ok(())
+        );
         assert!(t.pdpt[0][..6].iter().all(|&e| e != 0));
         assert_eq!(t.pdpt[0][6], 0);
         assert_eq!(t.pdpt[0][5], (5 * GIB) | 0xe3);
         assert_eq!(t.pdpt[1][600 - 512], (600 * GIB) | 0xe3);
         assert_eq!(t.pd[3][511], (4 * GIB - LARGE) | 0xe3);
-        assert_eq!(t.stub_pdpt[1][511], 0x83_a000 | 0x63);
-        assert_eq!(t.pml4[0].0[0], t.pml4[1].0[0]);
-        assert_ne!(t.pml4[0].0[511], t.pml4[1].0[511]);
+        assert_eq!(t.stub_pdpt[Slot::Odd][511], 0x83_a000 | 0x63);
+        assert_eq!(t.pml4[Slot::Even].0[0], t.pml4[Slot::Odd].0[0]);
+        assert_ne!(t.pml4[Slot::Even].0[511], t.pml4[Slot::Odd].0[511]);
     }
 
     #[test]
     fn ram_beyond_the_tables_is_reported() {
         let mut t = tables();
         let huge = core::iter::once(4 * GIB..100 * GIB);
-        assert_eq!(t.fill(huge, [0; 2], false), Err(Unmapped { first_gib: 64 }));
+        assert_eq!(t.fill(huge, PerSlot::default(), false), Err(Unmapped { first_gib: 64 }));
         let mut t = tables();
         let huge = core::iter::once(4 * GIB..3 << 40);
-        assert_eq!(t.fill(huge, [0; 2], true), Err(Unmapped { first_gib: 2048 }));
+        assert_eq!(
+            t.fill(huge, PerSlot::default(), true),
+            Err(Unmapped { first_gib: 2048 })
+        );
     }
 
     #[test]
     fn guards_are_left_out_and_all_else_is_mapped() {
         let mut t = tables();
         t.fill_small([0x20_0000, 0x7f_f000, SMALL_END].into_iter());
-        assert_eq!(t.fill(core::iter::empty(), [0; 2], true), Ok(()));
+        assert_eq!(t.fill(core::iter::empty(), PerSlot::default(), true), Ok(()));
         let small = t.pt.as_flattened();
         assert_eq!((small[0x200], small[0x7ff]), (0, 0));
         assert_eq!(small.iter().filter(|&&e| e == 0).count(), 2);

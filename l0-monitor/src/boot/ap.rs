@@ -7,8 +7,9 @@ use locum_abi::CpuMode;
 
 use super::memory::move_bytes;
 use crate::arch::{gdt, lapic, msr, paging, registers};
-use crate::cpu::{self, CpuIndex, Slot};
+use crate::cpu::{self, CpuIndex};
 use crate::{park, shared};
+use locum_abi::Slot;
 
 /// Where the trampoline lies while CPUs start: conventional memory that the BIOS and GRUB leave alone. What was there
 /// is put back.
@@ -100,7 +101,7 @@ pub unsafe fn start_all(me: CpuIndex) -> usize {
     unsafe {
         move_bytes(saved.as_mut_ptr() as u64, TRAMPOLINE, len as u64);
         move_bytes(TRAMPOLINE, (&raw const l0_ap_start).addr() as u64, len as u64);
-        put(&raw const l0_ap_cr3, paging::l0_cr3(Slot::EVEN));
+        put(&raw const l0_ap_cr3, paging::l0_cr3(Slot::Even));
         put(&raw const l0_ap_entry, entry as usize as u64);
     }
     for cpu in cpu::all().filter(|&cpu| cpu != me) {

@@ -10,8 +10,8 @@ use core::arch::asm;
 use crate::arch::gdt::{CODE, CODE_DESCRIPTOR, DATA, DATA_DESCRIPTOR, TableRegister};
 use crate::arch::paging::{self, LOW_GIB, PRESENT_WRITABLE, Table};
 use crate::arch::{cpuid, msr, registers};
-use crate::cpu::Slot;
 use crate::shared::{self, layout::SlotArea};
+use locum_abi::Slot;
 
 const FLAT_GDT: [u64; 4] = [0, 0, CODE_DESCRIPTOR, DATA_DESCRIPTOR];
 

@@ -12,9 +12,10 @@ use super::multiboot::Information;
 use super::place::{self, Wanted};
 use super::{BootError, Machine, cmdline, reset};
 use crate::arch::{cpuid, paging};
-use crate::cpu::{self, Slot};
+use crate::cpu;
 use crate::shared;
 use crate::shared::layout::{self, SlotArea};
+use locum_abi::Slot;
 
 /// Place of the command line in a slot's tables, after the zero page.
 const CMDLINE_OFFSET: u64 = 0x1000;
@@ -97,7 +98,7 @@ pub fn load(
     )?;
     kernel.check_load(places.kernel, kernel.init_size())?;
 
-    let base = shared::slot_field(Slot::EVEN, core::mem::offset_of!(SlotArea, tables));
+    let base = shared::slot_field(Slot::Even, core::mem::offset_of!(SlotArea, tables));
     let maxcpus = options.host_cpus.filter(|&n| (n as usize) < cpu::count());
     let line: ArrayString<{ cmdline::HOST_LINE }> =
         cmdline::for_first_host(kernel_file.line, maxcpus, cpuid::has_la57()).map_err(|_| BootError::CommandLine)?;
@@ -144,8 +145,8 @@ pub fn load(
 fn host_tables(machine: &Machine, tables: &acpi::Machine<'_, Identity>, at: u64) -> Result<u64, BootError> {
     let host = HostFirmware {
         cpus: &[machine.boot_apic_id],
-        mailbox: shared::slot_field(Slot::EVEN, core::mem::offset_of!(SlotArea, mailbox)),
-        reset_vector: reset::address(Slot::EVEN),
+        mailbox: shared::slot_field(Slot::Even, core::mem::offset_of!(SlotArea, mailbox)),
+        reset_vector: reset::address(Slot::Even),
         locm: Locm {
             header_page: shared::header_address(),
             abi_revision: REVISION,

@@ -5,7 +5,7 @@ use core::cell::UnsafeCell;
 use core::mem::offset_of;
 
 use firmware_shim::acpi;
-use locum_abi::{CpuMode, HostState, TraceKind};
+use locum_abi::{CpuMode, Event, HostState, PerSlot};
 
 use super::discover::{find_rsdp, read_machine};
 use super::load::{Entry, load};
@@ -14,9 +14,10 @@ use super::multiboot::{BOOTLOADER_MAGIC, Information};
 use super::publish::publish;
 use super::{BootError, Machine, cmdline, host, reset};
 use crate::arch::{cpuid, gdt, idt, paging, registers};
-use crate::cpu::{self, CpuIndex, Slot};
+use crate::cpu::{self, CpuIndex};
 use crate::shared::layout::SlotArea;
 use crate::{logger, park, partition, shared};
+use locum_abi::Slot;
 
 /// Most of the boot information that L0 copies: command lines, memory map, modules, ACPI, and what else GRUB adds.
 const INFORMATION_MAX: usize = 64 * 1024;
@@ -37,7 +38,7 @@ pub extern "C" fn main(magic: u32, information: u32) -> ! {
     match boot(magic, information) {
         Ok(entry) => {
             // SAFETY: the host's kernel is there, and L0 has nothing more to do.
-            unsafe { host::enter_native(Slot::EVEN, entry.rip, entry.zero_page) }
+            unsafe { host::enter_native(Slot::Even, entry.rip, entry.zero_page) }
         }
         Err(error) => {
             log::error!("cannot start the host: {error}");
@@ -88,11 +89,17 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
         },
     );
     let entry = load(machine, &tables, information, &options)?;
-    shared::status().host(Slot::EVEN).set_generation(0);
-    shared::status().host(Slot::EVEN).set_state(HostState::Running);
+    shared::status().host(Slot::Even).set_generation(0);
+    shared::status().host(Slot::Even).set_state(HostState::Running);
     shared::status().cpu(me).set_mode(CpuMode::Native);
-    shared::trace(TraceKind::Boot, cpu::count() as u32, 0, 0);
-    shared::trace(TraceKind::HostStart, 0, entry.rip, entry.zero_page);
+    shared::trace(Event::Boot {
+        cpus: cpu::count() as u32,
+    });
+    shared::trace(Event::HostStart {
+        slot: Slot::Even,
+        entry: entry.rip,
+        zero_page: entry.zero_page,
+    });
     log::info!("starting the host at {:#x}; dormant from here on", entry.rip);
     Ok(entry)
 }
@@ -128,7 +135,7 @@ static COPY: Copy = Copy(UnsafeCell::new([0; INFORMATION_MAX]));
 
 /// Fills L0's page tables and the shared region's code and tables, and switches to L0's own tables.
 fn prepare(machine: &Machine, me: CpuIndex) -> Result<(), BootError> {
-    let stub_pd = Slot::ALL.map(|slot| shared::slot_field(slot, offset_of!(SlotArea, stub_pd)));
+    let stub_pd = PerSlot::from_fn(|slot| shared::slot_field(slot, offset_of!(SlotArea, stub_pd)));
     let ram = machine.ram().map(|span| span.start..span.end);
     let guards = cpu::all().map(cpu::stack_guard);
     // SAFETY: only this CPU runs, still on the entry's tables.
@@ -136,7 +143,7 @@ fn prepare(machine: &Machine, me: CpuIndex) -> Result<(), BootError> {
         .map_err(|unmapped| BootError::Unmapped(unmapped.first_gib))?;
     // SAFETY: L0's tables map all that the entry's do, at the same addresses.
     unsafe {
-        core::arch::asm!("mov cr3, {}", in(reg) paging::l0_cr3(Slot::EVEN), options(nostack, preserves_flags));
+        core::arch::asm!("mov cr3, {}", in(reg) paging::l0_cr3(Slot::Even), options(nostack, preserves_flags));
         gdt::load(me);
     }
     for slot in Slot::ALL {
@@ -145,6 +152,6 @@ fn prepare(machine: &Machine, me: CpuIndex) -> Result<(), BootError> {
         // SAFETY: the page is the slot's; hosts that see it instead of page 0 expect the BIOS data area there.
         unsafe { move_bytes(shared::page_zero(slot), 0, 4096) };
     }
-    shared::init_cpus(Slot::EVEN);
+    shared::init_cpus(Slot::Even);
     Ok(())
 }

@@ -7,17 +7,18 @@ use locum_abi::{CHANNEL_COUNT, ChannelRing, Header, LogRing, MAGIC, REVISION, Sl
 
 use super::{Machine, native_entry, reset};
 use crate::arch::paging;
-use crate::cpu::{self, Slot};
+use crate::cpu;
 use crate::shared;
 use crate::shared::layout::{self, SlotArea};
+use locum_abi::PerSlot;
 
 /// Consoles of the two slots: COM1 and COM2.
-const CONSOLES: [u32; 2] = [0x3f8, 0x2f8];
+const CONSOLES: PerSlot<u32> = PerSlot::new(0x3f8, 0x2f8);
 
 /// Writes the header.
 pub fn publish(machine: &Machine) {
     let at = shared::addresses();
-    let slots = Slot::ALL.map(|slot| {
+    let slots = PerSlot::from_fn(|slot| {
         let (low_slice, low_slice_size) = shared::low_slice(slot);
         let field = |offset| shared::slot_field(slot, offset);
         SlotInfo {
@@ -28,7 +29,7 @@ pub fn publish(machine: &Machine) {
             stub_pd: field(offset_of!(SlotArea, stub_pd)),
             stub_pt: field(offset_of!(SlotArea, stub_pt)),
             stub_pt_pages: layout::STUB_PT_PAGES as u32,
-            console_port: CONSOLES[slot.get()],
+            console_port: CONSOLES[slot],
             low_slice,
             low_slice_size,
             page_zero: shared::page_zero(slot),

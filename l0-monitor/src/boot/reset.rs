@@ -14,8 +14,9 @@ use locum_abi::Op;
 
 use crate::arch::gdt::{self, TableRegister};
 use crate::arch::{idt, paging};
-use crate::cpu::{self, APIC_IDS, Slot};
+use crate::cpu::{self, APIC_IDS};
 use crate::shared;
+use locum_abi::Slot;
 
 /// The data behind the code, at [`DATA_OFFSET`] in the page.
 #[repr(C)]

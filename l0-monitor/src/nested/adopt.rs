@@ -3,7 +3,7 @@
 //! A VMCS is adopted when it becomes current, and given back (*unadopted*) on VMCLEAR and when L0 leaves. Between the
 //! two, VMREAD and VMWRITE of a replaced field act on the side table. Nothing else in the VMCS is ever changed.
 
-use locum_abi::TraceKind;
+use locum_abi::Event;
 
 use crate::nested::check;
 use crate::nested::host_area::HostArea;
@@ -112,8 +112,12 @@ impl Adopted {
             entry.area.write(hw);
             if entry.fingerprint != 0 {
                 let now = check::fingerprint(hw);
-                let same = u32::from(now == entry.fingerprint);
-                hw.trace(TraceKind::VmcsChecked, same, phys, now ^ entry.fingerprint);
+                let difference = now ^ entry.fingerprint;
+                hw.trace(Event::VmcsChecked {
+                    same: difference == 0,
+                    vmcs: phys,
+                    difference,
+                });
             }
         }
         self.len -= 1;

@@ -1,10 +1,10 @@
 //! One exit of the host being served: the helpers that every handler uses. VMCS01 is current.
 
-use locum_abi::TraceKind;
+use locum_abi::Event;
 
 use crate::nested::vcpu::{VCpu, gpr};
 use crate::nested::walk::{Fault, Paging};
-use crate::vmx::exit::{InstructionInfo, Interruption};
+use crate::vmx::exit::{InstructionInfo, Interruption, Reason};
 use crate::vmx::field::{self, Field, Segment};
 use crate::vmx::{Hardware, VmxStatus};
 
@@ -33,8 +33,7 @@ impl<H: Hardware> Context<'_, H> {
     /// bug of L0: it is traced, and 0 stands in.
     pub fn read(&mut self, field: Field) -> u64 {
         self.hw.vmread(field).unwrap_or_else(|status| {
-            self.hw
-                .trace(TraceKind::VmxFail, 23, status.apply(0), u64::from(field.0));
+            self.vmx_fail(Reason::VMREAD, status, field);
             0
         })
     }
@@ -43,9 +42,16 @@ impl<H: Hardware> Context<'_, H> {
     pub fn write(&mut self, field: Field, value: u64) {
         let status = self.hw.vmwrite(field, value);
         if !status.ok() {
-            self.hw
-                .trace(TraceKind::VmxFail, 25, status.apply(0), u64::from(field.0));
+            self.vmx_fail(Reason::VMWRITE, status, field);
         }
+    }
+
+    fn vmx_fail(&mut self, instruction: Reason, status: VmxStatus, field: Field) {
+        self.hw.trace(Event::VmxFail {
+            instruction: instruction.0,
+            rflags: status.apply(0),
+            field: field.0.into(),
+        });
     }
 
     /// A general register of the host, RSP included. Numbers above 15 read as 0.
@@ -63,8 +69,8 @@ impl<H: Hardware> Context<'_, H> {
         let number = usize::from(number);
         if number == gpr::RSP {
             self.write(field::GUEST_RSP, value);
-        } else if let Some(slot) = self.cpu.gprs.get_mut(number) {
-            *slot = value;
+        } else if let Some(register) = self.cpu.gprs.get_mut(number) {
+            *register = value;
         }
     }
 
@@ -106,8 +112,11 @@ impl<H: Hardware> Context<'_, H> {
             }
         };
         let rip = self.read(field::GUEST_RIP);
-        self.hw
-            .trace(TraceKind::Inject, u32::from(vector) | code.unwrap_or(0) << 16, rip, 0);
+        self.hw.trace(Event::Inject {
+            vector,
+            error: code.unwrap_or(0) as u16,
+            rip,
+        });
         self.write(
             field::ENTRY_INTERRUPTION,
             u64::from(Interruption::exception(vector, code.is_some()).0),

@@ -3,7 +3,7 @@
 //! An exit of the guest is reflected to the host's KVM untouched; an exit of the host is served. Neither knows how it
 //! is carried out: the result is a [`Next`], and `run` applies it.
 
-use locum_abi::StopReason;
+use locum_abi::{Event, StopReason};
 
 use crate::nested::context::{Context, Exception};
 use crate::nested::decode::{self, What};
@@ -160,12 +160,10 @@ impl<H: Hardware> Context<'_, H> {
             }
             Verdict::Done => {}
             Verdict::Power => {
-                self.hw.trace(
-                    locum_abi::TraceKind::PowerFiltered,
-                    io.port.into(),
-                    rax & 0xffff_ffff,
-                    0,
-                );
+                self.hw.trace(Event::PowerFiltered {
+                    port: io.port,
+                    value: rax as u32,
+                });
                 if policy.is_on_trial() {
                     let rip = self.read(field::GUEST_RIP);
                     return Next::Die(StopReason::PoweredOff, [rip, io.port.into(), rax & 0xffff_ffff]);
@@ -189,8 +187,11 @@ impl<H: Hardware> Context<'_, H> {
             return Next::Die(StopReason::WildAccess, [rip, address, qualification]);
         }
         if !device {
-            self.hw
-                .trace(locum_abi::TraceKind::MemDenied, qualification as u32, address, rip);
+            self.hw.trace(Event::MemoryDenied {
+                qualification: qualification as u32,
+                address,
+                rip,
+            });
         }
         match self.fetch_mov(rip) {
             Some(mov) => {
@@ -254,14 +255,14 @@ impl<H: Hardware> Context<'_, H> {
         let paging = self.paging();
         let mut bytes = [0_u8; 15];
         let mut have = 0;
-        for (i, slot) in bytes.iter_mut().enumerate() {
+        for (i, byte) in bytes.iter_mut().enumerate() {
             let Ok(phys) = paging.translate(self.hw, rip.wrapping_add(i as u64), false) else {
                 break;
             };
             if !self.hw.may_touch(phys, 1) {
                 break;
             }
-            *slot = self.hw.read_phys(phys, 1) as u8;
+            *byte = self.hw.read_phys(phys, 1) as u8;
             have += 1;
         }
         decode::mov(bytes.get(..have)?)

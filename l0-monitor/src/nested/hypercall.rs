@@ -1,15 +1,15 @@
 //! What a nested host may ask for ([`locum_abi::hypercall`]).
 #![expect(unsafe_code, reason = "sends INIT to the CPUs of a dead host")]
 
-use locum_abi::{CpuMode, Errno, HostState, Op, StopReason, TraceKind};
+use locum_abi::{Call, CpuMode, Errno, Event, HostState, Op, Slot, StopReason};
 
 use crate::arch::lapic;
-use crate::cpu::{self, CpuIndex, Slot};
+use crate::cpu::{self, CpuIndex};
 use crate::nested::context::Context;
 use crate::nested::vcpu::{VCpu, gpr};
 use crate::nested::{Start, run, transition};
 use crate::park::{self, Command};
-use crate::partition::{self, owners::Resource};
+use crate::partition;
 use crate::shared;
 use crate::vmx::instructions::Cpu;
 
@@ -31,52 +31,49 @@ pub enum After {
 pub fn serve(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex) -> After {
     let raw = vcpu.gprs[gpr::RAX];
     let arguments = [vcpu.gprs[gpr::RDI], vcpu.gprs[gpr::RSI], vcpu.gprs[gpr::RDX]];
-    let result = match (Op::from_raw(raw), Slot::ALL.get(vcpu.slot)) {
-        (Some(op), Some(slot)) => call(vcpu, hw, index, *slot, op, arguments),
-        _ => Err(Errno::Argument),
-    };
-    let code = match result {
+    let op = Op::from_raw(raw);
+    let decoded = op.ok_or(Errno::Argument).and_then(|op| Call::decode(op, arguments));
+    let slot = vcpu.slot;
+    vcpu.gprs[gpr::RAX] = match decoded.and_then(|asked| call(vcpu, hw, index, slot, asked)) {
         Ok(After::Resume) => 0,
         Ok(other) => return other,
         Err(errno) => {
-            shared::trace(TraceKind::HypercallRefused, errno as u32, raw, arguments[0]);
+            shared::trace(Event::CallRefused {
+                errno,
+                op,
+                argument: arguments[0],
+            });
             shared::status().count_refusal();
-            -i64::from(errno as u32)
+            errno.rax()
         }
     };
-    vcpu.gprs[gpr::RAX] = code as u64;
     Context { cpu: vcpu, hw }.advance();
     After::Resume
 }
 
-fn call(
-    vcpu: &mut VCpu,
-    hw: &mut Cpu,
-    index: CpuIndex,
-    slot: Slot,
-    op: Op,
-    [a, b, c]: [u64; 3],
-) -> Result<After, Errno> {
-    match op {
-        Op::Ping => Ok(After::Resume),
-        Op::Leave => transition::prepare_leave(vcpu, hw, slot, a),
-        Op::Grant => {
-            let resource = Resource::new(a, b, c, |apic| cpu::index_of_apic(apic).map(CpuIndex::get))?;
+fn call(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex, slot: Slot, asked: Call) -> Result<After, Errno> {
+    match asked {
+        Call::Ping => Ok(After::Resume),
+        Call::Leave { frame } => transition::prepare_leave(vcpu, hw, slot, frame),
+        Call::Grant(grant) => {
             wholly_nested(slot)?;
-            partition::grant(resource, slot)?;
-            partition::trace_owner(a, slot.other(), b, c);
+            partition::grant(grant, slot)?;
             park::poke();
             Ok(After::Resume)
         }
-        Op::Start => start(vcpu, hw, slot, a, b, c),
-        Op::Abort => abort(hw, slot),
-        Op::Retire => retire(vcpu, hw, index, slot),
-        Op::Park => Ok(After::Park),
-        Op::Exit => {
+        Call::Start {
+            entry,
+            zero_page,
+            apic_id,
+        } => start(vcpu, hw, slot, [entry, zero_page], apic_id),
+        Call::Abort => abort(hw, slot),
+        Call::Retire => retire(vcpu, hw, index, slot),
+        Call::Park => Ok(After::Park),
+        Call::Exit { detail } => {
             if !partition::two_hosts() {
                 return Err(Errno::State);
             }
-            run::die(slot.get(), index, StopReason::PoweredOff, [a, b, c]);
+            run::die(slot, index, StopReason::PoweredOff, detail);
             Ok(After::Park)
         }
     }
@@ -90,10 +87,9 @@ fn wholly_nested(slot: Slot) -> Result<(), Errno> {
     }
 }
 
-fn start(vcpu: &VCpu, hw: &mut Cpu, slot: Slot, entry: u64, zero_page: u64, apic_id: u64) -> Result<After, Errno> {
+fn start(vcpu: &VCpu, hw: &mut Cpu, slot: Slot, [entry, zero_page]: [u64; 2], apic_id: u32) -> Result<After, Errno> {
     let to = slot.other();
     wholly_nested(slot)?;
-    let apic_id = u32::try_from(apic_id).map_err(|_| Errno::Argument)?;
     let boot = cpu::index_of_apic(apic_id).ok_or(Errno::Argument)?;
     if partition::cpu_owner(boot) != Some(to) {
         return Err(Errno::NotOwner);
@@ -110,7 +106,11 @@ fn start(vcpu: &VCpu, hw: &mut Cpu, slot: Slot, entry: u64, zero_page: u64, apic
     host.set_generation(status.generation().wrapping_add(1));
     host.set_reason(StopReason::None, [0; 3], apic_id);
     host.set_state(HostState::Running);
-    shared::trace(TraceKind::HostStart, to.get() as u32, entry, zero_page);
+    shared::trace(Event::HostStart {
+        slot: to,
+        entry,
+        zero_page,
+    });
     let start = Start {
         rip: entry,
         rsi: zero_page,
@@ -133,7 +133,7 @@ fn abort(hw: &mut Cpu, slot: Slot) -> Result<After, Errno> {
     let other = slot.other();
     let status = shared::status();
     let host = status.host(other);
-    let succeeds = partition::two_hosts() && partition::reigning() == other.get();
+    let succeeds = partition::two_hosts() && partition::reigning() == other;
     match host.state() {
         HostState::Absent | HostState::Retired => return Err(Errno::State),
         // The successor may not stop the incumbent, but it may take over from a dead one.
@@ -170,7 +170,7 @@ fn retire(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex, slot: Slot) -> Result<
     let other = slot.other();
     let status = shared::status();
     let can_take_over = || status.host(other).state() == HostState::Running;
-    if !partition::two_hosts() || partition::reigning() != slot.get() || !can_take_over() {
+    if !partition::two_hosts() || partition::reigning() != slot || !can_take_over() {
         return Err(Errno::State);
     }
     if !run::wait_until(PARK_TICKS, || cpus_of(slot, Some(index)).all(run::is_parked)) {
@@ -184,7 +184,7 @@ fn retire(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex, slot: Slot) -> Result<
     partition::end_two(hw, other);
     status.set_generation(status.generation().wrapping_add(1));
     status.host(slot).set_state(HostState::Retired);
-    shared::trace(TraceKind::HostRetired, slot.get() as u32, 0, 0);
+    shared::trace(Event::HostRetired { slot });
     park::poke();
     Ok(After::Park)
 }

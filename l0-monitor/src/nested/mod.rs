@@ -72,7 +72,7 @@ pub mod walk;
 pub use transition::{native_call, start};
 pub use vmcs01::HOST_VPID;
 
-use crate::cpu::Slot;
+use locum_abi::Slot;
 
 /// Where a CPU of a nested host begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::vec::Vec;
 
-use locum_abi::TraceKind;
+use locum_abi::Event;
 
 use crate::vmx::caps::secondary;
 use crate::vmx::field::{self, Field};
@@ -36,8 +36,8 @@ pub struct Model {
     pub msrs: HashMap<u32, u64>,
     /// First address that the host may not touch.
     pub limit: u64,
-    /// Kinds of trace records left.
-    pub traced: Vec<TraceKind>,
+    /// Trace records left.
+    pub traced: Vec<Event>,
     /// What was invalidated.
     pub invalidated: Vec<(Invalidate, u64, [u64; 2])>,
     /// CR2.
@@ -280,7 +280,7 @@ impl Hardware for Model {
         address.checked_add(bytes).is_some_and(|end| end <= self.limit)
     }
 
-    fn trace(&mut self, kind: TraceKind, _a: u32, _b: u64, _c: u64) {
-        self.traced.push(kind);
+    fn trace(&mut self, event: Event) {
+        self.traced.push(event);
     }
 }

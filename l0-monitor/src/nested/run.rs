@@ -4,9 +4,9 @@
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use locum_abi::{CpuMode, HostState, MAX_CPUS, StopReason, TraceKind};
+use locum_abi::{CpuMode, Event, HostState, MAX_CPUS, Slot, StopReason};
 
-use crate::cpu::{self, CpuIndex, Slot};
+use crate::cpu::{self, CpuIndex};
 use crate::nested::context::Context;
 use crate::nested::exits::{Next, Policy};
 use crate::nested::gate::GPRS;
@@ -90,7 +90,7 @@ pub fn exit_stack(cpu: CpuIndex) -> u64 {
 }
 
 struct Real {
-    slot: usize,
+    slot: Slot,
 }
 
 impl Policy<Cpu> for Real {
@@ -196,7 +196,7 @@ fn act(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex, next: Next) -> u8 {
         Next::Init => {
             // Only L0 sends INIT, to the CPUs of a host that is being stopped.
             STAGES[index.get()].store(PARKED, Ordering::Release);
-            shared::trace(TraceKind::CpuTaken, vcpu.slot as u32, 0, 0);
+            shared::trace(Event::CpuTaken { slot: vcpu.slot });
             transition::clean_up(vcpu, hw);
             crate::park::park(index)
         }
@@ -228,10 +228,7 @@ fn park(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex) -> u8 {
 
 /// Declares the host in `slot` dead. What it has stays as it is until the other host takes it. Without another host,
 /// the machine is reset, as it would be natively.
-pub fn die(slot: usize, index: CpuIndex, reason: StopReason, detail: [u64; 3]) {
-    let Some(slot) = Slot::ALL.get(slot).copied() else {
-        return;
-    };
+pub fn die(slot: Slot, index: CpuIndex, reason: StopReason, detail: [u64; 3]) {
     let host = shared::status().host(slot);
     if host.state() != HostState::Running {
         return;
@@ -239,12 +236,13 @@ pub fn die(slot: usize, index: CpuIndex, reason: StopReason, detail: [u64; 3]) {
     let apic_id = cpu::apic_id(index);
     host.set_reason(reason, detail, apic_id);
     host.set_state(HostState::Dead);
-    let kind = reason as u32 | (slot.get() as u32) << 16;
-    shared::trace(TraceKind::HostDead, kind, detail[0], detail[1]);
-    log::error!(
-        "host in slot {} died on APIC id {apic_id}: {reason:?} {detail:x?}",
-        slot.get()
-    );
+    let [first, second, _] = detail;
+    shared::trace(Event::HostDead {
+        slot,
+        reason,
+        detail: [first, second],
+    });
+    log::error!("host in the {slot:?} slot died on APIC id {apic_id}: {reason:?} {detail:x?}");
     if !partition::two_hosts() {
         log::error!("no other host is there: reset");
         // SAFETY: the only host has just ended.

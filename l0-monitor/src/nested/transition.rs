@@ -8,11 +8,11 @@
 use core::arch::asm;
 
 use locum_abi::frame::{FRAME_MAGIC, TR};
-use locum_abi::{CpuMode, Errno, Frame, TraceKind};
+use locum_abi::{CpuMode, Errno, Event, Frame, Slot};
 
 use crate::arch::{gdt, idt, paging, registers};
 use crate::boot::{host, reset};
-use crate::cpu::{self, CpuIndex, Slot};
+use crate::cpu::{self, CpuIndex};
 use crate::nested::check;
 use crate::nested::context::Context;
 use crate::nested::hypercall::After;
@@ -88,7 +88,7 @@ fn take_root(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, slot: Slot) -> Result
     vcpu.caps = caps(hw)?;
     let regions = regions::prepare(cpu, vcpu.caps.revision);
     (vcpu.vmxon_region, vcpu.vmcs01) = (regions.vmxon, regions.vmcs01);
-    vcpu.slot = slot.get();
+    vcpu.slot = slot;
     vcpu.index = cpu;
     vcpu.apic_id = cpu::apic_id(cpu);
     vcpu.steady = Steady::NONE;
@@ -97,7 +97,7 @@ fn take_root(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, slot: Slot) -> Result
     vcpu.in_guest = false;
     vcpu.launched = false;
     partition::prepare(slot, vcpu.caps.ept_1g);
-    vcpu.ept_seen = partition::ept_changes(slot.get());
+    vcpu.ept_seen = partition::ept_changes(slot);
     allow_vmx();
     vcpu.own_vmxon = hw.vmxon(vcpu.vmxon_region).ok();
     let belief = if vcpu.own_vmxon {
@@ -142,12 +142,16 @@ pub fn native_call(frame: *mut Frame, cpu: CpuIndex) -> ! {
         registers::halt_forever()
     };
     // SAFETY: on L0's page tables, interrupts off.
-    let mut hw = unsafe { Cpu::new(slot.get()) };
+    let mut hw = unsafe { Cpu::new(slot) };
     match enter(vcpu, &mut hw, frame_ref, cpu, slot) {
         // SAFETY: `enter` made VMCS01 current and filled it in.
         Ok(()) => unsafe { gate::launch(vcpu) },
         Err(errno) => {
-            shared::trace(TraceKind::HypercallRefused, errno as u32, 0, frame as u64);
+            shared::trace(Event::CallRefused {
+                errno,
+                op: None,
+                argument: frame as u64,
+            });
             shared::status().count_refusal();
             frame_ref.result = -i64::from(errno as u32);
             // SAFETY: nothing was changed, the frame is as the stub made it.
@@ -183,7 +187,10 @@ fn enter(vcpu: &mut VCpu, hw: &mut Cpu, frame: &mut Frame, cpu: CpuIndex, slot: 
     let status = shared::status().cpu(cpu);
     status.set_mode(CpuMode::Nested);
     status.count(Counter::Enters);
-    shared::trace(TraceKind::Enter, belief.vmx_on.into(), belief.current.unwrap_or(!0), 0);
+    shared::trace(Event::Enter {
+        in_vmx: belief.vmx_on,
+        vmcs: belief.current,
+    });
     vcpu.gprs = [0; 16];
     Ok(())
 }
@@ -191,7 +198,7 @@ fn enter(vcpu: &mut VCpu, hw: &mut Cpu, frame: &mut Frame, cpu: CpuIndex, slot: 
 /// Starts a parked CPU in VMX non-root.
 pub fn start(cpu: CpuIndex, start: Start) -> ! {
     // SAFETY: the CPU was parked: nobody holds its state. On L0's page tables, interrupts off.
-    let (vcpu, mut hw) = unsafe { (run::vcpu(cpu), Cpu::new(start.slot.get())) };
+    let (vcpu, mut hw) = unsafe { (run::vcpu(cpu), Cpu::new(start.slot)) };
     vcpu.pretend_bsp = start.rsi != 0;
     match take_root(vcpu, &mut hw, cpu, start.slot) {
         Ok(_) => {}
@@ -319,16 +326,15 @@ pub fn leave(vcpu: &mut VCpu, hw: &mut Cpu, index: CpuIndex, frame_address: u64)
     unsafe { asm!("mov dr7, {}", in(reg) dr7, options(nostack)) };
     let belief = vcpu.belief;
     let given_back = give_root_back(vcpu, hw);
-    reset::set_nested(vcpu.apic_id, Slot::ALL[vcpu.slot & 1], false);
+    reset::set_nested(vcpu.apic_id, vcpu.slot, false);
     let status = shared::status().cpu(index);
     status.set_mode(CpuMode::Native);
     status.count(Counter::Leaves);
-    shared::trace(
-        TraceKind::Leave,
-        belief.vmx_on.into(),
-        belief.current.unwrap_or(!0),
-        given_back as u64,
-    );
+    shared::trace(Event::Leave {
+        in_vmx: belief.vmx_on,
+        vmcs: belief.current,
+        given_back: given_back as u64,
+    });
     // SAFETY: the frame holds the host's state, and VMX is as the host believes.
     unsafe { return_native(frame_address) }
 }
@@ -368,7 +374,7 @@ pub fn fill_any(vcpu: &mut VCpu, hw: &mut Cpu) {
     hw.vmptrld(vcpu.vmcs01);
     vcpu.in_guest = false;
     vcpu.launched = true;
-    let slot = Slot::ALL[vcpu.slot & 1];
+    let slot = vcpu.slot;
     let cr3 = host::firmware_cr3(slot);
     let state = HostState::firmware(0, cr3, (0, 0), gdt::CODE, gdt::DATA);
     let tss = gdt::tss_base(vcpu.index);

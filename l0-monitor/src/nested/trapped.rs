@@ -5,7 +5,7 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use locum_abi::TraceKind;
+use locum_abi::Event;
 
 use crate::vmx::Hardware;
 use crate::vmx::field::Field;
@@ -20,11 +20,10 @@ pub fn count(hw: &mut impl Hardware, field: Field, write: bool) {
     };
     let count = counter.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
     if count.is_power_of_two() {
-        hw.trace(
-            TraceKind::FieldTrapped,
-            field.0 | u32::from(write) << 31,
-            count.into(),
-            0,
-        );
+        hw.trace(Event::FieldTrapped {
+            field: field.0,
+            write,
+            times: count.into(),
+        });
     }
 }

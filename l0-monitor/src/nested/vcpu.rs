@@ -1,5 +1,7 @@
 //! What L0 keeps for one CPU while it is nested.
 
+use locum_abi::Slot;
+
 use crate::cpu::CpuIndex;
 use crate::nested::adopt::Adopted;
 use crate::nested::host_area::HostArea;
@@ -17,7 +19,7 @@ pub mod gpr {
     pub const RDX: usize = 2;
     /// RBX.
     pub const RBX: usize = 3;
-    /// RSP: kept in the VMCS, the slot is not used.
+    /// RSP: kept in the VMCS, its place is not used.
     pub const RSP: usize = 4;
     /// RSI.
     pub const RSI: usize = 6;
@@ -51,7 +53,7 @@ pub struct VCpu {
     /// Top of this CPU's L0 stack.
     pub stack_top: u64,
     /// Slot of the host.
-    pub slot: usize,
+    pub slot: Slot,
     /// Its number.
     pub index: CpuIndex,
     /// APIC id.
@@ -62,8 +64,6 @@ pub struct VCpu {
     pub launched: bool,
     /// The guest runs (or is about to): the current VMCS is the host's.
     pub in_guest: bool,
-    /// An INIT was sent to this CPU and its exit has not come yet.
-    pub init_sent: bool,
     /// The host reads APICBASE.BSP as 1 on this CPU.
     pub pretend_bsp: bool,
     /// Physical address of VMCS01.
@@ -93,13 +93,12 @@ impl VCpu {
             nmi_room: [0; NMI_ROOM],
             gprs: [0; 16],
             stack_top: 0,
-            slot: 0,
+            slot: Slot::Even,
             index: CpuIndex::FIRST,
             apic_id: 0,
             own_vmxon: false,
             launched: false,
             in_guest: false,
-            init_sent: false,
             pretend_bsp: false,
             vmcs01: 0,
             vmxon_region: 0,

@@ -289,8 +289,8 @@ impl<H: Hardware> Context<'_, H> {
         let replaced = HostArea::index(field).filter(|_| code >> 32 == 0);
         if let Some(entry) = self.cpu.adopted.find(current) {
             entry.fingerprint = 0;
-            if let Some(slot) = replaced.and_then(|i| entry.area.0.get_mut(i)) {
-                *slot = field.truncate(value);
+            if let Some(own) = replaced.and_then(|i| entry.area.0.get_mut(i)) {
+                *own = field.truncate(value);
                 self.cpu.steady.area = self.cpu.shadow.seen(entry.area);
                 self.cpu.steady.ready &= entry.area.valid(&self.cpu.caps);
                 return self.finish(VmxStatus::Succeed);

@@ -43,11 +43,11 @@ impl Paging {
         let mut level = levels;
         loop {
             let shift = 12 + 9 * (level - 1);
-            let slot = table + ((linear >> shift & 0x1ff) << 3);
-            if !hw.may_touch(slot, 8) {
+            let place = table + ((linear >> shift & 0x1ff) << 3);
+            if !hw.may_touch(place, 8) {
                 return Err(Fault::Outside);
             }
-            let entry = hw.read_phys(slot, 8);
+            let entry = hw.read_phys(place, 8);
             if entry & 1 == 0 {
                 return Err(Fault::Page(code));
             }
@@ -97,14 +97,14 @@ pub fn read_words<const N: usize>(hw: &mut impl Hardware, paging: Paging, linear
 /// See [`Fault`]; nothing is written then.
 pub fn write_word(hw: &mut impl Hardware, paging: Paging, linear: u64, value: u64) -> Result<(), Fault> {
     let mut phys = [0_u64; 8];
-    for (byte, slot) in phys.iter_mut().enumerate() {
-        *slot = paging.translate(hw, linear.wrapping_add(byte as u64), true)?;
-        if !hw.may_touch(*slot, 1) {
+    for (byte, place) in phys.iter_mut().enumerate() {
+        *place = paging.translate(hw, linear.wrapping_add(byte as u64), true)?;
+        if !hw.may_touch(*place, 1) {
             return Err(Fault::Outside);
         }
     }
-    for (byte, slot) in phys.iter().enumerate() {
-        hw.write_phys(*slot, 1, value >> (8 * byte) & 0xff);
+    for (byte, place) in phys.iter().enumerate() {
+        hw.write_phys(*place, 1, value >> (8 * byte) & 0xff);
     }
     Ok(())
 }

@@ -129,23 +129,23 @@ impl<'a> Ept<'a> {
         stretch: &impl Fn(u64) -> Stretch,
     ) -> Result<(), Exhausted> {
         let size = span(level);
-        for (index, slot) in table.0.iter().enumerate() {
+        for (index, place) in table.0.iter().enumerate() {
             let first = base + index as u64 * size;
             let last = first + size;
             if last <= start || first >= end {
                 continue;
             }
-            let entry = slot.load(Ordering::Relaxed);
+            let entry = place.load(Ordering::Relaxed);
             let has_table = level > 1 && entry & (READ | WRITE | EXECUTE) != 0 && entry & LARGE == 0;
             let here = stretch(first);
             let uniform = here.end >= last;
             let leaf_allowed = level == 1 || level == 2 || (level == 3 && self.large_1g);
             if !has_table && uniform && (leaf_allowed || here.access == Access::None) {
-                slot.store(here.leaf(first, level > 1), Ordering::Release);
+                place.store(here.leaf(first, level > 1), Ordering::Release);
                 continue;
             }
             if level == 1 {
-                slot.store(here.leaf(first, false), Ordering::Release);
+                place.store(here.leaf(first, false), Ordering::Release);
                 continue;
             }
             let (below, from, to) = if has_table {
@@ -163,10 +163,10 @@ impl<'a> Ept<'a> {
             // A fresh table is linked when it is complete, so that no CPU finds less than it had. If tables run out
             // half way, less is what it gets.
             if let Err(exhausted) = self.fill(below, level - 1, first, from, to, stretch) {
-                slot.store(0, Ordering::Release);
+                place.store(0, Ordering::Release);
                 return Err(exhausted);
             }
-            slot.store(below.address() | READ | WRITE | EXECUTE, Ordering::Release);
+            place.store(below.address() | READ | WRITE | EXECUTE, Ordering::Release);
         }
         Ok(())
     }

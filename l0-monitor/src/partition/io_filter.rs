@@ -1,6 +1,6 @@
 //! Ports while two hosts run: those of the other partition, PCI configuration, power and reset.
 
-use locum_abi::TraceKind;
+use locum_abi::{Event, PerSlot, Slot};
 
 use super::owners::Owners;
 use crate::vmx::Hardware;
@@ -33,7 +33,7 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct IoFilter {
     /// 0xCF8 as each host left it.
-    pub pci_address: [u32; 2],
+    pub pci_address: PerSlot<u32>,
     /// PM1a and PM1b control ports, 0 if there is none.
     pub pm1: [u16; 2],
 }
@@ -60,20 +60,11 @@ impl IoFilter {
     }
 
     /// Serves an IN or OUT (not a string instruction) of the host in `slot`. `value` is what an OUT writes.
-    pub fn access(
-        &mut self,
-        hw: &mut impl Hardware,
-        owners: &Owners,
-        slot: usize,
-        io: IoAccess,
-        value: u32,
-    ) -> Verdict {
+    pub fn access(&mut self, hw: &mut impl Hardware, owners: &Owners, slot: Slot, io: IoAccess, value: u32) -> Verdict {
         let value = value & ones(io.size);
         match io.port {
             PCI_ADDRESS if io.size == 4 => {
-                let Some(latch) = self.pci_address.get_mut(slot) else {
-                    return Verdict::Done;
-                };
+                let latch = &mut self.pci_address[slot];
                 if io.input {
                     return Verdict::Value(*latch);
                 }
@@ -86,13 +77,11 @@ impl IoFilter {
             port if !io.input && self.powers_off(port, io.size, value) => Verdict::Power,
             port if owners.port(port) == slot => Self::direct(hw, io, value),
             port => {
-                let write = u32::from(!io.input);
-                hw.trace(
-                    TraceKind::PortDenied,
-                    u32::from(port) | u32::from(io.size) << 16 | write << 24,
-                    value.into(),
-                    0,
-                );
+                hw.trace(Event::PortDenied {
+                    port,
+                    size: io.size,
+                    write: (!io.input).then_some(value),
+                });
                 if io.input {
                     Verdict::Value(ones(io.size))
                 } else {
@@ -120,8 +109,8 @@ impl IoFilter {
 
     /// A configuration cycle. Both hosts may read bridges (class 06h: host, ISA, PM): AML looks there for the
     /// interrupt routers. Everything else of the other partition reads as all ones.
-    fn pci_data(&self, hw: &mut impl Hardware, owners: &Owners, slot: usize, io: IoAccess, value: u32) -> Verdict {
-        let address = self.pci_address.get(slot).copied().unwrap_or(0);
+    fn pci_data(&self, hw: &mut impl Hardware, owners: &Owners, slot: Slot, io: IoAccess, value: u32) -> Verdict {
+        let address = self.pci_address[slot];
         if address >> 31 == 0 {
             return if io.input {
                 Verdict::Value(ones(io.size))
@@ -134,13 +123,12 @@ impl IoFilter {
             hw.port_out(PCI_ADDRESS, 4, address & !0xff | 8);
             let class = hw.port_in(PCI_DATA + 3, 1);
             if class != 6 || !io.input {
-                let write = u64::from(!io.input) << 24;
-                hw.trace(
-                    TraceKind::PciDenied,
+                let offset = (io.port - PCI_DATA) as u8;
+                hw.trace(Event::PciDenied {
                     address,
-                    u64::from(io.port - PCI_DATA) | write,
-                    value.into(),
-                );
+                    offset,
+                    write: (!io.input).then_some(value),
+                });
                 return if io.input {
                     Verdict::Value(ones(io.size))
                 } else {

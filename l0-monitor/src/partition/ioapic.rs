@@ -2,7 +2,7 @@
 //!
 //! Register layout: Intel 82093AA datasheet, 3.1 and 3.2.
 
-use locum_abi::TraceKind;
+use locum_abi::{Event, PerSlot, Slot};
 
 use super::owners::Owners;
 use crate::vmx::Hardware;
@@ -22,7 +22,7 @@ pub struct IoApic {
     /// GSI of its pin 0.
     pub gsi_base: u32,
     /// Index register as each host left it.
-    pub index: [u32; 2],
+    pub index: PerSlot<u32>,
 }
 
 impl IoApic {
@@ -32,13 +32,11 @@ impl IoApic {
         &mut self,
         hw: &mut impl Hardware,
         owners: &Owners,
-        slot: usize,
+        slot: Slot,
         offset: u64,
         write: Option<u32>,
     ) -> u32 {
-        let Some(index) = self.index.get_mut(slot) else {
-            return !0;
-        };
+        let index = &mut self.index[slot];
         match (offset, write) {
             (SELECT, Some(value)) => {
                 *index = value & 0xff;
@@ -57,7 +55,7 @@ impl IoApic {
     }
 
     /// Masks the pins of the host in `slot`.
-    pub fn mask(&self, hw: &mut impl Hardware, owners: &Owners, slot: usize) {
+    pub fn mask(&self, hw: &mut impl Hardware, owners: &Owners, slot: Slot) {
         hw.write_phys(self.address + SELECT, 4, VERSION.into());
         let last = hw.read_phys(self.address + WINDOW, 4) as u32 >> 16 & 0xff;
         for pin in (0..=last).filter(|p| owners.pin(self.gsi_base + p) == Some(slot)) {
@@ -66,7 +64,7 @@ impl IoApic {
         }
     }
 
-    fn window(&self, hw: &mut impl Hardware, owners: &Owners, slot: usize, index: u32, write: Option<u32>) -> u32 {
+    fn window(&self, hw: &mut impl Hardware, owners: &Owners, slot: Slot, index: u32, write: Option<u32>) -> u32 {
         let pin = index.checked_sub(FIRST_ENTRY).map(|i| self.gsi_base + i / 2);
         let own = pin.map_or(slot == owners.reigning(), |gsi| owners.pin(gsi) == Some(slot));
         match write {
@@ -78,7 +76,10 @@ impl IoApic {
             Some(value) => {
                 // Linux masks every pin when it starts; only an attempt to use one is worth a record.
                 if index & 1 == 0 && value & MASKED == 0 {
-                    hw.trace(TraceKind::PinDenied, pin.unwrap_or(0) | 1 << 24, value.into(), 0);
+                    hw.trace(Event::PinDenied {
+                        gsi: pin.unwrap_or(0),
+                        value,
+                    });
                 }
                 0
             }

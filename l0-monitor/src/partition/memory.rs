@@ -1,18 +1,16 @@
 //! Who owns which physical memory: a sorted list of ranges that covers the whole address space.
 
-/// Number of host slots.
-const SLOTS: usize = locum_abi::header::SLOTS;
+use locum_abi::{PerSlot, Slot};
 
-/// End of the address space that is accounted for (MAXPHYADDR is 52 at most).
-pub const END: u64 = 1 << 52;
+pub use locum_abi::grant::ADDRESS_SPACE_END as END;
 
 /// What a range is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Belongs to the host in this slot.
-    Host(usize),
+    Host(Slot),
     /// Belongs to the host in this slot, and the other may read it.
-    Readable(usize),
+    Readable(Slot),
     /// L0's private memory: no host.
     Monitor,
     /// Both hosts: the pool, the local APIC page, the channels.
@@ -36,7 +34,7 @@ pub enum Access {
 
 impl Kind {
     /// Rights of the host in `slot`; `sole` if it is the only host.
-    pub const fn access(self, slot: usize, sole: bool) -> Access {
+    pub fn access(self, slot: Slot, sole: bool) -> Access {
         match self {
             Self::Host(owner) => {
                 if owner == slot {
@@ -87,13 +85,13 @@ pub struct Map {
 }
 
 impl Map {
-    /// Everything belongs to the host in slot 0.
+    /// Everything belongs to the host in the even slot.
     pub const fn new() -> Self {
         Self {
             len: 1,
             ranges: [Range {
                 start: 0,
-                kind: Kind::Host(0),
+                kind: Kind::Host(Slot::Even),
             }; CAPACITY],
         }
     }
@@ -160,8 +158,8 @@ impl Map {
         }
         let (kind, _) = self.at(at);
         self.ranges.copy_within(next..self.len, next + 1);
-        if let Some(slot) = self.ranges.get_mut(next) {
-            *slot = Range { start: at, kind };
+        if let Some(place) = self.ranges.get_mut(next) {
+            *place = Range { start: at, kind };
             self.len += 1;
         }
     }
@@ -174,8 +172,8 @@ impl Map {
                 break;
             };
             if range.kind != last.kind {
-                if let Some(slot) = self.ranges.get_mut(kept) {
-                    *slot = range;
+                if let Some(place) = self.ranges.get_mut(kept) {
+                    *place = range;
                 }
                 kept += 1;
             }
@@ -184,7 +182,7 @@ impl Map {
     }
 
     /// Everything that belongs to the host in `from` belongs to the one in `to`.
-    pub fn transfer(&mut self, from: usize, to: usize) {
+    pub fn transfer(&mut self, from: Slot, to: Slot) {
         for range in self.ranges.iter_mut().take(self.len) {
             match range.kind {
                 Kind::Host(owner) if owner == from => range.kind = Kind::Host(to),
@@ -196,15 +194,13 @@ impl Map {
     }
 
     /// Bytes below `end` that belong to each host.
-    pub fn owned_bytes(&self, end: u64) -> [u64; SLOTS] {
-        let mut bytes = [0; SLOTS];
+    pub fn owned_bytes(&self, end: u64) -> PerSlot<u64> {
+        let mut bytes = PerSlot::default();
         let mut at = 0;
         while at < end {
             let (kind, run) = self.at(at);
-            if let Kind::Host(slot) = kind
-                && let Some(sum) = bytes.get_mut(slot)
-            {
-                *sum += run.min(end) - at;
+            if let Kind::Host(slot) = kind {
+                bytes[slot] += run.min(end) - at;
             }
             at = run;
         }
@@ -226,29 +222,29 @@ mod tests {
     fn set_splits_and_joins() {
         let mut map = Map::new();
         map.set(0x10_0000, 0x20_0000, Kind::Monitor).unwrap();
-        assert_eq!(map.at(0xf_ffff), (Kind::Host(0), 0x10_0000));
+        assert_eq!(map.at(0xf_ffff), (Kind::Host(Slot::Even), 0x10_0000));
         assert_eq!(map.at(0x10_0000), (Kind::Monitor, 0x20_0000));
-        assert_eq!(map.at(0x20_0000), (Kind::Host(0), END));
-        map.set(0x18_0000, 0x30_0000, Kind::Host(1)).unwrap();
+        assert_eq!(map.at(0x20_0000), (Kind::Host(Slot::Even), END));
+        map.set(0x18_0000, 0x30_0000, Kind::Host(Slot::Odd)).unwrap();
         assert_eq!(map.at(0x17_ffff), (Kind::Monitor, 0x18_0000));
-        assert_eq!(map.at(0x2f_ffff), (Kind::Host(1), 0x30_0000));
-        map.transfer(1, 0);
-        assert_eq!(map.at(0x18_0000), (Kind::Host(0), END));
-        map.set(0x10_0000, 0x18_0000, Kind::Host(0)).unwrap();
+        assert_eq!(map.at(0x2f_ffff), (Kind::Host(Slot::Odd), 0x30_0000));
+        map.transfer(Slot::Odd, Slot::Even);
+        assert_eq!(map.at(0x18_0000), (Kind::Host(Slot::Even), END));
+        map.set(0x10_0000, 0x18_0000, Kind::Host(Slot::Even)).unwrap();
         assert_eq!(map.len, 1, "joined again");
     }
 
     #[test]
     fn exactly_one_owner_whatever_happens() {
         let mut map = Map::new();
-        let mut model = [0_usize; 64];
+        let mut model = [Slot::Even; 64];
         let mut seed = 12345_u32;
         for _ in 0..2000 {
             seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let (a, b, slot) = (
                 (seed >> 8 & 63) as usize,
                 (seed >> 16 & 63) as usize,
-                (seed >> 30 & 1) as usize,
+                Slot::of_generation(seed >> 30),
             );
             map.set((a as u64) << 12, (b as u64) << 12, Kind::Host(slot)).unwrap();
             for owner in model.iter_mut().take(b).skip(a) {
@@ -258,8 +254,8 @@ mod tests {
                 assert_eq!(map.at((page as u64) << 12).0, Kind::Host(*owner));
             }
         }
-        let ones = model.iter().filter(|o| **o == 1).count() as u64;
-        assert_eq!(map.owned_bytes(64 << 12)[1], ones << 12);
+        let ones = model.iter().filter(|o| **o == Slot::Odd).count() as u64;
+        assert_eq!(map.owned_bytes(64 << 12)[Slot::Odd], ones << 12);
     }
 
     #[test]
@@ -271,6 +267,6 @@ mod tests {
         }
         let len = map.len;
         assert_eq!(map.set(at, at + 0x1000, Kind::Shared), Err(Full));
-        assert_eq!((map.len, map.at(at).0), (len, Kind::Host(0)));
+        assert_eq!((map.len, map.at(at).0), (len, Kind::Host(Slot::Even)));
     }
 }

@@ -17,12 +17,11 @@ mod pages;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use firmware_shim::e820::MemoryType;
-use locum_abi::header::SLOTS;
-use locum_abi::{CpuMode, Errno, HostState, SlotInfo, TraceKind};
+use locum_abi::{CpuMode, Errno, Event, Grant, HostState, PerSlot, Slot};
 use spin::Mutex;
 
 use crate::boot::Machine;
-use crate::cpu::{self, CpuIndex, Slot};
+use crate::cpu::{self, CpuIndex};
 use crate::shared::{self, layout};
 use crate::vmx::Hardware;
 use crate::vmx::exit::IoAccess;
@@ -46,11 +45,11 @@ const MIB: u64 = 0x10_0000;
 const MAX_IOAPICS: usize = 8;
 
 /// Changes of each slot's EPT that took rights away. A CPU compares it with what it saw last and flushes.
-static EPT_CHANGES: [AtomicU32; SLOTS] = [const { AtomicU32::new(0) }; SLOTS];
+static EPT_CHANGES: PerSlot<AtomicU32> = PerSlot::new(AtomicU32::new(0), AtomicU32::new(0));
 
 struct State {
     owners: Owners,
-    epts: [Ept<'static>; SLOTS],
+    epts: PerSlot<Ept<'static>>,
     io: IoFilter,
     ioapics: [IoApic; MAX_IOAPICS],
     ioapic_count: usize,
@@ -62,15 +61,15 @@ struct State {
 
 static STATE: Mutex<State> = Mutex::new(State {
     owners: Owners::new(),
-    epts: [const { Ept::new(&[], false) }; SLOTS],
+    epts: PerSlot::new(Ept::new(&[], false), Ept::new(&[], false)),
     io: IoFilter {
-        pci_address: [0; 2],
+        pci_address: PerSlot::new(0, 0),
         pm1: [0; 2],
     },
     ioapics: [IoApic {
         address: 0,
         gsi_base: 0,
-        index: [0; 2],
+        index: PerSlot::new(0, 0),
     }; MAX_IOAPICS],
     ioapic_count: 0,
     two: false,
@@ -85,11 +84,11 @@ fn first_map(machine: &Machine) -> Result<Map, memory::Full> {
     map.set(layout::BASE, read_only_end, Kind::ReadOnly)?;
     map.set(read_only_end, layout::BASE + layout::SIZE, Kind::Shared)?;
     // Kernels look all over low memory for what firmware and other kernels may have left there.
-    map.set(PAGE, EBDA, Kind::Readable(0))?;
+    map.set(PAGE, EBDA, Kind::Readable(Slot::Even))?;
     map.set(EBDA, VGA, Kind::ReadOnly)?;
     map.set(BIOS, MIB, Kind::ReadOnly)?;
     map.set(LAPIC_PAGE, LAPIC_PAGE + PAGE, Kind::Shared)?;
-    map.set(HPET_PAGE, HPET_PAGE + PAGE, Kind::Readable(0))?;
+    map.set(HPET_PAGE, HPET_PAGE + PAGE, Kind::Readable(Slot::Even))?;
     // Both read the machine's tables, and AML writes what it keeps there.
     for range in machine.e820.entries() {
         if matches!(range.kind, MemoryType::AcpiReclaim | MemoryType::AcpiNvs) {
@@ -118,11 +117,11 @@ pub fn init(machine: &Machine) -> Result<(), memory::Full> {
     state.ioapic_count = 0;
     for found in machine.ioapics() {
         let at = state.ioapic_count;
-        if let Some(slot) = state.ioapics.get_mut(at) {
-            *slot = IoApic {
+        if let Some(place) = state.ioapics.get_mut(at) {
+            *place = IoApic {
                 address: found.address,
                 gsi_base: found.gsi_base,
-                index: [0; 2],
+                index: PerSlot::default(),
             };
             state.ioapic_count += 1;
         }
@@ -134,13 +133,9 @@ pub fn init(machine: &Machine) -> Result<(), memory::Full> {
 /// Tells the partition whether EPT has 1 GiB pages and builds the tables of the host in `slot`, unless they exist.
 pub fn prepare(slot: Slot, large_1g: bool) {
     let mut state = STATE.lock();
-    let index = slot.get();
-    let fresh = state.epts.get(index).is_some_and(|e| e.pointer() & !0xfff == 0);
-    if fresh {
-        if let Some(ept) = state.epts.get_mut(index) {
-            *ept = Ept::new(pages::ept_tables(index), large_1g);
-        }
-        state.rebuild(index);
+    if state.epts[slot].pointer() & !0xfff == 0 {
+        state.epts[slot] = Ept::new(pages::ept_tables(slot), large_1g);
+        state.rebuild(slot);
         state.write_bitmaps();
     }
 }
@@ -151,13 +146,13 @@ impl State {
     }
 
     /// Derives a slot's EPT for `start..end`.
-    fn map(&mut self, slot: usize, start: u64, end: u64) {
+    fn map(&mut self, slot: Slot, start: u64, end: u64) {
         let sole = self.sole();
         let map = &self.owners.memory;
         let successor_zero = if sole || slot == self.owners.reigning() {
             None
         } else {
-            slot_info(slot).map(|i| i.page_zero)
+            Some(shared::page_zero(slot))
         };
         let stretch = |address: u64| {
             let (kind, run) = map.at(address);
@@ -180,24 +175,20 @@ impl State {
             }
             s
         };
-        if let Some(ept) = self.epts.get_mut(slot)
-            && ept.update(start, end, &stretch).is_err()
-        {
-            log::error!("EPT of slot {slot}: out of tables at {start:#x}..{end:#x}");
+        if self.epts[slot].update(start, end, &stretch).is_err() {
+            log::error!("EPT of the {slot:?} slot: out of tables at {start:#x}..{end:#x}");
         }
-        if let Some(changes) = EPT_CHANGES.get(slot) {
-            changes.fetch_add(1, Ordering::Release);
-        }
+        EPT_CHANGES[slot].fetch_add(1, Ordering::Release);
     }
 
-    fn rebuild(&mut self, slot: usize) {
+    fn rebuild(&mut self, slot: Slot) {
         let end = self.mapped_end;
         self.map(slot, 0, end);
     }
 
     /// Byte by byte, straight into the CPU's pages: L0's stacks have no room for whole bitmaps.
     fn write_bitmaps(&self) {
-        for slot in 0..SLOTS {
+        for slot in Slot::ALL {
             pages::set_io_bitmap(slot, |byte| {
                 if self.two {
                     self.owners.io_bitmap_byte(slot, byte) | self.io.filtered_byte(byte)
@@ -210,17 +201,17 @@ impl State {
 }
 
 /// EPT pointer of a slot.
-pub fn ept_pointer(slot: usize) -> u64 {
-    STATE.lock().epts.get(slot).map_or(0, Ept::pointer)
+pub fn ept_pointer(slot: Slot) -> u64 {
+    STATE.lock().epts[slot].pointer()
 }
 
 /// Number of changes of a slot's EPT.
-pub fn ept_changes(slot: usize) -> u32 {
-    EPT_CHANGES.get(slot).map_or(0, |c| c.load(Ordering::Acquire))
+pub fn ept_changes(slot: Slot) -> u32 {
+    EPT_CHANGES[slot].load(Ordering::Acquire)
 }
 
 /// Physical addresses of a slot's I/O bitmaps A and B.
-pub fn io_bitmaps(slot: usize) -> [u64; 2] {
+pub fn io_bitmaps(slot: Slot) -> [u64; 2] {
     pages::io_bitmap_addresses(slot)
 }
 
@@ -230,7 +221,7 @@ pub fn msr_bitmap(bsp: bool) -> u64 {
 }
 
 /// Whether L0 may touch these bytes for the host in `slot`.
-pub fn may_touch(slot: usize, address: u64, bytes: u64) -> bool {
+pub fn may_touch(slot: Slot, address: u64, bytes: u64) -> bool {
     let state = STATE.lock();
     let sole = state.sole();
     // L0's own page table maps what is mapped eagerly, and no more.
@@ -244,11 +235,7 @@ pub fn may_touch(slot: usize, address: u64, bytes: u64) -> bool {
 
 /// The owner of a CPU.
 pub fn cpu_owner(cpu: CpuIndex) -> Option<Slot> {
-    STATE
-        .lock()
-        .owners
-        .cpu(cpu.get())
-        .and_then(|slot| Slot::ALL.get(slot).copied())
+    Some(STATE.lock().owners.cpu(cpu))
 }
 
 /// Whether a CPU of the host in `slot` is nested: those that come up then are nested too.
@@ -262,7 +249,7 @@ pub fn slot_is_wholly_nested(slot: Slot) -> bool {
 }
 
 /// Slot of the reigning host.
-pub fn reigning() -> usize {
+pub fn reigning() -> Slot {
     STATE.lock().owners.reigning()
 }
 
@@ -271,41 +258,39 @@ pub fn two_hosts() -> bool {
     STATE.lock().two
 }
 
-fn slot_info(slot: usize) -> Option<SlotInfo> {
-    shared::header().slots.get(slot).copied()
-}
-
-fn publish_cpu(index: usize) {
-    if let Some(cpu) = CpuIndex::new(index) {
-        shared::status().cpu(cpu).set_owner(cpu_owner(cpu));
-    }
+fn publish_cpu(cpu: CpuIndex) {
+    shared::status().cpu(cpu).set_owner(cpu_owner(cpu));
 }
 
 /// Gives a resource of the host in `from` to the other slot.
 ///
 /// # Errors
 /// Those of [`Owners::give`]; [`Errno::State`] if the other host runs; [`Errno::NotParked`].
-pub fn grant(resource: Resource, from: Slot) -> Result<(), Errno> {
+pub fn grant(grant: Grant, from: Slot) -> Result<(), Errno> {
+    let resource = Resource::new(grant, cpu::index_of_apic)?;
     {
         let mut state = STATE.lock();
         if state.two {
             return Err(Errno::State);
         }
-        if let Resource::Cpu(index) = resource {
-            let cpu = CpuIndex::new(index).ok_or(Errno::Argument)?;
-            if shared::status().cpu(cpu).mode() != CpuMode::Parked {
-                return Err(Errno::NotParked);
-            }
+        if let Resource::Cpu(cpu) = resource
+            && shared::status().cpu(cpu).mode() != CpuMode::Parked
+        {
+            return Err(Errno::NotParked);
         }
-        state.owners.give(resource, from.get())?;
+        state.owners.give(resource, from)?;
         if let Resource::Memory(start, end) = resource {
-            state.map(from.get(), start, end);
+            state.map(from, start, end);
         }
     }
     shared::status().host(from.other()).set_state(HostState::Preparing);
-    if let Resource::Cpu(index) = resource {
-        publish_cpu(index);
+    if let Resource::Cpu(cpu) = resource {
+        publish_cpu(cpu);
     }
+    shared::trace(Event::Owner {
+        grant,
+        to: from.other(),
+    });
     Ok(())
 }
 
@@ -321,42 +306,36 @@ pub fn begin_two(hw: &mut impl Hardware, from: Slot, large_1g: bool, addresses: 
     if state.two {
         return Err(Errno::State);
     }
-    if !addresses
-        .iter()
-        .all(|a| state.owners.memory.at(*a).0 == Kind::Host(to.get()))
-    {
+    if !addresses.iter().all(|a| state.owners.memory.at(*a).0 == Kind::Host(to)) {
         return Err(Errno::NotOwner);
     }
-    let info = slot_info(to.get()).ok_or(Errno::Argument)?;
-    let (slice, size) = (info.low_slice, info.low_slice_size);
+    let (slice, size) = shared::low_slice(to);
     state
         .owners
         .memory
-        .set(slice, slice + size, Kind::Readable(to.get()))
+        .set(slice, slice + size, Kind::Readable(to))
         .map_err(|_| Errno::NoSpace)?;
     // The host may have a configuration cycle half done: its address is in the real register.
     let latch = hw.port_in(0xcf8, 4);
-    state.io.pci_address = [latch; 2];
+    state.io.pci_address = PerSlot::new(latch, latch);
     for i in 0..state.ioapic_count {
         if let Some(ioapic) = state.ioapics.get_mut(i) {
             let index = hw.read_phys(ioapic.address, 4) as u32;
-            ioapic.index = [index; 2];
+            ioapic.index = PerSlot::new(index, index);
         }
     }
     state.two = true;
-    if let Some(ept) = state.epts.get_mut(to.get()) {
-        *ept = Ept::new(pages::ept_tables(to.get()), large_1g);
-        ept.clear();
-    }
-    state.rebuild(to.get());
-    state.rebuild(from.get());
+    state.epts[to] = Ept::new(pages::ept_tables(to), large_1g);
+    state.epts[to].clear();
+    state.rebuild(to);
+    state.rebuild(from);
     state.write_bitmaps();
     Ok(())
 }
 
 /// Silences what an aborted host had: its functions may still have DMA and interrupts under way, into memory and to
 /// CPUs that are about to change hands.
-fn silence(hw: &mut impl Hardware, state: &State, gone: usize) {
+fn silence(hw: &mut impl Hardware, state: &State, gone: Slot) {
     const COMMAND: u32 = 0x8000_0004;
     const BUS_MASTER: u32 = 1 << 2;
     const INTX_DISABLE: u32 = 1 << 10;
@@ -371,21 +350,19 @@ fn silence(hw: &mut impl Hardware, state: &State, gone: usize) {
 }
 
 /// What two hosts could not share goes back to the one that stays, `to`.
-fn restore_latches(hw: &mut impl Hardware, state: &State, to: usize) {
-    let latch = state.io.pci_address.get(to).copied().unwrap_or(0);
-    hw.port_out(0xcf8, 4, latch);
+fn restore_latches(hw: &mut impl Hardware, state: &State, to: Slot) {
+    hw.port_out(0xcf8, 4, state.io.pci_address[to]);
     for ioapic in state.ioapics.iter().take(state.ioapic_count) {
-        let index = ioapic.index.get(to).copied().unwrap_or(0);
-        hw.write_phys(ioapic.address, 4, index.into());
+        hw.write_phys(ioapic.address, 4, ioapic.index[to].into());
     }
 }
 
 /// Undoes [`begin_two`]: the host in `from` goes on alone, what it granted stays granted.
 pub fn cancel_two(hw: &mut impl Hardware, from: Slot) {
     let mut state = STATE.lock();
-    restore_latches(hw, &state, from.get());
+    restore_latches(hw, &state, from);
     state.two = false;
-    state.rebuild(from.get());
+    state.rebuild(from);
     state.write_bitmaps();
 }
 
@@ -395,26 +372,24 @@ pub fn end_two(hw: &mut impl Hardware, to: Slot) {
         let mut guard = STATE.lock();
         let state = &mut *guard;
         let was_two = state.two;
-        if was_two && to.get() == state.owners.reigning() {
-            silence(hw, state, to.other().get());
+        if was_two && to == state.owners.reigning() {
+            silence(hw, state, to.other());
         }
-        state.owners.give_all(to.get());
+        state.owners.give_all(to);
         state.two = false;
         if was_two {
-            restore_latches(hw, state, to.get());
+            restore_latches(hw, state, to);
         }
-        state.rebuild(to.get());
+        state.rebuild(to);
         // The other's tables lose all rights: nothing that is late can use them.
-        state.rebuild(to.other().get());
+        state.rebuild(to.other());
         state.write_bitmaps();
     }
-    for index in 0..cpu::count() {
-        publish_cpu(index);
-    }
+    cpu::all().for_each(publish_cpu);
 }
 
 /// Serves a port access of the host in `slot`.
-pub fn port(hw: &mut impl Hardware, slot: usize, io: IoAccess, value: u32) -> Verdict {
+pub fn port(hw: &mut impl Hardware, slot: Slot, io: IoAccess, value: u32) -> Verdict {
     let mut guard = STATE.lock();
     let state = &mut *guard;
     let mut untraced = state.io;
@@ -424,7 +399,7 @@ pub fn port(hw: &mut impl Hardware, slot: usize, io: IoAccess, value: u32) -> Ve
 }
 
 /// Serves an access to an IOAPIC's page, if `address` is in one while two hosts run. See [`IoApic::access`].
-pub fn ioapic(hw: &mut impl Hardware, slot: usize, address: u64, write: Option<u32>) -> Option<u32> {
+pub fn ioapic(hw: &mut impl Hardware, slot: Slot, address: u64, write: Option<u32>) -> Option<u32> {
     let mut guard = STATE.lock();
     let state = &mut *guard;
     let count = state.ioapic_count;
@@ -444,14 +419,14 @@ pub fn is_ioapic(address: u64) -> bool {
 
 /// Whether the host in `slot` may make the access that EPT refused: then it is mapped now (memory beyond what is mapped
 /// eagerly, or an entry that was being rebuilt), and the access can be made again.
-pub fn allow(slot: usize, address: u64, write: bool) -> bool {
+pub fn allow(slot: Slot, address: u64, write: bool) -> bool {
     let mut state = STATE.lock();
     let sole = state.sole();
     let access = state.owners.memory.at(address).0.access(slot, sole);
     if access == Access::None || (write && access == Access::Read) {
         return false;
     }
-    let mapped = |state: &State| state.epts.get(slot).is_some_and(|e| e.lookup(address).0 != 0);
+    let mapped = |state: &State| state.epts[slot].lookup(address).0 != 0;
     if !mapped(&state) {
         let start = address & !((2 << 20) - 1);
         state.map(slot, start, start + (2 << 20));
@@ -466,9 +441,4 @@ pub fn is_memory(address: u64) -> bool {
         .ram()
         .any(|range| (range.start..range.end).contains(&address))
         || address < VGA
-}
-
-/// Leaves a trace record for an owner's change.
-pub fn trace_owner(kind: u64, to: Slot, b: u64, c: u64) {
-    shared::trace(TraceKind::Owner, kind as u32 | (to.get() as u32) << 16, b, c);
 }

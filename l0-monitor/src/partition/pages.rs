@@ -2,21 +2,30 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use locum_abi::header::SLOTS;
+use locum_abi::{PerSlot, Slot};
 
 use super::ept::Table;
 
 /// EPT tables per slot: enough for 4 GiB in 2 MiB pages, two dozen regions split to 4 KiB, and 100 GiB on top.
 const EPT_TABLES: usize = 160;
 
-static EPT: [[Table; EPT_TABLES]; SLOTS] = [const { [const { Table::new() }; EPT_TABLES] }; SLOTS];
+static EPT: PerSlot<[Table; EPT_TABLES]> = PerSlot::new(
+    [const { Table::new() }; EPT_TABLES],
+    [const { Table::new() }; EPT_TABLES],
+);
 
 #[repr(C, align(4096))]
 struct Words<const N: usize>([AtomicU64; N]);
 
-static IO: [Words<1024>; SLOTS] = [const { Words([const { AtomicU64::new(0) }; 1024]) }; SLOTS];
+static IO: PerSlot<Words<1024>> = PerSlot::new(Words::new(), Words::new());
 
-static MSR_NONE: Words<512> = Words([const { AtomicU64::new(0) }; 512]);
+impl<const N: usize> Words<N> {
+    const fn new() -> Self {
+        Self([const { AtomicU64::new(0) }; N])
+    }
+}
+
+static MSR_NONE: Words<512> = Words::new();
 /// Read bitmap for low MSRs: bit 0x1b, IA32_APIC_BASE (SDM vol. 3C, 26.6.9).
 static MSR_BSP: Words<512> = Words({
     let mut words = [const { AtomicU64::new(0) }; 512];
@@ -25,25 +34,22 @@ static MSR_BSP: Words<512> = Words({
 });
 
 /// The tables of a slot.
-pub fn ept_tables(slot: usize) -> &'static [Table] {
-    EPT.get(slot).map_or(&[], |tables| tables.as_slice())
+pub fn ept_tables(slot: Slot) -> &'static [Table] {
+    &EPT[slot]
 }
 
 /// Writes a slot's I/O bitmaps; `byte` gives each byte.
-pub fn set_io_bitmap(slot: usize, byte: impl Fn(usize) -> u8) {
-    let Some(words) = IO.get(slot) else { return };
-    for (index, word) in words.0.iter().enumerate() {
+pub fn set_io_bitmap(slot: Slot, byte: impl Fn(usize) -> u8) {
+    for (index, word) in IO[slot].0.iter().enumerate() {
         let bytes = core::array::from_fn(|i| byte(8 * index + i));
         word.store(u64::from_le_bytes(bytes), Ordering::Release);
     }
 }
 
 /// Addresses of a slot's I/O bitmaps A and B.
-pub fn io_bitmap_addresses(slot: usize) -> [u64; 2] {
-    IO.get(slot).map_or([0; 2], |words| {
-        let a = core::ptr::from_ref(words) as u64;
-        [a, a + 4096]
-    })
+pub fn io_bitmap_addresses(slot: Slot) -> [u64; 2] {
+    let a = core::ptr::from_ref(&IO[slot]) as u64;
+    [a, a + 4096]
 }
 
 /// Address of an MSR bitmap.

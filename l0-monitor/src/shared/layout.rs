@@ -3,8 +3,7 @@
 use core::cell::UnsafeCell;
 
 use locum_abi::channel::CHANNEL_COUNT;
-use locum_abi::header::SLOTS;
-use locum_abi::{ChannelRing, Header, LogRing, Mailbox, Status, TraceRing};
+use locum_abi::{ChannelRing, Header, LogRing, Mailbox, SLOTS, Status, TraceRing};
 
 use crate::arch::paging::{LOW_GIB, Table};
 

@@ -1,7 +1,7 @@
 //! The CPU as the nested code sees it. One implementation executes instructions ([`super::instructions::Cpu`]); the
 //! tests have another, a model of VMX on the host.
 
-use locum_abi::TraceKind;
+use locum_abi::Event;
 
 use super::field::Field;
 
@@ -102,7 +102,7 @@ pub trait Hardware {
     /// Whether the host may touch these bytes of RAM: nothing a host names is touched before this says yes.
     fn may_touch(&mut self, address: u64, bytes: u64) -> bool;
     /// Leaves a record in the trace ring.
-    fn trace(&mut self, kind: TraceKind, a: u32, b: u64, c: u64);
+    fn trace(&mut self, event: Event);
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use core::arch::{asm, x86_64::__cpuid_count};
 
-use locum_abi::TraceKind;
+use locum_abi::{Event, Slot};
 
 use super::field::Field;
 use super::hardware::{Hardware, Invalidate, VmxStatus};
@@ -19,7 +19,7 @@ use crate::arch;
 #[derive(Debug)]
 pub struct Cpu {
     /// `None`: L0 for itself.
-    slot: Option<usize>,
+    slot: Option<Slot>,
 }
 
 impl Cpu {
@@ -29,7 +29,7 @@ impl Cpu {
     /// Only L0 may make one, at CPL 0 on L0's page table with interrupts off. What is done through it must keep the
     /// memory that Rust knows of out of reach: the callers pass only addresses for which [`Hardware::may_touch`] said
     /// yes, or device registers.
-    pub const unsafe fn new(slot: usize) -> Self {
+    pub const unsafe fn new(slot: Slot) -> Self {
         Self { slot: Some(slot) }
     }
 
@@ -201,7 +201,7 @@ impl Hardware for Cpu {
             .is_none_or(|slot| crate::partition::may_touch(slot, address, bytes))
     }
 
-    fn trace(&mut self, kind: TraceKind, a: u32, b: u64, c: u64) {
-        crate::shared::trace(kind, a, b, c);
+    fn trace(&mut self, event: Event) {
+        crate::shared::trace(event);
     }
 }
