@@ -11,25 +11,32 @@
 //! # The ways in
 //!
 //! ```text
-//!  GRUB ------------> boot::entry -> boot::main -> the first host, native
-//!                                        \-> other CPUs -> park
-//!  CPU taken offline -> boot::reset -> park <-> mailbox, commands -> boot::host (native) or nested::start
-//!  host calls -------> boot::native -> nested::native_call -> nested
-//!  VM exit ----------> nested::run -> exits -> partition (who owns what)
+//!  GRUB ------------> boot -> the first host, native
+//!                         \-> other CPUs -> doors::parking
+//!  CPU taken offline -> doors::reset -> doors::parking -> park <-> mailbox, commands
+//!                                           \-> a host, native or nested
+//!  host calls -------> doors::native_call -> nested::transition -> VM entry
+//!  VM exit ----------> doors::vm_exit -> nested::run -> exits -> partition (who owns what)
 //! ```
 //!
-//! # The rooms
+//! # The rooms, from the roof to the ground
+//! A room imports rooms below it, never one above.
+//!
 //! | module | what it knows |
 //! | --- | --- |
-//! | [`arch`] | the CPU: tables, exceptions, paging, LAPIC, MSRs, ports |
-//! | [`cpu`] | which CPUs there are |
-//! | [`boot`] | from GRUB to the first host; the ways back in |
-//! | [`park`] | CPUs that no host runs on |
-//! | [`vmx`] | VMX as the SDM has it |
+//! | [`boot`] | from GRUB to the first host; runs once |
+//! | [`doors`] | every way in and out at run time |
 //! | [`nested`] | VMX root under a running KVM |
-//! | [`partition`] | owners of CPUs, memory, ports, pins and PCI functions |
-//! | [`shared`] | what hosts see of L0, laid out in [`shared::layout`] |
+//! | [`trap`] | exceptions and NMIs while L0 runs |
+//! | [`park`] | CPUs that no host runs on |
+//! | [`partition`] | owners of CPUs, memory, ports, pins and PCI functions; the two hosts |
+//! | [`machine`] | what the machine is |
+//! | [`stage`] | where every CPU stands: parked, native, nested, on its way |
+//! | [`vmx`] | VMX as the SDM has it |
 //! | [`logger`] | the log |
+//! | [`shared`] | what hosts see of L0, laid out in [`shared::layout`] |
+//! | [`arch`] | the CPU: tables, stacks, paging, LAPIC, MSRs, ports |
+//! | [`id`] | which CPUs there are |
 //!
 //! Everything but the entry, the linker script and the panic handler compiles on the host too, where the tests run.
 #![no_std]
@@ -38,10 +45,14 @@ extern crate std;
 
 pub mod arch;
 pub mod boot;
-pub mod cpu;
+pub mod doors;
+pub mod id;
 pub mod logger;
+pub mod machine;
 pub mod nested;
 pub mod park;
 pub mod partition;
 pub mod shared;
+pub mod stage;
+pub mod trap;
 pub mod vmx;

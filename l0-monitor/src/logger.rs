@@ -9,10 +9,10 @@ use core::sync::atomic::{
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use crate::{arch::serial, shared};
+use crate::arch::serial;
+use crate::shared;
 
-/// Port of Bochs and QEMU that takes characters.
-pub const DEBUG_PORT: u16 = 0xe9;
+pub use serial::DEBUG_PORT;
 
 /// How long a CPU waits for the lock. Then it writes all the same: a garbled line is better than none, and the CPU
 /// that holds the lock may have stopped.

@@ -22,20 +22,16 @@
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{
-    AtomicU8, AtomicU32,
-    Ordering::{AcqRel, Acquire, Relaxed, Release},
-};
+use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use locum_abi::mailbox::{NOOP, TEST, WAKEUP};
-use locum_abi::{CpuMode, Event, MAX_CPUS, Slot};
+use locum_abi::{Event, MAX_CPUS, Slot};
 
-use crate::arch::{cpuid, gdt, idt, lapic, registers};
-use crate::boot::{host, reset};
-use crate::cpu::{self, CpuIndex};
-use crate::nested::{self, Start, run};
-use crate::partition;
+use crate::arch::{cpuid, lapic, registers};
+use crate::id::{self, CpuIndex, PerCpu};
+use crate::partition::{PARTITION, StartMode};
 use crate::shared::{self, MailboxWords};
+use crate::stage::{self, Stage, Step};
 
 /// First address beyond what the firmware's page tables map: a CPU cannot be woken there.
 pub const WAKEUP_LIMIT: u64 = 4 << 30;
@@ -104,71 +100,49 @@ fn wait_kind() -> Wait {
     }
 }
 
-/// What one CPU under L0 tells a parked one.
+/// Where a CPU begins to run for a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// Start in VMX non-root.
-    StartNested(Start),
+pub struct Start {
+    /// Entry point, in 64-bit mode on an identity map.
+    pub rip: u64,
+    /// RSI there (the zero page of a boot CPU, else 0).
+    pub rsi: u64,
+    /// Host that the CPU belongs to.
+    pub slot: Slot,
 }
 
-/// The parked CPU has a command already, or is not parked.
+/// The CPU is not parked, or somebody else is about to start it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Busy;
 
-const EMPTY: u32 = 0;
-const FILLING: u32 = 1;
-const FULL: u32 = 2;
+/// How each CPU is to start that was commanded to: its stage says whose it is.
+struct Command(UnsafeCell<Option<Start>>);
 
-/// One command per CPU: filled by whoever moves it from `EMPTY` to `FILLING`, taken by its CPU when `FULL`.
-struct Inbox {
-    state: AtomicU32,
-    command: UnsafeCell<Option<Command>>,
-}
+// SAFETY: the CPU's stage hands the command over: only the CPU that took `Step::Claim` writes it, before `Step::Command`;
+// only the addressee reads it, after.
+unsafe impl Sync for Command {}
 
-// SAFETY: `state` hands `command` from one CPU to another: only the CPU that won `FILLING` writes it, only the
-// addressee reads it, after `FULL`.
-unsafe impl Sync for Inbox {}
+static COMMANDS: PerCpu<Command> = PerCpu([const { Command(UnsafeCell::new(None)) }; MAX_CPUS]);
 
-static INBOXES: [Inbox; MAX_CPUS] = [const {
-    Inbox {
-        state: AtomicU32::new(EMPTY),
-        command: UnsafeCell::new(None),
-    }
-}; MAX_CPUS];
-
-/// Gives a parked CPU something to do.
+/// Has a parked CPU start in VMX non-root.
 ///
 /// # Errors
-/// [`Busy`] if it isn't parked, or has not taken an earlier command yet.
-pub fn command(cpu: CpuIndex, command: Command) -> Result<(), Busy> {
-    if shared::status().cpu(cpu).mode() != CpuMode::Parked {
-        return Err(Busy);
-    }
-    let inbox = &INBOXES[cpu.get()];
-    if inbox.state.compare_exchange(EMPTY, FILLING, AcqRel, Relaxed).is_err() {
-        return Err(Busy);
-    }
-    // SAFETY: this CPU won the inbox; see the `Sync` impl.
-    unsafe { *inbox.command.get() = Some(command) };
-    inbox.state.store(FULL, Release);
+/// [`Busy`].
+pub fn command(cpu: CpuIndex, start: Start) -> Result<(), Busy> {
+    stage::take(cpu, Step::Claim).map_err(|_| Busy)?;
+    // SAFETY: this CPU claimed the other; see the `Sync` impl.
+    unsafe { *COMMANDS[cpu].0.get() = Some(start) };
+    stage::take(cpu, Step::Command).map_err(|_| Busy)?;
     poke();
     Ok(())
 }
 
-/// Whether a command waits for `cpu`.
-pub fn has_command(cpu: CpuIndex) -> bool {
-    INBOXES[cpu.get()].state.load(Acquire) != EMPTY
-}
-
-fn take_command(cpu: CpuIndex) -> Option<Command> {
-    let inbox = &INBOXES[cpu.get()];
-    if inbox.state.load(Acquire) != FULL {
+fn take_command(cpu: CpuIndex) -> Option<Start> {
+    if stage::of(cpu) != Stage::Starting {
         return None;
     }
-    // SAFETY: full and addressed to this CPU; see the `Sync` impl.
-    let command = unsafe { (*inbox.command.get()).take() };
-    inbox.state.store(EMPTY, Release);
-    command
+    // SAFETY: commanded, and addressed to this CPU; see the `Sync` impl.
+    unsafe { (*COMMANDS[cpu].0.get()).take() }
 }
 
 /// Makes parked CPUs look again, for instance because owners changed. They would do so by themselves soon.
@@ -176,83 +150,23 @@ pub fn poke() {
     Slot::ALL.into_iter().for_each(shared::touch_mailbox);
 }
 
-/// Parks this CPU, which is `cpu`, from whatever L0 was doing: the stack starts over. L0's page tables, GDT and IDT are
-/// in use and interrupts off.
-pub fn park(cpu: CpuIndex) -> ! {
-    // SAFETY: nothing on the old stack is needed again, since neither function returns; the new one belongs to this
-    // CPU. RSP is 16-byte aligned before the call, as the ABI wants it.
-    unsafe {
-        asm!(
-            "mov rsp, {top}",
-            "xor ebp, ebp",
-            "call {parked}",
-            "ud2",
-            top = in(reg) cpu::stack_top(cpu),
-            in("rdi") cpu.get(),
-            parked = sym parked,
-            options(noreturn),
-        )
-    }
-}
-
-extern "C" fn parked(index: usize) -> ! {
-    let Some(cpu) = CpuIndex::new(index) else {
-        registers::halt_forever()
+/// Waits on this CPU, which is `cpu` and in [`Stage::Parking`], until it is to run for a host: where, and in which mode.
+/// Its stage is [`Stage::Starting`] then. L0's page tables, GDT and IDT are in use and interrupts off.
+pub fn wait_for_start(cpu: CpuIndex) -> (Start, StartMode) {
+    // SAFETY: parked CPUs run on L0's page tables, and no host uses this CPU's LAPIC from here on.
+    let lapic = unsafe {
+        registers::normalise();
+        lapic::Parked::new()
     };
-    let status = shared::status().cpu(cpu);
-    let from_nested = registers::cr4() & registers::CR4_VMXE != 0;
-    // SAFETY: parked CPUs run on L0's page tables.
-    unsafe { registers::normalise() };
-    let me = cpu::apic_id(cpu);
-    for slot in Slot::ALL {
-        reset::set_nested(me, slot, false);
+    if let Err(found) = stage::take(cpu, Step::Settle) {
+        log::error!("APIC id {} parks from stage {found:?}", id::apic_id(cpu));
     }
-    shared::trace(Event::Park { from_nested });
-    // SAFETY: the CPU is parked from here on.
-    let lapic = unsafe { lapic::Parked::new() };
-    status.set_mode(CpuMode::Parked);
     let kind = wait_kind();
-    let (start, mailbox) = loop {
-        if let Some(Command::StartNested(start)) = take_command(cpu)
-            && run::claim_start(cpu, start.slot)
-        {
-            break (start, None);
+    let (start, mode) = loop {
+        if let Some(found) = look(cpu) {
+            break found;
         }
-        if let Some(slot) = partition::cpu_owner(cpu) {
-            let mailbox = shared::mailbox(slot);
-            match decide(me, |id| is_owned(id, slot), mailbox) {
-                Action::Wait => {}
-                Action::Answer => {
-                    shared::clear_mailbox(slot, mailbox.head);
-                }
-                Action::Refuse => {
-                    if shared::clear_mailbox(slot, mailbox.head) {
-                        shared::trace(Event::MailboxRefused {
-                            command: mailbox.head as u16,
-                            apic_id: (mailbox.head >> 32) as u32,
-                            vector: mailbox.vector,
-                        });
-                        shared::status().count_refusal();
-                    }
-                }
-                Action::Wake { .. } if !run::claim_start(cpu, slot) => {
-                    shared::clear_mailbox(slot, mailbox.head);
-                }
-                Action::Wake { vector } => {
-                    break (
-                        Start {
-                            rip: vector,
-                            rsi: 0,
-                            slot,
-                        },
-                        Some(mailbox.head),
-                    );
-                }
-            }
-            wait(kind, slot);
-        } else {
-            wait(kind, Slot::Even);
-        }
+        wait(kind, PARTITION.owner(cpu));
         lapic.acknowledge();
     };
     lapic.quiet();
@@ -261,31 +175,66 @@ extern "C" fn parked(index: usize) -> ! {
         asm!("sti", "nop", "nop", "cli", options(nomem, nostack));
         lapic.restore();
     }
-    let nested = mailbox.is_none() || partition::two_hosts() || partition::slot_is_nested(start.slot);
     shared::trace(Event::Wake {
-        nested,
+        nested: mode == StartMode::Nested,
         entry: start.rip,
         zero_page: start.rsi,
     });
-    if !nested {
-        status.set_mode(CpuMode::Native);
-        run::mark_parked(cpu);
+    (start, mode)
+}
+
+/// Looks for a command of L0's and at the mailbox of the CPU's owner.
+fn look(cpu: CpuIndex) -> Option<(Start, StartMode)> {
+    if let Some(start) = take_command(cpu) {
+        return begin(cpu, start);
     }
-    if let Some(head) = mailbox {
-        shared::clear_mailbox(start.slot, head);
-    }
-    if nested {
-        nested::start(cpu, start)
-    } else {
-        // SAFETY: the host asked for this CPU to go there, and L0 has nothing more to do on it.
-        unsafe { host::enter_native(start.slot, start.rip, start.rsi) }
+    let slot = PARTITION.owner(cpu);
+    let mailbox = shared::mailbox(slot);
+    match decide(id::apic_id(cpu), |id| is_owned(id, slot), mailbox) {
+        Action::Wait => None,
+        Action::Answer => {
+            shared::clear_mailbox(slot, mailbox.head);
+            None
+        }
+        Action::Refuse => {
+            if shared::clear_mailbox(slot, mailbox.head) {
+                shared::trace(Event::MailboxRefused {
+                    command: mailbox.head as u16,
+                    apic_id: (mailbox.head >> 32) as u32,
+                    vector: mailbox.vector,
+                });
+                shared::status().count_refusal();
+            }
+            None
+        }
+        Action::Wake { vector } => {
+            // Somebody else may be about to start it: then the command of that one comes first.
+            stage::take(cpu, Step::Wake).ok()?;
+            let start = Start {
+                rip: vector,
+                rsi: 0,
+                slot,
+            };
+            let begun = begin(cpu, start);
+            shared::clear_mailbox(slot, mailbox.head);
+            begun
+        }
     }
 }
 
+/// Ends a start that was asked for by somebody who may not ask any more.
+fn begin(cpu: CpuIndex, start: Start) -> Option<(Start, StartMode)> {
+    let mode = PARTITION.start_mode(cpu, start.slot);
+    if mode.is_none() {
+        // Nothing of a host is on this CPU: it goes on waiting.
+        let refused = stage::take(cpu, Step::Refuse).and_then(|()| stage::take(cpu, Step::Settle));
+        debug_assert!(refused.is_ok());
+    }
+    Some((start, mode?))
+}
+
 fn is_owned(apic_id: u32, slot: Slot) -> bool {
-    cpu::index_of_apic(apic_id).is_some_and(|cpu| {
-        partition::cpu_owner(cpu) == Some(slot) && shared::status().cpu(cpu).mode() != CpuMode::Absent
-    })
+    id::index_of_apic(apic_id).is_some_and(|cpu| PARTITION.owner(cpu) == slot && stage::of(cpu) != Stage::Absent)
 }
 
 /// Waits until something may have happened.
@@ -311,23 +260,6 @@ fn wait(kind: Wait, slot: Slot) {
         // SAFETY: as above.
         Wait::Spin => unsafe { asm!("sti", "pause", "cli", options(nostack)) },
     }
-}
-
-/// Where [`crate::boot::reset`] and the AP trampoline lead, on this CPU's stack, with L0's page tables. The rest of
-/// L0's CPU state is loaded here.
-///
-/// # Safety
-/// Only jumped to by these two.
-pub unsafe extern "C" fn arrive() -> ! {
-    let Some(cpu) = cpu::current() else {
-        registers::halt_forever()
-    };
-    // SAFETY: on the CPU itself, interrupts off, on L0's page tables; the IDT was filled before any CPU got here.
-    unsafe {
-        gdt::load(cpu);
-        idt::load();
-    }
-    park(cpu)
 }
 
 #[cfg(test)]

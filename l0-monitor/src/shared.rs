@@ -2,14 +2,14 @@
 //!
 //! Hosts may write to any of it at any time, so L0 never makes references to its contents: it reads and writes single
 //! words, atomically, and trusts none of them for anything but reporting. The exceptions are mailboxes and the command
-//! they carry, which are checked in [`crate::park`].
+//! they carry, which are checked where CPUs park (`park.rs`).
 #![expect(unsafe_code, reason = "memory that hosts write too is reached through raw pointers")]
 
 pub mod layout;
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{
-    AtomicU32, AtomicU64,
+    AtomicU8, AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
@@ -18,7 +18,7 @@ use locum_abi::status::{EXIT_REASONS, NO_OWNER};
 use locum_abi::trace::{LOG_BYTES, TRACE_RECORDS};
 use locum_abi::{ChannelRing, CpuMode, Event, Header, HostState, StopReason, TraceRecord};
 
-use crate::cpu::{self, CpuIndex};
+use crate::id::{self, APIC_IDS, CpuIndex};
 use layout::{Region, Shared, SlotArea};
 use locum_abi::Slot;
 
@@ -119,6 +119,31 @@ pub fn slot_field(slot: Slot, offset: usize) -> u64 {
 pub fn page_zero(slot: Slot) -> u64 {
     // SAFETY: only an address is computed.
     unsafe { &raw mut (*slot_area(slot)).page_zero as u64 }
+}
+
+/// Physical address of the page tables on which a CPU is handed to the host of `slot`.
+pub fn firmware_cr3(slot: Slot) -> u64 {
+    // SAFETY: only an address is computed.
+    unsafe { &raw mut (*slot_area(slot)).firmware_tables as u64 }
+}
+
+/// Physical address of the GDT with which a CPU is handed to the host of `slot`.
+pub fn firmware_gdt(slot: Slot) -> u64 {
+    // SAFETY: only an address is computed.
+    unsafe { &raw mut (*slot_area(slot)).gdt as u64 }
+}
+
+/// Says how the CPU with `apic_id` comes back when a host gives it up. Ids above 255 are ignored.
+pub fn set_reset_mode(apic_id: u32, nested: bool) {
+    for slot in Slot::ALL {
+        // SAFETY: only an address is computed.
+        let modes = unsafe { &raw mut (*slot_area(slot)).reset_vector.data.nested }.cast::<u8>();
+        if (apic_id as usize) < APIC_IDS {
+            // SAFETY: inside the table, a byte that is only accessed atomically once a CPU may use it.
+            let mode = unsafe { AtomicU8::from_ptr(modes.add(apic_id as usize)) };
+            mode.store(u8::from(nested), Release);
+        }
+    }
 }
 
 /// Slice below 1 MiB of the host in `slot`: first byte and bytes.
@@ -384,9 +409,9 @@ pub fn touch_mailbox(slot: Slot) {
 /// Marks where each CPU is at boot: absent, with its owner.
 pub fn init_cpus(owner: Slot) {
     let status = status();
-    status.set_cpu_count(cpu::count() as u32);
-    for index in cpu::all() {
-        status.cpu(index).set_apic_id(cpu::apic_id(index));
+    status.set_cpu_count(id::count() as u32);
+    for index in id::all() {
+        status.cpu(index).set_apic_id(id::apic_id(index));
         status.cpu(index).set_owner(Some(owner));
     }
 }

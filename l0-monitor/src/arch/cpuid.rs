@@ -2,6 +2,8 @@
 
 use core::arch::x86_64::{__cpuid, __cpuid_count};
 
+use crate::id::{self, CpuIndex};
+
 /// Leaf 1 ECX: MONITOR and MWAIT.
 const LEAF1_ECX_MONITOR: u32 = 1 << 3;
 /// Leaf 1 ECX: VMX.
@@ -17,6 +19,11 @@ const EXT1_EDX_PAGE1GB: u32 = 1 << 26;
 /// changes the id in the LAPIC.
 pub fn apic_id() -> u32 {
     __cpuid(1).ebx >> 24
+}
+
+/// The CPU that executes this; `None` on one that L0 does not manage.
+pub fn current() -> Option<CpuIndex> {
+    id::index_of_apic(apic_id())
 }
 
 /// Whether the CPU has VMX.

@@ -11,7 +11,7 @@ use core::cell::UnsafeCell;
 
 use locum_abi::MAX_CPUS;
 
-use crate::cpu::CpuIndex;
+use crate::id::CpuIndex;
 
 /// Selector of 64-bit code. The same number as Linux' boot protocol (`__BOOT_CS`) and kernel use.
 pub const CODE: u16 = 0x10;
@@ -24,6 +24,10 @@ pub const TSS: u16 = 0x20;
 pub const CODE_DESCRIPTOR: u64 = 0x00af_9b00_0000_ffff;
 /// Descriptor of flat writable data, accessed.
 pub const DATA_DESCRIPTOR: u64 = 0x00cf_9300_0000_ffff;
+/// The GDT that firmware leaves a host: null, unused, code, data.
+pub const FLAT: [u64; 4] = [0, 0, CODE_DESCRIPTOR, DATA_DESCRIPTOR];
+/// Its limit.
+pub const FLAT_LIMIT: u16 = size_of::<[u64; 4]>() as u16 - 1;
 /// Type and present bit of an available 64-bit TSS.
 const TSS_AVAILABLE: u64 = 0x89;
 

@@ -45,6 +45,8 @@ const DIVIDE_BY_1: u32 = 0b1011;
 /// How often the delivery status is read before L0 stops waiting: far longer than any delivery takes.
 const DELIVERY_POLLS: u32 = 1_000_000;
 
+/// Vector of spurious interrupts (SDM vol. 3A, 11.9).
+const SPURIOUS_VECTOR: u32 = 0xff;
 /// Vector of the parked CPU's timer.
 const PARK_VECTOR: u32 = 0xf0;
 /// Timer counts between two looks of a parked CPU at its mailbox: 1 to 4 ms with the bus or crystal clocks of 25 to
@@ -211,7 +213,7 @@ impl Parked {
             for (register, _) in LOCAL_VECTORS {
                 lapic.mask(register);
             }
-            lapic.write(SVR, SVR_ENABLED | super::idt::SPURIOUS as u32);
+            lapic.write(SVR, SVR_ENABLED | SPURIOUS_VECTOR);
             lapic.write(TPR, 0);
             lapic.write(TIMER_DIVIDE, DIVIDE_BY_1);
             lapic.write(LVT_TIMER, LVT_PERIODIC | PARK_VECTOR);

@@ -26,8 +26,7 @@ const PDS: usize = 64;
 /// Page tables with 4 KiB pages, from address 0: all of L0's private memory.
 const PTS: usize = 4;
 /// First byte that 4 KiB pages do not map.
-const SMALL_END: u64 = PTS as u64 * LARGE;
-const _: () = assert!(SMALL_END == crate::shared::layout::BASE);
+pub const SMALL_END: u64 = PTS as u64 * LARGE;
 
 /// Entry flags: present, writable, accessed, dirty.
 pub const PRESENT_WRITABLE: u64 = 0x63;

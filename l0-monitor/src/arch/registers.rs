@@ -48,6 +48,20 @@ pub fn halt_forever() -> ! {
     }
 }
 
+/// Waits until `done`, at most `ticks` of the TSC. False if that was too short.
+pub fn wait_until(ticks: u64, mut done: impl FnMut() -> bool) -> bool {
+    let start = tsc();
+    loop {
+        if done() {
+            return true;
+        }
+        if tsc().wrapping_sub(start) > ticks {
+            return false;
+        }
+        core::hint::spin_loop();
+    }
+}
+
 /// The time stamp counter, not serialised.
 pub fn tsc() -> u64 {
     // SAFETY: RDTSC reads a counter.

@@ -3,6 +3,9 @@
 
 use super::port::{read8, write8};
 
+/// Port of Bochs and QEMU that takes characters.
+pub const DEBUG_PORT: u16 = 0xe9;
+
 /// Offset of the line status register.
 const LINE_STATUS: u16 = 5;
 /// Line status: the transmitter takes a byte.
@@ -13,7 +16,7 @@ const POLLS: u32 = 100_000;
 /// Writes a byte to port 0xE9.
 pub fn debug_port(byte: u8) {
     // SAFETY: the port is either an emulator's debug port or decoded by nothing.
-    unsafe { write8(crate::logger::DEBUG_PORT, byte) };
+    unsafe { write8(DEBUG_PORT, byte) };
 }
 
 /// Writes a byte to a 16550 as firmware or a boot loader left it set up.

@@ -1,14 +1,14 @@
-//! Starting the other CPUs: INIT, SIPI, SIPI (SDM vol. 3A, 9.4.4), one at a time, each into [`crate::park`].
+//! Starting the other CPUs: INIT, SIPI, SIPI (SDM vol. 3A, 9.4.4), one at a time, each into [`crate::doors::parking`].
 #![expect(unsafe_code, reason = "starts CPUs on code that is copied below 1 MiB")]
 
 use core::arch::global_asm;
 
-use locum_abi::CpuMode;
-
 use super::memory::move_bytes;
-use crate::arch::{gdt, lapic, msr, paging, registers};
-use crate::cpu::{self, CpuIndex};
-use crate::{park, shared};
+use crate::arch::{gdt, lapic, msr, paging, registers, stack};
+use crate::doors::parking;
+use crate::id::{self, CpuIndex};
+use crate::shared;
+use crate::stage;
 use locum_abi::Slot;
 
 /// Where the trampoline lies while CPUs start: conventional memory that the BIOS and GRUB leave alone. What was there
@@ -104,16 +104,16 @@ pub unsafe fn start_all(me: CpuIndex) -> usize {
         put(&raw const l0_ap_cr3, paging::l0_cr3(Slot::Even));
         put(&raw const l0_ap_entry, entry as usize as u64);
     }
-    for cpu in cpu::all().filter(|&cpu| cpu != me) {
+    for cpu in id::all().filter(|&cpu| cpu != me) {
         // SAFETY: the CPU is not in use, and the trampoline leads it to its own stack.
         let up = unsafe {
-            put(&raw const l0_ap_stack, cpu::stack_top(cpu));
+            put(&raw const l0_ap_stack, stack::top(cpu));
             start(cpu)
         };
         if up {
             started += 1;
         } else {
-            log::error!("CPU with APIC id {} does not start; it stays unused", cpu::apic_id(cpu));
+            log::error!("CPU with APIC id {} does not start; it stays unused", id::apic_id(cpu));
             shared::status().cpu(cpu).set_owner(None);
         }
     }
@@ -136,31 +136,20 @@ unsafe fn put(field: *const u8, value: u64) {
 /// # Safety
 /// The trampoline is in place for this CPU.
 unsafe fn start(cpu: CpuIndex) -> bool {
-    let id = cpu::apic_id(cpu);
+    let id = id::apic_id(cpu);
     let page = (TRAMPOLINE >> 12) as u8;
-    let parked = || shared::status().cpu(cpu).mode() == CpuMode::Parked;
+    let parked = || stage::is_parked(cpu);
     // SAFETY: the caller's word.
     unsafe {
         lapic::send_init(id);
-        wait_for(INIT_TICKS, || false);
+        registers::wait_until(INIT_TICKS, || false);
         lapic::send_sipi(id, page);
-        if wait_for(SIPI_TICKS, parked) {
+        if registers::wait_until(SIPI_TICKS, parked) {
             return true;
         }
         lapic::send_sipi(id, page);
     }
-    wait_for(START_TICKS, parked)
-}
-
-fn wait_for(ticks: u64, done: impl Fn() -> bool) -> bool {
-    let begin = registers::tsc();
-    while registers::tsc().wrapping_sub(begin) < ticks {
-        if done() {
-            return true;
-        }
-        core::hint::spin_loop();
-    }
-    done()
+    registers::wait_until(START_TICKS, parked)
 }
 
 /// # Safety
@@ -168,7 +157,7 @@ fn wait_for(ticks: u64, done: impl Fn() -> bool) -> bool {
 unsafe extern "C" fn arrive() -> ! {
     allow_vmx();
     // SAFETY: on L0's page tables and this CPU's stack.
-    unsafe { park::arrive() }
+    unsafe { parking::arrive() }
 }
 
 /// Does what firmware should have done: allows VMX outside SMX and locks IA32_FEATURE_CONTROL (SDM vol. 3C, 24.7).

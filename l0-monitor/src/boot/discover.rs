@@ -5,14 +5,14 @@ use firmware_shim::acpi::{self, MadtEntry, Rsdp};
 use firmware_shim::e820::E820Map;
 use locum_abi::MAX_CPUS;
 
-use super::machine::{IoApic, Span};
 use super::memory::{Identity, move_bytes};
-use super::mtrr::Mtrrs;
 use super::multiboot::Information;
-use super::{BootError, MACHINE, Machine, cmdline};
+use super::{BootError, cmdline};
 use crate::arch::cpuid;
+use crate::machine::mtrr::Mtrrs;
+use crate::machine::{self, IoApic, MAX_IOAPICS, Machine, Span};
 use crate::shared::layout;
-use crate::{cpu, shared};
+use crate::{id, shared};
 
 /// The machine's RSDP: what GRUB copied, put where it stays, or what is in the BIOS area.
 pub fn find_rsdp(memory: &Identity, information: Information<'_>) -> Result<(u64, Rsdp), BootError> {
@@ -46,7 +46,7 @@ pub fn read_machine(
     if total > MAX_CPUS {
         return Err(BootError::TooManyCpus(total));
     }
-    let taken = cpu::register(enabled());
+    let taken = id::register(enabled());
     if taken < total {
         log::warn!(
             "{} CPUs have an APIC id above 254 or one twice; they stay unused",
@@ -77,7 +77,8 @@ pub fn read_machine(
                 pins: ioapic_pins(address),
             };
             if machine.ioapics.try_push(ioapic).is_err() {
-                log::warn!("IOAPIC at {address:#x} is one too many; it is left unfiltered");
+                machine.too_many_ioapics = true;
+                log::error!("IOAPIC at {address:#x} is one too many for L0 ({MAX_IOAPICS}): refreshes will be refused");
             }
         }
     }
@@ -91,7 +92,7 @@ pub fn read_machine(
     if tables.has_dmar()? {
         log::warn!("DMA remapping (DMAR) is hidden from hosts: no device passthrough to guests");
     }
-    Ok(MACHINE.call_once(|| machine))
+    Ok(machine::publish(machine))
 }
 
 /// Number of an IOAPIC's pins (82093AA data sheet, 3.2.2: version register, bits 16-23, is one less).

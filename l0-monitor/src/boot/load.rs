@@ -10,9 +10,11 @@ use locum_abi::REVISION;
 use super::memory::{Identity, bytes, move_bytes};
 use super::multiboot::Information;
 use super::place::{self, Wanted};
-use super::{BootError, Machine, cmdline, reset};
+use super::{BootError, cmdline};
 use crate::arch::{cpuid, paging};
-use crate::cpu;
+use crate::doors::reset;
+use crate::id;
+use crate::machine::Machine;
 use crate::shared;
 use crate::shared::layout::{self, SlotArea};
 use locum_abi::Slot;
@@ -99,7 +101,7 @@ pub fn load(
     kernel.check_load(places.kernel, kernel.init_size())?;
 
     let base = shared::slot_field(Slot::Even, core::mem::offset_of!(SlotArea, tables));
-    let maxcpus = options.host_cpus.filter(|&n| (n as usize) < cpu::count());
+    let maxcpus = options.host_cpus.filter(|&n| (n as usize) < id::count());
     let line: ArrayString<{ cmdline::HOST_LINE }> =
         cmdline::for_first_host(kernel_file.line, maxcpus, cpuid::has_la57()).map_err(|_| BootError::CommandLine)?;
     let rsdp = host_tables(machine, tables, base + ACPI_OFFSET)?;

@@ -5,18 +5,22 @@ use core::cell::UnsafeCell;
 use core::mem::offset_of;
 
 use firmware_shim::acpi;
-use locum_abi::{CpuMode, Event, HostState, PerSlot};
+use locum_abi::{Event, PerSlot};
 
 use super::discover::{find_rsdp, read_machine};
 use super::load::{Entry, load};
 use super::memory::{Identity, move_bytes};
 use super::multiboot::{BOOTLOADER_MAGIC, Information};
 use super::publish::publish;
-use super::{BootError, Machine, cmdline, host, reset};
-use crate::arch::{cpuid, gdt, idt, paging, registers};
-use crate::cpu::{self, CpuIndex};
+use super::{BootError, cmdline};
+use crate::arch::{cpuid, gdt, paging, registers, serial, stack};
+use crate::doors::{native_host, reset};
+use crate::id::{self, CpuIndex};
+use crate::machine::Machine;
+use crate::partition::PARTITION;
 use crate::shared::layout::SlotArea;
-use crate::{logger, park, partition, shared};
+use crate::stage::{self, Step};
+use crate::{logger, nested, park, shared, trap};
 use locum_abi::Slot;
 
 /// Most of the boot information that L0 copies: command lines, memory map, modules, ACPI, and what else GRUB adds.
@@ -27,18 +31,16 @@ pub extern "C" fn main(magic: u32, information: u32) -> ! {
     shared::init_rings();
     logger::init();
     // Any CPU's GDT will do until L0 knows which CPU this is.
-    if let Some(first) = CpuIndex::new(0) {
-        // SAFETY: only this CPU runs; the entry's page tables map L0 where it is.
-        unsafe {
-            idt::init();
-            gdt::load(first);
-            idt::load();
-        }
+    // SAFETY: only this CPU runs; the entry's page tables map L0 where it is.
+    unsafe {
+        trap::init();
+        gdt::load(CpuIndex::FIRST);
+        trap::load();
     }
     match boot(magic, information) {
         Ok(entry) => {
             // SAFETY: the host's kernel is there, and L0 has nothing more to do.
-            unsafe { host::enter_native(Slot::Even, entry.rip, entry.zero_page) }
+            unsafe { native_host::enter(Slot::Even, entry.rip, entry.zero_page) }
         }
         Err(error) => {
             log::error!("cannot start the host: {error}");
@@ -51,17 +53,17 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
     let copy = copy_information(magic, information)?;
     let information = Information::new(copy).ok_or(BootError::Multiboot("it is damaged"))?;
     let options = cmdline::parse(information.command_line(), |_| {});
-    logger::set_port(options.log_port.unwrap_or(logger::DEBUG_PORT));
+    logger::set_port(options.log_port.unwrap_or(serial::DEBUG_PORT));
     cmdline::parse(information.command_line(), |bad| {
         log::warn!("argument `{}` ignored; expected {}", bad.argument, bad.expected);
     });
     park::set_wait(options.wait);
     if options.check {
-        crate::nested::check::enable();
+        nested::check::enable();
     }
-    crate::nested::regions::init();
+    nested::regions::init();
     if options.no_shadowing {
-        crate::nested::shadow::forbid();
+        nested::shadow::forbid();
     }
 
     // SAFETY: the entry's page tables map the low 4 GiB one to one.
@@ -69,15 +71,15 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
     let (rsdp_address, rsdp) = find_rsdp(&memory, information)?;
     let tables = acpi::Machine::open(&memory, &rsdp)?;
     let machine = read_machine(&memory, information, rsdp_address, &rsdp, &options)?;
-    let me = cpu::current().ok_or(BootError::Multiboot("the boot CPU is not in the MADT"))?;
+    let me = cpuid::current().ok_or(BootError::Multiboot("the boot CPU is not in the MADT"))?;
     prepare(machine, me)?;
     publish(machine);
     // SAFETY: L0's page tables and descriptor tables are in use, and no host runs.
     let started = unsafe { super::ap::start_all(me) };
-    partition::init(machine).map_err(|_| BootError::Partition)?;
+    PARTITION.init(machine).map_err(|_| BootError::Partition)?;
     log::info!(
         "{} CPUs ({} parked), {} MiB of RAM, pool {:#x}-{:#x}, VMX {}",
-        cpu::count(),
+        id::count(),
         started,
         machine.ram().map(|r| r.end - r.start).sum::<u64>() >> 20,
         machine.pool.map_or(0, |p| p.start),
@@ -89,11 +91,9 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
         },
     );
     let entry = load(machine, &tables, information, &options)?;
-    shared::status().host(Slot::Even).set_generation(0);
-    shared::status().host(Slot::Even).set_state(HostState::Running);
-    shared::status().cpu(me).set_mode(CpuMode::Native);
+    stage::take(me, Step::Boot).map_err(|_| BootError::Multiboot("it was booted twice"))?;
     shared::trace(Event::Boot {
-        cpus: cpu::count() as u32,
+        cpus: id::count() as u32,
     });
     shared::trace(Event::HostStart {
         slot: Slot::Even,
@@ -136,8 +136,9 @@ static COPY: Copy = Copy(UnsafeCell::new([0; INFORMATION_MAX]));
 /// Fills L0's page tables and the shared region's code and tables, and switches to L0's own tables.
 fn prepare(machine: &Machine, me: CpuIndex) -> Result<(), BootError> {
     let stub_pd = PerSlot::from_fn(|slot| shared::slot_field(slot, offset_of!(SlotArea, stub_pd)));
+    stack::publish_tops();
     let ram = machine.ram().map(|span| span.start..span.end);
-    let guards = cpu::all().map(cpu::stack_guard);
+    let guards = id::all().map(stack::guard);
     // SAFETY: only this CPU runs, still on the entry's tables.
     unsafe { paging::init(ram, guards, stub_pd, cpuid::has_1gib_pages()) }
         .map_err(|unmapped| BootError::Unmapped(unmapped.first_gib))?;
@@ -147,7 +148,7 @@ fn prepare(machine: &Machine, me: CpuIndex) -> Result<(), BootError> {
         gdt::load(me);
     }
     for slot in Slot::ALL {
-        host::install(slot);
+        native_host::install(slot);
         reset::install(slot);
         // SAFETY: the page is the slot's; hosts that see it instead of page 0 expect the BIOS data area there.
         unsafe { move_bytes(shared::page_zero(slot), 0, 4096) };

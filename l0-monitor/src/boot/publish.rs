@@ -5,9 +5,10 @@ use core::mem::offset_of;
 
 use locum_abi::{CHANNEL_COUNT, ChannelRing, Header, LogRing, MAGIC, REVISION, SlotInfo, Status, TraceRing};
 
-use super::{Machine, native_entry, reset};
 use crate::arch::paging;
-use crate::cpu;
+use crate::doors::{native_call, reset};
+use crate::id;
+use crate::machine::Machine;
 use crate::shared;
 use crate::shared::layout::{self, SlotArea};
 use locum_abi::PerSlot;
@@ -25,7 +26,7 @@ pub fn publish(machine: &Machine) {
             mailbox: field(offset_of!(SlotArea, mailbox)),
             reset_vector: reset::address(slot),
             l0_cr3: paging::l0_cr3(slot),
-            l0_entry: native_entry(),
+            l0_entry: native_call::entry(),
             stub_pd: field(offset_of!(SlotArea, stub_pd)),
             stub_pt: field(offset_of!(SlotArea, stub_pt)),
             stub_pt_pages: layout::STUB_PT_PAGES as u32,
@@ -59,7 +60,7 @@ pub fn publish(machine: &Machine) {
         slots,
         machine_rsdp: machine.rsdp,
         image_bytes: image_bytes(),
-        cpu_count: cpu::count() as u32,
+        cpu_count: id::count() as u32,
         pm1a_cnt,
         pm1b_cnt,
         reserved: [0; 8],

@@ -3,6 +3,7 @@
 //! A VMCS is adopted when it becomes current, and given back (*unadopted*) on VMCLEAR and when L0 leaves. Between the
 //! two, VMREAD and VMWRITE of a replaced field act on the side table. Nothing else in the VMCS is ever changed.
 
+use arrayvec::ArrayVec;
 use locum_abi::Event;
 
 use crate::nested::check;
@@ -26,47 +27,39 @@ pub struct Entry {
 /// The side table of one CPU.
 #[derive(Debug)]
 pub struct Adopted {
-    len: usize,
     /// Position of the entry used last: nearly every look-up is for it.
     last: usize,
     /// Who gives up its place next when the table is full.
     victim: usize,
-    entries: [Entry; CAPACITY],
+    entries: ArrayVec<Entry, CAPACITY>,
 }
 
 impl Adopted {
     /// An empty table.
     pub const fn new() -> Self {
         Self {
-            len: 0,
             last: 0,
             victim: 0,
-            entries: [Entry {
-                phys: 0,
-                area: HostArea::ZERO,
-                fingerprint: 0,
-            }; CAPACITY],
+            entries: ArrayVec::new_const(),
         }
     }
 
     /// Number of adopted VMCSs.
-    pub const fn len(&self) -> usize {
-        self.len
+    pub fn len(&self) -> usize {
+        self.entries.len()
     }
 
     /// True if there is none.
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     /// The entry of the VMCS at `phys`.
     pub fn find(&mut self, phys: u64) -> Option<&mut Entry> {
-        let last = self.last;
-        let entries = self.entries.get_mut(..self.len)?;
-        if entries.get(last).is_none_or(|e| e.phys != phys) {
-            self.last = entries.iter().position(|e| e.phys == phys)?;
+        if self.entries.get(self.last).is_none_or(|entry| entry.phys != phys) {
+            self.last = self.entries.iter().position(|entry| entry.phys == phys)?;
         }
-        entries.get_mut(self.last)
+        self.entries.get_mut(self.last)
     }
 
     /// Adopts the current VMCS, which is at `phys`: the host's area goes to the table, `own` into the VMCS. Nothing
@@ -80,9 +73,8 @@ impl Adopted {
             return Ok(());
         }
         let area = HostArea::read(hw)?;
-        if self.len == CAPACITY {
-            self.victim = (self.victim + 1) % CAPACITY;
-            let victim = self.entries.get(self.victim).map_or(0, |e| e.phys);
+        if let Some(victim) = self.victim() {
+            // Whether it is the same is told only of those that are given back when their time has come.
             self.give_back(hw, victim);
             let status = hw.vmptrld(phys);
             if !status.ok() {
@@ -91,57 +83,47 @@ impl Adopted {
         }
         let fingerprint = if check::enabled() { check::fingerprint(hw) } else { 0 };
         own.write(hw);
-        if let Some(free) = self.entries.get_mut(self.len) {
-            *free = Entry {
-                phys,
-                area,
-                fingerprint,
-            };
-            self.last = self.len;
-            self.len += 1;
-        }
+        self.last = self.entries.len();
+        self.entries.push(Entry {
+            phys,
+            area,
+            fingerprint,
+        });
         Ok(())
     }
 
-    /// Makes the VMCS at `phys` current, writes the host's values back and forgets it. False if it was not adopted.
-    pub fn give_back(&mut self, hw: &mut impl Hardware, phys: u64) -> bool {
-        let Some(entry) = self.find(phys).copied() else {
-            return false;
-        };
+    /// Address of the entry that has to make room, if the table is full.
+    fn victim(&mut self) -> Option<u64> {
+        if !self.entries.is_full() {
+            return None;
+        }
+        self.victim = (self.victim + 1) % CAPACITY;
+        self.entries.get(self.victim).map(|entry| entry.phys)
+    }
+
+    /// Makes the VMCS at `phys` current, writes the host's values back and forgets it, if it was adopted. Tells whether
+    /// it is as it was, if that was to be checked.
+    pub fn give_back(&mut self, hw: &mut impl Hardware, phys: u64) -> Option<Event> {
+        let entry = *self.find(phys)?;
+        let mut checked = None;
         if hw.vmptrld(phys).ok() {
             entry.area.write(hw);
             if entry.fingerprint != 0 {
-                let now = check::fingerprint(hw);
-                let difference = now ^ entry.fingerprint;
-                hw.trace(Event::VmcsChecked {
+                let difference = check::fingerprint(hw) ^ entry.fingerprint;
+                checked = Some(Event::VmcsChecked {
                     same: difference == 0,
                     vmcs: phys,
                     difference,
                 });
             }
         }
-        self.len -= 1;
-        self.entries.swap(self.last, self.len);
-        true
-    }
-
-    /// Gives every VMCS back; returns how many. The current VMCS is any of them afterwards.
-    pub fn give_back_all(&mut self, hw: &mut impl Hardware) -> usize {
-        let count = self.len;
-        while let Some(phys) = self
-            .len
-            .checked_sub(1)
-            .and_then(|i| self.entries.get(i))
-            .map(|e| e.phys)
-        {
-            self.give_back(hw, phys);
-        }
-        count
+        self.entries.swap_remove(self.last);
+        checked
     }
 
     /// Address of any adopted VMCS.
     pub fn any(&self) -> Option<u64> {
-        self.entries.get(..self.len)?.last().map(|e| e.phys)
+        self.entries.last().map(|entry| entry.phys)
     }
 }
 

@@ -4,7 +4,9 @@ use locum_abi::Event;
 
 use crate::nested::vcpu::{VCpu, gpr};
 use crate::nested::walk::{Fault, Paging};
-use crate::vmx::exit::{InstructionInfo, Interruption, Reason};
+use crate::partition::Violation;
+use crate::partition::io_filter::Verdict;
+use crate::vmx::exit::{InstructionInfo, Interruption, IoAccess, Reason};
 use crate::vmx::field::{self, Field, Segment};
 use crate::vmx::{Hardware, VmxStatus};
 
@@ -19,13 +21,30 @@ pub enum Exception {
     Page(u32, u64),
 }
 
-/// The CPU's state and its hardware while an exit is served.
-#[derive(Debug)]
+/// The CPU's state, its hardware and what is around it while an exit is served.
 pub struct Context<'a, H: Hardware> {
     /// State.
-    pub cpu: &'a mut VCpu,
+    pub vcpu: &'a mut VCpu,
     /// Hardware.
     pub hw: &'a mut H,
+    /// Partition and trace.
+    pub around: &'a dyn Surroundings<H>,
+}
+
+/// What an exit meets outside its CPU: the rules of the partition, and the trace.
+pub trait Surroundings<H: Hardware> {
+    /// Whether the host may touch these bytes of RAM: nothing a host names is touched before this says yes.
+    fn may_touch(&self, address: u64, bytes: u64) -> bool;
+    /// A port access; see [`crate::partition::Partition::port`].
+    fn port(&self, hw: &mut H, io: IoAccess, value: u32) -> Verdict;
+    /// An access that EPT refused.
+    fn violation(&self, address: u64, write: bool) -> Violation;
+    /// An access to an IOAPIC.
+    fn ioapic(&self, hw: &mut H, address: u64, write: Option<u32>) -> u32;
+    /// True if the host's bug ends it (a successor); false if the access is merely refused.
+    fn is_on_trial(&self) -> bool;
+    /// Leaves a record in the trace ring.
+    fn trace(&self, event: Event);
 }
 
 impl<H: Hardware> Context<'_, H> {
@@ -47,7 +66,7 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     fn vmx_fail(&mut self, instruction: Reason, status: VmxStatus, field: Field) {
-        self.hw.trace(Event::VmxFail {
+        self.around.trace(Event::VmxFail {
             instruction: instruction.0,
             rflags: status.apply(0),
             field: field.0.into(),
@@ -60,7 +79,7 @@ impl<H: Hardware> Context<'_, H> {
         if number == gpr::RSP {
             self.read(field::GUEST_RSP)
         } else {
-            self.cpu.gprs.get(number).copied().unwrap_or(0)
+            self.vcpu.gprs.get(number).copied().unwrap_or(0)
         }
     }
 
@@ -69,7 +88,7 @@ impl<H: Hardware> Context<'_, H> {
         let number = usize::from(number);
         if number == gpr::RSP {
             self.write(field::GUEST_RSP, value);
-        } else if let Some(register) = self.cpu.gprs.get_mut(number) {
+        } else if let Some(register) = self.vcpu.gprs.get_mut(number) {
             *register = value;
         }
     }
@@ -112,7 +131,7 @@ impl<H: Hardware> Context<'_, H> {
             }
         };
         let rip = self.read(field::GUEST_RIP);
-        self.hw.trace(Event::Inject {
+        self.around.trace(Event::Inject {
             vector,
             error: code.unwrap_or(0) as u16,
             rip,
@@ -155,6 +174,22 @@ impl<H: Hardware> Context<'_, H> {
             5 => address.wrapping_add(self.read(Segment::Gs.guest_base())),
             _ => address,
         }
+    }
+
+    /// Gives a VMCS of the host its own host-state area back, if it was adopted.
+    pub fn give_back(&mut self, phys: u64) {
+        if let Some(checked) = self.vcpu.adopted.give_back(self.hw, phys) {
+            self.around.trace(checked);
+        }
+    }
+
+    /// Gives every VMCS of the host back; returns how many. The current VMCS is any of them afterwards.
+    pub fn give_back_all(&mut self) -> usize {
+        let count = self.vcpu.adopted.len();
+        while let Some(phys) = self.vcpu.adopted.any() {
+            self.give_back(phys);
+        }
+        count
     }
 
     /// The exception that a failed operand access raises.

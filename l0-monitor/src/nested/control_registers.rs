@@ -22,10 +22,10 @@ const LMA: u64 = 1 << 10;
 impl<H: Hardware> Context<'_, H> {
     /// Serves a control-register exit.
     pub fn control_register(&mut self) {
-        self.cpu.steady.ready = false;
+        self.vcpu.steady.ready = false;
         let access = CrAccess::new(self.read(field::EXIT_QUALIFICATION));
-        let cr0 = self.read(field::CR0_SHADOW) & self.cpu.caps.cr0_fixed
-            | self.read(field::GUEST_CR0) & !self.cpu.caps.cr0_fixed;
+        let cr0 = self.read(field::CR0_SHADOW) & self.vcpu.caps.cr0_fixed
+            | self.read(field::GUEST_CR0) & !self.vcpu.caps.cr0_fixed;
         let done = match access {
             CrAccess::Write { cr: 0, gpr } => {
                 let value = self.gpr(gpr);
@@ -70,7 +70,7 @@ impl<H: Hardware> Context<'_, H> {
             }
             self.set_long_mode(efer, false);
         }
-        self.write(field::GUEST_CR0, value | ET | self.cpu.caps.cr0_fixed);
+        self.write(field::GUEST_CR0, value | ET | self.vcpu.caps.cr0_fixed);
         self.write(field::CR0_SHADOW, value | ET);
         self.flush();
         true
@@ -88,7 +88,7 @@ impl<H: Hardware> Context<'_, H> {
 
     fn load_pdptes(&mut self) -> bool {
         let table = self.read(field::GUEST_CR3) & 0xffff_ffe0;
-        if !self.hw.may_touch(table, 32) {
+        if !self.around.may_touch(table, 32) {
             return false;
         }
         for i in 0..4 {
@@ -101,13 +101,13 @@ impl<H: Hardware> Context<'_, H> {
     fn write_cr4(&mut self, value: u64) -> bool {
         let old = self.read(field::GUEST_CR4);
         let long_mode = self.read(field::GUEST_EFER) & LMA != 0;
-        let leaves_vmx = self.cpu.belief.vmx_on && value & VMXE == 0;
+        let leaves_vmx = self.vcpu.belief.vmx_on && value & VMXE == 0;
         let bad_pcide =
             value & PCIDE != 0 && old & PCIDE == 0 && (!long_mode || self.read(field::GUEST_CR3) & 0xfff != 0);
-        if value & !self.cpu.caps.cr4_allowed != 0 || leaves_vmx || bad_pcide || (long_mode && value & PAE == 0) {
+        if value & !self.vcpu.caps.cr4_allowed != 0 || leaves_vmx || bad_pcide || (long_mode && value & PAE == 0) {
             return false;
         }
-        self.write(field::GUEST_CR4, value | self.cpu.caps.cr4_fixed);
+        self.write(field::GUEST_CR4, value | self.vcpu.caps.cr4_fixed);
         self.write(field::CR4_SHADOW, value);
         self.flush();
         true

@@ -11,6 +11,8 @@ use crate::nested::host_area::{self, Kept};
 use crate::nested::steady;
 use crate::nested::vcpu::gpr;
 use crate::nested::vmx_instructions::Outcome;
+use crate::partition::Violation;
+use crate::partition::io_filter::Verdict;
 use crate::vmx::Hardware;
 use crate::vmx::exit::{ExitReason, Interruption, IoAccess, Reason};
 use crate::vmx::field;
@@ -30,31 +32,15 @@ pub enum Next {
     Die(StopReason, [u64; 3]),
 }
 
-/// Decisions that depend on the partition.
-pub trait Policy<H: Hardware> {
-    /// A port access; see [`crate::partition::port`].
-    fn port(&mut self, hw: &mut H, io: IoAccess, value: u32) -> crate::partition::io_filter::Verdict;
-    /// True if the page of `address` holds an IOAPIC that is filtered now.
-    fn is_device(&mut self, address: u64) -> bool;
-    /// An access to such a page.
-    fn device(&mut self, hw: &mut H, address: u64, write: Option<u32>) -> u32;
-    /// An EPT violation that is none: the host owns the page and may access it again.
-    fn allow(&mut self, address: u64, write: bool) -> bool;
-    /// True if there is memory at `address`, not a device.
-    fn is_memory(&mut self, address: u64) -> bool;
-    /// True if the host's bug ends it (a successor); false if the access is merely refused.
-    fn is_on_trial(&self) -> bool;
-}
-
 impl<H: Hardware> Context<'_, H> {
     /// Serves the exit that the current VMCS reports.
-    pub fn serve(&mut self, policy: &mut impl Policy<H>) -> (Next, Reason) {
+    pub fn serve(&mut self) -> (Next, Reason) {
         let reason = ExitReason(self.read(field::EXIT_REASON) as u32);
         let basic = reason.basic();
-        if self.cpu.in_guest {
+        if self.vcpu.in_guest {
             if basic == Reason::INIT {
-                self.cpu.in_guest = false;
-                self.hw.vmptrld(self.cpu.vmcs01);
+                self.vcpu.in_guest = false;
+                self.hw.vmptrld(self.vcpu.vmcs01);
                 return (Next::Init, basic);
             }
             return (self.reflect(reason), basic);
@@ -67,33 +53,33 @@ impl<H: Hardware> Context<'_, H> {
                 basic,
             );
         }
-        (self.serve_host(basic, policy), basic)
+        (self.serve_host(basic), basic)
     }
 
     /// A guest's exit: the host finds itself at its own exit handler, with the state that hardware would have left.
     fn reflect(&mut self, reason: ExitReason) -> Next {
-        self.cpu.in_guest = false;
+        self.vcpu.in_guest = false;
         let nmi = reason.basic() == Reason::EXCEPTION_NMI
             && Interruption(self.read(field::EXIT_INTERRUPTION) as u32).is_nmi();
         let kept = Kept::read(self.hw);
-        let current = self.cpu.belief.current.unwrap_or(0);
-        let shadow = &self.cpu.shadow;
-        let area = self.cpu.adopted.find(current).map(|e| shadow.seen(e.area));
-        if self.cpu.shadow.attached {
-            self.cpu.shadow.fill(self.hw);
-            self.cpu.steady.stale = steady::CLEARED;
+        let current = self.vcpu.belief.current.unwrap_or(0);
+        let shadow = &self.vcpu.shadow;
+        let area = self.vcpu.adopted.find(current).map(|e| shadow.seen(e.area));
+        if self.vcpu.shadow.attached {
+            self.vcpu.shadow.fill(self.hw);
+            self.vcpu.steady.stale = steady::CLEARED;
         }
-        self.hw.vmptrld(self.cpu.vmcs01);
+        self.hw.vmptrld(self.vcpu.vmcs01);
         let (Ok(kept), Some(area)) = (kept, area) else {
             return Next::Die(StopReason::Unhandled, [0, reason.0.into(), current]);
         };
         let efer = self.read(field::GUEST_EFER);
-        let fixed = (self.cpu.caps.cr0_fixed, self.cpu.caps.cr4_fixed);
+        let fixed = (self.vcpu.caps.cr0_fixed, self.vcpu.caps.cr4_fixed);
         host_area::load(self.hw, &area, &kept, fixed, nmi, efer);
         Next::Host
     }
 
-    fn serve_host(&mut self, reason: Reason, policy: &mut impl Policy<H>) -> Next {
+    fn serve_host(&mut self, reason: Reason) -> Next {
         match reason {
             Reason::VMREAD
             | Reason::VMWRITE
@@ -116,8 +102,8 @@ impl<H: Hardware> Context<'_, H> {
             Reason::XSETBV => self.xsetbv(),
             Reason::INVD => self.invd(),
             Reason::CR_ACCESS => self.control_register(),
-            Reason::IO => return self.io(policy),
-            Reason::EPT_VIOLATION => return self.ept_violation(policy),
+            Reason::IO => return self.io(),
+            Reason::EPT_VIOLATION => return self.ept_violation(),
             Reason::INIT => return Next::Init,
             Reason::VMCALL => {
                 if self.cpl() == 0 && locum_abi::Op::from_raw(self.rax()).is_some() {
@@ -141,30 +127,29 @@ impl<H: Hardware> Context<'_, H> {
         Next::Host
     }
 
-    fn io(&mut self, policy: &mut impl Policy<H>) -> Next {
-        use crate::partition::io_filter::Verdict;
+    fn io(&mut self) -> Next {
         let io = IoAccess::new(self.read(field::EXIT_QUALIFICATION));
         if io.string {
             self.inject(Exception::GeneralProtection);
             return Next::Host;
         }
         let rax = self.rax();
-        match policy.port(self.hw, io, rax as u32) {
+        match self.around.port(self.hw, io, rax as u32) {
             Verdict::Value(value) => {
                 let merged = match io.size {
                     1 => rax & !0xff | u64::from(value & 0xff),
                     2 => rax & !0xffff | u64::from(value & 0xffff),
                     _ => u64::from(value),
                 };
-                self.cpu.gprs[gpr::RAX] = merged;
+                self.vcpu.gprs[gpr::RAX] = merged;
             }
             Verdict::Done => {}
             Verdict::Power => {
-                self.hw.trace(Event::PowerFiltered {
+                self.around.trace(Event::PowerFiltered {
                     port: io.port,
                     value: rax as u32,
                 });
-                if policy.is_on_trial() {
+                if self.around.is_on_trial() {
                     let rip = self.read(field::GUEST_RIP);
                     return Next::Die(StopReason::PoweredOff, [rip, io.port.into(), rax & 0xffff_ffff]);
                 }
@@ -174,24 +159,23 @@ impl<H: Hardware> Context<'_, H> {
         Next::Host
     }
 
-    fn ept_violation(&mut self, policy: &mut impl Policy<H>) -> Next {
+    fn ept_violation(&mut self) -> Next {
         let address = self.read(field::GUEST_PHYSICAL_ADDRESS);
         let qualification = self.read(field::EXIT_QUALIFICATION);
-        let device = policy.is_device(address);
-        if !device && policy.allow(address, qualification & 2 != 0) {
-            self.deliver_again(qualification);
-            return Next::Host;
-        }
         let rip = self.read(field::GUEST_RIP);
-        if !device && policy.is_on_trial() && policy.is_memory(address) {
-            return Next::Die(StopReason::WildAccess, [rip, address, qualification]);
-        }
-        if !device {
-            self.hw.trace(Event::MemoryDenied {
+        let violation = self.around.violation(address, qualification & 2 != 0);
+        match violation {
+            Violation::Retry => {
+                self.deliver_again(qualification);
+                return Next::Host;
+            }
+            Violation::Fatal => return Next::Die(StopReason::WildAccess, [rip, address, qualification]),
+            Violation::Refused => self.around.trace(Event::MemoryDenied {
                 qualification: qualification as u32,
                 address,
                 rip,
-            });
+            }),
+            Violation::IoApic => {}
         }
         match self.fetch_mov(rip) {
             Some(mov) => {
@@ -200,8 +184,8 @@ impl<H: Hardware> Context<'_, H> {
                     What::Store(register) => Some(self.gpr(register)),
                     What::StoreImmediate(value) => Some(value),
                 };
-                let value = if device && mov.size == 4 {
-                    policy.device(self.hw, address, write.map(|v| v as u32))
+                let value = if violation == Violation::IoApic && mov.size == 4 {
+                    self.around.ioapic(self.hw, address, write.map(|v| v as u32))
                 } else {
                     !0
                 };
@@ -256,10 +240,15 @@ impl<H: Hardware> Context<'_, H> {
         let mut bytes = [0_u8; 15];
         let mut have = 0;
         for (i, byte) in bytes.iter_mut().enumerate() {
-            let Ok(phys) = paging.translate(self.hw, rip.wrapping_add(i as u64), false) else {
+            let Ok(phys) = paging.translate(
+                self.hw,
+                &|a, n| self.around.may_touch(a, n),
+                rip.wrapping_add(i as u64),
+                false,
+            ) else {
                 break;
             };
-            if !self.hw.may_touch(phys, 1) {
+            if !self.around.may_touch(phys, 1) {
                 break;
             }
             *byte = self.hw.read_phys(phys, 1) as u8;
@@ -270,7 +259,7 @@ impl<H: Hardware> Context<'_, H> {
 
     /// The host's entry into its guest failed with these RFLAGS.
     pub fn entry_failed(&mut self, rflags: u64) -> Next {
-        if self.cpu.in_guest {
+        if self.vcpu.in_guest {
             self.guest_entry_failed(rflags);
             return Next::Host;
         }

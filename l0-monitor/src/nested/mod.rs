@@ -44,7 +44,6 @@ pub mod context;
 pub mod control_registers;
 pub mod decode;
 pub mod exits;
-pub mod gate;
 pub mod host_area;
 pub mod hypercall;
 #[cfg(test)]
@@ -69,18 +68,4 @@ pub mod vmcs01;
 pub mod vmx_instructions;
 pub mod walk;
 
-pub use transition::{native_call, start};
 pub use vmcs01::HOST_VPID;
-
-use locum_abi::Slot;
-
-/// Where a CPU of a nested host begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Start {
-    /// Entry point, in 64-bit mode on an identity map.
-    pub rip: u64,
-    /// RSI there (the zero page of a boot CPU, else 0).
-    pub rsi: u64,
-    /// Host that the CPU belongs to.
-    pub slot: Slot,
-}

@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::vec::Vec;
 
-use locum_abi::Event;
-
 use crate::vmx::caps::secondary;
 use crate::vmx::field::{self, Field};
 use crate::vmx::hardware::Invalidate;
@@ -34,10 +32,6 @@ pub struct Model {
     pub memory: BTreeMap<u64, u8>,
     /// MSRs that exist.
     pub msrs: HashMap<u32, u64>,
-    /// First address that the host may not touch.
-    pub limit: u64,
-    /// Trace records left.
-    pub traced: Vec<Event>,
     /// What was invalidated.
     pub invalidated: Vec<(Invalidate, u64, [u64; 2])>,
     /// CR2.
@@ -63,7 +57,6 @@ impl Model {
     pub fn new(vmxon: u64, current: u64) -> Self {
         let mut model = Self {
             vmxon: Some(vmxon),
-            limit: 4 << 30,
             ..Self::default()
         };
         model.put(0x1000, 0x2003);
@@ -274,13 +267,5 @@ impl Hardware for Model {
         for i in 0..u64::from(size) {
             self.memory.insert(address + i, (value >> (8 * i)) as u8);
         }
-    }
-
-    fn may_touch(&mut self, address: u64, bytes: u64) -> bool {
-        address.checked_add(bytes).is_some_and(|end| end <= self.limit)
-    }
-
-    fn trace(&mut self, event: Event) {
-        self.traced.push(event);
     }
 }

@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use locum_abi::MAX_CPUS;
 
-use crate::cpu::CpuIndex;
+use crate::id::{CpuIndex, PerCpu};
 
 /// A page that begins with a VMCS revision identifier.
 #[repr(C, align(4096))]
@@ -26,10 +26,10 @@ impl Region {
 /// Bit 31 of the first word makes a shadow VMCS (SDM vol. 3C, 26.2).
 const SHADOW: u32 = 1 << 31;
 
-static SHADOWS: [Region; MAX_CPUS] = [const { Region::new() }; MAX_CPUS];
+static SHADOWS: PerCpu<Region> = PerCpu([const { Region::new() }; MAX_CPUS]);
 static BITMAPS: [Region; 2] = [const { Region::new() }; 2];
-static VMXON: [Region; MAX_CPUS] = [const { Region::new() }; MAX_CPUS];
-static VMCS01: [Region; MAX_CPUS] = [const { Region::new() }; MAX_CPUS];
+static VMXON: PerCpu<Region> = PerCpu([const { Region::new() }; MAX_CPUS]);
+static VMCS01: PerCpu<Region> = PerCpu([const { Region::new() }; MAX_CPUS]);
 
 /// Lets every VMREAD and VMWRITE exit. Called once, at boot.
 pub fn init() {
@@ -53,11 +53,10 @@ pub struct Regions {
 
 /// The regions of a CPU, with the revision identifier in place.
 pub fn prepare(cpu: CpuIndex, revision: u32) -> Regions {
-    // A CpuIndex is below MAX_CPUS by construction.
     Regions {
-        vmxon: VMXON[cpu.get()].prepare(revision),
-        vmcs01: VMCS01[cpu.get()].prepare(revision),
-        shadow: SHADOWS[cpu.get()].prepare(revision | SHADOW),
+        vmxon: VMXON[cpu].prepare(revision),
+        vmcs01: VMCS01[cpu].prepare(revision),
+        shadow: SHADOWS[cpu].prepare(revision | SHADOW),
         bitmaps: [0, 1].map(|i: usize| core::ptr::from_ref(&BITMAPS[i]) as u64),
     }
 }

@@ -3,12 +3,13 @@
 use std::boxed::Box;
 use std::vec::Vec;
 
-use crate::nested::context::Context;
 use crate::nested::exits::Next;
 use crate::nested::host_area;
 use crate::nested::model::Model;
 use crate::nested::shadow::{FIELDS, Shadow, WRITTEN};
-use crate::nested::test_bed::{BITMAPS, GUEST, OTHER, Open, SHADOW, VMCS01, access, exit_host, instruction, nested_on};
+use crate::nested::test_bed::{
+    BITMAPS, GUEST, OTHER, SHADOW, VMCS01, access, context, exit_host, instruction, nested_on,
+};
 use crate::nested::vcpu::VCpu;
 use crate::vmx::VmxStatus;
 use crate::vmx::caps::secondary;
@@ -35,7 +36,7 @@ fn run_guest(cpu: &mut VCpu, hw: &mut Model, fields: &[(Field, u64)]) {
     for (field, value) in fields {
         hw.set(GUEST, *field, *value);
     }
-    assert_eq!(Context { cpu, hw }.serve(&mut Open).0, Next::Host);
+    assert_eq!(context(cpu, hw).serve().0, Next::Host);
 }
 
 fn shadowed() -> (Box<VCpu>, Model) {
@@ -235,10 +236,6 @@ fn a_written_vmcs_is_not_compared_with_what_it_was() {
     let (mut cpu, mut hw) = shadowed();
     cpu.adopted.find(GUEST).unwrap().fingerprint = 1;
     hw.host_vmwrite(VMCS01, field::GUEST_RIP, 0x999);
-    Context {
-        cpu: &mut cpu,
-        hw: &mut hw,
-    }
-    .leave_steady();
+    context(&mut cpu, &mut hw).leave_steady();
     assert_eq!(cpu.adopted.find(GUEST).unwrap().fingerprint, 0);
 }

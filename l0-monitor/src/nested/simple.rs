@@ -27,26 +27,26 @@ pub fn cpuid_for(leaf: u32, subleaf: u32, mut regs: [u32; 4], cr4: u64) -> [u32;
 impl<H: Hardware> Context<'_, H> {
     /// CPUID.
     pub fn cpuid(&mut self) {
-        let (leaf, subleaf) = (self.cpu.gprs[gpr::RAX] as u32, self.cpu.gprs[gpr::RCX] as u32);
+        let (leaf, subleaf) = (self.vcpu.gprs[gpr::RAX] as u32, self.vcpu.gprs[gpr::RCX] as u32);
         let regs = self.hw.cpuid(leaf, subleaf);
         let cr4 = self.read(field::GUEST_CR4);
         let [a, b, c, d] = cpuid_for(leaf, subleaf, regs, cr4);
         for (register, value) in [(gpr::RAX, a), (gpr::RBX, b), (gpr::RCX, c), (gpr::RDX, d)] {
-            self.cpu.gprs[register] = u64::from(value);
+            self.vcpu.gprs[register] = u64::from(value);
         }
         self.advance();
     }
 
     /// RDMSR: those the bitmap names, and those outside its two ranges, which exit always.
     pub fn rdmsr(&mut self) {
-        let msr = self.cpu.gprs[gpr::RCX] as u32;
+        let msr = self.vcpu.gprs[gpr::RCX] as u32;
         match self.hw.rdmsr(msr) {
             Some(mut value) => {
-                if msr == IA32_APIC_BASE && self.cpu.pretend_bsp {
+                if msr == IA32_APIC_BASE && self.vcpu.pretend_bsp {
                     value |= BSP;
                 }
-                self.cpu.gprs[gpr::RAX] = value & 0xffff_ffff;
-                self.cpu.gprs[gpr::RDX] = value >> 32;
+                self.vcpu.gprs[gpr::RAX] = value & 0xffff_ffff;
+                self.vcpu.gprs[gpr::RDX] = value >> 32;
                 self.advance();
             }
             None => self.inject(Exception::GeneralProtection),
@@ -56,7 +56,7 @@ impl<H: Hardware> Context<'_, H> {
     /// WRMSR, likewise.
     pub fn wrmsr(&mut self) {
         let value = self.edx_eax();
-        if self.hw.wrmsr(self.cpu.gprs[gpr::RCX] as u32, value) {
+        if self.hw.wrmsr(self.vcpu.gprs[gpr::RCX] as u32, value) {
             self.advance();
         } else {
             self.inject(Exception::GeneralProtection);
@@ -66,7 +66,7 @@ impl<H: Hardware> Context<'_, H> {
     /// XSETBV.
     pub fn xsetbv(&mut self) {
         let value = self.edx_eax();
-        if self.cpl() == 0 && self.hw.xsetbv(self.cpu.gprs[gpr::RCX] as u32, value) {
+        if self.cpl() == 0 && self.hw.xsetbv(self.vcpu.gprs[gpr::RCX] as u32, value) {
             self.advance();
         } else {
             self.inject(Exception::GeneralProtection);
@@ -80,7 +80,7 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     fn edx_eax(&self) -> u64 {
-        self.cpu.gprs[gpr::RDX] << 32 | self.cpu.gprs[gpr::RAX] & 0xffff_ffff
+        self.vcpu.gprs[gpr::RDX] << 32 | self.vcpu.gprs[gpr::RAX] & 0xffff_ffff
     }
 }
 

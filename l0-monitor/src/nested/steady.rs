@@ -100,9 +100,9 @@ impl<H: Hardware> Context<'_, H> {
     /// comes next, for the guest if `in_guest` is set.
     #[inline(always)]
     pub fn steady(&mut self) -> bool {
-        if !self.cpu.steady.ready {
+        if !self.vcpu.steady.ready {
             false
-        } else if self.cpu.in_guest {
+        } else if self.vcpu.in_guest {
             self.steady_exit()
         } else {
             self.steady_resume()
@@ -118,16 +118,16 @@ impl<H: Hardware> Context<'_, H> {
         if *class == OTHER {
             return false;
         }
-        let steady = &mut self.cpu.steady;
+        let steady = &mut self.vcpu.steady;
         let what = *class | steady.stale | steady.always;
-        if self.cpu.shadow.attached {
+        if self.vcpu.shadow.attached {
             steady.stale = *class & CLEARED;
             let interrupts = steady.interrupts;
-            fill(&mut self.cpu.shadow, self.hw, reason, what, interrupts);
+            fill(&mut self.vcpu.shadow, self.hw, reason, what, interrupts);
         }
-        self.hw.select(&self.cpu.vmcs01);
-        self.cpu.in_guest = false;
-        let fixed = (self.cpu.caps.cr0_fixed, self.cpu.caps.cr4_fixed);
+        self.hw.select(&self.vcpu.vmcs01);
+        self.vcpu.in_guest = false;
+        let fixed = (self.vcpu.caps.cr0_fixed, self.vcpu.caps.cr4_fixed);
         host_area::reload(self.hw, &steady.area, &steady.kept, fixed);
         true
     }
@@ -139,7 +139,7 @@ impl<H: Hardware> Context<'_, H> {
         {
             return false;
         }
-        let cpu = &mut *self.cpu;
+        let cpu = &mut *self.vcpu;
         if cpu.shadow.attached {
             cpu.shadow.take_over(self.hw, &cpu.steady.current);
             cpu.steady.area.0[host_area::at::RSP] = cpu.shadow.held[at::HOST_RSP];
@@ -155,7 +155,7 @@ impl<H: Hardware> Context<'_, H> {
     /// is afterwards.
     pub fn prepare_steady(&mut self, current: u64, area: HostArea) {
         let long_mode = self.read(Segment::Cs.guest_rights()) & L_DPL_CONFORMING == L;
-        let (cr0, cr4) = (self.cpu.caps.cr0_fixed, self.cpu.caps.cr4_fixed);
+        let (cr0, cr4) = (self.vcpu.caps.cr0_fixed, self.vcpu.caps.cr4_fixed);
         let fixed_bits = self.read(field::CR0_SHADOW) & cr0 == cr0 && self.read(field::CR4_SHADOW) & cr4 == cr4;
         self.hw.select(&current);
         let Ok(kept) = Kept::read(self.hw) else {
@@ -164,12 +164,12 @@ impl<H: Hardware> Context<'_, H> {
         let controls = self.hw.vmread(field::SECONDARY_CONTROLS).unwrap_or(0) as u32;
         let usual = exit::HOST_64;
         let saved_timer = kept.exit_controls & exit::SAVE_PREEMPTION_TIMER;
-        self.cpu.steady = Steady {
+        self.vcpu.steady = Steady {
             ready: long_mode && fixed_bits && kept.exit_controls & usual == usual && saved_timer == 0,
             ran: true,
             stale: CLEARED,
-            interrupts: controls & secondary::VIRTUAL_INTERRUPTS != 0 && self.cpu.shadow.has(at::STATUS),
-            always: if controls & secondary::PML != 0 && self.cpu.shadow.has(at::PML) {
+            interrupts: controls & secondary::VIRTUAL_INTERRUPTS != 0 && self.vcpu.shadow.has(at::STATUS),
+            always: if controls & secondary::PML != 0 && self.vcpu.shadow.has(at::PML) {
                 PML
             } else {
                 0

@@ -5,12 +5,11 @@ use std::boxed::Box;
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
-use crate::nested::context::Context;
 use crate::nested::exits::Next;
 use crate::nested::model::{Done, Model};
 use crate::nested::shadow_tests::shadowed_without;
 use crate::nested::steady::Steady;
-use crate::nested::test_bed::{GUEST, Open, VMCS01, access, instruction, nested_on};
+use crate::nested::test_bed::{GUEST, VMCS01, access, context, instruction, nested_on};
 use crate::nested::vcpu::VCpu;
 use crate::vmx::caps::secondary;
 use crate::vmx::exit::Reason;
@@ -162,11 +161,11 @@ fn landing(cpu: &VCpu, hw: &Model) -> BTreeMap<u32, u64> {
 
 fn exits(cpu: &mut VCpu, hw: &mut Model, steady: bool, used: &mut u32) -> Next {
     let was_guest = cpu.in_guest;
-    if steady && (Context { cpu, hw }).steady() {
+    if steady && context(cpu, hw).steady() {
         *used += 1;
         return if was_guest { Next::Host } else { Next::Guest(false) };
     }
-    Context { cpu, hw }.serve(&mut Open).0
+    context(cpu, hw).serve().0
 }
 
 /// A life of 300 guest exits. How many exits took the steady way is returned, too.
@@ -257,12 +256,8 @@ fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
             seen.reads.push((field.0, value));
         }
     }
-    Context {
-        cpu: &mut cpu,
-        hw: &mut hw,
-    }
-    .leave_steady();
-    cpu.adopted.give_back_all(&mut hw);
+    context(&mut cpu, &mut hw).leave_steady();
+    context(&mut cpu, &mut hw).give_back_all();
     seen.entries.push(hw.vmcs[&GUEST].clone());
     (seen, used)
 }
@@ -310,7 +305,7 @@ fn settled() -> (Box<VCpu>, Model) {
 }
 
 fn is_steady(cpu: &mut VCpu, hw: &mut Model) -> bool {
-    Context { cpu, hw }.steady()
+    context(cpu, hw).steady()
 }
 
 #[test]

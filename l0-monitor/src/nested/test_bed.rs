@@ -1,14 +1,18 @@
 //! What the tests of the nested path have in common: a host with its KVM on the model of a CPU.
 
 use std::boxed::Box;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
-use crate::nested::context::Context;
-use crate::nested::exits::{Next, Policy};
+use locum_abi::Event;
+
+use crate::nested::context::{Context, Surroundings};
+use crate::nested::exits::Next;
 use crate::nested::host_area::{HOST_TR_SELECTOR, REPLACED, at};
 use crate::nested::model::{Model, REVISION};
 use crate::nested::vcpu::{Belief, VCpu, gpr};
+use crate::partition::Violation;
 use crate::partition::io_filter::Verdict;
 use crate::vmx::VmxStatus;
 use crate::vmx::caps::exit;
@@ -24,26 +28,52 @@ pub const SHADOW: u64 = 0x10_2000;
 pub const BITMAPS: [u64; 2] = [0x10_3000, 0x10_4000];
 pub const RIP: u64 = 0xffff_8000_0000_1000;
 
+/// What is around the CPU: a successor that owns RAM up to a limit; there is more RAM behind it, and devices behind that.
 pub struct Open;
 
-impl Policy<Model> for Open {
-    fn port(&mut self, _: &mut Model, _: IoAccess, _: u32) -> Verdict {
+std::thread_local! {
+    static LIMIT: Cell<u64> = const { Cell::new(4 << 30) };
+}
+
+/// Sets the end of the host's RAM, until the next host is made.
+pub fn set_limit(limit: u64) {
+    LIMIT.set(limit);
+}
+
+impl Surroundings<Model> for Open {
+    fn may_touch(&self, address: u64, bytes: u64) -> bool {
+        address.checked_add(bytes).is_some_and(|end| end <= LIMIT.get())
+    }
+
+    fn port(&self, _: &mut Model, _: IoAccess, _: u32) -> Verdict {
         Verdict::Value(0xffff_ffff)
     }
-    fn is_device(&mut self, _: u64) -> bool {
-        false
+
+    fn violation(&self, address: u64, _: bool) -> Violation {
+        match address >> 30 {
+            0..4 => Violation::Retry,
+            4..6 => Violation::Fatal,
+            _ => Violation::Refused,
+        }
     }
-    fn device(&mut self, _: &mut Model, _: u64, _: Option<u32>) -> u32 {
+
+    fn ioapic(&self, _: &mut Model, _: u64, _: Option<u32>) -> u32 {
         0
     }
-    fn allow(&mut self, address: u64, _: bool) -> bool {
-        address < 4 << 30
-    }
-    fn is_memory(&mut self, address: u64) -> bool {
-        address < 6 << 30
-    }
+
     fn is_on_trial(&self) -> bool {
         true
+    }
+
+    fn trace(&self, _: Event) {}
+}
+
+/// An exit of this CPU.
+pub fn context<'a>(vcpu: &'a mut VCpu, hw: &'a mut Model) -> Context<'a, Model> {
+    Context {
+        vcpu,
+        hw,
+        around: &Open,
     }
 }
 
@@ -54,6 +84,7 @@ pub fn nested() -> impl Iterator<Item = (Box<VCpu>, Model)> {
 }
 
 pub fn nested_on(shadowing: bool) -> (Box<VCpu>, Model) {
+    set_limit(4 << 30);
     let mut cpu = Box::new(VCpu::new());
     let mut hw = Model::new(KVM_VMXON, VMCS01);
     cpu.vmcs01 = VMCS01;
@@ -123,13 +154,13 @@ pub fn kvm_value(vmcs: u64, index: usize) -> u64 {
 
 pub fn exit_host(cpu: &mut VCpu, hw: &mut Model, reason: Reason) -> Next {
     hw.set(VMCS01, field::EXIT_REASON, reason.0.into());
-    Context { cpu, hw }.serve(&mut Open).0
+    context(cpu, hw).serve().0
 }
 
 /// The guest exits.
 pub fn exit_guest(cpu: &mut VCpu, hw: &mut Model, reason: Reason) -> Next {
     hw.set(GUEST, field::EXIT_REASON, reason.0.into());
-    Context { cpu, hw }.serve(&mut Open).0
+    context(cpu, hw).serve().0
 }
 
 /// A VMX instruction with its memory operand at `address` (base none, 64-bit).

@@ -3,7 +3,6 @@
 use locum_abi::StopReason;
 
 use crate::nested::adopt::CAPACITY;
-use crate::nested::context::Context;
 use crate::nested::exits::Next;
 use crate::nested::host_area::{self, HostArea, REPLACED, at};
 use crate::nested::model::{Model, REVISION};
@@ -42,7 +41,7 @@ fn every_field_is_what_it_would_have_been() {
         hw.put(0x5000, OTHER);
         instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
         assert_eq!(cpu.adopted.len(), 2);
-        assert_eq!(cpu.adopted.give_back_all(&mut hw), 2);
+        assert_eq!(context(&mut cpu, &mut hw).give_back_all(), 2);
         assert_eq!(snapshot(&hw), expected);
     }
 }
@@ -80,7 +79,7 @@ fn more_vmcss_than_places() {
             assert_eq!(access(&mut cpu, &mut hw, Reason::VMREAD, field::HOST_RIP, 0).1, vmcs);
         }
         assert_eq!(cpu.adopted.len(), CAPACITY);
-        cpu.adopted.give_back_all(&mut hw);
+        context(&mut cpu, &mut hw).give_back_all();
         for i in 0..2 * CAPACITY as u64 {
             let vmcs = 0x100_0000 + (i << 12);
             assert_eq!(hw.field(vmcs, field::HOST_RIP), vmcs);
@@ -139,11 +138,7 @@ fn an_nmi_exit_leaves_nmis_blocked() {
         exit_host(&mut cpu, &mut hw, Reason::VMRESUME);
         hw.set(GUEST, field::EXIT_REASON, 0);
         hw.set(GUEST, field::EXIT_INTERRUPTION, 0x8000_0202);
-        Context {
-            cpu: &mut cpu,
-            hw: &mut hw,
-        }
-        .serve(&mut Open);
+        context(&mut cpu, &mut hw).serve();
         assert_eq!(hw.field(VMCS01, field::GUEST_INTERRUPTIBILITY), 8);
     }
 }
@@ -152,11 +147,7 @@ fn an_nmi_exit_leaves_nmis_blocked() {
 fn a_failed_entry_is_kvms_to_see() {
     for (mut cpu, mut hw) in nested() {
         exit_host(&mut cpu, &mut hw, Reason::VMLAUNCH);
-        let next = Context {
-            cpu: &mut cpu,
-            hw: &mut hw,
-        }
-        .entry_failed(0x42);
+        let next = context(&mut cpu, &mut hw).entry_failed(0x42);
         assert_eq!(next, Next::Host);
         assert_eq!(hw.field(VMCS01, field::GUEST_RIP), RIP + 3);
         assert_eq!(
@@ -173,11 +164,7 @@ fn a_bad_host_area_fails_the_entry() {
         access(&mut cpu, &mut hw, Reason::VMWRITE, field::HOST_RIP, 1 << 60);
         assert_eq!(exit_host(&mut cpu, &mut hw, Reason::VMLAUNCH), Next::Guest(true));
         assert!(hw.field(GUEST, field::HOST_CR3) >> 39 != 0, "the CPU will refuse it");
-        Context {
-            cpu: &mut cpu,
-            hw: &mut hw,
-        }
-        .entry_failed(0x42);
+        context(&mut cpu, &mut hw).entry_failed(0x42);
         assert_eq!(hw.field(GUEST, field::HOST_CR3), cpu.own_area.0[at::CR3]);
         assert_eq!(access(&mut cpu, &mut hw, Reason::VMREAD, field::HOST_RIP, 0).1, 1 << 60);
     }
@@ -194,7 +181,7 @@ fn errors_are_the_cpus_own() {
         );
         assert_eq!((error(&hw), cpu.belief.current), (9, Some(GUEST)));
         hw.put(0x5000, VMCS01 | 1 << 38);
-        hw.limit = 1 << 38;
+        set_limit(1 << 38);
         assert_eq!(
             instruction(&mut cpu, &mut hw, Reason::VMCLEAR, 0x5000),
             VmxStatus::FailValid,

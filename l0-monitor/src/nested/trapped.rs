@@ -7,23 +7,18 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use locum_abi::Event;
 
-use crate::vmx::Hardware;
 use crate::vmx::field::Field;
 
 static COUNTS: [[AtomicU32; Field::NUMBERS]; 2] = [const { [const { AtomicU32::new(0) }; Field::NUMBERS] }; 2];
 
-/// Counts an access that exited.
-pub fn count(hw: &mut impl Hardware, field: Field, write: bool) {
+/// Counts an access that exited. An event, if it is one of those that leave a record.
+pub fn count(field: Field, write: bool) -> Option<Event> {
     let counts = &COUNTS[usize::from(write)];
-    let Some(counter) = counts.get(field.number()) else {
-        return;
-    };
-    let count = counter.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-    if count.is_power_of_two() {
-        hw.trace(Event::FieldTrapped {
-            field: field.0,
-            write,
-            times: count.into(),
-        });
-    }
+    let counter = counts.get(field.number())?;
+    let times = counter.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+    times.is_power_of_two().then_some(Event::FieldTrapped {
+        field: field.0,
+        write,
+        times: times.into(),
+    })
 }

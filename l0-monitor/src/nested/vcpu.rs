@@ -1,8 +1,11 @@
 //! What L0 keeps for one CPU while it is nested.
+#![expect(unsafe_code, reason = "per-CPU state is reached from assembly")]
 
-use locum_abi::Slot;
+use core::cell::UnsafeCell;
 
-use crate::cpu::CpuIndex;
+use locum_abi::{MAX_CPUS, Slot};
+
+use crate::id::{CpuIndex, PerCpu};
 use crate::nested::adopt::Adopted;
 use crate::nested::host_area::HostArea;
 use crate::nested::shadow::Shadow;
@@ -54,8 +57,8 @@ pub struct VCpu {
     pub stack_top: u64,
     /// Slot of the host.
     pub slot: Slot,
-    /// Its number.
-    pub index: CpuIndex,
+    /// This CPU.
+    pub cpu: CpuIndex,
     /// APIC id.
     pub apic_id: u32,
     /// L0's VMXON region is the one in use (not one of the host's).
@@ -94,7 +97,7 @@ impl VCpu {
             gprs: [0; 16],
             stack_top: 0,
             slot: Slot::Even,
-            index: CpuIndex::FIRST,
+            cpu: CpuIndex::FIRST,
             apic_id: 0,
             own_vmxon: false,
             launched: false,
@@ -135,4 +138,29 @@ impl Default for VCpu {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Where the register area is in a [`VCpu`].
+pub const GPRS: usize = core::mem::offset_of!(VCpu, gprs);
+const _: () = assert!(GPRS == NMI_ROOM);
+
+struct Cell(UnsafeCell<VCpu>);
+
+// SAFETY: each element is only used by the CPU it belongs to, see `of`.
+unsafe impl Sync for Cell {}
+
+static VCPUS: PerCpu<Cell> = PerCpu([const { Cell(UnsafeCell::new(VCpu::new())) }; MAX_CPUS]);
+
+/// The state of CPU `cpu`.
+///
+/// # Safety
+/// Called on that CPU, and no other reference to the state is alive: L0's doors take it once and hand it down.
+pub unsafe fn of(cpu: CpuIndex) -> &'static mut VCpu {
+    // SAFETY: the caller vouches for exclusive use.
+    unsafe { &mut *VCPUS[cpu].0.get() }
+}
+
+/// RSP that VM exits load on `cpu`.
+pub fn exit_stack(cpu: CpuIndex) -> u64 {
+    VCPUS[cpu].0.get() as u64 + GPRS as u64
 }

@@ -8,7 +8,7 @@ use locum_abi::frame::{CS, DS, ES, FS, GS, LDTR, SS, TR};
 
 use crate::nested::host_area::{BUSY_TSS, CODE_64, HOST_TR_SELECTOR, UNUSABLE};
 use crate::nested::vcpu::VCpu;
-use crate::partition;
+use crate::partition::PARTITION;
 use crate::vmx::Hardware;
 use crate::vmx::caps::entry;
 use crate::vmx::field::{self, Field, Segment};
@@ -31,7 +31,7 @@ pub struct SegmentState {
 
 /// The state in which a host begins or goes on in non-root operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HostState {
+pub struct EntryState {
     /// CR0 as the host sees it.
     pub cr0: u64,
     /// CR3.
@@ -77,7 +77,7 @@ fn data(selector: u16, base: u64) -> SegmentState {
     }
 }
 
-impl HostState {
+impl EntryState {
     /// The state that a host's frame describes. `sysenter`, `efer` and `debugctl` are read from the CPU: nothing has
     /// changed them since the call.
     pub fn from_frame(frame: &Frame, efer: u64, debugctl: u64, sysenter: [u64; 3]) -> Self {
@@ -177,14 +177,14 @@ impl HostState {
     }
 
     /// Writes the state to the current VMCS.
-    fn write(&self, hw: &mut impl Hardware, cpu: &VCpu) {
+    fn write(&self, hw: &mut impl Hardware, vcpu: &VCpu) {
         let long_mode = if self.efer & 1 << 10 != 0 { entry::IA32E } else { 0 };
         let fields = [
-            (field::ENTRY_CONTROLS, u64::from(cpu.caps.entry | long_mode)),
-            (field::GUEST_CR0, self.cr0 | cpu.caps.cr0_fixed),
+            (field::ENTRY_CONTROLS, u64::from(vcpu.caps.entry | long_mode)),
+            (field::GUEST_CR0, self.cr0 | vcpu.caps.cr0_fixed),
             (field::CR0_SHADOW, self.cr0),
             (field::GUEST_CR3, self.cr3),
-            (field::GUEST_CR4, self.cr4 | cpu.caps.cr4_fixed),
+            (field::GUEST_CR4, self.cr4 | vcpu.caps.cr4_fixed),
             (field::CR4_SHADOW, self.cr4),
             (field::GUEST_EFER, self.efer),
             (field::GUEST_RIP, self.rip),
@@ -222,14 +222,15 @@ fn write_all(hw: &mut impl Hardware, fields: &[(Field, u64)]) {
 
 /// Fills VMCS01, which is current and clear. `tr` is what an exit loads into the task register: the host's own, since
 /// L0 uses none and a host must find its own when L0 leaves.
-pub fn fill(hw: &mut impl Hardware, cpu: &VCpu, state: &HostState, tr: (u16, u64)) {
-    let [io_a, io_b] = partition::io_bitmaps(cpu.slot);
+pub fn fill(hw: &mut impl Hardware, vcpu: &VCpu, state: &EntryState, tr: (u16, u64)) {
+    let rules = PARTITION.enforcement(vcpu.slot, vcpu.pretend_bsp);
+    let [io_a, io_b] = rules.io_bitmaps;
     let efer_now = hw.rdmsr(0xc000_0080).unwrap_or(0x500);
     let fields = [
-        (field::PIN_CONTROLS, cpu.caps.pin.into()),
-        (field::PRIMARY_CONTROLS, cpu.caps.primary.into()),
-        (field::SECONDARY_CONTROLS, cpu.caps.secondary.into()),
-        (field::EXIT_CONTROLS, cpu.caps.exit.into()),
+        (field::PIN_CONTROLS, vcpu.caps.pin.into()),
+        (field::PRIMARY_CONTROLS, vcpu.caps.primary.into()),
+        (field::SECONDARY_CONTROLS, vcpu.caps.secondary.into()),
+        (field::EXIT_CONTROLS, vcpu.caps.exit.into()),
         (field::EXCEPTION_BITMAP, 0),
         (field::PF_ERROR_MASK, 0),
         (field::PF_ERROR_MATCH, 0),
@@ -238,12 +239,12 @@ pub fn fill(hw: &mut impl Hardware, cpu: &VCpu, state: &HostState, tr: (u16, u64
         (field::EXIT_MSR_LOAD_COUNT, 0),
         (field::ENTRY_MSR_LOAD_COUNT, 0),
         (field::ENTRY_INTERRUPTION, 0),
-        (field::CR0_MASK, cpu.caps.cr0_fixed),
-        (field::CR4_MASK, cpu.caps.cr4_fixed),
+        (field::CR0_MASK, vcpu.caps.cr0_fixed),
+        (field::CR4_MASK, vcpu.caps.cr4_fixed),
         (field::IO_BITMAP_A, io_a),
         (field::IO_BITMAP_B, io_b),
-        (field::MSR_BITMAP, partition::msr_bitmap(cpu.pretend_bsp)),
-        (field::EPTP, partition::ept_pointer(cpu.slot)),
+        (field::MSR_BITMAP, rules.msr_bitmap),
+        (field::EPTP, rules.eptp),
         (field::VPID, HOST_VPID),
         (field::XSS_EXITING_BITMAP, 0),
         (field::HOST_EFER, efer_now | 0x500),
@@ -254,6 +255,6 @@ pub fn fill(hw: &mut impl Hardware, cpu: &VCpu, state: &HostState, tr: (u16, u64
         (field::HOST_TR_BASE, tr.1),
     ];
     write_all(hw, &fields);
-    cpu.own_area.write(hw);
-    state.write(hw, cpu);
+    vcpu.own_area.write(hw);
+    state.write(hw, vcpu);
 }

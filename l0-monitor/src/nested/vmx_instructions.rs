@@ -33,7 +33,7 @@ impl<H: Hardware> Context<'_, H> {
             self.vmxon();
             return Outcome::Host;
         }
-        if !self.cpu.belief.vmx_on {
+        if !self.vcpu.belief.vmx_on {
             self.inject(Exception::InvalidOpcode);
             return Outcome::Host;
         }
@@ -60,7 +60,7 @@ impl<H: Hardware> Context<'_, H> {
     /// Runs `act` with the host's VMCS current, so that an error number lands there, and ends the instruction. Without
     /// a current VMCS a VMfailValid is a VMfailInvalid.
     fn on_host_vmcs(&mut self, act: impl FnOnce(&mut Self) -> VmxStatus) {
-        let current = self.cpu.belief.current;
+        let current = self.vcpu.belief.current;
         if let Some(phys) = current {
             self.hw.vmptrld(phys);
         }
@@ -68,7 +68,7 @@ impl<H: Hardware> Context<'_, H> {
             VmxStatus::FailValid if current.is_none() => VmxStatus::FailInvalid,
             status => status,
         };
-        self.hw.vmptrld(self.cpu.vmcs01);
+        self.hw.vmptrld(self.vcpu.vmcs01);
         self.finish(status);
     }
 
@@ -76,7 +76,7 @@ impl<H: Hardware> Context<'_, H> {
         let info = InstructionInfo(self.read(field::INSTRUCTION_INFO) as u32);
         let linear = self.operand_address(info);
         let paging = self.paging();
-        match walk::read_words(self.hw, paging, linear) {
+        match walk::read_words(self.hw, &|a, n| self.around.may_touch(a, n), paging, linear) {
             Ok(words) => Some(words),
             Err(fault) => {
                 self.inject(Self::operand_exception(fault, linear));
@@ -95,18 +95,18 @@ impl<H: Hardware> Context<'_, H> {
         let Some([region]) = self.operand::<1>() else {
             return;
         };
-        if self.cpu.belief.vmx_on {
+        if self.vcpu.belief.vmx_on {
             // In root operation the CPU reports error 15 (or VMfailInvalid) whatever the operand.
-            let own = self.cpu.vmxon_region;
+            let own = self.vcpu.vmxon_region;
             return self.on_host_vmcs(|c| c.hw.vmxon(own));
         }
         let usable = region & 0xfff == 0
-            && self.hw.may_touch(region, 4096)
-            && self.hw.read_phys(region, 4) as u32 == self.cpu.caps.revision;
+            && self.around.may_touch(region, 4096)
+            && self.hw.read_phys(region, 4) as u32 == self.vcpu.caps.revision;
         if !usable {
             return self.finish(VmxStatus::FailInvalid);
         }
-        self.cpu.belief = Belief {
+        self.vcpu.belief = Belief {
             vmx_on: true,
             vmxon_region: Some(region),
             current: None,
@@ -116,20 +116,20 @@ impl<H: Hardware> Context<'_, H> {
 
     fn vmxoff(&mut self) {
         self.leave_steady();
-        self.hw.vmptrld(self.cpu.vmcs01);
-        self.cpu.shadow.detach(self.hw, self.cpu.caps.secondary);
-        self.cpu.adopted.give_back_all(self.hw);
-        self.cpu.belief = Belief::default();
-        if !self.cpu.own_vmxon {
+        self.hw.vmptrld(self.vcpu.vmcs01);
+        self.vcpu.shadow.detach(self.hw, self.vcpu.caps.secondary);
+        self.give_back_all();
+        self.vcpu.belief = Belief::default();
+        if !self.vcpu.own_vmxon {
             // The host may free the region it entered with: move over to L0's own.
-            self.cpu.shadow.clear(self.hw);
-            self.hw.vmclear(self.cpu.vmcs01);
+            self.vcpu.shadow.clear(self.hw);
+            self.hw.vmclear(self.vcpu.vmcs01);
             self.hw.vmxoff();
-            self.hw.vmxon(self.cpu.vmxon_region);
-            self.cpu.own_vmxon = true;
-            self.cpu.launched = false;
+            self.hw.vmxon(self.vcpu.vmxon_region);
+            self.vcpu.own_vmxon = true;
+            self.vcpu.launched = false;
         }
-        self.hw.vmptrld(self.cpu.vmcs01);
+        self.hw.vmptrld(self.vcpu.vmcs01);
         self.finish(VmxStatus::Succeed);
     }
 
@@ -144,10 +144,10 @@ impl<H: Hardware> Context<'_, H> {
             if !status.ok() {
                 return status;
             }
-            let own = c.cpu.own_area;
-            match c.cpu.adopted.adopt(c.hw, target, &own) {
+            let own = c.vcpu.own_area;
+            match c.vcpu.adopted.adopt(c.hw, target, &own) {
                 Ok(()) => {
-                    c.cpu.belief.current = Some(target);
+                    c.vcpu.belief.current = Some(target);
                     VmxStatus::Succeed
                 }
                 Err(status) => status,
@@ -158,29 +158,29 @@ impl<H: Hardware> Context<'_, H> {
 
     /// Lets the shadow stand for the host's current VMCS. VMCS01 is current.
     pub fn attach_shadow(&mut self) {
-        if let Some(current) = self.cpu.belief.current
-            && let Some(entry) = self.cpu.adopted.find(current)
+        if let Some(current) = self.vcpu.belief.current
+            && let Some(entry) = self.vcpu.adopted.find(current)
         {
             let host = (current, entry.area.0[host_area::at::RSP]);
-            let (vmcs01, controls) = (self.cpu.vmcs01, self.cpu.caps.secondary);
-            self.cpu.shadow.attach(self.hw, vmcs01, host, controls);
+            let (vmcs01, controls) = (self.vcpu.vmcs01, self.vcpu.caps.secondary);
+            self.vcpu.shadow.attach(self.hw, vmcs01, host, controls);
         }
     }
 
     /// Ends the steady state and takes over what the host wrote to the shadow of its current VMCS. That one, or VMCS01
     /// if there is no shadow, is current afterwards.
     pub fn leave_steady(&mut self) {
-        let Some(current) = self.cpu.belief.current else {
+        let Some(current) = self.vcpu.belief.current else {
             return;
         };
-        let mut changed = self.cpu.steady.ran;
-        self.cpu.steady = Steady::NONE;
-        if self.cpu.shadow.attached {
-            changed |= self.cpu.shadow.flush(self.hw, current);
+        let mut changed = self.vcpu.steady.ran;
+        self.vcpu.steady = Steady::NONE;
+        if self.vcpu.shadow.attached {
+            changed |= self.vcpu.shadow.flush(self.hw, current);
         }
-        if changed && let Some(entry) = self.cpu.adopted.find(current) {
+        if changed && let Some(entry) = self.vcpu.adopted.find(current) {
             entry.fingerprint = 0;
-            entry.area = self.cpu.shadow.seen(entry.area);
+            entry.area = self.vcpu.shadow.seen(entry.area);
         }
     }
 
@@ -189,25 +189,25 @@ impl<H: Hardware> Context<'_, H> {
             return;
         };
         let target = self.checked_pointer(phys);
-        let was_current = self.cpu.belief.current == Some(target);
+        let was_current = self.vcpu.belief.current == Some(target);
         if was_current {
             self.leave_steady();
-            self.hw.vmptrld(self.cpu.vmcs01);
-            self.cpu.shadow.detach(self.hw, self.cpu.caps.secondary);
+            self.hw.vmptrld(self.vcpu.vmcs01);
+            self.vcpu.shadow.detach(self.hw, self.vcpu.caps.secondary);
         }
-        self.cpu.adopted.give_back(self.hw, target);
+        self.give_back(target);
         self.on_host_vmcs(|c| c.hw.vmclear(target));
         if was_current {
-            self.cpu.belief.current = None;
+            self.vcpu.belief.current = None;
         }
     }
 
     /// The address to hand to the real VMPTRLD or VMCLEAR: the host's, or, where the host may not name it, one that
     /// makes the instruction fail as it does on hardware for that reason.
     fn checked_pointer(&mut self, phys: u64) -> u64 {
-        if self.cpu.belief.vmxon_region == Some(phys) {
-            self.cpu.vmxon_region
-        } else if self.hw.may_touch(phys & !0xfff, 4096) {
+        if self.vcpu.belief.vmxon_region == Some(phys) {
+            self.vcpu.vmxon_region
+        } else if self.around.may_touch(phys & !0xfff, 4096) {
             phys
         } else {
             BAD_POINTER
@@ -218,8 +218,8 @@ impl<H: Hardware> Context<'_, H> {
         let info = InstructionInfo(self.read(field::INSTRUCTION_INFO) as u32);
         let linear = self.operand_address(info);
         let paging = self.paging();
-        let value = self.cpu.belief.current.unwrap_or(!0);
-        match walk::write_word(self.hw, paging, linear, value) {
+        let value = self.vcpu.belief.current.unwrap_or(!0);
+        match walk::write_word(self.hw, &|a, n| self.around.may_touch(a, n), paging, linear, value) {
             Ok(()) => self.finish(VmxStatus::Succeed),
             Err(fault) => self.inject(Self::operand_exception(fault, linear)),
         }
@@ -234,22 +234,28 @@ impl<H: Hardware> Context<'_, H> {
         self.on_host_vmcs(|c| c.hw.invalidate(what, kind, descriptor));
     }
 
+    fn count_trapped(&self, field: Field, write: bool) {
+        if let Some(event) = trapped::count(field, write) {
+            self.around.trace(event);
+        }
+    }
+
     fn vmread(&mut self) {
         let info = InstructionInfo(self.read(field::INSTRUCTION_INFO) as u32);
         let code = self.gpr(info.register2());
-        let Some(current) = self.cpu.belief.current else {
+        let Some(current) = self.vcpu.belief.current else {
             return self.finish(VmxStatus::FailInvalid);
         };
         let field = Field(code as u32);
-        trapped::count(self.hw, field, false);
+        self.count_trapped(field, false);
         let replaced = HostArea::index(field).filter(|_| code >> 32 == 0);
-        let value = match replaced.and_then(|i| self.cpu.adopted.find(current)?.area.0.get(i).copied()) {
+        let value = match replaced.and_then(|i| self.vcpu.adopted.find(current)?.area.0.get(i).copied()) {
             Some(value) => Ok(value),
             None => {
                 self.hw.vmptrld(current);
                 // An encoding with upper bits set names no field: any unassigned one fails alike.
                 let value = self.hw.vmread(if code >> 32 == 0 { field } else { Field(!0) });
-                self.hw.vmptrld(self.cpu.vmcs01);
+                self.hw.vmptrld(self.vcpu.vmcs01);
                 value
             }
         };
@@ -262,7 +268,7 @@ impl<H: Hardware> Context<'_, H> {
             Ok(value) => {
                 let linear = self.operand_address(info);
                 let paging = self.paging();
-                match walk::write_word(self.hw, paging, linear, value) {
+                match walk::write_word(self.hw, &|a, n| self.around.may_touch(a, n), paging, linear, value) {
                     Ok(()) => self.finish(VmxStatus::Succeed),
                     Err(fault) => self.inject(Self::operand_exception(fault, linear)),
                 }
@@ -281,76 +287,76 @@ impl<H: Hardware> Context<'_, H> {
             value
         };
         let code = self.gpr(info.register2());
-        let Some(current) = self.cpu.belief.current else {
+        let Some(current) = self.vcpu.belief.current else {
             return self.finish(VmxStatus::FailInvalid);
         };
         let field = Field(code as u32);
-        trapped::count(self.hw, field, true);
+        self.count_trapped(field, true);
         let replaced = HostArea::index(field).filter(|_| code >> 32 == 0);
-        if let Some(entry) = self.cpu.adopted.find(current) {
+        if let Some(entry) = self.vcpu.adopted.find(current) {
             entry.fingerprint = 0;
             if let Some(own) = replaced.and_then(|i| entry.area.0.get_mut(i)) {
                 *own = field.truncate(value);
-                self.cpu.steady.area = self.cpu.shadow.seen(entry.area);
-                self.cpu.steady.ready &= entry.area.valid(&self.cpu.caps);
+                self.vcpu.steady.area = self.vcpu.shadow.seen(entry.area);
+                self.vcpu.steady.ready &= entry.area.valid(&self.vcpu.caps);
                 return self.finish(VmxStatus::Succeed);
             }
         }
         // What `prepare_steady` reads.
         let prepared = [field::EXIT_CONTROLS.0, field::SECONDARY_CONTROLS.0];
         if field.is_host_state() || prepared.contains(&(field.0 & !1)) {
-            self.cpu.steady.ready = false;
+            self.vcpu.steady.ready = false;
         }
         self.hw.vmptrld(current);
         let status = self.hw.vmwrite(if code >> 32 == 0 { field } else { Field(!0) }, value);
-        if status.ok() && self.cpu.shadow.attached {
-            self.cpu.shadow.refresh(self.hw, field);
+        if status.ok() && self.vcpu.shadow.attached {
+            self.vcpu.shadow.refresh(self.hw, field);
         }
-        self.hw.vmptrld(self.cpu.vmcs01);
+        self.hw.vmptrld(self.vcpu.vmcs01);
         self.finish(status);
     }
 
     /// VMLAUNCH or VMRESUME: the same instruction on the host's VMCS. VMCS01's RIP stays at the instruction; the exit
     /// of the guest replaces it, a failure advances it ([`Context::guest_entry_failed`]).
     fn enter_guest(&mut self, launch: bool) -> Outcome {
-        let Some(current) = self.cpu.belief.current else {
+        let Some(current) = self.vcpu.belief.current else {
             self.finish(VmxStatus::FailInvalid);
             return Outcome::Host;
         };
         self.leave_steady();
-        let Some(entry) = self.cpu.adopted.find(current) else {
+        let Some(entry) = self.vcpu.adopted.find(current) else {
             // Without its own exit handler in it the VMCS must not run: an exit would end in the host's, in VMX root.
-            self.hw.vmptrld(self.cpu.vmcs01);
+            self.hw.vmptrld(self.vcpu.vmcs01);
             self.finish(VmxStatus::FailInvalid);
             return Outcome::Host;
         };
         entry.fingerprint = 0;
         let area = entry.area;
-        let valid = area.valid(&self.cpu.caps);
-        self.hw.vmptrld(self.cpu.vmcs01);
+        let valid = area.valid(&self.vcpu.caps);
+        self.hw.vmptrld(self.vcpu.vmcs01);
         self.prepare_steady(current, area);
         if !valid {
-            self.cpu.steady.ready = false;
+            self.vcpu.steady.ready = false;
             // The entry must fail as it would with the host's own area, and must not succeed: a CR3 beyond the
             // physical width gives the same error with certainty.
             self.hw.vmwrite(field::HOST_CR3, BAD_POINTER);
         }
-        self.cpu.in_guest = true;
+        self.vcpu.in_guest = true;
         Outcome::Guest(launch)
     }
 
     /// The instruction that [`Context::vmx_instruction`] asked for failed with these RFLAGS: the host sees exactly
     /// that.
     pub fn guest_entry_failed(&mut self, rflags: u64) {
-        self.cpu.in_guest = false;
-        let own_cr3 = self.cpu.own_area.0[crate::nested::host_area::at::CR3];
+        self.vcpu.in_guest = false;
+        let own_cr3 = self.vcpu.own_area.0[crate::nested::host_area::at::CR3];
         self.hw.vmwrite(field::HOST_CR3, own_cr3);
-        self.hw.vmptrld(self.cpu.vmcs01);
+        self.hw.vmptrld(self.vcpu.vmcs01);
         self.finish(VmxStatus::from_rflags(rflags));
     }
 
     /// RAX of the host.
     pub fn rax(&self) -> u64 {
-        self.cpu.gprs[gpr::RAX]
+        self.vcpu.gprs[gpr::RAX]
     }
 }

@@ -5,6 +5,9 @@
 
 use crate::vmx::Hardware;
 
+/// Whether L0 may touch that many bytes at a physical address for the host.
+pub type MayTouch<'a> = &'a dyn Fn(u64, u64) -> bool;
+
 /// Why there is no translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -32,7 +35,13 @@ impl Paging {
     ///
     /// # Errors
     /// See [`Fault`].
-    pub fn translate(self, hw: &mut impl Hardware, linear: u64, write: bool) -> Result<u64, Fault> {
+    pub fn translate(
+        self,
+        hw: &mut impl Hardware,
+        may_touch: MayTouch<'_>,
+        linear: u64,
+        write: bool,
+    ) -> Result<u64, Fault> {
         let levels = if self.five_levels { 5 } else { 4 };
         let unused = 64 - (12 + 9 * levels);
         if ((linear as i64) << unused >> unused) as u64 != linear {
@@ -44,7 +53,7 @@ impl Paging {
         loop {
             let shift = 12 + 9 * (level - 1);
             let place = table + ((linear >> shift & 0x1ff) << 3);
-            if !hw.may_touch(place, 8) {
+            if !may_touch(place, 8) {
                 return Err(Fault::Outside);
             }
             let entry = hw.read_phys(place, 8);
@@ -68,20 +77,25 @@ impl Paging {
 ///
 /// # Errors
 /// See [`Fault`].
-pub fn read_words<const N: usize>(hw: &mut impl Hardware, paging: Paging, linear: u64) -> Result<[u64; N], Fault> {
+pub fn read_words<const N: usize>(
+    hw: &mut impl Hardware,
+    may_touch: MayTouch<'_>,
+    paging: Paging,
+    linear: u64,
+) -> Result<[u64; N], Fault> {
     let mut words = [0_u64; N];
     for (i, word) in words.iter_mut().enumerate() {
         let at = linear.wrapping_add(8 * i as u64);
         if at & 0xfff <= 0xff8 {
-            let phys = paging.translate(hw, at, false)?;
-            if !hw.may_touch(phys, 8) {
+            let phys = paging.translate(hw, may_touch, at, false)?;
+            if !may_touch(phys, 8) {
                 return Err(Fault::Outside);
             }
             *word = hw.read_phys(phys, 8);
         } else {
             for byte in 0..8 {
-                let phys = paging.translate(hw, at.wrapping_add(byte), false)?;
-                if !hw.may_touch(phys, 1) {
+                let phys = paging.translate(hw, may_touch, at.wrapping_add(byte), false)?;
+                if !may_touch(phys, 1) {
                     return Err(Fault::Outside);
                 }
                 *word |= hw.read_phys(phys, 1) << (8 * byte);
@@ -95,11 +109,17 @@ pub fn read_words<const N: usize>(hw: &mut impl Hardware, paging: Paging, linear
 ///
 /// # Errors
 /// See [`Fault`]; nothing is written then.
-pub fn write_word(hw: &mut impl Hardware, paging: Paging, linear: u64, value: u64) -> Result<(), Fault> {
+pub fn write_word(
+    hw: &mut impl Hardware,
+    may_touch: MayTouch<'_>,
+    paging: Paging,
+    linear: u64,
+    value: u64,
+) -> Result<(), Fault> {
     let mut phys = [0_u64; 8];
     for (byte, place) in phys.iter_mut().enumerate() {
-        *place = paging.translate(hw, linear.wrapping_add(byte as u64), true)?;
-        if !hw.may_touch(*place, 1) {
+        *place = paging.translate(hw, may_touch, linear.wrapping_add(byte as u64), true)?;
+        if !may_touch(*place, 1) {
             return Err(Fault::Outside);
         }
     }

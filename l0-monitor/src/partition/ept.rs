@@ -6,6 +6,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::memory::Access;
+use crate::machine::mtrr::MemoryType;
 
 const READ: u64 = 1;
 const WRITE: u64 = 2;
@@ -44,8 +45,8 @@ impl Default for Table {
 pub struct Stretch {
     /// Rights.
     pub access: Access,
-    /// Memory type (0 UC, 1 WC, 4 WT, 5 WP, 6 WB), from the MTRRs.
-    pub memory_type: u8,
+    /// Memory type, from the MTRRs.
+    pub memory_type: MemoryType,
     /// Where it is in host-physical memory, less where the host sees it: 0 but for page 0 of a successor.
     pub offset: u64,
     /// First address that may differ.
@@ -60,7 +61,7 @@ impl Stretch {
             Access::Full => READ | WRITE | EXECUTE,
         };
         address.wrapping_add(self.offset) & ADDRESS
-            | u64::from(self.memory_type) << 3
+            | (self.memory_type as u64) << 3
             | rights
             | if large { LARGE } else { 0 }
     }
@@ -91,6 +92,16 @@ impl<'a> Ept<'a> {
     /// The EPT pointer: write-back tables, walk length 4 (SDM table 26-9).
     pub fn pointer(&self) -> u64 {
         self.tables.first().map_or(0, Table::address) | 3 << 3 | 6
+    }
+
+    /// Whether it has no store yet.
+    pub const fn is_empty(&self) -> bool {
+        self.tables.is_empty()
+    }
+
+    /// Whether anything is mapped at `address`.
+    pub fn maps(&self, address: u64) -> bool {
+        self.lookup(address).0 != 0
     }
 
     /// Forgets everything that the store holds, from whatever use of it before.
@@ -210,7 +221,7 @@ mod tests {
             };
             Stretch {
                 access,
-                memory_type: 6,
+                memory_type: MemoryType::WriteBack,
                 offset: 0,
                 end,
             }

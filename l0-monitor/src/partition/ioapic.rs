@@ -2,20 +2,27 @@
 //!
 //! Register layout: Intel 82093AA datasheet, 3.1 and 3.2.
 
-use locum_abi::{Event, PerSlot, Slot};
+use locum_abi::{PerSlot, Slot};
 
+use super::device;
 use super::owners::Owners;
 use crate::vmx::Hardware;
 
-const SELECT: u64 = 0x00;
-const WINDOW: u64 = 0x10;
+/// Offset of the index register.
+pub const SELECT: u64 = 0x00;
+/// Offset of the register through which the chosen one is reached.
+pub const WINDOW: u64 = 0x10;
+/// Offset of the EOI register.
 const EOI: u64 = 0x40;
+/// Index of the version register.
 const VERSION: u32 = 1;
-const FIRST_ENTRY: u32 = 0x10;
-const MASKED: u32 = 1 << 16;
+/// Index of pin 0's redirection entry; each takes two.
+pub const ENTRY: u32 = 0x10;
+/// Redirection entry: masked.
+pub const MASKED: u32 = 1 << 16;
 
 /// One IOAPIC.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct IoApic {
     /// Physical address of its registers.
     pub address: u64,
@@ -25,70 +32,140 @@ pub struct IoApic {
     pub index: PerSlot<u32>,
 }
 
+/// What a host's access comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoApicRule {
+    /// A load gives this; a store is done or dropped.
+    Answer(u32),
+    /// A store that would have used another host's pin.
+    Denied {
+        /// The pin.
+        gsi: u32,
+        /// What was to be stored.
+        value: u32,
+    },
+    /// The access is made.
+    Window {
+        /// The IOAPIC's address.
+        base: u64,
+        /// Which register.
+        index: u32,
+    },
+}
+
 impl IoApic {
-    /// Serves a 32-bit access of the host in `slot` at `offset` in the page: `write` is what it stores. Returns what a
-    /// load gives.
-    pub fn access(
-        &mut self,
-        hw: &mut impl Hardware,
-        owners: &Owners,
-        slot: Slot,
-        offset: u64,
-        write: Option<u32>,
-    ) -> u32 {
+    /// An IOAPIC whose index register nobody has used.
+    pub const fn new(address: u64, gsi_base: u32) -> Self {
+        Self {
+            address,
+            gsi_base,
+            index: PerSlot::new(0, 0),
+        }
+    }
+
+    /// Decides about a 32-bit access of the host in `slot` at a physical address in this IOAPIC's page.
+    pub fn rule(&mut self, owners: &Owners, slot: Slot, address: u64, write: Option<u32>) -> IoApicRule {
         let index = &mut self.index[slot];
-        match (offset, write) {
+        match (address.wrapping_sub(self.address), write) {
             (SELECT, Some(value)) => {
                 *index = value & 0xff;
-                0
+                IoApicRule::Answer(0)
             }
-            (SELECT, None) => *index,
+            (SELECT, None) => IoApicRule::Answer(*index),
             (WINDOW, write) => {
                 let index = *index;
-                self.window(hw, owners, slot, index, write)
+                self.window(owners, slot, index, write)
             }
             // Directed EOI ends interrupts by vector, which hosts choose independently; only the own pins' remote IRR
             // would have to be cleared. Version 0x11, which Linux sees here, has no such register.
-            (EOI, _) => 0,
-            _ => !0,
+            (EOI, _) => IoApicRule::Answer(0),
+            _ => IoApicRule::Answer(!0),
         }
     }
 
-    /// Masks the pins of the host in `slot`.
-    pub fn mask(&self, hw: &mut impl Hardware, owners: &Owners, slot: Slot) {
-        hw.write_phys(self.address + SELECT, 4, VERSION.into());
-        let last = hw.read_phys(self.address + WINDOW, 4) as u32 >> 16 & 0xff;
-        for pin in (0..=last).filter(|p| owners.pin(self.gsi_base + p) == Some(slot)) {
-            hw.write_phys(self.address + SELECT, 4, (FIRST_ENTRY + 2 * pin).into());
-            hw.write_phys(self.address + WINDOW, 4, MASKED.into());
-        }
+    /// Number of pins.
+    pub fn pins(&self, hw: &mut impl Hardware) -> u32 {
+        (device::ioapic(hw, self.address, VERSION, None) >> 16 & 0xff) + 1
     }
 
-    fn window(&self, hw: &mut impl Hardware, owners: &Owners, slot: Slot, index: u32, write: Option<u32>) -> u32 {
-        let pin = index.checked_sub(FIRST_ENTRY).map(|i| self.gsi_base + i / 2);
-        let own = pin.map_or(slot == owners.reigning(), |gsi| owners.pin(gsi) == Some(slot));
+    fn window(&self, owners: &Owners, slot: Slot, index: u32, write: Option<u32>) -> IoApicRule {
+        let through = IoApicRule::Window {
+            base: self.address,
+            index,
+        };
+        let Some(pin) = index.checked_sub(ENTRY) else {
+            // Identity and version are for all to read; the reigning host may write.
+            let allowed = write.is_none() || slot == owners.reigning();
+            return if allowed { through } else { IoApicRule::Answer(0) };
+        };
+        let gsi = self.gsi_base + pin / 2;
+        let low_word = pin % 2 == 0;
+        if owners.pin(gsi) == Some(slot) {
+            return through;
+        }
         match write {
-            Some(value) if own => {
-                hw.write_phys(self.address + SELECT, 4, index.into());
-                hw.write_phys(self.address + WINDOW, 4, value.into());
-                0
-            }
-            Some(value) => {
-                // Linux masks every pin when it starts; only an attempt to use one is worth a record.
-                if index & 1 == 0 && value & MASKED == 0 {
-                    hw.trace(Event::PinDenied {
-                        gsi: pin.unwrap_or(0),
-                        value,
-                    });
-                }
-                0
-            }
-            None if own || pin.is_none() => {
-                hw.write_phys(self.address + SELECT, 4, index.into());
-                hw.read_phys(self.address + WINDOW, 4) as u32
-            }
-            None if index & 1 == 0 => MASKED,
-            None => 0,
+            // Linux masks every pin when it starts; only an attempt to use one is worth a record.
+            Some(value) if low_word && value & MASKED == 0 => IoApicRule::Denied { gsi, value },
+            Some(_) => IoApicRule::Answer(0),
+            None => IoApicRule::Answer(if low_word { MASKED } else { 0 }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::owners::Resource;
+    use super::*;
+
+    const BASE: u64 = 0xfec0_0000;
+
+    fn access(ioapic: &mut IoApic, owners: &Owners, slot: Slot, index: u32, write: Option<u32>) -> IoApicRule {
+        let select = ioapic.rule(owners, slot, BASE + SELECT, Some(index));
+        assert_eq!(select, IoApicRule::Answer(0));
+        ioapic.rule(owners, slot, BASE + WINDOW, write)
+    }
+
+    #[test]
+    fn every_pin_has_one_owner() {
+        let mut owners = Owners::new();
+        owners.give(Resource::Pin(11), Slot::Even).unwrap();
+        let mut ioapic = IoApic::new(BASE, 0);
+        let entry = ENTRY + 2 * 11;
+        let through = |index| IoApicRule::Window { base: BASE, index };
+        assert_eq!(
+            access(&mut ioapic, &owners, Slot::Odd, entry, Some(0x31)),
+            through(entry)
+        );
+        let denied = IoApicRule::Denied { gsi: 11, value: 0x31 };
+        assert_eq!(access(&mut ioapic, &owners, Slot::Even, entry, Some(0x31)), denied);
+        let quiet = access(&mut ioapic, &owners, Slot::Even, entry, Some(MASKED));
+        assert_eq!(quiet, IoApicRule::Answer(0));
+        let read = access(&mut ioapic, &owners, Slot::Even, entry, None);
+        assert_eq!(read, IoApicRule::Answer(MASKED));
+        let read = access(&mut ioapic, &owners, Slot::Even, entry + 1, None);
+        assert_eq!(read, IoApicRule::Answer(0));
+    }
+
+    #[test]
+    fn hosts_do_not_see_each_others_index() {
+        let owners = Owners::new();
+        let mut ioapic = IoApic::new(BASE, 24);
+        access(&mut ioapic, &owners, Slot::Even, 0x12, None);
+        access(&mut ioapic, &owners, Slot::Odd, VERSION, None);
+        let index = ioapic.rule(&owners, Slot::Even, BASE + SELECT, None);
+        assert_eq!(index, IoApicRule::Answer(0x12));
+    }
+
+    #[test]
+    fn only_the_reigning_host_writes_what_is_no_pins() {
+        let owners = Owners::new();
+        let mut ioapic = IoApic::new(BASE, 0);
+        let through = IoApicRule::Window { base: BASE, index: 0 };
+        assert_eq!(access(&mut ioapic, &owners, Slot::Even, 0, Some(1)), through);
+        assert_eq!(
+            access(&mut ioapic, &owners, Slot::Odd, 0, Some(1)),
+            IoApicRule::Answer(0)
+        );
+        assert_eq!(access(&mut ioapic, &owners, Slot::Odd, 0, None), through);
     }
 }

@@ -1,12 +1,19 @@
 //! The partition: who owns which CPU, page, port, pin and PCI function, and how the CPU is made to enforce it.
 //!
-//! [`Owners`](owners::Owners) and [`Map`](memory::Map) say who owns what; everything else here is derived from them:
-//! one [EPT](ept) and one pair of I/O bitmaps per slot, and the filters for what two hosts must share
-//! ([PCI configuration and power ports](io_filter), [IOAPICs](ioapic)). Owners change in [`owners::Owners::give`] and
+//! [`Owners`](owners::Owners) and [`Map`](memory::Map) say who owns what; everything else here is derived from them: one
+//! [EPT](ept) and one pair of I/O bitmaps per slot, and what two hosts must share ([ports and PCI
+//! configuration](io_filter), [IOAPICs](ioapic)). Owners change in [`owners::Owners::give`] and
 //! [`owners::Owners::give_all`] and nowhere else.
 //!
 //! While only one host exists, it owns everything but L0's memory, and nothing is filtered.
+//!
+//! # The lock
+//! All of it, and the states of the two hosts, is behind one lock. Each method of [`Partition`] takes it once, decides,
+//! and returns a value; what follows from that (an access to a device, a wait for another CPU, an entry into a guest) is
+//! done without it. Only memory is touched under the lock: tables of L0's and the status page. Devices whose registers
+//! take two accesses have a lock of their own ([`device`]), and no CPU ever holds both.
 
+mod device;
 pub mod ept;
 pub mod io_filter;
 pub mod ioapic;
@@ -16,22 +23,25 @@ mod pages;
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use firmware_shim::e820::MemoryType;
-use locum_abi::{CpuMode, Errno, Event, Grant, HostState, PerSlot, Slot};
+use arrayvec::ArrayVec;
+use firmware_shim::e820::MemoryType as RangeType;
+use locum_abi::{Errno, Event, Grant, HostState, PAGE_SIZE, PerSlot, Slot, StopReason};
 use spin::Mutex;
 
-use crate::boot::Machine;
-use crate::cpu::{self, CpuIndex};
+use crate::id::{self, CpuIndex};
+use crate::machine::mtrr::MemoryType;
+use crate::machine::{self, MAX_IOAPICS, Machine};
 use crate::shared::{self, layout};
+use crate::stage::{self, Stage, Step};
 use crate::vmx::Hardware;
 use crate::vmx::exit::IoAccess;
-use ept::{Ept, Stretch};
-use io_filter::{IoFilter, Verdict};
-use ioapic::IoApic;
+pub use device::Latches;
+use ept::{Ept, Exhausted, Stretch};
+use io_filter::{IoFilter, PortRule};
+use ioapic::{IoApic, IoApicRule};
 use memory::{Access, Kind, Map};
-use owners::{Owners, Resource};
+use owners::{Owners, PCI_CAPACITY, PINS, Resource};
 
-const PAGE: u64 = 4096;
 const LAPIC_PAGE: u64 = 0xfee0_0000;
 /// Where Intel's chipsets have the HPET (IA-PC HPET specification 1.0a, 2.3.1). A successor has no HPET table, but the
 /// machine's AML names the device, and Linux' driver for that waits for the counter to move: it may read.
@@ -42,148 +52,536 @@ const EBDA: u64 = 0x9_0000;
 const VGA: u64 = 0xa_0000;
 const BIOS: u64 = 0xc_0000;
 const MIB: u64 = 0x10_0000;
-const MAX_IOAPICS: usize = 8;
+/// What is mapped at once on demand, beyond what is mapped from the start.
+const LARGE_PAGE: u64 = 2 << 20;
 
-/// Changes of each slot's EPT that took rights away. A CPU compares it with what it saw last and flushes.
-static EPT_CHANGES: PerSlot<AtomicU32> = PerSlot::new(AtomicU32::new(0), AtomicU32::new(0));
+/// The partition of this machine.
+pub static PARTITION: Partition = Partition::new();
 
+/// Owners, hosts, and what enforces them. See the module.
+#[derive(Debug)]
+pub struct Partition {
+    state: Mutex<State>,
+    /// Changes of each slot's EPT that took rights away. A CPU compares it with what it saw last and flushes.
+    ept_changes: PerSlot<AtomicU32>,
+}
+
+#[derive(Debug)]
 struct State {
     owners: Owners,
-    epts: PerSlot<Ept<'static>>,
-    io: IoFilter,
-    ioapics: [IoApic; MAX_IOAPICS],
-    ioapic_count: usize,
+    hosts: PerSlot<HostState>,
+    generation: u32,
     /// Two hosts run, or one is dead and not yet cleared away.
     two: bool,
-    /// End of the memory that is mapped eagerly.
+    epts: PerSlot<Ept<'static>>,
+    io: IoFilter,
+    ioapics: ArrayVec<IoApic, MAX_IOAPICS>,
+    /// There are more than these.
+    too_many_ioapics: bool,
+    /// End of the memory that is mapped from the start.
     mapped_end: u64,
 }
 
-static STATE: Mutex<State> = Mutex::new(State {
-    owners: Owners::new(),
-    epts: PerSlot::new(Ept::new(&[], false), Ept::new(&[], false)),
-    io: IoFilter {
-        pci_address: PerSlot::new(0, 0),
-        pm1: [0; 2],
-    },
-    ioapics: [IoApic {
-        address: 0,
-        gsi_base: 0,
-        index: PerSlot::new(0, 0),
-    }; MAX_IOAPICS],
-    ioapic_count: 0,
-    two: false,
-    mapped_end: 0,
-});
-
-/// The map as it is when the first host starts.
-fn first_map(machine: &Machine) -> Result<Map, memory::Full> {
-    let mut map = Map::new();
-    map.set(layout::PRIVATE_BASE, layout::BASE, Kind::Monitor)?;
-    let read_only_end = layout::BASE + core::mem::offset_of!(layout::Region, slots) as u64;
-    map.set(layout::BASE, read_only_end, Kind::ReadOnly)?;
-    map.set(read_only_end, layout::BASE + layout::SIZE, Kind::Shared)?;
-    // Kernels look all over low memory for what firmware and other kernels may have left there.
-    map.set(PAGE, EBDA, Kind::Readable(Slot::Even))?;
-    map.set(EBDA, VGA, Kind::ReadOnly)?;
-    map.set(BIOS, MIB, Kind::ReadOnly)?;
-    map.set(LAPIC_PAGE, LAPIC_PAGE + PAGE, Kind::Shared)?;
-    map.set(HPET_PAGE, HPET_PAGE + PAGE, Kind::Readable(Slot::Even))?;
-    // Both read the machine's tables, and AML writes what it keeps there.
-    for range in machine.e820.entries() {
-        if matches!(range.kind, MemoryType::AcpiReclaim | MemoryType::AcpiNvs) {
-            let (start, end) = (range.start & !(PAGE - 1), range.end.next_multiple_of(PAGE));
-            map.set(start, end, Kind::Shared)?;
-        }
-    }
-    if let Some(pool) = machine.pool {
-        map.set(pool.start, pool.end, Kind::Shared)?;
-    }
-    for ioapic in machine.ioapics() {
-        let page = ioapic.address & !(PAGE - 1);
-        map.set(page, page + PAGE, Kind::IoApic)?;
-    }
-    Ok(map)
+/// How a woken CPU comes up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartMode {
+    /// In VMX root, L0 dormant.
+    Native,
+    /// In VMX non-root.
+    Nested,
 }
 
-/// Gives everything to the first host. Called once at boot.
-///
-/// # Errors
-/// [`memory::Full`] if the machine is too fragmented for the list of ranges.
-pub fn init(machine: &Machine) -> Result<(), memory::Full> {
-    let mut state = STATE.lock();
-    state.owners.memory = first_map(machine)?;
-    state.io.pm1 = machine.pm1_control;
-    state.ioapic_count = 0;
-    for found in machine.ioapics() {
-        let at = state.ioapic_count;
-        if let Some(place) = state.ioapics.get_mut(at) {
-            *place = IoApic {
-                address: found.address,
-                gsi_base: found.gsi_base,
-                index: PerSlot::default(),
-            };
-            state.ioapic_count += 1;
-        }
-    }
-    state.mapped_end = machine.memory_end().max(4 << 30);
-    Ok(())
+/// What an access that EPT refused comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// The host may make it: it is mapped now, and is made again.
+    Retry,
+    /// Registers of an IOAPIC, which are filtered.
+    IoApic,
+    /// A device, or memory that the reigning host lost: loads give ones, stores are dropped.
+    Refused,
+    /// Memory that a successor does not own: the end of it.
+    Fatal,
 }
 
-/// Tells the partition whether EPT has 1 GiB pages and builds the tables of the host in `slot`, unless they exist.
-pub fn prepare(slot: Slot, large_1g: bool) {
-    let mut state = STATE.lock();
-    if state.epts[slot].pointer() & !0xfff == 0 {
-        state.epts[slot] = Ept::new(pages::ept_tables(slot), large_1g);
-        state.rebuild(slot);
-        state.write_bitmaps();
+/// What the CPU needs to enforce a host's rights, as physical addresses for a VMCS.
+#[derive(Clone, Copy, Debug)]
+pub struct Enforcement {
+    /// EPT pointer.
+    pub eptp: u64,
+    /// I/O bitmaps A and B.
+    pub io_bitmaps: [u64; 2],
+    /// MSR bitmap.
+    pub msr_bitmap: u64,
+}
+
+/// What a host had that is being stopped, of which the hardware must be told.
+#[derive(Clone, Debug)]
+pub struct Silence {
+    functions: ArrayVec<u16, PCI_CAPACITY>,
+    /// IOAPICs, and which pins of each (bit n: pin n).
+    pins: ArrayVec<(IoApic, [u64; PINS / 64]), MAX_IOAPICS>,
+}
+
+impl Partition {
+    const fn new() -> Self {
+        Self {
+            state: Mutex::new(State {
+                owners: Owners::new(),
+                hosts: PerSlot::new(HostState::Absent, HostState::Absent),
+                generation: 0,
+                two: false,
+                epts: PerSlot::new(Ept::new(&[], false), Ept::new(&[], false)),
+                io: IoFilter::NONE,
+                ioapics: ArrayVec::new_const(),
+                too_many_ioapics: false,
+                mapped_end: 0,
+            }),
+            ept_changes: PerSlot::new(AtomicU32::new(0), AtomicU32::new(0)),
+        }
+    }
+
+    /// Gives everything to the first host, which is about to run. Called once at boot.
+    ///
+    /// # Errors
+    /// [`memory::Full`] if the machine is too fragmented for the list of ranges.
+    pub fn init(&self, machine: &Machine) -> Result<(), memory::Full> {
+        let map = first_map(machine)?;
+        let mut state = self.state.lock();
+        state.owners.memory = map;
+        state.io.pm1 = machine.pm1_control;
+        state.ioapics = machine
+            .ioapics
+            .iter()
+            .map(|found| IoApic::new(found.address, found.gsi_base))
+            .collect();
+        state.too_many_ioapics = machine.too_many_ioapics;
+        state.mapped_end = machine.memory_end().max(4 << 30);
+        state.set_host(Slot::Even, HostState::Running);
+        Ok(())
+    }
+
+    /// Builds the tables of the host in `slot`, unless they exist. `large_1g`: EPT has 1 GiB pages.
+    pub fn prepare(&self, slot: Slot, large_1g: bool) {
+        let built = {
+            let mut state = self.state.lock();
+            if !state.epts[slot].is_empty() {
+                return;
+            }
+            state.epts[slot] = Ept::new(pages::ept_tables(slot), large_1g);
+            let built = state.rebuild(slot);
+            state.write_bitmaps();
+            built
+        };
+        self.changed(slot, built);
+    }
+
+    /// What a VMCS of the host in `slot` gets. With `bsp`, reads of IA32_APIC_BASE exit, else no MSR does.
+    pub fn enforcement(&self, slot: Slot, bsp: bool) -> Enforcement {
+        Enforcement {
+            eptp: self.ept_pointer(slot),
+            io_bitmaps: pages::io_bitmap_addresses(slot),
+            msr_bitmap: pages::msr_bitmap(bsp),
+        }
+    }
+
+    /// EPT pointer of a slot.
+    pub fn ept_pointer(&self, slot: Slot) -> u64 {
+        self.state.lock().epts[slot].pointer()
+    }
+
+    /// Number of changes of a slot's EPT.
+    #[inline(always)]
+    pub fn ept_changes(&self, slot: Slot) -> u32 {
+        self.ept_changes[slot].load(Ordering::Acquire)
+    }
+
+    /// Counts a change of a slot's EPT, and tells if it ran out of tables.
+    fn changed(&self, slot: Slot, result: Result<(), Exhausted>) {
+        self.ept_changes[slot].fetch_add(1, Ordering::Release);
+        if result.is_err() {
+            log::error!("the {slot:?} host's EPT is out of tables: it can't reach some of its memory");
+        }
+    }
+
+    /// Whether L0 may touch these bytes for the host in `slot`.
+    pub fn may_touch(&self, slot: Slot, address: u64, bytes: u64) -> bool {
+        let state = self.state.lock();
+        // L0's own page table maps what is mapped from the start, and no more.
+        let end = address.checked_add(bytes).filter(|end| *end <= state.mapped_end);
+        end.is_some_and(|end| {
+            state.owners.memory.all(address, end, |kind| {
+                kind != Kind::IoApic && kind.access(slot, !state.two) == Access::Full
+            })
+        })
+    }
+
+    /// The owner of a CPU.
+    pub fn owner(&self, cpu: CpuIndex) -> Slot {
+        self.state.lock().owners.cpu(cpu)
+    }
+
+    /// CPUs that the host in `slot` owns.
+    pub fn cpus(&self, slot: Slot) -> ArrayVec<CpuIndex, { locum_abi::MAX_CPUS }> {
+        self.state.lock().cpus(slot).collect()
+    }
+
+    /// Slot of the reigning host.
+    pub fn reigning(&self) -> Slot {
+        self.state.lock().owners.reigning()
+    }
+
+    /// Whether two hosts run.
+    pub fn two_hosts(&self) -> bool {
+        self.state.lock().two
+    }
+
+    /// How `cpu`, which is in [`Stage::Starting`], comes up in the host of `slot`; `None` if that host does not own it
+    /// any more, or does not run. Whoever stops a host declares it dead under the lock and looks at the CPUs afterwards,
+    /// so one of the two sees the other.
+    pub fn start_mode(&self, cpu: CpuIndex, slot: Slot) -> Option<StartMode> {
+        let state = self.state.lock();
+        if state.owners.cpu(cpu) != slot || state.hosts[slot] != HostState::Running {
+            return None;
+        }
+        let nested = |cpu| matches!(stage::of(cpu), Stage::Nested | Stage::InitSent);
+        let nested = state.two || state.cpus(slot).any(nested);
+        Some(if nested { StartMode::Nested } else { StartMode::Native })
+    }
+
+    /// Gives a resource of the host in `from` to the other slot.
+    ///
+    /// # Errors
+    /// Those of [`Resource::new`] and [`Owners::give`]; [`Errno::State`] if the other host runs, or a CPU of `from` is
+    /// not nested; [`Errno::NotParked`].
+    pub fn grant(&self, grant: Grant, from: Slot) -> Result<(), Errno> {
+        let resource = Resource::new(grant, id::index_of_apic)?;
+        let to = from.other();
+        let mut built = None;
+        {
+            let mut state = self.state.lock();
+            if state.two || !state.is_wholly_nested(from) {
+                return Err(Errno::State);
+            }
+            if let Resource::Cpu(cpu) = resource
+                && !stage::is_parked(cpu)
+            {
+                return Err(Errno::NotParked);
+            }
+            state.owners.give(resource, from)?;
+            match resource {
+                Resource::Memory(start, end) => built = Some(state.map(from, start, end)),
+                Resource::Cpu(cpu) => shared::status().cpu(cpu).set_owner(Some(to)),
+                _ => {}
+            }
+            state.set_host(to, HostState::Preparing);
+        }
+        if let Some(result) = built {
+            self.changed(from, result);
+        }
+        shared::trace(Event::Owner { grant, to });
+        Ok(())
+    }
+
+    /// Makes two hosts of one, for the host in `from`: filters on, the successor's EPT built. It will start on `cpu` at
+    /// the first of `addresses` with its zero page at the second. `latches` is what the incumbent left in the registers
+    /// that two hosts can't share.
+    ///
+    /// # Errors
+    /// [`Errno::State`] if two hosts run already, or a CPU of `from` is not nested; [`Errno::NotOwner`] if the CPU or an
+    /// address is not the successor's; [`Errno::NotParked`]; [`Errno::NoSpace`], also if there are more IOAPICs than can be
+    /// filtered.
+    pub fn begin_two(
+        &self,
+        from: Slot,
+        cpu: CpuIndex,
+        large_1g: bool,
+        addresses: [u64; 2],
+        latches: &Latches,
+    ) -> Result<(), Errno> {
+        let to = from.other();
+        let (own, other) = {
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            if state.two || !state.is_wholly_nested(from) {
+                return Err(Errno::State);
+            }
+            let mine = |address: &u64| state.owners.memory.at(*address).0 == Kind::Host(to);
+            if state.owners.cpu(cpu) != to || !addresses.iter().all(mine) {
+                return Err(Errno::NotOwner);
+            }
+            if !stage::is_parked(cpu) {
+                return Err(Errno::NotParked);
+            }
+            if state.too_many_ioapics {
+                return Err(Errno::NoSpace);
+            }
+            let (slice, size) = shared::low_slice(to);
+            state
+                .owners
+                .memory
+                .set(slice, slice + size, Kind::Readable(to))
+                .map_err(|_| Errno::NoSpace)?;
+            state.io.pci_address = PerSlot::new(latches.pci_address, latches.pci_address);
+            for (ioapic, latch) in state.ioapics.iter_mut().zip(&latches.ioapics) {
+                ioapic.index = PerSlot::new(*latch, *latch);
+            }
+            state.two = true;
+            state.epts[to] = Ept::new(pages::ept_tables(to), large_1g);
+            state.epts[to].clear();
+            let built = (state.rebuild(from), state.rebuild(to));
+            state.write_bitmaps();
+            // What an earlier host left there must not reach this one: before it runs, under the lock.
+            shared::clear_channels();
+            shared::clear_mailbox(to, shared::mailbox(to).head);
+            state.set_host(to, HostState::Running);
+            let generation = state.generation.wrapping_add(1);
+            shared::status().host(to).set_generation(generation);
+            built
+        };
+        self.changed(from, own);
+        self.changed(to, other);
+        Ok(())
+    }
+
+    /// Undoes [`Self::begin_two`] before the successor ran: the host in `from` goes on alone, what it granted stays
+    /// granted.
+    pub fn cancel_two(&self, hw: &mut impl Hardware, from: Slot) {
+        device::restore(hw, &self.latches(from));
+        let built = {
+            let mut state = self.state.lock();
+            state.two = false;
+            state.set_host(from.other(), HostState::Preparing);
+            let built = state.rebuild(from);
+            state.write_bitmaps();
+            built
+        };
+        self.changed(from, built);
+    }
+
+    /// What the registers hold now that two hosts can't share: the incumbent may have a configuration cycle half done.
+    pub fn read_latches(&self, hw: &mut impl Hardware) -> Latches {
+        let ioapics = self.state.lock().ioapics.clone();
+        device::latches(hw, &ioapics)
+    }
+
+    /// What the host in `slot` left in them.
+    fn latches(&self, slot: Slot) -> Latches {
+        let state = self.state.lock();
+        Latches {
+            pci_address: state.io.pci_address[slot],
+            ioapics: state.ioapics.iter().map(|ioapic| ioapic.index[slot]).collect(),
+            addresses: state.ioapics.iter().map(|ioapic| ioapic.address).collect(),
+        }
+    }
+
+    /// Declares the host in `slot` dead. False if it was not running. What it has stays as it is until the other host
+    /// takes it.
+    pub fn declare_dead(&self, slot: Slot, reason: StopReason, detail: [u64; 3], apic_id: u32) -> bool {
+        let mut state = self.state.lock();
+        if state.hosts[slot] != HostState::Running {
+            return false;
+        }
+        shared::status().host(slot).set_reason(reason, detail, apic_id);
+        state.set_host(slot, HostState::Dead);
+        true
+    }
+
+    /// The host in `slot` wants the other one stopped: from here on that one is dead, and starts no CPU.
+    ///
+    /// # Errors
+    /// [`Errno::State`] if there is none; or if the successor asks, unless the incumbent is dead already.
+    pub fn condemn(&self, slot: Slot) -> Result<(), Errno> {
+        let mut state = self.state.lock();
+        let other = slot.other();
+        let succeeds = state.two && state.owners.reigning() == other;
+        match state.hosts[other] {
+            HostState::Absent | HostState::Retired => Err(Errno::State),
+            HostState::Preparing | HostState::Running if succeeds => Err(Errno::State),
+            HostState::Preparing | HostState::Running => {
+                shared::status().host(other).set_reason(StopReason::Aborted, [0; 3], 0);
+                state.set_host(other, HostState::Dead);
+                Ok(())
+            }
+            HostState::Dead => Ok(()),
+        }
+    }
+
+    /// Whether the host in `slot` may retire now: it reigns, and the other runs.
+    pub fn may_retire(&self, slot: Slot) -> bool {
+        let state = self.state.lock();
+        state.two && state.owners.reigning() == slot && state.hosts[slot.other()] == HostState::Running
+    }
+
+    /// Makes one host of two, when all CPUs of the host that goes are parked: everything belongs to the host in `to`, and
+    /// the other one is `then`.
+    pub fn end_two(&self, hw: &mut impl Hardware, to: Slot, then: HostState) {
+        let gone = to.other();
+        let (was_two, aborted) = {
+            let state = self.state.lock();
+            (state.two, state.owners.reigning() == to)
+        };
+        if was_two && aborted {
+            device::silence(hw, &self.silence(gone));
+        }
+        if was_two {
+            device::restore(hw, &self.latches(to));
+        }
+        let (own, other) = {
+            let mut state = self.state.lock();
+            if state.two && state.owners.reigning() == gone {
+                state.generation = state.generation.wrapping_add(1);
+                shared::status().set_generation(state.generation);
+            }
+            state.owners.give_all(to);
+            state.two = false;
+            // The other's tables lose all rights: nothing that is late can use them.
+            let built = (state.rebuild(to), state.rebuild(gone));
+            state.write_bitmaps();
+            for cpu in id::all() {
+                shared::status().cpu(cpu).set_owner(Some(to));
+            }
+            state.set_host(gone, then);
+            built
+        };
+        self.changed(to, own);
+        self.changed(gone, other);
+    }
+
+    /// What an aborted host had: its functions may still have DMA and interrupts under way, into memory and to CPUs that
+    /// are about to change hands.
+    fn silence(&self, gone: Slot) -> Silence {
+        let state = self.state.lock();
+        Silence {
+            functions: state.owners.other_functions().iter().copied().collect(),
+            pins: state
+                .ioapics
+                .iter()
+                .map(|ioapic| (*ioapic, state.owners.pins_of(ioapic.gsi_base, gone)))
+                .collect(),
+        }
+    }
+
+    /// Takes [`Step::Leave`] for a CPU of the host in `slot`.
+    ///
+    /// # Errors
+    /// [`Errno::State`] while another host is being prepared or runs: what this one does must be filtered.
+    pub fn leave(&self, cpu: CpuIndex, slot: Slot) -> Result<(), Errno> {
+        let state = self.state.lock();
+        if state.two || state.hosts[slot.other()] == HostState::Preparing {
+            return Err(Errno::State);
+        }
+        stage::take(cpu, Step::Leave).map_err(|_| Errno::State)
+    }
+
+    /// Whether a bug of the host in `slot` ends it: the one that does not reign.
+    pub fn is_on_trial(&self, slot: Slot) -> bool {
+        let state = self.state.lock();
+        state.two && state.owners.reigning() != slot
+    }
+
+    /// Serves a port access of the host in `slot`: an IN or OUT, not a string instruction. `value` is what an OUT writes.
+    pub fn port(&self, hw: &mut impl Hardware, slot: Slot, io: IoAccess, value: u32) -> io_filter::Verdict {
+        let rule = {
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            state.io.rule(&state.owners, slot, io, value)
+        };
+        match rule {
+            PortRule::Answer(verdict) => verdict,
+            PortRule::Direct => device::port(hw, io, value),
+            PortRule::Pci { address, own } => device::pci(hw, address, own, io, value),
+            PortRule::Denied => {
+                shared::trace(Event::PortDenied {
+                    port: io.port,
+                    size: io.size,
+                    write: (!io.input).then_some(value & io_filter::ones(io.size)),
+                });
+                io_filter::dropped(io)
+            }
+        }
+    }
+
+    /// What an access of the host in `slot` comes to that its EPT refused.
+    pub fn violation(&self, slot: Slot, address: u64, write: bool) -> Violation {
+        let (decision, built) = {
+            let mut state = self.state.lock();
+            state.violation(slot, address, write)
+        };
+        if let Some(result) = built {
+            self.changed(slot, result);
+        }
+        decision
+    }
+
+    /// Serves a 32-bit access of the host in `slot` to the registers of an IOAPIC: `write` is what it stores. Returns what
+    /// a load gives.
+    pub fn ioapic(&self, hw: &mut impl Hardware, slot: Slot, address: u64, write: Option<u32>) -> u32 {
+        let rule = {
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            let page = |ioapic: &&mut IoApic| ioapic.address & !0xfff == address & !0xfff;
+            match state.ioapics.iter_mut().find(page) {
+                Some(ioapic) => ioapic.rule(&state.owners, slot, address, write),
+                None => IoApicRule::Answer(!0),
+            }
+        };
+        match rule {
+            IoApicRule::Answer(value) => value,
+            IoApicRule::Denied { gsi, value } => {
+                shared::trace(Event::PinDenied { gsi, value });
+                0
+            }
+            IoApicRule::Window { base, index } => device::ioapic(hw, base, index, write),
+        }
     }
 }
 
 impl State {
-    fn sole(&self) -> bool {
-        !self.two
+    fn set_host(&mut self, slot: Slot, state: HostState) {
+        self.hosts[slot] = state;
+        shared::status().host(slot).set_state(state);
+    }
+
+    fn cpus(&self, slot: Slot) -> impl Iterator<Item = CpuIndex> {
+        id::all().filter(move |cpu| self.owners.cpu(*cpu) == slot)
+    }
+
+    /// Whether every CPU of the host in `slot` is nested or parked: what it does is filtered.
+    fn is_wholly_nested(&self, slot: Slot) -> bool {
+        self.cpus(slot)
+            .all(|cpu| !matches!(stage::of(cpu), Stage::Native | Stage::Starting))
     }
 
     /// Derives a slot's EPT for `start..end`.
-    fn map(&mut self, slot: Slot, start: u64, end: u64) {
-        let sole = self.sole();
+    fn map(&mut self, slot: Slot, start: u64, end: u64) -> Result<(), Exhausted> {
+        let sole = !self.two;
         let map = &self.owners.memory;
-        let successor_zero = if sole || slot == self.owners.reigning() {
-            None
-        } else {
-            Some(shared::page_zero(slot))
-        };
+        let own_zero = !sole && slot != self.owners.reigning();
         let stretch = |address: u64| {
+            if own_zero && address < PAGE_SIZE {
+                return Stretch {
+                    access: Access::Full,
+                    memory_type: MemoryType::WriteBack,
+                    offset: shared::page_zero(slot),
+                    end: PAGE_SIZE,
+                };
+            }
             let (kind, run) = map.at(address);
-            let (memory_type, type_end) = crate::boot::memory_type(address);
-            let mut s = Stretch {
+            let (memory_type, type_end) = machine::memory_type(address);
+            Stretch {
                 access: kind.access(slot, sole),
                 memory_type,
                 offset: 0,
                 end: run.min(type_end),
-            };
-            if let Some(page) = successor_zero
-                && address < PAGE
-            {
-                s = Stretch {
-                    access: Access::Full,
-                    memory_type: 6,
-                    offset: page,
-                    end: PAGE,
-                };
             }
-            s
         };
-        if self.epts[slot].update(start, end, &stretch).is_err() {
-            log::error!("EPT of the {slot:?} slot: out of tables at {start:#x}..{end:#x}");
-        }
-        EPT_CHANGES[slot].fetch_add(1, Ordering::Release);
+        self.epts[slot].update(start, end, &stretch)
     }
 
-    fn rebuild(&mut self, slot: Slot) {
+    fn rebuild(&mut self, slot: Slot) -> Result<(), Exhausted> {
         let end = self.mapped_end;
-        self.map(slot, 0, end);
+        self.map(slot, 0, end)
     }
 
     /// Byte by byte, straight into the CPU's pages: L0's stacks have no room for whole bitmaps.
@@ -198,247 +596,61 @@ impl State {
             });
         }
     }
-}
 
-/// EPT pointer of a slot.
-pub fn ept_pointer(slot: Slot) -> u64 {
-    STATE.lock().epts[slot].pointer()
-}
-
-/// Number of changes of a slot's EPT.
-pub fn ept_changes(slot: Slot) -> u32 {
-    EPT_CHANGES[slot].load(Ordering::Acquire)
-}
-
-/// Physical addresses of a slot's I/O bitmaps A and B.
-pub fn io_bitmaps(slot: Slot) -> [u64; 2] {
-    pages::io_bitmap_addresses(slot)
-}
-
-/// Physical address of the MSR bitmap: nothing exits, or with `bsp` only reads of IA32_APIC_BASE.
-pub fn msr_bitmap(bsp: bool) -> u64 {
-    pages::msr_bitmap(bsp)
-}
-
-/// Whether L0 may touch these bytes for the host in `slot`.
-pub fn may_touch(slot: Slot, address: u64, bytes: u64) -> bool {
-    let state = STATE.lock();
-    let sole = state.sole();
-    // L0's own page table maps what is mapped eagerly, and no more.
-    let end = address.checked_add(bytes).filter(|end| *end <= state.mapped_end);
-    end.is_some_and(|end| {
-        state.owners.memory.all(address, end, |k| {
-            k != Kind::IoApic && k.access(slot, sole) == Access::Full
-        })
-    })
-}
-
-/// The owner of a CPU.
-pub fn cpu_owner(cpu: CpuIndex) -> Option<Slot> {
-    Some(STATE.lock().owners.cpu(cpu))
-}
-
-/// Whether a CPU of the host in `slot` is nested: those that come up then are nested too.
-pub fn slot_is_nested(slot: Slot) -> bool {
-    cpu::all().any(|c| shared::status().cpu(c).mode() == CpuMode::Nested && cpu_owner(c) == Some(slot))
-}
-
-/// Whether every CPU of the host in `slot` is nested or parked: what it does is filtered.
-pub fn slot_is_wholly_nested(slot: Slot) -> bool {
-    cpu::all().all(|c| shared::status().cpu(c).mode() != CpuMode::Native || cpu_owner(c) != Some(slot))
-}
-
-/// Slot of the reigning host.
-pub fn reigning() -> Slot {
-    STATE.lock().owners.reigning()
-}
-
-/// Whether two hosts run.
-pub fn two_hosts() -> bool {
-    STATE.lock().two
-}
-
-fn publish_cpu(cpu: CpuIndex) {
-    shared::status().cpu(cpu).set_owner(cpu_owner(cpu));
-}
-
-/// Gives a resource of the host in `from` to the other slot.
-///
-/// # Errors
-/// Those of [`Owners::give`]; [`Errno::State`] if the other host runs; [`Errno::NotParked`].
-pub fn grant(grant: Grant, from: Slot) -> Result<(), Errno> {
-    let resource = Resource::new(grant, cpu::index_of_apic)?;
-    {
-        let mut state = STATE.lock();
-        if state.two {
-            return Err(Errno::State);
+    fn violation(&mut self, slot: Slot, address: u64, write: bool) -> (Violation, Option<Result<(), Exhausted>>) {
+        let kind = self.owners.memory.at(address).0;
+        if self.two && kind == Kind::IoApic {
+            return (Violation::IoApic, None);
         }
-        if let Resource::Cpu(cpu) = resource
-            && shared::status().cpu(cpu).mode() != CpuMode::Parked
-        {
-            return Err(Errno::NotParked);
+        let access = kind.access(slot, !self.two);
+        let allowed = access == Access::Full || (access == Access::Read && !write);
+        let mut built = None;
+        if allowed {
+            // Memory beyond what is mapped from the start, or an entry that was being rebuilt.
+            if !self.epts[slot].maps(address) {
+                let start = address & !(LARGE_PAGE - 1);
+                built = Some(self.map(slot, start, start + LARGE_PAGE));
+            }
+            if self.epts[slot].maps(address) {
+                return (Violation::Retry, built);
+            }
         }
-        state.owners.give(resource, from)?;
-        if let Resource::Memory(start, end) = resource {
-            state.map(from, start, end);
+        // What else a host may not touch are devices that AML still tells a successor about.
+        let on_trial = self.two && self.owners.reigning() != slot;
+        if on_trial && machine::is_memory(address) {
+            (Violation::Fatal, built)
+        } else {
+            (Violation::Refused, built)
         }
     }
-    shared::status().host(from.other()).set_state(HostState::Preparing);
-    if let Resource::Cpu(cpu) = resource {
-        publish_cpu(cpu);
-    }
-    shared::trace(Event::Owner {
-        grant,
-        to: from.other(),
-    });
-    Ok(())
 }
 
-/// Makes two hosts of one: filters on, the successor's EPT built. `entry` and `zero_page` are where it will start.
-///
-/// # Errors
-/// [`Errno::State`] if two hosts run already; [`Errno::NotOwner`] if an address is not the successor's;
-/// [`Errno::NoSpace`].
-pub fn begin_two(hw: &mut impl Hardware, from: Slot, large_1g: bool, addresses: [u64; 2]) -> Result<(), Errno> {
-    let to = from.other();
-    let mut guard = STATE.lock();
-    let state = &mut *guard;
-    if state.two {
-        return Err(Errno::State);
-    }
-    if !addresses.iter().all(|a| state.owners.memory.at(*a).0 == Kind::Host(to)) {
-        return Err(Errno::NotOwner);
-    }
-    let (slice, size) = shared::low_slice(to);
-    state
-        .owners
-        .memory
-        .set(slice, slice + size, Kind::Readable(to))
-        .map_err(|_| Errno::NoSpace)?;
-    // The host may have a configuration cycle half done: its address is in the real register.
-    let latch = hw.port_in(0xcf8, 4);
-    state.io.pci_address = PerSlot::new(latch, latch);
-    for i in 0..state.ioapic_count {
-        if let Some(ioapic) = state.ioapics.get_mut(i) {
-            let index = hw.read_phys(ioapic.address, 4) as u32;
-            ioapic.index = PerSlot::new(index, index);
+/// The map as it is when the first host starts.
+fn first_map(machine: &Machine) -> Result<Map, memory::Full> {
+    let mut map = Map::new();
+    map.set(layout::PRIVATE_BASE, layout::BASE, Kind::Monitor)?;
+    let read_only_end = layout::BASE + core::mem::offset_of!(layout::Region, slots) as u64;
+    map.set(layout::BASE, read_only_end, Kind::ReadOnly)?;
+    map.set(read_only_end, layout::BASE + layout::SIZE, Kind::Shared)?;
+    // Kernels look all over low memory for what firmware and other kernels may have left there.
+    map.set(PAGE_SIZE, EBDA, Kind::Readable(Slot::Even))?;
+    map.set(EBDA, VGA, Kind::ReadOnly)?;
+    map.set(BIOS, MIB, Kind::ReadOnly)?;
+    map.set(LAPIC_PAGE, LAPIC_PAGE + PAGE_SIZE, Kind::Shared)?;
+    map.set(HPET_PAGE, HPET_PAGE + PAGE_SIZE, Kind::Readable(Slot::Even))?;
+    // Both read the machine's tables, and AML writes what it keeps there.
+    for range in machine.e820.entries() {
+        if matches!(range.kind, RangeType::AcpiReclaim | RangeType::AcpiNvs) {
+            let (start, end) = (range.start & !(PAGE_SIZE - 1), range.end.next_multiple_of(PAGE_SIZE));
+            map.set(start, end, Kind::Shared)?;
         }
     }
-    state.two = true;
-    state.epts[to] = Ept::new(pages::ept_tables(to), large_1g);
-    state.epts[to].clear();
-    state.rebuild(to);
-    state.rebuild(from);
-    state.write_bitmaps();
-    Ok(())
-}
-
-/// Silences what an aborted host had: its functions may still have DMA and interrupts under way, into memory and to
-/// CPUs that are about to change hands.
-fn silence(hw: &mut impl Hardware, state: &State, gone: Slot) {
-    const COMMAND: u32 = 0x8000_0004;
-    const BUS_MASTER: u32 = 1 << 2;
-    const INTX_DISABLE: u32 = 1 << 10;
-    for function in state.owners.other_functions() {
-        hw.port_out(0xcf8, 4, COMMAND | u32::from(*function) << 8);
-        let command = hw.port_in(0xcfc, 2);
-        hw.port_out(0xcfc, 2, command & !BUS_MASTER | INTX_DISABLE);
+    if let Some(pool) = machine.pool {
+        map.set(pool.start, pool.end, Kind::Shared)?;
     }
-    for ioapic in state.ioapics.iter().take(state.ioapic_count) {
-        ioapic.mask(hw, &state.owners, gone);
+    for ioapic in &machine.ioapics {
+        let page = ioapic.address & !(PAGE_SIZE - 1);
+        map.set(page, page + PAGE_SIZE, Kind::IoApic)?;
     }
-}
-
-/// What two hosts could not share goes back to the one that stays, `to`.
-fn restore_latches(hw: &mut impl Hardware, state: &State, to: Slot) {
-    hw.port_out(0xcf8, 4, state.io.pci_address[to]);
-    for ioapic in state.ioapics.iter().take(state.ioapic_count) {
-        hw.write_phys(ioapic.address, 4, ioapic.index[to].into());
-    }
-}
-
-/// Undoes [`begin_two`]: the host in `from` goes on alone, what it granted stays granted.
-pub fn cancel_two(hw: &mut impl Hardware, from: Slot) {
-    let mut state = STATE.lock();
-    restore_latches(hw, &state, from);
-    state.two = false;
-    state.rebuild(from);
-    state.write_bitmaps();
-}
-
-/// Makes one host of two: everything belongs to the host in `to`.
-pub fn end_two(hw: &mut impl Hardware, to: Slot) {
-    {
-        let mut guard = STATE.lock();
-        let state = &mut *guard;
-        let was_two = state.two;
-        if was_two && to == state.owners.reigning() {
-            silence(hw, state, to.other());
-        }
-        state.owners.give_all(to);
-        state.two = false;
-        if was_two {
-            restore_latches(hw, state, to);
-        }
-        state.rebuild(to);
-        // The other's tables lose all rights: nothing that is late can use them.
-        state.rebuild(to.other());
-        state.write_bitmaps();
-    }
-    cpu::all().for_each(publish_cpu);
-}
-
-/// Serves a port access of the host in `slot`.
-pub fn port(hw: &mut impl Hardware, slot: Slot, io: IoAccess, value: u32) -> Verdict {
-    let mut guard = STATE.lock();
-    let state = &mut *guard;
-    let mut untraced = state.io;
-    let verdict = untraced.access(hw, &state.owners, slot, io, value);
-    state.io = untraced;
-    verdict
-}
-
-/// Serves an access to an IOAPIC's page, if `address` is in one while two hosts run. See [`IoApic::access`].
-pub fn ioapic(hw: &mut impl Hardware, slot: Slot, address: u64, write: Option<u32>) -> Option<u32> {
-    let mut guard = STATE.lock();
-    let state = &mut *guard;
-    let count = state.ioapic_count;
-    let ioapic = state
-        .ioapics
-        .iter_mut()
-        .take(count)
-        .find(|i| i.address & !0xfff == address & !0xfff)?;
-    let offset = address - ioapic.address.min(address);
-    Some(ioapic.access(hw, &state.owners, slot, offset, write))
-}
-
-/// True if an IOAPIC's registers are in the page of `address`.
-pub fn is_ioapic(address: u64) -> bool {
-    STATE.lock().owners.memory.at(address).0 == Kind::IoApic
-}
-
-/// Whether the host in `slot` may make the access that EPT refused: then it is mapped now (memory beyond what is mapped
-/// eagerly, or an entry that was being rebuilt), and the access can be made again.
-pub fn allow(slot: Slot, address: u64, write: bool) -> bool {
-    let mut state = STATE.lock();
-    let sole = state.sole();
-    let access = state.owners.memory.at(address).0.access(slot, sole);
-    if access == Access::None || (write && access == Access::Read) {
-        return false;
-    }
-    let mapped = |state: &State| state.epts[slot].lookup(address).0 != 0;
-    if !mapped(&state) {
-        let start = address & !((2 << 20) - 1);
-        state.map(slot, start, start + (2 << 20));
-    }
-    mapped(&state)
-}
-
-/// Whether there is memory at `address`: a wild access to it is a host's end. What else a host may not touch are
-/// devices that AML still tells a successor about.
-pub fn is_memory(address: u64) -> bool {
-    crate::boot::machine()
-        .ram()
-        .any(|range| (range.start..range.end).contains(&address))
-        || address < VGA
+    Ok(map)
 }

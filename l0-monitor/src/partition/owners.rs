@@ -2,12 +2,12 @@
 
 use locum_abi::{Errno, Grant, MAX_CPUS, Slot};
 
-use crate::cpu::CpuIndex;
+use crate::id::{CpuIndex, PerCpu};
 
 use super::memory::{Kind, Map};
 
 /// PCI functions that can belong to the host that does not reign.
-const PCI_CAPACITY: usize = 64;
+pub const PCI_CAPACITY: usize = 64;
 /// IOAPIC pins (GSIs) accounted for.
 pub const PINS: usize = 256;
 
@@ -49,7 +49,7 @@ pub struct Owners {
     pub memory: Map,
     /// The host that owns what is not listed for the other.
     reigning: Slot,
-    cpus: [Slot; MAX_CPUS],
+    cpus: PerCpu<Slot>,
     /// One bit a port: set if it belongs to the host that does not reign.
     ports: [u8; 8192],
     pins: [Slot; PINS],
@@ -63,7 +63,7 @@ impl Owners {
         Self {
             memory: Map::new(),
             reigning: Slot::Even,
-            cpus: [Slot::Even; MAX_CPUS],
+            cpus: PerCpu([Slot::Even; MAX_CPUS]),
             ports: [0; 8192],
             pins: [Slot::Even; PINS],
             pci: [0; PCI_CAPACITY],
@@ -77,8 +77,8 @@ impl Owners {
     }
 
     /// Owner of a CPU.
-    pub const fn cpu(&self, cpu: CpuIndex) -> Slot {
-        self.cpus[cpu.get()]
+    pub fn cpu(&self, cpu: CpuIndex) -> Slot {
+        self.cpus[cpu]
     }
 
     /// Owner of a port.
@@ -93,6 +93,15 @@ impl Owners {
     /// Owner of a pin.
     pub fn pin(&self, gsi: u32) -> Option<Slot> {
         self.pins.get(gsi as usize).copied()
+    }
+
+    /// Pins from `gsi_base` on that the host in `slot` owns; bit n of the words is pin n.
+    pub fn pins_of(&self, gsi_base: u32, slot: Slot) -> [u64; PINS / 64] {
+        let mut pins = [0; PINS / 64];
+        for pin in (0..PINS).filter(|pin| self.pin(gsi_base.saturating_add(*pin as u32)) == Some(slot)) {
+            pins[pin / 64] |= 1 << (pin % 64);
+        }
+        pins
     }
 
     /// Owner of a PCI function.
@@ -117,7 +126,7 @@ impl Owners {
         let to = from.other();
         match resource {
             Resource::Cpu(cpu) => {
-                let owner = &mut self.cpus[cpu.get()];
+                let owner = &mut self.cpus[cpu];
                 if *owner != from {
                     return Err(Errno::NotOwner);
                 }
@@ -167,7 +176,7 @@ impl Owners {
     /// The host in `to` owns everything: the other retired or was aborted.
     pub fn give_all(&mut self, to: Slot) {
         self.memory.transfer(to.other(), to);
-        self.cpus = [to; MAX_CPUS];
+        self.cpus = PerCpu([to; MAX_CPUS]);
         self.pins = [to; PINS];
         self.ports = [0; 8192];
         self.pci_len = 0;

@@ -5,7 +5,10 @@ use core::cell::UnsafeCell;
 use locum_abi::channel::CHANNEL_COUNT;
 use locum_abi::{ChannelRing, Header, LogRing, Mailbox, SLOTS, Status, TraceRing};
 
-use crate::arch::paging::{LOW_GIB, Table};
+use locum_abi::frame::TableRegister;
+
+use crate::arch::paging::{LOW_GIB, SMALL_END, Table};
+use crate::id::APIC_IDS;
 
 /// Physical address of the region: one 2 MiB page, since Linux maps the reset vector for its last jump with a page of
 /// that size.
@@ -40,13 +43,42 @@ pub struct Page(pub [u8; 4096]);
 #[repr(C, align(4096))]
 pub struct Paged<T>(pub T);
 
+/// Bytes of code in a [`ResetPage`].
+pub const RESET_CODE: usize = 256;
+
+/// The reset vector's page: code, then what it needs, reached relative to RIP.
+#[repr(C, align(4096))]
+pub struct ResetPage {
+    /// Code.
+    pub code: [u8; RESET_CODE],
+    /// Its data.
+    pub data: ResetData,
+}
+
+/// What the reset vector's code needs.
+#[repr(C)]
+pub struct ResetData {
+    /// Mode of the CPU with each APIC id: 1 nested, 0 native.
+    pub nested: [u8; APIC_IDS],
+    /// Top of L0's stack per APIC id; 0 for ids that L0 does not manage.
+    pub stack: [u64; APIC_IDS],
+    /// Where the code leads to.
+    pub entry: u64,
+    /// L0's CR3.
+    pub cr3: u64,
+    /// A GDT that will do until the CPU's own is loaded.
+    pub gdtr: TableRegister,
+    /// L0's IDT.
+    pub idtr: TableRegister,
+}
+
 /// What one slot's host has.
 #[repr(C, align(4096))]
 pub struct SlotArea {
     /// Wakeup mailbox.
     pub mailbox: Mailbox,
-    /// Reset vector: code and data of [`crate::boot::reset`].
-    pub reset_vector: Page,
+    /// Reset vector.
+    pub reset_vector: ResetPage,
     /// GDT with which a CPU is handed to a native host.
     pub gdt: Page,
     /// What the host sees at address 0 while nested.
@@ -92,6 +124,8 @@ pub union Filled {
 const _: () = assert!(size_of::<Filled>() as u64 == SIZE);
 const _: () = assert!(core::mem::offset_of!(Region, header) == 0);
 const _: () = assert!(size_of::<Paged<Table>>() == 4096);
+const _: () = assert!(size_of::<ResetPage>() == 4096);
+const _: () = assert!(SMALL_END == BASE);
 
 /// The region as a static: zero at boot, written by L0 and by hosts at any time, so only ever reached through
 /// pointers.

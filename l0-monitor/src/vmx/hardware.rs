@@ -1,7 +1,5 @@
-//! The CPU as the nested code sees it. One implementation executes instructions ([`super::instructions::Cpu`]); the
+//! The CPU as the nested code sees it, and nothing else: no policy, no trace. One implementation executes instructions ([`super::instructions::Cpu`]); the
 //! tests have another, a model of VMX on the host.
-
-use locum_abi::Event;
 
 use super::field::Field;
 
@@ -99,10 +97,6 @@ pub trait Hardware {
     fn read_phys(&mut self, address: u64, size: u8) -> u64;
     /// Writes 1, 2, 4 or 8 aligned bytes of physical memory or MMIO.
     fn write_phys(&mut self, address: u64, size: u8, value: u64);
-    /// Whether the host may touch these bytes of RAM: nothing a host names is touched before this says yes.
-    fn may_touch(&mut self, address: u64, bytes: u64) -> bool;
-    /// Leaves a record in the trace ring.
-    fn trace(&mut self, event: Event);
 }
 
 #[cfg(test)]

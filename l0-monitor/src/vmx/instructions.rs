@@ -6,39 +6,26 @@
 
 use core::arch::{asm, x86_64::__cpuid_count};
 
-use locum_abi::{Event, Slot};
-
 use super::field::Field;
 use super::hardware::{Hardware, Invalidate, VmxStatus};
 use crate::arch;
 
-/// The CPU that executes this code, on behalf of the host in a slot.
+/// The CPU that executes this code.
 ///
 /// L0's page table maps all physical memory at its own address, and interrupts are off while L0 runs: both are
 /// established at boot and hold whenever a value of this type exists.
 #[derive(Debug)]
-pub struct Cpu {
-    /// `None`: L0 for itself.
-    slot: Option<Slot>,
-}
+pub struct Cpu(());
 
 impl Cpu {
-    /// The CPU, acting for the host in `slot`.
+    /// The CPU.
     ///
     /// # Safety
     /// Only L0 may make one, at CPL 0 on L0's page table with interrupts off. What is done through it must keep the
-    /// memory that Rust knows of out of reach: the callers pass only addresses for which [`Hardware::may_touch`] said
-    /// yes, or device registers.
-    pub const unsafe fn new(slot: Slot) -> Self {
-        Self { slot: Some(slot) }
-    }
-
-    /// The CPU, acting for L0 itself: every address may be touched.
-    ///
-    /// # Safety
-    /// As for [`Self::new`]; no address that comes from a host reaches it.
-    pub const unsafe fn trusted() -> Self {
-        Self { slot: None }
+    /// memory that Rust knows of out of reach: the callers pass only addresses that the partition allows the host to
+    /// touch, device registers, or L0's own page tables to read.
+    pub const unsafe fn new() -> Self {
+        Self(())
     }
 }
 
@@ -194,14 +181,5 @@ impl Hardware for Cpu {
                 _ => (address as *mut u64).write_unaligned(value),
             }
         }
-    }
-
-    fn may_touch(&mut self, address: u64, bytes: u64) -> bool {
-        self.slot
-            .is_none_or(|slot| crate::partition::may_touch(slot, address, bytes))
-    }
-
-    fn trace(&mut self, event: Event) {
-        crate::shared::trace(event);
     }
 }

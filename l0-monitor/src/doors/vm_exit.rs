@@ -1,19 +1,22 @@
-//! The gate: assembly around VM entry and exit.
+//! VM exits, and VM entry: the assembly around both, and what carries out [`run::Onward`].
 #![expect(unsafe_code, reason = "VM entry and exit switch the whole CPU")]
 
 use core::arch::global_asm;
 
-use crate::nested::run::{handle_exit, handle_failure, handle_steady};
-use crate::nested::vcpu::{NMI_ROOM, VCpu};
+use locum_abi::Event;
 
-/// Where the register area is in a [`VCpu`].
-pub(super) const GPRS: usize = core::mem::offset_of!(VCpu, gprs);
+use super::{native_call, parking};
+use crate::arch::port;
+use crate::nested::run::{self, Onward};
+use crate::nested::vcpu::{GPRS, VCpu};
+use crate::shared;
+use crate::vmx::instructions::Cpu;
+
 const STACK_TOP: usize = core::mem::offset_of!(VCpu, stack_top);
-const _: () = assert!(GPRS == NMI_ROOM);
 
 /// Registers that a call changes, and RBX, to or from the register area at RSP. RBX comes last: until then it holds the
 /// address of the `VCpu`.
-macro_rules! few {
+macro_rules! caller_saved {
     ($op:ident) => {
         concat!(
             $op!("0x00", "rax"),
@@ -31,7 +34,7 @@ macro_rules! few {
 }
 
 /// The others, but RSP, which VMCSs hold.
-macro_rules! rest {
+macro_rules! callee_saved {
     ($op:ident) => {
         concat!(
             $op!("0x28", "rbp"),
@@ -64,7 +67,7 @@ global_asm!(
     ".balign 64",
     ".globl l0_vm_exit",
     "l0_vm_exit:",
-    few!(save),
+    caller_saved!(save),
     "lea rbx, [rsp - {gprs}]",
     "mov rsp, [rbx + {stack}]",
     "mov rdi, rbx",
@@ -72,27 +75,27 @@ global_asm!(
     "test al, al",
     "lea rsp, [rbx + {gprs}]",
     "jz 1f",
-    few!(load),
+    caller_saved!(load),
     "vmresume",
     "jmp 3f",
     "1:",
-    rest!(save),
+    callee_saved!(save),
     "mov rsp, [rbx + {stack}]",
     "mov rdi, rbx",
     "call {handle}",
     "l0_vm_enter:",
     "lea rsp, [rbx + {gprs}]",
     "cmp al, 0",
-    rest!(load),
-    few!(load),
+    callee_saved!(load),
+    caller_saved!(load),
     "jne 2f",
     "vmresume",
     "jmp 3f",
     "2:",
     "vmlaunch",
     "3:",
-    few!(save),
-    rest!(save),
+    caller_saved!(save),
+    callee_saved!(save),
     "lea rbx, [rsp - {gprs}]",
     "mov rsp, [rbx + {stack}]",
     "pushfq",
@@ -108,9 +111,9 @@ global_asm!(
     ".popsection",
     gprs = const GPRS,
     stack = const STACK_TOP,
-    steady = sym handle_steady,
-    handle = sym handle_exit,
-    failed = sym handle_failure,
+    steady = sym steady,
+    handle = sym exit,
+    failed = sym entry_failed,
 );
 
 unsafe extern "C" {
@@ -118,8 +121,46 @@ unsafe extern "C" {
     fn l0_vm_first_enter(vcpu: *mut core::ffi::c_void) -> !;
 }
 
+/// Every VM exit comes here first. True: VMRESUME is next. False: it is still to be handled.
+extern "C" fn steady(vcpu: *mut VCpu) -> bool {
+    // SAFETY: as in `exit`.
+    let (vcpu, mut hw) = unsafe { (&mut *vcpu, Cpu::new()) };
+    run::steady_exit(vcpu, &mut hw)
+}
+
+/// Every other VM exit. Returns what the assembly enters with: 0 VMRESUME, 1 VMLAUNCH.
+extern "C" fn exit(vcpu: *mut VCpu) -> u8 {
+    // SAFETY: the assembly passes this CPU's state, and nobody else holds it: L0 runs on this CPU only after an exit. On
+    // L0's page tables with interrupts off, as every exit leaves it.
+    let (vcpu, mut hw) = unsafe { (&mut *vcpu, Cpu::new()) };
+    let onward = run::exit(vcpu, &mut hw);
+    carry_out(vcpu, onward)
+}
+
+/// A VM entry that did not happen.
+extern "C" fn entry_failed(vcpu: *mut VCpu, rflags: u64) -> u8 {
+    // SAFETY: as in `exit`.
+    let (vcpu, mut hw) = unsafe { (&mut *vcpu, Cpu::new()) };
+    let onward = run::entry_failed(vcpu, &mut hw, rflags);
+    carry_out(vcpu, onward)
+}
+
+fn carry_out(vcpu: &VCpu, onward: Onward) -> u8 {
+    match onward {
+        Onward::Enter { launch } => u8::from(launch),
+        Onward::Park => {
+            shared::trace(Event::Park { from_nested: true });
+            parking::park(vcpu.cpu)
+        }
+        // SAFETY: the only host has just ended.
+        Onward::Reset => unsafe { port::reset_machine() },
+        // SAFETY: the frame holds the host's state, and VMX is as the host believes.
+        Onward::Leave { frame } => unsafe { native_call::return_native(frame) },
+    }
+}
+
 /// Address that VM exits jump to.
-pub fn exit_address() -> u64 {
+pub fn address() -> u64 {
     (&raw const l0_vm_exit).addr() as u64
 }
 

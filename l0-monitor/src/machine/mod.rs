@@ -1,10 +1,13 @@
-//! What L0 found out about the machine at boot. Read-only afterwards.
+//! What the machine is: memory, memory types, IOAPICs. Found out at boot, read-only afterwards.
+
+pub mod mtrr;
 
 use arrayvec::ArrayVec;
 use firmware_shim::acpi::EcamRegion;
 use firmware_shim::e820::{E820Map, MemoryType as RangeType};
+use spin::Once;
 
-use super::mtrr::Mtrrs;
+use mtrr::Mtrrs;
 
 /// IOAPICs that L0 knows at most.
 pub const MAX_IOAPICS: usize = 16;
@@ -38,6 +41,8 @@ pub struct Machine {
     pub e820: E820Map,
     /// IOAPICs of the MADT.
     pub ioapics: ArrayVec<IoApic, MAX_IOAPICS>,
+    /// There are more IOAPICs than L0 can filter: two hosts can't be kept apart.
+    pub too_many_ioapics: bool,
     /// PCI Express configuration space.
     pub ecam: ArrayVec<EcamRegion, MAX_ECAM>,
     /// Memory types.
@@ -59,6 +64,7 @@ impl Machine {
     pub const EMPTY: Self = Self {
         e820: E820Map::new(),
         ioapics: ArrayVec::new_const(),
+        too_many_ioapics: false,
         ecam: ArrayVec::new_const(),
         mtrrs: Mtrrs::NONE,
         max_phys_bits: 36,
@@ -67,11 +73,6 @@ impl Machine {
         rsdp: 0,
         boot_apic_id: 0,
     };
-
-    /// The IOAPICs.
-    pub fn ioapics(&self) -> impl Iterator<Item = IoApic> + '_ {
-        self.ioapics.iter().copied()
-    }
 
     /// RAM of any kind, ACPI memory included.
     pub fn ram(&self) -> impl Iterator<Item = Span> + '_ {
@@ -98,4 +99,26 @@ impl Machine {
     pub fn memory_end(&self) -> u64 {
         self.ram().map(|span| span.end).max().unwrap_or(0)
     }
+}
+
+static MACHINE: Once<Machine> = Once::new();
+
+/// Makes the machine known. Called once, at boot.
+pub fn publish(machine: Machine) -> &'static Machine {
+    MACHINE.call_once(|| machine)
+}
+
+/// Memory type at a physical address, and the first address above it where another may begin. Write-back everywhere
+/// while the machine is not known.
+pub fn memory_type(address: u64) -> (mtrr::MemoryType, u64) {
+    MACHINE.get().map_or((mtrr::MemoryType::WriteBack, !0xfff), |machine| {
+        machine.mtrrs.lookup(address)
+    })
+}
+
+/// Whether there is RAM at `address`, or what is below 1 MiB up to the VGA window.
+pub fn is_memory(address: u64) -> bool {
+    const VGA: u64 = 0xa_0000;
+    let ram = MACHINE.get().into_iter().flat_map(Machine::ram);
+    address < VGA || ram.into_iter().any(|range| (range.start..range.end).contains(&address))
 }

@@ -1,15 +1,12 @@
-//! The logical CPUs that L0 manages: their numbers, APIC ids and stacks.
+//! The logical CPUs that L0 manages: their numbers, and their APIC ids.
 //!
-//! Written once while L0 boots (before any other CPU runs), read-only afterwards.
-#![expect(unsafe_code, reason = "stacks are memory that CPUs write without Rust knowing")]
+//! Written once while L0 boots (before any other CPU runs), read-only afterwards. A host's place is a
+//! [`locum_abi::Slot`].
 
-use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::ops::{Index, IndexMut};
+use core::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
 
 use locum_abi::MAX_CPUS;
-
-/// Bytes of one CPU's L0 stack, its guard page included.
-pub const STACK_SIZE: usize = 20 * 1024;
 
 /// How many xAPIC ids there are; 255 is the broadcast id and belongs to no CPU.
 pub const APIC_IDS: usize = 256;
@@ -17,11 +14,8 @@ pub const APIC_IDS: usize = 256;
 const NO_CPU: u16 = u16::MAX;
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
-static ID_OF: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(u32::MAX) }; MAX_CPUS];
+static ID_OF: PerCpu<AtomicU32> = PerCpu([const { AtomicU32::new(u32::MAX) }; MAX_CPUS]);
 static INDEX_OF: [AtomicU16; APIC_IDS] = [const { AtomicU16::new(NO_CPU) }; APIC_IDS];
-
-/// Top of the L0 stack per xAPIC id, for entry code that has no stack yet; 0 for ids that L0 does not manage.
-pub static STACK_TOP_OF: [AtomicU64; APIC_IDS] = [const { AtomicU64::new(0) }; APIC_IDS];
 
 /// Number of a logical CPU, in the order of the machine's MADT. Always below [`MAX_CPUS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,9 +34,30 @@ impl CpuIndex {
         }
     }
 
-    /// As an array index, below [`MAX_CPUS`].
+    /// As an index into memory that hosts or assembly lay out, below [`MAX_CPUS`]; what Rust keeps is a [`PerCpu`].
     pub const fn get(self) -> usize {
         self.0 as usize
+    }
+}
+
+/// One value for each CPU that L0 could manage. A [`CpuIndex`] indexes it, and cannot miss.
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct PerCpu<T>(pub [T; MAX_CPUS]);
+
+impl<T> Index<CpuIndex> for PerCpu<T> {
+    type Output = T;
+
+    #[inline(always)]
+    fn index(&self, cpu: CpuIndex) -> &T {
+        &self.0[cpu.get()]
+    }
+}
+
+impl<T> IndexMut<CpuIndex> for PerCpu<T> {
+    #[inline(always)]
+    fn index_mut(&mut self, cpu: CpuIndex) -> &mut T {
+        &mut self.0[cpu.get()]
     }
 }
 
@@ -54,15 +69,12 @@ pub fn register(apic_ids: impl IntoIterator<Item = u32>) -> usize {
         let Some(index_of) = INDEX_OF.get(id as usize).filter(|_| id < 255) else {
             continue;
         };
-        let Some(id_of) = ID_OF.get(count) else { break };
+        let Some(cpu) = CpuIndex::new(count) else { break };
         if index_of.load(Relaxed) != NO_CPU {
             continue;
         }
-        index_of.store(count as u16, Relaxed);
-        id_of.store(id, Relaxed);
-        if let (Some(top), Some(cpu)) = (STACK_TOP_OF.get(id as usize), CpuIndex::new(count)) {
-            top.store(stack_top(cpu), Relaxed);
-        }
+        index_of.store(cpu.0, Relaxed);
+        ID_OF[cpu].store(id, Relaxed);
         count += 1;
     }
     COUNT.store(count as u32, Relaxed);
@@ -75,7 +87,7 @@ pub fn count() -> usize {
 }
 
 /// All CPUs.
-pub fn all() -> impl Iterator<Item = CpuIndex> {
+pub fn all() -> impl Iterator<Item = CpuIndex> + Clone {
     (0..count()).filter_map(CpuIndex::new)
 }
 
@@ -87,31 +99,7 @@ pub fn index_of_apic(apic_id: u32) -> Option<CpuIndex> {
 
 /// The xAPIC id of a CPU (`u32::MAX` for an index beyond [`count`]).
 pub fn apic_id(cpu: CpuIndex) -> u32 {
-    ID_OF[cpu.get()].load(Relaxed)
-}
-
-/// Top of a CPU's L0 stack, 16-byte aligned.
-pub fn stack_top(cpu: CpuIndex) -> u64 {
-    STACKS.0.get() as u64 + (cpu.get() as u64 + 1) * STACK_SIZE as u64
-}
-
-/// First byte of the page below a CPU's stack, which L0's page tables leave out.
-pub fn stack_guard(cpu: CpuIndex) -> u64 {
-    stack_top(cpu) - STACK_SIZE as u64
-}
-
-#[repr(C, align(4096))]
-struct Stacks(UnsafeCell<[[u8; STACK_SIZE]; MAX_CPUS]>);
-
-// SAFETY: only used as memory of stacks, one per CPU.
-unsafe impl Sync for Stacks {}
-
-static STACKS: Stacks = Stacks(UnsafeCell::new([[0; STACK_SIZE]; MAX_CPUS]));
-
-/// The CPU that executes this, by its initial APIC id in CPUID leaf 1 (SDM vol. 2A, CPUID). `None` on a CPU that L0
-/// does not manage.
-pub fn current() -> Option<CpuIndex> {
-    index_of_apic(crate::arch::cpuid::apic_id())
+    ID_OF[cpu].load(Relaxed)
 }
 
 #[cfg(test)]
@@ -128,12 +116,5 @@ mod tests {
         assert_eq!(index_of_apic(255), None);
         assert_eq!(index_of_apic(1), None);
         assert_eq!(index_of_apic(70_000), None);
-    }
-
-    #[test]
-    fn stacks_do_not_overlap() {
-        let tops: std::vec::Vec<u64> = (0..MAX_CPUS).filter_map(CpuIndex::new).map(stack_top).collect();
-        assert!(tops.windows(2).all(|w| w[1] - w[0] == STACK_SIZE as u64));
-        assert!(tops.iter().all(|top| top % 4096 == 0));
     }
 }

@@ -3,42 +3,25 @@
 //!
 //! One page per slot in the shared region: this code, then its data, all reached relative to RIP, because of the host's
 //! page tables only this one page is certain. The code asks CPUID for the APIC id and the page's table for the CPU's
-//! mode, which L0 keeps there ([`set_nested`]). A nested CPU calls L0; a native one switches to L0's page tables, GDT,
-//! IDT and its own L0 stack, then goes on in [`crate::park::arrive`]. CR4.PCIDE may be set: L0's CR3 has PCID 0.
+//! mode, which L0 keeps there ([`shared::set_reset_mode`]). A nested CPU calls L0; a native one switches to L0's page tables, GDT,
+//! IDT and its own L0 stack, then goes on in [`super::parking`]. CR4.PCIDE may be set: L0's CR3 has PCID 0.
 #![expect(unsafe_code, reason = "code is copied to where a host jumps")]
 
 use core::arch::global_asm;
-use core::sync::atomic::{AtomicU8, Ordering::Release};
 
-use locum_abi::Op;
+use locum_abi::{Op, Slot};
 
 use crate::arch::gdt::{self, TableRegister};
-use crate::arch::{idt, paging};
-use crate::cpu::{self, APIC_IDS};
-use crate::shared;
-use locum_abi::Slot;
+use crate::arch::{paging, stack};
+use crate::id::{self, CpuIndex};
+use crate::shared::{
+    self,
+    layout::{ResetData, ResetPage},
+};
+use crate::trap;
 
-/// The data behind the code, at [`DATA_OFFSET`] in the page.
-#[repr(C)]
-struct Data {
-    /// Mode of the CPU with each APIC id: 1 nested, 0 native.
-    nested: [u8; APIC_IDS],
-    /// Top of L0's stack per APIC id; 0 for ids that L0 does not manage.
-    stack: [u64; APIC_IDS],
-    /// `arrive`.
-    entry: u64,
-    /// L0's CR3.
-    cr3: u64,
-    /// GDT of CPU 0: good for the few instructions until `arrive` loads the CPU's own.
-    gdtr: TableRegister,
-    /// L0's IDT.
-    idtr: TableRegister,
-}
-
-/// Offset of [`Data`] in the page.
-const DATA_OFFSET: usize = 256;
-
-const _: () = assert!(DATA_OFFSET + size_of::<Data>() <= 4096);
+/// Offset of the data in the page.
+const DATA_OFFSET: usize = core::mem::offset_of!(ResetPage, data);
 
 global_asm!(
     ".pushsection .rodata",
@@ -70,11 +53,11 @@ global_asm!(
     "l0_reset_vector_end:",
     ".popsection",
     data = const DATA_OFFSET,
-    stack = const core::mem::offset_of!(Data, stack),
-    cr3 = const core::mem::offset_of!(Data, cr3),
-    gdtr = const core::mem::offset_of!(Data, gdtr) + TABLE_REGISTER_OPERAND,
-    idtr = const core::mem::offset_of!(Data, idtr) + TABLE_REGISTER_OPERAND,
-    entry = const core::mem::offset_of!(Data, entry),
+    stack = const core::mem::offset_of!(ResetData, stack),
+    cr3 = const core::mem::offset_of!(ResetData, cr3),
+    gdtr = const core::mem::offset_of!(ResetData, gdtr) + TABLE_REGISTER_OPERAND,
+    idtr = const core::mem::offset_of!(ResetData, idtr) + TABLE_REGISTER_OPERAND,
+    entry = const core::mem::offset_of!(ResetData, entry),
     park = const Op::Park as u64,
 );
 
@@ -101,17 +84,17 @@ pub fn install(slot: Slot) {
     let code = &raw const l0_reset_vector;
     let len = (&raw const l0_reset_vector_end).addr() - code.addr();
     assert!(len <= DATA_OFFSET, "reset vector code fits before its data");
-    let first = cpu::CpuIndex::new(0).map_or(0, gdt::base);
+    let first = gdt::base(CpuIndex::FIRST);
     let page = page(slot);
     // SAFETY: code and data fit the page (asserted), which is inside the shared region; no CPU uses it yet.
     unsafe {
         page.copy_from_nonoverlapping(code, len);
-        let data = page.add(DATA_OFFSET).cast::<Data>();
-        for cpu in cpu::all() {
+        let data = page.add(DATA_OFFSET).cast::<ResetData>();
+        for cpu in id::all() {
             let stack = (&raw mut (*data).stack).cast::<u64>();
-            stack.add(cpu::apic_id(cpu) as usize).write(cpu::stack_top(cpu));
+            stack.add(id::apic_id(cpu) as usize).write(stack::top(cpu));
         }
-        let entry: unsafe extern "C" fn() -> ! = crate::park::arrive;
+        let entry: unsafe extern "C" fn() -> ! = super::parking::arrive;
         (&raw mut (*data).entry).write(entry as usize as u64);
         (&raw mut (*data).cr3).write(paging::l0_cr3(slot));
         let gdtr = TableRegister {
@@ -122,19 +105,9 @@ pub fn install(slot: Slot) {
         (&raw mut (*data).gdtr).write(gdtr);
         let idtr = TableRegister {
             pad: [0; 3],
-            limit: idt::LIMIT,
-            base: idt::base(),
+            limit: trap::LIMIT,
+            base: trap::base(),
         };
         (&raw mut (*data).idtr).write(idtr);
     }
-}
-
-/// Says how the CPU with `apic_id` is to come back when the host of `slot` gives it up. Ids above 255 are ignored.
-pub fn set_nested(apic_id: u32, slot: Slot, nested: bool) {
-    if apic_id as usize >= APIC_IDS {
-        return;
-    }
-    // SAFETY: inside the table in the slot's page, a byte that is only accessed atomically after boot.
-    let mode = unsafe { AtomicU8::from_ptr(page(slot).add(DATA_OFFSET + apic_id as usize)) };
-    mode.store(u8::from(nested), Release);
 }

@@ -1,9 +1,9 @@
-//! The IDT: one for all CPUs, every vector handled.
+//! Exceptions and interrupts while L0 runs: one IDT for all CPUs, every vector handled.
 //!
 //! | what arrives | what happens |
 //! | --- | --- |
 //! | NMI | under a host's CPU: sent again, and held pending until the host runs (see [`hold_nmi`]); on a parked CPU: ignored |
-//! | #GP or #UD at an instruction of [`super::msr`] that may fault | execution goes on at its landing |
+//! | #GP or #UD at an instruction of [`crate::arch::msr`] that may fault | execution goes on at its landing |
 //! | an interrupt (vector 32 and up) | nothing: only parked CPUs take interrupts, and end them in their loop |
 //! | anything else | a bug of L0 or a broken machine: traced, logged, and the CPU halts for good |
 #![expect(unsafe_code, reason = "the CPU reads the table, and the handlers begin in assembly")]
@@ -11,11 +11,12 @@
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 
-use locum_abi::{CpuMode, Event};
+use locum_abi::Event;
 
-use super::gdt::{CODE, TableRegister};
-use super::{lapic, msr, registers};
-use crate::cpu;
+use crate::arch::gdt::{CODE, TableRegister};
+use crate::arch::{cpuid, lapic, msr, registers};
+use crate::shared::{self, Counter};
+use crate::stage::{self, Stage};
 
 const VECTORS: usize = 256;
 const NMI: u64 = 2;
@@ -24,8 +25,6 @@ const DOUBLE_FAULT: usize = 8;
 const GENERAL_PROTECTION: u64 = 13;
 const PAGE_FAULT: u64 = 14;
 const FIRST_INTERRUPT: u64 = 32;
-/// Vector of spurious interrupts (SDM vol. 3A, 11.9).
-pub const SPURIOUS: u64 = 0xff;
 /// Bytes between two entry stubs.
 const STUB_STRIDE: u64 = 16;
 /// Limit of the IDT.
@@ -159,14 +158,13 @@ pub unsafe fn load() {
 /// host (or its guest) had, and the CPU delivers the NMI as it would have without L0: to the host, after the IRET of a
 /// handler that it is in, or as an NMI exit of the guest. A parked CPU's NMI is for nobody.
 fn hold_nmi() -> bool {
-    let Some(cpu) = cpu::index_of_apic(super::cpuid::apic_id()) else {
+    let Some(cpu) = cpuid::current() else {
         return false;
     };
-    let status = crate::shared::status().cpu(cpu);
-    if !matches!(status.mode(), CpuMode::Nested | CpuMode::Native) {
+    if !matches!(stage::of(cpu), Stage::Native | Stage::Nested | Stage::InitSent) {
         return false;
     }
-    status.count(crate::shared::Counter::Nmis);
+    shared::status().cpu(cpu).count(Counter::Nmis);
     lapic::send_nmi_self();
     true
 }
@@ -190,7 +188,7 @@ extern "C" fn trap(frame: &mut TrapFrame) -> bool {
     } else {
         frame.error
     };
-    crate::shared::trace(Event::Fault {
+    shared::trace(Event::Fault {
         vector: frame.vector as u8,
         rip: frame.rip,
         detail,

@@ -7,13 +7,11 @@
 
 use core::arch::asm;
 
-use crate::arch::gdt::{CODE, CODE_DESCRIPTOR, DATA, DATA_DESCRIPTOR, TableRegister};
+use crate::arch::gdt::{CODE, DATA, FLAT, FLAT_LIMIT, TableRegister};
 use crate::arch::paging::{self, LOW_GIB, PRESENT_WRITABLE, Table};
 use crate::arch::{cpuid, msr, registers};
-use crate::shared::{self, layout::SlotArea};
+use crate::shared;
 use locum_abi::Slot;
-
-const FLAT_GDT: [u64; 4] = [0, 0, CODE_DESCRIPTOR, DATA_DESCRIPTOR];
 
 /// Fills a slot's firmware page tables and GDT. Called at boot.
 pub fn install(slot: Slot) {
@@ -28,15 +26,8 @@ pub fn install(slot: Slot) {
             paging::fill_directory(&mut *directory, gib);
             tables.add(1).cast::<u64>().add(gib).write(directory as u64 | flags);
         }
-        (&raw mut (*area).gdt).cast::<[u64; 4]>().write(FLAT_GDT);
+        (&raw mut (*area).gdt).cast::<[u64; 4]>().write(FLAT);
     }
-}
-
-/// CR3 of a slot's firmware page tables.
-pub fn firmware_cr3(slot: Slot) -> u64 {
-    let area: *mut SlotArea = shared::slot_area(slot);
-    // SAFETY: only an address is computed.
-    unsafe { &raw mut (*area).firmware_tables as u64 }
 }
 
 /// Hands this CPU to the native host of `slot` at `rip` with RSI = `rsi`.
@@ -44,14 +35,11 @@ pub fn firmware_cr3(slot: Slot) -> u64 {
 /// # Safety
 /// L0 has nothing more to do on this CPU, and what is at `rip` is the host's. The CPU is on L0's page tables with
 /// interrupts off. If it is in VMX operation, no VMCS is active on it whose data matters.
-pub unsafe fn enter_native(slot: Slot, rip: u64, rsi: u64) -> ! {
-    let area = shared::slot_area(slot);
-    // SAFETY: only an address is computed.
-    let gdt = unsafe { &raw mut (*area).gdt as u64 };
+pub unsafe fn enter(slot: Slot, rip: u64, rsi: u64) -> ! {
     let gdtr = TableRegister {
         pad: [0; 3],
-        limit: size_of_val(&FLAT_GDT) as u16 - 1,
-        base: gdt,
+        limit: FLAT_LIMIT,
+        base: shared::firmware_gdt(slot),
     };
     let no_idt = TableRegister::default();
     if registers::cr4() & registers::CR4_VMXE != 0 {
@@ -86,7 +74,7 @@ pub unsafe fn enter_native(slot: Slot, rip: u64, rsi: u64) -> ! {
             "mov dr7, {dr7}",
             "jmp {rip}",
             cr4 = in(reg) registers::CR4_PAE,
-            cr3 = in(reg) firmware_cr3(slot),
+            cr3 = in(reg) shared::firmware_cr3(slot),
             gdtr = in(reg) &raw const gdtr.limit,
             idtr = in(reg) &raw const no_idt.limit,
             code = const CODE as i32,

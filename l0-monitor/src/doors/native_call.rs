@@ -1,0 +1,104 @@
+//! The native call: a host in VMX root jumps here, on L0's page tables, to become nested (see [`locum_abi::frame`]).
+#![expect(unsafe_code, reason = "the entry is assembly that switches stacks")]
+
+use core::arch::{asm, global_asm};
+
+use locum_abi::{Errno, Event, Frame};
+
+use super::vm_exit;
+use crate::arch::{cpuid, gdt, registers, stack};
+use crate::nested::{transition, vcpu};
+use crate::vmx::instructions::Cpu;
+use crate::{shared, trap};
+
+// RDI is the frame. The caller has saved what it needs, so every register may be used.
+global_asm!(
+    ".pushsection .text",
+    ".global l0_native_entry",
+    "l0_native_entry:",
+    "cli",
+    "cld",
+    "mov eax, 1",
+    "cpuid",
+    "shr ebx, 24",
+    "lea rsi, [rip + {stacks}]",
+    "mov rax, [rsi + rbx * 8]",
+    "test rax, rax",
+    "jz 2f",
+    "mov rsp, rax",
+    "call {arrive}",
+    "2:", // not a CPU of L0's: refuse, on the frame's own stack
+    "mov qword ptr [rdi + {result}], -{errno}",
+    "jmp [rdi + {back}]",
+    ".popsection",
+    stacks = sym stack::TOP_OF,
+    arrive = sym arrive,
+    result = const core::mem::offset_of!(Frame, result),
+    errno = const Errno::Frame as u32,
+    back = const core::mem::offset_of!(Frame, return_native),
+);
+
+unsafe extern "C" {
+    safe static l0_native_entry: u8;
+}
+
+/// Address of the native entry, the same under every L0 page table.
+pub fn entry() -> u64 {
+    (&raw const l0_native_entry).addr() as u64
+}
+
+/// The only call there is: "enter".
+extern "C" fn arrive(frame: *mut Frame) -> ! {
+    // The entry found this CPU in the same table.
+    let Some(cpu) = cpuid::current() else {
+        registers::halt_forever()
+    };
+    // SAFETY: on the CPU itself, interrupts off, on L0's page tables; the IDT was filled at boot. No exit handler runs on
+    // a native CPU, so its state is this call's. The stub mapped its frame at this address under L0's CR3 and gives it to
+    // this CPU until it is back; the entry has already read from it.
+    let (vcpu, mut hw, frame) = unsafe {
+        gdt::load_segments(cpu);
+        trap::load();
+        (vcpu::of(cpu), Cpu::new(), &mut *frame)
+    };
+    match transition::enter(vcpu, &mut hw, frame, cpu, vm_exit::address()) {
+        // SAFETY: `enter` made VMCS01 current and filled it in.
+        Ok(()) => unsafe { vm_exit::launch(vcpu) },
+        Err(errno) => {
+            let address = core::ptr::from_mut(frame) as u64;
+            shared::trace(Event::CallRefused {
+                errno,
+                op: None,
+                argument: address,
+            });
+            shared::status().count_refusal();
+            frame.result = -i64::from(errno as u32);
+            // SAFETY: nothing was changed, the frame is as the stub made it.
+            unsafe { return_native(address) }
+        }
+    }
+}
+
+/// Goes back to the host through its stub.
+///
+/// # Safety
+/// The frame is mapped at `frame` under this CR3, with the stub, and describes the host as it is to go on.
+pub unsafe fn return_native(frame: u64) -> ! {
+    // SAFETY: the stub's contract (`locum_abi::frame`): its GDT and IDT are mapped under both page tables, its stack ends
+    // with the frame.
+    unsafe {
+        asm!(
+            "lgdt [rdi + {gdtr}]",
+            "lidt [rdi + {idtr}]",
+            "lea rsp, [rdi + {size}]",
+            "mov rax, [rdi + {target}]",
+            "jmp rax",
+            gdtr = const core::mem::offset_of!(Frame, stub_gdtr) + 6,
+            idtr = const core::mem::offset_of!(Frame, stub_idtr) + 6,
+            size = const size_of::<Frame>(),
+            target = const core::mem::offset_of!(Frame, return_native),
+            in("rdi") frame,
+            options(noreturn),
+        )
+    }
+}

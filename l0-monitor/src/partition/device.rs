@@ -1,0 +1,124 @@
+//! Devices that both hosts reach through L0 while two run. Decisions were made before: here they are carried out.
+//!
+//! PCI configuration and IOAPICs are reached through an index register and a window, which two CPUs must not mix up: each
+//! kind has a lock for its two accesses. Nothing else is done under it, and the partition's lock is not held.
+
+use arrayvec::ArrayVec;
+use locum_abi::Event;
+use spin::Mutex;
+
+use super::Silence;
+use super::io_filter::{PCI_ADDRESS, PCI_DATA, Verdict, dropped};
+use super::ioapic::{ENTRY, IoApic, MASKED, SELECT, WINDOW};
+use crate::machine::MAX_IOAPICS;
+use crate::shared;
+use crate::vmx::Hardware;
+use crate::vmx::exit::IoAccess;
+
+static PCI_CYCLE: Mutex<()> = Mutex::new(());
+static IOAPIC_WINDOW: Mutex<()> = Mutex::new(());
+
+/// Class code 06h: bridges (PCI code and ID assignment specification 1.11, 1.7).
+const CLASS_BRIDGE: u32 = 6;
+/// Offset of the register whose upper byte is the class code (PCI local bus specification 3.0, 6.1).
+const CLASS_REGISTER: u32 = 8;
+/// Offset of the command register, in port 0xCF8's format.
+const COMMAND: u32 = 0x8000_0004;
+const BUS_MASTER: u32 = 1 << 2;
+const INTX_DISABLE: u32 = 1 << 10;
+
+/// What a host left in registers that two hosts can't share.
+#[derive(Clone, Debug)]
+pub struct Latches {
+    /// Port 0xCF8.
+    pub pci_address: u32,
+    /// Index register of each IOAPIC.
+    pub ioapics: ArrayVec<u32, MAX_IOAPICS>,
+    /// Where each is.
+    pub(super) addresses: ArrayVec<u64, MAX_IOAPICS>,
+}
+
+/// Reads the latches.
+pub fn latches(hw: &mut impl Hardware, ioapics: &[IoApic]) -> Latches {
+    Latches {
+        pci_address: hw.port_in(PCI_ADDRESS, 4),
+        ioapics: ioapics
+            .iter()
+            .map(|ioapic| hw.read_phys(ioapic.address + SELECT, 4) as u32)
+            .collect(),
+        addresses: ioapics.iter().map(|ioapic| ioapic.address).collect(),
+    }
+}
+
+/// Puts them back: what two hosts could not share belongs to one again.
+pub fn restore(hw: &mut impl Hardware, latches: &Latches) {
+    hw.port_out(PCI_ADDRESS, 4, latches.pci_address);
+    for (address, index) in latches.addresses.iter().zip(&latches.ioapics) {
+        hw.write_phys(address + SELECT, 4, (*index).into());
+    }
+}
+
+/// Makes a port access.
+pub fn port(hw: &mut impl Hardware, io: IoAccess, value: u32) -> Verdict {
+    if io.input {
+        return Verdict::Value(hw.port_in(io.port, io.size));
+    }
+    hw.port_out(io.port, io.size, value);
+    Verdict::Done
+}
+
+/// A configuration cycle. Both hosts may read bridges (class 06h: host, ISA, PM): AML looks there for the interrupt
+/// routers. Everything else of the other partition reads as all ones.
+pub fn pci(hw: &mut impl Hardware, address: u32, own: bool, io: IoAccess, value: u32) -> Verdict {
+    let refused = |value: u32| {
+        shared::trace(Event::PciDenied {
+            address,
+            offset: (io.port - PCI_DATA) as u8,
+            write: (!io.input).then_some(value),
+        });
+        dropped(io)
+    };
+    if !own && !io.input {
+        return refused(value);
+    }
+    let cycle = PCI_CYCLE.lock();
+    if !own {
+        hw.port_out(PCI_ADDRESS, 4, address & !0xff | CLASS_REGISTER);
+        if hw.port_in(PCI_DATA + 3, 1) != CLASS_BRIDGE {
+            drop(cycle);
+            return refused(value);
+        }
+    }
+    hw.port_out(PCI_ADDRESS, 4, address);
+    port(hw, io, value)
+}
+
+/// An access to a register of the IOAPIC at `base`.
+pub fn ioapic(hw: &mut impl Hardware, base: u64, index: u32, write: Option<u32>) -> u32 {
+    let _window = IOAPIC_WINDOW.lock();
+    hw.write_phys(base + SELECT, 4, index.into());
+    match write {
+        Some(value) => {
+            hw.write_phys(base + WINDOW, 4, value.into());
+            0
+        }
+        None => hw.read_phys(base + WINDOW, 4) as u32,
+    }
+}
+
+/// Ends the DMA and the interrupts of what a stopped host had.
+pub fn silence(hw: &mut impl Hardware, silence: &Silence) {
+    for function in &silence.functions {
+        let _cycle = PCI_CYCLE.lock();
+        hw.port_out(PCI_ADDRESS, 4, COMMAND | u32::from(*function) << 8);
+        let command = hw.port_in(PCI_DATA, 2);
+        hw.port_out(PCI_DATA, 2, command & !BUS_MASTER | INTX_DISABLE);
+    }
+    for (found, pins) in &silence.pins {
+        for pin in 0..found.pins(hw) {
+            if pins[pin as usize / 64] >> (pin % 64) & 1 != 0 {
+                ioapic(hw, found.address, ENTRY + 2 * pin, Some(MASKED));
+            }
+        }
+    }
+}
