@@ -39,6 +39,11 @@ pub enum Refusal {
         /// Ours.
         expected: u32,
     },
+    /// A slot that no L0 has.
+    #[error(
+        "locum.ko puts this host into slot {0}, but there are slots 0 and 1 only: load the module of the same package"
+    )]
+    NoSlot(u32),
     /// A CPU that cannot run L0.
     #[error(
         "the CPU lacks {missing} (/proc/cpuinfo): enable Intel VT-x in the firmware's set-up; Locum needs an Intel CPU with EPT and unrestricted guest"

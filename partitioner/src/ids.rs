@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+pub use locum_abi::Slot;
+
 /// Local APIC id of a CPU: its name for L0, the same under every host. Below 255 (xAPIC mode).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
@@ -34,43 +36,13 @@ impl Generation {
         Self(self.0.wrapping_add(1))
     }
 
-    /// Which of the two sets of a host's fixed places (firmware area, mailbox, trampoline slice) it uses.
+    /// Which of the two places for a host it has.
     #[must_use]
     pub const fn slot(self) -> Slot {
-        if self.0 & 1 == 0 { Slot::Even } else { Slot::Odd }
-    }
-}
-
-/// One of the two places for a host: at any time each holds one host or none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(rename_all = "snake_case")
-)]
-pub enum Slot {
-    /// Hosts of generation 0, 2, 4, ...
-    Even,
-    /// Hosts of generation 1, 3, 5, ...
-    Odd,
-}
-
-impl Slot {
-    /// The other slot.
-    #[must_use]
-    pub const fn other(self) -> Self {
-        match self {
-            Self::Even => Self::Odd,
-            Self::Odd => Self::Even,
-        }
-    }
-
-    /// 0 or 1: the index of the slot's areas in L0.
-    #[must_use]
-    pub const fn index(self) -> usize {
-        match self {
-            Self::Even => 0,
-            Self::Odd => 1,
+        if self.0.is_multiple_of(2) {
+            Slot::Even
+        } else {
+            Slot::Odd
         }
     }
 }
@@ -134,7 +106,6 @@ mod tests {
         let first = Generation(0);
         assert_eq!(first.slot(), Slot::Even);
         assert_eq!(first.next().slot(), Slot::Odd);
-        assert_eq!(first.next().slot().other().index(), 0);
         assert_eq!(Generation(u64::MAX).next(), Generation(0), "no overflow, parity kept");
     }
 }

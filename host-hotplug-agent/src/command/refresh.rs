@@ -16,7 +16,7 @@ use crate::status::DaemonStatus;
 use crate::sysroot::SysRoot;
 
 pub fn plan(sys: &SysRoot, cli: &Cli, name: &str, output: Output) -> Result<()> {
-    let host = Host::new(sys.clone(), Device::open(sys, Access::Control)?);
+    let host = Host::new(sys.clone(), Device::open(sys, Access::Control)?)?;
     let unreclaimed = ipc::ask(&cli.socket, &Question::Status).map_or_else(|_| Vec::new(), |status| status.unreclaimed);
     let hypervisor = Qemu::new(sys.clone(), crate::daemon::POOL);
     let prepared = Prepared::new(&host, &hypervisor, &cli.config_dir, name, unreclaimed)?;

@@ -31,11 +31,10 @@ pub const POOL: &str = "/dev/dax";
 pub fn run(sys: SysRoot, config_dir: &Path, socket: &Path) -> Result<()> {
     let device = Device::open(&sys, Access::Control)?;
     device.listen()?;
-    let host = Arc::new(Host::new(sys.clone(), device));
+    let host = Arc::new(Host::new(sys.clone(), device)?);
     let machine: Arc<dyn Machine> = host.clone();
     let status = machine.status()?;
-    let slot = machine.facts().slot;
-    let own = status.hosts.get(slot as usize).map_or(0, |host| host.generation);
+    let own = status.hosts[machine.facts().slot].generation;
     let kept = keep::load(&sys, status.generation);
     let shared = Arc::new(Shared::new(u64::from(own), kept.unreclaimed, kept.report));
     let worker = Arc::new(Worker::new(

@@ -6,7 +6,7 @@ pub mod memory;
 pub mod pci;
 
 use anyhow::{Context, Result};
-use locum_abi::{Header, Status};
+use locum_abi::{Header, Slot, Status};
 use partitioner::{
     ApicId, Cpu, CpuNumber, Generation, Inventory, MemRange, NodeId, PortRange, StayingPorts, Unreclaimed,
 };
@@ -25,7 +25,7 @@ pub fn take(
     sys: &SysRoot,
     header: &Header,
     status: &Status,
-    slot: u32,
+    slot: Slot,
     unreclaimed: Vec<Unreclaimed>,
 ) -> Result<Inventory> {
     let madt = Interrupts::read(sys)?;
@@ -54,9 +54,9 @@ pub fn take(
 }
 
 /// The CPUs that L0 says are this host's.
-fn cpus(sys: &SysRoot, madt: &Interrupts, status: &Status, slot: u32) -> Result<Vec<Cpu>> {
+fn cpus(sys: &SysRoot, madt: &Interrupts, status: &Status, slot: Slot) -> Result<Vec<Cpu>> {
     let mut cpus = Vec::new();
-    for cpu in view::used(status).iter().filter(|cpu| cpu.owner == slot) {
+    for cpu in view::used(status).iter().filter(|cpu| view::owner(cpu) == Some(slot)) {
         let number = madt
             .number(cpu.apic_id)
             .with_context(|| format!("L0 knows APIC {}, the MADT does not", cpu.apic_id))?;
@@ -91,10 +91,10 @@ fn node_of(sys: &SysRoot, dir: &str) -> u32 {
 }
 
 /// Consoles of this host: the slot's own and those that the kernel writes to.
-fn staying_ports(sys: &SysRoot, header: &Header, slot: u32) -> Vec<StayingPorts> {
+fn staying_ports(sys: &SysRoot, header: &Header, slot: Slot) -> Vec<StayingPorts> {
     const UART_PORTS: u16 = 8;
     let mut staying = Vec::new();
-    let own = header.slots.get(slot as usize).map_or(0, |info| info.console_port);
+    let own = header.slots[slot].console_port;
     let mut push = |port: u64, user: String| {
         let Some(first) = u16::try_from(port).ok().filter(|&port| port != 0) else {
             return;

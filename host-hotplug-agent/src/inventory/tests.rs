@@ -8,7 +8,7 @@ use crate::testing::tree::Tree;
 fn inventory(tree: &Tree) -> Inventory {
     let region = FakeRegion::new(4);
     let status = l0_memory::status(&region, &region.header()).unwrap();
-    take(&tree.sys(), &region.header(), &status, 0, Vec::new()).unwrap()
+    take(&tree.sys(), &region.header(), &status, Slot::Even, Vec::new()).unwrap()
 }
 
 fn request(devices: &[&str]) -> Request {
@@ -92,8 +92,8 @@ fn cpu_0_the_last_cpu_and_too_much_memory_are_refused() {
 fn a_cpu_of_the_other_host_is_not_ours() {
     let tree = Tree::lab();
     let region = FakeRegion::new(4);
-    region.update(|status| status.cpus[3].owner = 1);
+    region.update(|status| status.cpus[3].owner = Slot::Odd.raw());
     let status = l0_memory::status(&region, &region.header()).unwrap();
-    let inventory = take(&tree.sys(), &region.header(), &status, 0, Vec::new()).unwrap();
+    let inventory = take(&tree.sys(), &region.header(), &status, Slot::Even, Vec::new()).unwrap();
     assert_eq!(inventory.cpus.len(), 3);
 }

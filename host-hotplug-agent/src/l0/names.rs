@@ -1,7 +1,6 @@
 //! Words for the ABI's numbers.
 
-use locum_abi::trace::TraceKind;
-use locum_abi::{CpuMode, Errno, HostState, HostStatus, StopReason};
+use locum_abi::{CpuMode, Errno, HostState, HostStatus, StopReason, TraceKind};
 
 /// The mode as `/sys/kernel/locum/mode` writes it.
 pub fn cpu_mode(raw: u32) -> &'static str {
@@ -62,7 +61,6 @@ pub fn errno(raw: u32) -> Option<&'static str> {
         Errno::State => "the other host is not in the state that this needs",
         Errno::NoSpace => "a table of L0 is full",
         Errno::NoVmx => "this CPU has no VMX, EPT or unrestricted guest, or the firmware disabled VMX",
-        Errno::Nested => "this CPU is nested already",
         Errno::EntryFailed => "VM entry failed",
         Errno::Timeout => "CPUs of the other host did not answer INIT in time",
         Errno::Frame => "the frame is not what L0 expects",
@@ -79,7 +77,7 @@ pub fn trace_kind(raw: u16) -> &'static str {
         (TraceKind::MailboxRefused, "mailbox-refused"),
         (TraceKind::Enter, "enter"),
         (TraceKind::Leave, "leave"),
-        (TraceKind::HypercallRefused, "hypercall-refused"),
+        (TraceKind::CallRefused, "hypercall-refused"),
         (TraceKind::Owner, "owner"),
         (TraceKind::HostStart, "host-start"),
         (TraceKind::HostDead, "host-dead"),
@@ -89,7 +87,7 @@ pub fn trace_kind(raw: u16) -> &'static str {
         (TraceKind::PinDenied, "pin-denied"),
         (TraceKind::PciDenied, "pci-denied"),
         (TraceKind::Inject, "inject"),
-        (TraceKind::MemDenied, "mem-denied"),
+        (TraceKind::MemoryDenied, "mem-denied"),
         (TraceKind::VmxFail, "vmx-fail"),
         (TraceKind::PowerFiltered, "power-filtered"),
         (TraceKind::Fault, "fault"),

@@ -3,20 +3,21 @@
 use std::collections::BTreeMap;
 
 use locum_abi::status::EXIT_REASONS;
-use locum_abi::{CpuStatus, Status};
-use serde::{Deserialize, Serialize};
+use locum_abi::{CpuStatus, Slot, Status};
+use serde::{Serialize, Serializer};
 
 use super::names;
 
 /// One CPU of the machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CpuView {
     /// xAPIC id.
     pub apic_id: u32,
     /// `absent`, `parked`, `native` or `nested`.
     pub mode: String,
     /// Slot of the host that owns it; none if no host does.
-    pub owner: Option<u32>,
+    #[serde(serialize_with = "number")]
+    pub owner: Option<Slot>,
     /// Times it went from native to nested.
     pub enters: u64,
     /// Times it went from nested to native.
@@ -28,10 +29,11 @@ pub struct CpuView {
 }
 
 /// The host of one slot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HostView {
     /// Its slot.
-    pub slot: usize,
+    #[serde(serialize_with = "number")]
+    pub slot: Slot,
     /// `absent`, `preparing`, `running`, `dead` or `retired`.
     pub state: String,
     /// Its generation.
@@ -41,7 +43,7 @@ pub struct HostView {
 }
 
 /// Exits that L0 took since boot, over all CPUs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ExitView {
     /// All of them.
     pub total: u64,
@@ -52,7 +54,7 @@ pub struct ExitView {
 }
 
 /// L0's state.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct L0View {
     /// Generation of the reigning host.
     pub generation: u32,
@@ -85,7 +87,7 @@ impl L0View {
                 *exits.by_reason.entry(name).or_default() += count;
             }
         }
-        let hosts = status.hosts.iter().enumerate().map(|(slot, host)| HostView {
+        let hosts = status.hosts.iter().map(|(slot, host)| HostView {
             slot,
             state: names::host_state(host.state).to_owned(),
             generation: host.generation,
@@ -111,16 +113,26 @@ pub fn used(status: &Status) -> &[CpuStatus] {
     status.cpus.get(..status.cpu_count as usize).unwrap_or_default()
 }
 
+/// The slot of the host that owns a CPU; `None` if no host does.
+pub fn owner(cpu: &CpuStatus) -> Option<Slot> {
+    Slot::from_raw(cpu.owner)
+}
+
 /// VM exits of all CPUs since boot.
 pub fn total_exits(status: &Status) -> u64 {
     used(status).iter().map(|cpu| cpu.exits).sum()
+}
+
+/// Slots are numbers in JSON.
+fn number<S: Serializer>(slot: &(impl Copy + Into<Option<Slot>>), serializer: S) -> Result<S::Ok, S::Error> {
+    (*slot).into().map(Slot::raw).serialize(serializer)
 }
 
 fn cpu_view(cpu: &CpuStatus) -> CpuView {
     CpuView {
         apic_id: cpu.apic_id,
         mode: names::cpu_mode(cpu.mode).to_owned(),
-        owner: (cpu.owner != locum_abi::status::NO_OWNER).then_some(cpu.owner),
+        owner: owner(cpu),
         enters: cpu.enters,
         leaves: cpu.leaves,
         exits: cpu.exits,
@@ -134,6 +146,7 @@ mod tests {
     use crate::l0::memory;
     use crate::testing::l0::FakeRegion;
     use locum_abi::CpuMode;
+    use locum_abi::status::NO_OWNER;
 
     #[test]
     fn counters_are_summed_and_named() {
@@ -154,6 +167,20 @@ mod tests {
         assert_eq!(view.exits.by_reason["cpuid"], 5);
         assert!(!view.all_native());
         assert_eq!(view.cpus.len(), 2);
+    }
+
+    #[test]
+    fn slots_are_numbers_in_json() {
+        let region = FakeRegion::new(2);
+        region.update(|status| status.cpus[1].owner = NO_OWNER);
+        let view = L0View::new(&memory::status(&region, &region.header()).unwrap());
+        let json = serde_json::to_value(&view).unwrap();
+        assert_eq!(json["cpus"][0]["owner"], 0);
+        assert_eq!(json["cpus"][1]["owner"], serde_json::Value::Null);
+        assert_eq!(
+            (&json["hosts"][0]["slot"], &json["hosts"][1]["slot"]),
+            (&0.into(), &1.into())
+        );
     }
 
     #[test]

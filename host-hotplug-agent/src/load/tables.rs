@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use firmware_shim::PhysMem;
 use firmware_shim::acpi::{HostFirmware, HostTables, Locm, Machine, Rsdp, SUCCESSOR_KEEPS, successor_tables};
 use firmware_shim::e820::{E820Map, SuccessorMemory, for_successor};
@@ -30,10 +30,7 @@ pub fn acpi(
     header_address: u64,
     plan: &Plan,
 ) -> Result<(Vec<Placed>, u64)> {
-    let slot = header
-        .slots
-        .get(plan.successor().index())
-        .context("L0's header has no such slot")?;
+    let slot = &header.slots[plan.successor()];
     ensure!(
         slot.tables != 0 && slot.tables_size != 0,
         "L0 gives the successor's slot no area for tables: update L0"
@@ -88,10 +85,7 @@ pub fn acpi(
 /// # Errors
 /// If `/sys/firmware/memmap` cannot be read or contradicts the plan.
 pub fn memory_map(sys: &SysRoot, header: &Header, plan: &Plan) -> Result<E820Map> {
-    let slot = header
-        .slots
-        .get(plan.successor().index())
-        .context("L0's header has no such slot")?;
+    let slot = &header.slots[plan.successor()];
     let machine = E820Map::from_firmware(firmware_map(sys)?.iter().copied())?;
     let blocks: Vec<Range<u64>> = plan.memory.iter().map(|range| range.start()..range.end()).collect();
     let slice = slot.low_slice..slot.low_slice + slot.low_slice_size;

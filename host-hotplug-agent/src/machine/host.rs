@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use firmware_shim::PhysMem;
-use locum_abi::{ResourceKind, Status};
+use locum_abi::{ResourceKind, Slot, Status};
 use partitioner::{MemRange, PciAddress};
 use rustix::system::{RebootCommand, reboot};
 
 use super::{Device, Facts, Machine, TextKind, device};
 use crate::channel::Port;
+use crate::error::Refusal;
 use crate::inventory::{cpu_dir, memory as blocks, pci};
 use crate::l0::memory;
 use crate::sysroot::SysRoot;
@@ -29,20 +30,28 @@ pub struct Host {
 
 impl Host {
     /// Through an open device.
-    pub fn new(sys: SysRoot, device: Device) -> Self {
+    ///
+    /// # Errors
+    /// [`Refusal::NoSlot`].
+    pub fn new(sys: SysRoot, device: Device) -> Result<Self, Refusal> {
         let facts = Facts {
             header: *device.header(),
             header_address: device.info().header,
-            slot: device.info().slot,
+            slot: slot(device.info().slot)?,
             tsc_khz: device.info().tsc_khz,
         };
-        Self { sys, device, facts }
+        Ok(Self { sys, device, facts })
     }
 
     /// The device.
     pub fn device(&self) -> &Device {
         &self.device
     }
+}
+
+/// The slot that the module gives this host.
+fn slot(raw: u32) -> Result<Slot, Refusal> {
+    Slot::from_raw(raw).ok_or(Refusal::NoSlot(raw))
 }
 
 impl Machine for Host {
@@ -178,5 +187,20 @@ impl Machine for Host {
         if let Err(error) = self.device.busy(busy) {
             tracing::debug!("{error:#}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_that_does_not_exist_is_refused_with_the_remedy() {
+        assert!(matches!(slot(1), Ok(Slot::Odd)));
+        let error = slot(2).unwrap_err().to_string();
+        assert!(
+            error.contains("slot 2") && error.contains("load the module of the same package"),
+            "{error}"
+        );
     }
 }

@@ -9,7 +9,7 @@ use std::mem::offset_of;
 
 use anyhow::Result;
 use firmware_shim::PhysMem;
-use locum_abi::{Header, HostStatus, ResourceKind, Status};
+use locum_abi::{Header, HostStatus, ResourceKind, Slot, Status};
 use partitioner::{MemRange, PciAddress};
 
 pub use device::{Access, Device};
@@ -28,7 +28,7 @@ pub struct Facts {
     /// Its physical address.
     pub header_address: u64,
     /// This host's slot.
-    pub slot: u32,
+    pub slot: Slot,
     /// This kernel's exact TSC rate.
     pub tsc_khz: u64,
 }
@@ -53,9 +53,9 @@ pub trait Machine: Send + Sync {
     ///
     /// # Errors
     /// If it cannot be read.
-    fn host(&self, slot: u32) -> Result<HostStatus> {
+    fn host(&self, slot: Slot) -> Result<HostStatus> {
         let at = self.facts().header.status + offset_of!(Status, hosts) as u64;
-        let at = at + u64::from(slot) * size_of::<HostStatus>() as u64;
+        let at = at + u64::from(slot.raw()) * size_of::<HostStatus>() as u64;
         Ok(copy(self.memory(), at)?)
     }
 

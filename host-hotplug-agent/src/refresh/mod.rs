@@ -75,7 +75,6 @@ fn until(seconds: u64, given_up: &(dyn Fn() -> bool + Sync)) -> Until<'_> {
 
 /// State of the host in the other slot, and why it is dead, if it is.
 fn other_host(machine: &dyn Machine) -> Option<(HostState, String)> {
-    let other = 1 - machine.facts().slot.min(1);
-    let host = machine.host(other).ok()?;
+    let host = machine.host(machine.facts().slot.other()).ok()?;
     Some((HostState::from_raw(host.state)?, names::stop_reason(&host)))
 }

@@ -91,13 +91,8 @@ impl Prepared {
 
 /// The console port of the successor's slot.
 fn console_port(machine: &dyn Machine) -> u32 {
-    let other = usize::from(machine.facts().slot == 0);
-    machine
-        .facts()
-        .header
-        .slots
-        .get(other)
-        .map_or(0, |slot| slot.console_port)
+    let facts = machine.facts();
+    facts.header.slots[facts.slot.other()].console_port
 }
 
 fn request(config: &Config, files: &Files, console_port: u32) -> Request {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use locum_abi::{CpuMode, HostState, StopReason};
+use locum_abi::{CpuMode, HostState, Slot, StopReason};
 
 use crate::daemon::Worker;
 use crate::daemon::ipc::Question;
 use crate::error::Refusal;
-use crate::l0::memory;
+use crate::l0::{memory, view};
 use crate::load::cpio;
 use crate::machine::{Machine, TextKind};
 use crate::refresh::Shared;
@@ -18,7 +18,7 @@ use crate::report::Report;
 use crate::testing::kernel::bzimage;
 use crate::testing::tree::Tree;
 use crate::testing::vm::FakeHypervisor;
-use crate::testing::world::{Behaviour, FakeMachine, World};
+use crate::testing::world::{Behaviour, FakeMachine, INCUMBENT, SUCCESSOR, World};
 
 /// Limit that only a test which hangs reaches, on the busiest machine.
 const HANG: Duration = Duration::from_secs(180);
@@ -55,8 +55,8 @@ impl Stage {
                  [[guests]]\nname = \"one\"\nqmp = \"/run/one\"\n[[guests]]\nname = \"two\"\nqmp = \"/run/two\"\n"
             ),
         );
-        let machine = FakeMachine::new(&world, 0, tree);
-        let hypervisor = Arc::new(FakeHypervisor::new(&world, 0));
+        let machine = FakeMachine::new(&world, INCUMBENT, tree);
+        let hypervisor = Arc::new(FakeHypervisor::new(&world, INCUMBENT));
         hypervisor.boot("one");
         hypervisor.boot("two");
         let shared = Arc::new(Shared::new(0, vec![], None));
@@ -92,8 +92,8 @@ impl Stage {
         assert!(error.contains(word), "`{word}` is not in: {error}");
         assert_eq!(self.world.shown(TextKind::LastError), error.replace('\n', " "));
         self.intact();
-        assert_eq!(self.world.runs_in("one"), [0]);
-        assert_eq!(self.world.runs_in("two"), [0]);
+        assert_eq!(self.world.runs_in("one"), [INCUMBENT]);
+        assert_eq!(self.world.runs_in("two"), [INCUMBENT]);
     }
 
     /// The incumbent has its machine, as if nothing had been.
@@ -101,8 +101,8 @@ impl Stage {
         let status = memory::status(&self.world.region, &self.world.region.header()).unwrap();
         for cpu in &status.cpus[..4] {
             assert_eq!(
-                (cpu.owner, cpu.mode),
-                (0, CpuMode::Native as u32),
+                (view::owner(cpu), cpu.mode),
+                (Some(INCUMBENT), CpuMode::Native as u32),
                 "APIC {}",
                 cpu.apic_id
             );
@@ -173,8 +173,8 @@ fn the_successor_takes_over_the_whole_machine() {
         (report.incumbent.as_str(), report.successor.as_str()),
         ("6.11.1+deb13-amd64", "6.12.2+deb13-amd64")
     );
-    assert_eq!(stage.world.runs_in("one"), [1]);
-    assert_eq!(stage.world.runs_in("two"), [1]);
+    assert_eq!(stage.world.runs_in("one"), [SUCCESSOR]);
+    assert_eq!(stage.world.runs_in("two"), [SUCCESSOR]);
 
     let phases: Vec<_> = report.phases.iter().map(|phase| phase.name.as_str()).collect();
     assert_eq!(
@@ -196,7 +196,7 @@ fn the_successor_takes_over_the_whole_machine() {
     assert!(
         status.cpus[..4]
             .iter()
-            .all(|cpu| (cpu.owner, cpu.mode) == (1, CpuMode::Native as u32))
+            .all(|cpu| (view::owner(cpu), cpu.mode) == (Some(SUCCESSOR), CpuMode::Native as u32))
     );
     let blocks = successor.sys().list("sys/devices/system/memory").unwrap();
     assert_eq!(
@@ -242,7 +242,7 @@ fn whatever_fails_on_the_way_there_is_undone() {
         "send",
     ] {
         let stage = Stage::new(Behaviour::Boots);
-        stage.world.fail(0, operation, 1);
+        stage.world.fail(INCUMBENT, operation, 1);
         stage.aborts(&format!("{operation} fails"));
     }
 }
@@ -252,7 +252,7 @@ fn a_second_failure_of_each_kind_is_undone_too() {
     // The first of several memory blocks, CPUs and grants has been done already.
     for operation in ["remove_memory", "offline_cpu", "enter", "grant"] {
         let stage = Stage::new(Behaviour::Boots);
-        stage.world.fail_after(0, operation, 1, 1);
+        stage.world.fail_after(INCUMBENT, operation, 1, 1);
         stage.aborts(&format!("{operation} fails"));
     }
 }
@@ -260,36 +260,36 @@ fn a_second_failure_of_each_kind_is_undone_too() {
 #[test]
 fn a_guest_whose_qemu_does_not_start_there_stays() {
     let stage = Stage::new(Behaviour::Boots);
-    stage.world.fail(1, "prepare", 1);
+    stage.world.fail(SUCCESSOR, "prepare", 1);
     stage.aborts("prepare fails");
 }
 
 #[test]
 fn a_guest_that_is_refused_there_runs_on_here_and_the_others_come_back() {
     let stage = Stage::new(Behaviour::Boots);
-    stage.world.fail(1, "receive", 1);
+    stage.world.fail(SUCCESSOR, "receive", 1);
     stage.aborts("receive fails");
 
     // The second guest fails, the first has gone over: it is taken back.
     let stage = Stage::new(Behaviour::Boots);
-    stage.world.fail_after(1, "receive", 1, 1);
+    stage.world.fail_after(SUCCESSOR, "receive", 1, 1);
     stage.aborts("receive fails");
 }
 
 #[test]
 fn a_successor_that_dies_in_the_handover_takes_only_its_own_guests() {
     let stage = Stage::new(Behaviour::Boots);
-    stage.world.fail_after(1, "die_in_receive", 1, 1);
+    stage.world.fail_after(SUCCESSOR, "die_in_receive", 1, 1);
     stage.begin();
     let report = stage.wait();
     assert_eq!(report.outcome, "aborted");
     stage.intact();
     assert_eq!(
         stage.world.runs_in("one"),
-        [] as [u32; 0],
+        [] as [Slot; 0],
         "was in the successor when that died"
     );
-    assert_eq!(stage.world.runs_in("two"), [0], "was on its way and runs on");
+    assert_eq!(stage.world.runs_in("two"), [INCUMBENT], "was on its way and runs on");
     assert!(
         report.losses.iter().any(|loss| loss.contains("guest one")),
         "{:?}",
@@ -329,23 +329,23 @@ fn the_operator_can_stop_it_and_ask_only_once() {
 #[test]
 fn an_incumbent_that_dies_on_its_way_out_is_taken() {
     let stage = Stage::with_timeouts(Behaviour::Boots, HANG.as_secs(), 1);
-    stage.world.fail(0, "power_off", usize::MAX);
+    stage.world.fail(INCUMBENT, "power_off", usize::MAX);
     stage.begin();
     stage.stuck();
     stage.world.region.update(|status| {
-        status.hosts[0].state = HostState::Dead as u32;
-        status.hosts[0].reason = StopReason::PoweredOff as u32;
+        status.hosts[INCUMBENT].state = HostState::Dead as u32;
+        status.hosts[INCUMBENT].reason = StopReason::PoweredOff as u32;
     });
     let successor = stage.reigns();
     assert_eq!(kept(&successor).outcome, "done");
     let status = memory::status(&stage.world.region, &stage.world.region.header()).unwrap();
-    assert!(status.cpus[..4].iter().all(|cpu| cpu.owner == 1));
+    assert!(status.cpus[..4].iter().all(|cpu| view::owner(cpu) == Some(SUCCESSOR)));
 }
 
 #[test]
 fn an_incumbent_that_does_not_power_off_at_once_can_do_so_later() {
     let stage = Stage::with_timeouts(Behaviour::Boots, HANG.as_secs(), 1);
-    stage.world.fail(0, "power_off", 1);
+    stage.world.fail(INCUMBENT, "power_off", 1);
     stage.begin();
     stage.stuck();
     let abort = stage.worker.answer(&Question::Abort).unwrap_err();
@@ -359,8 +359,8 @@ fn an_incumbent_that_does_not_power_off_at_once_can_do_so_later() {
 #[test]
 fn what_cannot_be_reclaimed_is_reported_and_the_rest_goes_on() {
     let stage = Stage::new(Behaviour::Boots);
-    stage.world.fail(1, "add_memory", 1);
-    stage.world.fail(1, "find_pci", 1);
+    stage.world.fail(SUCCESSOR, "add_memory", 1);
+    stage.world.fail(SUCCESSOR, "find_pci", 1);
     stage.begin();
     let report = kept(&stage.reigns());
     assert_eq!(report.outcome, "done");
@@ -371,7 +371,7 @@ fn what_cannot_be_reclaimed_is_reported_and_the_rest_goes_on() {
 #[test]
 fn where_not_even_the_way_back_works_the_operator_can_retry() {
     let stage = Stage::new(Behaviour::Hangs);
-    stage.world.fail(0, "abort", 1);
+    stage.world.fail(INCUMBENT, "abort", 1);
     stage.begin();
     stage.stuck();
     stage.worker.answer(&Question::Retry).unwrap();

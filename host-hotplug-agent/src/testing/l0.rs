@@ -7,7 +7,9 @@ use std::sync::Mutex;
 use firmware_shim::{OutOfRange, PhysMem};
 use locum_abi::header::SlotInfo;
 use locum_abi::trace::{LOG_BYTES, TRACE_RECORDS};
-use locum_abi::{CpuMode, Header, HostState, LogRing, MAGIC, REVISION, Status, TraceKind, TraceRecord, TraceRing};
+use locum_abi::{
+    CpuMode, Header, HostState, LogRing, MAGIC, PerSlot, REVISION, Slot, Status, TraceKind, TraceRecord, TraceRing,
+};
 
 const BASE: u64 = 0x80_0000;
 const STATUS: u64 = BASE + 0x1000;
@@ -25,7 +27,7 @@ pub struct FakeRegion {
 }
 
 impl FakeRegion {
-    /// `cpus` CPUs with APIC ids from 0, all native and owned by slot 0, which runs generation 0.
+    /// `cpus` CPUs with APIC ids from 0, all native and owned by the host of generation 0.
     pub fn new(cpus: u32) -> Self {
         // SAFETY: integers only.
         let mut header: Header = unsafe { std::mem::zeroed() };
@@ -46,18 +48,19 @@ impl FakeRegion {
         header.log_size = size_of::<LogRing>() as u64;
         header.image_bytes = 123_456;
         header.cpu_count = cpus;
-        for (slot, info) in (0u64..).zip(&mut header.slots) {
-            *info = SlotInfo {
-                mailbox: BASE + 0x2_0000 + slot * 0x1000,
-                reset_vector: BASE + 0x3_0000 + slot * 0x1000,
-                console_port: if slot == 0 { 0x3f8 } else { 0x2f8 },
-                low_slice: 0x1_0000 + slot * 0x4_0000,
+        header.slots = PerSlot::from_fn(|slot| {
+            let number = u64::from(slot.raw());
+            SlotInfo {
+                mailbox: BASE + 0x2_0000 + number * 0x1000,
+                reset_vector: BASE + 0x3_0000 + number * 0x1000,
+                console_port: PerSlot::new(0x3f8, 0x2f8)[slot],
+                low_slice: 0x1_0000 + number * 0x4_0000,
                 low_slice_size: 0x4_0000,
-                tables: TABLES + slot * TABLES_SIZE,
+                tables: TABLES + number * TABLES_SIZE,
                 tables_size: TABLES_SIZE,
                 ..SlotInfo::default()
-            };
-        }
+            }
+        });
         let region = Self {
             header,
             bytes: Mutex::new(vec![0; SIZE as usize]),
@@ -65,11 +68,11 @@ impl FakeRegion {
         region.store(BASE, header);
         region.update(|status| {
             status.cpu_count = cpus;
-            status.hosts[0].state = HostState::Running as u32;
+            status.hosts[Slot::Even].state = HostState::Running as u32;
             for (apic_id, cpu) in (0u32..).zip(status.cpus.iter_mut().take(cpus as usize)) {
                 cpu.apic_id = apic_id;
                 cpu.mode = CpuMode::Native as u32;
-                cpu.owner = 0;
+                cpu.owner = Slot::Even.raw();
             }
         });
         region

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
+use locum_abi::Slot;
 
 use super::world::World;
 use crate::channel::port::Until;
@@ -29,12 +30,12 @@ pub enum VmState {
 /// QEMU on one host.
 pub struct FakeHypervisor {
     world: Arc<World>,
-    slot: u32,
+    slot: Slot,
 }
 
 impl FakeHypervisor {
     /// On the host in `slot`.
-    pub fn new(world: &Arc<World>, slot: u32) -> Self {
+    pub fn new(world: &Arc<World>, slot: Slot) -> Self {
         Self {
             world: world.clone(),
             slot,
@@ -87,14 +88,14 @@ impl Hypervisor for FakeHypervisor {
         self.world.fault(self.slot, "prepare")?;
         let key = (self.slot, spec.name.clone());
         let before = self.world.inner.lock().unwrap().vms.insert(key, VmState::Waiting);
-        assert_eq!(before, None, "a second QEMU for {} in slot {}", spec.name, self.slot);
+        assert_eq!(before, None, "a second QEMU for {} in slot {:?}", spec.name, self.slot);
         Ok(self.vm(&spec.name))
     }
 }
 
 struct FakeVm {
     world: Arc<World>,
-    key: (u32, String),
+    key: (Slot, String),
 }
 
 impl FakeVm {

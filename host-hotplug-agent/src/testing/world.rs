@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, bail, ensure};
 use firmware_shim::PhysMem;
-use locum_abi::{CHANNEL_COUNT, CpuMode, HostState, HostStatus, ResourceKind, Status, StopReason};
+use locum_abi::{
+    CHANNEL_COUNT, CpuMode, CpuStatus, HostState, HostStatus, PerSlot, ResourceKind, Slot, Status, StopReason,
+};
 use partitioner::{MemRange, PciAddress};
 
 use super::l0::FakeRegion;
@@ -20,10 +22,15 @@ use crate::acpi::Interrupts;
 use crate::channel::Port;
 use crate::daemon::Worker;
 use crate::inventory::{cpu_dir, memory::block_dir, pci};
-use crate::l0::memory;
+use crate::l0::{memory, view};
 use crate::machine::{Facts, Machine, TextKind};
 use crate::refresh::Shared;
 use crate::sysroot::SysRoot;
+
+/// The slot of the host that is there from the start.
+pub const INCUMBENT: Slot = Slot::Even;
+/// The slot of the one that is to replace it.
+pub const SUCCESSOR: Slot = Slot::Odd;
 
 /// How a started successor behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,14 +55,14 @@ pub struct World {
 
 pub(super) struct Inner {
     /// QEMU processes by slot and guest.
-    pub vms: BTreeMap<(u32, String), VmState>,
+    pub vms: BTreeMap<(Slot, String), VmState>,
     /// Operations that fail.
     pub faults: Vec<Fault>,
     granted: Vec<(u64, u64, u64)>,
     removed: BTreeSet<u64>,
     wiped: BTreeSet<u64>,
     written: BTreeSet<u64>,
-    ends: Vec<[UnixStream; 2]>,
+    ends: Vec<PerSlot<UnixStream>>,
     successor: Option<Arc<FakeMachine>>,
     dead: bool,
     shown: BTreeMap<&'static str, String>,
@@ -63,7 +70,7 @@ pub(super) struct Inner {
 
 /// An operation that fails.
 pub(super) struct Fault {
-    slot: u32,
+    slot: Slot,
     operation: &'static str,
     spared: usize,
     times: usize,
@@ -91,12 +98,12 @@ impl World {
     }
 
     /// Lets an operation of a host fail, the next `times` times.
-    pub fn fail(&self, slot: u32, operation: &'static str, times: usize) {
+    pub fn fail(&self, slot: Slot, operation: &'static str, times: usize) {
         self.fail_after(slot, operation, 0, times);
     }
 
     /// As [`Self::fail`], but the first `spared` times it works.
-    pub fn fail_after(&self, slot: u32, operation: &'static str, spared: usize, times: usize) {
+    pub fn fail_after(&self, slot: Slot, operation: &'static str, spared: usize, times: usize) {
         self.inner.lock().unwrap().faults.push(Fault {
             slot,
             operation,
@@ -111,7 +118,7 @@ impl World {
     }
 
     /// Slots in which the guest runs.
-    pub fn runs_in(&self, guest: &str) -> Vec<u32> {
+    pub fn runs_in(&self, guest: &str) -> Vec<Slot> {
         let inner = self.inner.lock().unwrap();
         let running = inner
             .vms
@@ -135,25 +142,24 @@ impl World {
     pub fn kill_successor(&self) {
         self.stop_successor();
         self.region.update(|status| {
-            status.hosts[1].state = HostState::Dead as u32;
-            status.hosts[1].reason = StopReason::TripleFault as u32;
-            status.hosts[1].detail[0] = 0xdead;
+            status.hosts[SUCCESSOR].state = HostState::Dead as u32;
+            status.hosts[SUCCESSOR].reason = StopReason::TripleFault as u32;
+            status.hosts[SUCCESSOR].detail[0] = 0xdead;
         });
     }
 
     fn stop_successor(&self) {
         let mut inner = self.inner.lock().unwrap();
         inner.dead = true;
-        inner.vms.retain(|(slot, _), _| *slot == 0);
-        for [left, right] in &inner.ends {
-            let _ = left.shutdown(Shutdown::Both);
-            let _ = right.shutdown(Shutdown::Both);
+        inner.vms.retain(|(slot, _), _| *slot == INCUMBENT);
+        for (_, end) in inner.ends.iter().flat_map(PerSlot::iter) {
+            let _ = end.shutdown(Shutdown::Both);
         }
     }
 
-    pub(super) fn fault(&self, slot: u32, operation: &str) -> Result<()> {
+    pub(super) fn fault(&self, slot: Slot, operation: &str) -> Result<()> {
         let mut inner = self.inner.lock().unwrap();
-        ensure!(slot == 0 || !inner.dead, "a dead host does nothing");
+        ensure!(slot == INCUMBENT || !inner.dead, "a dead host does nothing");
         for fault in &mut inner.faults {
             if fault.slot != slot || fault.operation != operation {
                 continue;
@@ -167,6 +173,12 @@ impl World {
         }
         Ok(())
     }
+}
+
+fn owned_by(status: &mut Status, slot: Slot) -> impl Iterator<Item = &mut CpuStatus> {
+    status.cpus[..4]
+        .iter_mut()
+        .filter(move |cpu| view::owner(cpu) == Some(slot))
 }
 
 fn key(kind: TextKind) -> &'static str {
@@ -188,7 +200,7 @@ pub struct FakeMachine {
 
 impl FakeMachine {
     /// The host in `slot` on a tree of files.
-    pub fn new(world: &Arc<World>, slot: u32, tree: Tree) -> Arc<Self> {
+    pub fn new(world: &Arc<World>, slot: Slot, tree: Tree) -> Arc<Self> {
         let sys = tree.sys();
         let header = world.region.header();
         let facts = Facts {
@@ -224,7 +236,9 @@ impl FakeMachine {
 
     fn nested(&self) -> bool {
         let status = self.status().unwrap();
-        let own = status.cpus[..4].iter().filter(|cpu| cpu.owner == self.facts.slot);
+        let own = status.cpus[..4]
+            .iter()
+            .filter(|cpu| view::owner(cpu) == Some(self.facts.slot));
         own.filter(|cpu| cpu.mode != CpuMode::Parked as u32)
             .all(|cpu| cpu.mode == CpuMode::Nested as u32)
     }
@@ -232,15 +246,15 @@ impl FakeMachine {
     /// The successor as it comes up: its own CPUs and memory, a worker that serves.
     fn boot_successor(&self) {
         let status = self.status().unwrap();
-        let apic = |slot| {
+        let apic = |slot: Slot| {
             status.cpus[..4]
                 .iter()
-                .filter(move |cpu| cpu.owner == slot)
+                .filter(move |cpu| view::owner(cpu) == Some(slot))
                 .map(|cpu| cpu.apic_id as u8)
         };
-        let own: Vec<u8> = apic(1).collect();
+        let own: Vec<u8> = apic(SUCCESSOR).collect();
         let mut all = own.clone();
-        all.extend(apic(0));
+        all.extend(apic(INCUMBENT));
         let tree = Tree::lab();
         super::tables::write(tree.path(), &all);
         let lacking = usize::from(self.world.behaviour == Behaviour::LacksCpu);
@@ -251,10 +265,10 @@ impl FakeMachine {
         tree.put("proc/sys/kernel/osrelease", "6.12.2+deb13-amd64\n");
         fs::remove_dir_all(tree.path().join("sys/devices/system/memory")).unwrap();
         fs::remove_dir_all(tree.path().join("sys/bus/pci/devices/0000:00:02.0")).unwrap();
-        let machine = FakeMachine::new(&self.world, 1, tree);
+        let machine = FakeMachine::new(&self.world, SUCCESSOR, tree);
         self.world.inner.lock().unwrap().successor = Some(machine.clone());
         let shared = Arc::new(Shared::new(1, vec![], None));
-        let hypervisor = Arc::new(FakeHypervisor::new(&self.world, 1));
+        let hypervisor = Arc::new(FakeHypervisor::new(&self.world, SUCCESSOR));
         let config = machine.tree.path().to_owned();
         Arc::new(Worker::new(machine, hypervisor, shared, config)).succeed(1);
     }
@@ -275,14 +289,14 @@ impl Machine for FakeMachine {
 
     fn status(&self) -> Result<Box<Status>> {
         ensure!(
-            self.facts.slot == 0 || !self.world.inner.lock().unwrap().dead,
+            self.facts.slot == INCUMBENT || !self.world.inner.lock().unwrap().dead,
             "a dead host sees nothing"
         );
         memory::status(&self.world.region, &self.facts.header)
     }
 
-    fn host(&self, slot: u32) -> Result<HostStatus> {
-        Ok(self.status()?.hosts[slot as usize])
+    fn host(&self, slot: Slot) -> Result<HostStatus> {
+        Ok(self.status()?.hosts[slot])
     }
 
     fn offline_cpu(&self, number: u32) -> Result<()> {
@@ -297,7 +311,7 @@ impl Machine for FakeMachine {
         let apic = self.apic(number) as usize;
         let status = self.status()?;
         ensure!(
-            status.cpus[apic].owner == self.facts.slot,
+            view::owner(&status.cpus[apic]) == Some(self.facts.slot),
             "CPU {number} is not this host's"
         );
         self.sys.write(format!("{}/online", cpu_dir(number)), "1")?;
@@ -337,7 +351,7 @@ impl Machine for FakeMachine {
         ensure!(!self.sys.exists(&dir), "memory {block} is there already");
         let mut inner = self.world.inner.lock().unwrap();
         ensure!(
-            inner.granted.is_empty() || self.facts.slot == 1,
+            inner.granted.is_empty() || self.facts.slot == SUCCESSOR,
             "memory {block} may be the successor's"
         );
         inner.removed.remove(&block.start());
@@ -355,7 +369,7 @@ impl Machine for FakeMachine {
 
     fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
         self.world.fault(self.facts.slot, "write")?;
-        let tables = self.facts.header.slots[1];
+        let tables = self.facts.header.slots[SUCCESSOR];
         let end = at + bytes.len() as u64;
         let mut inner = self.world.inner.lock().unwrap();
         let in_tables = at >= tables.tables && end <= tables.tables + tables.tables_size;
@@ -387,7 +401,7 @@ impl Machine for FakeMachine {
         if kind == ResourceKind::Cpu {
             self.world.region.update(|status| {
                 assert_eq!(status.cpus[b as usize].mode, CpuMode::Parked as u32);
-                status.cpus[b as usize].owner = 1;
+                status.cpus[b as usize].owner = SUCCESSOR.raw();
             });
         }
         self.world.inner.lock().unwrap().granted.push((kind as u64, b, c));
@@ -413,15 +427,15 @@ impl Machine for FakeMachine {
                     let (left, right) = UnixStream::pair().unwrap();
                     left.set_nonblocking(true).unwrap();
                     right.set_nonblocking(true).unwrap();
-                    [left, right]
+                    PerSlot::new(left, right)
                 })
                 .collect();
         }
         self.world.region.update(|status| {
-            assert_eq!(status.cpus[boot_apic as usize].owner, 1);
-            status.hosts[1].state = HostState::Running as u32;
-            status.hosts[1].generation = 1;
-            for cpu in status.cpus.iter_mut().filter(|cpu| cpu.owner == 1).take(2) {
+            assert_eq!(view::owner(&status.cpus[boot_apic as usize]), Some(SUCCESSOR));
+            status.hosts[SUCCESSOR].state = HostState::Running as u32;
+            status.hosts[SUCCESSOR].generation = 1;
+            for cpu in owned_by(status, SUCCESSOR).take(2) {
                 cpu.mode = CpuMode::Nested as u32;
             }
         });
@@ -436,24 +450,22 @@ impl Machine for FakeMachine {
     fn abort(&self) -> Result<()> {
         self.world.fault(self.facts.slot, "abort")?;
         let slot = self.facts.slot;
-        let other_state = self.status()?.hosts[1 - slot as usize].state;
-        let dead = other_state == HostState::Dead as u32;
+        let dead = self.status()?.hosts[slot.other()].state == HostState::Dead as u32;
         ensure!(
-            slot == 0 || dead,
+            slot == INCUMBENT || dead,
             "the successor may take the incumbent only when that is dead"
         );
-        if slot == 0 {
+        if slot == INCUMBENT {
             self.world.stop_successor();
         }
         self.world.inner.lock().unwrap().granted.clear();
         self.world.region.update(|status| {
-            let other = 1 - slot;
-            status.hosts[other as usize].state = HostState::Absent as u32;
-            for cpu in status.cpus.iter_mut().take(4).filter(|cpu| cpu.owner == other) {
-                cpu.owner = slot;
+            status.hosts[slot.other()].state = HostState::Absent as u32;
+            for cpu in owned_by(status, slot.other()) {
+                cpu.owner = slot.raw();
                 cpu.mode = CpuMode::Parked as u32;
             }
-            if slot == 1 {
+            if slot == SUCCESSOR {
                 status.generation += 1;
             }
         });
@@ -463,14 +475,20 @@ impl Machine for FakeMachine {
     fn power_off(&self, _command: &[String]) -> Result<()> {
         self.world.fault(self.facts.slot, "power_off")?;
         assert!(
-            self.world.inner.lock().unwrap().vms.keys().all(|(slot, _)| *slot == 1),
+            self.world
+                .inner
+                .lock()
+                .unwrap()
+                .vms
+                .keys()
+                .all(|(slot, _)| *slot == SUCCESSOR),
             "no guest is left behind"
         );
         self.world.region.update(|status| {
-            status.hosts[0].state = HostState::Retired as u32;
+            status.hosts[INCUMBENT].state = HostState::Retired as u32;
             status.generation += 1;
-            for cpu in status.cpus.iter_mut().take(4).filter(|cpu| cpu.owner == 0) {
-                cpu.owner = 1;
+            for cpu in owned_by(status, INCUMBENT) {
+                cpu.owner = SUCCESSOR.raw();
                 cpu.mode = CpuMode::Parked as u32;
             }
         });
@@ -483,7 +501,7 @@ impl Machine for FakeMachine {
         let Some(pair) = inner.ends.get(number) else {
             bail!("no channel {number}");
         };
-        let end = pair[self.facts.slot as usize].try_clone()?;
+        let end = pair[self.facts.slot].try_clone()?;
         Ok(Port::new(File::from(OwnedFd::from(end))))
     }
 
