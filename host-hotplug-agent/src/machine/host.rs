@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use firmware_shim::PhysMem;
-use locum_abi::{ResourceKind, Slot, Status};
+use locum_abi::{HostStatus, ResourceKind, Slot, Status};
 use partitioner::{MemRange, PciAddress};
 use rustix::system::{RebootCommand, reboot};
 
@@ -69,6 +69,10 @@ impl Machine for Host {
 
     fn status(&self) -> Result<Box<Status>> {
         memory::status(&self.device, &self.facts.header)
+    }
+
+    fn host(&self, slot: Slot) -> Result<HostStatus> {
+        memory::host(&self.device, &self.facts.header, slot)
     }
 
     fn offline_cpu(&self, number: u32) -> Result<()> {

@@ -5,8 +5,6 @@ pub mod host;
 mod ioctl;
 pub mod uapi;
 
-use std::mem::offset_of;
-
 use anyhow::Result;
 use firmware_shim::PhysMem;
 use locum_abi::{Header, HostStatus, ResourceKind, Slot, Status};
@@ -17,7 +15,6 @@ pub use host::Host;
 pub use uapi::TextKind;
 
 use crate::channel::Port;
-use crate::l0::memory::copy;
 use crate::sysroot::SysRoot;
 
 /// What does not change while the daemon runs.
@@ -53,11 +50,7 @@ pub trait Machine: Send + Sync {
     ///
     /// # Errors
     /// If it cannot be read.
-    fn host(&self, slot: Slot) -> Result<HostStatus> {
-        let at = self.facts().header.status + offset_of!(Status, hosts) as u64;
-        let at = at + u64::from(slot.raw()) * size_of::<HostStatus>() as u64;
-        Ok(copy(self.memory(), at)?)
-    }
+    fn host(&self, slot: Slot) -> Result<HostStatus>;
 
     /// Takes a CPU off Linux.
     ///

@@ -16,9 +16,10 @@ use crate::machine::{Machine, TextKind};
 use crate::refresh::Shared;
 use crate::report::Report;
 use crate::testing::kernel::bzimage;
+use crate::testing::machine::FakeMachine;
 use crate::testing::tree::Tree;
 use crate::testing::vm::FakeHypervisor;
-use crate::testing::world::{Behaviour, FakeMachine, INCUMBENT, SUCCESSOR, World};
+use crate::testing::world::{Behaviour, INCUMBENT, SUCCESSOR, World};
 
 /// Limit that only a test which hangs reaches, on the busiest machine.
 const HANG: Duration = Duration::from_secs(180);
@@ -134,12 +135,12 @@ impl Stage {
         }
     }
 
-    /// Waits until the successor reigns.
-    fn reigns(&self) -> Arc<FakeMachine> {
+    /// Waits until the successor reigns; returns its files.
+    fn reigns(&self) -> Arc<Tree> {
         let deadline = Instant::now() + HANG;
         loop {
             if let Some(successor) = self.world.successor()
-                && successor.tree().path().join("run/locum/kept.json").exists()
+                && successor.path().join("run/locum/kept.json").exists()
             {
                 return successor;
             }
@@ -153,8 +154,8 @@ impl Stage {
     }
 }
 
-fn kept(machine: &FakeMachine) -> Report {
-    let text = fs::read_to_string(machine.tree().path().join("run/locum/kept.json")).unwrap();
+fn kept(successor: &Tree) -> Report {
+    let text = fs::read_to_string(successor.path().join("run/locum/kept.json")).unwrap();
     let kept: serde_json::Value = serde_json::from_str(&text).unwrap();
     serde_json::from_value(kept["report"].clone()).unwrap()
 }

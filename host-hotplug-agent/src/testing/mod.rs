@@ -1,7 +1,8 @@
-//! Fakes for this crate's tests.
+//! Fakes for this crate's tests. `world` knows nothing of those that act in it: `machine` (a host) and `vm` (its guests).
 
 pub mod kernel;
 pub mod l0;
+pub mod machine;
 pub mod tables;
 pub mod tree;
 pub mod vm;

@@ -8,24 +8,13 @@ use std::sync::Arc;
 use anyhow::Result;
 use locum_abi::Slot;
 
-use super::world::World;
+use super::world::{VmState, World};
 use crate::channel::port::Until;
 use crate::channel::{Port, stream};
 use crate::config;
 use crate::error::Refusal;
 use crate::guest::{Hypervisor, Received, Sent, Spec, Vm};
 use crate::tsc;
-
-/// What a QEMU process does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VmState {
-    /// Waits for a guest's state.
-    Waiting,
-    /// The guest runs.
-    Running,
-    /// The guest's state was sent.
-    Stopped,
-}
 
 /// QEMU on one host.
 pub struct FakeHypervisor {
@@ -45,9 +34,7 @@ impl FakeHypervisor {
     /// Starts a guest.
     pub fn boot(&self, name: &str) {
         self.world
-            .inner
             .lock()
-            .unwrap()
             .vms
             .insert((self.slot, name.to_owned()), VmState::Running);
     }
@@ -62,7 +49,7 @@ impl FakeHypervisor {
 
 impl Hypervisor for FakeHypervisor {
     fn inspect(&self, guest: &config::Guest, channel: usize) -> Result<Spec, Refusal> {
-        let inner = self.world.inner.lock().unwrap();
+        let inner = self.world.lock();
         match inner.vms.get(&(self.slot, guest.name.clone())) {
             Some(VmState::Running) => Ok(Spec {
                 name: guest.name.clone(),
@@ -87,7 +74,7 @@ impl Hypervisor for FakeHypervisor {
     fn prepare(&self, spec: &Spec, _until: &Until<'_>) -> Result<Box<dyn Vm>> {
         self.world.fault(self.slot, "prepare")?;
         let key = (self.slot, spec.name.clone());
-        let before = self.world.inner.lock().unwrap().vms.insert(key, VmState::Waiting);
+        let before = self.world.lock().vms.insert(key, VmState::Waiting);
         assert_eq!(before, None, "a second QEMU for {} in slot {:?}", spec.name, self.slot);
         Ok(self.vm(&spec.name))
     }
@@ -100,7 +87,7 @@ struct FakeVm {
 
 impl FakeVm {
     fn become_(&self, state: VmState) {
-        let mut inner = self.world.inner.lock().unwrap();
+        let mut inner = self.world.lock();
         if state == VmState::Running {
             let elsewhere = inner.vms.iter().find(|((slot, name), state)| {
                 *name == self.key.1 && *slot != self.key.0 && **state == VmState::Running
@@ -154,7 +141,7 @@ impl Vm for FakeVm {
     }
 
     fn quit(&mut self) -> Result<()> {
-        self.world.inner.lock().unwrap().vms.remove(&self.key);
+        self.world.lock().vms.remove(&self.key);
         Ok(())
     }
 }

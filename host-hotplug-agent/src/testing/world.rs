@@ -1,31 +1,17 @@
 //! A machine with L0 and two hosts, in memory: what the module and L0 would do, and the rules that they would enforce.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Result, bail, ensure};
-use firmware_shim::PhysMem;
-use locum_abi::{
-    CHANNEL_COUNT, CpuMode, CpuStatus, HostState, HostStatus, PerSlot, ResourceKind, Slot, Status, StopReason,
-};
-use partitioner::{MemRange, PciAddress};
+use locum_abi::{CpuStatus, HostState, PerSlot, Slot, Status, StopReason};
 
 use super::l0::FakeRegion;
-use super::tree::{BLOCK, Tree};
-use super::vm::{FakeHypervisor, VmState};
-use crate::acpi::Interrupts;
-use crate::channel::Port;
-use crate::daemon::Worker;
-use crate::inventory::{cpu_dir, memory::block_dir, pci};
-use crate::l0::{memory, view};
-use crate::machine::{Facts, Machine, TextKind};
-use crate::refresh::Shared;
-use crate::sysroot::SysRoot;
+use super::tree::Tree;
+use crate::l0::view;
+use crate::machine::TextKind;
 
 /// The slot of the host that is there from the start.
 pub const INCUMBENT: Slot = Slot::Even;
@@ -45,31 +31,46 @@ pub enum Behaviour {
     LacksCpu,
 }
 
+/// What a QEMU process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmState {
+    /// Waits for a guest's state.
+    Waiting,
+    /// The guest runs.
+    Running,
+    /// The guest's state was sent.
+    Stopped,
+}
+
 /// The machine.
 pub struct World {
     /// L0's shared region.
     pub region: FakeRegion,
-    pub(super) inner: Mutex<Inner>,
-    behaviour: Behaviour,
+    pub(super) behaviour: Behaviour,
+    inner: Mutex<Inner>,
 }
 
 pub(super) struct Inner {
     /// QEMU processes by slot and guest.
     pub vms: BTreeMap<(Slot, String), VmState>,
-    /// Operations that fail.
-    pub faults: Vec<Fault>,
-    granted: Vec<(u64, u64, u64)>,
-    removed: BTreeSet<u64>,
-    wiped: BTreeSet<u64>,
-    written: BTreeSet<u64>,
-    ends: Vec<PerSlot<UnixStream>>,
-    successor: Option<Arc<FakeMachine>>,
-    dead: bool,
+    /// What the incumbent gave: kind and arguments.
+    pub granted: Vec<(u64, u64, u64)>,
+    /// Memory blocks taken off the incumbent's Linux.
+    pub removed: BTreeSet<u64>,
+    /// Where something was written.
+    pub written: BTreeSet<u64>,
+    /// Both ends of each channel.
+    pub ends: Vec<PerSlot<UnixStream>>,
+    /// The successor's files, once it was started.
+    pub successor: Option<Arc<Tree>>,
+    /// The successor is dead.
+    pub dead: bool,
+    faults: Vec<Fault>,
     shown: BTreeMap<&'static str, String>,
 }
 
 /// An operation that fails.
-pub(super) struct Fault {
+struct Fault {
     slot: Slot,
     operation: &'static str,
     spared: usize,
@@ -84,14 +85,13 @@ impl World {
             behaviour,
             inner: Mutex::new(Inner {
                 vms: BTreeMap::new(),
-                faults: Vec::new(),
                 granted: Vec::new(),
                 removed: BTreeSet::new(),
-                wiped: BTreeSet::new(),
                 written: BTreeSet::new(),
                 ends: Vec::new(),
                 successor: None,
                 dead: false,
+                faults: Vec::new(),
                 shown: BTreeMap::new(),
             }),
         })
@@ -104,7 +104,7 @@ impl World {
 
     /// As [`Self::fail`], but the first `spared` times it works.
     pub fn fail_after(&self, slot: Slot, operation: &'static str, spared: usize, times: usize) {
-        self.inner.lock().unwrap().faults.push(Fault {
+        self.lock().faults.push(Fault {
             slot,
             operation,
             spared,
@@ -112,14 +112,18 @@ impl World {
         });
     }
 
-    /// The successor's machine, once it was started.
-    pub fn successor(&self) -> Option<Arc<FakeMachine>> {
-        self.inner.lock().unwrap().successor.clone()
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap()
+    }
+
+    /// The successor's files, once it was started.
+    pub fn successor(&self) -> Option<Arc<Tree>> {
+        self.lock().successor.clone()
     }
 
     /// Slots in which the guest runs.
     pub fn runs_in(&self, guest: &str) -> Vec<Slot> {
-        let inner = self.inner.lock().unwrap();
+        let inner = self.lock();
         let running = inner
             .vms
             .iter()
@@ -129,13 +133,7 @@ impl World {
 
     /// What a file in `/sys/kernel/locum` shows.
     pub fn shown(&self, kind: TextKind) -> String {
-        self.inner
-            .lock()
-            .unwrap()
-            .shown
-            .get(key(kind))
-            .cloned()
-            .unwrap_or_default()
+        self.lock().shown.get(key(kind)).cloned().unwrap_or_default()
     }
 
     /// The successor dies now.
@@ -148,8 +146,9 @@ impl World {
         });
     }
 
-    fn stop_successor(&self) {
-        let mut inner = self.inner.lock().unwrap();
+    /// It ends, with its guests and channels.
+    pub(super) fn stop_successor(&self) {
+        let mut inner = self.lock();
         inner.dead = true;
         inner.vms.retain(|(slot, _), _| *slot == INCUMBENT);
         for (_, end) in inner.ends.iter().flat_map(PerSlot::iter) {
@@ -157,8 +156,14 @@ impl World {
         }
     }
 
+    /// Shows a text in `/sys/kernel/locum`.
+    pub(super) fn show(&self, kind: TextKind, text: &str) {
+        self.lock().shown.insert(key(kind), text.to_owned());
+    }
+
+    /// Fails if the test wants it.
     pub(super) fn fault(&self, slot: Slot, operation: &str) -> Result<()> {
-        let mut inner = self.inner.lock().unwrap();
+        let mut inner = self.lock();
         ensure!(slot == INCUMBENT || !inner.dead, "a dead host does nothing");
         for fault in &mut inner.faults {
             if fault.slot != slot || fault.operation != operation {
@@ -175,7 +180,8 @@ impl World {
     }
 }
 
-fn owned_by(status: &mut Status, slot: Slot) -> impl Iterator<Item = &mut CpuStatus> {
+/// The CPUs of the host in that slot.
+pub(super) fn owned_by(status: &mut Status, slot: Slot) -> impl Iterator<Item = &mut CpuStatus> {
     status.cpus[..4]
         .iter_mut()
         .filter(move |cpu| view::owner(cpu) == Some(slot))
@@ -187,332 +193,4 @@ fn key(kind: TextKind) -> &'static str {
         TextKind::Progress => "progress",
         TextKind::LastError => "last_error",
     }
-}
-
-/// One host of the world.
-pub struct FakeMachine {
-    world: Arc<World>,
-    tree: Tree,
-    sys: SysRoot,
-    facts: Facts,
-    hidden: Mutex<BTreeMap<String, PathBuf>>,
-}
-
-impl FakeMachine {
-    /// The host in `slot` on a tree of files.
-    pub fn new(world: &Arc<World>, slot: Slot, tree: Tree) -> Arc<Self> {
-        let sys = tree.sys();
-        let header = world.region.header();
-        let facts = Facts {
-            header,
-            header_address: 0x80_0000,
-            slot,
-            tsc_khz: 100_000,
-        };
-        Arc::new(Self {
-            world: world.clone(),
-            tree,
-            sys,
-            facts,
-            hidden: Mutex::new(BTreeMap::new()),
-        })
-    }
-
-    /// Its files.
-    pub fn tree(&self) -> &Tree {
-        &self.tree
-    }
-
-    fn apic(&self, number: u32) -> u32 {
-        Interrupts::read(&self.sys).unwrap().cpus[number as usize]
-    }
-
-    fn mode(&self, number: u32, mode: CpuMode) {
-        let apic = self.apic(number);
-        self.world
-            .region
-            .update(|status| status.cpus[apic as usize].mode = mode as u32);
-    }
-
-    fn nested(&self) -> bool {
-        let status = self.status().unwrap();
-        let own = status.cpus[..4]
-            .iter()
-            .filter(|cpu| view::owner(cpu) == Some(self.facts.slot));
-        own.filter(|cpu| cpu.mode != CpuMode::Parked as u32)
-            .all(|cpu| cpu.mode == CpuMode::Nested as u32)
-    }
-
-    /// The successor as it comes up: its own CPUs and memory, a worker that serves.
-    fn boot_successor(&self) {
-        let status = self.status().unwrap();
-        let apic = |slot: Slot| {
-            status.cpus[..4]
-                .iter()
-                .filter(move |cpu| view::owner(cpu) == Some(slot))
-                .map(|cpu| cpu.apic_id as u8)
-        };
-        let own: Vec<u8> = apic(SUCCESSOR).collect();
-        let mut all = own.clone();
-        all.extend(apic(INCUMBENT));
-        let tree = Tree::lab();
-        super::tables::write(tree.path(), &all);
-        let lacking = usize::from(self.world.behaviour == Behaviour::LacksCpu);
-        tree.put(
-            "sys/devices/system/cpu/online",
-            format!("0-{}\n", own.len() - 1 - lacking),
-        );
-        tree.put("proc/sys/kernel/osrelease", "6.12.2+deb13-amd64\n");
-        fs::remove_dir_all(tree.path().join("sys/devices/system/memory")).unwrap();
-        fs::remove_dir_all(tree.path().join("sys/bus/pci/devices/0000:00:02.0")).unwrap();
-        let machine = FakeMachine::new(&self.world, SUCCESSOR, tree);
-        self.world.inner.lock().unwrap().successor = Some(machine.clone());
-        let shared = Arc::new(Shared::new(1, vec![], None));
-        let hypervisor = Arc::new(FakeHypervisor::new(&self.world, SUCCESSOR));
-        let config = machine.tree.path().to_owned();
-        Arc::new(Worker::new(machine, hypervisor, shared, config)).succeed(1);
-    }
-}
-
-impl Machine for FakeMachine {
-    fn facts(&self) -> &Facts {
-        &self.facts
-    }
-
-    fn sys(&self) -> &SysRoot {
-        &self.sys
-    }
-
-    fn memory(&self) -> &dyn PhysMem {
-        &self.world.region
-    }
-
-    fn status(&self) -> Result<Box<Status>> {
-        ensure!(
-            self.facts.slot == INCUMBENT || !self.world.inner.lock().unwrap().dead,
-            "a dead host sees nothing"
-        );
-        memory::status(&self.world.region, &self.facts.header)
-    }
-
-    fn host(&self, slot: Slot) -> Result<HostStatus> {
-        Ok(self.status()?.hosts[slot])
-    }
-
-    fn offline_cpu(&self, number: u32) -> Result<()> {
-        self.world.fault(self.facts.slot, "offline_cpu")?;
-        self.sys.write(format!("{}/online", cpu_dir(number)), "0")?;
-        self.mode(number, CpuMode::Parked);
-        Ok(())
-    }
-
-    fn online_cpu(&self, number: u32) -> Result<()> {
-        self.world.fault(self.facts.slot, "online_cpu")?;
-        let apic = self.apic(number) as usize;
-        let status = self.status()?;
-        ensure!(
-            view::owner(&status.cpus[apic]) == Some(self.facts.slot),
-            "CPU {number} is not this host's"
-        );
-        self.sys.write(format!("{}/online", cpu_dir(number)), "1")?;
-        let nested = status.cpus.iter().any(|cpu| cpu.mode == CpuMode::Nested as u32);
-        self.mode(number, if nested { CpuMode::Nested } else { CpuMode::Native });
-        Ok(())
-    }
-
-    fn remove_pci(&self, address: PciAddress) -> Result<()> {
-        self.world.fault(self.facts.slot, "remove_pci")?;
-        let away = self.tree.path().join(format!("removed-{address}"));
-        fs::rename(self.sys.path(pci::dir(address)), &away)?;
-        self.hidden.lock().unwrap().insert(address.to_string(), away);
-        Ok(())
-    }
-
-    fn find_pci(&self, address: PciAddress) -> Result<()> {
-        self.world.fault(self.facts.slot, "find_pci")?;
-        let place = self.sys.path(pci::dir(address));
-        match self.hidden.lock().unwrap().remove(&address.to_string()) {
-            Some(away) => fs::rename(away, place)?,
-            None => fs::create_dir_all(place)?,
-        }
-        Ok(())
-    }
-
-    fn remove_memory(&self, block: MemRange) -> Result<()> {
-        self.world.fault(self.facts.slot, "remove_memory")?;
-        fs::remove_dir_all(self.sys.path(block_dir(block.start(), BLOCK)))?;
-        self.world.inner.lock().unwrap().removed.insert(block.start());
-        Ok(())
-    }
-
-    fn add_memory(&self, block: MemRange, _node: u32, online: bool) -> Result<()> {
-        self.world.fault(self.facts.slot, "add_memory")?;
-        let dir = block_dir(block.start(), BLOCK);
-        ensure!(!self.sys.exists(&dir), "memory {block} is there already");
-        let mut inner = self.world.inner.lock().unwrap();
-        ensure!(
-            inner.granted.is_empty() || self.facts.slot == SUCCESSOR,
-            "memory {block} may be the successor's"
-        );
-        inner.removed.remove(&block.start());
-        let number = block.start() / BLOCK;
-        self.tree
-            .block(number, if online { "online" } else { "offline" }, "Movable");
-        Ok(())
-    }
-
-    fn wipe(&self, range: MemRange) -> Result<()> {
-        self.world.fault(self.facts.slot, "wipe")?;
-        self.world.inner.lock().unwrap().wiped.insert(range.start());
-        Ok(())
-    }
-
-    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
-        self.world.fault(self.facts.slot, "write")?;
-        let tables = self.facts.header.slots[SUCCESSOR];
-        let end = at + bytes.len() as u64;
-        let mut inner = self.world.inner.lock().unwrap();
-        let in_tables = at >= tables.tables && end <= tables.tables + tables.tables_size;
-        let blocks = (at / BLOCK)..=((end - 1) / BLOCK);
-        let in_removed = blocks.into_iter().all(|block| inner.removed.contains(&(block * BLOCK)));
-        ensure!(
-            in_tables || in_removed,
-            "{at:#x} is neither removed memory nor the tables'"
-        );
-        inner.written.insert(at);
-        Ok(())
-    }
-
-    fn enter(&self, number: u32) -> Result<()> {
-        self.world.fault(self.facts.slot, "enter")?;
-        self.mode(number, CpuMode::Nested);
-        Ok(())
-    }
-
-    fn leave(&self, number: u32) -> Result<()> {
-        self.world.fault(self.facts.slot, "leave")?;
-        self.mode(number, CpuMode::Native);
-        Ok(())
-    }
-
-    fn grant(&self, kind: ResourceKind, b: u64, c: u64) -> Result<()> {
-        self.world.fault(self.facts.slot, "grant")?;
-        ensure!(self.nested(), "this host is not nested");
-        if kind == ResourceKind::Cpu {
-            self.world.region.update(|status| {
-                assert_eq!(status.cpus[b as usize].mode, CpuMode::Parked as u32);
-                status.cpus[b as usize].owner = SUCCESSOR.raw();
-            });
-        }
-        self.world.inner.lock().unwrap().granted.push((kind as u64, b, c));
-        Ok(())
-    }
-
-    fn start(&self, entry: u64, zero_page: u64, boot_apic: u32) -> Result<()> {
-        self.world.fault(self.facts.slot, "start")?;
-        {
-            let mut inner = self.world.inner.lock().unwrap();
-            let memory: Vec<_> = inner.granted.iter().filter(|(kind, ..)| *kind == 1).collect();
-            let ours = |at: u64| memory.iter().any(|(_, start, len)| (*start..start + len).contains(&at));
-            ensure!(
-                ours(entry) && ours(zero_page),
-                "entry or zero page in memory that was not granted"
-            );
-            ensure!(
-                inner.written.contains(&zero_page) && inner.written.contains(&(entry - 0x200)),
-                "not loaded"
-            );
-            inner.ends = (0..CHANNEL_COUNT)
-                .map(|_| {
-                    let (left, right) = UnixStream::pair().unwrap();
-                    left.set_nonblocking(true).unwrap();
-                    right.set_nonblocking(true).unwrap();
-                    PerSlot::new(left, right)
-                })
-                .collect();
-        }
-        self.world.region.update(|status| {
-            assert_eq!(view::owner(&status.cpus[boot_apic as usize]), Some(SUCCESSOR));
-            status.hosts[SUCCESSOR].state = HostState::Running as u32;
-            status.hosts[SUCCESSOR].generation = 1;
-            for cpu in owned_by(status, SUCCESSOR).take(2) {
-                cpu.mode = CpuMode::Nested as u32;
-            }
-        });
-        match self.world.behaviour {
-            Behaviour::Boots | Behaviour::LacksCpu => self.boot_successor(),
-            Behaviour::Hangs => {}
-            Behaviour::TripleFaults => self.world.kill_successor(),
-        }
-        Ok(())
-    }
-
-    fn abort(&self) -> Result<()> {
-        self.world.fault(self.facts.slot, "abort")?;
-        let slot = self.facts.slot;
-        let dead = self.status()?.hosts[slot.other()].state == HostState::Dead as u32;
-        ensure!(
-            slot == INCUMBENT || dead,
-            "the successor may take the incumbent only when that is dead"
-        );
-        if slot == INCUMBENT {
-            self.world.stop_successor();
-        }
-        self.world.inner.lock().unwrap().granted.clear();
-        self.world.region.update(|status| {
-            status.hosts[slot.other()].state = HostState::Absent as u32;
-            for cpu in owned_by(status, slot.other()) {
-                cpu.owner = slot.raw();
-                cpu.mode = CpuMode::Parked as u32;
-            }
-            if slot == SUCCESSOR {
-                status.generation += 1;
-            }
-        });
-        Ok(())
-    }
-
-    fn power_off(&self, _command: &[String]) -> Result<()> {
-        self.world.fault(self.facts.slot, "power_off")?;
-        assert!(
-            self.world
-                .inner
-                .lock()
-                .unwrap()
-                .vms
-                .keys()
-                .all(|(slot, _)| *slot == SUCCESSOR),
-            "no guest is left behind"
-        );
-        self.world.region.update(|status| {
-            status.hosts[INCUMBENT].state = HostState::Retired as u32;
-            status.generation += 1;
-            for cpu in owned_by(status, INCUMBENT) {
-                cpu.owner = SUCCESSOR.raw();
-                cpu.mode = CpuMode::Parked as u32;
-            }
-        });
-        Ok(())
-    }
-
-    fn channel(&self, number: usize) -> Result<Port> {
-        self.world.fault(self.facts.slot, "channel")?;
-        let inner = self.world.inner.lock().unwrap();
-        let Some(pair) = inner.ends.get(number) else {
-            bail!("no channel {number}");
-        };
-        let end = pair[self.facts.slot].try_clone()?;
-        Ok(Port::new(File::from(OwnedFd::from(end))))
-    }
-
-    fn publish(&self, kind: TextKind, text: &str) {
-        self.world
-            .inner
-            .lock()
-            .unwrap()
-            .shown
-            .insert(key(kind), text.to_owned());
-    }
-
-    fn busy(&self, _busy: bool) {}
 }

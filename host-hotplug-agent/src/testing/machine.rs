@@ -1,0 +1,347 @@
+//! A host of the fake world: what the module, Linux and L0 would do for its agent, and the rules that they would enforce.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Result, bail, ensure};
+use firmware_shim::PhysMem;
+use locum_abi::{CHANNEL_COUNT, CpuMode, HostState, HostStatus, PerSlot, ResourceKind, Slot, Status};
+use partitioner::{MemRange, PciAddress};
+
+use super::tree::{BLOCK, Tree};
+use super::vm::FakeHypervisor;
+use super::world::{Behaviour, INCUMBENT, SUCCESSOR, World, owned_by};
+use crate::acpi::Interrupts;
+use crate::channel::Port;
+use crate::daemon::Worker;
+use crate::inventory::{cpu_dir, memory::block_dir, pci};
+use crate::l0::{memory, view};
+use crate::machine::{Facts, Machine, TextKind};
+use crate::refresh::Shared;
+use crate::sysroot::SysRoot;
+
+/// One host of the world.
+pub struct FakeMachine {
+    world: Arc<World>,
+    tree: Arc<Tree>,
+    sys: SysRoot,
+    facts: Facts,
+    hidden: Mutex<BTreeMap<String, PathBuf>>,
+}
+
+impl FakeMachine {
+    /// The host in `slot` on a tree of files.
+    pub fn new(world: &Arc<World>, slot: Slot, tree: Tree) -> Arc<Self> {
+        let sys = tree.sys();
+        let header = world.region.header();
+        let facts = Facts {
+            header,
+            header_address: 0x80_0000,
+            slot,
+            tsc_khz: 100_000,
+        };
+        Arc::new(Self {
+            world: world.clone(),
+            tree: Arc::new(tree),
+            sys,
+            facts,
+            hidden: Mutex::new(BTreeMap::new()),
+        })
+    }
+
+    /// Its files.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    fn apic(&self, number: u32) -> u32 {
+        Interrupts::read(&self.sys).unwrap().cpus[number as usize]
+    }
+
+    fn mode(&self, number: u32, mode: CpuMode) {
+        let apic = self.apic(number);
+        self.world
+            .region
+            .update(|status| status.cpus[apic as usize].mode = mode as u32);
+    }
+
+    fn nested(&self) -> bool {
+        let status = self.status().unwrap();
+        let own = status.cpus[..4]
+            .iter()
+            .filter(|cpu| view::owner(cpu) == Some(self.facts.slot));
+        own.filter(|cpu| cpu.mode != CpuMode::Parked as u32)
+            .all(|cpu| cpu.mode == CpuMode::Nested as u32)
+    }
+
+    fn sees(&self) -> Result<()> {
+        let dead = self.facts.slot == SUCCESSOR && self.world.lock().dead;
+        ensure!(!dead, "a dead host sees nothing");
+        Ok(())
+    }
+
+    /// The successor as it comes up: its own CPUs and memory, a worker that serves.
+    fn boot_successor(&self) {
+        let status = self.status().unwrap();
+        let apic = |slot: Slot| {
+            status.cpus[..4]
+                .iter()
+                .filter(move |cpu| view::owner(cpu) == Some(slot))
+                .map(|cpu| cpu.apic_id as u8)
+        };
+        let own: Vec<u8> = apic(SUCCESSOR).collect();
+        let mut all = own.clone();
+        all.extend(apic(INCUMBENT));
+        let tree = Tree::lab();
+        super::tables::write(tree.path(), &all);
+        let lacking = usize::from(self.world.behaviour == Behaviour::LacksCpu);
+        tree.put(
+            "sys/devices/system/cpu/online",
+            format!("0-{}\n", own.len() - 1 - lacking),
+        );
+        tree.put("proc/sys/kernel/osrelease", "6.12.2+deb13-amd64\n");
+        fs::remove_dir_all(tree.path().join("sys/devices/system/memory")).unwrap();
+        fs::remove_dir_all(tree.path().join("sys/bus/pci/devices/0000:00:02.0")).unwrap();
+        let machine = FakeMachine::new(&self.world, SUCCESSOR, tree);
+        self.world.lock().successor = Some(machine.tree.clone());
+        let shared = Arc::new(Shared::new(1, vec![], None));
+        let hypervisor = Arc::new(FakeHypervisor::new(&self.world, SUCCESSOR));
+        let config = machine.tree.path().to_owned();
+        Arc::new(Worker::new(machine, hypervisor, shared, config)).succeed(1);
+    }
+}
+
+impl Machine for FakeMachine {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn sys(&self) -> &SysRoot {
+        &self.sys
+    }
+
+    fn memory(&self) -> &dyn PhysMem {
+        &self.world.region
+    }
+
+    fn status(&self) -> Result<Box<Status>> {
+        self.sees()?;
+        memory::status(&self.world.region, &self.facts.header)
+    }
+
+    fn host(&self, slot: Slot) -> Result<HostStatus> {
+        self.sees()?;
+        memory::host(&self.world.region, &self.facts.header, slot)
+    }
+
+    fn offline_cpu(&self, number: u32) -> Result<()> {
+        self.world.fault(self.facts.slot, "offline_cpu")?;
+        self.sys.write(format!("{}/online", cpu_dir(number)), "0")?;
+        self.mode(number, CpuMode::Parked);
+        Ok(())
+    }
+
+    fn online_cpu(&self, number: u32) -> Result<()> {
+        self.world.fault(self.facts.slot, "online_cpu")?;
+        let apic = self.apic(number) as usize;
+        let status = self.status()?;
+        ensure!(
+            view::owner(&status.cpus[apic]) == Some(self.facts.slot),
+            "CPU {number} is not this host's"
+        );
+        self.sys.write(format!("{}/online", cpu_dir(number)), "1")?;
+        let nested = status.cpus.iter().any(|cpu| cpu.mode == CpuMode::Nested as u32);
+        self.mode(number, if nested { CpuMode::Nested } else { CpuMode::Native });
+        Ok(())
+    }
+
+    fn remove_pci(&self, address: PciAddress) -> Result<()> {
+        self.world.fault(self.facts.slot, "remove_pci")?;
+        let away = self.tree.path().join(format!("removed-{address}"));
+        fs::rename(self.sys.path(pci::dir(address)), &away)?;
+        self.hidden.lock().unwrap().insert(address.to_string(), away);
+        Ok(())
+    }
+
+    fn find_pci(&self, address: PciAddress) -> Result<()> {
+        self.world.fault(self.facts.slot, "find_pci")?;
+        let place = self.sys.path(pci::dir(address));
+        match self.hidden.lock().unwrap().remove(&address.to_string()) {
+            Some(away) => fs::rename(away, place)?,
+            None => fs::create_dir_all(place)?,
+        }
+        Ok(())
+    }
+
+    fn remove_memory(&self, block: MemRange) -> Result<()> {
+        self.world.fault(self.facts.slot, "remove_memory")?;
+        fs::remove_dir_all(self.sys.path(block_dir(block.start(), BLOCK)))?;
+        self.world.lock().removed.insert(block.start());
+        Ok(())
+    }
+
+    fn add_memory(&self, block: MemRange, _node: u32, online: bool) -> Result<()> {
+        self.world.fault(self.facts.slot, "add_memory")?;
+        let dir = block_dir(block.start(), BLOCK);
+        ensure!(!self.sys.exists(&dir), "memory {block} is there already");
+        let mut inner = self.world.lock();
+        ensure!(
+            inner.granted.is_empty() || self.facts.slot == SUCCESSOR,
+            "memory {block} may be the successor's"
+        );
+        inner.removed.remove(&block.start());
+        let number = block.start() / BLOCK;
+        self.tree
+            .block(number, if online { "online" } else { "offline" }, "Movable");
+        Ok(())
+    }
+
+    fn wipe(&self, range: MemRange) -> Result<()> {
+        self.world.fault(self.facts.slot, "wipe")?;
+        let removed = &self.world.lock().removed;
+        ensure!(removed.contains(&range.start()), "memory {range} was not removed");
+        Ok(())
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.world.fault(self.facts.slot, "write")?;
+        let tables = self.facts.header.slots[SUCCESSOR];
+        let end = at + bytes.len() as u64;
+        let mut inner = self.world.lock();
+        let in_tables = at >= tables.tables && end <= tables.tables + tables.tables_size;
+        let blocks = (at / BLOCK)..=((end - 1) / BLOCK);
+        let in_removed = blocks.into_iter().all(|block| inner.removed.contains(&(block * BLOCK)));
+        ensure!(
+            in_tables || in_removed,
+            "{at:#x} is neither removed memory nor the tables'"
+        );
+        inner.written.insert(at);
+        Ok(())
+    }
+
+    fn enter(&self, number: u32) -> Result<()> {
+        self.world.fault(self.facts.slot, "enter")?;
+        self.mode(number, CpuMode::Nested);
+        Ok(())
+    }
+
+    fn leave(&self, number: u32) -> Result<()> {
+        self.world.fault(self.facts.slot, "leave")?;
+        self.mode(number, CpuMode::Native);
+        Ok(())
+    }
+
+    fn grant(&self, kind: ResourceKind, b: u64, c: u64) -> Result<()> {
+        self.world.fault(self.facts.slot, "grant")?;
+        ensure!(self.nested(), "this host is not nested");
+        if kind == ResourceKind::Cpu {
+            self.world.region.update(|status| {
+                assert_eq!(status.cpus[b as usize].mode, CpuMode::Parked as u32);
+                status.cpus[b as usize].owner = SUCCESSOR.raw();
+            });
+        }
+        self.world.lock().granted.push((kind as u64, b, c));
+        Ok(())
+    }
+
+    fn start(&self, entry: u64, zero_page: u64, boot_apic: u32) -> Result<()> {
+        self.world.fault(self.facts.slot, "start")?;
+        {
+            let mut inner = self.world.lock();
+            let memory: Vec<_> = inner.granted.iter().filter(|(kind, ..)| *kind == 1).collect();
+            let ours = |at: u64| memory.iter().any(|(_, start, len)| (*start..start + len).contains(&at));
+            ensure!(
+                ours(entry) && ours(zero_page),
+                "entry or zero page in memory that was not granted"
+            );
+            ensure!(
+                inner.written.contains(&zero_page) && inner.written.contains(&(entry - 0x200)),
+                "not loaded"
+            );
+            inner.ends = (0..CHANNEL_COUNT)
+                .map(|_| {
+                    let (left, right) = UnixStream::pair().unwrap();
+                    left.set_nonblocking(true).unwrap();
+                    right.set_nonblocking(true).unwrap();
+                    PerSlot::new(left, right)
+                })
+                .collect();
+        }
+        self.world.region.update(|status| {
+            assert_eq!(view::owner(&status.cpus[boot_apic as usize]), Some(SUCCESSOR));
+            status.hosts[SUCCESSOR].state = HostState::Running as u32;
+            status.hosts[SUCCESSOR].generation = 1;
+            for cpu in owned_by(status, SUCCESSOR).take(2) {
+                cpu.mode = CpuMode::Nested as u32;
+            }
+        });
+        match self.world.behaviour {
+            Behaviour::Boots | Behaviour::LacksCpu => self.boot_successor(),
+            Behaviour::Hangs => {}
+            Behaviour::TripleFaults => self.world.kill_successor(),
+        }
+        Ok(())
+    }
+
+    fn abort(&self) -> Result<()> {
+        self.world.fault(self.facts.slot, "abort")?;
+        let slot = self.facts.slot;
+        let dead = self.status()?.hosts[slot.other()].state == HostState::Dead as u32;
+        ensure!(
+            slot == INCUMBENT || dead,
+            "the successor may take the incumbent only when that is dead"
+        );
+        if slot == INCUMBENT {
+            self.world.stop_successor();
+        }
+        self.world.lock().granted.clear();
+        self.world.region.update(|status| {
+            status.hosts[slot.other()].state = HostState::Absent as u32;
+            for cpu in owned_by(status, slot.other()) {
+                cpu.owner = slot.raw();
+                cpu.mode = CpuMode::Parked as u32;
+            }
+            if slot == SUCCESSOR {
+                status.generation += 1;
+            }
+        });
+        Ok(())
+    }
+
+    fn power_off(&self, _command: &[String]) -> Result<()> {
+        self.world.fault(self.facts.slot, "power_off")?;
+        assert!(
+            self.world.lock().vms.keys().all(|(slot, _)| *slot == SUCCESSOR),
+            "no guest is left behind"
+        );
+        self.world.region.update(|status| {
+            status.hosts[INCUMBENT].state = HostState::Retired as u32;
+            status.generation += 1;
+            for cpu in owned_by(status, INCUMBENT) {
+                cpu.owner = SUCCESSOR.raw();
+                cpu.mode = CpuMode::Parked as u32;
+            }
+        });
+        Ok(())
+    }
+
+    fn channel(&self, number: usize) -> Result<Port> {
+        self.world.fault(self.facts.slot, "channel")?;
+        let inner = self.world.lock();
+        let Some(pair) = inner.ends.get(number) else {
+            bail!("no channel {number}");
+        };
+        let end = pair[self.facts.slot].try_clone()?;
+        Ok(Port::new(File::from(OwnedFd::from(end))))
+    }
+
+    fn publish(&self, kind: TextKind, text: &str) {
+        self.world.show(kind, text);
+    }
+
+    fn busy(&self, _busy: bool) {}
+}
