@@ -234,6 +234,10 @@ impl Config {
                 ));
             }
         }
+        if let Some(address) = self.devices.iter().find(|address| address.segment() != 0) {
+            let problem = format!("`devices` holds `{address}`: L0 knows PCI segment 0000 only; leave it out");
+            return Err((address.to_string(), problem));
+        }
         if let Some(path) = self.carry.iter().find(|path| !path.is_absolute()) {
             let problem = format!("`carry` holds `{}`: paths must be absolute", path.display());
             return Err((path.display().to_string(), problem));
@@ -324,6 +328,9 @@ boot = 300
         let (line, problem) = line_of(&GOOD.replace("00:03.0", "eth0"));
         assert_eq!(line, 7);
         assert!(problem.contains("no PCI address"), "{problem}");
+        let (line, problem) = line_of(&GOOD.replace("00:03.0", "0001:00:03.0"));
+        assert_eq!(line, 7);
+        assert!(problem.contains("segment 0000"), "{problem}");
         let (line, problem) = line_of(&format!("{GOOD}\n[[guests]]\nname = \"one\"\nqmp = \"/x\"\n"));
         assert_eq!(line, 12);
         assert!(problem.contains("twice"), "{problem}");

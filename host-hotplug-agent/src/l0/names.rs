@@ -1,6 +1,6 @@
 //! Words for the ABI's numbers.
 
-use locum_abi::{CpuMode, Errno, HostState, HostStatus, StopReason, TraceKind};
+use locum_abi::{CpuMode, Errno, Grant, HostState, HostStatus, StopReason, TraceKind};
 
 /// The mode as `/sys/kernel/locum/mode` writes it.
 pub fn cpu_mode(raw: u32) -> &'static str {
@@ -65,6 +65,32 @@ pub fn errno(raw: u32) -> Option<&'static str> {
         Errno::Timeout => "CPUs of the other host did not answer INIT in time",
         Errno::Frame => "the frame is not what L0 expects",
     })
+}
+
+/// What is or was given.
+pub fn grant(grant: Grant) -> String {
+    match grant {
+        Grant::Cpu { apic_id } => format!("APIC {apic_id}"),
+        Grant::Memory { start, end } => {
+            let bytes = end.saturating_sub(start);
+            let size = if bytes.is_multiple_of(1 << 20) {
+                format!("{} MiB", bytes >> 20)
+            } else {
+                format!("{} KiB", bytes >> 10)
+            };
+            format!("memory {start:#x}-{end:#x} ({size})")
+        }
+        Grant::Pci { function } => format!("PCI function {}", pci_function(function)),
+        Grant::Ports { first, last } if first == last => format!("port {first:#x}"),
+        Grant::Ports { first, last } => format!("ports {first:#x}-{last:#x}"),
+        Grant::Pin { gsi } => format!("IOAPIC pin {gsi}"),
+    }
+}
+
+/// A function of segment 0, as sysfs names it.
+fn pci_function(function: u16) -> String {
+    let [bus, rest] = function.to_be_bytes();
+    format!("0000:{bus:02x}:{:02x}.{}", rest >> 3, rest & 7)
 }
 
 /// The kind of a trace record in one word.
@@ -157,6 +183,20 @@ mod tests {
         };
         let text = stop_reason(&host);
         assert!(text.contains("0x100000") && text.contains("APIC 2"), "{text}");
+    }
+
+    #[test]
+    fn what_is_given_is_named_as_linux_names_it() {
+        let memory = |start, end| grant(Grant::Memory { start, end });
+        assert_eq!(
+            memory(0x4800_0000, 0x5000_0000),
+            "memory 0x48000000-0x50000000 (128 MiB)"
+        );
+        assert_eq!(memory(0xc002_0000, 0xc002_1000), "memory 0xc0020000-0xc0021000 (4 KiB)");
+        assert_eq!(grant(Grant::Pci { function: 0x031a }), "PCI function 0000:03:03.2");
+        let ports = |first, last| grant(Grant::Ports { first, last });
+        assert_eq!(ports(0x2f8, 0x2ff), "ports 0x2f8-0x2ff");
+        assert_eq!(ports(0x80, 0x80), "port 0x80");
     }
 
     #[test]

@@ -7,12 +7,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use firmware_shim::{OutOfRange, PhysMem};
-use locum_abi::{Header, REVISION, ResourceKind};
+use locum_abi::{Grant, Header, REVISION};
 use partitioner::MemRange;
 use rustix::io::Errno;
 
-use super::ioctl;
 use super::uapi::{self, ALL_CPUS, Call, Cycle, Info, Range, Switch, Text, TextKind};
+use super::{Start, ioctl};
 use crate::error::Refusal;
 use crate::l0::{header, names};
 use crate::sysroot::SysRoot;
@@ -152,18 +152,23 @@ impl Device {
     ///
     /// # Errors
     /// L0's or the module's refusal.
-    pub fn grant(&self, kind: ResourceKind, b: u64, c: u64) -> Result<()> {
-        self.call(ioctl::grant, kind as u64, b, c)
-            .with_context(|| format!("giving {kind:?} {b:#x} {c:#x} to the successor"))
+    pub fn grant(&self, grant: Grant) -> Result<()> {
+        self.call(ioctl::grant, grant.encode())
+            .with_context(|| format!("giving {} to the successor", names::grant(grant)))
     }
 
     /// Starts the other host.
     ///
     /// # Errors
     /// L0's or the module's refusal.
-    pub fn start(&self, entry: u64, zero_page: u64, boot_apic: u32) -> Result<()> {
-        self.call(ioctl::start, entry, zero_page, u64::from(boot_apic))
-            .with_context(|| format!("starting the successor at {entry:#x} on APIC {boot_apic}"))
+    pub fn start(&self, start: Start) -> Result<()> {
+        let Start {
+            entry,
+            zero_page,
+            boot_cpu,
+        } = start;
+        self.call(ioctl::start, [entry, zero_page, boot_cpu.0.into()])
+            .with_context(|| format!("starting the successor at {entry:#x} on {boot_cpu}"))
     }
 
     /// Stops the other host and takes everything back.
@@ -171,10 +176,10 @@ impl Device {
     /// # Errors
     /// L0's or the module's refusal.
     pub fn abort(&self) -> Result<()> {
-        self.call(ioctl::abort, 0, 0, 0).context("stopping the successor")
+        self.call(ioctl::abort, [0; 3]).context("stopping the successor")
     }
 
-    fn call(&self, call: fn(&File, &mut Call) -> rustix::io::Result<()>, a: u64, b: u64, c: u64) -> Result<()> {
+    fn call(&self, call: fn(&File, &mut Call) -> rustix::io::Result<()>, [a, b, c]: [u64; 3]) -> Result<()> {
         let mut value = Call {
             a,
             b,

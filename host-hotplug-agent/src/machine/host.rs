@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use firmware_shim::PhysMem;
-use locum_abi::{HostStatus, ResourceKind, Slot, Status};
+use locum_abi::{Grant, HostStatus, Slot, Status};
 use partitioner::{MemRange, PciAddress};
 use rustix::system::{RebootCommand, reboot};
 
-use super::{Device, Facts, Machine, TextKind, device};
+use super::{Device, Facts, Machine, Start, TextKind, device};
 use crate::channel::Port;
 use crate::error::Refusal;
 use crate::inventory::{cpu_dir, memory as blocks, pci};
@@ -143,12 +143,12 @@ impl Machine for Host {
         self.device.leave(i32::try_from(number)?).map(drop)
     }
 
-    fn grant(&self, kind: ResourceKind, b: u64, c: u64) -> Result<()> {
-        self.device.grant(kind, b, c)
+    fn grant(&self, grant: Grant) -> Result<()> {
+        self.device.grant(grant)
     }
 
-    fn start(&self, entry: u64, zero_page: u64, boot_apic: u32) -> Result<()> {
-        self.device.start(entry, zero_page, boot_apic)
+    fn start(&self, start: Start) -> Result<()> {
+        self.device.start(start)
     }
 
     fn abort(&self) -> Result<()> {

@@ -7,8 +7,8 @@ pub mod uapi;
 
 use anyhow::Result;
 use firmware_shim::PhysMem;
-use locum_abi::{Header, HostStatus, ResourceKind, Slot, Status};
-use partitioner::{MemRange, PciAddress};
+use locum_abi::{Grant, Header, HostStatus, Slot, Status};
+use partitioner::{ApicId, MemRange, PciAddress};
 
 pub use device::{Access, Device};
 pub use host::Host;
@@ -28,6 +28,17 @@ pub struct Facts {
     pub slot: Slot,
     /// This kernel's exact TSC rate.
     pub tsc_khz: u64,
+}
+
+/// Where a host begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// Physical address of its 64-bit entry point.
+    pub entry: u64,
+    /// Physical address of its zero page.
+    pub zero_page: u64,
+    /// The CPU that it boots on.
+    pub boot_cpu: ApicId,
 }
 
 /// What a refresh does to a machine, one thing at a time. Every operation is all or nothing, and CPUs are told by
@@ -103,16 +114,16 @@ pub trait Machine: Send + Sync {
     /// # Errors
     /// L0's refusal.
     fn leave(&self, number: u32) -> Result<()>;
-    /// Gives a resource to the other slot; arguments as in `locum_abi::hypercall`.
+    /// Gives a resource to the other slot.
     ///
     /// # Errors
     /// L0's refusal.
-    fn grant(&self, kind: ResourceKind, b: u64, c: u64) -> Result<()>;
+    fn grant(&self, grant: Grant) -> Result<()>;
     /// Starts the other host.
     ///
     /// # Errors
     /// L0's refusal.
-    fn start(&self, entry: u64, zero_page: u64, boot_apic: u32) -> Result<()>;
+    fn start(&self, start: Start) -> Result<()>;
     /// Stops the other host and takes everything back.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, bail, ensure};
 use firmware_shim::PhysMem;
-use locum_abi::{CHANNEL_COUNT, CpuMode, HostState, HostStatus, PerSlot, ResourceKind, Slot, Status};
+use locum_abi::{CHANNEL_COUNT, CpuMode, Grant, HostState, HostStatus, PerSlot, Slot, Status};
 use partitioner::{MemRange, PciAddress};
 
 use super::tree::{BLOCK, Tree};
@@ -20,7 +20,7 @@ use crate::channel::Port;
 use crate::daemon::Worker;
 use crate::inventory::{cpu_dir, memory::block_dir, pci};
 use crate::l0::{memory, view};
-use crate::machine::{Facts, Machine, TextKind};
+use crate::machine::{Facts, Machine, Start, TextKind};
 use crate::refresh::Shared;
 use crate::sysroot::SysRoot;
 
@@ -235,25 +235,34 @@ impl Machine for FakeMachine {
         Ok(())
     }
 
-    fn grant(&self, kind: ResourceKind, b: u64, c: u64) -> Result<()> {
+    fn grant(&self, grant: Grant) -> Result<()> {
         self.world.fault(self.facts.slot, "grant")?;
         ensure!(self.nested(), "this host is not nested");
-        if kind == ResourceKind::Cpu {
+        if let Grant::Cpu { apic_id } = grant {
             self.world.region.update(|status| {
-                assert_eq!(status.cpus[b as usize].mode, CpuMode::Parked as u32);
-                status.cpus[b as usize].owner = SUCCESSOR.raw();
+                let cpu = &mut status.cpus[apic_id as usize];
+                assert_eq!(cpu.mode, CpuMode::Parked as u32);
+                cpu.owner = SUCCESSOR.raw();
             });
         }
-        self.world.lock().granted.push((kind as u64, b, c));
+        self.world.lock().granted.push(grant);
         Ok(())
     }
 
-    fn start(&self, entry: u64, zero_page: u64, boot_apic: u32) -> Result<()> {
+    fn start(&self, start: Start) -> Result<()> {
         self.world.fault(self.facts.slot, "start")?;
+        let Start {
+            entry,
+            zero_page,
+            boot_cpu,
+        } = start;
         {
             let mut inner = self.world.lock();
-            let memory: Vec<_> = inner.granted.iter().filter(|(kind, ..)| *kind == 1).collect();
-            let ours = |at: u64| memory.iter().any(|(_, start, len)| (*start..start + len).contains(&at));
+            let ours = |at: u64| {
+                let holds =
+                    |grant: &Grant| matches!(*grant, Grant::Memory { start, end } if (start..end).contains(&at));
+                inner.granted.iter().any(holds)
+            };
             ensure!(
                 ours(entry) && ours(zero_page),
                 "entry or zero page in memory that was not granted"
@@ -272,7 +281,7 @@ impl Machine for FakeMachine {
                 .collect();
         }
         self.world.region.update(|status| {
-            assert_eq!(view::owner(&status.cpus[boot_apic as usize]), Some(SUCCESSOR));
+            assert_eq!(view::owner(&status.cpus[boot_cpu.0 as usize]), Some(SUCCESSOR));
             status.hosts[SUCCESSOR].state = HostState::Running as u32;
             status.hosts[SUCCESSOR].generation = 1;
             for cpu in owned_by(status, SUCCESSOR).take(2) {

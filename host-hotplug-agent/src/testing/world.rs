@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Result, bail, ensure};
-use locum_abi::{CpuStatus, HostState, PerSlot, Slot, Status, StopReason};
+use locum_abi::{CpuStatus, Grant, HostState, PerSlot, Slot, Status, StopReason};
 
 use super::l0::FakeRegion;
 use super::tree::Tree;
@@ -53,8 +53,8 @@ pub struct World {
 pub(super) struct Inner {
     /// QEMU processes by slot and guest.
     pub vms: BTreeMap<(Slot, String), VmState>,
-    /// What the incumbent gave: kind and arguments.
-    pub granted: Vec<(u64, u64, u64)>,
+    /// What the incumbent gave.
+    pub granted: Vec<Grant>,
     /// Memory blocks taken off the incumbent's Linux.
     pub removed: BTreeSet<u64>,
     /// Where something was written.

@@ -5,6 +5,7 @@ use partitioner::{BootSize, MemRange};
 
 use super::Incumbent;
 use crate::load::{self, Layout, cmdline};
+use crate::machine::Start;
 
 impl Incumbent {
     pub(super) fn load(&mut self) -> Result<()> {
@@ -17,6 +18,7 @@ impl Incumbent {
             let generation = plan.generation.next().0;
             (plan, generation)
         };
+        let boot_cpu = plan.cpus.first().context("the plan has no boot CPU")?.apic;
         let (tables, rsdp) =
             load::tables::acpi(sys, self.machine.memory(), &facts.header, facts.header_address, &plan)?;
         let e820 = load::tables::memory_map(sys, &facts.header, &plan)?;
@@ -45,7 +47,11 @@ impl Incumbent {
                 .write(piece.at, &piece.bytes)
                 .with_context(|| format!("copying the {} to {:#x}", piece.what, piece.at))?;
         }
-        self.layout = Some((entry, zero_page));
+        self.start = Some(Start {
+            entry,
+            zero_page,
+            boot_cpu,
+        });
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use locum_abi::{CpuMode, HostState, ResourceKind};
+use locum_abi::{CpuMode, Grant, HostState};
 use partitioner::{Action, MemRange, Owner, PciAddress, Plan, Resource, Transfer};
 
 use super::{Ports, Prepared, Shared, after, cpu_number, other_host};
@@ -18,7 +18,7 @@ use crate::channel::Link;
 use crate::guest::{Hypervisor, Spec};
 use crate::l0::view;
 use crate::load::Files;
-use crate::machine::Machine;
+use crate::machine::{Machine, Start};
 
 /// Seconds beyond a guest's time that the successor gets to say how it went, its QEMU's end included.
 const VERDICT: u64 = 30;
@@ -35,7 +35,8 @@ pub struct Incumbent {
     files: Option<Files>,
     guests: BTreeMap<String, Spec>,
     order: Vec<Spec>,
-    layout: Option<(u64, u64)>,
+    /// How the successor starts, once loaded.
+    start: Option<Start>,
     link: Option<Link>,
     ports: Ports,
     /// Whether L0 has taken everything back already.
@@ -62,7 +63,7 @@ impl Incumbent {
                 .map(|spec| (spec.name.clone(), spec.clone()))
                 .collect(),
             order: prepared.guests,
-            layout: None,
+            start: None,
             link: None,
             ports: Ports::default(),
             taken_back: false,
@@ -94,11 +95,9 @@ impl Incumbent {
             Action::LeaveNested(apic) => machine.leave(cpu_number(&*machine, *apic)?),
             Action::Transfer(transfer) => self.transfer(*transfer),
             Action::StartSuccessor => {
-                let boot = self.plan(|plan| plan.cpus.first().map(|cpu| cpu.apic.0))?;
-                let boot = boot.context("the plan has no boot CPU")?;
-                let (entry, zero_page) = self.layout.context("the successor's image is not loaded")?;
+                let start = self.start.context("the successor's image is not loaded")?;
                 self.taken_back = false;
-                machine.start(entry, zero_page, boot)
+                machine.start(start)
             }
             Action::StopSuccessor => self.take_back(),
             Action::AwaitSuccessor => self.await_successor(),
@@ -151,8 +150,7 @@ impl Incumbent {
             return self.take_back();
         }
         self.taken_back = false;
-        let (kind, b, c) = grant(transfer.resource);
-        self.machine.grant(kind, b, c)
+        self.machine.grant(grant(transfer.resource))
     }
 
     fn take_back(&mut self) -> Result<()> {
@@ -174,20 +172,44 @@ pub fn dead(machine: &dyn Machine) -> Option<String> {
     }
 }
 
-/// The hypercall's words for a resource.
-fn grant(resource: Resource) -> (ResourceKind, u64, u64) {
+/// A resource of the plan in L0's words.
+fn grant(resource: Resource) -> Grant {
     match resource {
-        Resource::Cpu(apic) => (ResourceKind::Cpu, u64::from(apic.0), 0),
-        Resource::Memory(range) => (ResourceKind::Memory, range.start(), range.len()),
-        Resource::Function(address) => (ResourceKind::Pci, bdf(address), 0),
-        Resource::Ports(ports) => {
-            let count = u64::from(ports.last()) - u64::from(ports.first()) + 1;
-            (ResourceKind::Ports, u64::from(ports.first()), count)
-        }
-        Resource::Pin(gsi) => (ResourceKind::Pin, u64::from(gsi.0), 0),
+        Resource::Cpu(apic) => Grant::Cpu { apic_id: apic.0 },
+        Resource::Memory(range) => Grant::Memory {
+            start: range.start(),
+            end: range.end(),
+        },
+        Resource::Function(address) => Grant::Pci {
+            function: requester_id(address),
+        },
+        Resource::Ports(ports) => Grant::Ports {
+            first: ports.first(),
+            last: ports.last(),
+        },
+        Resource::Pin(gsi) => Grant::Pin { gsi: gsi.0 },
     }
 }
 
-fn bdf(address: PciAddress) -> u64 {
-    u64::from(address.bus()) << 8 | u64::from(address.device()) << 3 | u64::from(address.function())
+/// L0 knows segment 0 only, and the configuration names no other.
+fn requester_id(address: PciAddress) -> u16 {
+    u16::from_be_bytes([address.bus(), address.device() << 3 | address.function()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use partitioner::PortRange;
+
+    #[test]
+    fn what_the_plan_moves_is_what_l0_is_asked_for() {
+        let function: PciAddress = "0000:03:1f.2".parse().unwrap();
+        assert_eq!(grant(Resource::Function(function)), Grant::Pci { function: 0x03fa });
+        let memory = MemRange::new(0x4800_0000, 0x5000_0000).unwrap();
+        let (start, end) = (0x4800_0000, 0x5000_0000);
+        assert_eq!(grant(Resource::Memory(memory)), Grant::Memory { start, end });
+        let ports = PortRange::new(0x2f8, 0x2ff).unwrap();
+        let (first, last) = (0x2f8, 0x2ff);
+        assert_eq!(grant(Resource::Ports(ports)), Grant::Ports { first, last });
+    }
 }
