@@ -1,6 +1,6 @@
 //! Words for the ABI's numbers.
 
-use locum_abi::{CpuMode, Errno, Grant, HostState, HostStatus, StopReason, TraceKind};
+use locum_abi::{CpuMode, Errno, Grant, HostState, HostStatus, Op, StopReason};
 
 /// The mode as `/sys/kernel/locum/mode` writes it.
 pub fn cpu_mode(raw: u32) -> &'static str {
@@ -28,33 +28,49 @@ pub fn host_state(raw: u32) -> &'static str {
 /// Why the host of this slot is dead, in one sentence with its numbers.
 pub fn stop_reason(host: &HostStatus) -> String {
     let [a, b, c] = host.detail;
-    let cpu = host.cpu;
     match StopReason::from_raw(host.reason) {
-        Some(StopReason::None) => "it is not dead".to_owned(),
-        Some(StopReason::TripleFault) => format!("triple fault at RIP {a:#x} on APIC {cpu}"),
-        Some(StopReason::WildAccess) => format!(
-            "it touched memory that it does not own: address {b:#x} from RIP {a:#x} on APIC {cpu} (qualification {c:#x})"
-        ),
-        Some(StopReason::Unhandled) => {
-            format!(
-                "{} exit that L0 does not serve at RIP {a:#x} on APIC {cpu} (qualification {c:#x})",
-                exit_reason(b & 0xffff)
-            )
+        Some(reason @ (StopReason::WildAccess | StopReason::Unhandled)) => {
+            format!("{} (qualification {c:#x})", death(reason, [a, b], host.cpu))
         }
-        Some(StopReason::EntryFailure) => {
-            format!("VM entry failed at RIP {a:#x} on APIC {cpu} (code {b:#x})")
-        }
-        Some(StopReason::Aborted) => "it was aborted".to_owned(),
-        Some(StopReason::PoweredOff) => {
-            format!("it powered off or rebooted by itself on APIC {cpu}")
-        }
-        None => format!("reason {} of a later revision ({a:#x}, {b:#x}, {c:#x})", host.reason),
+        Some(reason) => death(reason, [a, b], host.cpu),
+        None => format!("reason {} of a later release ({a:#x}, {b:#x}, {c:#x})", host.reason),
     }
 }
 
-/// What L0 means by the number it returned; `None` for 0 or an unknown one.
-pub fn errno(raw: u32) -> Option<&'static str> {
-    Some(match Errno::from_raw(raw)? {
+/// Why a host is dead, with the first two numbers that the reason has.
+pub fn death(reason: StopReason, [a, b]: [u64; 2], apic_id: u32) -> String {
+    match reason {
+        StopReason::None => "it is not dead".to_owned(),
+        StopReason::TripleFault => format!("triple fault at RIP {a:#x} on APIC {apic_id}"),
+        StopReason::WildAccess => {
+            format!("it touched memory that it does not own: address {b:#x} from RIP {a:#x} on APIC {apic_id}")
+        }
+        StopReason::Unhandled => format!(
+            "{} exit that L0 does not serve at RIP {a:#x} on APIC {apic_id}",
+            exit_reason(b & 0xffff)
+        ),
+        StopReason::EntryFailure => format!("VM entry failed at RIP {a:#x} on APIC {apic_id} (code {b:#x})"),
+        StopReason::Aborted => "it was aborted".to_owned(),
+        StopReason::PoweredOff => format!("it powered off or rebooted by itself on APIC {apic_id}"),
+    }
+}
+
+/// Why a host is dead, in one word.
+pub fn reason(reason: StopReason) -> &'static str {
+    match reason {
+        StopReason::None => "none",
+        StopReason::TripleFault => "triple-fault",
+        StopReason::WildAccess => "wild-access",
+        StopReason::Unhandled => "unhandled",
+        StopReason::EntryFailure => "entry-failure",
+        StopReason::Aborted => "aborted",
+        StopReason::PoweredOff => "powered-off",
+    }
+}
+
+/// Why L0 refused.
+pub fn why(errno: Errno) -> &'static str {
+    match errno {
         Errno::Argument => "an argument is out of range or not aligned",
         Errno::NotOwner => "the caller does not own the resource",
         Errno::NotParked => "the CPU is not parked",
@@ -64,7 +80,12 @@ pub fn errno(raw: u32) -> Option<&'static str> {
         Errno::EntryFailed => "VM entry failed",
         Errno::Timeout => "CPUs of the other host did not answer INIT in time",
         Errno::Frame => "the frame is not what L0 expects",
-    })
+    }
+}
+
+/// Why L0 refused, by the number it returned; `None` for 0 or an unknown one.
+pub fn errno(raw: u32) -> Option<&'static str> {
+    Errno::from_raw(raw).map(why)
 }
 
 /// What is or was given.
@@ -88,42 +109,51 @@ pub fn grant(grant: Grant) -> String {
 }
 
 /// A function of segment 0, as sysfs names it.
-fn pci_function(function: u16) -> String {
+pub fn pci_function(function: u16) -> String {
     let [bus, rest] = function.to_be_bytes();
     format!("0000:{bus:02x}:{:02x}.{}", rest >> 3, rest & 7)
 }
 
-/// The kind of a trace record in one word.
-pub fn trace_kind(raw: u16) -> &'static str {
-    const KINDS: &[(TraceKind, &str)] = &[
-        (TraceKind::None, "none"),
-        (TraceKind::Boot, "boot"),
-        (TraceKind::Park, "park"),
-        (TraceKind::Wake, "wake"),
-        (TraceKind::MailboxRefused, "mailbox-refused"),
-        (TraceKind::Enter, "enter"),
-        (TraceKind::Leave, "leave"),
-        (TraceKind::CallRefused, "hypercall-refused"),
-        (TraceKind::Owner, "owner"),
-        (TraceKind::HostStart, "host-start"),
-        (TraceKind::HostDead, "host-dead"),
-        (TraceKind::HostRetired, "host-retired"),
-        (TraceKind::CpuTaken, "cpu-taken"),
-        (TraceKind::PortDenied, "port-denied"),
-        (TraceKind::PinDenied, "pin-denied"),
-        (TraceKind::PciDenied, "pci-denied"),
-        (TraceKind::Inject, "inject"),
-        (TraceKind::MemoryDenied, "mem-denied"),
-        (TraceKind::VmxFail, "vmx-fail"),
-        (TraceKind::PowerFiltered, "power-filtered"),
-        (TraceKind::Fault, "fault"),
-        (TraceKind::VmcsChecked, "vmcs-checked"),
-        (TraceKind::FieldTrapped, "field-trapped"),
-    ];
-    KINDS
-        .iter()
-        .find(|(kind, _)| *kind as u16 == raw)
-        .map_or("unknown", |(_, name)| name)
+/// An operation in one word.
+pub fn op(op: Op) -> &'static str {
+    match op {
+        Op::Ping => "ping",
+        Op::Leave => "leave",
+        Op::Grant => "grant",
+        Op::Start => "start",
+        Op::Abort => "abort",
+        Op::Retire => "retire",
+        Op::Park => "park",
+        Op::Exit => "exit",
+    }
+}
+
+/// An exception as the SDM writes it (vol. 3A, table 7-1).
+pub fn exception(vector: u8) -> String {
+    let name = match vector {
+        0 => "#DE",
+        1 => "#DB",
+        2 => "an NMI",
+        3 => "#BP",
+        4 => "#OF",
+        5 => "#BR",
+        6 => "#UD",
+        7 => "#NM",
+        8 => "#DF",
+        10 => "#TS",
+        11 => "#NP",
+        12 => "#SS",
+        13 => "#GP",
+        14 => "#PF",
+        16 => "#MF",
+        17 => "#AC",
+        18 => "#MC",
+        19 => "#XM",
+        20 => "#VE",
+        21 => "#CP",
+        _ => return format!("vector {vector}"),
+    };
+    name.to_owned()
 }
 
 /// Basic exit reason in words (SDM vol. 3D, appendix C); those that no host of ours causes are numbered only.
@@ -200,10 +230,8 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_later_revisions_have_a_name_too() {
+    fn numbers_of_later_releases_have_a_name_too() {
         assert_eq!(cpu_mode(99), "unknown");
-        assert_eq!(trace_kind(999), "unknown");
-        assert_eq!(trace_kind(TraceKind::Fault as u16), "fault");
         assert_eq!(exit_reason(200), "reason_200");
         assert_eq!(errno(0), None);
     }

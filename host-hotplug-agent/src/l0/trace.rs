@@ -1,16 +1,18 @@
 //! L0's trace ring and log ring as text.
 
+use std::fmt;
 use std::mem::offset_of;
 
 use anyhow::{Context, Result};
 use firmware_shim::PhysMem;
 use locum_abi::trace::{LOG_BYTES, TRACE_RECORDS};
-use locum_abi::{Header, LogRing, TraceRecord, TraceRing};
+use locum_abi::{Event, Header, LogRing, TraceKind, TraceRecord, TraceRing};
 use serde::Serialize;
+use serde_json::{Value, json};
 
-use super::{memory, names};
+use super::{event, memory};
 
-/// One trace record in words.
+/// One trace record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Record {
     /// Number of the record since L0 booted.
@@ -19,31 +21,51 @@ pub struct Record {
     pub tsc: u64,
     /// APIC id of the CPU that wrote it.
     pub apic_id: u16,
-    /// Its kind, see [`names::trace_kind`].
+    /// Its kind in one word, `unknown` for one of a later release.
     pub kind: &'static str,
-    /// See the kind in `locum_abi::trace`.
-    pub a: u32,
-    /// See the kind.
-    pub b: u64,
-    /// See the kind.
-    pub c: u64,
+    /// What it tells: for each kind its own fields.
+    #[serde(flatten)]
+    pub fields: Value,
+    /// What it tells, in words.
+    #[serde(skip)]
+    pub words: String,
 }
 
-impl std::fmt::Display for Record {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Record {
+    fn new(number: u64, raw: &TraceRecord) -> Self {
+        let kind = TraceKind::from_raw(raw.kind).map_or("unknown", event::kind);
+        let (fields, words) = match Event::decode(raw) {
+            Some(event) => (event::fields(event), event::words(event, raw.cpu)),
+            None => {
+                let TraceRecord { kind, a, b, c, .. } = *raw;
+                (
+                    json!({ "raw": { "kind": kind, "a": a, "b": b, "c": c } }),
+                    format!("kind {kind} of a later release (a={a:#x}, b={b:#x}, c={c:#x})"),
+                )
+            }
+        };
+        Self {
+            number,
+            tsc: raw.tsc,
+            apic_id: raw.cpu,
+            kind,
+            fields,
+            words,
+        }
+    }
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             number,
             tsc,
             apic_id,
             kind,
-            a,
-            b,
-            c,
+            words,
+            ..
         } = self;
-        write!(
-            f,
-            "{number:>7} {tsc:>16} apic {apic_id:<3} {kind:<18} a={a:#x} b={b:#x} c={c:#x}"
-        )
+        write!(f, "{number:>7} {tsc:>16} APIC {apic_id:<3} {kind:<17} {words}")
     }
 }
 
@@ -62,15 +84,7 @@ pub fn records(memory: &dyn PhysMem, header: &Header, limit: usize) -> Result<Ve
             + offset_of!(TraceRing, records) as u64
             + (number % capacity) * size_of::<TraceRecord>() as u64;
         let raw: TraceRecord = memory::copy(memory, at).with_context(context)?;
-        records.push(Record {
-            number,
-            tsc: raw.tsc,
-            apic_id: raw.cpu,
-            kind: names::trace_kind(raw.kind),
-            a: raw.a,
-            b: raw.b,
-            c: raw.c,
-        });
+        records.push(Record::new(number, &raw));
     }
     let now = memory::copy::<u64>(memory, header.trace).with_context(context)?;
     let oldest = now.saturating_sub(capacity);
@@ -108,25 +122,64 @@ pub fn log(memory: &dyn PhysMem, header: &Header) -> Result<String> {
 mod tests {
     use super::*;
     use crate::testing::l0::FakeRegion;
-    use locum_abi::TraceKind;
+    use locum_abi::Slot;
 
     #[test]
     fn the_newest_records_come_last_after_a_wrap() {
         let region = FakeRegion::new(2);
         let total = TRACE_RECORDS as u32 + 5;
         for n in 0..total {
-            region.trace(TraceKind::Park, 1, n);
+            region.trace(Event::Boot { cpus: n }, 1);
         }
         let records = records(&region, &region.header(), 3).unwrap();
         assert_eq!(
-            records.iter().map(|r| r.a).collect::<Vec<_>>(),
+            records.iter().map(|r| r.fields["cpus"].clone()).collect::<Vec<_>>(),
             [total - 3, total - 2, total - 1]
         );
-        assert_eq!(records[0].kind, "park");
+        assert_eq!(records[0].kind, "boot");
         assert_eq!(
             super::records(&region, &region.header(), usize::MAX).unwrap().len(),
             TRACE_RECORDS
         );
+    }
+
+    #[test]
+    fn a_record_is_told_in_words_and_in_json() {
+        let region = FakeRegion::new(2);
+        region.trace(Event::HostRetired { slot: Slot::Odd }, 1);
+        let records = records(&region, &region.header(), 1).unwrap();
+        assert_eq!(
+            records[0].to_string(),
+            "      0                0 APIC 1   host-retired      the odd host retired"
+        );
+        assert_eq!(
+            serde_json::to_string(&records[0]).unwrap(),
+            r#"{"number":0,"tsc":0,"apic_id":1,"kind":"host-retired","slot":1}"#
+        );
+    }
+
+    #[test]
+    fn records_of_a_later_release_are_told_too() {
+        let raw = TraceRecord {
+            kind: 31,
+            a: 1,
+            b: 0x20,
+            c: 0x30,
+            ..TraceRecord::default()
+        };
+        let unknown = Record::new(7, &raw);
+        assert!(
+            unknown
+                .to_string()
+                .ends_with("unknown           kind 31 of a later release (a=0x1, b=0x20, c=0x30)"),
+            "{unknown}"
+        );
+        let json = serde_json::to_value(&unknown).unwrap();
+        assert_eq!(json["raw"], json!({ "kind": 31, "a": 1, "b": 32, "c": 48 }));
+        // A kind that is known, with a resource that is not.
+        let owner = Record::new(8, &TraceRecord { kind: 8, a: 9, ..raw });
+        assert_eq!(owner.kind, "owner");
+        assert!(owner.words.contains("a later release"), "{owner}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use firmware_shim::{OutOfRange, PhysMem};
 use locum_abi::header::SlotInfo;
 use locum_abi::trace::{LOG_BYTES, TRACE_RECORDS};
 use locum_abi::{
-    CpuMode, Header, HostState, LogRing, MAGIC, PerSlot, REVISION, Slot, Status, TraceKind, TraceRecord, TraceRing,
+    CpuMode, Event, Header, HostState, LogRing, MAGIC, PerSlot, REVISION, Slot, Status, TraceRecord, TraceRing,
 };
 
 const BASE: u64 = 0x80_0000;
@@ -91,7 +91,8 @@ impl FakeRegion {
     }
 
     /// Appends a trace record.
-    pub fn trace(&self, kind: TraceKind, cpu: u16, a: u32) {
+    pub fn trace(&self, event: Event, cpu: u16) {
+        let (kind, a, b, c) = event.encode();
         let written: u64 = crate::l0::memory::copy(self, TRACE).unwrap();
         let at = TRACE
             + offset_of!(TraceRing, records) as u64
@@ -103,8 +104,8 @@ impl FakeRegion {
                 kind: kind as u16,
                 cpu,
                 a,
-                b: 0,
-                c: 0,
+                b,
+                c,
             },
         );
         self.store(TRACE, written + 1);
