@@ -40,8 +40,9 @@ pub struct Status {
 pub struct TraceRecord {
     /// What it is about.
     pub kind: String,
-    /// See the kind.
-    pub a: u32,
+    /// `vmcs-checked`: the VMCS is as it was before.
+    #[serde(default)]
+    pub same: Option<bool>,
 }
 
 /// One CPU.

@@ -87,7 +87,7 @@ fn compared(run: &mut Run) -> Result<()> {
     let results: Vec<_> = records
         .iter()
         .filter(|record| record.kind == "vmcs-checked")
-        .map(|record| record.a == 1)
+        .map(|record| record.same == Some(true))
         .collect();
     ensure!(!results.is_empty(), "L0 compared no VMCS");
     ensure!(results.iter().all(|same| *same), "L0 left a VMCS other than it was");
