@@ -157,16 +157,6 @@ pub enum Refusal {
         /// What was found.
         problem: String,
     },
-    /// More guests than channels for them.
-    #[error("{guests} guests, but channel numbers run from 1 to {channels}: {problem}")]
-    Channels {
-        /// Guests in the configuration.
-        guests: usize,
-        /// Channels for guests.
-        channels: usize,
-        /// What to do.
-        problem: String,
-    },
     /// The plan is not possible.
     #[error(transparent)]
     Plan(#[from] PlanError),

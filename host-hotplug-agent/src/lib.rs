@@ -49,26 +49,26 @@
 //! Everything above [`machine`] and [`guest`] runs in `cargo test` against a machine in memory, including every way
 //! back.
 
-pub mod acpi;
+mod acpi;
 pub mod channel;
 pub mod cli;
-pub mod clock;
+mod clock;
 pub mod command;
 pub mod config;
-pub mod cpuinfo;
-pub mod daemon;
-pub mod doctor;
+mod cpuinfo;
+mod daemon;
+mod doctor;
 pub mod error;
 pub mod guest;
-pub mod inventory;
-pub mod l0;
-pub mod load;
+mod inventory;
+mod l0;
+mod load;
 pub mod machine;
-pub mod refresh;
-pub mod report;
-pub mod status;
+mod refresh;
+mod report;
+mod status;
 pub mod sysroot;
-pub mod tsc;
+mod tsc;
 
 #[cfg(test)]
 mod testing;

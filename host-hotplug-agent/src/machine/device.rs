@@ -116,10 +116,9 @@ impl Device {
         match call(&self.file, &mut switch) {
             Ok(()) => Ok(switch),
             Err(error) if switch.failed_apic_id != u32::MAX => Err(anyhow!(
-                "{what}: APIC {}: {} (detail {:#x})",
+                "{what}: APIC {}: {}",
                 switch.failed_apic_id,
-                refused(switch.l0_errno, error),
-                switch.detail
+                refused(switch.l0_errno, error)
             )),
             Err(error) => Err(anyhow!("{what}: {}", refused(switch.l0_errno, error))),
         }
@@ -138,11 +137,10 @@ impl Device {
         };
         ioctl::cycle(&self.file, &mut cycle).map_err(|error| {
             anyhow!(
-                "after {} cycles, APIC {}: {} (detail {:#x})",
+                "after {} cycles, APIC {}: {}",
                 cycle.done,
                 cycle.failed_apic_id.cast_signed(),
-                refused(cycle.l0_errno, error),
-                cycle.detail
+                refused(cycle.l0_errno, error)
             )
         })?;
         Ok(cycle)
