@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use partitioner::{CpuNumber, CpuRequest, Gsi, MemRange, MemoryRequest, PciAddress, PortRange};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::error::Refusal;
 
@@ -148,30 +149,39 @@ pub struct Guest {
     pub channel: Option<usize>,
 }
 
-/// Seconds to wait at most.
+/// How long to wait at most: whole seconds in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
     /// From the successor's start to its agent's first message.
-    pub boot: u64,
+    #[serde(deserialize_with = "seconds")]
+    pub boot: Duration,
     /// For one guest's QEMU on the successor to be ready.
-    pub guest_start: u64,
+    #[serde(deserialize_with = "seconds")]
+    pub guest_start: Duration,
     /// For one guest's handover, from stop to resume.
-    pub guest_move: u64,
+    #[serde(deserialize_with = "seconds")]
+    pub guest_move: Duration,
     /// For the incumbent to be gone, once it is to power off.
-    pub retire: u64,
+    #[serde(deserialize_with = "seconds")]
+    pub retire: Duration,
     /// For one CPU to go offline or come online.
-    pub cpu: u64,
+    #[serde(deserialize_with = "seconds")]
+    pub cpu: Duration,
+}
+
+fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    u64::deserialize(deserializer).map(Duration::from_secs)
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
-            boot: 600,
-            guest_start: 120,
-            guest_move: 60,
-            retire: 120,
-            cpu: 60,
+            boot: Duration::from_secs(600),
+            guest_start: Duration::from_secs(120),
+            guest_move: Duration::from_secs(60),
+            retire: Duration::from_secs(120),
+            cpu: Duration::from_secs(60),
         }
     }
 }
@@ -308,7 +318,7 @@ boot = 300
             CpuRequest::List(vec![CpuNumber(2), CpuNumber(3)])
         );
         assert_eq!(config.memory.request(), MemoryRequest::Size(512 << 20));
-        assert_eq!(config.timeouts.boot, 300);
+        assert_eq!(config.timeouts.boot, Duration::from_secs(300));
         assert_eq!(config.timeouts.retire, Timeouts::default().retire);
         assert_eq!(config.devices[0].to_string(), "0000:00:03.0");
     }
@@ -328,6 +338,7 @@ boot = 300
         let (line, problem) = line_of(&GOOD.replace("00:03.0", "eth0"));
         assert_eq!(line, 7);
         assert!(problem.contains("no PCI address"), "{problem}");
+        assert_eq!(line_of(&GOOD.replace("boot = 300", "boot = -1")).0, 16);
         let (line, problem) = line_of(&GOOD.replace("00:03.0", "0001:00:03.0"));
         assert_eq!(line, 7);
         assert!(problem.contains("segment 0000"), "{problem}");

@@ -42,6 +42,7 @@
 //! | [`channel`] | bytes and messages between the hosts |
 //! | [`guest`] | QEMU |
 //! | [`clock`], [`tsc`] | time that both hosts share |
+//! | [`deadline`] | how long to wait |
 //! | [`refresh`] | the refresh carried out, from either side |
 //! | [`daemon`] | requests, one at a time |
 //! | [`report`], [`status`] | what happened, and how it stands |
@@ -57,6 +58,7 @@ pub mod command;
 pub mod config;
 mod cpuinfo;
 mod daemon;
+pub mod deadline;
 mod doctor;
 pub mod error;
 pub mod guest;

@@ -7,20 +7,21 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use locum_agent::channel::Port;
-use locum_agent::channel::port::Until;
 use locum_agent::config::Guest;
+use locum_agent::deadline::Deadline;
 use locum_agent::error::Refusal;
 use locum_agent::guest::qemu::Qemu;
-use locum_agent::guest::qmp::seconds;
 use locum_agent::guest::{Hypervisor, Received, Sent, Spec, Vm};
 use locum_agent::sysroot::SysRoot;
 
 const RAM: u64 = 64 << 20;
-/// Seconds that only a test which hangs takes, on the busiest machine.
-const HANG: u64 = 300;
+/// What only a test which hangs takes, on the busiest machine.
+const HANG: Duration = Duration::from_secs(300);
+/// Between two looks.
+const OFTEN: Duration = Duration::from_millis(20);
 /// Where the guest counts.
 const COUNTER: u64 = 0x8000;
 /// `mov ds:[0x8000]` counted up for ever: xor ax,ax; mov ds,ax; 1: inc dword [0x8000]; jmp 1b
@@ -97,11 +98,7 @@ impl Lab {
             .spawn()
             .unwrap();
         self.source = Some(child);
-        let deadline = Instant::now() + Duration::from_secs(HANG);
-        while UnixStream::connect(&qmp).is_err() {
-            assert!(Instant::now() < deadline, "QEMU does not come up");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        assert!(seen(|| UnixStream::connect(&qmp).is_ok()), "QEMU does not come up");
         Guest {
             name: "one".to_owned(),
             qmp,
@@ -122,14 +119,7 @@ impl Lab {
 
     fn counts(&self) -> bool {
         let before = self.counter();
-        let deadline = Instant::now() + Duration::from_secs(HANG);
-        while Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(20));
-            if self.counter() != before {
-                return true;
-            }
-        }
-        false
+        seen(|| self.counter() != before)
     }
 
     fn hypervisor(&self) -> Qemu {
@@ -150,6 +140,11 @@ impl Lab {
     }
 }
 
+/// Whether it is so within the time of a test.
+fn seen(so: impl Fn() -> bool) -> bool {
+    Deadline::after(HANG).comes_true(OFTEN, so)
+}
+
 fn ports() -> (Port, Port) {
     let (left, right) = UnixStream::pair().unwrap();
     let port = |stream: UnixStream| {
@@ -162,7 +157,7 @@ fn ports() -> (Port, Port) {
 fn hand_over(
     source: &mut dyn Vm,
     target: &mut dyn Vm,
-    until: &Until<'_>,
+    until: &Deadline<'_>,
 ) -> (anyhow::Result<Sent>, anyhow::Result<Received>) {
     let (mut out, mut into) = ports();
     std::thread::scope(|scope| {
@@ -185,7 +180,7 @@ fn a_guest_goes_over_and_back_and_its_ram_stays() {
         spec.command
     );
 
-    let until = seconds(HANG);
+    let until = Deadline::after(HANG);
     let mut source = hypervisor.attach(&spec).unwrap();
     let there = lab.target(&spec, &[]);
     let mut target = hypervisor.prepare(&there, &until).unwrap();
@@ -222,7 +217,7 @@ fn a_target_that_refuses_leaves_the_guest_running_in_the_source() {
     let hypervisor = lab.hypervisor();
     assert!(lab.counts());
     let spec = hypervisor.inspect(&guest, 1).unwrap();
-    let until = seconds(HANG);
+    let until = Deadline::after(HANG);
     let mut source = hypervisor.attach(&spec).unwrap();
     let mut other = lab.target(&spec, &[]);
     for word in &mut other.command {
@@ -252,7 +247,11 @@ fn a_target_that_does_not_start_says_why() {
     let hypervisor = lab.hypervisor();
     let spec = hypervisor.inspect(&guest, 1).unwrap();
     let bad = lab.target(&spec, &["-device", "no-such-device"]);
-    let error = hypervisor.prepare(&bad, &seconds(HANG)).err().unwrap().to_string();
+    let error = hypervisor
+        .prepare(&bad, &Deadline::after(HANG))
+        .err()
+        .unwrap()
+        .to_string();
     assert!(error.contains("no-such-device"), "{error}");
 }
 
@@ -292,7 +291,7 @@ fn a_guest_that_is_not_there_or_does_not_run_is_refused() {
     };
     assert!(matches!(hypervisor.inspect(&nobody, 1), Err(Refusal::NoGuest { .. })));
     let guest = lab.boot(&lab.in_pool());
-    let until = seconds(HANG);
+    let until = Deadline::after(HANG);
     let mut qmp = locum_agent::guest::qmp::Qmp::connect(&guest.qmp, &until).unwrap();
     qmp.execute("stop", serde_json::json!({}), &until).unwrap();
     drop(qmp);

@@ -11,8 +11,9 @@
 use partitioner::Refresh;
 use serde::{Deserialize, Serialize};
 
-use super::port::{Port, PortError, Until};
+use super::port::{Port, PortError};
 use crate::clock::Clock;
+use crate::deadline::Deadline;
 use crate::guest::Spec;
 use crate::report::Report;
 
@@ -150,7 +151,7 @@ impl Link {
     ///
     /// # Errors
     /// [`MessageError`].
-    pub fn send(&mut self, message: &Message, until: &Until<'_>) -> Result<(), MessageError> {
+    pub fn send(&mut self, message: &Message, until: &Deadline<'_>) -> Result<(), MessageError> {
         let json = serde_json::to_vec(message)?;
         let mut bytes = Vec::with_capacity(16 + json.len());
         bytes.extend_from_slice(&MAGIC);
@@ -166,7 +167,7 @@ impl Link {
     ///
     /// # Errors
     /// [`MessageError`]. After any but a time-out before the first byte, the channel is out of step and of no more use.
-    pub fn receive(&mut self, until: &Until<'_>) -> Result<Message, MessageError> {
+    pub fn receive(&mut self, until: &Deadline<'_>) -> Result<Message, MessageError> {
         let mut header = [0; 16];
         self.port.read_exact(&mut header, until)?;
         let [m0, m1, m2, m3, v0, v1, _, _, l0, l1, l2, l3, c0, c1, c2, c3] = header;
@@ -226,7 +227,7 @@ mod tests {
 
     #[test]
     fn torn_corrupt_and_foreign_messages_are_errors_and_not_hangs() {
-        let bytes = |wait: &Until<'_>, change: &dyn Fn(&mut Vec<u8>)| {
+        let bytes = |wait: &Deadline<'_>, change: &dyn Fn(&mut Vec<u8>)| {
             let (left, mut right) = pair();
             Link::new(left).send(&hello(), &within(180)).unwrap();
             let mut bytes = vec![0; 4096];

@@ -2,9 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::time::Instant;
+use std::os::fd::AsFd;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::deadline::Deadline;
 
 /// Why a channel's read or write ended without what was wanted.
 #[derive(Debug, thiserror::Error)]
@@ -23,40 +26,29 @@ pub enum PortError {
     Io(#[from] io::Error),
 }
 
-/// When to give up: at a time, or when asked.
-pub struct Until<'a> {
-    /// The time.
-    pub deadline: Instant,
-    /// Asked every so often.
-    pub given_up: &'a (dyn Fn() -> bool + Sync),
-}
+/// Longest wait between two questions whether to give up; below a second.
+const ASK_EVERY: Duration = Duration::from_millis(100);
 
-/// Longest wait between two questions whether to give up, in nanoseconds.
-const ASK_EVERY: i64 = 100_000_000;
-
-impl Until<'_> {
+impl Deadline<'_> {
     /// Waits for `file`. Whether to give up is asked only when nothing happens for a while: the question may cost more
     /// than the bytes that are waited for, and a guest stands still meanwhile.
     ///
     /// # Errors
     /// [`PortError::Timeout`] or [`PortError::GivenUp`].
-    pub fn wait(&self, file: &impl std::os::fd::AsFd, flags: PollFlags) -> Result<PollFlags, PortError> {
+    pub fn wait(&self, file: &impl AsFd, flags: PollFlags) -> Result<PollFlags, PortError> {
         loop {
-            let left = self.deadline.saturating_duration_since(Instant::now());
+            let left = self.left();
             if left.is_zero() {
                 return Err(PortError::Timeout);
             }
-            let nanos = i64::try_from(left.as_nanos()).unwrap_or(i64::MAX).min(ASK_EVERY);
+            let most = Timespec {
+                tv_sec: 0,
+                tv_nsec: left.min(ASK_EVERY).subsec_nanos().into(),
+            };
             let mut fds = [PollFd::new(file, flags)];
-            match poll(
-                &mut fds,
-                Some(&Timespec {
-                    tv_sec: 0,
-                    tv_nsec: nanos,
-                }),
-            ) {
+            match poll(&mut fds, Some(&most)) {
                 Err(rustix::io::Errno::INTR) => {}
-                Ok(0) if (self.given_up)() => return Err(PortError::GivenUp),
+                Ok(0) if self.given_up() => return Err(PortError::GivenUp),
                 Ok(0) => {}
                 Ok(_) => {
                     let [fd] = fds;
@@ -84,7 +76,7 @@ impl Port {
     ///
     /// # Errors
     /// [`PortError`].
-    pub fn read_some(&mut self, buf: &mut [u8], until: &Until<'_>) -> Result<usize, PortError> {
+    pub fn read_some(&mut self, buf: &mut [u8], until: &Deadline<'_>) -> Result<usize, PortError> {
         loop {
             match self.file.read(buf) {
                 Ok(count) => return Ok(count),
@@ -101,7 +93,7 @@ impl Port {
     ///
     /// # Errors
     /// [`PortError`]; [`PortError::Closed`] if the other side closed before.
-    pub fn read_exact(&mut self, buf: &mut [u8], until: &Until<'_>) -> Result<(), PortError> {
+    pub fn read_exact(&mut self, buf: &mut [u8], until: &Deadline<'_>) -> Result<(), PortError> {
         let mut filled = 0;
         while let Some(rest) = buf.get_mut(filled..).filter(|rest| !rest.is_empty()) {
             match self.read_some(rest, until)? {
@@ -116,7 +108,7 @@ impl Port {
     ///
     /// # Errors
     /// [`PortError`]; [`PortError::Closed`] if the other side reads no more.
-    pub fn write_all(&mut self, mut bytes: &[u8], until: &Until<'_>) -> Result<(), PortError> {
+    pub fn write_all(&mut self, mut bytes: &[u8], until: &Deadline<'_>) -> Result<(), PortError> {
         while !bytes.is_empty() {
             match self.file.write(bytes) {
                 Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
@@ -134,13 +126,10 @@ impl Port {
     }
 }
 
-/// For tests: never gives up before the deadline.
+/// For tests: so long from now.
 #[cfg(test)]
-pub fn within(seconds: u64) -> Until<'static> {
-    Until {
-        deadline: Instant::now() + std::time::Duration::from_secs(seconds),
-        given_up: &|| false,
-    }
+pub fn within(seconds: u64) -> Deadline<'static> {
+    Deadline::after(Duration::from_secs(seconds))
 }
 
 /// For tests: two ends of a pair of channels.

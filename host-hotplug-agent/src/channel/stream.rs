@@ -8,7 +8,8 @@ use std::os::unix::net::UnixStream;
 
 use rustix::event::PollFlags;
 
-use super::port::{Port, PortError, Until};
+use super::port::{Port, PortError};
+use crate::deadline::Deadline;
 
 /// Bytes of a chunk at most: half the ring, so that one side can write while the other reads.
 const CHUNK: usize = 32 * 1024;
@@ -36,7 +37,7 @@ pub enum StreamError {
 ///
 /// # Errors
 /// [`StreamError`]; the receiver is told.
-pub fn send(mut qemu: UnixStream, port: &mut Port, until: &Until<'_>) -> Result<u64, StreamError> {
+pub fn send(mut qemu: UnixStream, port: &mut Port, until: &Deadline<'_>) -> Result<u64, StreamError> {
     let outcome = pump_out(&mut qemu, port, until);
     match outcome {
         Ok(total) => {
@@ -51,12 +52,12 @@ pub fn send(mut qemu: UnixStream, port: &mut Port, until: &Until<'_>) -> Result<
 }
 
 /// Tells the receiver that the stream, begun or not, does not go on.
-pub fn abandon(port: &mut Port, until: &Until<'_>) {
+pub fn abandon(port: &mut Port, until: &Deadline<'_>) {
     // The receiver may be gone as well; its own time-out covers that.
     let _ = port.write_all(&header(ABANDONED, 0), until);
 }
 
-fn pump_out(qemu: &mut UnixStream, port: &mut Port, until: &Until<'_>) -> Result<u64, StreamError> {
+fn pump_out(qemu: &mut UnixStream, port: &mut Port, until: &Deadline<'_>) -> Result<u64, StreamError> {
     qemu.set_nonblocking(true).map_err(StreamError::Qemu)?;
     let mut chunk = vec![0; CHUNK];
     let mut total = 0;
@@ -83,7 +84,7 @@ fn pump_out(qemu: &mut UnixStream, port: &mut Port, until: &Until<'_>) -> Result
 ///
 /// # Errors
 /// [`StreamError`].
-pub fn receive(port: &mut Port, mut qemu: UnixStream, until: &Until<'_>) -> Result<u64, StreamError> {
+pub fn receive(port: &mut Port, mut qemu: UnixStream, until: &Deadline<'_>) -> Result<u64, StreamError> {
     qemu.set_nonblocking(true).map_err(StreamError::Qemu)?;
     let mut total = 0;
     // After QEMU has failed, the rest is read all the same: the sender must not wait, and the channel be clean.
@@ -110,7 +111,7 @@ pub fn receive(port: &mut Port, mut qemu: UnixStream, until: &Until<'_>) -> Resu
     }
 }
 
-fn feed(qemu: &mut UnixStream, mut bytes: &[u8], until: &Until<'_>) -> Result<(), StreamError> {
+fn feed(qemu: &mut UnixStream, mut bytes: &[u8], until: &Deadline<'_>) -> Result<(), StreamError> {
     while !bytes.is_empty() {
         match qemu.write(bytes) {
             Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
@@ -166,10 +167,7 @@ mod tests {
 
         let (mut out, mut into) = pair();
         let (_source, end) = UnixStream::pair().unwrap();
-        let given_up = Until {
-            given_up: &|| true,
-            ..within(180)
-        };
+        let given_up = within(180).or_when(&|| true);
         assert!(matches!(
             send(end, &mut out, &given_up),
             Err(StreamError::Port(PortError::GivenUp))

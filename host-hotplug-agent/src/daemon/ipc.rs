@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::Refusal;
 use crate::status::DaemonStatus;
 
+/// For the daemon to answer: it reads kernel and initramfs before it accepts a refresh.
+const ANSWER: Duration = Duration::from_secs(600);
+
 /// A question to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -45,7 +48,7 @@ pub fn ask(socket: &Path, question: &Question) -> Result<DaemonStatus> {
         error,
     };
     let mut stream = UnixStream::connect(socket).map_err(no_daemon)?;
-    stream.set_read_timeout(Some(Duration::from_secs(600)))?;
+    stream.set_read_timeout(Some(ANSWER))?;
     send(&mut stream, question)?;
     match receive(&mut BufReader::new(stream)).context("reading the daemon's answer")? {
         Answer::Status(status) => Ok(*status),

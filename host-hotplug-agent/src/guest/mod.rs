@@ -10,8 +10,8 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::channel::Port;
-use crate::channel::port::Until;
 use crate::config;
+use crate::deadline::Deadline;
 use crate::error::Refusal;
 
 /// What the other host needs to know to run a guest.
@@ -60,13 +60,13 @@ pub trait Vm: Send {
     ///
     /// # Errors
     /// Why not; the guest may be stopped, [`Vm::resume`] makes sure that it runs.
-    fn send(&mut self, port: &mut Port, until: &Until<'_>) -> Result<Sent>;
+    fn send(&mut self, port: &mut Port, until: &Deadline<'_>) -> Result<Sent>;
 
     /// Reads the state and runs the guest.
     ///
     /// # Errors
     /// Why not; the guest does not run here.
-    fn receive(&mut self, port: &mut Port, until: &Until<'_>) -> Result<Received>;
+    fn receive(&mut self, port: &mut Port, until: &Deadline<'_>) -> Result<Received>;
 
     /// Makes the guest run on after a [`Vm::send`], whether that failed or not. Only if it runs nowhere else.
     ///
@@ -99,5 +99,5 @@ pub trait Hypervisor: Send + Sync {
     ///
     /// # Errors
     /// If it does not come up in time.
-    fn prepare(&self, spec: &Spec, until: &Until<'_>) -> Result<Box<dyn Vm>>;
+    fn prepare(&self, spec: &Spec, until: &Deadline<'_>) -> Result<Box<dyn Vm>>;
 }

@@ -12,19 +12,24 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::qmp::{Qmp, seconds};
+use super::qmp::Qmp;
 use super::{Hypervisor, Received, Sent, Spec, Vm, argv};
-use crate::channel::port::{PortError, Until};
+use crate::channel::port::PortError;
 use crate::channel::{Port, stream};
 use crate::config;
+use crate::deadline::Deadline;
 use crate::error::Refusal;
 use crate::sysroot::SysRoot;
 use crate::tsc;
 
-/// Seconds that QEMU gets to answer a command that does not wait for anything.
-const ANSWER: u64 = 30;
-/// Seconds that QEMU gets to end by itself.
-const QUIT: u64 = 10;
+/// For QEMU to answer a command that does not wait for anything.
+const ANSWER: Duration = Duration::from_secs(30);
+/// For QEMU to close its connection once it is told to quit.
+const QUIT: Duration = Duration::from_secs(10);
+/// For its process to end after that.
+const END: Duration = Duration::from_secs(2);
+/// For its process to be gone once it is killed.
+const KILLED: Duration = Duration::from_secs(3);
 /// Where output of a QEMU goes whose own output is no file.
 const OUTPUT_DIR: &str = "run/locum";
 
@@ -45,7 +50,7 @@ impl Qemu {
 
 impl Hypervisor for Qemu {
     fn inspect(&self, guest: &config::Guest, channel: usize) -> Result<Spec, Refusal> {
-        let until = seconds(ANSWER);
+        let until = Deadline::after(ANSWER);
         let refuse = |error: anyhow::Error| Refusal::NoGuest {
             guest: guest.name.clone(),
             path: guest.qmp.clone(),
@@ -89,12 +94,12 @@ impl Hypervisor for Qemu {
     }
 
     fn attach(&self, spec: &Spec) -> Result<Box<dyn Vm>> {
-        let qmp = Qmp::connect(&spec.qmp, &seconds(ANSWER)).context("its QEMU does not answer")?;
+        let qmp = Qmp::connect(&spec.qmp, &Deadline::after(ANSWER)).context("its QEMU does not answer")?;
         let pid = peer(&qmp)?;
         Ok(Box::new(QemuVm { qmp, pid, child: None }))
     }
 
-    fn prepare(&self, spec: &Spec, until: &Until<'_>) -> Result<Box<dyn Vm>> {
+    fn prepare(&self, spec: &Spec, until: &Deadline<'_>) -> Result<Box<dyn Vm>> {
         let vm = QemuVm::start(spec, until)?;
         Ok(Box::new(vm))
     }
@@ -120,7 +125,7 @@ struct QemuVm {
 
 impl QemuVm {
     /// Begins an outgoing migration: its stream, the guest's RAM in bytes, and the TSC at which it began.
-    fn migrate(&mut self, until: &Until<'_>) -> Result<(UnixStream, u64, u64)> {
+    fn migrate(&mut self, until: &Deadline<'_>) -> Result<(UnixStream, u64, u64)> {
         set_up(&mut self.qmp, until)?;
         let ram_size = memory_size(&mut self.qmp, until)?;
         let (ours, theirs) = UnixStream::pair()?;
@@ -132,7 +137,7 @@ impl QemuVm {
         Ok((ours, ram_size, begun))
     }
 
-    fn start(spec: &Spec, until: &Until<'_>) -> Result<Self> {
+    fn start(spec: &Spec, until: &Deadline<'_>) -> Result<Self> {
         let (program, args) = spec
             .command
             .split_first()
@@ -177,6 +182,10 @@ impl QemuVm {
         Ok(vm)
     }
 
+    fn ends_within(&mut self, limit: Duration) -> bool {
+        Deadline::after(limit).comes_true(Duration::from_millis(10), || self.gone())
+    }
+
     fn gone(&mut self) -> bool {
         match &mut self.child {
             Some(child) => !matches!(child.try_wait(), Ok(None)),
@@ -201,25 +210,24 @@ fn ended(pid: Pid) -> bool {
 struct Started(Option<Child>);
 
 impl Started {
-    fn connect(&mut self, spec: &Spec, until: &Until<'_>) -> Result<Qmp> {
-        loop {
+    fn connect(&mut self, spec: &Spec, until: &Deadline<'_>) -> Result<Qmp> {
+        let found = until.find(Duration::from_millis(5), || {
             if let Ok(qmp) = Qmp::connect(&spec.qmp, until) {
-                return Ok(qmp);
+                return Ok(Some(qmp));
             }
-            if let Some(status) = self.0.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
-                bail!("QEMU ended ({status}): {}", last_line(&spec.output));
+            match self.0.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+                Some(status) => bail!("QEMU ended ({status}): {}", last_line(&spec.output)),
+                None => Ok(None),
             }
-            if (until.given_up)() {
-                return Err(PortError::GivenUp.into());
-            }
-            if std::time::Instant::now() >= until.deadline {
-                bail!(
-                    "QEMU did not open {} in time: {}",
-                    spec.qmp.display(),
-                    last_line(&spec.output)
-                );
-            }
-            std::thread::sleep(Duration::from_millis(5));
+        })?;
+        match found {
+            Some(qmp) => Ok(qmp),
+            None if until.given_up() => Err(PortError::GivenUp.into()),
+            None => bail!(
+                "QEMU did not open {} in time: {}",
+                spec.qmp.display(),
+                last_line(&spec.output)
+            ),
         }
     }
 }
@@ -234,7 +242,7 @@ impl Drop for Started {
 }
 
 impl Vm for QemuVm {
-    fn send(&mut self, port: &mut Port, until: &Until<'_>) -> Result<Sent> {
+    fn send(&mut self, port: &mut Port, until: &Deadline<'_>) -> Result<Sent> {
         let (ours, ram_size, begun) = self.migrate(until).inspect_err(|_| stream::abandon(port, until))?;
         let mut sent = Sent {
             begun,
@@ -269,7 +277,7 @@ impl Vm for QemuVm {
         Ok(sent)
     }
 
-    fn receive(&mut self, port: &mut Port, until: &Until<'_>) -> Result<Received> {
+    fn receive(&mut self, port: &mut Port, until: &Deadline<'_>) -> Result<Received> {
         let (ours, theirs) = UnixStream::pair()?;
         self.qmp.getfd("locum", theirs.as_fd(), until)?;
         drop(theirs);
@@ -294,7 +302,7 @@ impl Vm for QemuVm {
     }
 
     fn resume(&mut self) -> Result<()> {
-        let until = seconds(ANSWER);
+        let until = Deadline::after(ANSWER);
         let status = |qmp: &mut Qmp| -> Result<String> {
             let status = qmp.execute("query-status", json!({}), &until)?;
             Ok(status
@@ -316,24 +324,22 @@ impl Vm for QemuVm {
                         .context("resuming the guest")?;
                 }
             }
-            if std::time::Instant::now() >= until.deadline {
+            if until.passed() {
                 bail!("QEMU does not resume the guest");
             }
         }
     }
 
     fn quit(&mut self) -> Result<()> {
-        let until = seconds(QUIT);
+        let until = Deadline::after(QUIT);
         let _ = self.qmp.execute("quit", json!({}), &until);
         let _ = self.qmp.wait_closed(&until);
-        for attempt in 0..500 {
-            if self.gone() {
-                return Ok(());
-            }
-            if attempt == 200 {
-                let _ = kill_process(self.pid, Signal::KILL);
-            }
-            std::thread::sleep(Duration::from_millis(10));
+        if self.ends_within(END) {
+            return Ok(());
+        }
+        let _ = kill_process(self.pid, Signal::KILL);
+        if self.ends_within(KILLED) {
+            return Ok(());
         }
         bail!(
             "its QEMU (process {}) does not end: `kill -9` it",
@@ -343,7 +349,7 @@ impl Vm for QemuVm {
 }
 
 /// Capabilities and limits of a migration, the same on both sides.
-fn set_up(qmp: &mut Qmp, until: &Until<'_>) -> Result<()> {
+fn set_up(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<()> {
     let on = |name: &str| json!({ "capability": name, "state": true });
     let capabilities = [on("x-ignore-shared"), on("events")];
     qmp.execute(
@@ -358,7 +364,7 @@ fn set_up(qmp: &mut Qmp, until: &Until<'_>) -> Result<()> {
 }
 
 /// Waits for the end of an outgoing migration; returns the TSC at which the guest stopped.
-fn completion(qmp: &mut Qmp, until: &Until<'_>) -> Result<u64> {
+fn completion(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<u64> {
     let mut stopped = 0;
     loop {
         let event = qmp.event(&["STOP", "MIGRATION"], until)?;
@@ -382,7 +388,7 @@ fn completion(qmp: &mut Qmp, until: &Until<'_>) -> Result<u64> {
 }
 
 /// Waits for the guest to run after an incoming migration; returns the TSC.
-fn resumption(qmp: &mut Qmp, until: &Until<'_>) -> Result<u64> {
+fn resumption(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<u64> {
     loop {
         let event = qmp.event(&["RESUME", "MIGRATION"], until)?;
         if event.name == "RESUME" {
@@ -395,7 +401,7 @@ fn resumption(qmp: &mut Qmp, until: &Until<'_>) -> Result<u64> {
 }
 
 /// Says what is wrong if some of the guest's RAM is not in the pool.
-fn outside_pool(qmp: &mut Qmp, pool: &str, until: &Until<'_>) -> Result<Option<String>> {
+fn outside_pool(qmp: &mut Qmp, pool: &str, until: &Deadline<'_>) -> Result<Option<String>> {
     let backends = qmp.execute("query-memdev", json!({}), until)?;
     let backends = backends.as_array().cloned().unwrap_or_default();
     if backends.is_empty() {
@@ -428,7 +434,7 @@ fn outside_pool(qmp: &mut Qmp, pool: &str, until: &Until<'_>) -> Result<Option<S
 }
 
 /// Bytes of the guest's RAM.
-fn memory_size(qmp: &mut Qmp, until: &Until<'_>) -> Result<u64> {
+fn memory_size(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<u64> {
     let summary = qmp.execute("query-memory-size-summary", json!({}), until)?;
     Ok(summary.get("base-memory").and_then(Value::as_u64).unwrap_or(u64::MAX))
 }

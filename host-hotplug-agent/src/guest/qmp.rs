@@ -6,14 +6,14 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::event::PollFlags;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Map, Value, json};
 
-use crate::channel::port::{PortError, Until};
+use crate::channel::port::PortError;
+use crate::deadline::Deadline;
 use crate::tsc;
 
 /// An event, with the TSC at which it was read.
@@ -40,7 +40,7 @@ impl Qmp {
     ///
     /// # Errors
     /// If QEMU does not answer in time; it serves one client at a time.
-    pub fn connect(path: &Path, until: &Until<'_>) -> Result<Self> {
+    pub fn connect(path: &Path, until: &Deadline<'_>) -> Result<Self> {
         let stream = UnixStream::connect(path)?;
         stream.set_nonblocking(true)?;
         let mut qmp = Self {
@@ -67,7 +67,7 @@ impl Qmp {
     ///
     /// # Errors
     /// QEMU's description of the error, or the connection's.
-    pub fn execute(&mut self, command: &str, arguments: Value, until: &Until<'_>) -> Result<Value> {
+    pub fn execute(&mut self, command: &str, arguments: Value, until: &Deadline<'_>) -> Result<Value> {
         self.command(command, arguments, None, until)
     }
 
@@ -75,7 +75,7 @@ impl Qmp {
     ///
     /// # Errors
     /// As [`Self::execute`].
-    pub fn getfd(&mut self, name: &str, fd: BorrowedFd<'_>, until: &Until<'_>) -> Result<()> {
+    pub fn getfd(&mut self, name: &str, fd: BorrowedFd<'_>, until: &Deadline<'_>) -> Result<()> {
         self.command("getfd", json!({ "fdname": name }), Some(fd), until)
             .map(drop)
     }
@@ -85,7 +85,7 @@ impl Qmp {
         command: &str,
         arguments: Value,
         fd: Option<BorrowedFd<'_>>,
-        until: &Until<'_>,
+        until: &Deadline<'_>,
     ) -> Result<Value> {
         let mut line = serde_json::to_vec(&json!({ "execute": command, "arguments": arguments }))?;
         line.push(b'\n');
@@ -109,7 +109,7 @@ impl Qmp {
     ///
     /// # Errors
     /// If QEMU is gone, or none comes in time.
-    pub fn event(&mut self, names: &[&str], until: &Until<'_>) -> Result<Event> {
+    pub fn event(&mut self, names: &[&str], until: &Deadline<'_>) -> Result<Event> {
         loop {
             while let Some(event) = self.events.pop_front() {
                 if names.contains(&event.name.as_str()) {
@@ -129,7 +129,7 @@ impl Qmp {
     ///
     /// # Errors
     /// If it does not.
-    pub fn wait_closed(&mut self, until: &Until<'_>) -> Result<()> {
+    pub fn wait_closed(&mut self, until: &Deadline<'_>) -> Result<()> {
         loop {
             if let Err(error) = self.message(until) {
                 return match error.downcast_ref::<PortError>() {
@@ -141,7 +141,7 @@ impl Qmp {
     }
 
     /// The next message. Events are noted as well.
-    fn message(&mut self, until: &Until<'_>) -> Result<Map<String, Value>> {
+    fn message(&mut self, until: &Deadline<'_>) -> Result<Map<String, Value>> {
         loop {
             if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
@@ -177,7 +177,7 @@ impl Qmp {
     }
 
     /// Writes a line; the descriptor goes along with its first byte.
-    fn send(&mut self, line: &[u8], fd: Option<BorrowedFd<'_>>, until: &Until<'_>) -> Result<()> {
+    fn send(&mut self, line: &[u8], fd: Option<BorrowedFd<'_>>, until: &Deadline<'_>) -> Result<()> {
         let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut rest = line;
@@ -208,13 +208,5 @@ impl Qmp {
             }
         }
         Ok(())
-    }
-}
-
-/// `seconds` from now, without a way to give up earlier.
-pub fn seconds(seconds: u64) -> Until<'static> {
-    Until {
-        deadline: Instant::now() + std::time::Duration::from_secs(seconds),
-        given_up: &|| false,
     }
 }

@@ -1,10 +1,9 @@
 //! The real machine.
 
 use std::process::Command;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use firmware_shim::PhysMem;
 use locum_abi::{Grant, HostStatus, Slot, Status};
 use partitioner::{MemRange, PciAddress};
@@ -12,6 +11,7 @@ use rustix::system::{RebootCommand, reboot};
 
 use super::{Device, Facts, Machine, Start, TextKind, device};
 use crate::channel::Port;
+use crate::deadline::Deadline;
 use crate::error::Refusal;
 use crate::inventory::{cpu_dir, memory as blocks, pci};
 use crate::l0::memory;
@@ -96,16 +96,14 @@ impl Machine for Host {
     }
 
     fn find_pci(&self, address: PciAddress) -> Result<()> {
-        let deadline = Instant::now() + RESCAN;
-        if !self.sys.exists(pci::dir(address)) {
+        let there = || self.sys.exists(pci::dir(address));
+        if !there() {
             self.sys.write("sys/bus/pci/rescan", "1")?;
         }
-        while !self.sys.exists(pci::dir(address)) {
-            if Instant::now() >= deadline {
-                bail!("PCI function {address} did not appear after a rescan");
-            }
-            sleep(Duration::from_millis(20));
-        }
+        ensure!(
+            Deadline::after(RESCAN).comes_true(Duration::from_millis(20), there),
+            "PCI function {address} did not appear after a rescan"
+        );
         Ok(())
     }
 

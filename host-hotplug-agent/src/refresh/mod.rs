@@ -25,14 +25,12 @@ pub use prepare::Prepared;
 pub use shared::Shared;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use locum_abi::HostState;
 
 use crate::acpi::Interrupts;
 use crate::channel::Port;
-use crate::channel::port::Until;
 use crate::l0::names;
 use crate::machine::Machine;
 
@@ -58,19 +56,6 @@ fn cpu_number(machine: &dyn Machine, apic: partitioner::ApicId) -> Result<u32> {
     let madt = Interrupts::read(machine.sys())?;
     madt.number(apic.0)
         .with_context(|| format!("the MADT does not list {apic}"))
-}
-
-/// `seconds` from now.
-fn after(seconds: u64) -> Instant {
-    Instant::now() + Duration::from_secs(seconds)
-}
-
-/// `seconds` from now, or when `given_up` says so.
-fn until(seconds: u64, given_up: &(dyn Fn() -> bool + Sync)) -> Until<'_> {
-    Until {
-        deadline: after(seconds),
-        given_up,
-    }
 }
 
 /// State of the host in the other slot, and why it is dead, if it is.

@@ -2,24 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use locum_abi::HostState;
 use partitioner::{Action, MemRange, Refresh, Role};
 
-use super::{Ports, Shared, cpu_number, drive, other_host, until};
+use super::{Ports, Shared, cpu_number, drive, other_host};
 use crate::channel::message::MessageError;
 use crate::channel::port::PortError;
 use crate::channel::{Link, Message};
+use crate::deadline::Deadline;
 use crate::guest::{Hypervisor, Spec, Vm};
 use crate::machine::Machine;
 use crate::report::Report;
 use crate::tsc;
 
-/// Seconds for a message to get through.
-const MESSAGE: u64 = 60;
-/// Longer than any incumbent waits.
-const FOREVER: u64 = 365 * 24 * 3600;
+/// For a message to get through.
+const MESSAGE: Duration = Duration::from_secs(60);
+
+/// Asked whether the incumbent is gone.
+type Gone<'a> = &'a (dyn Fn() -> bool + Sync);
 
 /// A host that is to replace another.
 pub struct Successor {
@@ -58,11 +61,11 @@ impl Successor {
         let machine = Arc::clone(&self.machine);
         let gone = || incumbent_state(&*machine) != Some(HostState::Running);
         let message = self.hello()?;
-        link.send(&message, &until(MESSAGE, &gone))
+        link.send(&message, &Deadline::after(MESSAGE).or_when(&gone))
             .context("saying hello to the incumbent")?;
         let mut returned = None;
         loop {
-            let message = match returned.take().map_or_else(|| link.receive(&until(FOREVER, &gone)), Ok) {
+            let message = match returned.take().map_or_else(|| link.receive(&Deadline::when(&gone)), Ok) {
                 Ok(message) => message,
                 Err(MessageError::Port(PortError::GivenUp | PortError::Closed)) if gone() => {
                     bail!(
@@ -79,8 +82,8 @@ impl Successor {
             } = message
             {
                 self.accept(*refresh, *report)?;
-                link.send(&Message::Entrusted, &until(MESSAGE, &gone))?;
-                returned = self.take_over(&mut link, seconds)?;
+                link.send(&Message::Entrusted, &Deadline::after(MESSAGE).or_when(&gone))?;
+                returned = self.take_over(&mut link, Duration::from_secs(seconds))?;
                 if self.shared.lock().refresh.role() == Role::Incumbent {
                     return Ok(());
                 }
@@ -100,16 +103,16 @@ impl Successor {
         })
     }
 
-    fn answer(&mut self, link: &mut Link, message: Message, gone: &(dyn Fn() -> bool + Sync)) -> Result<()> {
+    fn answer(&mut self, link: &mut Link, message: Message, gone: Gone<'_>) -> Result<()> {
         match message {
             Message::Welcome { clock, guests, seconds } => {
                 if let Err(error) = clock.set() {
                     tracing::warn!("{error:#}");
                 }
-                self.prepare(link, guests, seconds, gone)
+                self.prepare(link, guests, Duration::from_secs(seconds), gone)
             }
-            Message::Receive { name, seconds } => self.receive(link, name, seconds, gone),
-            Message::Return { name, seconds } => self.give_back(link, name, seconds, gone),
+            Message::Receive { name, seconds } => self.receive(link, name, Duration::from_secs(seconds), gone),
+            Message::Return { name, seconds } => self.give_back(link, name, Duration::from_secs(seconds), gone),
             other => {
                 tracing::warn!("unexpected message from the incumbent: {other:?}");
                 Ok(())
@@ -118,13 +121,7 @@ impl Successor {
     }
 
     /// Starts all QEMUs side by side.
-    fn prepare(
-        &mut self,
-        link: &mut Link,
-        guests: Vec<Spec>,
-        seconds: u64,
-        gone: &(dyn Fn() -> bool + Sync),
-    ) -> Result<()> {
+    fn prepare(&mut self, link: &mut Link, guests: Vec<Spec>, limit: Duration, gone: Gone<'_>) -> Result<()> {
         let hypervisor = Arc::clone(&self.hypervisor);
         let start = tsc::now();
         let prepared: Vec<_> = std::thread::scope(|scope| {
@@ -134,7 +131,7 @@ impl Successor {
                     let hypervisor = &hypervisor;
                     let name = spec.name.clone();
                     let thread = scope.spawn(move || {
-                        let vm = hypervisor.prepare(&spec, &until(seconds, gone));
+                        let vm = hypervisor.prepare(&spec, &Deadline::after(limit).or_when(gone));
                         (spec, vm, tsc::now())
                     });
                     (name, thread)
@@ -164,19 +161,25 @@ impl Successor {
                     reason: "the thread that starts it panicked".to_owned(),
                 },
             };
-            link.send(&message, &until(MESSAGE, gone))?;
+            link.send(&message, &Deadline::after(MESSAGE).or_when(gone))?;
         }
         Ok(())
     }
 
-    fn receive(&mut self, link: &mut Link, name: String, seconds: u64, gone: &(dyn Fn() -> bool + Sync)) -> Result<()> {
+    fn receive(&mut self, link: &mut Link, name: String, limit: Duration, gone: Gone<'_>) -> Result<()> {
         let Some((spec, vm)) = self.guests.get_mut(&name) else {
             let reason = "its QEMU was not started here".to_owned();
-            return Ok(link.send(&Message::Failed { name, reason }, &until(MESSAGE, gone))?);
+            return Ok(link.send(
+                &Message::Failed { name, reason },
+                &Deadline::after(MESSAGE).or_when(gone),
+            )?);
         };
         let port = self.ports.get(&*self.machine, spec.channel)?;
-        link.send(&Message::Receiving { name: name.clone() }, &until(MESSAGE, gone))?;
-        let message = match vm.receive(port, &until(seconds, gone)) {
+        link.send(
+            &Message::Receiving { name: name.clone() },
+            &Deadline::after(MESSAGE).or_when(gone),
+        )?;
+        let message = match vm.receive(port, &Deadline::after(limit).or_when(gone)) {
             Ok(received) => Message::Resumed {
                 name,
                 received: received.received,
@@ -192,29 +195,23 @@ impl Successor {
                 }
             }
         };
-        Ok(link.send(&message, &until(MESSAGE, gone))?)
+        Ok(link.send(&message, &Deadline::after(MESSAGE).or_when(gone))?)
     }
 
-    fn give_back(
-        &mut self,
-        link: &mut Link,
-        name: String,
-        seconds: u64,
-        gone: &(dyn Fn() -> bool + Sync),
-    ) -> Result<()> {
+    fn give_back(&mut self, link: &mut Link, name: String, limit: Duration, gone: Gone<'_>) -> Result<()> {
         let (spec, mut vm) = self
             .guests
             .remove(&name)
             .with_context(|| format!("guest {name} does not run here"))?;
         let port = self.ports.get(&*self.machine, spec.channel)?;
-        if let Err(error) = vm.send(port, &until(seconds, gone)) {
+        if let Err(error) = vm.send(port, &Deadline::after(limit).or_when(gone)) {
             tracing::warn!("guest {name}: {error:#}");
         }
         loop {
-            match link.receive(&until(seconds + MESSAGE, gone)) {
+            match link.receive(&Deadline::after(limit + MESSAGE).or_when(gone)) {
                 Ok(Message::Resumed { .. }) => {
                     vm.quit()?;
-                    return Ok(link.send(&Message::Gone { name }, &until(MESSAGE, gone))?);
+                    return Ok(link.send(&Message::Gone { name }, &Deadline::after(MESSAGE).or_when(gone))?);
                 }
                 Ok(Message::Failed { .. }) => {
                     vm.resume()?;
@@ -239,12 +236,12 @@ impl Successor {
 
     /// Drives the state machine from the wait for the incumbent's end on. Returns the incumbent's message if it goes on
     /// instead.
-    fn take_over(&mut self, link: &mut Link, seconds: u64) -> Result<Option<Message>> {
+    fn take_over(&mut self, link: &mut Link, limit: Duration) -> Result<Option<Message>> {
         let (machine, shared) = (Arc::clone(&self.machine), Arc::clone(&self.shared));
         let mut returned = None;
         drive::drive(&machine, &shared, |action| match action {
             Action::AwaitIncumbentGone => {
-                returned = self.await_gone(link, seconds)?;
+                returned = self.await_gone(link, limit)?;
                 if returned.is_some() {
                     let reason = "the incumbent takes its guests back";
                     shared.lock().abort = Some(reason.to_owned());
@@ -258,29 +255,24 @@ impl Successor {
     }
 
     /// Waits for L0's word. A message means that the incumbent goes back instead.
-    fn await_gone(&mut self, link: &mut Link, seconds: u64) -> Result<Option<Message>> {
+    fn await_gone(&mut self, link: &mut Link, limit: Duration) -> Result<Option<Message>> {
         let machine = Arc::clone(&self.machine);
         let over = || incumbent_state(&*machine) != Some(HostState::Running);
-        match link.receive(&until(seconds, &over)) {
+        let until = Deadline::after(limit);
+        match link.receive(&until.or_when(&over)) {
             Ok(message) => Ok(Some(message)),
             // An incumbent whose kernel is shutting down has closed the channel; L0's word is still to come.
-            Err(MessageError::Port(PortError::Closed | PortError::Io(_))) => self.await_word(seconds).map(|()| None),
-            Err(_) => self.await_word(0).map(|()| None),
+            Err(_) => self.await_word(&until).map(|()| None),
         }
     }
 
-    fn await_word(&self, seconds: u64) -> Result<()> {
-        let deadline = super::after(seconds);
-        loop {
-            match incumbent_state(&*self.machine) {
-                Some(HostState::Retired) => return Ok(()),
-                Some(HostState::Dead) => bail!("the incumbent died before it could retire"),
-                _ if std::time::Instant::now() >= deadline => {
-                    bail!("the incumbent does not power off")
-                }
-                _ => std::thread::sleep(std::time::Duration::from_millis(20)),
-            }
-        }
+    fn await_word(&self, until: &Deadline<'_>) -> Result<()> {
+        let word = until.find(Duration::from_millis(20), || match incumbent_state(&*self.machine) {
+            Some(HostState::Retired) => Ok(Some(())),
+            Some(HostState::Dead) => bail!("the incumbent died before it could retire"),
+            _ => Ok(None),
+        });
+        word?.context("the incumbent does not power off")
     }
 
     fn perform(&mut self, action: &Action) -> Result<()> {
@@ -313,7 +305,7 @@ impl Successor {
                 }
                 Err(_) => {}
             }
-            std::thread::sleep(std::time::Duration::from_millis(500));
+            std::thread::sleep(Duration::from_millis(500));
         }
     }
 

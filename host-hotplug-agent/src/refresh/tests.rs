@@ -9,6 +9,7 @@ use locum_abi::{CpuMode, HostState, Slot, StopReason};
 
 use crate::daemon::Worker;
 use crate::daemon::ipc::Question;
+use crate::deadline::Deadline;
 use crate::error::Refusal;
 use crate::l0::{memory, view};
 use crate::load::cpio;
@@ -76,11 +77,7 @@ impl Stage {
     }
 
     fn wait(&self) -> Report {
-        let deadline = Instant::now() + HANG;
-        while self.shared.lock().running.is_some() {
-            assert!(Instant::now() < deadline, "{}", self.shared.status().summary);
-            sleep(Duration::from_millis(5));
-        }
+        self.sees(|stage| stage.shared.lock().running.is_none());
         self.shared.lock().report.clone().unwrap()
     }
 
@@ -128,29 +125,22 @@ impl Stage {
 
     /// Waits until it goes neither on nor back.
     fn stuck(&self) {
-        let deadline = Instant::now() + HANG;
-        while self.shared.status().course != "stuck" {
-            assert!(Instant::now() < deadline, "{}", self.shared.status().summary);
-            sleep(Duration::from_millis(5));
-        }
+        self.sees(|stage| stage.shared.status().course == "stuck");
     }
 
     /// Waits until the successor reigns; returns its files.
     fn reigns(&self) -> Arc<Tree> {
-        let deadline = Instant::now() + HANG;
-        loop {
-            if let Some(successor) = self.world.successor()
-                && successor.path().join("run/locum/kept.json").exists()
-            {
-                return successor;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "no successor reigns: {}",
-                self.shared.status().summary
-            );
-            sleep(Duration::from_millis(5));
-        }
+        self.sees(|stage| {
+            let successor = stage.world.successor();
+            successor.is_some_and(|tree| tree.path().join("run/locum/kept.json").exists())
+        });
+        self.world.successor().unwrap()
+    }
+
+    /// Waits until it is so.
+    fn sees(&self, so: impl Fn(&Self) -> bool) {
+        let seen = Deadline::after(HANG).comes_true(Duration::from_millis(2), || so(self));
+        assert!(seen, "{}", self.shared.status().summary);
     }
 }
 
@@ -316,11 +306,7 @@ fn the_operator_can_stop_it_and_ask_only_once() {
         matches!(second.downcast_ref(), Some(Refusal::Running(name)) if name == "next"),
         "{second}"
     );
-    let deadline = Instant::now() + HANG;
-    while stage.shared.status().state != "nested" {
-        assert!(Instant::now() < deadline);
-        sleep(Duration::from_millis(2));
-    }
+    stage.sees(|stage| stage.shared.status().state == "nested");
     stage.worker.answer(&Question::Abort).unwrap();
     let report = stage.wait();
     assert_eq!(report.error.as_deref(), Some("stopped by the operator"));

@@ -9,9 +9,9 @@ use anyhow::Result;
 use locum_abi::Slot;
 
 use super::world::{VmState, World};
-use crate::channel::port::Until;
 use crate::channel::{Port, stream};
 use crate::config;
+use crate::deadline::Deadline;
 use crate::error::Refusal;
 use crate::guest::{Hypervisor, Received, Sent, Spec, Vm};
 use crate::tsc;
@@ -71,7 +71,7 @@ impl Hypervisor for FakeHypervisor {
         Ok(self.vm(&spec.name))
     }
 
-    fn prepare(&self, spec: &Spec, _until: &Until<'_>) -> Result<Box<dyn Vm>> {
+    fn prepare(&self, spec: &Spec, _until: &Deadline<'_>) -> Result<Box<dyn Vm>> {
         self.world.fault(self.slot, "prepare")?;
         let key = (self.slot, spec.name.clone());
         let before = self.world.lock().vms.insert(key, VmState::Waiting);
@@ -99,7 +99,7 @@ impl FakeVm {
 }
 
 impl Vm for FakeVm {
-    fn send(&mut self, port: &mut Port, until: &Until<'_>) -> Result<Sent> {
+    fn send(&mut self, port: &mut Port, until: &Deadline<'_>) -> Result<Sent> {
         if let Err(error) = self.world.fault(self.key.0, "send") {
             stream::abandon(port, until);
             return Err(error);
@@ -120,7 +120,7 @@ impl Vm for FakeVm {
         })
     }
 
-    fn receive(&mut self, port: &mut Port, until: &Until<'_>) -> Result<Received> {
+    fn receive(&mut self, port: &mut Port, until: &Deadline<'_>) -> Result<Received> {
         let (_inside, end) = UnixStream::pair()?;
         stream::receive(port, end, until)?;
         let received = tsc::now();

@@ -2,13 +2,14 @@
 //! it runs, the successor is stopped first.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::{Incumbent, MESSAGE, VERDICT, dead};
 use crate::channel::Message;
+use crate::deadline::Deadline;
 use crate::guest::{Spec, Vm};
-use crate::refresh::until;
 use crate::report::GuestReport;
 
 impl Incumbent {
@@ -27,11 +28,11 @@ impl Incumbent {
             .get(name)
             .cloned()
             .with_context(|| format!("guest {name} is not in the plan"))?;
-        let seconds = self.config.timeouts.guest_move;
+        let limit = self.config.timeouts.guest_move;
         let mut vm = self.hypervisor.attach(&spec)?;
         self.tell(&Message::Receive {
             name: name.to_owned(),
-            seconds,
+            seconds: limit.as_secs(),
         })?;
         let receiving = |message: &Message| match message {
             Message::Receiving { .. } => Some(Ok(())),
@@ -42,9 +43,9 @@ impl Incumbent {
         let machine = Arc::clone(&self.machine);
         let given_up = || dead(&*machine).is_some();
         let port = self.ports.get(&*self.machine, spec.channel)?;
-        let sent = vm.send(port, &until(seconds, &given_up));
+        let sent = vm.send(port, &Deadline::after(limit).or_when(&given_up));
         // The operator must wait for the word: until then it is not known where the guest runs.
-        let verdict = self.insist(seconds + VERDICT, |message| match message {
+        let verdict = self.insist(limit + VERDICT, |message| match message {
             Message::Resumed { .. } | Message::Failed { .. } => Some(message.clone()),
             _ => None,
         });
@@ -95,13 +96,14 @@ impl Incumbent {
             .get(name)
             .cloned()
             .with_context(|| format!("guest {name} is not in the plan"))?;
-        let seconds = self.config.timeouts.guest_move;
+        let limit = self.config.timeouts.guest_move;
         let machine = Arc::clone(&self.machine);
         let given_up = || dead(&*machine).is_some();
-        let mut vm = self
-            .hypervisor
-            .prepare(&spec, &until(self.config.timeouts.guest_start, &given_up))?;
-        let outcome = self.take_guest(&spec, vm.as_mut(), seconds);
+        let mut vm = self.hypervisor.prepare(
+            &spec,
+            &Deadline::after(self.config.timeouts.guest_start).or_when(&given_up),
+        )?;
+        let outcome = self.take_guest(&spec, vm.as_mut(), limit);
         match &outcome {
             Ok(()) => self.note(name, |guest| {
                 guest.resumed = 0;
@@ -112,17 +114,17 @@ impl Incumbent {
         outcome
     }
 
-    pub(super) fn take_guest(&mut self, spec: &Spec, vm: &mut dyn Vm, seconds: u64) -> Result<()> {
+    pub(super) fn take_guest(&mut self, spec: &Spec, vm: &mut dyn Vm, limit: Duration) -> Result<()> {
         let name = spec.name.clone();
         let machine = Arc::clone(&self.machine);
         let given_up = || dead(&*machine).is_some();
         self.ports.get(&*self.machine, spec.channel)?;
         self.tell(&Message::Return {
             name: name.clone(),
-            seconds,
+            seconds: limit.as_secs(),
         })?;
         let port = self.ports.get(&*self.machine, spec.channel)?;
-        match vm.receive(port, &until(seconds, &given_up)) {
+        match vm.receive(port, &Deadline::after(limit).or_when(&given_up)) {
             Ok(received) => {
                 let (received, resumed) = (received.received, received.resumed);
                 // The guest runs here. Should the successor not hear of it, its QEMU stays stopped until it is aborted.

@@ -6,24 +6,24 @@ mod talk;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use locum_abi::{CpuMode, Grant, HostState};
 use partitioner::{Action, MemRange, Owner, PciAddress, Plan, Resource, Transfer};
 
-use super::{Ports, Prepared, Shared, after, cpu_number, other_host};
+use super::{Ports, Prepared, Shared, cpu_number, other_host};
 use crate::channel::Link;
+use crate::deadline::Deadline;
 use crate::guest::{Hypervisor, Spec};
 use crate::l0::view;
 use crate::load::Files;
 use crate::machine::{Machine, Start};
 
-/// Seconds beyond a guest's time that the successor gets to say how it went, its QEMU's end included.
-const VERDICT: u64 = 30;
-/// Seconds for a message to get through.
-const MESSAGE: u64 = 30;
+/// Beyond a guest's time, for the successor to say how it went, its QEMU's end included.
+const VERDICT: Duration = Duration::from_secs(30);
+/// For a message to get through.
+const MESSAGE: Duration = Duration::from_secs(30);
 
 /// Does what the state machine tells the incumbent.
 pub struct Incumbent {
@@ -128,18 +128,16 @@ impl Incumbent {
 
     /// Linux says that a CPU is offline a moment before it has reached L0.
     fn await_parked(&self, apic_id: u32) -> Result<()> {
-        let deadline = after(self.config.timeouts.cpu);
-        loop {
+        let until = Deadline::after(self.config.timeouts.cpu);
+        let parked = until.find(Duration::from_millis(2), || {
             let status = self.machine.status()?;
             let cpu = view::used(&status).iter().find(|cpu| cpu.apic_id == apic_id);
-            if cpu.is_some_and(|cpu| cpu.mode == CpuMode::Parked as u32) {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                bail!("APIC {apic_id} is offline, but did not come to L0: is the kernel Linux 6.11 or later?");
-            }
-            sleep(Duration::from_millis(2));
-        }
+            let parked = cpu.is_some_and(|cpu| cpu.mode == CpuMode::Parked as u32);
+            anyhow::Ok(parked.then_some(()))
+        })?;
+        parked.with_context(|| {
+            format!("APIC {apic_id} is offline, but did not come to L0: is the kernel Linux 6.11 or later?")
+        })
     }
 
     /// On the way there, a grant; on the way back, L0 takes everything at once.

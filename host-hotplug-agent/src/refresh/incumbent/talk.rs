@@ -1,6 +1,7 @@
 //! The incumbent's side of the conversation with the successor's agent.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use partitioner::Refresh;
@@ -10,7 +11,7 @@ use crate::channel::message::MessageError;
 use crate::channel::port::PortError;
 use crate::channel::{Link, Message};
 use crate::clock::Clock;
-use crate::refresh::until;
+use crate::deadline::Deadline;
 
 impl Incumbent {
     /// Why a wait ended, in place of the channel's error.
@@ -29,25 +30,25 @@ impl Incumbent {
 
     /// Waits for a message for which `wanted` gives a value; others are out of turn. Ends early if the successor dies,
     /// or the operator wants to stop.
-    pub(super) fn expect<T>(&mut self, seconds: u64, wanted: impl Fn(&Message) -> Option<T>) -> Result<T> {
+    pub(super) fn expect<T>(&mut self, limit: Duration, wanted: impl Fn(&Message) -> Option<T>) -> Result<T> {
         let shared = Arc::clone(&self.shared);
-        self.listen(seconds, &|| shared.aborting(), wanted)
+        self.listen(limit, &|| shared.aborting(), wanted)
     }
 
     /// As [`Self::expect`], whatever the operator wants: something depends on the answer.
-    pub(super) fn insist<T>(&mut self, seconds: u64, wanted: impl Fn(&Message) -> Option<T>) -> Result<T> {
-        self.listen(seconds, &|| false, wanted)
+    pub(super) fn insist<T>(&mut self, limit: Duration, wanted: impl Fn(&Message) -> Option<T>) -> Result<T> {
+        self.listen(limit, &|| false, wanted)
     }
 
     fn listen<T>(
         &mut self,
-        seconds: u64,
+        limit: Duration,
         stop: &(dyn Fn() -> bool + Sync),
         wanted: impl Fn(&Message) -> Option<T>,
     ) -> Result<T> {
         let machine = Arc::clone(&self.machine);
         let given_up = || stop() || dead(&*machine).is_some();
-        let until = until(seconds, &given_up);
+        let until = Deadline::after(limit).or_when(&given_up);
         let link = self.link.as_mut().context("there is no channel to the successor")?;
         loop {
             match link.receive(&until) {
@@ -64,7 +65,7 @@ impl Incumbent {
         let machine = Arc::clone(&self.machine);
         let given_up = || dead(&*machine).is_some();
         let link = self.link.as_mut().context("there is no channel to the successor")?;
-        link.send(message, &until(MESSAGE, &given_up))
+        link.send(message, &Deadline::after(MESSAGE).or_when(&given_up))
             .map_err(|error| self.explain(error))
     }
 
@@ -78,13 +79,14 @@ impl Incumbent {
             } => Some((*generation, kernel.clone(), *cpus)),
             _ => None,
         };
-        let seconds = self.config.timeouts.boot;
-        let (generation, kernel, cpus) = self.expect(seconds, hello).map_err(|error| {
+        let limit = self.config.timeouts.boot;
+        let (generation, kernel, cpus) = self.expect(limit, hello).map_err(|error| {
             if dead(&*self.machine).is_some() {
                 error
             } else {
                 error.context(format!(
-                    "no word from the successor's agent within {seconds} s; see its console"
+                    "no word from the successor's agent within {} s; see its console",
+                    limit.as_secs()
                 ))
             }
         })?;
@@ -102,7 +104,7 @@ impl Incumbent {
         self.tell(&Message::Welcome {
             clock,
             guests: self.order.clone(),
-            seconds: self.config.timeouts.guest_start,
+            seconds: self.config.timeouts.guest_start.as_secs(),
         })?;
         for _ in 0..self.order.len() {
             let answer = |message: &Message| match message {
@@ -124,7 +126,7 @@ impl Incumbent {
         self.tell(&Message::Entrust {
             refresh: Box::new(refresh),
             report: Box::new(report),
-            seconds: self.config.timeouts.retire,
+            seconds: self.config.timeouts.retire.as_secs(),
         })?;
         self.expect(MESSAGE, |message| matches!(message, Message::Entrusted).then_some(()))
     }
