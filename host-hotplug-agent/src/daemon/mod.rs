@@ -16,7 +16,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::guest::qemu::Qemu;
 use crate::machine::{Access, Device, Host, Machine};
-use crate::refresh::{Shared, drive};
+use crate::refresh::{Agent, Shared};
 use crate::sysroot::SysRoot;
 use ipc::{Answer, Question};
 pub use work::Worker;
@@ -36,15 +36,14 @@ pub fn run(sys: SysRoot, config_dir: &Path, socket: &Path) -> Result<()> {
     let status = machine.status()?;
     let own = status.hosts[machine.facts().slot].generation;
     let kept = keep::load(&sys, status.generation);
-    let shared = Arc::new(Shared::new(u64::from(own), kept.unreclaimed, kept.report));
-    let worker = Arc::new(Worker::new(
-        machine.clone(),
-        Arc::new(Qemu::new(sys, POOL)),
-        shared.clone(),
-        config_dir.to_owned(),
-    ));
+    let agent = Agent {
+        machine,
+        hypervisor: Arc::new(Qemu::new(sys, POOL)),
+        shared: Arc::new(Shared::new(u64::from(own), kept.unreclaimed, kept.report)),
+    };
+    let worker = Arc::new(Worker::new(agent.clone(), config_dir.to_owned()));
     let listener = listen(socket)?;
-    drive::publish(&machine, &shared);
+    agent.publish();
     ready();
     if own != status.generation {
         worker.succeed(u64::from(own));

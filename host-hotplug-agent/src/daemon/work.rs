@@ -9,38 +9,24 @@ use partitioner::{Event, Role, State};
 use super::ipc::Question;
 use super::keep::{self, Kept};
 use crate::error::Refusal;
-use crate::guest::Hypervisor;
-use crate::l0::view;
-use crate::machine::{Machine, TextKind};
+use crate::machine::TextKind;
 use crate::refresh::incumbent::Incumbent;
 use crate::refresh::successor::Successor;
-use crate::refresh::{Prepared, Shared, drive};
+use crate::refresh::{Agent, Prepared, drive};
 use crate::report::Report;
 use crate::status::DaemonStatus;
 use crate::tsc;
 
 /// Does what the daemon is asked for.
 pub struct Worker {
-    machine: Arc<dyn Machine>,
-    hypervisor: Arc<dyn Hypervisor>,
-    shared: Arc<Shared>,
+    agent: Agent,
     config_dir: PathBuf,
 }
 
 impl Worker {
-    /// On that machine.
-    pub fn new(
-        machine: Arc<dyn Machine>,
-        hypervisor: Arc<dyn Hypervisor>,
-        shared: Arc<Shared>,
-        config_dir: PathBuf,
-    ) -> Self {
-        Self {
-            machine,
-            hypervisor,
-            shared,
-            config_dir,
-        }
+    /// For that agent, with configurations from there.
+    pub fn new(agent: Agent, config_dir: PathBuf) -> Self {
+        Self { agent, config_dir }
     }
 
     /// Answers a question.
@@ -53,11 +39,11 @@ impl Worker {
             Question::Refresh(name) => self.begin(name)?,
             Question::Abort => self.abort()?,
             Question::Retry => {
-                self.shared.lock().retry = true;
-                self.shared.notify();
+                self.agent.shared.lock().retry = true;
+                self.agent.shared.notify();
             }
         }
-        Ok(self.shared.status())
+        Ok(self.agent.shared.status())
     }
 
     /// Checks everything, then starts a refresh.
@@ -66,7 +52,7 @@ impl Worker {
     /// Why it was refused; nothing has changed then.
     pub fn begin(self: &Arc<Self>, name: &str) -> Result<()> {
         {
-            let mut inner = self.shared.lock();
+            let mut inner = self.agent.shared.lock();
             if let Some(running) = &inner.running {
                 return Err(Refusal::Running(running.clone()).into());
             }
@@ -75,7 +61,7 @@ impl Worker {
             inner.abort = None;
             inner.lost = None;
         }
-        self.machine.busy(true);
+        self.agent.machine.busy(true);
         match self.accept(name) {
             Ok(incumbent) => {
                 let worker = self.clone();
@@ -83,47 +69,49 @@ impl Worker {
                 Ok(())
             }
             Err(error) => {
-                self.shared.lock().refused = Some(format!("{error:#}"));
-                self.machine.publish(TextKind::LastError, &format!("{error:#}"));
-                self.machine.busy(false);
+                self.agent.shared.lock().refused = Some(format!("{error:#}"));
+                self.agent.machine.publish(TextKind::LastError, &format!("{error:#}"));
+                self.agent.machine.busy(false);
                 // Last, as in `conclude`.
-                self.shared.lock().running = None;
+                self.agent.shared.lock().running = None;
                 Err(error)
             }
         }
     }
 
     fn accept(&self, name: &str) -> Result<Incumbent> {
-        let unreclaimed = self.shared.lock().refresh.unreclaimed().to_vec();
-        let prepared = Prepared::new(&*self.machine, &*self.hypervisor, &self.config_dir, name, unreclaimed)?;
-        let status = self.machine.status()?;
-        let mut inner = self.shared.lock();
+        let unreclaimed = self.agent.shared.lock().refresh.unreclaimed().to_vec();
+        let prepared = Prepared::new(
+            &*self.agent.machine,
+            &*self.agent.hypervisor,
+            &self.config_dir,
+            name,
+            unreclaimed,
+        )?;
+        let status = self.agent.machine.status()?;
+        let mut inner = self.agent.shared.lock();
         inner.refresh.plan_for(&prepared.inventory, &prepared.request)?;
         inner.refresh.apply(Event::Start)?;
         inner.report = Some(Report {
             name: name.to_owned(),
             from_generation: u64::from(status.generation),
             incumbent: self
+                .agent
                 .machine
                 .sys()
                 .read_optional("proc/sys/kernel/osrelease")
                 .unwrap_or_default(),
             outcome: "running".to_owned(),
             start: tsc::now(),
-            tsc_khz: self.machine.facts().tsc_khz,
+            tsc_khz: self.agent.machine.facts().tsc_khz,
             ..Report::default()
         });
         drop(inner);
-        Ok(Incumbent::new(
-            self.machine.clone(),
-            self.hypervisor.clone(),
-            self.shared.clone(),
-            prepared,
-        ))
+        Ok(Incumbent::new(self.agent.clone(), prepared))
     }
 
     fn refresh(&self, mut incumbent: Incumbent) {
-        let driven = drive::drive(&self.machine, &self.shared, |action| incumbent.perform(action));
+        let driven = drive::drive(&self.agent, |action| incumbent.perform(action));
         self.conclude(driven.err().map(|error| error.to_string()));
     }
 
@@ -131,9 +119,7 @@ impl Worker {
     pub fn succeed(self: &Arc<Self>, generation: u64) {
         let worker = self.clone();
         std::thread::spawn(move || {
-            let (machine, hypervisor) = (worker.machine.clone(), worker.hypervisor.clone());
-            let successor = Successor::new(machine, hypervisor, worker.shared.clone(), generation);
-            let outcome = successor.serve();
+            let outcome = Successor::new(worker.agent.clone(), generation).serve();
             if let Err(error) = &outcome {
                 tracing::error!("{error:#}");
             }
@@ -143,7 +129,7 @@ impl Worker {
 
     /// Asks the running refresh to go back.
     fn abort(&self) -> Result<()> {
-        let mut inner = self.shared.lock();
+        let mut inner = self.agent.shared.lock();
         let Some(name) = inner.running.clone() else {
             return Err(Refusal::NothingToAbort.into());
         };
@@ -152,14 +138,14 @@ impl Worker {
         }
         inner.abort = Some("stopped by the operator".to_owned());
         drop(inner);
-        self.shared.notify();
+        self.agent.shared.notify();
         Ok(())
     }
 
     /// Writes down how it ended.
     fn conclude(&self, fault: Option<String>) {
-        let exits = self.machine.status().map_or(0, |status| view::total_exits(&status));
-        let mut inner = self.shared.lock();
+        let exits = self.agent.exits();
+        let mut inner = self.agent.shared.lock();
         let error = fault.or_else(|| inner.refresh.last_error().map(str::to_owned));
         let losses = inner.refresh.losses().iter().map(ToString::to_string).collect();
         let unreclaimed = inner.refresh.unreclaimed().to_vec();
@@ -183,14 +169,14 @@ impl Worker {
             report: inner.report.clone(),
         };
         drop(inner);
-        if let Err(error) = keep::save(self.machine.sys(), &kept) {
+        if let Err(error) = keep::save(self.agent.machine.sys(), &kept) {
             tracing::warn!("{error:#}");
         }
-        drive::publish(&self.machine, &self.shared);
-        self.machine.busy(false);
+        self.agent.publish();
+        self.agent.machine.busy(false);
         // Last: whoever sees that nothing runs sees all of how it ended, and what begins next is not called idle by
         // this.
-        let mut inner = self.shared.lock();
+        let mut inner = self.agent.shared.lock();
         inner.running = None;
         inner.abort = None;
     }

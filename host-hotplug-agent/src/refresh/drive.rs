@@ -1,14 +1,9 @@
 //! The loop: next action, perform it, report the result.
 
-use std::sync::Arc;
-
 use anyhow::Result;
 use partitioner::{Action, Course, Event, Refused, Role};
 
-use super::incumbent::dead;
-use super::{Shared, phase, shared};
-use crate::l0::view;
-use crate::machine::{Machine, TextKind};
+use super::{Agent, Shared, phase};
 use crate::report::Phase;
 use crate::tsc;
 
@@ -16,11 +11,8 @@ use crate::tsc;
 ///
 /// # Errors
 /// If the state machine and this loop disagree, which is a fault of the program.
-pub fn drive(
-    machine: &Arc<dyn Machine>,
-    shared: &Shared,
-    mut perform: impl FnMut(&Action) -> Result<()>,
-) -> Result<(), Refused> {
+pub fn drive(agent: &Agent, mut perform: impl FnMut(&Action) -> Result<()>) -> Result<(), Refused> {
+    let shared = &*agent.shared;
     let mut death_reported = false;
     loop {
         let (action, course, role) = {
@@ -31,10 +23,10 @@ pub fn drive(
                 inner.refresh.role(),
             )
         };
-        publish(machine, shared);
+        agent.publish();
         if role == Role::Incumbent
             && !death_reported
-            && let Some(reason) = lost(machine, shared)
+            && let Some(reason) = lost(agent)
         {
             let event = Event::SuccessorDied(reason);
             death_reported = shared.lock().refresh.apply(event).is_ok();
@@ -56,10 +48,10 @@ pub fn drive(
             return Ok(());
         };
         let name = phase::name(&shared.lock().refresh, &action);
-        let (start, exits) = (tsc::now(), exits(machine));
+        let (start, exits) = (tsc::now(), agent.exits());
         tracing::info!("{action}");
         let outcome = perform(&action);
-        record(shared, name, role, start, exits_since(machine, exits));
+        record(shared, name, role, start, agent.exits().saturating_sub(exits));
         let event = match outcome {
             Ok(()) => Event::Done,
             Err(error) => {
@@ -83,9 +75,9 @@ pub fn drive(
 }
 
 /// Why there is no successor any more, if there was one.
-fn lost(machine: &Arc<dyn Machine>, shared: &Shared) -> Option<String> {
-    let died = dead(&**machine).map(|reason| format!("the successor died: {reason}"));
-    died.or_else(|| shared.lock().lost.take())
+fn lost(agent: &Agent) -> Option<String> {
+    let died = agent.other_died().map(|reason| format!("the successor died: {reason}"));
+    died.or_else(|| agent.shared.lock().lost.take())
 }
 
 /// The operator's wish to stop, if this is the moment for it.
@@ -108,14 +100,6 @@ fn await_retry(shared: &Shared) -> Result<(), Refused> {
         }
         shared.wait();
     }
-}
-
-fn exits(machine: &Arc<dyn Machine>) -> u64 {
-    machine.status().map_or(0, |status| view::total_exits(&status))
-}
-
-fn exits_since(machine: &Arc<dyn Machine>, before: u64) -> u64 {
-    exits(machine).saturating_sub(before)
 }
 
 /// Adds to the report; neighbours of one phase are one entry.
@@ -142,15 +126,4 @@ fn record(shared: &Shared, name: &str, role: Role, start: u64, l0_exits: u64) {
             l0_exits,
         }),
     }
-}
-
-/// Shows where it stands in `/sys/kernel/locum`.
-pub fn publish(machine: &Arc<dyn Machine>, shared: &Shared) {
-    let status = shared.status();
-    machine.publish(TextKind::State, shared::state(shared.lock().refresh.state()));
-    machine.publish(
-        TextKind::Progress,
-        &format!("{}/{} {}", status.done, status.total, status.summary),
-    );
-    machine.publish(TextKind::LastError, status.last_error.as_deref().unwrap_or_default());
 }

@@ -12,6 +12,7 @@
 //!         power off                                     drive: await gone, add memory, CPUs, PCI; leave nested
 //! ```
 
+mod agent;
 pub mod drive;
 pub mod incumbent;
 pub mod phase;
@@ -21,17 +22,15 @@ pub mod successor;
 #[cfg(test)]
 mod tests;
 
+pub use agent::Agent;
 pub use prepare::Prepared;
 pub use shared::Shared;
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result};
-use locum_abi::HostState;
+use anyhow::Result;
 
-use crate::acpi::Interrupts;
 use crate::channel::Port;
-use crate::l0::names;
 use crate::machine::Machine;
 
 /// Channels for guests, opened once per refresh: a channel that is opened anew drops what is in it.
@@ -49,17 +48,4 @@ impl Ports {
             std::collections::btree_map::Entry::Vacant(entry) => entry.insert(machine.channel(number)?),
         })
     }
-}
-
-/// Linux's number of a CPU.
-fn cpu_number(machine: &dyn Machine, apic: partitioner::ApicId) -> Result<u32> {
-    let madt = Interrupts::read(machine.sys())?;
-    madt.number(apic.0)
-        .with_context(|| format!("the MADT does not list {apic}"))
-}
-
-/// State of the host in the other slot, and why it is dead, if it is.
-fn other_host(machine: &dyn Machine) -> Option<(HostState, String)> {
-    let host = machine.host(machine.facts().slot.other()).ok()?;
-    Some((HostState::from_raw(host.state)?, names::stop_reason(&host)))
 }

@@ -105,7 +105,7 @@ impl Shared {
 }
 
 /// The state in one word, as in `/sys/kernel/locum/state`.
-pub fn state(state: State) -> &'static str {
+fn state(state: State) -> &'static str {
     match state {
         State::Idle => "idle",
         State::Planned => "planned",

@@ -1,20 +1,18 @@
 //! The successor's side: it answers the incumbent until that is gone, then takes over the machine.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use locum_abi::HostState;
 use partitioner::{Action, MemRange, Refresh, Role};
 
-use super::{Ports, Shared, cpu_number, drive, other_host};
+use super::{Agent, Ports, drive};
 use crate::channel::message::MessageError;
 use crate::channel::port::PortError;
 use crate::channel::{Link, Message};
 use crate::deadline::Deadline;
-use crate::guest::{Hypervisor, Spec, Vm};
-use crate::machine::Machine;
+use crate::guest::{Spec, Vm};
 use crate::report::Report;
 use crate::tsc;
 
@@ -26,9 +24,7 @@ type Gone<'a> = &'a (dyn Fn() -> bool + Sync);
 
 /// A host that is to replace another.
 pub struct Successor {
-    machine: Arc<dyn Machine>,
-    hypervisor: Arc<dyn Hypervisor>,
-    shared: Arc<Shared>,
+    agent: Agent,
     generation: u64,
     guests: BTreeMap<String, (Spec, Box<dyn Vm>)>,
     ports: Ports,
@@ -36,16 +32,9 @@ pub struct Successor {
 
 impl Successor {
     /// Of that generation.
-    pub fn new(
-        machine: Arc<dyn Machine>,
-        hypervisor: Arc<dyn Hypervisor>,
-        shared: Arc<Shared>,
-        generation: u64,
-    ) -> Self {
+    pub fn new(agent: Agent, generation: u64) -> Self {
         Self {
-            machine,
-            hypervisor,
-            shared,
+            agent,
             generation,
             guests: BTreeMap::new(),
             ports: Ports::default(),
@@ -57,12 +46,11 @@ impl Successor {
     /// # Errors
     /// If the channel fails before this host is in charge.
     pub fn serve(mut self) -> Result<()> {
-        let mut link = Link::new(self.machine.channel(0)?);
-        let machine = Arc::clone(&self.machine);
-        let gone = || incumbent_state(&*machine) != Some(HostState::Running);
+        let mut link = Link::new(self.agent.machine.channel(0)?);
+        let agent = self.agent.clone();
+        let gone = || incumbent_state(&agent) != Some(HostState::Running);
         let message = self.hello()?;
-        link.send(&message, &Deadline::after(MESSAGE).or_when(&gone))
-            .context("saying hello to the incumbent")?;
+        say(&mut link, &message, &gone).context("saying hello to the incumbent")?;
         let mut returned = None;
         loop {
             let message = match returned.take().map_or_else(|| link.receive(&Deadline::when(&gone)), Ok) {
@@ -82,9 +70,9 @@ impl Successor {
             } = message
             {
                 self.accept(*refresh, *report)?;
-                link.send(&Message::Entrusted, &Deadline::after(MESSAGE).or_when(&gone))?;
+                say(&mut link, &Message::Entrusted, &gone)?;
                 returned = self.take_over(&mut link, Duration::from_secs(seconds))?;
-                if self.shared.lock().refresh.role() == Role::Incumbent {
+                if self.agent.shared.lock().refresh.role() == Role::Incumbent {
                     return Ok(());
                 }
             } else {
@@ -94,7 +82,7 @@ impl Successor {
     }
 
     fn hello(&self) -> Result<Message> {
-        let sys = self.machine.sys();
+        let sys = self.agent.machine.sys();
         let online = sys.read("sys/devices/system/cpu/online")?;
         Ok(Message::Hello {
             generation: self.generation,
@@ -122,13 +110,12 @@ impl Successor {
 
     /// Starts all QEMUs side by side.
     fn prepare(&mut self, link: &mut Link, guests: Vec<Spec>, limit: Duration, gone: Gone<'_>) -> Result<()> {
-        let hypervisor = Arc::clone(&self.hypervisor);
+        let hypervisor = &*self.agent.hypervisor;
         let start = tsc::now();
         let prepared: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = guests
                 .into_iter()
                 .map(|spec| {
-                    let hypervisor = &hypervisor;
                     let name = spec.name.clone();
                     let thread = scope.spawn(move || {
                         let vm = hypervisor.prepare(&spec, &Deadline::after(limit).or_when(gone));
@@ -145,7 +132,7 @@ impl Successor {
         for (name, outcome) in prepared {
             let message = match outcome {
                 Ok((spec, Ok(vm), ready)) => {
-                    self.ports.get(&*self.machine, spec.channel)?;
+                    self.ports.get(&*self.agent.machine, spec.channel)?;
                     self.guests.insert(name.clone(), (spec, vm));
                     Message::Prepared {
                         name,
@@ -161,7 +148,7 @@ impl Successor {
                     reason: "the thread that starts it panicked".to_owned(),
                 },
             };
-            link.send(&message, &Deadline::after(MESSAGE).or_when(gone))?;
+            say(link, &message, gone)?;
         }
         Ok(())
     }
@@ -169,16 +156,10 @@ impl Successor {
     fn receive(&mut self, link: &mut Link, name: String, limit: Duration, gone: Gone<'_>) -> Result<()> {
         let Some((spec, vm)) = self.guests.get_mut(&name) else {
             let reason = "its QEMU was not started here".to_owned();
-            return Ok(link.send(
-                &Message::Failed { name, reason },
-                &Deadline::after(MESSAGE).or_when(gone),
-            )?);
+            return Ok(say(link, &Message::Failed { name, reason }, gone)?);
         };
-        let port = self.ports.get(&*self.machine, spec.channel)?;
-        link.send(
-            &Message::Receiving { name: name.clone() },
-            &Deadline::after(MESSAGE).or_when(gone),
-        )?;
+        let port = self.ports.get(&*self.agent.machine, spec.channel)?;
+        say(link, &Message::Receiving { name: name.clone() }, gone)?;
         let message = match vm.receive(port, &Deadline::after(limit).or_when(gone)) {
             Ok(received) => Message::Resumed {
                 name,
@@ -195,7 +176,7 @@ impl Successor {
                 }
             }
         };
-        Ok(link.send(&message, &Deadline::after(MESSAGE).or_when(gone))?)
+        Ok(say(link, &message, gone)?)
     }
 
     fn give_back(&mut self, link: &mut Link, name: String, limit: Duration, gone: Gone<'_>) -> Result<()> {
@@ -203,7 +184,7 @@ impl Successor {
             .guests
             .remove(&name)
             .with_context(|| format!("guest {name} does not run here"))?;
-        let port = self.ports.get(&*self.machine, spec.channel)?;
+        let port = self.ports.get(&*self.agent.machine, spec.channel)?;
         if let Err(error) = vm.send(port, &Deadline::after(limit).or_when(gone)) {
             tracing::warn!("guest {name}: {error:#}");
         }
@@ -211,7 +192,7 @@ impl Successor {
             match link.receive(&Deadline::after(limit + MESSAGE).or_when(gone)) {
                 Ok(Message::Resumed { .. }) => {
                     vm.quit()?;
-                    return Ok(link.send(&Message::Gone { name }, &Deadline::after(MESSAGE).or_when(gone))?);
+                    return Ok(say(link, &Message::Gone { name }, gone)?);
                 }
                 Ok(Message::Failed { .. }) => {
                     vm.resume()?;
@@ -227,7 +208,7 @@ impl Successor {
 
     fn accept(&self, refresh: Refresh, report: Report) -> Result<()> {
         let taken = Refresh::take_over(refresh)?;
-        let mut inner = self.shared.lock();
+        let mut inner = self.agent.shared.lock();
         inner.refresh = taken;
         inner.running = Some(report.name.clone());
         inner.report = Some(report);
@@ -237,14 +218,14 @@ impl Successor {
     /// Drives the state machine from the wait for the incumbent's end on. Returns the incumbent's message if it goes on
     /// instead.
     fn take_over(&mut self, link: &mut Link, limit: Duration) -> Result<Option<Message>> {
-        let (machine, shared) = (Arc::clone(&self.machine), Arc::clone(&self.shared));
+        let agent = self.agent.clone();
         let mut returned = None;
-        drive::drive(&machine, &shared, |action| match action {
+        drive::drive(&agent, |action| match action {
             Action::AwaitIncumbentGone => {
                 returned = self.await_gone(link, limit)?;
                 if returned.is_some() {
                     let reason = "the incumbent takes its guests back";
-                    shared.lock().abort = Some(reason.to_owned());
+                    agent.shared.lock().abort = Some(reason.to_owned());
                     bail!(reason);
                 }
                 Ok(())
@@ -256,8 +237,7 @@ impl Successor {
 
     /// Waits for L0's word. A message means that the incumbent goes back instead.
     fn await_gone(&mut self, link: &mut Link, limit: Duration) -> Result<Option<Message>> {
-        let machine = Arc::clone(&self.machine);
-        let over = || incumbent_state(&*machine) != Some(HostState::Running);
+        let over = || incumbent_state(&self.agent) != Some(HostState::Running);
         let until = Deadline::after(limit);
         match link.receive(&until.or_when(&over)) {
             Ok(message) => Ok(Some(message)),
@@ -267,7 +247,7 @@ impl Successor {
     }
 
     fn await_word(&self, until: &Deadline<'_>) -> Result<()> {
-        let word = until.find(Duration::from_millis(20), || match incumbent_state(&*self.machine) {
+        let word = until.find(Duration::from_millis(20), || match incumbent_state(&self.agent) {
             Some(HostState::Retired) => Ok(Some(())),
             Some(HostState::Dead) => bail!("the incumbent died before it could retire"),
             _ => Ok(None),
@@ -276,14 +256,14 @@ impl Successor {
     }
 
     fn perform(&mut self, action: &Action) -> Result<()> {
-        let machine = &*self.machine;
+        let machine = &*self.agent.machine;
         match action {
             // L0 gave it all when the incumbent retired.
             Action::Transfer(_) => Ok(()),
             Action::AddMemory { range, online } => machine.add_memory(*range, self.node(*range), *online),
-            Action::OnlineCpu(apic) => machine.online_cpu(cpu_number(machine, *apic)?),
+            Action::OnlineCpu(apic) => machine.online_cpu(self.agent.cpu_number(*apic)?),
             Action::AddPci(address) => machine.find_pci(*address),
-            Action::LeaveNested(apic) => machine.leave(cpu_number(machine, *apic)?),
+            Action::LeaveNested(apic) => machine.leave(self.agent.cpu_number(*apic)?),
             Action::TakeIncumbent => self.take_incumbent(),
             other => bail!("`{other}` is the incumbent's to do"),
         }
@@ -294,10 +274,10 @@ impl Successor {
     fn take_incumbent(&self) -> Result<()> {
         let mut told = false;
         loop {
-            if incumbent_state(&*self.machine) == Some(HostState::Retired) {
+            if incumbent_state(&self.agent) == Some(HostState::Retired) {
                 return Ok(());
             }
-            match self.machine.abort() {
+            match self.agent.machine.abort() {
                 Ok(()) => return Ok(()),
                 Err(error) if !told => {
                     told = true;
@@ -310,7 +290,7 @@ impl Successor {
     }
 
     fn node(&self, range: MemRange) -> u32 {
-        let inner = self.shared.lock();
+        let inner = self.agent.shared.lock();
         let blocks = inner
             .refresh
             .plan()
@@ -323,6 +303,11 @@ impl Successor {
     }
 }
 
-fn incumbent_state(machine: &dyn Machine) -> Option<HostState> {
-    other_host(machine).map(|(state, _)| state)
+/// Tells the incumbent, as long as it is there.
+fn say(link: &mut Link, message: &Message, gone: Gone<'_>) -> Result<(), MessageError> {
+    link.send(message, &Deadline::after(MESSAGE).or_when(gone))
+}
+
+fn incumbent_state(agent: &Agent) -> Option<HostState> {
+    agent.other_host().map(|(state, _)| state)
 }

@@ -14,7 +14,7 @@ use crate::error::Refusal;
 use crate::l0::{memory, view};
 use crate::load::cpio;
 use crate::machine::{Machine, TextKind};
-use crate::refresh::Shared;
+use crate::refresh::{Agent, Shared};
 use crate::report::Report;
 use crate::testing::kernel::bzimage;
 use crate::testing::machine::FakeMachine;
@@ -63,7 +63,14 @@ impl Stage {
         hypervisor.boot("two");
         let shared = Arc::new(Shared::new(0, vec![], None));
         let config = machine.tree().path().join("etc/locum");
-        let worker = Arc::new(Worker::new(machine.clone(), hypervisor, shared.clone(), config));
+        let worker = Arc::new(Worker::new(
+            Agent {
+                machine: machine.clone(),
+                hypervisor,
+                shared: shared.clone(),
+            },
+            config,
+        ));
         Self {
             world,
             machine,

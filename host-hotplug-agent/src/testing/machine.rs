@@ -21,7 +21,7 @@ use crate::daemon::Worker;
 use crate::inventory::{cpu_dir, memory::block_dir, pci};
 use crate::l0::{memory, view};
 use crate::machine::{Facts, Machine, Start, TextKind};
-use crate::refresh::Shared;
+use crate::refresh::{Agent, Shared};
 use crate::sysroot::SysRoot;
 
 /// One host of the world.
@@ -108,10 +108,13 @@ impl FakeMachine {
         fs::remove_dir_all(tree.path().join("sys/bus/pci/devices/0000:00:02.0")).unwrap();
         let machine = FakeMachine::new(&self.world, SUCCESSOR, tree);
         self.world.lock().successor = Some(machine.tree.clone());
-        let shared = Arc::new(Shared::new(1, vec![], None));
-        let hypervisor = Arc::new(FakeHypervisor::new(&self.world, SUCCESSOR));
         let config = machine.tree.path().to_owned();
-        Arc::new(Worker::new(machine, hypervisor, shared, config)).succeed(1);
+        let agent = Agent {
+            machine,
+            hypervisor: Arc::new(FakeHypervisor::new(&self.world, SUCCESSOR)),
+            shared: Arc::new(Shared::new(1, vec![], None)),
+        };
+        Arc::new(Worker::new(agent, config)).succeed(1);
     }
 }
 

@@ -1,12 +1,11 @@
 //! Guests given to the successor, and taken back. A guest never runs in both hosts, and whenever it is not known where
 //! it runs, the successor is stopped first.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::{Incumbent, MESSAGE, VERDICT, dead};
+use super::{Incumbent, MESSAGE, VERDICT};
 use crate::channel::Message;
 use crate::deadline::Deadline;
 use crate::guest::{Spec, Vm};
@@ -14,7 +13,7 @@ use crate::report::GuestReport;
 
 impl Incumbent {
     pub(super) fn note(&self, name: &str, change: impl FnOnce(&mut GuestReport)) {
-        if let Some(report) = &mut self.shared.lock().report {
+        if let Some(report) = &mut self.agent.shared.lock().report {
             let guest = report.guest(name);
             change(guest);
             guest.conclude();
@@ -29,7 +28,7 @@ impl Incumbent {
             .cloned()
             .with_context(|| format!("guest {name} is not in the plan"))?;
         let limit = self.config.timeouts.guest_move;
-        let mut vm = self.hypervisor.attach(&spec)?;
+        let mut vm = self.agent.hypervisor.attach(&spec)?;
         self.tell(&Message::Receive {
             name: name.to_owned(),
             seconds: limit.as_secs(),
@@ -40,9 +39,9 @@ impl Incumbent {
             _ => None,
         };
         self.expect(MESSAGE, receiving)??;
-        let machine = Arc::clone(&self.machine);
-        let given_up = || dead(&*machine).is_some();
-        let port = self.ports.get(&*self.machine, spec.channel)?;
+        let agent = self.agent.clone();
+        let given_up = || agent.other_died().is_some();
+        let port = self.ports.get(&*self.agent.machine, spec.channel)?;
         let sent = vm.send(port, &Deadline::after(limit).or_when(&given_up));
         // The operator must wait for the word: until then it is not known where the guest runs.
         let verdict = self.insist(limit + VERDICT, |message| match message {
@@ -81,7 +80,7 @@ impl Incumbent {
                 // Nobody says where the guest runs. Stop the successor for certain; then it runs here only.
                 self.take_back()
                     .context("the successor must be stopped before the guest may run on")?;
-                self.shared.lock().lost = Some(format!("{silence:#}"));
+                self.agent.shared.lock().lost = Some(format!("{silence:#}"));
                 vm.resume()
                     .with_context(|| format!("guest {name} does not run on after a failed handover"))?;
                 Err(silence)
@@ -97,9 +96,9 @@ impl Incumbent {
             .cloned()
             .with_context(|| format!("guest {name} is not in the plan"))?;
         let limit = self.config.timeouts.guest_move;
-        let machine = Arc::clone(&self.machine);
-        let given_up = || dead(&*machine).is_some();
-        let mut vm = self.hypervisor.prepare(
+        let agent = self.agent.clone();
+        let given_up = || agent.other_died().is_some();
+        let mut vm = self.agent.hypervisor.prepare(
             &spec,
             &Deadline::after(self.config.timeouts.guest_start).or_when(&given_up),
         )?;
@@ -116,14 +115,14 @@ impl Incumbent {
 
     pub(super) fn take_guest(&mut self, spec: &Spec, vm: &mut dyn Vm, limit: Duration) -> Result<()> {
         let name = spec.name.clone();
-        let machine = Arc::clone(&self.machine);
-        let given_up = || dead(&*machine).is_some();
-        self.ports.get(&*self.machine, spec.channel)?;
+        let agent = self.agent.clone();
+        let given_up = || agent.other_died().is_some();
+        self.ports.get(&*self.agent.machine, spec.channel)?;
         self.tell(&Message::Return {
             name: name.clone(),
             seconds: limit.as_secs(),
         })?;
-        let port = self.ports.get(&*self.machine, spec.channel)?;
+        let port = self.ports.get(&*self.agent.machine, spec.channel)?;
         match vm.receive(port, &Deadline::after(limit).or_when(&given_up)) {
             Ok(received) => {
                 let (received, resumed) = (received.received, received.resumed);

@@ -10,17 +10,22 @@ use crate::machine::Start;
 impl Incumbent {
     pub(super) fn load(&mut self) -> Result<()> {
         let files = self.files.take().context("the successor's files are gone")?;
-        let facts = *self.machine.facts();
-        let sys = self.machine.sys();
+        let facts = *self.agent.machine.facts();
+        let sys = self.agent.machine.sys();
         let (plan, generation) = {
-            let inner = self.shared.lock();
+            let inner = self.agent.shared.lock();
             let plan = inner.refresh.plan().cloned().context("there is no plan")?;
             let generation = plan.generation.next().0;
             (plan, generation)
         };
         let boot_cpu = plan.cpus.first().context("the plan has no boot CPU")?.apic;
-        let (tables, rsdp) =
-            load::tables::acpi(sys, self.machine.memory(), &facts.header, facts.header_address, &plan)?;
+        let (tables, rsdp) = load::tables::acpi(
+            sys,
+            self.agent.machine.memory(),
+            &facts.header,
+            facts.header_address,
+            &plan,
+        )?;
         let e820 = load::tables::memory_map(sys, &facts.header, &plan)?;
         let line = cmdline::complete(
             &self.config.cmdline,
@@ -43,7 +48,8 @@ impl Incumbent {
         } = load::layout(files, range, &line, rsdp, &e820)?;
         for piece in tables.iter().chain(&pieces) {
             tracing::debug!("{} at {:#x}, {} bytes", piece.what, piece.at, piece.bytes.len());
-            self.machine
+            self.agent
+                .machine
                 .write(piece.at, &piece.bytes)
                 .with_context(|| format!("copying the {} to {:#x}", piece.what, piece.at))?;
         }

@@ -5,20 +5,19 @@ mod image;
 mod talk;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use locum_abi::{CpuMode, Grant, HostState};
+use locum_abi::{CpuMode, Grant};
 use partitioner::{Action, MemRange, Owner, PciAddress, Plan, Resource, Transfer};
 
-use super::{Ports, Prepared, Shared, cpu_number, other_host};
+use super::{Agent, Ports, Prepared};
 use crate::channel::Link;
 use crate::deadline::Deadline;
-use crate::guest::{Hypervisor, Spec};
+use crate::guest::Spec;
 use crate::l0::view;
 use crate::load::Files;
-use crate::machine::{Machine, Start};
+use crate::machine::Start;
 
 /// Beyond a guest's time, for the successor to say how it went, its QEMU's end included.
 const VERDICT: Duration = Duration::from_secs(30);
@@ -27,9 +26,7 @@ const MESSAGE: Duration = Duration::from_secs(30);
 
 /// Does what the state machine tells the incumbent.
 pub struct Incumbent {
-    machine: Arc<dyn Machine>,
-    hypervisor: Arc<dyn Hypervisor>,
-    shared: Arc<Shared>,
+    agent: Agent,
     config: crate::config::Config,
     /// Gone once loaded.
     files: Option<Files>,
@@ -45,16 +42,9 @@ pub struct Incumbent {
 
 impl Incumbent {
     /// For a refresh that was accepted.
-    pub fn new(
-        machine: Arc<dyn Machine>,
-        hypervisor: Arc<dyn Hypervisor>,
-        shared: Arc<Shared>,
-        prepared: Prepared,
-    ) -> Self {
+    pub fn new(agent: Agent, prepared: Prepared) -> Self {
         Self {
-            machine,
-            hypervisor,
-            shared,
+            agent,
             config: prepared.config,
             files: Some(prepared.files),
             guests: prepared
@@ -75,15 +65,16 @@ impl Incumbent {
     /// # Errors
     /// Why it could not be done.
     pub fn perform(&mut self, action: &Action) -> Result<()> {
-        let machine = Arc::clone(&self.machine);
+        let agent = self.agent.clone();
+        let machine = &*agent.machine;
         match action {
             Action::RemoveMemory { range, .. } => machine.remove_memory(*range),
             Action::AddMemory { range, online } => machine.add_memory(*range, self.node(*range), *online),
             Action::OfflineCpu(apic) => {
-                machine.offline_cpu(cpu_number(&*machine, *apic)?)?;
+                machine.offline_cpu(agent.cpu_number(*apic)?)?;
                 self.await_parked(apic.0)
             }
-            Action::OnlineCpu(apic) => machine.online_cpu(cpu_number(&*machine, *apic)?),
+            Action::OnlineCpu(apic) => machine.online_cpu(agent.cpu_number(*apic)?),
             Action::RemovePci(address) => machine.remove_pci(*address),
             Action::AddPci(address) => machine.find_pci(*address),
             Action::LoadSuccessor => self.load(),
@@ -91,8 +82,8 @@ impl Incumbent {
                 let blocks: Vec<MemRange> = self.plan(|plan| plan.blocks.iter().map(|block| block.range).collect())?;
                 blocks.into_iter().try_for_each(|range| machine.wipe(range))
             }
-            Action::EnterNested(apic) => machine.enter(cpu_number(&*machine, *apic)?),
-            Action::LeaveNested(apic) => machine.leave(cpu_number(&*machine, *apic)?),
+            Action::EnterNested(apic) => machine.enter(agent.cpu_number(*apic)?),
+            Action::LeaveNested(apic) => machine.leave(agent.cpu_number(*apic)?),
             Action::Transfer(transfer) => self.transfer(*transfer),
             Action::StartSuccessor => {
                 let start = self.start.context("the successor's image is not loaded")?;
@@ -112,7 +103,7 @@ impl Incumbent {
     }
 
     fn plan<T>(&self, look: impl FnOnce(&Plan) -> T) -> Result<T> {
-        let inner = self.shared.lock();
+        let inner = self.agent.shared.lock();
         inner.refresh.plan().map(look).context("there is no plan")
     }
 
@@ -130,7 +121,7 @@ impl Incumbent {
     fn await_parked(&self, apic_id: u32) -> Result<()> {
         let until = Deadline::after(self.config.timeouts.cpu);
         let parked = until.find(Duration::from_millis(2), || {
-            let status = self.machine.status()?;
+            let status = self.agent.machine.status()?;
             let cpu = view::used(&status).iter().find(|cpu| cpu.apic_id == apic_id);
             let parked = cpu.is_some_and(|cpu| cpu.mode == CpuMode::Parked as u32);
             anyhow::Ok(parked.then_some(()))
@@ -148,25 +139,17 @@ impl Incumbent {
             return self.take_back();
         }
         self.taken_back = false;
-        self.machine.grant(grant(transfer.resource))
+        self.agent.machine.grant(grant(transfer.resource))
     }
 
     fn take_back(&mut self) -> Result<()> {
         if !self.taken_back {
-            self.machine.abort()?;
+            self.agent.machine.abort()?;
             self.taken_back = true;
             self.link = None;
             self.ports = Ports::default();
         }
         Ok(())
-    }
-}
-
-/// Why the successor is dead, if it is.
-pub fn dead(machine: &dyn Machine) -> Option<String> {
-    match other_host(machine)? {
-        (HostState::Dead, reason) => Some(reason),
-        _ => None,
     }
 }
 

@@ -1,12 +1,11 @@
 //! The incumbent's side of the conversation with the successor's agent.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use partitioner::Refresh;
 
-use super::{Incumbent, MESSAGE, VERDICT, dead};
+use super::{Incumbent, MESSAGE, VERDICT};
 use crate::channel::message::MessageError;
 use crate::channel::port::PortError;
 use crate::channel::{Link, Message};
@@ -16,7 +15,7 @@ use crate::deadline::Deadline;
 impl Incumbent {
     /// Why a wait ended, in place of the channel's error.
     pub(super) fn explain(&self, error: MessageError) -> anyhow::Error {
-        if let Some(reason) = dead(&*self.machine) {
+        if let Some(reason) = self.agent.other_died() {
             return anyhow!("the successor died: {reason}");
         }
         match error {
@@ -31,7 +30,7 @@ impl Incumbent {
     /// Waits for a message for which `wanted` gives a value; others are out of turn. Ends early if the successor dies,
     /// or the operator wants to stop.
     pub(super) fn expect<T>(&mut self, limit: Duration, wanted: impl Fn(&Message) -> Option<T>) -> Result<T> {
-        let shared = Arc::clone(&self.shared);
+        let shared = self.agent.shared.clone();
         self.listen(limit, &|| shared.aborting(), wanted)
     }
 
@@ -46,8 +45,8 @@ impl Incumbent {
         stop: &(dyn Fn() -> bool + Sync),
         wanted: impl Fn(&Message) -> Option<T>,
     ) -> Result<T> {
-        let machine = Arc::clone(&self.machine);
-        let given_up = || stop() || dead(&*machine).is_some();
+        let agent = self.agent.clone();
+        let given_up = || stop() || agent.other_died().is_some();
         let until = Deadline::after(limit).or_when(&given_up);
         let link = self.link.as_mut().context("there is no channel to the successor")?;
         loop {
@@ -62,15 +61,15 @@ impl Incumbent {
     }
 
     pub(super) fn tell(&mut self, message: &Message) -> Result<()> {
-        let machine = Arc::clone(&self.machine);
-        let given_up = || dead(&*machine).is_some();
+        let agent = self.agent.clone();
+        let given_up = || agent.other_died().is_some();
         let link = self.link.as_mut().context("there is no channel to the successor")?;
         link.send(message, &Deadline::after(MESSAGE).or_when(&given_up))
             .map_err(|error| self.explain(error))
     }
 
     pub(super) fn await_successor(&mut self) -> Result<()> {
-        self.link = Some(Link::new(self.machine.channel(0)?));
+        self.link = Some(Link::new(self.agent.machine.channel(0)?));
         let hello = |message: &Message| match message {
             Message::Hello {
                 generation,
@@ -81,7 +80,7 @@ impl Incumbent {
         };
         let limit = self.config.timeouts.boot;
         let (generation, kernel, cpus) = self.expect(limit, hello).map_err(|error| {
-            if dead(&*self.machine).is_some() {
+            if self.agent.other_died().is_some() {
                 error
             } else {
                 error.context(format!(
@@ -97,10 +96,10 @@ impl Incumbent {
         if cpus != planned {
             bail!("the successor came up with {cpus} of {planned} CPUs; see its console");
         }
-        if let Some(report) = &mut self.shared.lock().report {
+        if let Some(report) = &mut self.agent.shared.lock().report {
             report.successor = kernel;
         }
-        let clock = Clock::now(self.machine.facts().tsc_khz);
+        let clock = Clock::now(self.agent.machine.facts().tsc_khz);
         self.tell(&Message::Welcome {
             clock,
             guests: self.order.clone(),
@@ -120,7 +119,7 @@ impl Incumbent {
 
     pub(super) fn entrust(&mut self) -> Result<()> {
         let (refresh, report): (Refresh, _) = {
-            let inner = self.shared.lock();
+            let inner = self.agent.shared.lock();
             (inner.refresh.clone(), inner.report.clone().unwrap_or_default())
         };
         self.tell(&Message::Entrust {
