@@ -6,7 +6,7 @@
 //! | [`native_call`] | a native host's module | `nested`, and back through its frame |
 //! | [`reset`] | a host's CPU that is taken offline or stopped | the parking loop |
 //! | [`parking`] | any of these, and CPUs that boot started | `park`, and on to a host |
-//! | [`native_host`] | | a host, in VMX root |
+//! | [`native_host`], [`vm_entry`] | | a host, in VMX root or in non-root |
 //!
 //! All that jumps is here; what is behind a door returns a value, and the door carries it out.
 
@@ -14,4 +14,5 @@ pub mod native_call;
 pub mod native_host;
 pub mod parking;
 pub mod reset;
+pub mod vm_entry;
 pub mod vm_exit;

@@ -5,7 +5,7 @@ use core::arch::{asm, global_asm};
 
 use locum_abi::{Errno, Event, Frame};
 
-use super::vm_exit;
+use super::vm_entry;
 use crate::arch::{cpuid, gdt, registers, stack};
 use crate::nested::{transition, vcpu};
 use crate::vmx::instructions::Cpu;
@@ -61,9 +61,9 @@ extern "C" fn arrive(frame: *mut Frame) -> ! {
         trap::load();
         (vcpu::of(cpu), Cpu::new(), &mut *frame)
     };
-    match transition::enter(vcpu, &mut hw, frame, cpu, vm_exit::address()) {
+    match transition::enter(vcpu, &mut hw, frame, cpu, vm_entry::address()) {
         // SAFETY: `enter` made VMCS01 current and filled it in.
-        Ok(()) => unsafe { vm_exit::launch(vcpu) },
+        Ok(()) => unsafe { vm_entry::launch(vcpu) },
         Err(errno) => {
             let address = core::ptr::from_mut(frame) as u64;
             shared::trace(Event::CallRefused {

@@ -5,7 +5,7 @@ use core::arch::asm;
 
 use locum_abi::Event;
 
-use super::{native_host, vm_exit};
+use super::{native_host, vm_entry};
 use crate::arch::{cpuid, gdt, registers, stack};
 use crate::id::CpuIndex;
 use crate::nested::{transition, vcpu};
@@ -78,9 +78,9 @@ extern "C" fn parked(index: usize) -> ! {
             StartMode::Nested => {
                 // SAFETY: the CPU was parked: nobody holds its state. On L0's page tables, interrupts off.
                 let (vcpu, mut hw) = unsafe { (vcpu::of(cpu), Cpu::new()) };
-                match transition::start(vcpu, &mut hw, cpu, start, vm_exit::address()) {
+                match transition::start(vcpu, &mut hw, cpu, start, vm_entry::address()) {
                     // SAFETY: VMCS01 is current, clear and filled in.
-                    Ok(()) => unsafe { vm_exit::launch(vcpu) },
+                    Ok(()) => unsafe { vm_entry::launch(vcpu) },
                     Err(errno) => {
                         log::error!("APIC id {}: can't start nested: {errno:?}", cpuid::apic_id());
                         stage::take(cpu, Step::Refuse)

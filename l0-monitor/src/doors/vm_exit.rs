@@ -116,11 +116,6 @@ global_asm!(
     failed = sym entry_failed,
 );
 
-unsafe extern "C" {
-    safe static l0_vm_exit: u8;
-    fn l0_vm_first_enter(vcpu: *mut core::ffi::c_void) -> !;
-}
-
 /// Every VM exit comes here first. True: VMRESUME is next. False: it is still to be handled.
 extern "C" fn steady(vcpu: *mut VCpu) -> bool {
     // SAFETY: as in `exit`.
@@ -157,19 +152,4 @@ fn carry_out(vcpu: &VCpu, onward: Onward) -> u8 {
         // SAFETY: the frame holds the host's state, and VMX is as the host believes.
         Onward::Leave { frame } => unsafe { native_call::return_native(frame) },
     }
-}
-
-/// Address that VM exits jump to.
-pub fn address() -> u64 {
-    (&raw const l0_vm_exit).addr() as u64
-}
-
-/// Launches VMCS01 for the first time, with the registers in `vcpu`.
-///
-/// # Safety
-/// VMCS01 of this CPU is current, clear and filled in; `vcpu` is this CPU's.
-pub unsafe fn launch(vcpu: &'static mut VCpu) -> ! {
-    vcpu.launched = true;
-    // SAFETY: the caller says that everything is in place; the assembly takes the state over.
-    unsafe { l0_vm_first_enter((&raw mut *vcpu).cast()) }
 }

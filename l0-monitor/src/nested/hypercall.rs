@@ -6,7 +6,7 @@ use locum_abi::{Call, Errno, Event, HostState, Op, Slot, StopReason};
 use crate::arch::{lapic, registers};
 use crate::id::{self, CpuIndex};
 use crate::nested::context::Context;
-use crate::nested::run::{self, ThisMachine};
+use crate::nested::this_machine::{ThisMachine, die};
 use crate::nested::transition;
 use crate::nested::vcpu::{VCpu, gpr};
 use crate::park::{self, Start};
@@ -88,7 +88,7 @@ fn serve_call(vcpu: &mut VCpu, hw: &mut Cpu, call: Call) -> Result<Served, Errno
             if !PARTITION.two_hosts() {
                 return Err(Errno::State);
             }
-            run::die(slot, vcpu.cpu, StopReason::PoweredOff, detail);
+            die(slot, vcpu.cpu, StopReason::PoweredOff, detail);
             Ok(Served::Park)
         }
     }

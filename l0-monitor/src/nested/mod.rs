@@ -2,11 +2,12 @@
 //!
 //! # How it works
 //! A host calls ([`transition`]), and L0 takes its state as the guest state of a VMCS of its own, VMCS01 ([`vmcs01`]),
-//! without leaving VMX operation: the host's VMCSs stay active and launched. The host goes on in VMX non-root. Its
-//! guests run on the very VMCSs that its KVM made; only the host-state area in them is L0's while they are
+//! without leaving VMX operation: the host's VMCSs stay active and launched. The host goes on in VMX non-root. Its guests
+//! run on the very VMCSs that its KVM made; only the host-state area in them is L0's while they are
 //! [adopted](adopt).
 //!
-//! Every VM exit comes to [`run`], is turned into a decision by [`exits`], and carried out by `run`:
+//! Every VM exit comes from the door to [`run`], is turned into a decision by [`exits`], and carried out by `run`, which
+//! tells the door what is next:
 //!
 //! ```text
 //!            exit of the guest                       exit of the host
@@ -20,9 +21,11 @@
 //! # What is where
 //! | module | what |
 //! | --- | --- |
+//! | [`run`] | from an exit to what is next |
 //! | [`exits`] | what an exit comes to |
-//! | [`steady`] | the same for the two exits that nearly all are |
-//! | [`context`] | registers and fields of the host that is served |
+//! | [`steady_path`], [`steady`] | the same for the two exits that nearly all are; what is prepared for it |
+//! | [`context`] | registers and fields of the host that is served, and what is around its CPU |
+//! | [`this_machine`] | what is around the CPU on this machine: partition, trace, hosts |
 //! | [`vmx_instructions`] | the host's VMX instructions |
 //! | [`host_area`], [`adopt`] | host-state area: loading it, replacing it |
 //! | [`check`] | proof that a VMCS is the same afterwards |
@@ -32,11 +35,10 @@
 //! | [`walk`], [`decode`] | reading the host's memory operands and MOVs |
 //! | [`transition`] | native to nested and back |
 //! | [`hypercall`] | what a host may ask for |
-//! | [`gate`] | assembly around VM entry and exit |
-//! | [`run`] | everything that acts |
+//! | [`vcpu`], [`regions`] | what L0 keeps for a CPU; pages that the CPU uses |
 //!
-//! Everything but `gate`, `run`, `transition` and `hypercall` is generic over [`crate::vmx::Hardware`] and is tested
-//! against a model of it.
+//! Everything but `run`, `this_machine`, `transition` and `hypercall` is generic over [`crate::vmx::Hardware`] and
+//! [`context::Surroundings`], and is tested against a model of them.
 
 pub mod adopt;
 pub mod check;
@@ -55,12 +57,14 @@ pub mod shadow;
 mod shadow_tests;
 pub mod simple;
 pub mod steady;
+pub mod steady_path;
 #[cfg(test)]
 mod steady_tests;
 #[cfg(test)]
 mod test_bed;
 #[cfg(test)]
 mod tests;
+pub mod this_machine;
 pub mod transition;
 pub mod trapped;
 pub mod vcpu;

@@ -2,22 +2,18 @@
 //!
 //! The doors call these functions with the CPU's own state and carry out what they return ([`Onward`]).
 
-use locum_abi::{Event, Slot, StopReason};
+use locum_abi::Event;
 
-use crate::id::{self, CpuIndex};
-use crate::nested::context::{Context, Surroundings};
+use crate::nested::context::Context;
 use crate::nested::exits::Next;
 use crate::nested::hypercall::{self, Served};
+use crate::nested::this_machine::{Survivor, ThisMachine, die, flush};
 use crate::nested::transition;
 use crate::nested::vcpu::VCpu;
-use crate::nested::vmcs01::HOST_VPID;
-use crate::partition::io_filter::Verdict;
-use crate::partition::{PARTITION, Violation};
+use crate::partition::PARTITION;
 use crate::shared::{self, Counter};
 use crate::stage::{self, Step};
-use crate::vmx::Hardware;
-use crate::vmx::exit::{IoAccess, Reason};
-use crate::vmx::hardware::Invalidate;
+use crate::vmx::exit::Reason;
 use crate::vmx::instructions::Cpu;
 
 /// What L0 does when an exit is served.
@@ -37,36 +33,6 @@ pub enum Onward {
         /// Under this CR3.
         frame: u64,
     },
-}
-
-/// The partition and the trace ring of this machine, for the host in a slot.
-#[derive(Debug)]
-pub struct ThisMachine(pub Slot);
-
-impl Surroundings<Cpu> for ThisMachine {
-    fn may_touch(&self, address: u64, bytes: u64) -> bool {
-        PARTITION.may_touch(self.0, address, bytes)
-    }
-
-    fn port(&self, hw: &mut Cpu, io: IoAccess, value: u32) -> Verdict {
-        PARTITION.port(hw, self.0, io, value)
-    }
-
-    fn violation(&self, address: u64, write: bool) -> Violation {
-        PARTITION.violation(self.0, address, write)
-    }
-
-    fn ioapic(&self, hw: &mut Cpu, address: u64, write: Option<u32>) -> u32 {
-        PARTITION.ioapic(hw, self.0, address, write)
-    }
-
-    fn is_on_trial(&self) -> bool {
-        PARTITION.is_on_trial(self.0)
-    }
-
-    fn trace(&self, event: Event) {
-        shared::trace(event);
-    }
 }
 
 /// Every VM exit comes here first. True: it was one of the steady path, VMRESUME is next. False: it is still to be
@@ -136,12 +102,6 @@ fn flush_if_changed(vcpu: &mut VCpu, hw: &mut Cpu) {
     }
 }
 
-/// Drops what this CPU caches of the host's translations.
-pub fn flush(vcpu: &VCpu, hw: &mut Cpu) {
-    hw.invalidate(Invalidate::Ept, 1, [PARTITION.ept_pointer(vcpu.slot), 0]);
-    hw.invalidate(Invalidate::Vpid, 1, [HOST_VPID, 0]);
-}
-
 fn go_on(vcpu: &mut VCpu, hw: &mut Cpu, next: Next) -> Onward {
     match next {
         Next::Host => resume(vcpu, hw),
@@ -185,34 +145,4 @@ fn park(vcpu: &mut VCpu, hw: &mut Cpu) -> Onward {
     }
     transition::clean_up(vcpu, hw);
     Onward::Park
-}
-
-/// Who is left when a host has died.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Survivor {
-    /// The other host.
-    Other,
-    /// Nobody: the machine is reset, as it would be natively.
-    None,
-}
-
-/// Declares the host in `slot` dead. What it has stays as it is until the other host takes it.
-pub fn die(slot: Slot, cpu: CpuIndex, reason: StopReason, detail: [u64; 3]) -> Survivor {
-    let apic_id = id::apic_id(cpu);
-    if !PARTITION.declare_dead(slot, reason, detail, apic_id) {
-        return Survivor::Other;
-    }
-    let [first, second, _] = detail;
-    shared::trace(Event::HostDead {
-        slot,
-        reason,
-        detail: [first, second],
-    });
-    log::error!("the {slot:?} host died on APIC id {apic_id}: {reason:?} {detail:x?}");
-    if PARTITION.two_hosts() {
-        Survivor::Other
-    } else {
-        log::error!("no other host is there: reset");
-        Survivor::None
-    }
 }

@@ -1,17 +1,7 @@
-//! The steady state: a guest that exits and is resumed, again and again, on the same VMCS.
-//!
-//! These two exits are nearly all there are, so they have a way of their own, with everything prepared that did not
-//! change since the last time ([`Steady`]) and with as few VMCS accesses as the result allows. Whatever is out of the
-//! ordinary is left to [`crate::nested::exits`], which does the same without preconditions: the tests run every exit
-//! both ways.
+//! What the steady path ([`super::steady_path`]) has prepared, and which exits it takes.
 
-use crate::nested::context::Context;
-use crate::nested::host_area::{self, HostArea, Kept};
-use crate::nested::shadow::{FIELDS, Shadow, at};
-use crate::vmx::Hardware;
-use crate::vmx::caps::{exit, secondary};
+use crate::nested::host_area::{HostArea, Kept};
 use crate::vmx::exit::Reason;
-use crate::vmx::field::{self, Segment};
 
 /// What the steady state is about. Void (`ready` is false) as soon as anything happens that it depends on; the next
 /// VMRESUME that is served in the ordinary way prepares it anew.
@@ -25,15 +15,15 @@ pub struct Steady {
     /// Exit information in the shadow that other exits clear; see [`CLASSES`].
     pub stale: u8,
     /// Exits change the guest interrupt status: the host has virtual interrupts delivered.
-    interrupts: bool,
+    pub interrupts: bool,
     /// What else every exit may change: [`PML`] or nothing.
-    always: u8,
+    pub always: u8,
     /// Address of the host's current VMCS.
-    current: u64,
+    pub current: u64,
     /// The host's own area, as adopted.
     pub area: HostArea,
     /// What else an exit loads.
-    kept: Kept,
+    pub kept: Kept,
 }
 
 impl Steady {
@@ -51,22 +41,22 @@ impl Steady {
 }
 
 /// The exit qualification is defined, or else cleared (SDM vol. 3C, 29.2.1).
-const QUALIFICATION: u8 = 1;
+pub const QUALIFICATION: u8 = 1;
 /// The VM-exit interruption information is valid, or else marked invalid (29.2.2).
-const INTERRUPTION: u8 = 2;
+pub const INTERRUPTION: u8 = 2;
 /// The guest-physical address is defined; it is undefined after other exits (29.2.1).
-const PHYSICAL: u8 = 4;
+pub const PHYSICAL: u8 = 4;
 /// The pages that the guest writes are logged, which moves the PML index.
-const PML: u8 = 8;
+pub const PML: u8 = 8;
 /// An event was injected.
-const EVENT: u8 = 0x10;
+pub const EVENT: u8 = 0x10;
 /// Not for the steady state.
-const OTHER: u8 = 0x80;
+pub const OTHER: u8 = 0x80;
 /// Must be copied once more when the next exit has none of it.
 pub const CLEARED: u8 = QUALIFICATION | INTERRUPTION;
 
 /// What each basic exit reason has of the exit information that is not copied always (SDM vol. 3D, appendix C).
-static CLASSES: [u8; 64] = classes();
+pub static CLASSES: [u8; 64] = classes();
 
 const fn classes() -> [u8; 64] {
     let mut table = [OTHER; 64];
@@ -90,152 +80,4 @@ const fn classes() -> [u8; 64] {
     table[Reason::EPT_VIOLATION.0 as usize] = QUALIFICATION | PHYSICAL;
     table[Reason::EPT_MISCONFIG.0 as usize] = PHYSICAL;
     table
-}
-
-/// L, DPL and the conforming bit of a code segment's access rights (SDM vol. 3C, table 26-2).
-const L_DPL_CONFORMING: u64 = 1 << 13 | 3 << 5 | 1 << 2;
-const L: u64 = 1 << 13;
-impl<H: Hardware> Context<'_, H> {
-    /// Serves the exit if it is one of the steady state's. False if not: nothing has changed then. If true, VMRESUME
-    /// comes next, for the guest if `in_guest` is set.
-    #[inline(always)]
-    pub fn steady(&mut self) -> bool {
-        if !self.vcpu.steady.ready {
-            false
-        } else if self.vcpu.in_guest {
-            self.steady_exit()
-        } else {
-            self.steady_resume()
-        }
-    }
-
-    #[inline(always)]
-    fn steady_exit(&mut self) -> bool {
-        let reason = self.hw.get(field::EXIT_REASON);
-        let Some(class) = usize::try_from(reason).ok().and_then(|r| CLASSES.get(r)) else {
-            return false;
-        };
-        if *class == OTHER {
-            return false;
-        }
-        let steady = &mut self.vcpu.steady;
-        let what = *class | steady.stale | steady.always;
-        if self.vcpu.shadow.attached {
-            steady.stale = *class & CLEARED;
-            let interrupts = steady.interrupts;
-            fill(&mut self.vcpu.shadow, self.hw, reason, what, interrupts);
-        }
-        self.hw.select(&self.vcpu.vmcs01);
-        self.vcpu.in_guest = false;
-        let fixed = (self.vcpu.caps.cr0_fixed, self.vcpu.caps.cr4_fixed);
-        host_area::reload(self.hw, &steady.area, &steady.kept, fixed);
-        true
-    }
-
-    #[inline(always)]
-    fn steady_resume(&mut self) -> bool {
-        if self.hw.get(field::EXIT_REASON) != u64::from(Reason::VMRESUME.0)
-            || self.hw.get(Segment::Cs.guest_rights()) & L_DPL_CONFORMING != L
-        {
-            return false;
-        }
-        let cpu = &mut *self.vcpu;
-        if cpu.shadow.attached {
-            cpu.shadow.take_over(self.hw, &cpu.steady.current);
-            cpu.steady.area.0[host_area::at::RSP] = cpu.shadow.held[at::HOST_RSP];
-        } else {
-            self.hw.select(&cpu.steady.current);
-        }
-        cpu.steady.ran = true;
-        cpu.in_guest = true;
-        true
-    }
-
-    /// Prepares the steady state, if the host is in it: at a VMLAUNCH or VMRESUME. VMCS01 is current; the host's VMCS
-    /// is afterwards.
-    pub fn prepare_steady(&mut self, current: u64, area: HostArea) {
-        let long_mode = self.read(Segment::Cs.guest_rights()) & L_DPL_CONFORMING == L;
-        let (cr0, cr4) = (self.vcpu.caps.cr0_fixed, self.vcpu.caps.cr4_fixed);
-        let fixed_bits = self.read(field::CR0_SHADOW) & cr0 == cr0 && self.read(field::CR4_SHADOW) & cr4 == cr4;
-        self.hw.select(&current);
-        let Ok(kept) = Kept::read(self.hw) else {
-            return;
-        };
-        let controls = self.hw.vmread(field::SECONDARY_CONTROLS).unwrap_or(0) as u32;
-        let usual = exit::HOST_64;
-        let saved_timer = kept.exit_controls & exit::SAVE_PREEMPTION_TIMER;
-        self.vcpu.steady = Steady {
-            ready: long_mode && fixed_bits && kept.exit_controls & usual == usual && saved_timer == 0,
-            ran: true,
-            stale: CLEARED,
-            interrupts: controls & secondary::VIRTUAL_INTERRUPTS != 0 && self.vcpu.shadow.has(at::STATUS),
-            always: if controls & secondary::PML != 0 && self.vcpu.shadow.has(at::PML) {
-                PML
-            } else {
-                0
-            },
-            current,
-            area,
-            kept,
-        };
-    }
-}
-
-/// [`Shadow::fill`] after a guest's exit, of what the exit changed: `reason` was read, `what` says which of the exit
-/// information is new, `interrupts` that the guest interrupt status may be. The current VMCS is the host's before, the
-/// shadow after.
-#[inline(always)]
-fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, what: u8, interrupts: bool) {
-    let rip = hw.get(field::GUEST_RIP);
-    let rflags = hw.get(field::GUEST_RFLAGS);
-    let interruptibility = hw.get(field::GUEST_INTERRUPTIBILITY);
-    let vectoring = hw.get(field::IDT_VECTORING);
-    let length = hw.get(field::INSTRUCTION_LENGTH);
-    let code = hw.get(Segment::Cs.guest_rights());
-    let stack = hw.get(Segment::Ss.guest_rights());
-    let status = if interrupts {
-        hw.get(field::GUEST_INTERRUPT_STATUS)
-    } else {
-        shadow.held[at::STATUS]
-    };
-    // VM entry takes the event, and the exit clears the valid bit (SDM vol. 3C, 26.8.3).
-    let injected = (shadow.held[at::ENTRY] >> 31) as u8;
-    let what = what | (injected * EVENT);
-    let more = if what == 0 { [0; MORE.len()] } else { more(hw, what) };
-    hw.select(&shadow.phys);
-    shadow.set(hw, at::REASON, reason);
-    shadow.set(hw, at::RIP, rip);
-    shadow.set(hw, at::RFLAGS, rflags);
-    shadow.set(hw, at::INTERRUPTIBILITY, interruptibility);
-    shadow.set(hw, at::VECTORING, vectoring);
-    shadow.set(hw, at::LENGTH, length);
-    shadow.set(hw, at::CODE, code);
-    shadow.set(hw, at::STACK, stack);
-    shadow.set(hw, at::STATUS, status);
-    if what != 0 {
-        for ((flags, index), value) in MORE.into_iter().zip(more) {
-            if what & flags != 0 {
-                shadow.set(hw, index, value);
-            }
-        }
-    }
-}
-
-/// What is copied after some exits only, and which.
-const MORE: [(u8, usize); 5] = [
-    (PML, at::PML),
-    (EVENT, at::ENTRY),
-    (INTERRUPTION, at::INTERRUPTION),
-    (QUALIFICATION | PHYSICAL, at::QUALIFICATION),
-    (QUALIFICATION | PHYSICAL, at::PHYSICAL),
-];
-
-/// Reads the fields of [`MORE`] that an exit of this kind has.
-#[inline(always)]
-fn more(hw: &mut impl Hardware, what: u8) -> [u64; MORE.len()] {
-    MORE.map(
-        |(flags, index)| {
-            if what & flags == 0 { 0 } else { hw.get(FIELDS[index]) }
-        },
-    )
 }

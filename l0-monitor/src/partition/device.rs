@@ -7,9 +7,9 @@ use arrayvec::ArrayVec;
 use locum_abi::Event;
 use spin::Mutex;
 
-use super::Silence;
 use super::io_filter::{PCI_ADDRESS, PCI_DATA, Verdict, dropped};
-use super::ioapic::{ENTRY, IoApic, MASKED, SELECT, WINDOW};
+use super::ioapic::{ENTRY, IoApic, MASKED, SELECT, VERSION, WINDOW};
+use super::owners::{PCI_CAPACITY, PINS};
 use crate::machine::MAX_IOAPICS;
 use crate::shared;
 use crate::vmx::Hardware;
@@ -36,6 +36,15 @@ pub struct Latches {
     pub ioapics: ArrayVec<u32, MAX_IOAPICS>,
     /// Where each is.
     pub(super) addresses: ArrayVec<u64, MAX_IOAPICS>,
+}
+
+/// What a host had that is being stopped, of which the hardware must be told.
+#[derive(Clone, Debug)]
+pub struct Silence {
+    /// PCI functions.
+    pub functions: ArrayVec<u16, PCI_CAPACITY>,
+    /// IOAPICs, and which pins of each (bit n: pin n).
+    pub pins: ArrayVec<(IoApic, [u64; PINS / 64]), MAX_IOAPICS>,
 }
 
 /// Reads the latches.
@@ -115,7 +124,9 @@ pub fn silence(hw: &mut impl Hardware, silence: &Silence) {
         hw.port_out(PCI_DATA, 2, command & !BUS_MASTER | INTX_DISABLE);
     }
     for (found, pins) in &silence.pins {
-        for pin in 0..found.pins(hw) {
+        // One less than there are pins (bits 16 to 23).
+        let last = ioapic(hw, found.address, VERSION, None) >> 16 & 0xff;
+        for pin in 0..=last {
             if pins[pin as usize / 64] >> (pin % 64) & 1 != 0 {
                 ioapic(hw, found.address, ENTRY + 2 * pin, Some(MASKED));
             }

@@ -4,9 +4,7 @@
 
 use locum_abi::{PerSlot, Slot};
 
-use super::device;
 use super::owners::Owners;
-use crate::vmx::Hardware;
 
 /// Offset of the index register.
 pub const SELECT: u64 = 0x00;
@@ -15,7 +13,7 @@ pub const WINDOW: u64 = 0x10;
 /// Offset of the EOI register.
 const EOI: u64 = 0x40;
 /// Index of the version register.
-const VERSION: u32 = 1;
+pub const VERSION: u32 = 1;
 /// Index of pin 0's redirection entry; each takes two.
 pub const ENTRY: u32 = 0x10;
 /// Redirection entry: masked.
@@ -81,11 +79,6 @@ impl IoApic {
             (EOI, _) => IoApicRule::Answer(0),
             _ => IoApicRule::Answer(!0),
         }
-    }
-
-    /// Number of pins.
-    pub fn pins(&self, hw: &mut impl Hardware) -> u32 {
-        (device::ioapic(hw, self.address, VERSION, None) >> 16 & 0xff) + 1
     }
 
     fn window(&self, owners: &Owners, slot: Slot, index: u32, write: Option<u32>) -> IoApicRule {

@@ -36,11 +36,12 @@ use crate::stage::{self, Stage, Step};
 use crate::vmx::Hardware;
 use crate::vmx::exit::IoAccess;
 pub use device::Latches;
+use device::Silence;
 use ept::{Ept, Exhausted, Stretch};
 use io_filter::{IoFilter, PortRule};
 use ioapic::{IoApic, IoApicRule};
 use memory::{Access, Kind, Map};
-use owners::{Owners, PCI_CAPACITY, PINS, Resource};
+use owners::{Owners, Resource};
 
 const LAPIC_PAGE: u64 = 0xfee0_0000;
 /// Where Intel's chipsets have the HPET (IA-PC HPET specification 1.0a, 2.3.1). A successor has no HPET table, but the
@@ -113,14 +114,6 @@ pub struct Enforcement {
     pub io_bitmaps: [u64; 2],
     /// MSR bitmap.
     pub msr_bitmap: u64,
-}
-
-/// What a host had that is being stopped, of which the hardware must be told.
-#[derive(Clone, Debug)]
-pub struct Silence {
-    functions: ArrayVec<u16, PCI_CAPACITY>,
-    /// IOAPICs, and which pins of each (bit n: pin n).
-    pins: ArrayVec<(IoApic, [u64; PINS / 64]), MAX_IOAPICS>,
 }
 
 impl Partition {

@@ -1,0 +1,81 @@
+//! What is around a CPU on this machine, as opposed to the tests' model: the partition, the trace ring, the hosts.
+
+use locum_abi::{Event, Slot, StopReason};
+
+use crate::id::{self, CpuIndex};
+use crate::nested::context::Surroundings;
+use crate::nested::vcpu::VCpu;
+use crate::nested::vmcs01::HOST_VPID;
+use crate::partition::io_filter::Verdict;
+use crate::partition::{PARTITION, Violation};
+use crate::shared;
+use crate::vmx::Hardware;
+use crate::vmx::exit::IoAccess;
+use crate::vmx::hardware::Invalidate;
+use crate::vmx::instructions::Cpu;
+
+/// The partition and the trace ring of this machine, for the host in a slot.
+#[derive(Debug)]
+pub struct ThisMachine(pub Slot);
+
+impl Surroundings<Cpu> for ThisMachine {
+    fn may_touch(&self, address: u64, bytes: u64) -> bool {
+        PARTITION.may_touch(self.0, address, bytes)
+    }
+
+    fn port(&self, hw: &mut Cpu, io: IoAccess, value: u32) -> Verdict {
+        PARTITION.port(hw, self.0, io, value)
+    }
+
+    fn violation(&self, address: u64, write: bool) -> Violation {
+        PARTITION.violation(self.0, address, write)
+    }
+
+    fn ioapic(&self, hw: &mut Cpu, address: u64, write: Option<u32>) -> u32 {
+        PARTITION.ioapic(hw, self.0, address, write)
+    }
+
+    fn is_on_trial(&self) -> bool {
+        PARTITION.is_on_trial(self.0)
+    }
+
+    fn trace(&self, event: Event) {
+        shared::trace(event);
+    }
+}
+
+/// Drops what this CPU caches of the host's translations.
+pub fn flush(vcpu: &VCpu, hw: &mut Cpu) {
+    hw.invalidate(Invalidate::Ept, 1, [PARTITION.ept_pointer(vcpu.slot), 0]);
+    hw.invalidate(Invalidate::Vpid, 1, [HOST_VPID, 0]);
+}
+
+/// Who is left when a host has died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Survivor {
+    /// The other host.
+    Other,
+    /// Nobody: the machine is reset, as it would be natively.
+    None,
+}
+
+/// Declares the host in `slot` dead. What it has stays as it is until the other host takes it.
+pub fn die(slot: Slot, cpu: CpuIndex, reason: StopReason, detail: [u64; 3]) -> Survivor {
+    let apic_id = id::apic_id(cpu);
+    if !PARTITION.declare_dead(slot, reason, detail, apic_id) {
+        return Survivor::Other;
+    }
+    let [first, second, _] = detail;
+    shared::trace(Event::HostDead {
+        slot,
+        reason,
+        detail: [first, second],
+    });
+    log::error!("the {slot:?} host died on APIC id {apic_id}: {reason:?} {detail:x?}");
+    if PARTITION.two_hosts() {
+        Survivor::Other
+    } else {
+        log::error!("no other host is there: reset");
+        Survivor::None
+    }
+}
