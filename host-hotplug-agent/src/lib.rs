@@ -45,6 +45,7 @@
 //! | [`deadline`] | how long to wait |
 //! | [`refresh`] | the refresh carried out, from either side |
 //! | [`daemon`] | requests, one at a time |
+//! | [`systemd`] | what systemd is told |
 //! | [`report`], [`status`] | what happened, and how it stands |
 //!
 //! Everything above [`machine`] and [`guest`] runs in `cargo test` against a machine in memory, including every way
@@ -70,6 +71,7 @@ mod refresh;
 mod report;
 mod status;
 pub mod sysroot;
+mod systemd;
 mod tsc;
 
 #[cfg(test)]

@@ -6,18 +6,21 @@ mod work;
 
 use std::fs;
 use std::io::{self, BufReader};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::guest::qemu::Qemu;
 use crate::machine::{Access, Device, Host, Machine};
 use crate::refresh::{Agent, Shared};
 use crate::sysroot::SysRoot;
+use crate::systemd;
 use ipc::{Answer, Question};
 pub use work::Worker;
 
@@ -44,26 +47,27 @@ pub fn run(sys: SysRoot, config_dir: &Path, socket: &Path) -> Result<()> {
     let worker = Arc::new(Worker::new(agent.clone(), config_dir.to_owned()));
     let listener = listen(socket)?;
     agent.publish();
-    ready();
+    systemd::ready();
     if own != status.generation {
         worker.succeed(u64::from(own));
     }
+    let watchdog = systemd::watchdog();
+    // Nothing here may take long: whatever does has a thread of its own.
     loop {
-        let mut fds = [
-            PollFd::new(&listener, PollFlags::IN),
-            PollFd::new(host.device().file(), PollFlags::IN),
-        ];
-        match poll(&mut fds, None) {
-            Err(rustix::io::Errno::INTR) => continue,
-            outcome => outcome?,
-        };
-        let [client, request] = fds.map(|fd| !fd.revents().is_empty());
+        let [client, request] = wait(&listener, host.device().file(), watchdog)?;
+        if watchdog.is_some() {
+            // A daemon that nobody gets an answer of is not alive, either: every answer needs this lock.
+            drop(agent.shared.lock());
+            systemd::alive();
+        }
         if client {
             match listener.accept() {
                 Ok((stream, _)) => {
                     let worker = worker.clone();
                     std::thread::spawn(move || serve(&worker, stream));
                 }
+                // It has gone again.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => tracing::warn!("{error}"),
             }
         }
@@ -74,6 +78,22 @@ pub fn run(sys: SysRoot, config_dir: &Path, socket: &Path) -> Result<()> {
                     tracing::warn!("{error:#}");
                 }
             });
+        }
+    }
+}
+
+/// Waits for a client and for a request through the module, `most` so long. Says which of them is there.
+fn wait(clients: &impl AsFd, requests: &impl AsFd, most: Option<Duration>) -> Result<[bool; 2]> {
+    let mut fds = [
+        PollFd::new(clients, PollFlags::IN),
+        PollFd::new(requests, PollFlags::IN),
+    ];
+    let most = most.map(Timespec::try_from).transpose()?;
+    match poll(&mut fds, most.as_ref()) {
+        Err(rustix::io::Errno::INTR) => Ok([false; 2]),
+        outcome => {
+            outcome?;
+            Ok(fds.map(|fd| !fd.revents().is_empty()))
         }
     }
 }
@@ -106,16 +126,42 @@ fn listen(socket: &Path) -> Result<UnixListener> {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     }
     let listener = UnixListener::bind(socket).with_context(|| format!("listening at {}", socket.display()))?;
+    listener.set_nonblocking(true)?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }
 
-/// Tells systemd that the daemon is up (`sd_notify(3)`), if systemd wants to know.
-fn ready() {
-    if let Some(path) = std::env::var_os("NOTIFY_SOCKET").map(PathBuf::from) {
-        let told = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", path));
-        if let Err(error) = told {
-            tracing::debug!("systemd: {error}");
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_main_loop_goes_round_though_nobody_wants_anything() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("run/locum.sock");
+        let listener = listen(&socket).unwrap();
+        let (requests, _module) = UnixStream::pair().unwrap();
+        let brief = Some(Duration::from_millis(10));
+        assert_eq!(wait(&listener, &requests, brief).unwrap(), [false, false]);
+        let client = UnixStream::connect(&socket).unwrap();
+        assert_eq!(wait(&listener, &requests, None).unwrap(), [true, false]);
+        drop(listener.accept().unwrap());
+        drop(client);
+        assert_eq!(
+            listener.accept().unwrap_err().kind(),
+            io::ErrorKind::WouldBlock,
+            "a client that has gone again does not stop the loop"
+        );
+    }
+
+    #[test]
+    fn a_second_daemon_does_not_take_the_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("locum.sock");
+        let first = listen(&socket).unwrap();
+        let second = listen(&socket).unwrap_err().to_string();
+        assert!(second.contains("another `locum daemon`"), "{second}");
+        drop(first);
+        listen(&socket).unwrap();
     }
 }

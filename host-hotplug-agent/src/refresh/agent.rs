@@ -11,6 +11,7 @@ use crate::acpi::Interrupts;
 use crate::guest::Hypervisor;
 use crate::l0::{names, view};
 use crate::machine::{Machine, TextKind};
+use crate::systemd;
 
 /// The machine, what runs guests on it, and what the threads share.
 #[derive(Clone)]
@@ -53,7 +54,7 @@ impl Agent {
         self.machine.status().map_or(0, |status| view::total_exits(&status))
     }
 
-    /// Shows where the refresh stands in `/sys/kernel/locum`.
+    /// Shows where the refresh stands in `/sys/kernel/locum` and in `systemctl status`.
     pub fn publish(&self) {
         let status = self.shared.status();
         let progress = format!("{}/{} {}", status.done, status.total, status.summary);
@@ -61,5 +62,6 @@ impl Agent {
         self.machine.publish(TextKind::State, &status.state);
         self.machine.publish(TextKind::Progress, &progress);
         self.machine.publish(TextKind::LastError, &error);
+        systemd::status(&progress);
     }
 }
