@@ -197,7 +197,8 @@ fn a_guest_goes_over_and_back_and_its_ram_stays() {
         sent.state_bytes
     );
     assert!(sent.begun < sent.stopped && sent.stopped < received.resumed);
-    assert!(received.received <= received.resumed);
+    // Not before: but the target may run the guest while the end mark, which follows the last byte, is on its way.
+    assert!(sent.stopped < received.received);
 
     // And back, as an abort does it.
     lab.source.take().unwrap().wait().unwrap();
