@@ -49,7 +49,7 @@ pub mod exits;
 pub mod host_area;
 pub mod hypercall;
 #[cfg(test)]
-mod model;
+pub(crate) mod model;
 pub mod regions;
 pub mod run;
 pub mod shadow;

@@ -28,7 +28,7 @@ const BUS_MASTER: u32 = 1 << 2;
 const INTX_DISABLE: u32 = 1 << 10;
 
 /// What a host left in registers that two hosts can't share.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Latches {
     /// Port 0xCF8.
     pub pci_address: u32,

@@ -20,6 +20,8 @@ pub mod ioapic;
 pub mod memory;
 pub mod owners;
 mod pages;
+#[cfg(test)]
+mod tests;
 
 use core::sync::atomic::{AtomicU32, Ordering};
 

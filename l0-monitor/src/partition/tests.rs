@@ -1,0 +1,194 @@
+//! What the partition decides, on a machine with 4 GiB of RAM, a pool and one IOAPIC.
+
+use firmware_shim::e820::{E820Map, MemoryType as RangeType};
+use locum_abi::{Errno, Grant, HostState, Slot, StopReason};
+
+use super::*;
+use crate::machine::{IoApic as FoundIoApic, Span};
+use crate::nested::model::Model;
+
+const EVEN: Slot = Slot::Even;
+const ODD: Slot = Slot::Odd;
+/// Memory that the tests grant.
+const GRANTED: (u64, u64) = (0x4800_0000, 0x5000_0000);
+const POOL: u64 = 0x6000_0000;
+const IOAPIC: u64 = 0xfec0_0000;
+/// Behind all RAM, where a device could be.
+const DEVICE: u64 = 0xe000_0000;
+
+fn machine() -> Machine {
+    let mut machine = Machine::EMPTY;
+    let mut e820 = E820Map::new();
+    e820.set(0..0xa_0000, RangeType::Usable).unwrap();
+    e820.set(MIB..0x8000_0000, RangeType::Usable).unwrap();
+    machine.e820 = e820;
+    machine.pool = Some(Span {
+        start: POOL,
+        end: POOL + MIB,
+    });
+    machine.ioapics.push(FoundIoApic {
+        address: IOAPIC,
+        gsi_base: 0,
+        pins: 24,
+    });
+    machine::publish(machine.clone());
+    machine
+}
+
+/// The first host alone.
+fn alone() -> Partition {
+    let partition = Partition::new();
+    partition.init(&machine()).unwrap();
+    partition
+}
+
+/// The even host has granted memory; nobody runs there.
+fn preparing() -> Partition {
+    let partition = alone();
+    let (start, end) = GRANTED;
+    assert_eq!(partition.grant(Grant::Memory { start, end }, EVEN), Ok(()));
+    partition
+}
+
+/// Two hosts run. (The successor has no CPU: that it starts on one of its own is shown below.)
+fn two() -> Partition {
+    let partition = preparing();
+    let mut state = partition.state.lock();
+    state.two = true;
+    state.set_host(ODD, HostState::Running);
+    drop(state);
+    partition
+}
+
+#[test]
+fn one_host_has_everything_but_l0() {
+    let partition = alone();
+    assert!(partition.may_touch(EVEN, 0x4800_0000, 4096));
+    assert!(partition.may_touch(EVEN, POOL, 4096));
+    for (address, bytes) in [
+        (layout::PRIVATE_BASE, 8),
+        (layout::BASE, 8),
+        (IOAPIC, 4),
+        (u64::MAX - 3, 8),
+        (1 << 50, 8),
+    ] {
+        assert!(!partition.may_touch(EVEN, address, bytes), "{address:#x}");
+    }
+    assert_eq!(
+        partition.violation(EVEN, layout::PRIVATE_BASE, false),
+        Violation::Refused
+    );
+    assert!(!partition.is_on_trial(EVEN));
+}
+
+#[test]
+fn a_granted_page_is_the_others_at_once() {
+    let partition = preparing();
+    let (start, end) = GRANTED;
+    assert!(!partition.may_touch(EVEN, start, 8));
+    assert!(partition.may_touch(EVEN, end, 8));
+    assert!(!partition.may_touch(EVEN, start - 4, 8), "half of it");
+    let again = partition.grant(Grant::Memory { start, end }, EVEN);
+    assert_eq!(again, Err(Errno::NotOwner));
+    assert_eq!(partition.violation(EVEN, start, true), Violation::Refused);
+}
+
+#[test]
+fn what_a_successors_access_comes_to() {
+    let partition = two();
+    for (slot, address, write, expected) in [
+        (ODD, 0x1000_0000, false, Violation::Fatal),
+        (ODD, DEVICE, true, Violation::Refused),
+        (ODD, IOAPIC, true, Violation::IoApic),
+        (ODD, BIOS, true, Violation::Refused),
+        (EVEN, GRANTED.0, true, Violation::Refused),
+        (EVEN, IOAPIC, false, Violation::IoApic),
+    ] {
+        assert_eq!(
+            partition.violation(slot, address, write),
+            expected,
+            "{slot:?} {address:#x}"
+        );
+    }
+    assert!(partition.is_on_trial(ODD) && !partition.is_on_trial(EVEN));
+}
+
+#[test]
+fn a_start_needs_a_cpu_and_memory_of_the_successors() {
+    let partition = preparing();
+    let latches = Latches::default();
+    let cpu = CpuIndex::FIRST;
+    let begin = |partition: &Partition, addresses| partition.begin_two(EVEN, cpu, false, addresses, &latches);
+    assert_eq!(
+        begin(&partition, [GRANTED.0, GRANTED.0]),
+        Err(Errno::NotOwner),
+        "the CPU"
+    );
+    partition.state.lock().owners.give(Resource::Cpu(cpu), EVEN).unwrap();
+    assert_eq!(
+        begin(&partition, [GRANTED.0, 0x1000]),
+        Err(Errno::NotOwner),
+        "the zero page"
+    );
+    assert_eq!(
+        begin(&partition, [GRANTED.0, GRANTED.0]),
+        Err(Errno::NotParked),
+        "it was never started"
+    );
+    partition.state.lock().too_many_ioapics = true;
+    assert!(!partition.two_hosts());
+    let partition = two();
+    assert_eq!(begin(&partition, [GRANTED.0; 2]), Err(Errno::State), "two hosts run");
+}
+
+#[test]
+fn nobody_leaves_or_grants_beside_another_host() {
+    for partition in [preparing(), two()] {
+        assert_eq!(partition.leave(CpuIndex::FIRST, EVEN), Err(Errno::State));
+    }
+    let pin = Grant::Pin { gsi: 9 };
+    assert_eq!(two().grant(pin, EVEN), Err(Errno::State));
+    assert_eq!(preparing().grant(pin, EVEN), Ok(()));
+}
+
+#[test]
+fn who_may_stop_whom() {
+    assert_eq!(alone().condemn(EVEN), Err(Errno::State), "there is nobody");
+    let partition = two();
+    assert_eq!(partition.condemn(ODD), Err(Errno::State), "the incumbent lives");
+    assert!(partition.declare_dead(EVEN, StopReason::TripleFault, [0; 3], 0));
+    assert!(!partition.declare_dead(EVEN, StopReason::Aborted, [0; 3], 0), "once");
+    assert_eq!(partition.condemn(ODD), Ok(()));
+    let partition = two();
+    assert_eq!(partition.condemn(EVEN), Ok(()));
+    assert_eq!(
+        partition.start_mode(CpuIndex::FIRST, ODD),
+        None,
+        "a dead host starts no CPU"
+    );
+}
+
+#[test]
+fn an_aborted_hosts_things_go_back() {
+    let partition = two();
+    assert_eq!(partition.condemn(EVEN), Ok(()));
+    let mut hw = Model::new(0, 0);
+    partition.end_two(&mut hw, EVEN, HostState::Absent);
+    assert!(partition.may_touch(EVEN, GRANTED.0, 8));
+    assert!(!partition.two_hosts());
+    assert_eq!((partition.reigning(), partition.state.lock().generation), (EVEN, 0));
+    assert_eq!(partition.condemn(EVEN), Err(Errno::State));
+}
+
+#[test]
+fn a_retired_hosts_things_are_the_successors() {
+    let partition = two();
+    assert!(partition.may_retire(EVEN) && !partition.may_retire(ODD));
+    let mut hw = Model::new(0, 0);
+    partition.end_two(&mut hw, ODD, HostState::Retired);
+    assert!(partition.may_touch(ODD, 0x1000_0000, 8));
+    assert!(!partition.may_touch(EVEN, 0x1000_0000, 8));
+    let state = partition.state.lock();
+    assert_eq!((state.owners.reigning(), state.generation), (ODD, 1));
+    assert_eq!(state.hosts[EVEN], HostState::Retired);
+}
