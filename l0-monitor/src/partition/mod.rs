@@ -311,12 +311,7 @@ impl Partition {
             if state.too_many_ioapics {
                 return Err(Errno::NoSpace);
             }
-            let (slice, size) = shared::low_slice(to);
-            state
-                .owners
-                .memory
-                .set(slice, slice + size, Kind::Readable(to))
-                .map_err(|_| Errno::NoSpace)?;
+            state.set_fixed_memory(to).map_err(|_| Errno::NoSpace)?;
             state.io.pci_address = PerSlot::new(latches.pci_address, latches.pci_address);
             for (ioapic, latch) in state.ioapics.iter_mut().zip(&latches.ioapics) {
                 ioapic.index = PerSlot::new(*latch, *latch);
@@ -346,6 +341,11 @@ impl Partition {
         let built = {
             let mut state = self.state.lock();
             state.two = false;
+            let area = layout::slot_area(from.other());
+            if state.owners.memory.set(area.start, area.end, Kind::Host(from)).is_err() {
+                // There was room for two ranges more when it was given away, and nothing else has been since.
+                debug_assert!(false, "the list of ranges is full");
+            }
             state.set_host(from.other(), HostState::Preparing);
             let built = state.rebuild(from);
             state.write_bitmaps();
@@ -548,6 +548,14 @@ impl State {
             .all(|cpu| !matches!(stage::of(cpu), Stage::Native | Stage::Starting))
     }
 
+    /// What the host in `slot` has at fixed places becomes its own: trampoline slice, and what L0 has for it.
+    fn set_fixed_memory(&mut self, slot: Slot) -> Result<(), memory::Full> {
+        let (slice, size) = shared::low_slice(slot);
+        let area = layout::slot_area(slot);
+        self.owners.memory.set(slice, slice + size, Kind::Readable(slot))?;
+        self.owners.memory.set(area.start, area.end, Kind::Host(slot))
+    }
+
     /// Derives a slot's EPT for `start..end`.
     fn map(&mut self, slot: Slot, start: u64, end: u64) -> Result<(), Exhausted> {
         let sole = !self.two;
@@ -626,7 +634,9 @@ fn first_map(machine: &Machine) -> Result<Map, memory::Full> {
     map.set(layout::PRIVATE_BASE, layout::BASE, Kind::Monitor)?;
     let read_only_end = layout::BASE + core::mem::offset_of!(layout::Region, slots) as u64;
     map.set(layout::BASE, read_only_end, Kind::ReadOnly)?;
-    map.set(read_only_end, layout::BASE + layout::SIZE, Kind::Shared)?;
+    let slots_end = layout::slot_area(Slot::Odd).end;
+    map.set(read_only_end, slots_end, Kind::Host(Slot::Even))?;
+    map.set(slots_end, layout::BASE + layout::SIZE, Kind::Shared)?;
     // Kernels look all over low memory for what firmware and other kernels may have left there.
     map.set(PAGE_SIZE, EBDA, Kind::Readable(Slot::Even))?;
     map.set(EBDA, VGA, Kind::ReadOnly)?;

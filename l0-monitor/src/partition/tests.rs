@@ -55,6 +55,7 @@ fn two() -> Partition {
     let partition = preparing();
     let mut state = partition.state.lock();
     state.two = true;
+    state.set_fixed_memory(ODD).unwrap();
     state.set_host(ODD, HostState::Running);
     drop(state);
     partition
@@ -101,6 +102,8 @@ fn what_a_successors_access_comes_to() {
         (ODD, DEVICE, true, Violation::Refused),
         (ODD, IOAPIC, true, Violation::IoApic),
         (ODD, BIOS, true, Violation::Refused),
+        (ODD, layout::slot_area(EVEN).start, true, Violation::Fatal),
+        (EVEN, layout::slot_area(ODD).start, true, Violation::Refused),
         (EVEN, GRANTED.0, true, Violation::Refused),
         (EVEN, IOAPIC, false, Violation::IoApic),
     ] {
@@ -110,6 +113,7 @@ fn what_a_successors_access_comes_to() {
             "{slot:?} {address:#x}"
         );
     }
+    assert!(partition.may_touch(ODD, layout::slot_area(ODD).start, 8));
     assert!(partition.is_on_trial(ODD) && !partition.is_on_trial(EVEN));
 }
 

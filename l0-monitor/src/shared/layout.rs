@@ -1,11 +1,11 @@
 //! The shared region as one structure: offsets follow from it, so nothing can overlap.
 
 use core::cell::UnsafeCell;
+use core::ops::Range;
 
 use locum_abi::channel::CHANNEL_COUNT;
-use locum_abi::{ChannelRing, Header, LogRing, Mailbox, SLOTS, Status, TraceRing};
-
 use locum_abi::frame::TableRegister;
+use locum_abi::{ChannelRing, Header, LogRing, Mailbox, SLOTS, Slot, Status, TraceRing};
 
 use crate::arch::paging::{LOW_GIB, SMALL_END, Table};
 use crate::id::APIC_IDS;
@@ -110,6 +110,13 @@ pub struct Region {
     pub slots: [SlotArea; SLOTS],
     /// Byte rings between the hosts.
     pub channels: [[ChannelRing; 2]; CHANNEL_COUNT],
+}
+
+/// Physical addresses of a slot's area: while two hosts run, no other touches it.
+pub const fn slot_area(slot: Slot) -> Range<u64> {
+    let size = size_of::<SlotArea>() as u64;
+    let start = BASE + core::mem::offset_of!(Region, slots) as u64 + slot.index() as u64 * size;
+    start..start + size
 }
 
 /// The region, filled up: in the image it takes the memory that it is said to take.
