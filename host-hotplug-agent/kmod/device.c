@@ -3,7 +3,6 @@
  * /dev/locum: the agent's way in. Calls are described in locum_uapi.h.
  */
 #include "locum.h"
-#include <linux/build_bug.h>
 #include <linux/memory.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
@@ -12,27 +11,7 @@
 #include <linux/uaccess.h>
 #include <asm/tsc.h>
 
-/* The numbers in the comments of locum_uapi.h, which other languages copy. */
-static_assert(LOCUM_IOC_INFO == 0x80604c01);
-static_assert(LOCUM_IOC_ENTER == 0xc0284c10);
-static_assert(LOCUM_IOC_LEAVE == 0xc0284c11);
-static_assert(LOCUM_IOC_CYCLE == 0xc0404c12);
-static_assert(LOCUM_IOC_PING == 0xc0284c20);
-static_assert(LOCUM_IOC_GRANT == 0xc0284c21);
-static_assert(LOCUM_IOC_START == 0xc0284c22);
-static_assert(LOCUM_IOC_ABORT == 0xc0284c23);
-static_assert(LOCUM_IOC_MEM_REMOVE == 0xc0204c30);
-static_assert(LOCUM_IOC_MEM_ADD == 0xc0204c31);
-static_assert(LOCUM_IOC_MEM_WIPE == 0xc0204c32);
-static_assert(LOCUM_IOC_MEM_LIST == 0x88104c33);
-static_assert(LOCUM_IOC_POWER_POLICY == 0x40044c40);
-static_assert(LOCUM_IOC_TEXT == 0x44004c50);
-static_assert(LOCUM_IOC_LISTEN == 0x4c51);
-static_assert(LOCUM_IOC_NEXT_REQUEST == 0x80404c52);
-static_assert(LOCUM_IOC_BUSY == 0x40044c53);
-static_assert(LOCUM_CHAN_SHUTDOWN == 0x40044c60);
-
-/* Room for any argument but struct locum_ranges. */
+/* Room for any argument. */
 union argument {
 	struct locum_info info;
 	struct locum_switch change;
@@ -49,8 +28,8 @@ static int info(struct locum_info *info)
 	const struct locum_header *header = locum.header;
 
 	memset(info, 0, sizeof(*info));
-	info->uapi_revision = LOCUM_UAPI_REVISION;
-	info->abi_revision = header->revision;
+	info->family = LOCUM_UAPI_FAMILY;
+	info->l0_family = header->revision;
 	info->slot = locum.slot;
 	info->cpu_count = header->cpu_count;
 	info->header = locum.header_phys;
@@ -58,6 +37,7 @@ static int info(struct locum_info *info)
 	info->shared_size = header->shared_size;
 	info->memory_block = memory_block_size_bytes();
 	info->tsc_khz = tsc_khz;
+	info->features = LOCUM_UAPI_FEATURES;
 	return 0;
 }
 
@@ -110,26 +90,6 @@ static int locked(unsigned int number, union argument *argument)
 	}
 }
 
-/* The list is too large for the common argument. */
-static int list_ranges(void __user *to)
-{
-	struct locum_ranges *list = kmalloc(sizeof(*list), GFP_KERNEL);
-	int error = 0;
-
-	if (!list)
-		return -ENOMEM;
-	if (mutex_lock_killable(&locum.lock)) {
-		kfree(list);
-		return -EINTR;
-	}
-	locum_ranges_list(list);
-	mutex_unlock(&locum.lock);
-	if (copy_to_user(to, list, sizeof(*list)))
-		error = -EFAULT;
-	kfree(list);
-	return error;
-}
-
 static int dispatch(struct file *file, unsigned int number, union argument *argument)
 {
 	int error = quick(file, number, argument);
@@ -154,8 +114,6 @@ static long device_ioctl(struct file *file, unsigned int number, unsigned long p
 		return -ENOTTY;
 	if (number != LOCUM_IOC_INFO && !(file->f_mode & FMODE_WRITE))
 		return -EPERM;
-	if (number == LOCUM_IOC_MEM_LIST)
-		return list_ranges(user);
 	if (size > sizeof(*argument))
 		return -ENOTTY;
 	argument = kzalloc(sizeof(*argument), GFP_KERNEL);

@@ -94,7 +94,6 @@ void locum_frame_prepare(struct locum_frame *frame)
 	stub->gdtr_rw.base = (u64)gdt;
 	stub->tss = (u64)(gdt + GDT_ENTRY_TSS);
 	frame->result = 0;
-	frame->detail = 0;
 }
 
 /* Base and limit of a system descriptor of the GDT; 0 for the null selector. */

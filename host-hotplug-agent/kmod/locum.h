@@ -74,12 +74,21 @@ int locum_grant(struct locum_call *call);
 int locum_start(struct locum_call *call);
 int locum_abort(struct locum_call *call);
 
+/**
+ * enum locum_range_state - what becomes of memory that is not Linux's any more
+ * @LOCUM_RANGE_REMOVED: this host's, readable and writable through /dev/locum
+ * @LOCUM_RANGE_GRANTED: given to the other host
+ */
+enum locum_range_state {
+	LOCUM_RANGE_REMOVED = 1,
+	LOCUM_RANGE_GRANTED = 2,
+};
+
 /* ranges.c: under locum.lock */
 int locum_ranges_set(u64 start, u64 size, u32 state);
 void locum_ranges_replace(u32 from, u32 to);
 bool locum_ranges_cover(u64 start, u64 size, u32 state);
 bool locum_ranges_touch(u64 start, u64 size, u32 state);
-void locum_ranges_list(struct locum_ranges *list);
 
 /* memory.c */
 int locum_memory_init(void);

@@ -16,986 +16,544 @@
 #define LOCUM_MAGIC 0x304c2d4d55434f4cULL
 /* First word of struct locum_frame. */
 #define LOCUM_FRAME_MAGIC 0x454d4152464d434cULL
-
-/**
- * Bytes of a page.
- */
+/* Bytes of a page. */
 #define LOCUM_PAGE_SIZE 4096
 
-/**
- * Number of channels. Channel 0 carries the agents' messages, the others guest state.
- */
+/* Number of channels. Channel 0 carries the agents' messages, the others guest state. */
 #define LOCUM_CHANNEL_COUNT 4
 
-/**
- * Bytes of data in a ring, a power of two.
- */
+/* Bytes of data in a ring, a power of two. */
 #define LOCUM_RING_DATA (64 * 1024)
 
-/**
- * `flags`: the writer will write no more.
- */
+/* `flags`: the writer will write no more. */
 #define LOCUM_FLAG_EOF 1
 
-/**
- * Index of a segment register in [`Frame::selectors`], in the order of the VMCS encodings.
- */
+/* Index of a segment register in locum_frame.selectors, in the order of the VMCS encodings. */
 #define LOCUM_SEL_ES 0
 
-/**
- * See [`ES`].
- */
+/* See LOCUM_SEL_ES. */
 #define LOCUM_SEL_CS 1
 
-/**
- * See [`ES`].
- */
+/* See LOCUM_SEL_ES. */
 #define LOCUM_SEL_SS 2
 
-/**
- * See [`ES`].
- */
+/* See LOCUM_SEL_ES. */
 #define LOCUM_SEL_DS 3
 
-/**
- * See [`ES`].
- */
+/* See LOCUM_SEL_ES. */
 #define LOCUM_SEL_FS 4
 
-/**
- * See [`ES`].
- */
+/* See LOCUM_SEL_ES. */
 #define LOCUM_SEL_GS 5
 
-/**
- * See [`ES`].
- */
+/* See LOCUM_SEL_ES. */
 #define LOCUM_SEL_LDTR 6
 
-/**
- * See [`ES`].
- */
+/* See LOCUM_SEL_ES. */
 #define LOCUM_SEL_TR 7
 
-/**
- * End of the physical address space that is accounted for (MAXPHYADDR is 52 at most, SDM vol. 3A, 4.1.4).
- */
-#define ADDRESS_SPACE_END (1 << 52)
-
-/**
- * Revision of everything in this crate. A module or agent with another revision must refuse to work.
- */
+/* Revision of everything in this crate. A module or agent with another revision must refuse to work. */
 #define LOCUM_REVISION 1
 
-/**
- * How many logical CPUs L0 manages at most.
- */
+/* How many logical CPUs L0 manages at most. */
 #define LOCUM_MAX_CPUS 64
 
-/**
- * Upper half of RAX of every operation ("LOCM"), so that a stray VMCALL is not taken for one of ours.
- */
+/* Upper half of RAX of every operation ("LOCM"), so that a stray VMCALL is not taken for one of ours. */
 #define LOCUM_OP_MAGIC 5498687668034207744
 
-/**
- * No command; also what L0 leaves behind.
- */
+/* No command; also what L0 leaves behind. */
 #define LOCUM_MAILBOX_NOOP 0
 
-/**
- * Jump to `wakeup_vector`.
- */
+/* Jump to `wakeup_vector`. */
 #define LOCUM_MAILBOX_WAKEUP 1
 
-/**
- * Only clear the command: proves that the CPU is in the monitor's hands (mailbox version 1).
- */
+/* Only clear the command: proves that the CPU is in the monitor's hands (mailbox version 1). */
 #define LOCUM_MAILBOX_TEST 2
 
-/**
- * Number of hosts that can exist at a time.
- */
+/* Number of hosts that can exist at a time. */
 #define LOCUM_SLOTS 2
 
-/**
- * Number of basic exit reasons counted one by one; later ones share the last counter.
- */
+/* Number of basic exit reasons counted one by one; later ones share the last counter. */
 #define LOCUM_EXIT_REASONS 80
 
-/**
- * [`CpuStatus::owner`] of a CPU that no host owns.
- */
+/* locum_cpu_status.owner of a CPU that no host owns. */
 #define LOCUM_NO_OWNER 4294967295
 
-/**
- * Records in the ring.
- */
+/* Records in the ring. */
 #define LOCUM_TRACE_RECORDS 2044
 
-/**
- * Bytes of text in the log ring.
- */
+/* Bytes of text in the log ring. */
 #define LOCUM_LOG_BYTES ((32 * 1024) - 64)
 
-/**
- * One of the two places for a host: its generation modulo [`SLOTS`]. Each holds one host or none, and has a mailbox, a
- * reset vector, page tables, a table area and a console of its own ([`crate::SlotInfo`]).
+/*
+ * One of the two places for a host: its generation modulo LOCUM_SLOTS. Each holds one host or none, and has a mailbox,
+ * a reset vector, page tables, a table area and a console of its own (struct locum_slot_info).
  */
 enum locum_slot {
-	/**
-	 * Hosts of generation 0, 2, 4...
-	 */
+	/* Hosts of generation 0, 2, 4... */
 	LOCUM_SLOT_EVEN = 0,
-	/**
-	 * Hosts of generation 1, 3, 5...
-	 */
+	/* Hosts of generation 1, 3, 5... */
 	LOCUM_SLOT_ODD = 1,
 };
 
-/**
- * Where a CPU is.
- */
+/* Where a CPU is. */
 enum locum_cpu_mode {
-	/**
-	 * Not started by L0.
-	 */
+	/* Not started by L0. */
 	LOCUM_CPU_MODE_ABSENT = 0,
-	/**
-	 * In L0's parking loop.
-	 */
+	/* In L0's parking loop. */
 	LOCUM_CPU_MODE_PARKED = 1,
-	/**
-	 * A host runs on it in VMX root; L0 is dormant.
-	 */
+	/* A host runs on it in VMX root; L0 is dormant. */
 	LOCUM_CPU_MODE_NATIVE = 2,
-	/**
-	 * A host runs on it in VMX non-root; L0 is in VMX root.
-	 */
+	/* A host runs on it in VMX non-root; L0 is in VMX root. */
 	LOCUM_CPU_MODE_NESTED = 3,
 };
 
-/**
- * State of the host in one slot.
- */
+/* State of the host in one slot. */
 enum locum_host_state {
-	/**
-	 * No host.
-	 */
+	/* No host. */
 	LOCUM_HOST_STATE_ABSENT = 0,
-	/**
-	 * A partition is being put together for it.
-	 */
+	/* A partition is being put together for it. */
 	LOCUM_HOST_STATE_PREPARING = 1,
-	/**
-	 * It runs.
-	 */
+	/* It runs. */
 	LOCUM_HOST_STATE_RUNNING = 2,
-	/**
-	 * It ended by itself or was stopped; its resources are not handed out yet. See [`HostStatus::reason`].
-	 */
+	/* It ended by itself or was stopped; its resources are not handed out yet. See locum_host_status.reason. */
 	LOCUM_HOST_STATE_DEAD = 3,
-	/**
-	 * It retired: everything it had belongs to the other slot.
-	 */
+	/* It retired: everything it had belongs to the other slot. */
 	LOCUM_HOST_STATE_RETIRED = 4,
 };
 
-/**
- * Why a host is [`HostState::Dead`].
- */
+/* Why a host is LOCUM_HOST_STATE_DEAD. */
 enum locum_stop_reason {
-	/**
-	 * Not dead.
-	 */
+	/* Not dead. */
 	LOCUM_STOP_REASON_NONE = 0,
-	/**
-	 * Triple fault (`detail[0]`: RIP).
-	 */
+	/* Triple fault (`detail[0]`: RIP). */
 	LOCUM_STOP_REASON_TRIPLE_FAULT = 1,
-	/**
+	/*
 	 * It touched memory it does not own (`detail[0]`: RIP, `detail[1]`: physical address, `detail[2]`: exit
 	 * qualification, SDM vol. 3C table "Exit Qualification for EPT Violations").
 	 */
 	LOCUM_STOP_REASON_WILD_ACCESS = 2,
-	/**
-	 * An exit that L0 can't serve (`detail[0]`: RIP, `detail[1]`: exit reason, `detail[2]`: qualification).
-	 */
+	/* An exit that L0 can't serve (`detail[0]`: RIP, `detail[1]`: exit reason, `detail[2]`: qualification). */
 	LOCUM_STOP_REASON_UNHANDLED = 3,
-	/**
-	 * VM entry failed (`detail[0]`: RIP, `detail[1]`: exit reason or VM-instruction error).
-	 */
+	/* VM entry failed (`detail[0]`: RIP, `detail[1]`: exit reason or VM-instruction error). */
 	LOCUM_STOP_REASON_ENTRY_FAILURE = 4,
-	/**
-	 * The other host aborted it.
-	 */
+	/* The other host aborted it. */
 	LOCUM_STOP_REASON_ABORTED = 5,
-	/**
-	 * It asked for power-off or reboot itself.
-	 */
+	/* It asked for power-off or reboot itself. */
 	LOCUM_STOP_REASON_POWERED_OFF = 6,
 };
 
-/**
- * Operations.
- */
+/* Operations. */
 enum locum_op {
-	/**
-	 * Does nothing: 0. Tells a module that L0 is above it.
-	 */
+	/* Does nothing: 0. Tells a module that L0 is above it. */
 	LOCUM_OP_PING = LOCUM_OP_MAGIC,
-	/**
-	 * Give this CPU back to the host, in VMX root. RDI: address of the CPU's [`crate::Frame`]. On success execution
-	 * goes on at the frame's `rip`; on refusal after the VMCALL.
+	/*
+	 * Give this CPU back to the host, in VMX root. RDI: address of the CPU's struct locum_frame. On success
+	 * execution goes on at the frame's `rip`; on refusal after the VMCALL.
 	 */
 	LOCUM_OP_LEAVE = (LOCUM_OP_MAGIC | 1),
-	/**
-	 * Give a resource of the caller to the other slot. RDI: [`crate::ResourceKind`], RSI, RDX: as the kind says.
-	 */
+	/* Give a resource of the caller to the other slot. RDI: enum locum_resource, RSI, RDX: as the kind says. */
 	LOCUM_OP_GRANT = (LOCUM_OP_MAGIC | 2),
-	/**
+	/*
 	 * Start the host of the other slot, to which at least one parked CPU and memory were granted. RDI: physical
-	 * address of the 64-bit entry point; RSI: of the zero page, both in granted memory; RDX: APIC id of its boot CPU.
+	 * address of the 64-bit entry point; RSI: of the zero page, both in granted memory; RDX: APIC id of its boot
+	 * CPU.
 	 */
 	LOCUM_OP_START = (LOCUM_OP_MAGIC | 3),
-	/**
+	/*
 	 * Stop the host of the other slot, take its CPUs (by INIT if they run) and give all it has back to the caller.
 	 */
 	LOCUM_OP_ABORT = (LOCUM_OP_MAGIC | 4),
-	/**
-	 * The caller ends: all it has goes to the other slot, which must be running. Its other CPUs must be parked. Does
-	 * not return on success: this CPU parks, owned by the other slot.
+	/*
+	 * The caller ends: all it has goes to the other slot, which must be running. Its other CPUs must be parked.
+	 * Does not return on success: this CPU parks, owned by the other slot.
 	 */
 	LOCUM_OP_RETIRE = (LOCUM_OP_MAGIC | 5),
-	/**
-	 * Park this CPU (used by the reset vector). Does not return.
-	 */
+	/* Park this CPU (used by the reset vector). Does not return. */
 	LOCUM_OP_PARK = (LOCUM_OP_MAGIC | 6),
-	/**
+	/*
 	 * The caller ends by itself (power-off, reboot, panic) and asks to be declared dead. RDI, RSI, RDX: told in
-	 * [`crate::HostStatus::detail`]. Does not return where another host runs; where none does, refused with
-	 * [`Errno::State`] and the host uses the machine's own ports.
+	 * locum_host_status.detail. Does not return where another host runs; where none does, refused with
+	 * LOCUM_ERRNO_STATE and the host uses the machine's own ports.
 	 */
 	LOCUM_OP_EXIT = (LOCUM_OP_MAGIC | 7),
 };
 
-/**
- * What kind of resource a [`Grant`] gives: RDI of the call. `b` and `c` are RSI and RDX.
- */
+/* What kind of resource a `Grant` gives: RDI of the call. `b` and `c` are RSI and RDX. */
 enum locum_resource {
-	/**
-	 * A parked CPU. `b`: APIC id, `c`: 0.
-	 */
+	/* A parked CPU. `b`: APIC id, `c`: 0. */
 	LOCUM_RESOURCE_CPU = 0,
-	/**
-	 * Memory or MMIO. `b`: first byte, `c`: bytes, both multiples of 4 KiB.
-	 */
+	/* Memory or MMIO. `b`: first byte, `c`: bytes, both multiples of 4 KiB. */
 	LOCUM_RESOURCE_MEMORY = 1,
-	/**
-	 * A PCI function. `b`: bus << 8 | device << 3 | function, `c`: 0.
-	 */
+	/* A PCI function. `b`: bus << 8 | device << 3 | function, `c`: 0. */
 	LOCUM_RESOURCE_PCI = 2,
-	/**
-	 * I/O ports. `b`: first port, `c`: number.
-	 */
+	/* I/O ports. `b`: first port, `c`: number. */
 	LOCUM_RESOURCE_PORTS = 3,
-	/**
-	 * An interrupt pin. `b`: GSI, `c`: 0.
-	 */
+	/* An interrupt pin. `b`: GSI, `c`: 0. */
 	LOCUM_RESOURCE_PIN = 4,
 };
 
-/**
- * Why L0 refused. RAX returns the negative. Numbers are never used again: 7 was one that no L0 ever returned.
- */
+/* Why L0 refused. RAX returns the negative. Numbers are never used again: 7 was one that no L0 ever returned. */
 enum locum_errno {
-	/**
-	 * An argument is out of range, not aligned, or reserved and not zero.
-	 */
+	/* An argument is out of range, not aligned, or reserved and not zero. */
 	LOCUM_ERRNO_ARGUMENT = 1,
-	/**
-	 * The caller does not own the resource.
-	 */
+	/* The caller does not own the resource. */
 	LOCUM_ERRNO_NOT_OWNER = 2,
-	/**
-	 * The CPU is not parked.
-	 */
+	/* The CPU is not parked. */
 	LOCUM_ERRNO_NOT_PARKED = 3,
-	/**
-	 * The host in the other slot is not in the state the operation needs.
-	 */
+	/* The host in the other slot is not in the state the operation needs. */
 	LOCUM_ERRNO_STATE = 4,
-	/**
-	 * A table of L0 is full.
-	 */
+	/* A table of L0 is full. */
 	LOCUM_ERRNO_NO_SPACE = 5,
-	/**
-	 * The CPU can't run L0: no VMX, EPT or unrestricted guest, or disabled in IA32_FEATURE_CONTROL.
-	 */
+	/* The CPU can't run L0: no VMX, EPT or unrestricted guest, or disabled in IA32_FEATURE_CONTROL. */
 	LOCUM_ERRNO_NO_VMX = 6,
-	/**
-	 * VM entry failed.
-	 */
+	/* VM entry failed. */
 	LOCUM_ERRNO_ENTRY_FAILED = 8,
-	/**
-	 * CPUs of the other host did not answer INIT in time.
-	 */
+	/* CPUs of the other host did not answer INIT in time. */
 	LOCUM_ERRNO_TIMEOUT = 9,
-	/**
-	 * The frame is not what L0 expects (magic, CPU, or not mapped where it says).
-	 */
+	/* The frame is not what L0 expects (magic, CPU, or not mapped where it says). */
 	LOCUM_ERRNO_FRAME = 10,
 };
 
-/**
- * What a [`TraceRecord`] tells. Its words are encoded and decoded by [`Event`], and nowhere else.
- */
+/* What a struct locum_trace_record tells. Its words are encoded and decoded by `Event`, and nowhere else. */
 enum locum_trace_kind {
-	/**
-	 * Never written.
-	 */
+	/* Never written. */
 	LOCUM_TRACE_KIND_NONE = 0,
-	/**
-	 * [`Event::Boot`].
-	 */
+	/* `Event::Boot`. */
 	LOCUM_TRACE_KIND_BOOT = 1,
-	/**
-	 * [`Event::Park`].
-	 */
+	/* `Event::Park`. */
 	LOCUM_TRACE_KIND_PARK = 2,
-	/**
-	 * [`Event::Wake`].
-	 */
+	/* `Event::Wake`. */
 	LOCUM_TRACE_KIND_WAKE = 3,
-	/**
-	 * [`Event::MailboxRefused`].
-	 */
+	/* `Event::MailboxRefused`. */
 	LOCUM_TRACE_KIND_MAILBOX_REFUSED = 4,
-	/**
-	 * [`Event::Enter`].
-	 */
+	/* `Event::Enter`. */
 	LOCUM_TRACE_KIND_ENTER = 5,
-	/**
-	 * [`Event::Leave`].
-	 */
+	/* `Event::Leave`. */
 	LOCUM_TRACE_KIND_LEAVE = 6,
-	/**
-	 * [`Event::CallRefused`].
-	 */
+	/* `Event::CallRefused`. */
 	LOCUM_TRACE_KIND_CALL_REFUSED = 7,
-	/**
-	 * [`Event::Owner`].
-	 */
+	/* `Event::Owner`. */
 	LOCUM_TRACE_KIND_OWNER = 8,
-	/**
-	 * [`Event::HostStart`].
-	 */
+	/* `Event::HostStart`. */
 	LOCUM_TRACE_KIND_HOST_START = 9,
-	/**
-	 * [`Event::HostDead`].
-	 */
+	/* `Event::HostDead`. */
 	LOCUM_TRACE_KIND_HOST_DEAD = 10,
-	/**
-	 * [`Event::HostRetired`].
-	 */
+	/* `Event::HostRetired`. */
 	LOCUM_TRACE_KIND_HOST_RETIRED = 11,
-	/**
-	 * [`Event::CpuTaken`].
-	 */
+	/* `Event::CpuTaken`. */
 	LOCUM_TRACE_KIND_CPU_TAKEN = 12,
-	/**
-	 * [`Event::PortDenied`].
-	 */
+	/* `Event::PortDenied`. */
 	LOCUM_TRACE_KIND_PORT_DENIED = 13,
-	/**
-	 * [`Event::PinDenied`].
-	 */
+	/* `Event::PinDenied`. */
 	LOCUM_TRACE_KIND_PIN_DENIED = 14,
-	/**
-	 * [`Event::PciDenied`].
-	 */
+	/* `Event::PciDenied`. */
 	LOCUM_TRACE_KIND_PCI_DENIED = 15,
-	/**
-	 * [`Event::Inject`].
-	 */
+	/* `Event::Inject`. */
 	LOCUM_TRACE_KIND_INJECT = 16,
-	/**
-	 * [`Event::MemoryDenied`].
-	 */
+	/* `Event::MemoryDenied`. */
 	LOCUM_TRACE_KIND_MEMORY_DENIED = 17,
-	/**
-	 * [`Event::VmxFail`].
-	 */
+	/* `Event::VmxFail`. */
 	LOCUM_TRACE_KIND_VMX_FAIL = 18,
-	/**
-	 * [`Event::PowerFiltered`].
-	 */
+	/* `Event::PowerFiltered`. */
 	LOCUM_TRACE_KIND_POWER_FILTERED = 19,
-	/**
-	 * [`Event::Fault`].
-	 */
+	/* `Event::Fault`. */
 	LOCUM_TRACE_KIND_FAULT = 20,
-	/**
-	 * [`Event::VmcsChecked`].
-	 */
+	/* `Event::VmcsChecked`. */
 	LOCUM_TRACE_KIND_VMCS_CHECKED = 21,
-	/**
-	 * [`Event::FieldTrapped`].
-	 */
+	/* `Event::FieldTrapped`. */
 	LOCUM_TRACE_KIND_FIELD_TRAPPED = 22,
 };
 
-/**
- * What belongs to the host of one slot (generation parity).
- */
+/* What belongs to the host of one slot (generation parity). */
 struct locum_slot_info {
-	/**
-	 * Physical address of the ACPI wakeup [`crate::Mailbox`] (4 KiB aligned).
-	 */
+	/* Physical address of the ACPI wakeup struct locum_mailbox (4 KiB aligned). */
 	__u64 mailbox;
-	/**
-	 * Physical address of the reset vector: where an offlined CPU jumps, native or nested.
-	 */
+	/* Physical address of the reset vector: where an offlined CPU jumps, native or nested. */
 	__u64 reset_vector;
-	/**
-	 * CR3 to load for a native call of L0. Bit 12 is clear, see [`crate::frame`].
-	 */
+	/* CR3 to load for a native call of L0. Bit 12 is clear, see `frame.rs` of the crate. */
 	__u64 l0_cr3;
-	/**
-	 * Address (under `l0_cr3`) of L0's native entry; RDI is the address of a [`crate::Frame`].
-	 */
+	/* Address (under `l0_cr3`) of L0's native entry; RDI is the address of a struct locum_frame. */
 	__u64 l0_entry;
-	/**
-	 * Physical address of the page directory that maps the top GiB (0xffffffffc0000000 and up) under `l0_cr3`.
-	 */
+	/* Physical address of the page directory that maps the top GiB (0xffffffffc0000000 and up) under `l0_cr3`. */
 	__u64 stub_pd;
-	/**
-	 * Physical address of the page tables that the module links into `stub_pd` to map its stub and frames.
-	 */
+	/* Physical address of the page tables that the module links into `stub_pd` to map its stub and frames. */
 	__u64 stub_pt;
-	/**
-	 * How many page-table pages there are at `stub_pt`.
-	 */
+	/* How many page-table pages there are at `stub_pt`. */
 	__u32 stub_pt_pages;
-	/**
-	 * I/O port of the host's console UART, 0 if none.
-	 */
+	/* I/O port of the host's console UART, 0 if none. */
 	__u32 console_port;
-	/**
-	 * First byte of the slice below 1 MiB that holds this host's trampoline.
-	 */
+	/* First byte of the slice below 1 MiB that holds this host's trampoline. */
 	__u64 low_slice;
-	/**
-	 * Bytes of the slice.
-	 */
+	/* Bytes of the slice. */
 	__u64 low_slice_size;
-	/**
-	 * Physical address of the page this host sees at address 0 while nested (0: the real one).
-	 */
+	/* Physical address of the page this host sees at address 0 while nested (0: the real one). */
 	__u64 page_zero;
-	/**
-	 * Physical address of memory for this host's firmware tables, at the agent's disposal (ACPI, zero page).
-	 */
+	/* Physical address of memory for this host's firmware tables, at the agent's disposal (ACPI, zero page). */
 	__u64 tables;
-	/**
-	 * Bytes at `tables`.
-	 */
+	/* Bytes at `tables`. */
 	__u64 tables_size;
 };
 
-/**
- * The header page.
- */
+/* The header page. */
 struct locum_header {
-	/**
-	 * [`MAGIC`].
-	 */
+	/* LOCUM_MAGIC. */
 	__u64 magic;
-	/**
-	 * [`REVISION`].
-	 */
+	/* LOCUM_REVISION. */
 	__u32 revision;
-	/**
-	 * `size_of::<Header>()`.
-	 */
+	/* `size_of::<Header>()`. */
 	__u32 size;
-	/**
-	 * Physical address of the shared region. Hosts may map all of it.
-	 */
+	/* Physical address of the shared region. Hosts may map all of it. */
 	__u64 shared;
-	/**
-	 * Bytes of the shared region.
-	 */
+	/* Bytes of the shared region. */
 	__u64 shared_size;
-	/**
-	 * Physical address of L0's private memory, which no host may touch.
-	 */
+	/* Physical address of L0's private memory, which no host may touch. */
 	__u64 private_;
-	/**
-	 * Bytes of L0's private memory.
-	 */
+	/* Bytes of L0's private memory. */
 	__u64 private_size;
-	/**
-	 * Physical address of the pool, 0 if there is none.
-	 */
+	/* Physical address of the pool, 0 if there is none. */
 	__u64 pool;
-	/**
-	 * Bytes of the pool.
-	 */
+	/* Bytes of the pool. */
 	__u64 pool_size;
-	/**
-	 * Physical address of the [`crate::Status`].
-	 */
+	/* Physical address of the struct locum_status. */
 	__u64 status;
-	/**
-	 * Bytes of the status, including what later revisions append.
-	 */
+	/* Bytes of the status, including what later revisions append. */
 	__u64 status_size;
-	/**
-	 * Physical address of the [`crate::TraceRing`].
-	 */
+	/* Physical address of the struct locum_trace_ring. */
 	__u64 trace;
-	/**
-	 * Bytes of the trace ring, header included.
-	 */
+	/* Bytes of the trace ring, header included. */
 	__u64 trace_size;
-	/**
-	 * Physical address of the [`crate::LogRing`].
-	 */
+	/* Physical address of the struct locum_log_ring. */
 	__u64 log;
-	/**
-	 * Bytes of the log ring, header included.
-	 */
+	/* Bytes of the log ring, header included. */
 	__u64 log_size;
-	/**
-	 * Physical address of the first [`crate::ChannelRing`]; see [`crate::channel`].
-	 */
+	/* Physical address of the first struct locum_channel_ring; see `channel.rs` of the crate. */
 	__u64 channels;
-	/**
-	 * Bytes of all channel rings.
-	 */
+	/* Bytes of all channel rings. */
 	__u64 channels_size;
-	/**
-	 * Per slot.
-	 */
+	/* Per slot. */
 	struct locum_slot_info slots[LOCUM_SLOTS];
-	/**
-	 * Physical address of the machine's own RSDP (not the one made for the first host).
-	 */
+	/* Physical address of the machine's own RSDP (not the one made for the first host). */
 	__u64 machine_rsdp;
-	/**
-	 * Bytes of L0's loaded image (text, read-only data, data), without bss.
-	 */
+	/* Bytes of L0's loaded image (text, read-only data, data), without bss. */
 	__u64 image_bytes;
-	/**
-	 * Logical CPUs of the machine.
-	 */
+	/* Logical CPUs of the machine. */
 	__u32 cpu_count;
-	/**
+	/*
 	 * Port of PM1a_CNT (ACPI 4.8.3.2.1) of the machine, 0 if none. A hardware-reduced host has no other way to S5.
 	 */
 	__u16 pm1a_cnt;
-	/**
-	 * Port of PM1b_CNT, 0 if none.
-	 */
+	/* Port of PM1b_CNT, 0 if none. */
 	__u16 pm1b_cnt;
-	/**
-	 * Not used, zero.
-	 */
+	/* Not used, zero. */
 	__u64 reserved[8];
 };
 
-/**
- * The host of one slot.
- */
+/* The host of one slot. */
 struct locum_host_status {
-	/**
-	 * A [`HostState`].
-	 */
+	/* An enum locum_host_state. */
 	__u32 state;
-	/**
-	 * A [`StopReason`].
-	 */
+	/* An enum locum_stop_reason. */
 	__u32 reason;
-	/**
-	 * What the reason says they are.
-	 */
+	/* What the reason says they are. */
 	__u64 detail[3];
-	/**
-	 * Generation of the host.
-	 */
+	/* Generation of the host. */
 	__u32 generation;
-	/**
-	 * APIC id of the CPU on which `reason` arose.
-	 */
+	/* APIC id of the CPU on which `reason` arose. */
 	__u32 cpu;
 };
 
-/**
- * One CPU. Every counter counts from boot and never decreases.
- */
+/* One CPU. Every counter counts from boot and never decreases. */
 struct LOCUM_ALIGNED(64) locum_cpu_status {
-	/**
-	 * Its xAPIC id.
-	 */
+	/* Its xAPIC id. */
 	__u32 apic_id;
-	/**
-	 * A [`CpuMode`].
-	 */
+	/* An enum locum_cpu_mode. */
 	__u32 mode;
-	/**
-	 * Slot of the host that owns it, or [`NO_OWNER`].
-	 */
+	/* Slot of the host that owns it, or LOCUM_NO_OWNER. */
 	__u32 owner;
-	/**
-	 * Not used, zero.
-	 */
+	/* Not used, zero. */
 	__u32 reserved;
-	/**
-	 * Times it went from native to nested.
-	 */
+	/* Times it went from native to nested. */
 	__u64 enters;
-	/**
-	 * Times it went from nested to native.
-	 */
+	/* Times it went from nested to native. */
 	__u64 leaves;
-	/**
-	 * VM exits taken by L0, from the host and from guests.
-	 */
+	/* VM exits taken by L0, from the host and from guests. */
 	__u64 exits;
-	/**
-	 * Of these, exits of a guest (L2), reflected to the host's KVM.
-	 */
+	/* Of these, exits of a guest (L2), reflected to the host's KVM. */
 	__u64 guest_exits;
-	/**
-	 * NMIs that arrived while L0 ran, passed on to the host.
-	 */
+	/* NMIs that arrived while L0 ran, passed on to the host. */
 	__u64 nmis;
-	/**
-	 * Not used, zero.
-	 */
+	/* Not used, zero. */
 	__u64 reserved2;
-	/**
-	 * Exits of the host by basic exit reason (SDM vol. 3D appendix C).
-	 */
+	/* Exits of the host by basic exit reason (SDM vol. 3D appendix C). */
 	__u64 exits_by_reason[LOCUM_EXIT_REASONS];
 };
 
-/**
- * The status region.
- */
+/* The status region. */
 struct locum_status {
-	/**
-	 * Generation of the reigning host.
-	 */
+	/* Generation of the reigning host. */
 	__u32 generation;
-	/**
-	 * Number of entries of `cpus` in use.
-	 */
+	/* Number of entries of `cpus` in use. */
 	__u32 cpu_count;
-	/**
-	 * Per slot.
-	 */
+	/* Per slot. */
 	struct locum_host_status hosts[LOCUM_SLOTS];
-	/**
-	 * Number of refused requests (each has a trace record).
-	 */
+	/* Number of refused requests (each has a trace record). */
 	__u64 refusals;
-	/**
-	 * Not used, zero.
-	 */
+	/* Not used, zero. */
 	__u64 reserved[4];
-	/**
-	 * Per CPU, in the order of the machine's MADT.
-	 */
+	/* Per CPU, in the order of the machine's MADT. */
 	struct locum_cpu_status cpus[LOCUM_MAX_CPUS];
 };
 
-/**
- * A pseudo-descriptor as LGDT and LIDT read it, padded to keep `base` aligned.
- */
+/* A pseudo-descriptor as LGDT and LIDT read it, padded to keep `base` aligned. */
 struct locum_table_register {
-	/**
-	 * Not read by the CPU.
-	 */
+	/* Not read by the CPU. */
 	__u16 pad[3];
-	/**
-	 * Limit in bytes. The instruction's operand starts here.
-	 */
+	/* Limit in bytes. The instruction's operand starts here. */
 	__u16 limit;
-	/**
-	 * Linear address.
-	 */
+	/* Linear address. */
 	__u64 base;
 };
 
-/**
- * The frame: 4 KiB, page aligned. Its last bytes are the stack used while neither the host's nor L0's is mapped.
- */
+/* The frame: 4 KiB, page aligned. Its last bytes are the stack used while neither the host's nor L0's is mapped. */
 struct LOCUM_ALIGNED(4096) locum_frame {
-	/**
-	 * [`FRAME_MAGIC`].
-	 */
+	/* LOCUM_FRAME_MAGIC. */
 	__u64 magic;
-	/**
-	 * APIC id of the CPU it belongs to.
-	 */
+	/* APIC id of the CPU it belongs to. */
 	__u32 apic_id;
-	/**
-	 * Set to 1 by the stub's NMI handler; the module re-sends the NMI when it is back in the host.
-	 */
+	/* Set to 1 by the stub's NMI handler; the module re-sends the NMI when it is back in the host. */
 	__u32 nmi;
-	/**
-	 * What the call returns: 0 or the negative of an [`crate::Errno`].
-	 */
+	/* What the call returns: 0 or the negative of an enum locum_errno. */
 	__s64 result;
-	/**
-	 * More about a refusal; 0 if there is no more.
-	 */
-	__u64 detail;
-	/**
-	 * Physical address of this frame.
-	 */
+	/* Not used, zero. */
+	__u64 reserved;
+	/* Physical address of this frame. */
 	__u64 phys;
-	/**
-	 * Address of the stub's `return_native`.
-	 */
+	/* Address of the stub's `return_native`. */
 	__u64 return_native;
-	/**
-	 * `l0_cr3` of the host's slot.
-	 */
+	/* `l0_cr3` of the host's slot. */
 	__u64 l0_cr3;
-	/**
-	 * `l0_entry` of the host's slot.
-	 */
+	/* `l0_entry` of the host's slot. */
 	__u64 l0_entry;
-	/**
+	/*
 	 * Stub's GDT for the time between the worlds: 64-bit code at the host's CS selector, data at its SS selector.
 	 */
 	struct locum_table_register stub_gdtr;
-	/**
-	 * Stub's IDT: vector 2 sets `nmi`; all others are not expected.
-	 */
+	/* Stub's IDT: vector 2 sets `nmi`; all others are not expected. */
 	struct locum_table_register stub_idtr;
-	/**
-	 * Host: where it goes on.
-	 */
+	/* Host: where it goes on. */
 	__u64 rip;
-	/**
-	 * Host: RSP there.
-	 */
+	/* Host: RSP there. */
 	__u64 rsp;
-	/**
-	 * Host: RFLAGS there (IF clear).
-	 */
+	/* Host: RFLAGS there (IF clear). */
 	__u64 rflags;
-	/**
-	 * Host: CR0.
-	 */
+	/* Host: CR0. */
 	__u64 cr0;
-	/**
-	 * Host: CR3.
-	 */
+	/* Host: CR3. */
 	__u64 cr3;
-	/**
-	 * Host: CR4, VMXE as the host sees it.
-	 */
+	/* Host: CR4, VMXE as the host sees it. */
 	__u64 cr4;
-	/**
-	 * Host: GDTR.
-	 */
+	/* Host: GDTR. */
 	struct locum_table_register gdtr;
-	/**
-	 * Host: IDTR.
-	 */
+	/* Host: IDTR. */
 	struct locum_table_register idtr;
-	/**
-	 * Host: selectors ES, CS, SS, DS, FS, GS, LDTR, TR.
-	 */
+	/* Host: selectors ES, CS, SS, DS, FS, GS, LDTR, TR. */
 	__u16 selectors[8];
-	/**
-	 * Host: FS base.
-	 */
+	/* Host: FS base. */
 	__u64 fs_base;
-	/**
-	 * Host: GS base.
-	 */
+	/* Host: GS base. */
 	__u64 gs_base;
-	/**
-	 * Host: base of the TSS, from its GDT.
-	 */
+	/* Host: base of the TSS, from its GDT. */
 	__u64 tr_base;
-	/**
-	 * Host: limit of the TSS, from its GDT.
-	 */
+	/* Host: limit of the TSS, from its GDT. */
 	__u32 tr_limit;
-	/**
-	 * Host: limit of the LDT, from its GDT; ignored if LDTR is null.
-	 */
+	/* Host: limit of the LDT, from its GDT; ignored if LDTR is null. */
 	__u32 ldtr_limit;
-	/**
-	 * Host: base of the LDT.
-	 */
+	/* Host: base of the LDT. */
 	__u64 ldtr_base;
-	/**
-	 * Host: DR7. Filled by the stub before L0 changes it.
-	 */
+	/* Host: DR7. Filled by the stub before L0 changes it. */
 	__u64 dr7;
-	/**
-	 * Not used, zero.
-	 */
-	__u64 reserved[34];
-	/**
-	 * The module's: GDT and IDT of the stub, and the stack (downwards from the end of the page).
-	 */
+	/* Not used, zero. */
+	__u64 reserved2[34];
+	/* The module's: GDT and IDT of the stub, and the stack (downwards from the end of the page). */
 	__u8 module[3584];
 };
 
-/**
- * The mailbox page.
- */
+/* The mailbox page. */
 struct LOCUM_ALIGNED(4096) locum_mailbox {
-	/**
-	 * [`NOOP`], [`WAKEUP`] or [`TEST`].
-	 */
+	/* LOCUM_MAILBOX_NOOP, LOCUM_MAILBOX_WAKEUP or LOCUM_MAILBOX_TEST. */
 	__u16 command;
-	/**
-	 * Zero.
-	 */
+	/* Zero. */
 	__u16 reserved;
-	/**
-	 * Whom the command is for.
-	 */
+	/* Whom the command is for. */
 	__u32 apic_id;
-	/**
-	 * Physical address to start at, in 64-bit mode with paging on an identity map.
-	 */
+	/* Physical address to start at, in 64-bit mode with paging on an identity map. */
 	__u64 wakeup_vector;
-	/**
-	 * The operating system's, up to byte 2047.
-	 */
+	/* The operating system's, up to byte 2047. */
 	__u8 os[2032];
-	/**
-	 * L0's own: writing here wakes parked CPUs that monitor the mailbox's first line.
-	 */
+	/* L0's own: writing here wakes parked CPUs that monitor the mailbox's first line. */
 	__u8 firmware[2048];
 };
 
-/**
- * One direction of one channel.
- */
+/* One direction of one channel. */
 struct LOCUM_ALIGNED(4096) locum_channel_ring {
-	/**
-	 * Bytes written so far. Written by the writer.
-	 */
+	/* Bytes written so far. Written by the writer. */
 	__u32 head;
-	/**
-	 * [`FLAG_EOF`]. Written by the writer.
-	 */
+	/* LOCUM_FLAG_EOF. Written by the writer. */
 	__u32 flags;
-	/**
-	 * Not used, zero. Keeps the two sides on separate cache lines.
-	 */
+	/* Not used, zero. Keeps the two sides on separate cache lines. */
 	__u32 pad0[30];
-	/**
-	 * Bytes read so far. Written by the reader.
-	 */
+	/* Bytes read so far. Written by the reader. */
 	__u32 tail;
-	/**
-	 * The reader wants no more: writers get an error. Written by the reader.
-	 */
+	/* The reader wants no more: writers get an error. Written by the reader. */
 	__u32 closed;
-	/**
-	 * Not used, zero.
-	 */
+	/* Not used, zero. */
 	__u32 pad1[30];
-	/**
-	 * Not used, zero.
-	 */
+	/* Not used, zero. */
 	__u8 pad2[3840];
-	/**
-	 * The bytes; position `p` is at `data[p % RING_DATA]`.
-	 */
+	/* The bytes; position `p` is at `data[p % RING_DATA]`. */
 	__u8 data[LOCUM_RING_DATA];
 };
 
-/**
- * One record.
- */
+/* One record. */
 struct locum_trace_record {
-	/**
-	 * TSC when it was written.
-	 */
+	/* TSC when it was written. */
 	__u64 tsc;
-	/**
-	 * A [`crate::TraceKind`].
-	 */
+	/* An enum locum_trace_kind. */
 	__u16 kind;
-	/**
-	 * APIC id.
-	 */
+	/* APIC id. */
 	__u16 cpu;
-	/**
-	 * See [`crate::Event`].
-	 */
+	/* See `Event`. */
 	__u32 a;
-	/**
-	 * See [`crate::Event`].
-	 */
+	/* See `Event`. */
 	__u64 b;
-	/**
-	 * See [`crate::Event`].
-	 */
+	/* See `Event`. */
 	__u64 c;
 };
 
-/**
- * The ring: record number `n` is at `records[n % TRACE_RECORDS]`.
- */
+/* The ring: record number `n` is at `records[n % TRACE_RECORDS]`. */
 struct locum_trace_ring {
-	/**
-	 * Records written since boot.
-	 */
+	/* Records written since boot. */
 	__u64 written;
-	/**
-	 * [`TRACE_RECORDS`].
-	 */
+	/* LOCUM_TRACE_RECORDS. */
 	__u64 capacity;
-	/**
-	 * Not used, zero.
-	 */
+	/* Not used, zero. */
 	__u64 reserved[14];
-	/**
-	 * The records.
-	 */
+	/* The records. */
 	struct locum_trace_record records[LOCUM_TRACE_RECORDS];
 };
 
-/**
- * The log ring: byte number `n` is at `text[n % LOG_BYTES]`.
- */
+/* The log ring: byte number `n` is at `text[n % LOG_BYTES]`. */
 struct locum_log_ring {
-	/**
-	 * Bytes written since boot.
-	 */
+	/* Bytes written since boot. */
 	__u64 written;
-	/**
-	 * [`LOG_BYTES`].
-	 */
+	/* LOCUM_LOG_BYTES. */
 	__u64 capacity;
-	/**
-	 * Not used, zero.
-	 */
+	/* Not used, zero. */
 	__u64 reserved[6];
-	/**
-	 * UTF-8 text, lines end with `\n`.
-	 */
+	/* UTF-8 text, lines end with `\n`. */
 	__u8 text[LOCUM_LOG_BYTES];
 };
-
-/**
- * Both.
- */
-#define locum_slot_ALL { locum_slot_Even, locum_slot_Odd, }
 
 _Static_assert(sizeof(struct locum_slot_info) == 96, "locum_slot_info");
 _Static_assert(__builtin_offsetof(struct locum_slot_info, mailbox) == 0, "locum_slot_info.mailbox");

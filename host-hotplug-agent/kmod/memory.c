@@ -51,7 +51,7 @@ static bool forbidden(const struct locum_range *range)
 
 static int check(const struct locum_range *range, u64 unit)
 {
-	if (range->reserved || range->state || !range->size || range->start + range->size < range->start ||
+	if (range->reserved || range->reserved2 || !range->size || range->start + range->size < range->start ||
 	    !IS_ALIGNED(range->start, unit) || !IS_ALIGNED(range->size, unit))
 		return -EINVAL;
 	return 0;

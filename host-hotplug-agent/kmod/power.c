@@ -29,7 +29,7 @@
 #define RETIRE_WAIT_US	1000
 
 static struct sys_off_handler *power_off_handler, *prepare_handler;
-static u32 policy = LOCUM_POWER_EXIT;
+static u32 policy = LOCUM_POWER_POLICY_EXIT;
 static u8 s5_a, s5_b;
 static bool have_s5;
 
@@ -46,7 +46,7 @@ static bool hardware_reduced(void)
  */
 int locum_power_policy(u32 wanted)
 {
-	if (wanted != LOCUM_POWER_EXIT && wanted != LOCUM_POWER_RETIRE)
+	if (wanted != LOCUM_POWER_POLICY_EXIT && wanted != LOCUM_POWER_POLICY_RETIRE)
 		return -EINVAL;
 	WRITE_ONCE(policy, wanted);
 	return 0;
@@ -105,7 +105,7 @@ static void machine_off(void)
 static int power_off(struct sys_off_data *data)
 {
 	if (locum_cpu_mode(smp_processor_id()) == LOCUM_CPU_MODE_NESTED) {
-		if (READ_ONCE(policy) == LOCUM_POWER_RETIRE)
+		if (READ_ONCE(policy) == LOCUM_POWER_POLICY_RETIRE)
 			retire();
 		exit_host();
 	}

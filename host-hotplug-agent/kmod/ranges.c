@@ -6,6 +6,8 @@
 #include "locum.h"
 #include <linux/string.h>
 
+#define MAX_PIECES 64
+
 struct piece {
 	u64 start;
 	u64 end;	/* exclusive */
@@ -13,7 +15,7 @@ struct piece {
 };
 
 /* Room for a set() in the middle of one, before merging. */
-static struct piece pieces[LOCUM_MAX_RANGES + 2];
+static struct piece pieces[MAX_PIECES + 2];
 static u32 count;
 
 static void append(struct piece *to, u32 *n, u64 start, u64 end, u32 state)
@@ -40,7 +42,7 @@ static void append(struct piece *to, u32 *n, u64 start, u64 end, u32 state)
  */
 int locum_ranges_set(u64 start, u64 size, u32 state)
 {
-	static struct piece next[LOCUM_MAX_RANGES + 2];
+	static struct piece next[MAX_PIECES + 2];
 	u64 end = start + size;
 	bool placed = false;
 	u32 n = 0;
@@ -58,7 +60,7 @@ int locum_ranges_set(u64 start, u64 size, u32 state)
 	}
 	if (!placed)
 		append(next, &n, start, end, state);
-	if (n > LOCUM_MAX_RANGES)
+	if (n > MAX_PIECES)
 		return -ENOSPC;
 	memcpy(pieces, next, sizeof(pieces));
 	count = n;
@@ -119,21 +121,4 @@ bool locum_ranges_touch(u64 start, u64 size, u32 state)
 		if ((!state || pieces[i].state == state) && pieces[i].start < start + size && start < pieces[i].end)
 			return true;
 	return false;
-}
-
-/**
- * locum_ranges_list() - copy the table for user space
- * @list: where to
- */
-void locum_ranges_list(struct locum_ranges *list)
-{
-	u32 i;
-
-	memset(list, 0, sizeof(*list));
-	list->count = count;
-	for (i = 0; i < count; i++) {
-		list->ranges[i].start = pieces[i].start;
-		list->ranges[i].size = pieces[i].end - pieces[i].start;
-		list->ranges[i].state = pieces[i].state;
-	}
 }

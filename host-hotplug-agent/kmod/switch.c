@@ -33,14 +33,12 @@
  * @changed: it has changed its mode in this job
  * @l0_errno: why not, 0 if L0 did not refuse
  * @error: negative errno
- * @detail: L0's
  * @ticks: TSC ticks that the change took
  */
 struct outcome {
 	bool changed;
 	u32 l0_errno;
 	int error;
-	u64 detail;
 	u64 ticks;
 };
 
@@ -107,7 +105,6 @@ static void switch_this_cpu(struct job *work)
 	if (result) {
 		outcome->l0_errno = -result;
 		outcome->error = locum_errno(-result);
-		outcome->detail = frame->detail;
 	}
 }
 
@@ -154,7 +151,7 @@ static bool takes_part(unsigned int cpu, int asked)
 	return asked == LOCUM_ALL_CPUS || cpu == asked;
 }
 
-static const char *remedy(int error, unsigned int cpu)
+static const char *remedy(int error)
 {
 	if (error == -EOPNOTSUPP && native_read_cr4() & ~KNOWN_CR4)
 		return "this kernel uses CET, FRED, LASS, 5-level paging or what is newer still, which L0 does not know yet: boot with ibt=off nousershstk fred=off clearcpuid=lass no5lvl";
@@ -183,10 +180,9 @@ static int sum_up(int asked, struct locum_switch *request)
 			error = outcome->error;
 			request->l0_errno = outcome->l0_errno;
 			request->failed_apic_id = locum_apic_id(cpu);
-			request->detail = outcome->detail;
-			pr_err_ratelimited("CPU %u cannot go %s: L0 error %u, detail %#llx; %s\n", cpu,
+			pr_err_ratelimited("CPU %u cannot go %s: L0 error %u; %s\n", cpu,
 					   job.to == LOCUM_CPU_MODE_NESTED ? "nested" : "native",
-					   outcome->l0_errno, outcome->detail, remedy(error, cpu));
+					   outcome->l0_errno, remedy(error));
 		}
 	}
 	return error;
@@ -244,8 +240,8 @@ int locum_switch(struct locum_switch *request, enum locum_cpu_mode to)
 		return -EINVAL;
 	request->done = 0;
 	request->l0_errno = 0;
-	request->failed_apic_id = U32_MAX;
-	request->detail = 0;
+	request->failed_apic_id = LOCUM_NO_CPU;
+	request->reserved2 = 0;
 	start = rdtsc_ordered();
 	cpu_hotplug_disable();
 	error = check_cpu(request->cpu);
@@ -280,7 +276,7 @@ static void pause(u32 us)
 
 static int cycle(struct locum_cycle *request)
 {
-	struct locum_switch step = { .failed_apic_id = U32_MAX };
+	struct locum_switch step = { .failed_apic_id = LOCUM_NO_CPU };
 	int error = 0;
 
 	while (!error && request->done < request->count) {
@@ -300,7 +296,7 @@ static int cycle(struct locum_cycle *request)
 	}
 	request->l0_errno = step.l0_errno;
 	request->failed_apic_id = step.failed_apic_id;
-	request->detail = step.detail;
+	request->reserved = 0;
 	return error;
 }
 

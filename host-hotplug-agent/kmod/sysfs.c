@@ -41,17 +41,17 @@ static ssize_t show_text(char *buffer, unsigned int kind)
 
 static ssize_t state_show(struct kobject *object, struct kobj_attribute *attribute, char *buffer)
 {
-	return show_text(buffer, LOCUM_TEXT_STATE);
+	return show_text(buffer, LOCUM_TEXT_KIND_STATE);
 }
 
 static ssize_t progress_show(struct kobject *object, struct kobj_attribute *attribute, char *buffer)
 {
-	return show_text(buffer, LOCUM_TEXT_PROGRESS);
+	return show_text(buffer, LOCUM_TEXT_KIND_PROGRESS);
 }
 
 static ssize_t last_error_show(struct kobject *object, struct kobj_attribute *attribute, char *buffer)
 {
-	return show_text(buffer, LOCUM_TEXT_LAST_ERROR);
+	return show_text(buffer, LOCUM_TEXT_KIND_LAST_ERROR);
 }
 
 static const char *mode_name(u32 mode)

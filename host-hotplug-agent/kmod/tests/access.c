@@ -52,7 +52,7 @@ void test_access(void)
 	FAILS(ioctl(device, _IO('M', 1), 0), ENOTTY);
 	word = 2;
 	FAILS(ioctl(device, LOCUM_IOC_POWER_POLICY, &word), EINVAL);
-	word = LOCUM_POWER_EXIT;
+	word = LOCUM_POWER_POLICY_EXIT;
 	CHECK(!ioctl(device, LOCUM_IOC_POWER_POLICY, &word));
 	close(reader);
 }

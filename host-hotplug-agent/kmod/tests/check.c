@@ -51,6 +51,13 @@ int get_file(const char *path, char *text, size_t size)
 	return 0;
 }
 
+int refcount(void)
+{
+	char text[32];
+
+	return get_file("/sys/module/locum/refcnt", text, sizeof(text)) ? -1 : atoi(text);
+}
+
 volatile struct locum_status *fake_status(void)
 {
 	return (volatile struct locum_status *)(fake + (header.status - machine.shared));
@@ -62,7 +69,7 @@ int main(int argc, char **argv)
 	device = open("/dev/locum", O_RDWR);
 	if (!CHECK(device >= 0) || !CHECK(!ioctl(device, LOCUM_IOC_INFO, &machine)))
 		return 1;
-	CHECK(machine.uapi_revision == LOCUM_UAPI_REVISION && machine.abi_revision == LOCUM_REVISION);
+	CHECK(machine.family == LOCUM_UAPI_FAMILY && machine.l0_family == LOCUM_REVISION);
 	CHECK(machine.slot < LOCUM_SLOTS && machine.tsc_khz > 1000 && machine.memory_block >= 1 << 24);
 	CHECK(pread(device, &header, sizeof(header), machine.header) == sizeof(header));
 	CHECK(header.magic == LOCUM_MAGIC && header.shared == machine.shared);

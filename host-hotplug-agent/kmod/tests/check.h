@@ -31,6 +31,7 @@ extern struct locum_header header;
 int check(int good, const char *what, const char *file, int line);
 int put_file(const char *path, const char *text);
 int get_file(const char *path, char *text, size_t size);
+int refcount(void);	/* of the module */
 
 /* Words of the region, behind L0's back: only with the fake L0 (by /dev/mem). */
 extern volatile unsigned char *fake;

@@ -34,7 +34,7 @@ static void *at(uint64_t phys)
 
 /*
  * The fake entry, 64-bit, RDI = frame: does to the CPU what L0's own work does to it (segments, TR and GS base are not
- * the host's any more), sends this CPU an NMI if the frame's detail asks for it, refuses with NoVmx (6).
+ * the host's any more), sends this CPU an NMI, refuses with NoVmx (6).
  */
 static const unsigned char entry[] = {
 	0x31, 0xc0,					/* xor %eax, %eax */
@@ -51,7 +51,6 @@ static const unsigned char entry[] = {
 	0xb9, 0x00, 0x01, 0x00, 0x00,			/* mov $256, %ecx */
 	0xf3, 0x90, 0xe2, 0xfc,				/* 1: pause; loop 1b */
 	0x48, 0xc7, 0x47, 0x10, 0xfa, 0xff, 0xff, 0xff,	/* movq $-6, 16(%rdi): result */
-	0x48, 0xc7, 0x47, 0x18, 0x34, 0x12, 0x00, 0x00,	/* movq $0x1234, 24(%rdi): detail */
 	0xff, 0x67, 0x28,				/* jmp *40(%rdi): return_native */
 };
 

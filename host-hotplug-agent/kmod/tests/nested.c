@@ -17,13 +17,6 @@ static int modes(const char *word)
 	return count;
 }
 
-static int refcount(void)
-{
-	char text[32];
-
-	return get_file("/sys/module/locum/refcnt", text, sizeof(text)) ? -1 : atoi(text);
-}
-
 static void calls(void)
 {
 	struct locum_call call = {};

@@ -22,11 +22,11 @@ static void test_texts(void)
 	poller.fd = open(DIR "progress", O_RDONLY);
 	CHECK(read(poller.fd, line, sizeof(line)) == 1);
 	CHECK(poll(&poller, 1, 0) == 0);
-	CHECK(!set_text(LOCUM_TEXT_PROGRESS, "42 offload"));
+	CHECK(!set_text(LOCUM_TEXT_KIND_PROGRESS, "42 offload"));
 	CHECK(poll(&poller, 1, 1000) == 1 && poller.revents & POLLPRI);
 	close(poller.fd);
 	CHECK(!get_file(DIR "progress", line, sizeof(line)) && !strcmp(line, "42 offload\n"));
-	CHECK(!set_text(LOCUM_TEXT_PROGRESS, ""));
+	CHECK(!set_text(LOCUM_TEXT_KIND_PROGRESS, ""));
 	FAILS(ioctl(device, LOCUM_IOC_TEXT, &text), EINVAL);
 	text = (struct locum_text){ .len = LOCUM_TEXT_MAX + 1 };
 	FAILS(ioctl(device, LOCUM_IOC_TEXT, &text), EINVAL);

@@ -48,8 +48,8 @@ pub struct Frame {
     pub nmi: u32,
     /// What the call returns: 0 or the negative of an [`crate::Errno`].
     pub result: i64,
-    /// More about a refusal; 0 if there is no more.
-    pub detail: u64,
+    /// Not used, zero.
+    pub reserved: u64,
     /// Physical address of this frame.
     pub phys: u64,
     /// Address of the stub's `return_native`.
@@ -95,7 +95,7 @@ pub struct Frame {
     /// Host: DR7. Filled by the stub before L0 changes it.
     pub dr7: u64,
     /// Not used, zero.
-    pub reserved: [u64; 34],
+    pub reserved2: [u64; 34],
     /// The module's: GDT and IDT of the stub, and the stack (downwards from the end of the page).
     pub module: [u8; 3584],
 }

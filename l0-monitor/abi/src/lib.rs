@@ -1,9 +1,9 @@
 //! Every word shared between L0, `locum.ko` and user space.
 //!
 //! This crate is the one source of truth for the memory that several programs look at: addresses inside L0's shared
-//! region, hypercall numbers, error codes, the records of the trace ring. It holds layouts and names, never behaviour
-//! that touches memory. The C header that the module includes is generated from here (see `tests/c_header.rs`), and
-//! that test fails when the two differ.
+//! region, hypercall numbers, error codes, the records of the trace ring, ioctls. It holds layouts and names, never
+//! behaviour that touches memory. The C headers `locum_abi.h` and `locum_uapi.h` of the module are generated from here
+//! (see `tests/c_header.rs`), and that test fails when they differ.
 //!
 //! How a host finds it all: an ACPI table with signature [`LOCM_SIGNATURE`] carries the physical address of the
 //! [`Header`]; the header carries every other address. Nothing else is at an address a host may assume.
@@ -18,6 +18,7 @@
 //! | [`channel`] | byte rings between the two hosts | both hosts |
 //! | [`trace`], [`event`] | the always-on trace ring and what its records tell, the log ring | L0 |
 //! | [`slot`] | the two places for a host | |
+//! | [`uapi`] | what the module offers to programs: ioctls | programs and the module |
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -32,6 +33,7 @@ mod raw;
 pub mod slot;
 pub mod status;
 pub mod trace;
+pub mod uapi;
 
 pub use channel::{CHANNEL_COUNT, ChannelRing};
 pub use event::{Event, TraceKind};
