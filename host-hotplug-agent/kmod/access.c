@@ -50,7 +50,7 @@ static bool is_firmware(u64 start, u64 size)
 static int classify(const struct file *file, u64 start, u64 size, bool write)
 {
 	const struct locum_header *header = locum.header;
-	const struct locum_slot_info *other = locum_other_slot();
+	const struct locum_slot_info *other = locum_slot_info(locum_other_slot());
 
 	if (!write && is_public(start, size))
 		return 0;
@@ -61,7 +61,7 @@ static int classify(const struct file *file, u64 start, u64 size, bool write)
 	if (locum_ranges_touch(start, size, LOCUM_RANGE_GRANTED))
 		return -EBUSY;
 	if (within(start, size, other->tables, other->tables_size) && write) {
-		u32 state = READ_ONCE(locum.status->hosts[!locum.slot].state);
+		u32 state = READ_ONCE(locum_host(locum_other_slot())->state);
 
 		return state == LOCUM_HOST_STATE_RUNNING ? -EBUSY : 0;
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * VMCALLs: what a nested host asks of L0.
+ * What a nested host asks of L0 for the agent, with what this host must do before and after.
  */
 #include "locum.h"
 #include <linux/cpumask.h>
@@ -9,57 +9,6 @@
 #include <linux/stop_machine.h>
 #include <asm/processor.h>
 #include <asm/tsc.h>
-
-/**
- * locum_errno() - L0's error as one of Linux's
- * @l0_errno: enum locum_errno, 0 for none
- *
- * Return: 0 or a negative errno, as documented in locum_uapi.h.
- */
-int locum_errno(u32 l0_errno)
-{
-	switch (l0_errno) {
-	case 0:
-		return 0;
-	case LOCUM_ERRNO_ARGUMENT:
-		return -EINVAL;
-	case LOCUM_ERRNO_NOT_OWNER:
-		return -EACCES;
-	case LOCUM_ERRNO_NOT_PARKED:
-		return -EBUSY;
-	case LOCUM_ERRNO_STATE:
-		return -EBADFD;
-	case LOCUM_ERRNO_NO_SPACE:
-		return -ENOSPC;
-	case LOCUM_ERRNO_NO_VMX:
-		return -EOPNOTSUPP;
-	case LOCUM_ERRNO_ENTRY_FAILED:
-		return -EIO;
-	case LOCUM_ERRNO_TIMEOUT:
-		return -ETIMEDOUT;
-	case LOCUM_ERRNO_FRAME:
-		return -EBADMSG;
-	default:
-		return -EPROTO;
-	}
-}
-
-/**
- * locum_vmcall() - ask L0; this CPU must be nested and stay so (preemption off)
- * @op: enum locum_op
- * @a: RDI
- * @b: RSI
- * @c: RDX
- *
- * Return: 0 or the negative of an enum locum_errno.
- */
-long locum_vmcall(u64 op, u64 a, u64 b, u64 c)
-{
-	long result;
-
-	asm volatile("vmcall" : "=a"(result) : "a"(op), "D"(a), "S"(b), "d"(c) : "memory", "cc");
-	return result;
-}
 
 /**
  * locum_call() - a call on behalf of the agent, under locum.lock
@@ -84,7 +33,7 @@ int locum_call(struct locum_call *call, u64 op)
 		return -ENOTCONN;
 	}
 	start = rdtsc_ordered();
-	result = locum_vmcall(op, call->a, call->b, call->c);
+	result = locum_vmcall(op, call);
 	call->ticks = rdtsc_ordered() - start;
 	preempt_enable();
 	call->l0_errno = -result;
@@ -166,24 +115,26 @@ static bool online_apic_id(u64 apic_id)
  */
 int locum_grant(struct locum_call *call)
 {
-	bool memory = call->a == LOCUM_RESOURCE_MEMORY;
+	/* The arguments, as enum locum_resource names them: of a CPU, the first is its APIC id. */
+	const u64 kind = call->a, first = call->b, size = call->c;
+	bool memory = kind == LOCUM_RESOURCE_MEMORY;
 	int error;
 
-	if (call->a == LOCUM_RESOURCE_CPU && online_apic_id(call->b)) {
-		pr_err("the CPU with APIC id %llu is online: take it offline first\n", call->b);
+	if (kind == LOCUM_RESOURCE_CPU && online_apic_id(first)) {
+		pr_err("the CPU with APIC id %llu is online: take it offline first\n", first);
 		return -EBUSY;
 	}
-	if (memory && (!call->c || call->b + call->c < call->b))
+	if (memory && (!size || first + size < first))
 		return -EINVAL;
-	if (memory && locum_is_ram(call->b, call->c)) {
-		pr_err("memory %#llx+%#llx is in use by this kernel: remove it first (LOCUM_IOC_MEM_REMOVE)\n",
-		       call->b, call->c);
+	if (memory && locum_is_ram(first, size)) {
+		pr_err("memory %#llx+%#llx is in use by this kernel: remove it first (LOCUM_IOC_MEM_REMOVE)\n", first,
+		       size);
 		return -EBUSY;
 	}
 	error = locum_call(call, LOCUM_OP_GRANT);
 	/* Only removed memory is in our table; MMIO and pages L0 gave are not. */
-	if (!error && memory && locum_ranges_cover(call->b, call->c, LOCUM_RANGE_REMOVED))
-		error = locum_ranges_set(call->b, call->c, LOCUM_RANGE_GRANTED);
+	if (!error && memory && locum_ranges_cover(first, size, LOCUM_RANGE_REMOVED))
+		error = locum_ranges_set(first, size, LOCUM_RANGE_GRANTED);
 	if (memory)
 		on_each_cpu(drop_stale_rights, NULL, 1);
 	return error;

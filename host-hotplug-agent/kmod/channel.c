@@ -349,11 +349,11 @@ static void init_direction(struct direction *way, struct locum_channel_ring *rin
 static int init_channel(unsigned int number)
 {
 	struct channel *channel = &channels[number];
-	/* Direction 0 of a channel goes from slot 0 to slot 1. */
-	struct locum_channel_ring *rings = &locum.channels[number * 2];
+	/* The direction that goes out of a slot has the slot's number. */
+	struct locum_channel_ring *rings = &locum.channels[number * LOCUM_SLOTS];
 
 	init_direction(&channel->out, &rings[locum.slot]);
-	init_direction(&channel->in, &rings[!locum.slot]);
+	init_direction(&channel->in, &rings[locum_other_slot()]);
 	mutex_init(&channel->open_lock);
 	spin_lock_init(&channel->arming);
 	hrtimer_setup(&channel->timer, tick, CLOCK_MONOTONIC, HRTIMER_MODE_REL_SOFT);

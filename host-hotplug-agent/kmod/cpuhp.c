@@ -17,7 +17,7 @@ static int state;
 
 static bool parked(int index)
 {
-	return READ_ONCE(locum.status->cpus[index].mode) == LOCUM_CPU_MODE_PARKED;
+	return READ_ONCE(locum_cpu(index)->mode) == LOCUM_CPU_MODE_PARKED;
 }
 
 static int check_cpu(unsigned int cpu)
@@ -31,7 +31,7 @@ static int check_cpu(unsigned int cpu)
 		       cpu, apic_id);
 		return -ENODEV;
 	}
-	if (READ_ONCE(locum.status->cpus[index].owner) != locum.slot) {
+	if (READ_ONCE(locum_cpu(index)->owner) != locum.slot) {
 		pr_err("CPU %u (APIC id %u) belongs to the other host and stays offline: finish or abort the refresh first\n",
 		       cpu, apic_id);
 		return -EPERM;
@@ -40,7 +40,7 @@ static int check_cpu(unsigned int cpu)
 		usleep_range(PARK_SLEEP_US, 2 * PARK_SLEEP_US);
 	if (!parked(index)) {
 		pr_err("CPU %u (APIC id %u) is not parked in L0 (mode %u) and stays offline: see L0's log, reboot to get it back\n",
-		       cpu, apic_id, READ_ONCE(locum.status->cpus[index].mode));
+		       cpu, apic_id, READ_ONCE(locum_cpu(index)->mode));
 		return -EBUSY;
 	}
 	return 0;

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Where L0 is, and what its status says about this host.
+ * Where L0 is, and which of its slots this host has.
  */
 #include "locum.h"
 #include <linux/acpi.h>
 #include <linux/cpumask.h>
 #include <linux/io.h>
-#include <asm/smp.h>
 
 /* The ACPI table that leads to L0's header. */
 struct locm_table {
@@ -98,89 +97,6 @@ static int map_shared(void)
 	return 0;
 }
 
-/**
- * locum_apic_id() - APIC id of a CPU of Linux
- * @cpu: CPU number, possible
- *
- * Return: the APIC id, %BAD_APICID for a CPU that the firmware never told of.
- */
-u32 locum_apic_id(unsigned int cpu)
-{
-	return per_cpu(x86_cpu_to_apicid, cpu);
-}
-
-/**
- * locum_cpu_index() - index of a CPU in L0's status
- * @apic_id: its APIC id
- *
- * Return: the index or -ENODEV.
- */
-int locum_cpu_index(u32 apic_id)
-{
-	u32 count = min_t(u32, READ_ONCE(locum.status->cpu_count), LOCUM_MAX_CPUS);
-	u32 i;
-
-	for (i = 0; i < count; i++)
-		if (READ_ONCE(locum.status->cpus[i].apic_id) == apic_id)
-			return i;
-	return -ENODEV;
-}
-
-/**
- * locum_cpu_mode() - mode of a CPU according to L0's status
- * @cpu: CPU number, possible
- *
- * Return: the mode; LOCUM_CPU_MODE_ABSENT if L0 does not know it.
- */
-enum locum_cpu_mode locum_cpu_mode(unsigned int cpu)
-{
-	int index = locum_cpu_index(locum_apic_id(cpu));
-
-	return index < 0 ? LOCUM_CPU_MODE_ABSENT : READ_ONCE(locum.status->cpus[index].mode);
-}
-
-/**
- * locum_nested() - may this host call L0?
- *
- * Return: whether all online CPUs are nested. The answer holds under locum.lock.
- */
-bool locum_nested(void)
-{
-	unsigned int cpu;
-
-	for_each_online_cpu(cpu)
-		if (locum_cpu_mode(cpu) != LOCUM_CPU_MODE_NESTED)
-			return false;
-	return true;
-}
-
-/**
- * locum_any_nested() - is L0 above any of this host's online CPUs?
- *
- * Return: whether at least one is nested.
- */
-bool locum_any_nested(void)
-{
-	unsigned int cpu;
-
-	for_each_online_cpu(cpu)
-		if (locum_cpu_mode(cpu) == LOCUM_CPU_MODE_NESTED)
-			return true;
-	return false;
-}
-
-/**
- * locum_other_host_alive() - is there a host in the other slot?
- *
- * Return: whether it is being prepared or runs.
- */
-bool locum_other_host_alive(void)
-{
-	u32 state = READ_ONCE(locum.status->hosts[!locum.slot].state);
-
-	return state == LOCUM_HOST_STATE_PREPARING || state == LOCUM_HOST_STATE_RUNNING;
-}
-
 /* Our slot is that of the owner of our CPUs. */
 static int find_slot(void)
 {
@@ -189,7 +105,7 @@ static int find_slot(void)
 
 	for_each_online_cpu(cpu) {
 		int index = locum_cpu_index(locum_apic_id(cpu));
-		u32 owner = index < 0 ? LOCUM_NO_OWNER : READ_ONCE(locum.status->cpus[index].owner);
+		u32 owner = index < 0 ? LOCUM_NO_OWNER : READ_ONCE(locum_cpu(index)->owner);
 
 		if (owner >= LOCUM_SLOTS || (slot != LOCUM_NO_OWNER && owner != slot)) {
 			pr_err("L0 does not count CPU %u (APIC id %u) to this host (owner %#x): L0 and this kernel disagree, reboot the machine\n",

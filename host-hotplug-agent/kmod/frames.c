@@ -62,8 +62,8 @@ static void init_frame(struct locum_frame *frame, unsigned int cpu)
 	frame->apic_id = locum_apic_id(cpu);
 	frame->phys = phys_of(frame);
 	frame->return_native = (u64)locum_stub_return_native;
-	frame->l0_cr3 = locum_own_slot()->l0_cr3;
-	frame->l0_entry = locum_own_slot()->l0_entry;
+	frame->l0_cr3 = locum_slot_info(locum.slot)->l0_cr3;
+	frame->l0_entry = locum_slot_info(locum.slot)->l0_entry;
 
 	/* L0 may come back with either selector in CS; an NMI then loads it again. */
 	stub->gdt[1] = CODE64;
@@ -154,7 +154,7 @@ void locum_frame_fill_host(struct locum_frame *frame)
 /* Maps one page of this module into L0's page table at its own address. */
 static int map_page(u64 *directory, u64 *tables, u32 *used, const void *page)
 {
-	const struct locum_slot_info *slot = locum_own_slot();
+	const struct locum_slot_info *slot = locum_slot_info(locum.slot);
 	unsigned long address = (unsigned long)page;
 	u64 *entry;
 	u32 table;
@@ -180,7 +180,7 @@ static int map_page(u64 *directory, u64 *tables, u32 *used, const void *page)
 
 static void unmap_all(void)
 {
-	const struct locum_slot_info *slot = locum_own_slot();
+	const struct locum_slot_info *slot = locum_slot_info(locum.slot);
 	void *directory = locum_shared(slot->stub_pd, LOCUM_PAGE_SIZE);
 	void *tables = locum_shared(slot->stub_pt, (u64)slot->stub_pt_pages * LOCUM_PAGE_SIZE);
 
@@ -195,7 +195,7 @@ static void unmap_all(void)
  */
 int locum_frames_init(void)
 {
-	const struct locum_slot_info *slot = locum_own_slot();
+	const struct locum_slot_info *slot = locum_slot_info(locum.slot);
 	u64 *directory = locum_shared(slot->stub_pd, LOCUM_PAGE_SIZE);
 	u64 *tables = locum_shared(slot->stub_pt, (u64)slot->stub_pt_pages * LOCUM_PAGE_SIZE);
 	const char *page = PTR_ALIGN_DOWN(&locum_stub_start[0], LOCUM_PAGE_SIZE);

@@ -18,7 +18,7 @@
  * @header: L0's header, read-only by agreement
  * @header_phys: where it is
  * @status: L0's status, likewise; changes under our eyes, so read it with READ_ONCE()
- * @channels: the rings, see locum_ring()
+ * @channels: the first ring
  * @slot: of this host
  * @lock: serializes everything that changes modes, owners or memory; may be held for seconds
  */
@@ -27,32 +27,37 @@ struct locum {
 	u64 header_phys;
 	const struct locum_status *status;
 	struct locum_channel_ring *channels;
-	u32 slot;
+	enum locum_slot slot;
 	struct mutex lock;
 };
 
 extern struct locum locum;
 
+static inline enum locum_slot locum_other_slot(void)
+{
+	return locum.slot == LOCUM_SLOT_EVEN ? LOCUM_SLOT_ODD : LOCUM_SLOT_EVEN;
+}
+
+static inline const struct locum_slot_info *locum_slot_info(enum locum_slot slot)
+{
+	return &locum.header->slots[slot];
+}
+
 /* discover.c */
 int locum_discover(void);
 void locum_forget(void);
 void *locum_shared(u64 phys, u64 size);
+
+/* status.c */
+const struct locum_host_status *locum_host(enum locum_slot slot);
+const struct locum_cpu_status *locum_cpu(u32 index);
+u32 locum_cpu_count(void);
 int locum_cpu_index(u32 apic_id);
 u32 locum_apic_id(unsigned int cpu);
 enum locum_cpu_mode locum_cpu_mode(unsigned int cpu);
 bool locum_nested(void);
 bool locum_any_nested(void);
 bool locum_other_host_alive(void);
-
-static inline const struct locum_slot_info *locum_own_slot(void)
-{
-	return &locum.header->slots[locum.slot];
-}
-
-static inline const struct locum_slot_info *locum_other_slot(void)
-{
-	return &locum.header->slots[!locum.slot];
-}
 
 /* frames.c */
 int locum_frames_init(void);
@@ -64,11 +69,12 @@ void locum_frame_fill_host(struct locum_frame *frame);
 /* switch.c */
 int locum_switch(struct locum_switch *request, enum locum_cpu_mode to);
 int locum_cycle(struct locum_cycle *request);
-void locum_pin(void);
+
+/* vmcall.c */
+long locum_vmcall(u64 op, const struct locum_call *arguments);
+int locum_errno(u32 l0_errno);
 
 /* call.c */
-int locum_errno(u32 l0_errno);
-long locum_vmcall(u64 op, u64 a, u64 b, u64 c);
 int locum_call(struct locum_call *call, u64 op);
 int locum_grant(struct locum_call *call);
 int locum_start(struct locum_call *call);
@@ -89,6 +95,9 @@ int locum_ranges_set(u64 start, u64 size, u32 state);
 void locum_ranges_replace(u32 from, u32 to);
 bool locum_ranges_cover(u64 start, u64 size, u32 state);
 bool locum_ranges_touch(u64 start, u64 size, u32 state);
+
+/* pin.c */
+void locum_pin(void);
 
 /* memory.c */
 int locum_memory_init(void);

@@ -2,12 +2,16 @@
 /*
  * locum.ko: the host's hand on L0.
  *
- * L0 lies dormant below this kernel and cannot be reached from a program. This module finds it (discover.c), gives
- * and takes CPUs (stub.S, frames.c, switch.c), passes on what the agent wants of it (call.c), moves memory out of and
- * into Linux (memory.c, ranges.c, access.c), carries bytes between the two hosts (channel.c), and keeps Linux from
- * hurting itself or the other host: no CPU is brought up that is not this host's (cpuhp.c), and power-off works where
- * ACPI offers none (power.c). It holds no policy: what happens when is the agent's business, in user space, over
- * /dev/locum (device.c) and /sys/kernel/locum (sysfs.c).
+ * L0 lies dormant below this kernel and cannot be reached from a program. This module finds it (discover.c) and reads
+ * what it tells (status.c), gives and takes CPUs (stub.S, frames.c, switch.c), passes on what the agent wants of it
+ * (call.c, vmcall.c), moves memory out of and into Linux (memory.c, ranges.c, access.c), carries bytes between the two
+ * hosts (channel.c), and keeps Linux from hurting itself or the other host: no CPU is brought up that is not this host's
+ * (cpuhp.c), power-off works where ACPI offers none (power.c), and the module stays while it is needed (pin.c). It holds
+ * no policy: what happens when is the agent's business, in user space, over /dev/locum (device.c) and /sys/kernel/locum
+ * (sysfs.c).
+ *
+ * Calls go one way: device.c -> access.c, call.c, switch.c, sysfs.c, power.c -> memory.c -> vmcall.c, pin.c, frames.c,
+ * ranges.c -> discover.c -> status.c.
  *
  * No patch to Linux or KVM and nothing that is not exported to modules.
  */
@@ -56,7 +60,7 @@ static int __init locum_init(void)
 	locum_pin();
 	mutex_unlock(&locum.lock);
 	pr_info("slot %u, generation %u, %s\n", locum.slot,
-		READ_ONCE(locum.status->hosts[locum.slot].generation),
+		READ_ONCE(locum_host(locum.slot)->generation),
 		locum_any_nested() ? "nested" : "native");
 	return 0;
 }

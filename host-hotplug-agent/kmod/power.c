@@ -59,7 +59,7 @@ static void retire(void)
 	long result;
 
 	for (tries = 0; tries < RETIRE_TRIES; tries++) {
-		result = locum_vmcall(LOCUM_OP_RETIRE, 0, 0, 0);
+		result = locum_vmcall(LOCUM_OP_RETIRE, NULL);
 		if (result != -LOCUM_ERRNO_NOT_PARKED)
 			break;
 		udelay(RETIRE_WAIT_US);
@@ -71,7 +71,7 @@ static void retire(void)
 /* Tells L0 that this host is at its end. Returns if no other host runs. */
 static void exit_host(void)
 {
-	long result = locum_vmcall(LOCUM_OP_EXIT, 0, 0, 0);
+	long result = locum_vmcall(LOCUM_OP_EXIT, NULL);
 
 	if (result != -LOCUM_ERRNO_STATE)
 		pr_emerg("L0 refuses to end this host (error %ld): see locum trace\n", result);

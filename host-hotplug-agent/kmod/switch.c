@@ -11,7 +11,6 @@
 #include "stub.h"
 #include <linux/cpu.h>
 #include <linux/delay.h>
-#include <linux/module.h>
 #include <linux/sched/signal.h>
 #include <linux/smp.h>
 #include <linux/stop_machine.h>
@@ -56,7 +55,6 @@ struct job {
 
 /* Under locum.lock; too large for the stack. */
 static struct job job;
-static bool pinned;
 
 /* An NMI that found the stub or L0 in its way comes again now. NMI_VECTOR as a destination of its own id is allowed,
  * while the self shorthand is not (SDM vol. 3A, table "Valid Combinations for the xAPIC Local APIC ICR").
@@ -186,22 +184,6 @@ static int sum_up(int asked, struct locum_switch *request)
 		}
 	}
 	return error;
-}
-
-/**
- * locum_pin() - forbid unloading while a CPU is nested or memory is away, under locum.lock
- *
- * Without the module nobody could leave or give the memory back.
- */
-void locum_pin(void)
-{
-	bool want = locum_any_nested() || locum_ranges_touch(0, U64_MAX, 0);
-
-	if (want && !pinned)
-		__module_get(THIS_MODULE);
-	if (!want && pinned)
-		module_put(THIS_MODULE);
-	pinned = want;
 }
 
 /* Enter or leave, back again if a CPU fails. Under locum.lock, hotplug disabled. */

@@ -79,7 +79,7 @@ static ssize_t mode_show(struct kobject *object, struct kobj_attribute *attribut
 
 		if (index < 0)
 			continue;
-		status = &locum.status->cpus[index];
+		status = locum_cpu(index);
 		length += sysfs_emit_at(buffer, length, "cpu%u apic %u %s%s\n", cpu, status->apic_id,
 					mode_name(READ_ONCE(status->mode)),
 					READ_ONCE(status->owner) == locum.slot ? "" : " (other host)");
@@ -89,7 +89,7 @@ static ssize_t mode_show(struct kobject *object, struct kobj_attribute *attribut
 
 static ssize_t generation_show(struct kobject *object, struct kobj_attribute *attribute, char *buffer)
 {
-	return sysfs_emit(buffer, "%u\n", READ_ONCE(locum.status->hosts[locum.slot].generation));
+	return sysfs_emit(buffer, "%u\n", READ_ONCE(locum_host(locum.slot)->generation));
 }
 
 static const char *host_name(u32 state)
@@ -104,8 +104,8 @@ static ssize_t hosts_show(struct kobject *object, struct kobj_attribute *attribu
 	unsigned int slot;
 	int length = 0;
 
-	for (slot = 0; slot < LOCUM_SLOTS; slot++) {
-		const struct locum_host_status *host = &locum.status->hosts[slot];
+	for (slot = LOCUM_SLOT_EVEN; slot < LOCUM_SLOTS; slot++) {
+		const struct locum_host_status *host = locum_host(slot);
 
 		length += sysfs_emit_at(buffer, length, "slot %u generation %u %s%s\n", slot,
 					READ_ONCE(host->generation), host_name(READ_ONCE(host->state)),
@@ -116,12 +116,12 @@ static ssize_t hosts_show(struct kobject *object, struct kobj_attribute *attribu
 
 static ssize_t counters_show(struct kobject *object, struct kobj_attribute *attribute, char *buffer)
 {
-	u32 count = min_t(u32, READ_ONCE(locum.status->cpu_count), LOCUM_MAX_CPUS);
+	u32 count = locum_cpu_count();
 	u64 exits = 0, guest_exits = 0, nmis = 0, enters = 0, leaves = 0;
 	u32 i;
 
 	for (i = 0; i < count; i++) {
-		const struct locum_cpu_status *cpu = &locum.status->cpus[i];
+		const struct locum_cpu_status *cpu = locum_cpu(i);
 
 		exits += READ_ONCE(cpu->exits);
 		guest_exits += READ_ONCE(cpu->guest_exits);

@@ -4,7 +4,7 @@
 
 void test_access(void)
 {
-	const struct locum_slot_info *other = &header.slots[!machine.slot];
+	const struct locum_slot_info *other = &header.slots[other_slot()];
 	int reader = open("/dev/locum", O_RDONLY);
 	struct locum_status status;
 	static char page[4096], back[4096];

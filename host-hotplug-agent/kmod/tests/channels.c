@@ -87,8 +87,8 @@ void test_channels(void)
 	char byte;
 
 	out = ring(machine.slot);
-	in = ring(!machine.slot);
-	status->hosts[!machine.slot].state = LOCUM_HOST_STATE_ABSENT;
+	in = ring(other_slot());
+	status->hosts[other_slot()].state = LOCUM_HOST_STATE_ABSENT;
 	file = open(CHANNEL, O_RDWR);
 	CHECK(file >= 0);
 	second = open(CHANNEL, O_RDONLY);
@@ -96,7 +96,7 @@ void test_channels(void)
 	FAILS(read(file, &byte, 1), ENOTCONN);
 	FAILS(write(file, &byte, 1), ENOTCONN);
 
-	status->hosts[!machine.slot].state = LOCUM_HOST_STATE_RUNNING;
+	status->hosts[other_slot()].state = LOCUM_HOST_STATE_RUNNING;
 	fcntl(file, F_SETFL, O_NONBLOCK);
 	FAILS(read(file, &byte, 1), EAGAIN);
 	poller.fd = file;
@@ -125,5 +125,5 @@ void test_channels(void)
 	CHECK(file >= 0 && out->flags == 0 && in->closed == 0 && in->head == in->tail);
 	FAILS(read(file, &byte, 1), EAGAIN);
 	close(file);
-	status->hosts[!machine.slot].state = LOCUM_HOST_STATE_ABSENT;
+	status->hosts[other_slot()].state = LOCUM_HOST_STATE_ABSENT;
 }

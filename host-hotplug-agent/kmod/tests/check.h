@@ -23,6 +23,11 @@ extern int device;			/* /dev/locum, for reading and writing */
 extern struct locum_info machine;
 extern struct locum_header header;
 
+static inline enum locum_slot other_slot(void)
+{
+	return machine.slot == LOCUM_SLOT_EVEN ? LOCUM_SLOT_ODD : LOCUM_SLOT_EVEN;
+}
+
 /* Checks that @condition holds; errno is told with a failure. */
 #define CHECK(condition) check(condition, #condition, __FILE__, __LINE__)
 /* Checks that a system call fails with a certain errno. */

@@ -90,7 +90,7 @@ static void fill_status(struct locum_status *status)
 	unsigned int i;
 
 	status->cpu_count = FAKE_CPUS;
-	status->hosts[0].state = LOCUM_HOST_STATE_RUNNING;
+	status->hosts[LOCUM_SLOT_EVEN].state = LOCUM_HOST_STATE_RUNNING;
 	for (i = 0; i < FAKE_CPUS; i++) {
 		status->cpus[i].apic_id = i;
 		status->cpus[i].mode = LOCUM_CPU_MODE_NATIVE;
@@ -134,8 +134,8 @@ int main(int argc, char **argv)
 	header->channels_size = 2 * LOCUM_CHANNEL_COUNT * sizeof(struct locum_channel_ring);
 	header->channels = take(header->channels_size, 4096);
 	header->cpu_count = FAKE_CPUS;
-	slot(&header->slots[0]);
-	slot(&header->slots[1]);
+	slot(&header->slots[LOCUM_SLOT_EVEN]);
+	slot(&header->slots[LOCUM_SLOT_ODD]);
 	fill_status(at(header->status));
 	save(argv[1], region, sizeof(region));
 	save(argv[2], &locm, sizeof(locm));

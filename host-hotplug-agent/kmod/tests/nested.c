@@ -17,21 +17,32 @@ static int modes(const char *word)
 	return count;
 }
 
+/* The arguments of a grant, as enum locum_resource names them. */
+static struct locum_call grant(unsigned long kind, unsigned long first, unsigned long size)
+{
+	return (struct locum_call){ .a = kind, .b = first, .c = size };
+}
+
+static struct locum_call start(unsigned long entry, unsigned long zero_page, unsigned int boot_apic)
+{
+	return (struct locum_call){ .a = entry, .b = zero_page, .c = boot_apic };
+}
+
 static void calls(void)
 {
 	struct locum_call call = {};
 
 	CHECK(!ioctl(device, LOCUM_IOC_PING, &call) && call.ticks > 0);
-	call = (struct locum_call){ .a = 99 };
+	call = grant(99, 0, 0);
 	FAILS(ioctl(device, LOCUM_IOC_GRANT, &call), EINVAL);
 	CHECK(call.l0_errno == LOCUM_ERRNO_ARGUMENT);
-	call = (struct locum_call){ .a = LOCUM_RESOURCE_MEMORY, .b = 0x1000000, .c = 4096 };
+	call = grant(LOCUM_RESOURCE_MEMORY, 0x1000000, 4096);
 	FAILS(ioctl(device, LOCUM_IOC_GRANT, &call), EBUSY);
-	call = (struct locum_call){ .a = LOCUM_RESOURCE_MEMORY, .b = header.private_, .c = 4096 };
+	call = grant(LOCUM_RESOURCE_MEMORY, header.private_, 4096);
 	CHECK(ioctl(device, LOCUM_IOC_GRANT, &call) == -1 && call.l0_errno != 0);
-	call = (struct locum_call){ .a = LOCUM_RESOURCE_CPU, .b = 0 };
+	call = grant(LOCUM_RESOURCE_CPU, 0, 0);
 	FAILS(ioctl(device, LOCUM_IOC_GRANT, &call), EBUSY);
-	call = (struct locum_call){ .a = 0x1000, .b = 0x2000 };
+	call = start(0x1000, 0x2000, 0);
 	CHECK(ioctl(device, LOCUM_IOC_START, &call) == -1 && call.l0_errno != 0);
 	call = (struct locum_call){ .reserved = 1 };
 	FAILS(ioctl(device, LOCUM_IOC_PING, &call), EINVAL);

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The VMCALL, and what L0 means by its answer.
+ */
+#include "locum.h"
+
+/**
+ * locum_errno() - L0's error as one of Linux's
+ * @l0_errno: enum locum_errno, 0 for none
+ *
+ * Return: 0 or a negative errno, as documented in locum_uapi.h.
+ */
+int locum_errno(u32 l0_errno)
+{
+	switch (l0_errno) {
+	case 0:
+		return 0;
+	case LOCUM_ERRNO_ARGUMENT:
+		return -EINVAL;
+	case LOCUM_ERRNO_NOT_OWNER:
+		return -EACCES;
+	case LOCUM_ERRNO_NOT_PARKED:
+		return -EBUSY;
+	case LOCUM_ERRNO_STATE:
+		return -EBADFD;
+	case LOCUM_ERRNO_NO_SPACE:
+		return -ENOSPC;
+	case LOCUM_ERRNO_NO_VMX:
+		return -EOPNOTSUPP;
+	case LOCUM_ERRNO_ENTRY_FAILED:
+		return -EIO;
+	case LOCUM_ERRNO_TIMEOUT:
+		return -ETIMEDOUT;
+	case LOCUM_ERRNO_FRAME:
+		return -EBADMSG;
+	default:
+		return -EPROTO;
+	}
+}
+
+/**
+ * locum_vmcall() - ask L0; this CPU must be nested and stay so (preemption off)
+ * @op: enum locum_op
+ * @arguments: of which only @a, @b and @c are looked at; %NULL for none
+ *
+ * Return: 0 or the negative of an enum locum_errno.
+ */
+long locum_vmcall(u64 op, const struct locum_call *arguments)
+{
+	static const struct locum_call none;
+	const struct locum_call *given = arguments ? arguments : &none;
+	long result;
+
+	asm volatile("vmcall" : "=a"(result) : "a"(op), "D"(given->a), "S"(given->b), "d"(given->c) : "memory", "cc");
+	return result;
+}
