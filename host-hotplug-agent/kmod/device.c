@@ -29,7 +29,7 @@ static int info(struct locum_info *info)
 
 	memset(info, 0, sizeof(*info));
 	info->family = LOCUM_UAPI_FAMILY;
-	info->l0_family = header->revision;
+	info->l0_family = header->family;
 	info->slot = locum.slot;
 	info->cpu_count = header->cpu_count;
 	info->header = locum.header_phys;

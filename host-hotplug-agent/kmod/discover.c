@@ -51,9 +51,9 @@ static int find_header(u64 *phys)
 		pr_err("ACPI table LOCM has %u bytes, needs %zu: install L0 and locum.ko of one release\n",
 		       table->length, sizeof(*locm));
 		error = -EPROTO;
-	} else if (locm->revision != LOCUM_REVISION) {
+	} else if (locm->revision != LOCUM_FAMILY) {
 		pr_err("L0 has ABI revision %u, this module %u: install L0 and locum.ko of one release\n",
-		       locm->revision, LOCUM_REVISION);
+		       locm->revision, LOCUM_FAMILY);
 		error = -EPROTO;
 	} else {
 		*phys = locm->header;
@@ -69,9 +69,9 @@ static int check_header(const struct locum_header *header)
 		       header->magic);
 		return -ENODEV;
 	}
-	if (header->revision != LOCUM_REVISION || header->size != sizeof(*header)) {
+	if (header->family != LOCUM_FAMILY || header->size != sizeof(*header)) {
 		pr_err("L0's header has revision %u and %u bytes, this module wants %u and %zu: install L0 and locum.ko of one release\n",
-		       header->revision, header->size, LOCUM_REVISION, sizeof(*header));
+		       header->family, header->size, LOCUM_FAMILY, sizeof(*header));
 		return -EPROTO;
 	}
 	return 0;

@@ -52,14 +52,53 @@
 /* See LOCUM_SEL_ES. */
 #define LOCUM_SEL_TR 7
 
-/* Revision of everything in this crate. A module or agent with another revision must refuse to work. */
-#define LOCUM_REVISION 1
+/*
+ * Family of all layouts in this crate but the module's interface: 1 as long as no field moves. Module and agent refuse
+ * an L0 of another family.
+ */
+#define LOCUM_FAMILY 1
+
+/*
+ * All that locum_header.features of this release tells: nothing yet. A bit that a release adds has a constant of its
+ * own and is never used again.
+ */
+#define LOCUM_FEATURES 0
+
+/* Bytes of the header that every L0 has. */
+#define LOCUM_HEADER_MIN 344
 
 /* How many logical CPUs L0 manages at most. */
 #define LOCUM_MAX_CPUS 64
 
 /* Upper half of RAX of every operation ("LOCM"), so that a stray VMCALL is not taken for one of ours. */
 #define LOCUM_OP_MAGIC 5498687668034207744
+
+/* Bytes of a struct locum_cpu_status in the first release. */
+#define LOCUM_FIRST_CPU_STATUS_SIZE 704
+
+/* CPUs in the status of the first release. */
+#define LOCUM_FIRST_CPU_CAPACITY 64
+
+/* Bytes of a struct locum_host_status in the first release. */
+#define LOCUM_FIRST_HOST_STATUS_SIZE 40
+
+/* Bytes of a struct locum_trace_record in the first release. */
+#define LOCUM_FIRST_TRACE_RECORD_SIZE 32
+
+/* Channels of the first release. */
+#define LOCUM_FIRST_CHANNEL_COUNT 4
+
+/* Bytes of a struct locum_channel_ring in the first release. */
+#define LOCUM_FIRST_CHANNEL_RING_SIZE 69632
+
+/* Offset of the first struct locum_host_status in the status of the first release. */
+#define LOCUM_FIRST_STATUS_HOSTS 8
+
+/* Offset of the first struct locum_cpu_status in the status of the first release. */
+#define LOCUM_FIRST_STATUS_CPUS 128
+
+/* Bytes of a struct locum_channel_ring before its data. */
+#define LOCUM_CHANNEL_DATA 4096
 
 /* No command; also what L0 leaves behind. */
 #define LOCUM_MAILBOX_NOOP 0
@@ -299,9 +338,9 @@ struct locum_slot_info {
 struct locum_header {
 	/* LOCUM_MAGIC. */
 	__u64 magic;
-	/* LOCUM_REVISION. */
-	__u32 revision;
-	/* `size_of::<Header>()`. */
+	/* LOCUM_FAMILY. */
+	__u32 family;
+	/* Bytes of the header that L0 has, at least LOCUM_HEADER_MIN. */
 	__u32 size;
 	/* Physical address of the shared region. Hosts may map all of it. */
 	__u64 shared;
@@ -317,7 +356,7 @@ struct locum_header {
 	__u64 pool_size;
 	/* Physical address of the struct locum_status. */
 	__u64 status;
-	/* Bytes of the status, including what later revisions append. */
+	/* Bytes of the status, including what later releases append. */
 	__u64 status_size;
 	/* Physical address of the struct locum_trace_ring. */
 	__u64 trace;
@@ -345,8 +384,29 @@ struct locum_header {
 	__u16 pm1a_cnt;
 	/* Port of PM1b_CNT, 0 if none. */
 	__u16 pm1b_cnt;
+	/* What L0 can do beyond the first release, of which it is 0: bits of LOCUM_FEATURES. */
+	__u64 features;
+	/* Bytes from one struct locum_cpu_status to the next, a multiple of 64. 0: LOCUM_FIRST_CPU_STATUS_SIZE. */
+	__u32 cpu_status_size;
+	/* CPUs for which the status has room. 0: LOCUM_FIRST_CPU_CAPACITY. */
+	__u32 cpu_capacity;
+	/* Bytes from one struct locum_host_status to the next. 0: LOCUM_FIRST_HOST_STATUS_SIZE. */
+	__u32 host_status_size;
+	/* Bytes from one struct locum_trace_record to the next. 0: LOCUM_FIRST_TRACE_RECORD_SIZE. */
+	__u32 trace_record_size;
+	/* Number of channels. 0: LOCUM_FIRST_CHANNEL_COUNT. */
+	__u32 channel_count;
+	/*
+	 * Bytes of a struct locum_channel_ring, of which all but the first 4096 are data, a power of two. 0:
+	 * LOCUM_FIRST_CHANNEL_RING_SIZE.
+	 */
+	__u32 channel_ring_size;
+	/* Offset in the status of the first struct locum_host_status. 0: LOCUM_FIRST_STATUS_HOSTS. */
+	__u32 status_hosts;
+	/* Offset in the status of the first struct locum_cpu_status. 0: LOCUM_FIRST_STATUS_CPUS. */
+	__u32 status_cpus;
 	/* Not used, zero. */
-	__u64 reserved[8];
+	__u64 reserved[3];
 };
 
 /* The host of one slot. */
@@ -557,53 +617,114 @@ struct locum_log_ring {
 
 _Static_assert(sizeof(struct locum_slot_info) == 96, "locum_slot_info");
 _Static_assert(__builtin_offsetof(struct locum_slot_info, mailbox) == 0, "locum_slot_info.mailbox");
+_Static_assert(__builtin_offsetof(struct locum_slot_info, reset_vector) == 8, "locum_slot_info.reset_vector");
+_Static_assert(__builtin_offsetof(struct locum_slot_info, l0_cr3) == 16, "locum_slot_info.l0_cr3");
 _Static_assert(__builtin_offsetof(struct locum_slot_info, l0_entry) == 24, "locum_slot_info.l0_entry");
+_Static_assert(__builtin_offsetof(struct locum_slot_info, stub_pd) == 32, "locum_slot_info.stub_pd");
+_Static_assert(__builtin_offsetof(struct locum_slot_info, stub_pt) == 40, "locum_slot_info.stub_pt");
 _Static_assert(__builtin_offsetof(struct locum_slot_info, stub_pt_pages) == 48, "locum_slot_info.stub_pt_pages");
+_Static_assert(__builtin_offsetof(struct locum_slot_info, console_port) == 52, "locum_slot_info.console_port");
 _Static_assert(__builtin_offsetof(struct locum_slot_info, low_slice) == 56, "locum_slot_info.low_slice");
+_Static_assert(__builtin_offsetof(struct locum_slot_info, low_slice_size) == 64, "locum_slot_info.low_slice_size");
+_Static_assert(__builtin_offsetof(struct locum_slot_info, page_zero) == 72, "locum_slot_info.page_zero");
 _Static_assert(__builtin_offsetof(struct locum_slot_info, tables) == 80, "locum_slot_info.tables");
 _Static_assert(__builtin_offsetof(struct locum_slot_info, tables_size) == 88, "locum_slot_info.tables_size");
 _Static_assert(sizeof(struct locum_header) == 408, "locum_header");
-_Static_assert(__builtin_offsetof(struct locum_header, revision) == 8, "locum_header.revision");
+_Static_assert(__builtin_offsetof(struct locum_header, magic) == 0, "locum_header.magic");
+_Static_assert(__builtin_offsetof(struct locum_header, family) == 8, "locum_header.family");
 _Static_assert(__builtin_offsetof(struct locum_header, size) == 12, "locum_header.size");
 _Static_assert(__builtin_offsetof(struct locum_header, shared) == 16, "locum_header.shared");
+_Static_assert(__builtin_offsetof(struct locum_header, shared_size) == 24, "locum_header.shared_size");
+_Static_assert(__builtin_offsetof(struct locum_header, private_) == 32, "locum_header.private_");
+_Static_assert(__builtin_offsetof(struct locum_header, private_size) == 40, "locum_header.private_size");
+_Static_assert(__builtin_offsetof(struct locum_header, pool) == 48, "locum_header.pool");
+_Static_assert(__builtin_offsetof(struct locum_header, pool_size) == 56, "locum_header.pool_size");
 _Static_assert(__builtin_offsetof(struct locum_header, status) == 64, "locum_header.status");
+_Static_assert(__builtin_offsetof(struct locum_header, status_size) == 72, "locum_header.status_size");
 _Static_assert(__builtin_offsetof(struct locum_header, trace) == 80, "locum_header.trace");
+_Static_assert(__builtin_offsetof(struct locum_header, trace_size) == 88, "locum_header.trace_size");
+_Static_assert(__builtin_offsetof(struct locum_header, log) == 96, "locum_header.log");
+_Static_assert(__builtin_offsetof(struct locum_header, log_size) == 104, "locum_header.log_size");
 _Static_assert(__builtin_offsetof(struct locum_header, channels) == 112, "locum_header.channels");
+_Static_assert(__builtin_offsetof(struct locum_header, channels_size) == 120, "locum_header.channels_size");
 _Static_assert(__builtin_offsetof(struct locum_header, slots) == 128, "locum_header.slots");
 _Static_assert(__builtin_offsetof(struct locum_header, machine_rsdp) == 320, "locum_header.machine_rsdp");
+_Static_assert(__builtin_offsetof(struct locum_header, image_bytes) == 328, "locum_header.image_bytes");
+_Static_assert(__builtin_offsetof(struct locum_header, cpu_count) == 336, "locum_header.cpu_count");
+_Static_assert(__builtin_offsetof(struct locum_header, pm1a_cnt) == 340, "locum_header.pm1a_cnt");
 _Static_assert(__builtin_offsetof(struct locum_header, pm1b_cnt) == 342, "locum_header.pm1b_cnt");
+_Static_assert(__builtin_offsetof(struct locum_header, features) == 344, "locum_header.features");
+_Static_assert(__builtin_offsetof(struct locum_header, cpu_status_size) == 352, "locum_header.cpu_status_size");
+_Static_assert(__builtin_offsetof(struct locum_header, cpu_capacity) == 356, "locum_header.cpu_capacity");
+_Static_assert(__builtin_offsetof(struct locum_header, host_status_size) == 360, "locum_header.host_status_size");
+_Static_assert(__builtin_offsetof(struct locum_header, trace_record_size) == 364, "locum_header.trace_record_size");
+_Static_assert(__builtin_offsetof(struct locum_header, channel_count) == 368, "locum_header.channel_count");
+_Static_assert(__builtin_offsetof(struct locum_header, channel_ring_size) == 372, "locum_header.channel_ring_size");
+_Static_assert(__builtin_offsetof(struct locum_header, status_hosts) == 376, "locum_header.status_hosts");
+_Static_assert(__builtin_offsetof(struct locum_header, status_cpus) == 380, "locum_header.status_cpus");
+_Static_assert(__builtin_offsetof(struct locum_header, reserved) == 384, "locum_header.reserved");
 _Static_assert(sizeof(struct locum_host_status) == 40, "locum_host_status");
+_Static_assert(__builtin_offsetof(struct locum_host_status, state) == 0, "locum_host_status.state");
 _Static_assert(__builtin_offsetof(struct locum_host_status, reason) == 4, "locum_host_status.reason");
 _Static_assert(__builtin_offsetof(struct locum_host_status, detail) == 8, "locum_host_status.detail");
 _Static_assert(__builtin_offsetof(struct locum_host_status, generation) == 32, "locum_host_status.generation");
 _Static_assert(__builtin_offsetof(struct locum_host_status, cpu) == 36, "locum_host_status.cpu");
 _Static_assert(sizeof(struct locum_cpu_status) == 704, "locum_cpu_status");
+_Static_assert(__builtin_offsetof(struct locum_cpu_status, apic_id) == 0, "locum_cpu_status.apic_id");
 _Static_assert(__builtin_offsetof(struct locum_cpu_status, mode) == 4, "locum_cpu_status.mode");
 _Static_assert(__builtin_offsetof(struct locum_cpu_status, owner) == 8, "locum_cpu_status.owner");
+_Static_assert(__builtin_offsetof(struct locum_cpu_status, reserved) == 12, "locum_cpu_status.reserved");
 _Static_assert(__builtin_offsetof(struct locum_cpu_status, enters) == 16, "locum_cpu_status.enters");
+_Static_assert(__builtin_offsetof(struct locum_cpu_status, leaves) == 24, "locum_cpu_status.leaves");
 _Static_assert(__builtin_offsetof(struct locum_cpu_status, exits) == 32, "locum_cpu_status.exits");
+_Static_assert(__builtin_offsetof(struct locum_cpu_status, guest_exits) == 40, "locum_cpu_status.guest_exits");
 _Static_assert(__builtin_offsetof(struct locum_cpu_status, nmis) == 48, "locum_cpu_status.nmis");
+_Static_assert(__builtin_offsetof(struct locum_cpu_status, reserved2) == 56, "locum_cpu_status.reserved2");
 _Static_assert(__builtin_offsetof(struct locum_cpu_status, exits_by_reason) == 64, "locum_cpu_status.exits_by_reason");
 _Static_assert(sizeof(struct locum_status) == 45184, "locum_status");
+_Static_assert(__builtin_offsetof(struct locum_status, generation) == 0, "locum_status.generation");
 _Static_assert(__builtin_offsetof(struct locum_status, cpu_count) == 4, "locum_status.cpu_count");
 _Static_assert(__builtin_offsetof(struct locum_status, hosts) == 8, "locum_status.hosts");
 _Static_assert(__builtin_offsetof(struct locum_status, refusals) == 88, "locum_status.refusals");
+_Static_assert(__builtin_offsetof(struct locum_status, reserved) == 96, "locum_status.reserved");
 _Static_assert(__builtin_offsetof(struct locum_status, cpus) == 128, "locum_status.cpus");
 _Static_assert(sizeof(struct locum_table_register) == 16, "locum_table_register");
+_Static_assert(__builtin_offsetof(struct locum_table_register, pad) == 0, "locum_table_register.pad");
 _Static_assert(__builtin_offsetof(struct locum_table_register, limit) == 6, "locum_table_register.limit");
 _Static_assert(__builtin_offsetof(struct locum_table_register, base) == 8, "locum_table_register.base");
 _Static_assert(sizeof(struct locum_frame) == 4096, "locum_frame");
+_Static_assert(__builtin_offsetof(struct locum_frame, magic) == 0, "locum_frame.magic");
+_Static_assert(__builtin_offsetof(struct locum_frame, apic_id) == 8, "locum_frame.apic_id");
 _Static_assert(__builtin_offsetof(struct locum_frame, nmi) == 12, "locum_frame.nmi");
 _Static_assert(__builtin_offsetof(struct locum_frame, result) == 16, "locum_frame.result");
+_Static_assert(__builtin_offsetof(struct locum_frame, reserved) == 24, "locum_frame.reserved");
+_Static_assert(__builtin_offsetof(struct locum_frame, phys) == 32, "locum_frame.phys");
+_Static_assert(__builtin_offsetof(struct locum_frame, return_native) == 40, "locum_frame.return_native");
+_Static_assert(__builtin_offsetof(struct locum_frame, l0_cr3) == 48, "locum_frame.l0_cr3");
+_Static_assert(__builtin_offsetof(struct locum_frame, l0_entry) == 56, "locum_frame.l0_entry");
 _Static_assert(__builtin_offsetof(struct locum_frame, stub_gdtr) == 64, "locum_frame.stub_gdtr");
+_Static_assert(__builtin_offsetof(struct locum_frame, stub_idtr) == 80, "locum_frame.stub_idtr");
 _Static_assert(__builtin_offsetof(struct locum_frame, rip) == 96, "locum_frame.rip");
+_Static_assert(__builtin_offsetof(struct locum_frame, rsp) == 104, "locum_frame.rsp");
+_Static_assert(__builtin_offsetof(struct locum_frame, rflags) == 112, "locum_frame.rflags");
+_Static_assert(__builtin_offsetof(struct locum_frame, cr0) == 120, "locum_frame.cr0");
 _Static_assert(__builtin_offsetof(struct locum_frame, cr3) == 128, "locum_frame.cr3");
+_Static_assert(__builtin_offsetof(struct locum_frame, cr4) == 136, "locum_frame.cr4");
 _Static_assert(__builtin_offsetof(struct locum_frame, gdtr) == 144, "locum_frame.gdtr");
+_Static_assert(__builtin_offsetof(struct locum_frame, idtr) == 160, "locum_frame.idtr");
 _Static_assert(__builtin_offsetof(struct locum_frame, selectors) == 176, "locum_frame.selectors");
 _Static_assert(__builtin_offsetof(struct locum_frame, fs_base) == 192, "locum_frame.fs_base");
+_Static_assert(__builtin_offsetof(struct locum_frame, gs_base) == 200, "locum_frame.gs_base");
+_Static_assert(__builtin_offsetof(struct locum_frame, tr_base) == 208, "locum_frame.tr_base");
+_Static_assert(__builtin_offsetof(struct locum_frame, tr_limit) == 216, "locum_frame.tr_limit");
+_Static_assert(__builtin_offsetof(struct locum_frame, ldtr_limit) == 220, "locum_frame.ldtr_limit");
+_Static_assert(__builtin_offsetof(struct locum_frame, ldtr_base) == 224, "locum_frame.ldtr_base");
 _Static_assert(__builtin_offsetof(struct locum_frame, dr7) == 232, "locum_frame.dr7");
+_Static_assert(__builtin_offsetof(struct locum_frame, reserved2) == 240, "locum_frame.reserved2");
 _Static_assert(__builtin_offsetof(struct locum_frame, module) == 512, "locum_frame.module");
 _Static_assert(sizeof(struct locum_mailbox) == 4096, "locum_mailbox");
+_Static_assert(__builtin_offsetof(struct locum_mailbox, command) == 0, "locum_mailbox.command");
+_Static_assert(__builtin_offsetof(struct locum_mailbox, reserved) == 2, "locum_mailbox.reserved");
 _Static_assert(__builtin_offsetof(struct locum_mailbox, apic_id) == 4, "locum_mailbox.apic_id");
 _Static_assert(__builtin_offsetof(struct locum_mailbox, wakeup_vector) == 8, "locum_mailbox.wakeup_vector");
 _Static_assert(__builtin_offsetof(struct locum_mailbox, os) == 16, "locum_mailbox.os");
@@ -611,20 +732,28 @@ _Static_assert(__builtin_offsetof(struct locum_mailbox, firmware) == 2048, "locu
 _Static_assert(sizeof(struct locum_channel_ring) == 69632, "locum_channel_ring");
 _Static_assert(__builtin_offsetof(struct locum_channel_ring, head) == 0, "locum_channel_ring.head");
 _Static_assert(__builtin_offsetof(struct locum_channel_ring, flags) == 4, "locum_channel_ring.flags");
+_Static_assert(__builtin_offsetof(struct locum_channel_ring, pad0) == 8, "locum_channel_ring.pad0");
 _Static_assert(__builtin_offsetof(struct locum_channel_ring, tail) == 128, "locum_channel_ring.tail");
 _Static_assert(__builtin_offsetof(struct locum_channel_ring, closed) == 132, "locum_channel_ring.closed");
+_Static_assert(__builtin_offsetof(struct locum_channel_ring, pad1) == 136, "locum_channel_ring.pad1");
+_Static_assert(__builtin_offsetof(struct locum_channel_ring, pad2) == 256, "locum_channel_ring.pad2");
 _Static_assert(__builtin_offsetof(struct locum_channel_ring, data) == 4096, "locum_channel_ring.data");
 _Static_assert(sizeof(struct locum_trace_record) == 32, "locum_trace_record");
+_Static_assert(__builtin_offsetof(struct locum_trace_record, tsc) == 0, "locum_trace_record.tsc");
 _Static_assert(__builtin_offsetof(struct locum_trace_record, kind) == 8, "locum_trace_record.kind");
 _Static_assert(__builtin_offsetof(struct locum_trace_record, cpu) == 10, "locum_trace_record.cpu");
 _Static_assert(__builtin_offsetof(struct locum_trace_record, a) == 12, "locum_trace_record.a");
 _Static_assert(__builtin_offsetof(struct locum_trace_record, b) == 16, "locum_trace_record.b");
 _Static_assert(__builtin_offsetof(struct locum_trace_record, c) == 24, "locum_trace_record.c");
 _Static_assert(sizeof(struct locum_trace_ring) == 65536, "locum_trace_ring");
+_Static_assert(__builtin_offsetof(struct locum_trace_ring, written) == 0, "locum_trace_ring.written");
 _Static_assert(__builtin_offsetof(struct locum_trace_ring, capacity) == 8, "locum_trace_ring.capacity");
+_Static_assert(__builtin_offsetof(struct locum_trace_ring, reserved) == 16, "locum_trace_ring.reserved");
 _Static_assert(__builtin_offsetof(struct locum_trace_ring, records) == 128, "locum_trace_ring.records");
 _Static_assert(sizeof(struct locum_log_ring) == 32768, "locum_log_ring");
+_Static_assert(__builtin_offsetof(struct locum_log_ring, written) == 0, "locum_log_ring.written");
 _Static_assert(__builtin_offsetof(struct locum_log_ring, capacity) == 8, "locum_log_ring.capacity");
+_Static_assert(__builtin_offsetof(struct locum_log_ring, reserved) == 16, "locum_log_ring.reserved");
 _Static_assert(__builtin_offsetof(struct locum_log_ring, text) == 64, "locum_log_ring.text");
 
 #endif /* __ASSEMBLY__ */

@@ -61,7 +61,7 @@
 struct locum_info {
 	/* LOCUM_UAPI_FAMILY of the module. */
 	__u32 family;
-	/* `FAMILY` of L0. */
+	/* LOCUM_FAMILY of L0. */
 	__u32 l0_family;
 	/* Slot of this host: 0 or 1, see enum locum_slot. */
 	__u32 slot;

@@ -69,7 +69,7 @@ int main(int argc, char **argv)
 	device = open("/dev/locum", O_RDWR);
 	if (!CHECK(device >= 0) || !CHECK(!ioctl(device, LOCUM_IOC_INFO, &machine)))
 		return 1;
-	CHECK(machine.family == LOCUM_UAPI_FAMILY && machine.l0_family == LOCUM_REVISION);
+	CHECK(machine.family == LOCUM_UAPI_FAMILY && machine.l0_family == LOCUM_FAMILY);
 	CHECK(machine.slot < LOCUM_SLOTS && machine.tsc_khz > 1000 && machine.memory_block >= 1 << 24);
 	CHECK(pread(device, &header, sizeof(header), machine.header) == sizeof(header));
 	CHECK(header.magic == LOCUM_MAGIC && header.shared == machine.shared);

@@ -114,12 +114,12 @@ int main(int argc, char **argv)
 		uint64_t header;
 		uint32_t revision;
 		uint32_t reserved;
-	} locm = { FAKE_BASE, LOCUM_REVISION, 0 };
+	} locm = { FAKE_BASE, LOCUM_FAMILY, 0 };
 
 	if (argc != 3)
 		return 2;
 	header->magic = LOCUM_MAGIC;
-	header->revision = LOCUM_REVISION;
+	header->family = LOCUM_FAMILY;
 	header->size = sizeof(*header);
 	header->shared = FAKE_BASE;
 	header->shared_size = FAKE_SIZE;

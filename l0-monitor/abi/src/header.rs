@@ -1,16 +1,39 @@
 //! The header page: what L0 is and where its parts are. Written once at boot, read-only for hosts.
+//!
+//! L0 stays for years while module and agent are upgraded above it, so none of the three may be taken to be of the same
+//! release. The rules:
+//! - Only another [`FAMILY`] is a reason to refuse L0 as a whole. It changes when a field moves, if ever.
+//! - [`Header::size`] says how much of the header L0 has. A reader copies as much of it as it knows itself, and takes what
+//!   is missing for 0.
+//! - Structures grow at their end, or into words that were reserved. How long the elements of an array are and where it
+//!   lies is in the header, too; where that says 0, it is as in the first release. [`Layout`](crate::Layout) does this
+//!   arithmetic.
+//! - What else an L0 can do is a bit of [`Header::features`]; bits that a reader does not know mean nothing to it.
+//! - What an L0 does not know is refused by itself: an operation by #UD, a kind of resource by
+//!   [`Errno::Argument`](crate::Errno::Argument).
+
+use core::mem::offset_of;
 
 use crate::slot::PerSlot;
+use crate::{CHANNEL_COUNT, ChannelRing, CpuStatus, HostStatus, LogRing, Status, TraceRecord, TraceRing};
 
 /// Signature of the ACPI table that points to the [`Header`]. Body after the standard 36 bytes: `u64` physical
-/// address of the header, `u32` [`REVISION`], `u32` zero.
+/// address of the header, `u32` [`FAMILY`], `u32` zero.
 pub const LOCM_SIGNATURE: [u8; 4] = *b"LOCM";
 
 /// First word of the header: `LOCUM-L0`, little-endian.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"LOCUM-L0");
 
-/// Revision of everything in this crate. A module or agent with another revision must refuse to work.
-pub const REVISION: u32 = 1;
+/// Family of all layouts in this crate but the module's interface: 1 as long as no field moves. Module and agent refuse
+/// an L0 of another family.
+pub const FAMILY: u32 = 1;
+
+/// All that [`Header::features`] of this release tells: nothing yet. A bit that a release adds has a constant of its own
+/// and is never used again.
+pub const FEATURES: u64 = 0;
+
+/// Bytes of the header that every L0 has.
+pub const HEADER_MIN: u32 = 344;
 
 /// How many logical CPUs L0 manages at most.
 pub const MAX_CPUS: usize = 64;
@@ -53,9 +76,9 @@ pub struct SlotInfo {
 pub struct Header {
     /// [`MAGIC`].
     pub magic: u64,
-    /// [`REVISION`].
-    pub revision: u32,
-    /// `size_of::<Header>()`.
+    /// [`FAMILY`].
+    pub family: u32,
+    /// Bytes of the header that L0 has, at least [`HEADER_MIN`].
     pub size: u32,
     /// Physical address of the shared region. Hosts may map all of it.
     pub shared: u64,
@@ -71,7 +94,7 @@ pub struct Header {
     pub pool_size: u64,
     /// Physical address of the [`crate::Status`].
     pub status: u64,
-    /// Bytes of the status, including what later revisions append.
+    /// Bytes of the status, including what later releases append.
     pub status_size: u64,
     /// Physical address of the [`crate::TraceRing`].
     pub trace: u64,
@@ -97,10 +120,72 @@ pub struct Header {
     pub pm1a_cnt: u16,
     /// Port of PM1b_CNT, 0 if none.
     pub pm1b_cnt: u16,
+    /// What L0 can do beyond the first release, of which it is 0: bits of [`FEATURES`].
+    pub features: u64,
+    /// Bytes from one [`CpuStatus`] to the next, a multiple of 64. 0: [`FIRST_CPU_STATUS_SIZE`](crate::layout::FIRST_CPU_STATUS_SIZE).
+    pub cpu_status_size: u32,
+    /// CPUs for which the status has room. 0: [`FIRST_CPU_CAPACITY`](crate::layout::FIRST_CPU_CAPACITY).
+    pub cpu_capacity: u32,
+    /// Bytes from one [`HostStatus`] to the next. 0: [`FIRST_HOST_STATUS_SIZE`](crate::layout::FIRST_HOST_STATUS_SIZE).
+    pub host_status_size: u32,
+    /// Bytes from one [`TraceRecord`] to the next. 0: [`FIRST_TRACE_RECORD_SIZE`](crate::layout::FIRST_TRACE_RECORD_SIZE).
+    pub trace_record_size: u32,
+    /// Number of channels. 0: [`FIRST_CHANNEL_COUNT`](crate::layout::FIRST_CHANNEL_COUNT).
+    pub channel_count: u32,
+    /// Bytes of a [`ChannelRing`], of which all but the first 4096 are data, a power of two. 0:
+    /// [`FIRST_CHANNEL_RING_SIZE`](crate::layout::FIRST_CHANNEL_RING_SIZE).
+    pub channel_ring_size: u32,
+    /// Offset in the status of the first [`HostStatus`]. 0: [`FIRST_STATUS_HOSTS`](crate::layout::FIRST_STATUS_HOSTS).
+    pub status_hosts: u32,
+    /// Offset in the status of the first [`CpuStatus`]. 0: [`FIRST_STATUS_CPUS`](crate::layout::FIRST_STATUS_CPUS).
+    pub status_cpus: u32,
     /// Not used, zero.
-    pub reserved: [u64; 8],
+    pub reserved: [u64; 3],
+}
+
+impl Header {
+    /// What every L0 of this release says of itself: magic, family, features and sizes. All else is zero.
+    #[must_use]
+    pub fn of_this_release() -> Self {
+        Self {
+            magic: MAGIC,
+            family: FAMILY,
+            size: size_of::<Self>() as u32,
+            shared: 0,
+            shared_size: 0,
+            private: 0,
+            private_size: 0,
+            pool: 0,
+            pool_size: 0,
+            status: 0,
+            status_size: size_of::<Status>() as u64,
+            trace: 0,
+            trace_size: size_of::<TraceRing>() as u64,
+            log: 0,
+            log_size: size_of::<LogRing>() as u64,
+            channels: 0,
+            channels_size: size_of::<[PerSlot<ChannelRing>; CHANNEL_COUNT]>() as u64,
+            slots: PerSlot::default(),
+            machine_rsdp: 0,
+            image_bytes: 0,
+            cpu_count: 0,
+            pm1a_cnt: 0,
+            pm1b_cnt: 0,
+            features: FEATURES,
+            cpu_status_size: size_of::<CpuStatus>() as u32,
+            cpu_capacity: MAX_CPUS as u32,
+            host_status_size: size_of::<HostStatus>() as u32,
+            trace_record_size: size_of::<TraceRecord>() as u32,
+            channel_count: CHANNEL_COUNT as u32,
+            channel_ring_size: size_of::<ChannelRing>() as u32,
+            status_hosts: offset_of!(Status, hosts) as u32,
+            status_cpus: offset_of!(Status, cpus) as u32,
+            reserved: [0; 3],
+        }
+    }
 }
 
 const _: () = assert!(size_of::<Header>() <= 4096);
-const _: () = assert!(core::mem::offset_of!(Header, slots) == 128);
+const _: () = assert!(offset_of!(Header, slots) == 128);
+const _: () = assert!(offset_of!(Header, features) == HEADER_MIN as usize);
 const _: () = assert!(size_of::<SlotInfo>() == 96);

@@ -10,7 +10,8 @@
 //!
 //! | module | what it describes | who writes it |
 //! | --- | --- | --- |
-//! | [`header`] | what L0 is and where its parts are | L0, once at boot |
+//! | [`header`] | what L0 is and where its parts are; what releases have in common | L0, once at boot |
+//! | [`layout`] | where the elements of L0's arrays are | |
 //! | [`status`] | modes, owners, counters | L0, read-only for hosts |
 //! | [`frame`] | the page through which one CPU changes between native and nested | module and L0 |
 //! | [`hypercall`], [`grant`] | what a nested host may ask for | |
@@ -28,6 +29,7 @@ pub mod frame;
 pub mod grant;
 pub mod header;
 pub mod hypercall;
+pub mod layout;
 pub mod mailbox;
 mod raw;
 pub mod slot;
@@ -39,8 +41,9 @@ pub use channel::{CHANNEL_COUNT, ChannelRing};
 pub use event::{Event, TraceKind};
 pub use frame::Frame;
 pub use grant::{Grant, ResourceKind};
-pub use header::{Header, LOCM_SIGNATURE, MAGIC, MAX_CPUS, REVISION, SlotInfo};
+pub use header::{FAMILY, FEATURES, HEADER_MIN, Header, LOCM_SIGNATURE, MAGIC, MAX_CPUS, SlotInfo};
 pub use hypercall::{Call, Errno, Op};
+pub use layout::{HeaderError, Layout};
 pub use mailbox::Mailbox;
 pub use slot::{PerSlot, SLOTS, Slot};
 pub use status::{CpuMode, CpuStatus, HostState, HostStatus, Status, StopReason};

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use c_header::compiler;
 use c_header::generate::Header;
-use c_header::{names, source};
+use c_header::{layout, names, source};
 use locum_abi::uapi;
 
 mod c_header {
@@ -21,6 +21,7 @@ mod c_header {
     pub mod generate;
     pub mod layout;
     pub mod names;
+    mod releases;
     pub mod source;
 }
 
@@ -93,7 +94,8 @@ fn every_type_and_constant_is_in_a_header() {
 #[test]
 fn headers_compile_as_c_and_as_assembly() {
     compiler::check("c", &Header::Abi.text());
-    compiler::check("c", &Header::Uapi.text());
+    let uapi = Header::Uapi.text() + &layout::asserts(&layout::uapi());
+    compiler::check("c", &uapi);
     compiler::check(
         "assembler-with-cpp",
         &format!("#define __ASSEMBLY__\n{}", Header::Abi.text()),

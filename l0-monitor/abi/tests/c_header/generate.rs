@@ -88,7 +88,7 @@ fn abi() -> String {
         own_constants(),
         locum_abi::PAGE_SIZE,
         without_slots_list(&generate(body, TYPES, CONSTANTS)),
-        layout::asserts(),
+        layout::asserts(&layout::abi()),
         layout::offsets(),
     )
 }

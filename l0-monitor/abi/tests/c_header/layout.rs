@@ -9,82 +9,94 @@ use locum_abi::header::{Header, SlotInfo};
 use locum_abi::mailbox::Mailbox;
 use locum_abi::status::{CpuStatus, HostStatus, Status};
 use locum_abi::trace::{LogRing, TraceRecord, TraceRing};
+use locum_abi::uapi;
 
-macro_rules! check {
-    ($text:ident, $rust:ident, $c:literal, $($field:ident),+) => {
-        writeln!($text, "_Static_assert(sizeof(struct {}) == {}, \"{0}\");", $c, size_of::<$rust>()).expect("write");
-        $(
-            writeln!(
-                $text,
-                "_Static_assert(__builtin_offsetof(struct {}, {}) == {}, \"{0}.{1}\");",
-                $c, stringify!($field), offset_of!($rust, $field)
-            ).expect("write");
-        )+
+/// One structure as Rust lays it out.
+pub struct Layout {
+    /// Its name in C.
+    pub name: &'static str,
+    /// Its size in bytes.
+    pub size: usize,
+    /// Its fields with their offsets, by their names in Rust.
+    pub fields: Vec<(&'static str, usize)>,
+}
+
+macro_rules! layouts {
+    ($($rust:path, $c:literal: $($field:ident),+;)+) => {
+        vec![$(Layout {
+            name: $c,
+            size: size_of::<$rust>(),
+            fields: {
+                // A field that is missing here makes this pattern incomplete.
+                let _ = |all: &$rust| { let $rust { $($field: _),+ } = all; };
+                vec![$((stringify!($field), offset_of!($rust, $field))),+]
+            },
+        }),+]
     };
 }
 
-/// One `_Static_assert` per size and per field that C or assembly relies on.
-pub fn asserts() -> String {
+/// Structures of `locum_abi.h`, with all their fields.
+pub fn abi() -> Vec<Layout> {
+    layouts! {
+        SlotInfo, "locum_slot_info": mailbox, reset_vector, l0_cr3, l0_entry, stub_pd, stub_pt, stub_pt_pages,
+            console_port, low_slice, low_slice_size, page_zero, tables, tables_size;
+        Header, "locum_header": magic, family, size, shared, shared_size, private, private_size, pool, pool_size, status,
+            status_size, trace, trace_size, log, log_size, channels, channels_size, slots, machine_rsdp, image_bytes,
+            cpu_count, pm1a_cnt, pm1b_cnt, features, cpu_status_size, cpu_capacity, host_status_size, trace_record_size,
+            channel_count, channel_ring_size, status_hosts, status_cpus, reserved;
+        HostStatus, "locum_host_status": state, reason, detail, generation, cpu;
+        CpuStatus, "locum_cpu_status": apic_id, mode, owner, reserved, enters, leaves, exits, guest_exits, nmis, reserved2,
+            exits_by_reason;
+        Status, "locum_status": generation, cpu_count, hosts, refusals, reserved, cpus;
+        TableRegister, "locum_table_register": pad, limit, base;
+        Frame, "locum_frame": magic, apic_id, nmi, result, reserved, phys, return_native, l0_cr3, l0_entry, stub_gdtr,
+            stub_idtr, rip, rsp, rflags, cr0, cr3, cr4, gdtr, idtr, selectors, fs_base, gs_base, tr_base, tr_limit,
+            ldtr_limit, ldtr_base, dr7, reserved2, module;
+        Mailbox, "locum_mailbox": command, reserved, apic_id, wakeup_vector, os, firmware;
+        ChannelRing, "locum_channel_ring": head, flags, pad0, tail, closed, pad1, pad2, data;
+        TraceRecord, "locum_trace_record": tsc, kind, cpu, a, b, c;
+        TraceRing, "locum_trace_ring": written, capacity, reserved, records;
+        LogRing, "locum_log_ring": written, capacity, reserved, text;
+    }
+}
+
+/// Structures of `locum_uapi.h`, with all their fields.
+pub fn uapi() -> Vec<Layout> {
+    layouts! {
+        uapi::Info, "locum_info": family, l0_family, slot, cpu_count, header, shared, shared_size, memory_block, tsc_khz,
+            features, reserved;
+        uapi::Switch, "locum_switch": cpu, flags, done, l0_errno, failed_apic_id, reserved, reserved2, ticks;
+        uapi::Cycle, "locum_cycle": cpu, count, pause_us, done, l0_errno, failed_apic_id, reserved, enter_ticks,
+            leave_ticks, enter_max, leave_max;
+        uapi::Call, "locum_call": a, b, c, l0_errno, reserved, ticks;
+        uapi::Range, "locum_range": start, size, nid, reserved, reserved2;
+        uapi::Text, "locum_text": kind, len, reserved, text;
+        uapi::Request, "locum_request": name;
+    }
+}
+
+/// A field's name in C, where some of Rust's words are spoken for.
+pub fn in_c(field: &str) -> &str {
+    match field {
+        "private" => "private_",
+        field => field,
+    }
+}
+
+/// One `_Static_assert` per size and per field.
+pub fn asserts(layouts: &[Layout]) -> String {
     let mut text = String::new();
-    check!(
-        text,
-        SlotInfo,
-        "locum_slot_info",
-        mailbox,
-        l0_entry,
-        stub_pt_pages,
-        low_slice,
-        tables,
-        tables_size
-    );
-    check!(
-        text,
-        Header,
-        "locum_header",
-        revision,
-        size,
-        shared,
-        status,
-        trace,
-        channels,
-        slots,
-        machine_rsdp,
-        pm1b_cnt
-    );
-    check!(text, HostStatus, "locum_host_status", reason, detail, generation, cpu);
-    check!(
-        text,
-        CpuStatus,
-        "locum_cpu_status",
-        mode,
-        owner,
-        enters,
-        exits,
-        nmis,
-        exits_by_reason
-    );
-    check!(text, Status, "locum_status", cpu_count, hosts, refusals, cpus);
-    check!(text, TableRegister, "locum_table_register", limit, base);
-    check!(
-        text,
-        Frame,
-        "locum_frame",
-        nmi,
-        result,
-        stub_gdtr,
-        rip,
-        cr3,
-        gdtr,
-        selectors,
-        fs_base,
-        dr7,
-        module
-    );
-    check!(text, Mailbox, "locum_mailbox", apic_id, wakeup_vector, os, firmware);
-    check!(text, ChannelRing, "locum_channel_ring", head, flags, tail, closed, data);
-    check!(text, TraceRecord, "locum_trace_record", kind, cpu, a, b, c);
-    check!(text, TraceRing, "locum_trace_ring", capacity, records);
-    check!(text, LogRing, "locum_log_ring", capacity, text);
+    for Layout { name, size, fields } in layouts {
+        writeln!(text, "_Static_assert(sizeof(struct {name}) == {size}, \"{name}\");").expect("write");
+        for (field, offset) in fields {
+            let field = in_c(field);
+            writeln!(
+                text,
+                "_Static_assert(__builtin_offsetof(struct {name}, {field}) == {offset}, \"{name}.{field}\");"
+            )
+            .expect("write");
+        }
+    }
     text
 }
 

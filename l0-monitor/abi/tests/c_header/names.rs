@@ -33,7 +33,18 @@ pub const TYPES: Table = &[
 
 /// Constants of `locum_abi.h`, but for those in [`OWN`].
 pub const CONSTANTS: Table = &[
-    ("REVISION", "LOCUM_REVISION"),
+    ("FAMILY", "LOCUM_FAMILY"),
+    ("FEATURES", "LOCUM_FEATURES"),
+    ("HEADER_MIN", "LOCUM_HEADER_MIN"),
+    ("FIRST_CPU_STATUS_SIZE", "LOCUM_FIRST_CPU_STATUS_SIZE"),
+    ("FIRST_CPU_CAPACITY", "LOCUM_FIRST_CPU_CAPACITY"),
+    ("FIRST_HOST_STATUS_SIZE", "LOCUM_FIRST_HOST_STATUS_SIZE"),
+    ("FIRST_TRACE_RECORD_SIZE", "LOCUM_FIRST_TRACE_RECORD_SIZE"),
+    ("FIRST_CHANNEL_COUNT", "LOCUM_FIRST_CHANNEL_COUNT"),
+    ("FIRST_CHANNEL_RING_SIZE", "LOCUM_FIRST_CHANNEL_RING_SIZE"),
+    ("FIRST_STATUS_HOSTS", "LOCUM_FIRST_STATUS_HOSTS"),
+    ("FIRST_STATUS_CPUS", "LOCUM_FIRST_STATUS_CPUS"),
+    ("CHANNEL_DATA", "LOCUM_CHANNEL_DATA"),
     ("MAX_CPUS", "LOCUM_MAX_CPUS"),
     ("SLOTS", "LOCUM_SLOTS"),
     ("PAGE_SIZE", "LOCUM_PAGE_SIZE"),
@@ -79,7 +90,16 @@ pub const UAPI_TYPES: Table = &[
 ];
 
 /// What is for Rust alone: values that C never holds, only their encodings.
-pub const RUST_ONLY: &[&str] = &["PerSlot", "Grant", "Call", "Event", "ADDRESS_SPACE_END"];
+pub const RUST_ONLY: &[&str] = &[
+    "PerSlot",
+    "Grant",
+    "Call",
+    "Event",
+    "ADDRESS_SPACE_END",
+    "HeaderError",
+    "Array",
+    "Layout",
+];
 
 fn find(table: Table, rust: &str) -> Option<String> {
     table
