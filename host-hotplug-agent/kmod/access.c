@@ -21,7 +21,7 @@ static bool within(u64 start, u64 size, u64 outer, u64 outer_size)
 /* Regions, rounded up to whole pages, that a program without privilege may look at. */
 static bool is_public(u64 start, u64 size)
 {
-	const struct locum_header *header = locum.header;
+	const struct locum_header *header = &locum.header;
 
 	return within(start, size, locum.header_phys, PAGE_SIZE) ||
 	       within(start, size, header->status, PAGE_ALIGN(header->status_size)) ||
@@ -35,7 +35,7 @@ static bool is_firmware(u64 start, u64 size)
 	static const unsigned long descriptors[] = {
 		IORES_DESC_ACPI_TABLES, IORES_DESC_ACPI_NV_STORAGE, IORES_DESC_RESERVED,
 	};
-	const struct locum_header *header = locum.header;
+	const struct locum_header *header = &locum.header;
 	unsigned int i;
 
 	if (locum_other_host_alive() || (start < header->private_ + header->private_size && header->private_ < start + size))
@@ -49,7 +49,7 @@ static bool is_firmware(u64 start, u64 size)
 /* May [start, start + size) be read, or written? 0 or a negative errno. Under locum.lock. */
 static int classify(const struct file *file, u64 start, u64 size, bool write)
 {
-	const struct locum_header *header = locum.header;
+	const struct locum_header *header = &locum.header;
 	const struct locum_slot_info *other = locum_slot_info(locum_other_slot());
 
 	if (!write && is_public(start, size))
@@ -184,7 +184,7 @@ ssize_t locum_write(struct file *file, const char __user *buffer, size_t count, 
  */
 int locum_mmap(struct file *file, struct vm_area_struct *vma)
 {
-	const struct locum_header *header = locum.header;
+	const struct locum_header *header = &locum.header;
 	u64 start = (u64)vma->vm_pgoff << PAGE_SHIFT;
 	u64 size = vma->vm_end - vma->vm_start;
 

@@ -15,7 +15,7 @@
  * @call: in and out, see locum_uapi.h
  * @op: enum locum_op
  *
- * Return: 0, -EINVAL, -ENOTCONN, an error of L0.
+ * Return: 0, -EINVAL, -ENOTCONN, -EOPNOTSUPP (also: L0 is older than the operation), an error of L0.
  */
 int locum_call(struct locum_call *call, u64 op)
 {
@@ -36,6 +36,11 @@ int locum_call(struct locum_call *call, u64 op)
 	result = locum_vmcall(op, call);
 	call->ticks = rdtsc_ordered() - start;
 	preempt_enable();
+	if (result == LOCUM_UNKNOWN_OP) {
+		pr_err("L0 is older than operation %#llx and does not know it: reboot into the L0 of the installed package\n",
+		       op);
+		return -EOPNOTSUPP;
+	}
 	call->l0_errno = -result;
 	return locum_errno(-result);
 }

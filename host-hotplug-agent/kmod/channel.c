@@ -4,7 +4,8 @@
  *
  * No interrupt crosses a partition, so who waits polls: a timer per channel looks at both rings, often at first and
  * less often the longer nothing happens, and stops when nobody waits. The words of a ring that the other host writes
- * are not trusted: every position is masked, and more bytes than a ring holds is an error (-EIO).
+ * are not trusted: every position is masked, and more bytes than a ring holds is an error (-EIO). How many channels there
+ * are and how long a ring is says L0, and both hosts read the same header.
  */
 #include "locum.h"
 #include "compat.h"
@@ -48,13 +49,25 @@ struct channel {
 
 static struct channel channels[LOCUM_CHANNEL_COUNT];
 
+/* Channels that both L0 and this module have. */
+static u32 channel_count(void)
+{
+	return min_t(u32, locum.layout.channel_count, ARRAY_SIZE(channels));
+}
+
+/* Bytes of data in a ring, a power of two. */
+static u32 ring_data(void)
+{
+	return locum.layout.ring_size - LOCUM_CHANNEL_DATA;
+}
+
 /* Bytes in the ring, or -EIO if the other host's word can't be right. */
 static long used(const struct locum_channel_ring *ring)
 {
 	/* Acquire: the bytes were stored before head, and were read before tail. */
 	u32 bytes = smp_load_acquire(&ring->head) - smp_load_acquire(&ring->tail);
 
-	return bytes <= LOCUM_RING_DATA ? (long)bytes : -EIO;
+	return bytes <= ring_data() ? (long)bytes : -EIO;
 }
 
 static bool at_end(const struct direction *in)
@@ -71,7 +84,7 @@ static bool readable(const struct direction *in)
 /* Would write()? */
 static bool writable(const struct direction *out)
 {
-	return READ_ONCE(out->ring->closed) || !locum_other_host_alive() || used(out->ring) != LOCUM_RING_DATA;
+	return READ_ONCE(out->ring->closed) || !locum_other_host_alive() || used(out->ring) != ring_data();
 }
 
 /* Looks, wakes, and tells whether to look again. */
@@ -129,8 +142,8 @@ static ssize_t take(struct locum_channel_ring *ring, char __user *buffer, size_t
 		return bytes;
 	count = min_t(size_t, count, bytes);
 	while (done < count) {
-		u32 at = (tail + done) % LOCUM_RING_DATA;
-		size_t run = min_t(size_t, count - done, LOCUM_RING_DATA - at);
+		u32 at = (tail + done) & (ring_data() - 1);
+		size_t run = min_t(size_t, count - done, ring_data() - at);
 
 		if (copy_to_user(buffer + done, ring->data + at, run))
 			break;
@@ -150,10 +163,10 @@ static ssize_t put(struct locum_channel_ring *ring, const char __user *buffer, s
 
 	if (bytes < 0)
 		return bytes;
-	count = min_t(size_t, count, LOCUM_RING_DATA - bytes);
+	count = min_t(size_t, count, ring_data() - bytes);
 	while (done < count) {
-		u32 at = (head + done) % LOCUM_RING_DATA;
-		size_t run = min_t(size_t, count - done, LOCUM_RING_DATA - at);
+		u32 at = (head + done) & (ring_data() - 1);
+		size_t run = min_t(size_t, count - done, ring_data() - at);
 
 		if (copy_from_user(ring->data + at, buffer + done, run))
 			break;
@@ -346,14 +359,18 @@ static void init_direction(struct direction *way, struct locum_channel_ring *rin
 	init_waitqueue_head(&way->waiters);
 }
 
+/* The ring of a channel that the host in a slot writes. */
+static struct locum_channel_ring *ring(unsigned int number, enum locum_slot from)
+{
+	return locum.channels + (u64)(number * LOCUM_SLOTS + from) * locum.layout.ring_size;
+}
+
 static int init_channel(unsigned int number)
 {
 	struct channel *channel = &channels[number];
-	/* The direction that goes out of a slot has the slot's number. */
-	struct locum_channel_ring *rings = &locum.channels[number * LOCUM_SLOTS];
 
-	init_direction(&channel->out, &rings[locum.slot]);
-	init_direction(&channel->in, &rings[locum_other_slot()]);
+	init_direction(&channel->out, ring(number, locum.slot));
+	init_direction(&channel->in, ring(number, locum_other_slot()));
 	mutex_init(&channel->open_lock);
 	spin_lock_init(&channel->arming);
 	hrtimer_setup(&channel->timer, tick, CLOCK_MONOTONIC, HRTIMER_MODE_REL_SOFT);
@@ -383,7 +400,7 @@ int locum_channels_init(void)
 	unsigned int i;
 	int error;
 
-	for (i = 0; i < LOCUM_CHANNEL_COUNT; i++) {
+	for (i = 0; i < channel_count(); i++) {
 		error = init_channel(i);
 		if (error) {
 			exit_channels(i);
@@ -396,5 +413,5 @@ int locum_channels_init(void)
 /** locum_channels_exit() - undo locum_channels_init() */
 void locum_channels_exit(void)
 {
-	exit_channels(LOCUM_CHANNEL_COUNT);
+	exit_channels(channel_count());
 }

@@ -25,7 +25,7 @@ union argument {
 
 static int info(struct locum_info *info)
 {
-	const struct locum_header *header = locum.header;
+	const struct locum_header *header = &locum.header;
 
 	memset(info, 0, sizeof(*info));
 	info->family = LOCUM_UAPI_FAMILY;
@@ -103,29 +103,79 @@ static int dispatch(struct file *file, unsigned int number, union argument *argu
 	return error;
 }
 
-static long device_ioctl(struct file *file, unsigned int number, unsigned long pointer)
+/**
+ * struct ioctl - one that this module knows
+ * @number: with the size that its argument has in this release
+ * @least: the size that it had in the release that brought it
+ */
+static const struct ioctl {
+	unsigned int number;
+	unsigned int least;
+} ioctls[] = {
+	{ LOCUM_IOC_INFO, 96 },
+	{ LOCUM_IOC_ENTER, 40 },
+	{ LOCUM_IOC_LEAVE, 40 },
+	{ LOCUM_IOC_CYCLE, 64 },
+	{ LOCUM_IOC_PING, 40 },
+	{ LOCUM_IOC_GRANT, 40 },
+	{ LOCUM_IOC_START, 40 },
+	{ LOCUM_IOC_ABORT, 40 },
+	{ LOCUM_IOC_MEM_REMOVE, 32 },
+	{ LOCUM_IOC_MEM_ADD, 32 },
+	{ LOCUM_IOC_MEM_WIPE, 32 },
+	{ LOCUM_IOC_POWER_POLICY, 4 },
+	{ LOCUM_IOC_TEXT, 1024 },
+	{ LOCUM_IOC_LISTEN, 0 },
+	{ LOCUM_IOC_NEXT_REQUEST, 64 },
+	{ LOCUM_IOC_BUSY, 4 },
+};
+
+/* This release's number of an ioctl whose argument may have another size in the caller's release; 0 if there is none. */
+static unsigned int own_number(unsigned int number)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(ioctls); i++)
+		if (!((ioctls[i].number ^ number) & ~IOCSIZE_MASK) && _IOC_SIZE(number) >= ioctls[i].least)
+			return ioctls[i].number;
+	return 0;
+}
+
+/* What the caller's release has and ours lacks comes back as 0. */
+static int copy_back(void __user *user, size_t size, const void *argument, size_t own_size)
+{
+	size_t both = min(size, own_size);
+
+	if (copy_to_user(user, argument, both) || clear_user(user + both, size - both))
+		return -EFAULT;
+	return 0;
+}
+
+static long device_ioctl(struct file *file, unsigned int asked, unsigned long pointer)
 {
 	void __user *user = (void __user *)pointer;
-	size_t size = _IOC_SIZE(number);
+	unsigned int number = own_number(asked);
+	size_t size = _IOC_SIZE(asked), own_size = _IOC_SIZE(number);
 	union argument *argument;
-	int error;
+	int error = 0;
 
-	if (_IOC_TYPE(number) != LOCUM_IOC)
+	if (!number)
 		return -ENOTTY;
 	if (number != LOCUM_IOC_INFO && !(file->f_mode & FMODE_WRITE))
 		return -EPERM;
-	if (size > sizeof(*argument))
-		return -ENOTTY;
 	argument = kzalloc(sizeof(*argument), GFP_KERNEL);
 	if (!argument)
 		return -ENOMEM;
-	if (_IOC_DIR(number) & _IOC_WRITE && copy_from_user(argument, user, size)) {
+	/* -E2BIG where the caller wants what only a later release has. */
+	if (_IOC_DIR(number) & _IOC_WRITE)
+		error = copy_struct_from_user(argument, own_size, user, size);
+	if (error) {
 		kfree(argument);
-		return -EFAULT;
+		return error;
 	}
 	error = dispatch(file, number, argument);
 	/* On errors too: the caller wants L0's reason. */
-	if (error != -ENOTTY && _IOC_DIR(number) & _IOC_READ && copy_to_user(user, argument, size))
+	if (_IOC_DIR(number) & _IOC_READ && copy_back(user, size, argument, own_size))
 		error = -EFAULT;
 	kfree(argument);
 	return error;

@@ -14,19 +14,44 @@
 #include "locum_uapi.h"
 
 /**
+ * struct locum_layout - how this L0 lays out its arrays, which may be of another release
+ * @hosts: offset in the status of the first struct locum_host_status
+ * @host_size: bytes from one to the next
+ * @cpus: offset in the status of the first struct locum_cpu_status
+ * @cpu_size: bytes from one to the next
+ * @cpu_capacity: how many there are, in use or not
+ * @channel_count: number of channels
+ * @ring_size: bytes of a struct locum_channel_ring with its data
+ *
+ * Structures are at least as long as in the first release. What a later release has added is there only if its bytes are.
+ */
+struct locum_layout {
+	u32 hosts;
+	u32 host_size;
+	u32 cpus;
+	u32 cpu_size;
+	u32 cpu_capacity;
+	u32 channel_count;
+	u32 ring_size;
+};
+
+/**
  * struct locum - what was found at load time; constant afterwards but for the state behind the pointers
- * @header: L0's header, read-only by agreement
+ * @header: copy of L0's header; what L0 does not have is 0
  * @header_phys: where it is
- * @status: L0's status, likewise; changes under our eyes, so read it with READ_ONCE()
+ * @layout: sizes and offsets out of the header
+ * @status: L0's status, read-only by agreement; changes under our eyes, so read it with READ_ONCE(). Its arrays are read
+ *	    by locum_host() and locum_cpu() only
  * @channels: the first ring
  * @slot: of this host
  * @lock: serializes everything that changes modes, owners or memory; may be held for seconds
  */
 struct locum {
-	const struct locum_header *header;
+	struct locum_header header;
 	u64 header_phys;
+	struct locum_layout layout;
 	const struct locum_status *status;
-	struct locum_channel_ring *channels;
+	void *channels;
 	enum locum_slot slot;
 	struct mutex lock;
 };
@@ -40,7 +65,7 @@ static inline enum locum_slot locum_other_slot(void)
 
 static inline const struct locum_slot_info *locum_slot_info(enum locum_slot slot)
 {
-	return &locum.header->slots[slot];
+	return &locum.header.slots[slot];
 }
 
 /* discover.c */
@@ -70,7 +95,8 @@ void locum_frame_fill_host(struct locum_frame *frame);
 int locum_switch(struct locum_switch *request, enum locum_cpu_mode to);
 int locum_cycle(struct locum_cycle *request);
 
-/* vmcall.c */
+/* vmcall.c; what locum_vmcall() returns if L0 is older than the operation */
+#define LOCUM_UNKNOWN_OP 1
 long locum_vmcall(u64 op, const struct locum_call *arguments);
 int locum_errno(u32 l0_errno);
 

@@ -42,7 +42,7 @@ static bool overlaps(u64 start, u64 size, u64 other, u64 other_size)
 /* L0's own memory and the pool are nobody's to add or wipe. */
 static bool forbidden(const struct locum_range *range)
 {
-	const struct locum_header *header = locum.header;
+	const struct locum_header *header = &locum.header;
 
 	return overlaps(range->start, range->size, header->shared, header->shared_size) ||
 	       overlaps(range->start, range->size, header->private_, header->private_size) ||

@@ -91,7 +91,7 @@ static void write_pm1(u16 port, u8 type)
 /* S5 without ACPI's help. Returns if the machine does not obey. */
 static void machine_off(void)
 {
-	const struct locum_header *header = locum.header;
+	const struct locum_header *header = &locum.header;
 
 	if (!have_s5 || !header->pm1a_cnt) {
 		pr_emerg("the machine has no \\_S5_ or no PM1 control: switch it off by hand\n");

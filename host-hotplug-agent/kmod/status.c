@@ -14,7 +14,7 @@
  */
 const struct locum_host_status *locum_host(enum locum_slot slot)
 {
-	return &locum.status->hosts[slot];
+	return (const void *)locum.status + locum.layout.hosts + slot * locum.layout.host_size;
 }
 
 /**
@@ -25,17 +25,17 @@ const struct locum_host_status *locum_host(enum locum_slot slot)
  */
 const struct locum_cpu_status *locum_cpu(u32 index)
 {
-	return &locum.status->cpus[index];
+	return (const void *)locum.status + locum.layout.cpus + (u64)index * locum.layout.cpu_size;
 }
 
 /**
  * locum_cpu_count() - how many CPUs L0 tells of
  *
- * Return: their number, no more than this module can handle.
+ * Return: their number, no more than L0 has room for.
  */
 u32 locum_cpu_count(void)
 {
-	return min_t(u32, READ_ONCE(locum.status->cpu_count), LOCUM_MAX_CPUS);
+	return min(READ_ONCE(locum.status->cpu_count), locum.layout.cpu_capacity);
 }
 
 /**

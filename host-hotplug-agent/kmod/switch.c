@@ -135,7 +135,7 @@ static int check_cpu(int cpu)
 		for_each_online_cpu(online) {
 			if (locum_frame_of(online))
 				continue;
-			pr_err("CPU number %u is beyond the %u that L0 manages: boot with nr_cpus=%u\n", online,
+			pr_err("CPU number %u is beyond the %u that this module manages: boot with nr_cpus=%u\n", online,
 			       LOCUM_MAX_CPUS, LOCUM_MAX_CPUS);
 			return -EOPNOTSUPP;
 		}

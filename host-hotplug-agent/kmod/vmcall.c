@@ -3,6 +3,7 @@
  * The VMCALL, and what L0 means by its answer.
  */
 #include "locum.h"
+#include <asm/asm.h>
 
 /**
  * locum_errno() - L0's error as one of Linux's
@@ -43,7 +44,9 @@ int locum_errno(u32 l0_errno)
  * @op: enum locum_op
  * @arguments: of which only @a, @b and @c are looked at; %NULL for none
  *
- * Return: 0 or the negative of an enum locum_errno.
+ * An L0 of an earlier release does not know every operation, and raises #UD at those that it does not.
+ *
+ * Return: 0, the negative of an enum locum_errno, or %LOCUM_UNKNOWN_OP.
  */
 long locum_vmcall(u64 op, const struct locum_call *arguments)
 {
@@ -51,6 +54,10 @@ long locum_vmcall(u64 op, const struct locum_call *arguments)
 	const struct locum_call *given = arguments ? arguments : &none;
 	long result;
 
-	asm volatile("vmcall" : "=a"(result) : "a"(op), "D"(given->a), "S"(given->b), "d"(given->c) : "memory", "cc");
-	return result;
+	/* #UD goes on after the instruction, with RAX as it was: neither 0 nor a small negative number. */
+	asm volatile("1:	vmcall\n"
+		     "2:\n"
+		     _ASM_EXTABLE(1b, 2b)
+		     : "=a"(result) : "a"(op), "D"(given->a), "S"(given->b), "d"(given->c) : "memory", "cc");
+	return result == (long)op ? LOCUM_UNKNOWN_OP : result;
 }

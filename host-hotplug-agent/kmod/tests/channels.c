@@ -4,13 +4,7 @@
 #include <pthread.h>
 
 #define CHANNEL "/dev/locum-chan2"
-
-static volatile struct locum_channel_ring *ring(int direction)
-{
-	uint64_t at = header.channels - machine.shared + (2 * 2 + direction) * sizeof(struct locum_channel_ring);
-
-	return (volatile struct locum_channel_ring *)(fake + at);
-}
+#define NUMBER 2
 
 static volatile struct locum_channel_ring *in, *out;
 
@@ -19,7 +13,7 @@ static void *echo(void *unused)
 {
 	while (!(out->flags & LOCUM_FLAG_EOF) || out->head != out->tail) {
 		uint32_t bytes = out->head - out->tail;
-		uint32_t room = LOCUM_RING_DATA - (in->head - in->tail);
+		uint32_t room = fake_ring_data() - (in->head - in->tail);
 
 		if (bytes > room)
 			bytes = room;
@@ -28,7 +22,7 @@ static void *echo(void *unused)
 			continue;
 		}
 		for (uint32_t i = 0; i < bytes; i++)
-			in->data[(in->head + i) % LOCUM_RING_DATA] = out->data[(out->tail + i) % LOCUM_RING_DATA];
+			in->data[(in->head + i) % fake_ring_data()] = out->data[(out->tail + i) % fake_ring_data()];
 		__sync_synchronize();
 		in->head += bytes;
 		out->tail += bytes;
@@ -81,14 +75,14 @@ static void stream(int file)
 
 void test_channels(void)
 {
-	volatile struct locum_status *status = fake_status();
+	volatile struct locum_host_status *other = fake_host(other_slot());
 	struct pollfd poller = { .events = POLLIN | POLLOUT };
 	int file, second;
 	char byte;
 
-	out = ring(machine.slot);
-	in = ring(other_slot());
-	status->hosts[other_slot()].state = LOCUM_HOST_STATE_ABSENT;
+	out = fake_ring(NUMBER, machine.slot);
+	in = fake_ring(NUMBER, other_slot());
+	other->state = LOCUM_HOST_STATE_ABSENT;
 	file = open(CHANNEL, O_RDWR);
 	CHECK(file >= 0);
 	second = open(CHANNEL, O_RDONLY);
@@ -96,7 +90,7 @@ void test_channels(void)
 	FAILS(read(file, &byte, 1), ENOTCONN);
 	FAILS(write(file, &byte, 1), ENOTCONN);
 
-	status->hosts[other_slot()].state = LOCUM_HOST_STATE_RUNNING;
+	other->state = LOCUM_HOST_STATE_RUNNING;
 	fcntl(file, F_SETFL, O_NONBLOCK);
 	FAILS(read(file, &byte, 1), EAGAIN);
 	poller.fd = file;
@@ -107,12 +101,12 @@ void test_channels(void)
 	in->head = 1;
 	CHECK(poll(&poller, 1, 1000) == 1 && poller.revents == POLLIN);
 	CHECK(read(file, &byte, 1) == 1 && byte == 'x' && in->tail == 1);
-	CHECK(write(file, sent, 100000) == LOCUM_RING_DATA);
+	CHECK(write(file, sent, sizeof(sent)) == (ssize_t)fake_ring_data());
 	FAILS(write(file, sent, 1), EAGAIN);
 	out->closed = 1;
 	FAILS(write(file, sent, 1), EPIPE);
 	out->closed = 0;
-	in->head = in->tail + LOCUM_RING_DATA + 1;
+	in->head = in->tail + fake_ring_data() + 1;
 	FAILS(read(file, &byte, 1), EIO);
 	in->head = in->tail;
 	fcntl(file, F_SETFL, 0);
@@ -125,5 +119,5 @@ void test_channels(void)
 	CHECK(file >= 0 && out->flags == 0 && in->closed == 0 && in->head == in->tail);
 	FAILS(read(file, &byte, 1), EAGAIN);
 	close(file);
-	status->hosts[other_slot()].state = LOCUM_HOST_STATE_ABSENT;
+	other->state = LOCUM_HOST_STATE_ABSENT;
 }

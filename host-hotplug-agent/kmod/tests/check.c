@@ -2,6 +2,7 @@
 /*
  * Tests of locum.ko, run in a host as root with the module loaded: "check" on a real L0, "check nested" on one with VMX,
  * "check fake" on the fake one (run.sh), where it also plays L0 and the other host by /dev/mem. Last line: "N checks, N failed".
+ * "check family N" and "check size N" only change what the fake L0's header says.
  */
 #include "check.h"
 #include "fake_l0.h"
@@ -58,34 +59,91 @@ int refcount(void)
 	return get_file("/sys/module/locum/refcnt", text, sizeof(text)) ? -1 : atoi(text);
 }
 
-volatile struct locum_status *fake_status(void)
+static volatile unsigned char *fake_status(void)
 {
-	return (volatile struct locum_status *)(fake + (header.status - machine.shared));
+	return fake + (header.status - machine.shared);
+}
+
+volatile struct locum_host_status *fake_host(enum locum_slot slot)
+{
+	return FAKE_HOST(fake_status(), &header, slot);
+}
+
+volatile struct locum_cpu_status *fake_cpu(unsigned int index)
+{
+	return FAKE_CPU(fake_status(), &header, index);
+}
+
+static unsigned int ring_size(void)
+{
+	return FAKE_OR(header.channel_ring_size, LOCUM_FIRST_CHANNEL_RING_SIZE);
+}
+
+unsigned int fake_ring_data(void)
+{
+	return ring_size() - LOCUM_CHANNEL_DATA;
+}
+
+volatile struct locum_channel_ring *fake_ring(unsigned int channel, enum locum_slot from)
+{
+	unsigned long offset = (channel * LOCUM_SLOTS + from) * (unsigned long)ring_size();
+
+	return (volatile struct locum_channel_ring *)(fake + (header.channels - machine.shared) + offset);
+}
+
+static volatile unsigned char *map_fake(void)
+{
+	int memory = open("/dev/mem", O_RDWR);
+	void *map = mmap(NULL, FAKE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, memory, FAKE_BASE);
+
+	return map == MAP_FAILED ? NULL : map;
+}
+
+/* "check family 2", without the module: what the fake L0 says of itself from now on. */
+static int set_word(const char *name, unsigned int value)
+{
+	volatile struct locum_header *there = (volatile struct locum_header *)map_fake();
+
+	if (!there)
+		return 1;
+	if (!strcmp(name, "family"))
+		there->family = value;
+	else if (!strcmp(name, "size"))
+		there->size = value;
+	else
+		return 1;
+	return 0;
 }
 
 int main(int argc, char **argv)
 {
 	setvbuf(stdout, NULL, _IOLBF, 0);
+	if (argc > 2)
+		return set_word(argv[1], atoi(argv[2]));
 	device = open("/dev/locum", O_RDWR);
 	if (!CHECK(device >= 0) || !CHECK(!ioctl(device, LOCUM_IOC_INFO, &machine)))
 		return 1;
 	CHECK(machine.family == LOCUM_UAPI_FAMILY && machine.l0_family == LOCUM_FAMILY);
+	CHECK(machine.features == LOCUM_UAPI_FEATURES);
 	CHECK(machine.slot < LOCUM_SLOTS && machine.tsc_khz > 1000 && machine.memory_block >= 1 << 24);
-	CHECK(pread(device, &header, sizeof(header), machine.header) == sizeof(header));
+	/* As a program does that knows this release's header: what L0 does not have is 0. */
+	CHECK(pread(device, &header, sizeof(header), machine.header) == sizeof(header) && header.size >= LOCUM_HEADER_MIN);
+	if (header.size < sizeof(header))
+		memset((char *)&header + header.size, 0, sizeof(header) - header.size);
 	CHECK(header.magic == LOCUM_MAGIC && header.shared == machine.shared);
 	if (argc > 1 && !strcmp(argv[1], "fake")) {
-		int memory = open("/dev/mem", O_RDWR);
-
-		fake = mmap(NULL, FAKE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, memory, FAKE_BASE);
-		if (!CHECK(fake != MAP_FAILED))
+		fake = map_fake();
+		if (!CHECK(fake != NULL))
 			return 1;
 	}
 	if (argc > 1 && !strcmp(argv[1], "nested"))
 		test_nested();
 	test_access();
 	test_sysfs();
+	test_releases();
 	test_memory();
 	if (fake) {
+		test_old_l0();
 		test_switch();
 		test_cpus();
 		test_channels();

@@ -40,7 +40,10 @@ int refcount(void);	/* of the module */
 
 /* Words of the region, behind L0's back: only with the fake L0 (by /dev/mem). */
 extern volatile unsigned char *fake;
-volatile struct locum_status *fake_status(void);
+volatile struct locum_host_status *fake_host(enum locum_slot slot);
+volatile struct locum_cpu_status *fake_cpu(unsigned int index);
+volatile struct locum_channel_ring *fake_ring(unsigned int channel, enum locum_slot from);
+unsigned int fake_ring_data(void);	/* bytes of data in a ring */
 
 void test_access(void);
 void test_memory(void);
@@ -49,5 +52,7 @@ void test_nested(void);
 void test_switch(void);
 void test_cpus(void);
 void test_channels(void);
+void test_releases(void);
+void test_old_l0(void);
 
 #endif

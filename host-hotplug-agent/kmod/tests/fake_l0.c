@@ -3,7 +3,8 @@
  * Makes a shared region as L0 would have it, with an "L0" that refuses to enter: enough for locum.ko to load, and for
  * the stub to go to another page table and come back, in QEMU without VMX. See run.sh.
  *
- * usage: fake_l0 REGION LOCM: writes the region (to be loaded at FAKE_BASE) and the body of the ACPI table.
+ * usage: fake_l0 REGION LOCM first|later: writes the region (to be loaded at FAKE_BASE) and the body of the ACPI table, as
+ * an L0 of the first release has them, or one that is later than this module and has more of everything.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -85,16 +86,43 @@ static void slot(struct locum_slot_info *slot)
 	slot->tables = take(FAKE_TABLES, 4096);
 }
 
-static void fill_status(struct locum_status *status)
+/* The status, with its arrays where the header says. */
+static void fill_status(const struct locum_header *header)
 {
+	struct locum_status *status = at(header->status);
 	unsigned int i;
 
 	status->cpu_count = FAKE_CPUS;
-	status->hosts[LOCUM_SLOT_EVEN].state = LOCUM_HOST_STATE_RUNNING;
+	FAKE_HOST(status, header, LOCUM_SLOT_EVEN)->state = LOCUM_HOST_STATE_RUNNING;
 	for (i = 0; i < FAKE_CPUS; i++) {
-		status->cpus[i].apic_id = i;
-		status->cpus[i].mode = LOCUM_CPU_MODE_NATIVE;
+		struct locum_cpu_status *cpu = FAKE_CPU(status, header, i);
+
+		cpu->apic_id = i;
+		cpu->mode = LOCUM_CPU_MODE_NATIVE;
 	}
+}
+
+/* It says nothing of sizes, and what lies behind its header is not for reading. */
+static void first_release(struct locum_header *header)
+{
+	header->size = LOCUM_HEADER_MIN;
+	header->status_size = sizeof(struct locum_status);
+	header->channels_size = (unsigned long)LOCUM_FIRST_CHANNEL_COUNT * LOCUM_SLOTS * LOCUM_FIRST_CHANNEL_RING_SIZE;
+}
+
+static void later_release(struct locum_header *header)
+{
+	header->size = 2048;
+	header->features = ~0ULL;
+	header->host_status_size = sizeof(struct locum_host_status) + 24;
+	header->status_hosts = 128;
+	header->cpu_status_size = sizeof(struct locum_cpu_status) + 64;
+	header->cpu_capacity = 2 * LOCUM_MAX_CPUS;
+	header->status_cpus = 256;
+	header->status_size = header->status_cpus + header->cpu_capacity * header->cpu_status_size;
+	header->channel_count = LOCUM_CHANNEL_COUNT + 1;
+	header->channel_ring_size = LOCUM_CHANNEL_DATA + 2 * LOCUM_RING_DATA;
+	header->channels_size = (unsigned long)header->channel_count * LOCUM_SLOTS * header->channel_ring_size;
 }
 
 static void save(const char *path, const void *data, size_t size)
@@ -112,31 +140,33 @@ int main(int argc, char **argv)
 	struct locum_header *header = (struct locum_header *)region;
 	struct {
 		uint64_t header;
-		uint32_t revision;
+		uint32_t family;
 		uint32_t reserved;
 	} locm = { FAKE_BASE, LOCUM_FAMILY, 0 };
 
-	if (argc != 3)
+	if (argc != 4)
 		return 2;
+	if (strcmp(argv[3], "first"))
+		later_release(header);
+	else
+		first_release(header);
 	header->magic = LOCUM_MAGIC;
 	header->family = LOCUM_FAMILY;
-	header->size = sizeof(*header);
 	header->shared = FAKE_BASE;
 	header->shared_size = FAKE_SIZE;
 	header->private_ = FAKE_PRIVATE;
 	header->private_size = FAKE_PRIVATE_SIZE;
-	header->status = take(sizeof(struct locum_status), 4096);
-	header->status_size = sizeof(struct locum_status);
+	header->status = take(header->status_size, 4096);
 	header->trace = take(sizeof(struct locum_trace_ring), 4096);
 	header->trace_size = sizeof(struct locum_trace_ring);
 	header->log = take(sizeof(struct locum_log_ring), 4096);
 	header->log_size = sizeof(struct locum_log_ring);
-	header->channels_size = 2 * LOCUM_CHANNEL_COUNT * sizeof(struct locum_channel_ring);
 	header->channels = take(header->channels_size, 4096);
 	header->cpu_count = FAKE_CPUS;
 	slot(&header->slots[LOCUM_SLOT_EVEN]);
 	slot(&header->slots[LOCUM_SLOT_ODD]);
-	fill_status(at(header->status));
+	fill_status(header);
+	memset(region + header->size, 0xff, FAKE_HEADER_PAGE - header->size);
 	save(argv[1], region, sizeof(region));
 	save(argv[2], &locm, sizeof(locm));
 	return 0;

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Runs the module's tests on a stock kernel in QEMU, without VMX, on a fake L0.
+# Runs the module's tests on a stock kernel in QEMU, without VMX, on fake L0s of the first and of a later release.
 #
 # usage: run.sh VMLINUZ LOCUM.KO BUSYBOX DIR [QEMU [ARGUMENT...]]
 #
 #   VMLINUZ, LOCUM.KO  a bzImage and the module built for it
 #   BUSYBOX            a static one; it makes the initramfs here (cpio) and runs in the guest
-#   DIR                for what is made: logs (nol0.log, fake.log), programs, initramfs. Made if missing; use it for nothing else
+#   DIR                for what is made: logs (nol0.log, first.log, later.log), programs, initramfs. Made if missing; use it for nothing else
 #   QEMU ARGUMENT...   how to start qemu-system-x86_64, for instance through another tree's ld.so, and what it needs
 #                      before all else, such as -L DIRECTORY for its firmware. Default: qemu-system-x86_64
 #
@@ -35,10 +35,11 @@ prepare() {
 	rm -rf "$dir/root" &&
 	mkdir -p "$dir/root/bin" "$dir/root/proc" "$dir/root/sys" "$dir/root/dev" &&
 	$cc -O1 -Wall -Wextra -Werror -o "$dir/fake_l0" "$here/fake_l0.c" &&
-	"$dir/fake_l0" "$dir/region" "$dir/locm" &&
+	"$dir/fake_l0" "$dir/region.first" "$dir/locm.first" first &&
+	"$dir/fake_l0" "$dir/region.later" "$dir/locm.later" later &&
 	$cc -O1 -static -pthread -Wall -Wextra -Wno-sign-compare -Wno-pointer-arith -Werror -o "$dir/root/bin/check" \
 		"$here/check.c" "$here/access.c" "$here/memory.c" "$here/sysfs.c" "$here/switch.c" "$here/cpus.c" \
-		"$here/channels.c" "$here/nested.c" &&
+		"$here/channels.c" "$here/nested.c" "$here/releases.c" &&
 	cp "$busybox" "$dir/root/bin/busybox" &&
 	ln -s busybox "$dir/root/bin/sh" &&
 	cp "$module" "$dir/root/locum.ko" &&
@@ -52,6 +53,10 @@ if grep -q nol0 /proc/cmdline; then
 	insmod /locum.ko && echo LOADED
 else
 	insmod /locum.ko && check fake; rmmod locum && insmod /locum.ko && echo RELOADED
+	rmmod locum
+	check family 2; insmod /locum.ko && echo FOREIGN; check family 1
+	# Less than any L0's.
+	check size 343; insmod /locum.ko && echo TRUNCATED
 fi
 echo END
 poweroff -f
@@ -122,18 +127,28 @@ holds "without L0 the module says so" says 'L0 is not below this kernel'
 holds "without L0 the module does not load" silent '^LOADED'
 holds "the kernel has nothing to complain of" silent "$trouble"
 
-boot "$dir/fake.log" "$@" -serial "file:$dir/fake.log" -append "$append" \
-	-acpitable "sig=LOCM,rev=1,oem_id=LOCUM,data=$dir/locm" \
-	-device "loader,file=$dir/region,addr=0x8000000,force-raw=on"
-grep '^FAILED' "$log"
-holds "the guest comes to its end" says '^END'
-holds "the checks come to their end" says '^[0-9]* checks, [0-9]* failed$'
-holds "the module unloads and loads again" says '^RELOADED'
-holds "the kernel has nothing to complain of" silent "$trouble"
+# What the guest counted itself, as far as it came. A message of the kernel's may share the line.
+add_inner() {
+	inner=$(sed -n 's/^\([0-9]*\) checks, \([0-9]*\) failed.*/checks=$((checks + \1)) failed=$((failed + \2))/p' "$log" | tail -n 1)
+	eval "$inner"
+}
 
-# The guest's own count, if it came so far.
-inner=$(sed -n 's/^\([0-9]*\) checks, \([0-9]*\) failed$/checks=$((checks + \1)) failed=$((failed + \2))/p' "$log" | tail -n 1)
-eval "$inner"
+for release in first later; do
+	boot "$dir/$release.log" "$@" -serial "file:$dir/$release.log" -append "$append" \
+		-acpitable "sig=LOCM,rev=1,oem_id=LOCUM,data=$dir/locm.$release" \
+		-device "loader,file=$dir/region.$release,addr=0x8000000,force-raw=on"
+	grep '^FAILED' "$log"
+	holds "the guest comes to its end" says '^END'
+	holds "the checks come to their end" says '^[0-9]* checks, [0-9]* failed'
+	holds "an L0 of another family is refused" silent '^FOREIGN'
+	holds "it is told why" says 'L0 is of family 2, this module of family 1'
+	holds "a header that is too short is refused" silent '^TRUNCATED'
+	holds "what L0 does not know is told" says 'L0 is older than operation 0x4c4f434d00000000'
+	holds "the module unloads and loads again" says '^RELOADED'
+	holds "the kernel has nothing to complain of" silent "$trouble"
+	add_inner
+done
+
 if [ $failed != 0 ]; then
 	echo "the end of $log:"
 	tail -n 30 "$log"
