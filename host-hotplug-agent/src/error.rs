@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use locum_abi::{FAMILY, HeaderError};
 use partitioner::PlanError;
 
 /// A refusal: nothing was changed.
@@ -21,19 +22,22 @@ pub enum Refusal {
         "there is no L0 below this host: boot the machine through GRUB's Locum entry (`multiboot2 /boot/l0`), see `dmesg | grep -i locum`"
     )]
     NoL0,
-    /// Another revision of the ABI.
+    /// An L0 whose fields are elsewhere.
     #[error(
-        "L0 speaks ABI revision {found}, this `locum` revision {expected}: install the package that matches L0, or reboot into the matching L0"
+        "L0 is of family {found}, this `locum` of family {expected}: install the package of the L0 that runs, or reboot into the L0 of this one"
     )]
-    AbiRevision {
+    L0Family {
         /// L0's.
         found: u32,
         /// Ours.
         expected: u32,
     },
-    /// Another revision of the module's interface.
-    #[error("locum.ko has interface revision {found}, this `locum` {expected}: load the module of the same package")]
-    UapiRevision {
+    /// An L0 that contradicts itself.
+    #[error("L0's {0} is not what its header says: L0 is damaged, reboot the machine")]
+    DamagedL0(&'static str),
+    /// A module whose fields are elsewhere.
+    #[error("locum.ko is of family {found}, this `locum` of family {expected}: load the module of the same package")]
+    ModuleFamily {
         /// The module's.
         found: u32,
         /// Ours.
@@ -177,4 +181,17 @@ pub enum Refusal {
         /// Why not.
         error: std::io::Error,
     },
+}
+
+impl From<HeaderError> for Refusal {
+    fn from(error: HeaderError) -> Self {
+        match error {
+            HeaderError::Magic => Self::NoL0,
+            HeaderError::Family(found) => Self::L0Family {
+                found,
+                expected: FAMILY,
+            },
+            HeaderError::Damaged(part) => Self::DamagedL0(part),
+        }
+    }
 }

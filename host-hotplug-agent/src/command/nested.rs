@@ -1,11 +1,11 @@
 //! Entering and leaving nested mode without a successor: for tests and debugging.
 
 use anyhow::Result;
+use locum_abi::uapi::ALL_CPUS;
 use serde::Serialize;
 
 use super::{print_json, print_line};
 use crate::cli::Output;
-use crate::machine::uapi::ALL_CPUS;
 use crate::machine::{Access, Device};
 use crate::sysroot::SysRoot;
 

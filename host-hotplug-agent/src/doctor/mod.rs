@@ -144,7 +144,7 @@ fn monitor(sys: &SysRoot) -> Vec<Check> {
         Ok(device) => device,
         Err(refusal) => {
             let name = match refusal {
-                Refusal::NoModule | Refusal::NoAccess(_) | Refusal::UapiRevision { .. } => "module",
+                Refusal::NoModule | Refusal::NoAccess(_) | Refusal::ModuleFamily { .. } => "module",
                 _ => "L0",
             };
             let text = refusal.to_string();
@@ -155,12 +155,15 @@ fn monitor(sys: &SysRoot) -> Vec<Check> {
     let (info, header) = (device.info(), device.header());
     let pool = format!("{} MiB at {:#x}", header.pool_size >> 20, header.pool);
     vec![
-        Check::ok("module", format!("interface revision {}", info.uapi_revision)),
+        Check::ok(
+            "module",
+            format!("interface family {}, features {:#x}", info.family, info.features),
+        ),
         Check::ok(
             "L0",
             format!(
-                "ABI revision {}, {} CPUs, image of {} bytes",
-                header.revision, header.cpu_count, header.image_bytes
+                "family {}, features {:#x}, {} CPUs, image of {} bytes",
+                header.family, header.features, header.cpu_count, header.image_bytes
             ),
         ),
         Check::need(

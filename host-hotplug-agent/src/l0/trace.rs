@@ -5,8 +5,7 @@ use std::mem::offset_of;
 
 use anyhow::{Context, Result};
 use firmware_shim::PhysMem;
-use locum_abi::trace::{LOG_BYTES, TRACE_RECORDS};
-use locum_abi::{Event, Header, LogRing, TraceKind, TraceRecord, TraceRing};
+use locum_abi::{Event, Header, LogRing, TraceKind, TraceRecord};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -75,15 +74,13 @@ impl fmt::Display for Record {
 /// If the ring cannot be read.
 pub fn records(memory: &dyn PhysMem, header: &Header, limit: usize) -> Result<Vec<Record>> {
     let context = || format!("L0's trace ring at {:#x}", header.trace);
+    let ring = memory::layout(header)?.trace;
     let written = memory::copy::<u64>(memory, header.trace).with_context(context)?;
-    let capacity = TRACE_RECORDS as u64;
+    let capacity = u64::from(ring.count);
     let wanted = capacity.min(limit as u64).min(written);
     let mut records = Vec::new();
     for number in written - wanted..written {
-        let at = header.trace
-            + offset_of!(TraceRing, records) as u64
-            + (number % capacity) * size_of::<TraceRecord>() as u64;
-        let raw: TraceRecord = memory::copy(memory, at).with_context(context)?;
+        let raw: TraceRecord = memory::element(memory, &ring, (number % capacity) as u32).with_context(context)?;
         records.push(Record::new(number, &raw));
     }
     let now = memory::copy::<u64>(memory, header.trace).with_context(context)?;
@@ -99,12 +96,13 @@ pub fn records(memory: &dyn PhysMem, header: &Header, limit: usize) -> Result<Ve
 pub fn log(memory: &dyn PhysMem, header: &Header) -> Result<String> {
     let context = || format!("L0's log ring at {:#x}", header.log);
     let written = memory::copy::<u64>(memory, header.log).with_context(context)?;
-    let mut ring = vec![0; LOG_BYTES];
+    let capacity = memory::layout(header)?.log_bytes;
+    let mut ring = vec![0; capacity as usize];
     memory
         .read(header.log + offset_of!(LogRing, text) as u64, &mut ring)
         .with_context(context)?;
-    let position = usize::try_from(written % LOG_BYTES as u64)?;
-    let bytes = if written > LOG_BYTES as u64 {
+    let position = usize::try_from(written % u64::from(capacity))?;
+    let bytes = if written > u64::from(capacity) {
         ring.rotate_left(position);
         let first_line = ring
             .iter()
@@ -121,8 +119,10 @@ pub fn log(memory: &dyn PhysMem, header: &Header) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::l0::FakeRegion;
+    use crate::testing::l0::{FIRST_HEADER, FIRST_TRACE, FakeRegion};
+    use firmware_shim::Pieces;
     use locum_abi::Slot;
+    use locum_abi::trace::{LOG_BYTES, TRACE_RECORDS};
 
     #[test]
     fn the_newest_records_come_last_after_a_wrap() {
@@ -180,6 +180,16 @@ mod tests {
         let owner = Record::new(8, &TraceRecord { kind: 8, a: 9, ..raw });
         assert_eq!(owner.kind, "owner");
         assert!(owner.words.contains("a later release"), "{owner}");
+    }
+
+    #[test]
+    fn the_trace_of_the_first_release_is_told() {
+        let memory = Pieces(&[(0x80_0000, FIRST_HEADER), (0x81_0000, FIRST_TRACE)]);
+        let header = super::super::header::read(&memory, 0x80_0000).unwrap();
+        let records = records(&memory, &header, usize::MAX).unwrap();
+        assert_eq!(records.len(), 26);
+        assert!(records.iter().all(|record| record.kind != "unknown"));
+        assert_eq!((records[25].tsc, records[25].apic_id), (1_000_025, 1));
     }
 
     #[test]

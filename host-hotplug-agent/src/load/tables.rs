@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use firmware_shim::PhysMem;
 use firmware_shim::acpi::{HostFirmware, HostTables, Locm, Machine, Rsdp, SUCCESSOR_KEEPS, successor_tables};
 use firmware_shim::e820::{E820Map, SuccessorMemory, for_successor};
-use locum_abi::{Header, REVISION};
+use locum_abi::{FAMILY, Header};
 use partitioner::{MemRange, Plan};
 
 use super::Placed;
@@ -42,7 +42,7 @@ pub fn acpi(
         reset_vector: slot.reset_vector,
         locm: Locm {
             header_page: header_address,
-            abi_revision: REVISION,
+            abi_revision: FAMILY,
         },
     };
     let mut made = vec![0; MADE.min(usize::try_from(slot.tables_size)?)];

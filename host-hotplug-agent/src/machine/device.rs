@@ -7,18 +7,18 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use firmware_shim::{OutOfRange, PhysMem};
-use locum_abi::{Grant, Header, REVISION};
+use locum_abi::uapi::{ALL_CPUS, Call, Cycle, Info, PowerPolicy, Range, Request, Switch, Text, TextKind, UAPI_FAMILY};
+use locum_abi::{FAMILY, Grant, Header};
 use partitioner::MemRange;
 use rustix::io::Errno;
 
-use super::uapi::{self, ALL_CPUS, Call, Cycle, Info, Range, Switch, Text, TextKind};
 use super::{Start, ioctl};
 use crate::error::Refusal;
 use crate::l0::{header, names};
 use crate::sysroot::SysRoot;
 
-/// Offset of the ABI's revision in the `LOCM` table (`locum_abi::header`).
-const LOCM_REVISION: usize = 44;
+/// Offset of L0's family in the `LOCM` table (`locum_abi::header`).
+const LOCM_FAMILY: usize = 44;
 
 /// An open `/dev/locum`.
 #[derive(Debug)]
@@ -38,11 +38,10 @@ pub enum Access {
 }
 
 impl Device {
-    /// Opens the device below `sys` and checks all revisions.
+    /// Opens the device below `sys`. Module and L0 may be of other releases; only other families are refused here.
     ///
     /// # Errors
-    /// [`Refusal::NoModule`], [`Refusal::NoAccess`], [`Refusal::NoL0`], [`Refusal::AbiRevision`] or
-    /// [`Refusal::UapiRevision`].
+    /// [`Refusal::NoModule`], [`Refusal::NoAccess`], [`Refusal::ModuleFamily`], and those of [`header::read`].
     pub fn open(sys: &SysRoot, access: Access) -> Result<Self, Refusal> {
         let file = open(&sys.path("dev/locum"), access == Access::Control).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => absent(sys),
@@ -50,16 +49,10 @@ impl Device {
         })?;
         let mut info = Info::default();
         ioctl::info(&file, &mut info).map_err(|error| Refusal::NoAccess(error.into()))?;
-        if info.uapi_revision != uapi::UAPI_REVISION {
-            return Err(Refusal::UapiRevision {
-                found: info.uapi_revision,
-                expected: uapi::UAPI_REVISION,
-            });
-        }
-        if info.abi_revision != REVISION {
-            return Err(Refusal::AbiRevision {
-                found: info.abi_revision,
-                expected: REVISION,
+        if info.family != UAPI_FAMILY {
+            return Err(Refusal::ModuleFamily {
+                found: info.family,
+                expected: UAPI_FAMILY,
             });
         }
         let header = header::read(&Window(&file), info.header)?;
@@ -108,19 +101,10 @@ impl Device {
     }
 
     fn switch(&self, what: &str, cpu: i32, call: fn(&File, &mut Switch) -> rustix::io::Result<()>) -> Result<Switch> {
-        let mut switch = Switch {
-            cpu,
-            failed_apic_id: u32::MAX,
-            ..Switch::default()
-        };
+        let mut switch = Switch::new(cpu);
         match call(&self.file, &mut switch) {
             Ok(()) => Ok(switch),
-            Err(error) if switch.failed_apic_id != u32::MAX => Err(anyhow!(
-                "{what}: APIC {}: {}",
-                switch.failed_apic_id,
-                refused(switch.l0_errno, error)
-            )),
-            Err(error) => Err(anyhow!("{what}: {}", refused(switch.l0_errno, error))),
+            Err(error) => Err(anyhow!("{what}: {}", failed(switch.failed(), switch.l0_errno, error))),
         }
     }
 
@@ -129,19 +113,10 @@ impl Device {
     /// # Errors
     /// As [`Self::enter`], with the number of cycles done.
     pub fn cycle(&self, count: u32, pause_us: u32) -> Result<Cycle> {
-        let mut cycle = Cycle {
-            cpu: ALL_CPUS,
-            count,
-            pause_us,
-            ..Cycle::default()
-        };
+        let mut cycle = Cycle::new(ALL_CPUS, count, pause_us);
         ioctl::cycle(&self.file, &mut cycle).map_err(|error| {
-            anyhow!(
-                "after {} cycles, APIC {}: {}",
-                cycle.done,
-                cycle.failed_apic_id.cast_signed(),
-                refused(cycle.l0_errno, error)
-            )
+            let why = failed(cycle.failed(), cycle.l0_errno, error);
+            anyhow!("after {} cycles: {why}", cycle.done)
         })?;
         Ok(cycle)
     }
@@ -151,7 +126,7 @@ impl Device {
     /// # Errors
     /// L0's or the module's refusal.
     pub fn grant(&self, grant: Grant) -> Result<()> {
-        self.call(ioctl::grant, grant.encode())
+        self.call(ioctl::grant, Call::grant(grant))
             .with_context(|| format!("giving {} to the successor", names::grant(grant)))
     }
 
@@ -165,7 +140,7 @@ impl Device {
             zero_page,
             boot_cpu,
         } = start;
-        self.call(ioctl::start, [entry, zero_page, boot_cpu.0.into()])
+        self.call(ioctl::start, Call::start(entry, zero_page, boot_cpu.0))
             .with_context(|| format!("starting the successor at {entry:#x} on {boot_cpu}"))
     }
 
@@ -174,17 +149,14 @@ impl Device {
     /// # Errors
     /// L0's or the module's refusal.
     pub fn abort(&self) -> Result<()> {
-        self.call(ioctl::abort, [0; 3]).context("stopping the successor")
+        self.call(ioctl::abort, Call::abort()).context("stopping the successor")
     }
 
-    fn call(&self, call: fn(&File, &mut Call) -> rustix::io::Result<()>, [a, b, c]: [u64; 3]) -> Result<()> {
-        let mut value = Call {
-            a,
-            b,
-            c,
-            ..Call::default()
-        };
-        call(&self.file, &mut value).map_err(|error| anyhow!(refused(value.l0_errno, error)))
+    fn call(&self, ask: fn(&File, &mut Call) -> rustix::io::Result<()>, mut call: Call) -> Result<()> {
+        ask(&self.file, &mut call).map_err(|error| match error {
+            Errno::OPNOTSUPP if call.l0_errno == 0 => anyhow!(OLD_L0),
+            error => anyhow!(refused(call.l0_errno, error)),
+        })
     }
 
     /// Takes memory blocks off Linux.
@@ -192,7 +164,7 @@ impl Device {
     /// # Errors
     /// The module's refusal.
     pub fn mem_remove(&self, range: MemRange) -> Result<()> {
-        self.range(ioctl::mem_remove, range, 0).with_context(|| {
+        self.range(ioctl::mem_remove, whole(range)).with_context(|| {
             format!(
                 "taking memory {range} off Linux (pages that cannot be moved keep a block: boot with a larger \
                  movablecore= and with nokaslr, or choose other blocks)"
@@ -200,12 +172,12 @@ impl Device {
         })
     }
 
-    /// Gives memory blocks to Linux, offline. A negative node stands for that of the address.
+    /// Gives memory blocks to Linux, offline.
     ///
     /// # Errors
     /// The module's refusal.
-    pub fn mem_add(&self, range: MemRange, node: i32) -> Result<()> {
-        self.range(ioctl::mem_add, range, node)
+    pub fn mem_add(&self, range: MemRange, node: u32) -> Result<()> {
+        self.range(ioctl::mem_add, Range::on_node(range.start(), range.len(), node))
             .with_context(|| format!("adding memory {range}"))
     }
 
@@ -214,32 +186,25 @@ impl Device {
     /// # Errors
     /// The module's refusal.
     pub fn mem_wipe(&self, range: MemRange) -> Result<()> {
-        self.range(ioctl::mem_wipe, range, 0)
+        self.range(ioctl::mem_wipe, whole(range))
             .with_context(|| format!("wiping memory {range}"))
     }
 
-    fn range(&self, call: fn(&File, &mut Range) -> rustix::io::Result<()>, range: MemRange, nid: i32) -> Result<()> {
-        let mut value = Range {
-            start: range.start(),
-            size: range.len(),
-            nid,
-            ..Range::default()
-        };
+    fn range(&self, call: fn(&File, &mut Range) -> rustix::io::Result<()>, mut range: Range) -> Result<()> {
         loop {
-            match call(&self.file, &mut value) {
+            match call(&self.file, &mut range) {
                 Err(Errno::INTR) => {}
-                outcome => return Ok(outcome?),
+                outcome => return told(outcome),
             }
         }
     }
 
-    /// What the next power-off does: RETIRE or EXIT.
+    /// What the next power-off does.
     ///
     /// # Errors
     /// The module's refusal.
-    pub fn power_policy(&self, retire: bool) -> Result<()> {
-        let policy = if retire { uapi::POWER_RETIRE } else { uapi::POWER_EXIT };
-        ioctl::power_policy(&self.file, policy).context("setting what power-off does")
+    pub fn power_policy(&self, policy: PowerPolicy) -> Result<()> {
+        told(ioctl::power_policy(&self.file, policy as u32)).context("setting what power-off does")
     }
 
     /// New content of a file in `/sys/kernel/locum`. Longer texts are cut at a character's border.
@@ -247,19 +212,7 @@ impl Device {
     /// # Errors
     /// The module's refusal.
     pub fn text(&self, kind: TextKind, text: &str) -> Result<()> {
-        let line = text.replace('\n', " ");
-        let cut = line.get(..line.floor_char_boundary(uapi::TEXT_MAX)).unwrap_or_default();
-        let mut value = Text {
-            kind: kind as u32,
-            len: 0,
-            reserved: 0,
-            text: [0; uapi::TEXT_MAX],
-        };
-        for (to, from) in value.text.iter_mut().zip(cut.bytes()) {
-            *to = from;
-            value.len += 1;
-        }
-        ioctl::text(&self.file, value).context("publishing the state in /sys/kernel/locum")
+        told(ioctl::text(&self.file, Text::new(kind, text))).context("publishing the state in /sys/kernel/locum")
     }
 
     /// Makes this file the one that hears of requests.
@@ -271,7 +224,7 @@ impl Device {
             Errno::BUSY => {
                 anyhow!("another `locum daemon` runs: stop it first (`systemctl stop locum`)")
             }
-            error => anyhow!(error).context("registering with the module"),
+            error => anyhow!(words(error)).context("registering with the module"),
         })
     }
 
@@ -280,19 +233,11 @@ impl Device {
     /// # Errors
     /// The module's refusal.
     pub fn next_request(&self) -> Result<Option<String>> {
-        let mut request = uapi::Request { name: [0; 64] };
+        let mut request = Request::default();
         match ioctl::next_request(&self.file, &mut request) {
-            Ok(()) => {
-                let name = request
-                    .name
-                    .iter()
-                    .copied()
-                    .take_while(|&byte| byte != 0)
-                    .collect::<Vec<_>>();
-                Ok(Some(String::from_utf8_lossy(&name).into_owned()))
-            }
+            Ok(()) => Ok(request.name().map(str::to_owned)),
             Err(Errno::AGAIN) => Ok(None),
-            Err(error) => Err(anyhow!(error).context("asking the module for a request")),
+            Err(error) => Err(anyhow!(words(error)).context("asking the module for a request")),
         }
     }
 
@@ -301,7 +246,7 @@ impl Device {
     /// # Errors
     /// The module's refusal.
     pub fn busy(&self, busy: bool) -> Result<()> {
-        ioctl::busy(&self.file, u32::from(busy)).context("telling the module whether a refresh runs")
+        told(ioctl::busy(&self.file, u32::from(busy))).context("telling the module whether a refresh runs")
     }
 }
 
@@ -335,7 +280,7 @@ pub fn channel(sys: &SysRoot, number: usize) -> Result<File> {
         .with_context(|| format!("opening {}", path.display()))
 }
 
-/// Why there is no device: the module refuses to load without L0, or above an L0 of another revision. Both show in the
+/// Why there is no device: the module refuses to load without L0, or above an L0 of another family. Both show in the
 /// ACPI table by which the module finds L0.
 fn absent(sys: &SysRoot) -> Refusal {
     let table = sys.path("sys/firmware/acpi/tables/LOCM");
@@ -344,13 +289,13 @@ fn absent(sys: &SysRoot) -> Refusal {
     }
     let bytes = std::fs::read(table).unwrap_or_default();
     match bytes
-        .get(LOCM_REVISION..)
+        .get(LOCM_FAMILY..)
         .and_then(|rest| rest.first_chunk())
         .map(|raw| u32::from_le_bytes(*raw))
     {
-        Some(found) if found != REVISION => Refusal::AbiRevision {
+        Some(found) if found != FAMILY => Refusal::L0Family {
             found,
-            expected: REVISION,
+            expected: FAMILY,
         },
         _ => Refusal::NoModule,
     }
@@ -360,6 +305,26 @@ fn open(path: &Path, write: bool) -> io::Result<File> {
     OpenOptions::new().read(true).write(write).open(path)
 }
 
+/// What a module says that is older than this program, or than what is new in a request.
+const OLD_MODULE: &str = "locum.ko is older than this `locum` and does not know the request: load the module of the same \
+                          package, which needs every CPU native";
+/// What a module says above an L0 that is older than a call.
+const OLD_L0: &str =
+    "L0 is older than this `locum` and does not know the request: reboot into the L0 of the same package";
+
+/// The module's refusal in words.
+fn words(error: Errno) -> String {
+    match error {
+        Errno::NOTTY | Errno::TOOBIG => OLD_MODULE.to_owned(),
+        error => error.to_string(),
+    }
+}
+
+fn told(outcome: rustix::io::Result<()>) -> Result<()> {
+    outcome.map_err(|error| anyhow!(words(error)))
+}
+
+/// L0's refusal, or else the module's, in words.
 fn refused(l0_errno: u32, error: Errno) -> String {
     match names::errno(l0_errno) {
         Some(text) => format!("L0 refused: {text} (see `locum trace`)"),
@@ -370,9 +335,27 @@ fn refused(l0_errno: u32, error: Errno) -> String {
                 "it is in use (pages that cannot be moved, memory of the other host, or a CPU that is online)"
                     .to_owned()
             }
-            error => error.to_string(),
+            error => words(error),
         },
     }
+}
+
+/// Why a CPU did not change its mode.
+fn failed(apic_id: Option<u32>, l0_errno: u32, error: Errno) -> String {
+    let why = match error {
+        Errno::OPNOTSUPP if l0_errno == 0 => {
+            "the kernel uses a feature of the CPU that L0 does not know (`locum doctor` tells which)".to_owned()
+        }
+        error => refused(l0_errno, error),
+    };
+    match apic_id {
+        Some(apic_id) => format!("APIC {apic_id}: {why}"),
+        None => why,
+    }
+}
+
+fn whole(range: MemRange) -> Range {
+    Range::new(range.start(), range.len())
 }
 
 #[cfg(test)]
@@ -388,11 +371,20 @@ mod tests {
         let table = dir.path().join("sys/firmware/acpi/tables/LOCM");
         std::fs::create_dir_all(table.parent().unwrap()).unwrap();
         let mut bytes = vec![0; 52];
-        bytes[44..48].copy_from_slice(&(REVISION + 1).to_le_bytes());
+        bytes[44..48].copy_from_slice(&(FAMILY + 1).to_le_bytes());
         std::fs::write(&table, &bytes).unwrap();
-        assert!(matches!(open(), Refusal::AbiRevision { .. }));
-        bytes[44..48].copy_from_slice(&REVISION.to_le_bytes());
+        assert!(matches!(open(), Refusal::L0Family { .. }));
+        bytes[44..48].copy_from_slice(&FAMILY.to_le_bytes());
         std::fs::write(&table, &bytes).unwrap();
         assert!(matches!(open(), Refusal::NoModule));
+    }
+
+    #[test]
+    fn an_older_module_or_l0_is_told_as_such() {
+        assert!(words(Errno::NOTTY).starts_with("locum.ko is older"));
+        assert!(refused(0, Errno::TOOBIG).starts_with("locum.ko is older"));
+        assert!(refused(4, Errno::BADFD).contains("L0 refused"));
+        assert!(failed(Some(3), 0, Errno::OPNOTSUPP).starts_with("APIC 3: the kernel uses"));
+        assert!(failed(None, 6, Errno::OPNOTSUPP).contains("no VMX"));
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use firmware_shim::PhysMem;
+use locum_abi::uapi::{Info, PowerPolicy};
 use locum_abi::{Grant, HostStatus, Slot, Status};
 use partitioner::{MemRange, PciAddress};
 use rustix::system::{RebootCommand, reboot};
@@ -37,7 +38,7 @@ impl Host {
         let facts = Facts {
             header: *device.header(),
             header_address: device.info().header,
-            slot: slot(device.info().slot)?,
+            slot: slot(device.info())?,
             tsc_khz: device.info().tsc_khz,
         };
         Ok(Self { sys, device, facts })
@@ -50,8 +51,8 @@ impl Host {
 }
 
 /// The slot that the module gives this host.
-fn slot(raw: u32) -> Result<Slot, Refusal> {
-    Slot::from_raw(raw).ok_or(Refusal::NoSlot(raw))
+fn slot(info: &Info) -> Result<Slot, Refusal> {
+    info.slot().ok_or(Refusal::NoSlot(info.slot))
 }
 
 impl Machine for Host {
@@ -112,7 +113,7 @@ impl Machine for Host {
     }
 
     fn add_memory(&self, block: MemRange, node: u32, online: bool) -> Result<()> {
-        self.device.mem_add(block, i32::try_from(node).unwrap_or(-1))?;
+        self.device.mem_add(block, node)?;
         if !online {
             return Ok(());
         }
@@ -154,7 +155,7 @@ impl Machine for Host {
     }
 
     fn power_off(&self, command: &[String]) -> Result<()> {
-        self.device.power_policy(true)?;
+        self.device.power_policy(PowerPolicy::Retire)?;
         let systemd = ["systemctl".to_owned(), "poweroff".to_owned()];
         let command = if command.is_empty() && self.sys.exists("run/systemd/system") {
             &systemd
@@ -198,8 +199,12 @@ mod tests {
 
     #[test]
     fn a_slot_that_does_not_exist_is_refused_with_the_remedy() {
-        assert!(matches!(slot(1), Ok(Slot::Odd)));
-        let error = slot(2).unwrap_err().to_string();
+        let says = |slot| Info {
+            slot,
+            ..Info::default()
+        };
+        assert!(matches!(slot(&says(1)), Ok(Slot::Odd)));
+        let error = slot(&says(2)).unwrap_err().to_string();
         assert!(
             error.contains("slot 2") && error.contains("load the module of the same package"),
             "{error}"

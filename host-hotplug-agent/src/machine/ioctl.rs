@@ -1,12 +1,11 @@
 //! The module's ioctls, typed.
-#![expect(unsafe_code, reason = "ioctl(2) with the structures of locum_uapi.h")]
+#![expect(unsafe_code, reason = "ioctl(2) with the structures of locum_abi::uapi")]
 
 use std::fs::File;
 
+use locum_abi::uapi::{self, Call, Cycle, Info, Range, Request, Switch, Text};
 use rustix::io::Result;
 use rustix::ioctl::{NoArg, Setter, Updater, ioctl};
-
-use super::uapi::{Call, Cycle, Info, Range, Request, Switch, Text, nr};
 
 /// Defines a function per ioctl that reads and writes one structure.
 macro_rules! updates {
@@ -14,10 +13,9 @@ macro_rules! updates {
         $(#[$doc])*
         ///
         /// # Errors
-        /// See `locum_uapi.h`. The structure's outputs are valid on errors as well.
+        /// See [`uapi`]. The structure's outputs are valid on errors as well.
         pub fn $name(fd: &File, value: &mut $type) -> Result<()> {
-            // SAFETY: the number carries the structure's size, which `uapi` checks; the kernel reads and writes no
-            // more.
+            // SAFETY: `uapi` makes the number of the structure's size; the kernel reads and writes no more.
             unsafe { ioctl(fd, Updater::<{ $number }, $type>::new(value)) }
         }
     )* };
@@ -29,9 +27,9 @@ macro_rules! sets {
         $(#[$doc])*
         ///
         /// # Errors
-        /// See `locum_uapi.h`.
+        /// See [`uapi`].
         pub fn $name(fd: &File, value: $type) -> Result<()> {
-            // SAFETY: the number carries the structure's size, which `uapi` checks; the kernel only reads it.
+            // SAFETY: `uapi` makes the number of the structure's size; the kernel only reads it.
             unsafe { ioctl(fd, Setter::<{ $number }, $type>::new(value)) }
         }
     )* };
@@ -39,43 +37,43 @@ macro_rules! sets {
 
 updates! {
     /// What the module knows about L0 and this host.
-    info = nr::INFO, Info;
+    info = uapi::IOC_INFO, Info;
     /// CPUs become nested.
-    enter = nr::ENTER, Switch;
+    enter = uapi::IOC_ENTER, Switch;
     /// CPUs become native.
-    leave = nr::LEAVE, Switch;
+    leave = uapi::IOC_LEAVE, Switch;
     /// Enters and leaves many times.
-    cycle = nr::CYCLE, Cycle;
+    cycle = uapi::IOC_CYCLE, Cycle;
     /// Gives a resource to the other slot.
-    grant = nr::GRANT, Call;
+    grant = uapi::IOC_GRANT, Call;
     /// Starts the other host.
-    start = nr::START, Call;
+    start = uapi::IOC_START, Call;
     /// Stops the other host and takes everything back.
-    abort = nr::ABORT, Call;
+    abort = uapi::IOC_ABORT, Call;
     /// Offlines and removes memory.
-    mem_remove = nr::MEM_REMOVE, Range;
+    mem_remove = uapi::IOC_MEM_REMOVE, Range;
     /// Adds memory, offline.
-    mem_add = nr::MEM_ADD, Range;
+    mem_add = uapi::IOC_MEM_ADD, Range;
     /// Overwrites memory with zeroes.
-    mem_wipe = nr::MEM_WIPE, Range;
+    mem_wipe = uapi::IOC_MEM_WIPE, Range;
     /// Takes the waiting name from `/sys/kernel/locum/refresh`.
-    next_request = nr::NEXT_REQUEST, Request;
+    next_request = uapi::IOC_NEXT_REQUEST, Request;
 }
 
 sets! {
     /// What power-off does while this host is nested.
-    power_policy = nr::POWER_POLICY, u32;
+    power_policy = uapi::IOC_POWER_POLICY, u32;
     /// New content of a file in `/sys/kernel/locum`.
-    text = nr::TEXT, Text;
+    text = uapi::IOC_TEXT, Text;
     /// Whether a refresh runs.
-    busy = nr::BUSY, u32;
+    busy = uapi::IOC_BUSY, u32;
 }
 
 /// This file becomes the daemon's.
 ///
 /// # Errors
-/// See `locum_uapi.h`.
+/// See [`uapi`].
 pub fn listen(fd: &File) -> Result<()> {
     // SAFETY: takes no argument.
-    unsafe { ioctl(fd, NoArg::<{ nr::LISTEN }>::new()) }
+    unsafe { ioctl(fd, NoArg::<{ uapi::IOC_LISTEN }>::new()) }
 }

@@ -3,7 +3,6 @@
 pub mod device;
 pub mod host;
 mod ioctl;
-pub mod uapi;
 
 use anyhow::Result;
 use firmware_shim::PhysMem;
@@ -12,7 +11,7 @@ use partitioner::{ApicId, MemRange, PciAddress};
 
 pub use device::{Access, Device};
 pub use host::Host;
-pub use uapi::TextKind;
+pub use locum_abi::uapi::TextKind;
 
 use crate::channel::Port;
 use crate::sysroot::SysRoot;

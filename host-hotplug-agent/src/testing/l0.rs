@@ -7,9 +7,7 @@ use std::sync::Mutex;
 use firmware_shim::{OutOfRange, PhysMem};
 use locum_abi::header::SlotInfo;
 use locum_abi::trace::{LOG_BYTES, TRACE_RECORDS};
-use locum_abi::{
-    CpuMode, Event, Header, HostState, LogRing, MAGIC, PerSlot, REVISION, Slot, Status, TraceRecord, TraceRing,
-};
+use locum_abi::{CpuMode, Event, Header, HostState, LogRing, PerSlot, Slot, Status, TraceRecord, TraceRing};
 
 const BASE: u64 = 0x80_0000;
 const STATUS: u64 = BASE + 0x1000;
@@ -20,6 +18,13 @@ const TABLES: u64 = BASE + 0x14_0000;
 pub const TABLES_SIZE: u64 = 0x4_0000;
 const SIZE: u64 = 0x20_0000;
 
+/// What an L0 of the first release had at 0x800000, 0x801000 and 0x810000: header, status with two CPUs, trace ring.
+pub const FIRST_HEADER: &[u8] = include_bytes!("../../../l0-monitor/abi/tests/releases/1/header.bin");
+/// See [`FIRST_HEADER`].
+pub const FIRST_STATUS: &[u8] = include_bytes!("../../../l0-monitor/abi/tests/releases/1/status.bin");
+/// See [`FIRST_HEADER`].
+pub const FIRST_TRACE: &[u8] = include_bytes!("../../../l0-monitor/abi/tests/releases/1/trace.bin");
+
 /// The region from 8 MiB on, as in the lab.
 pub struct FakeRegion {
     header: Header,
@@ -29,26 +34,7 @@ pub struct FakeRegion {
 impl FakeRegion {
     /// `cpus` CPUs with APIC ids from 0, all native and owned by the host of generation 0.
     pub fn new(cpus: u32) -> Self {
-        // SAFETY: integers only.
-        let mut header: Header = unsafe { std::mem::zeroed() };
-        header.magic = MAGIC;
-        header.revision = REVISION;
-        header.size = size_of::<Header>() as u32;
-        header.shared = BASE;
-        header.shared_size = SIZE;
-        header.private = 0x10_0000;
-        header.private_size = 0x70_0000;
-        header.pool = 0x6800_0000;
-        header.pool_size = 0x17e0_0000;
-        header.status = STATUS;
-        header.status_size = size_of::<Status>() as u64;
-        header.trace = TRACE;
-        header.trace_size = size_of::<TraceRing>() as u64;
-        header.log = LOG;
-        header.log_size = size_of::<LogRing>() as u64;
-        header.image_bytes = 123_456;
-        header.cpu_count = cpus;
-        header.slots = PerSlot::from_fn(|slot| {
+        let slots = PerSlot::from_fn(|slot| {
             let number = u64::from(slot.raw());
             SlotInfo {
                 mailbox: BASE + 0x2_0000 + number * 0x1000,
@@ -61,6 +47,21 @@ impl FakeRegion {
                 ..SlotInfo::default()
             }
         });
+        let header = Header {
+            shared: BASE,
+            shared_size: SIZE,
+            private: 0x10_0000,
+            private_size: 0x70_0000,
+            pool: 0x6800_0000,
+            pool_size: 0x17e0_0000,
+            status: STATUS,
+            trace: TRACE,
+            log: LOG,
+            image_bytes: 123_456,
+            cpu_count: cpus,
+            slots,
+            ..Header::of_this_release()
+        };
         let region = Self {
             header,
             bytes: Mutex::new(vec![0; SIZE as usize]),
