@@ -5,7 +5,7 @@ use arrayvec::{ArrayString, ArrayVec};
 use firmware_shim::acpi::{self, HostFirmware, Locm};
 use firmware_shim::e820::{self, E820Error, E820Map, FirstHostMemory, MemoryType};
 use firmware_shim::linux::{ENTRY_64_OFFSET, KernelImage, ZERO_PAGE_LEN, ZeroPage};
-use locum_abi::REVISION;
+use locum_abi::{FAMILY, Slot};
 
 use super::memory::{Identity, bytes, move_bytes};
 use super::multiboot::Information;
@@ -17,7 +17,6 @@ use crate::id;
 use crate::machine::Machine;
 use crate::shared;
 use crate::shared::layout::{self, SlotArea};
-use locum_abi::Slot;
 
 /// Place of the command line in a slot's tables, after the zero page.
 const CMDLINE_OFFSET: u64 = 0x1000;
@@ -151,7 +150,7 @@ fn host_tables(machine: &Machine, tables: &acpi::Machine<'_, Identity>, at: u64)
         reset_vector: reset::address(Slot::Even),
         locm: Locm {
             header_page: shared::header_address(),
-            abi_revision: REVISION,
+            abi_revision: FAMILY,
         },
     };
     let room = layout::TABLES_SIZE as u64 - ACPI_OFFSET;

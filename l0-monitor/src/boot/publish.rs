@@ -3,7 +3,7 @@
 
 use core::mem::offset_of;
 
-use locum_abi::{CHANNEL_COUNT, ChannelRing, Header, LogRing, MAGIC, REVISION, SlotInfo, Status, TraceRing};
+use locum_abi::{Header, PerSlot, SlotInfo};
 
 use crate::arch::paging;
 use crate::doors::{native_call, reset};
@@ -11,7 +11,6 @@ use crate::id;
 use crate::machine::Machine;
 use crate::shared;
 use crate::shared::layout::{self, SlotArea};
-use locum_abi::PerSlot;
 
 /// Consoles of the two slots: COM1 and COM2.
 const CONSOLES: PerSlot<u32> = PerSlot::new(0x3f8, 0x2f8);
@@ -40,9 +39,6 @@ pub fn publish(machine: &Machine) {
     });
     let [pm1a_cnt, pm1b_cnt] = machine.pm1_control;
     shared::set_header(Header {
-        magic: MAGIC,
-        revision: REVISION,
-        size: size_of::<Header>() as u32,
         shared: layout::BASE,
         shared_size: layout::SIZE,
         private: layout::PRIVATE_BASE,
@@ -50,20 +46,16 @@ pub fn publish(machine: &Machine) {
         pool: machine.pool.map_or(0, |p| p.start),
         pool_size: machine.pool.map_or(0, |p| p.end - p.start),
         status: at.status,
-        status_size: size_of::<Status>() as u64,
         trace: at.trace,
-        trace_size: size_of::<TraceRing>() as u64,
         log: at.log,
-        log_size: size_of::<LogRing>() as u64,
         channels: at.channels,
-        channels_size: size_of::<[[ChannelRing; 2]; CHANNEL_COUNT]>() as u64,
         slots,
         machine_rsdp: machine.rsdp,
         image_bytes: image_bytes(),
         cpu_count: id::count() as u32,
         pm1a_cnt,
         pm1b_cnt,
-        reserved: [0; 8],
+        ..Header::of_this_release()
     });
 }
 
