@@ -9,8 +9,8 @@ use spin::Once;
 
 use mtrr::Mtrrs;
 
-/// IOAPICs that L0 knows at most.
-pub const MAX_IOAPICS: usize = 16;
+/// IOAPICs that L0 knows at most. Servers have one and four a socket: four sockets have 17.
+pub const MAX_IOAPICS: usize = 64;
 /// Windows of PCI configuration space that L0 knows at most.
 pub const MAX_ECAM: usize = 8;
 

@@ -9,7 +9,7 @@ use spin::Mutex;
 
 use super::io_filter::{PCI_ADDRESS, PCI_DATA, Verdict, dropped};
 use super::ioapic::{ENTRY, IoApic, MASKED, SELECT, VERSION, WINDOW};
-use super::owners::{PCI_CAPACITY, PINS};
+use super::owners::{IOAPIC_PINS, PCI_CAPACITY};
 use crate::machine::MAX_IOAPICS;
 use crate::shared;
 use crate::vmx::Hardware;
@@ -44,7 +44,7 @@ pub struct Silence {
     /// PCI functions.
     pub functions: ArrayVec<u16, PCI_CAPACITY>,
     /// IOAPICs, and which pins of each (bit n: pin n).
-    pub pins: ArrayVec<(IoApic, [u64; PINS / 64]), MAX_IOAPICS>,
+    pub pins: ArrayVec<(IoApic, [u64; IOAPIC_PINS / 64]), MAX_IOAPICS>,
 }
 
 /// Reads the latches.

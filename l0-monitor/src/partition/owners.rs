@@ -9,7 +9,9 @@ use super::memory::{Kind, Map};
 /// PCI functions that can belong to the host that does not reign.
 pub const PCI_CAPACITY: usize = 64;
 /// IOAPIC pins (GSIs) accounted for.
-pub const PINS: usize = 256;
+const PINS: usize = 1024;
+/// Pins that one IOAPIC can have (82093AA datasheet, 3.2.2: eight bits).
+pub const IOAPIC_PINS: usize = 256;
 
 /// A [`Grant`] of something that is there: its CPU is one of L0's, its pin one of those that are accounted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +25,7 @@ pub enum Resource {
     /// Ports, `first..=last`.
     Ports(u16, u16),
     /// GSI.
-    Pin(u8),
+    Pin(u16),
 }
 
 impl Resource {
@@ -37,7 +39,10 @@ impl Resource {
             Grant::Memory { start, end } => Self::Memory(start, end),
             Grant::Pci { function } => Self::Pci(function),
             Grant::Ports { first, last } => Self::Ports(first, last),
-            Grant::Pin { gsi } => Self::Pin(u8::try_from(gsi).map_err(|_| Errno::Argument)?),
+            Grant::Pin { gsi } => match u16::try_from(gsi) {
+                Ok(gsi) if usize::from(gsi) < PINS => Self::Pin(gsi),
+                _ => return Err(Errno::Argument),
+            },
         })
     }
 }
@@ -96,9 +101,9 @@ impl Owners {
     }
 
     /// Pins from `gsi_base` on that the host in `slot` owns; bit n of the words is pin n.
-    pub fn pins_of(&self, gsi_base: u32, slot: Slot) -> [u64; PINS / 64] {
-        let mut pins = [0; PINS / 64];
-        for pin in (0..PINS).filter(|pin| self.pin(gsi_base.saturating_add(*pin as u32)) == Some(slot)) {
+    pub fn pins_of(&self, gsi_base: u32, slot: Slot) -> [u64; IOAPIC_PINS / 64] {
+        let mut pins = [0; IOAPIC_PINS / 64];
+        for pin in (0..IOAPIC_PINS).filter(|pin| self.pin(gsi_base.saturating_add(*pin as u32)) == Some(slot)) {
             pins[pin / 64] |= 1 << (pin % 64);
         }
         pins
@@ -163,7 +168,7 @@ impl Owners {
                 }
             }
             Resource::Pin(gsi) => {
-                let owner = &mut self.pins[usize::from(gsi)];
+                let owner = self.pins.get_mut(usize::from(gsi)).ok_or(Errno::Argument)?;
                 if *owner != from {
                     return Err(Errno::NotOwner);
                 }
@@ -211,7 +216,7 @@ mod tests {
     fn what_is_not_there_is_refused() {
         let bad = Err(Errno::Argument);
         assert_eq!(Resource::new(Grant::Cpu { apic_id: 4 }, |_| None), bad);
-        assert_eq!(Resource::new(Grant::Pin { gsi: 256 }, |_| None), bad);
+        assert_eq!(Resource::new(Grant::Pin { gsi: 1024 }, |_| None), bad);
         let found = Resource::new(Grant::Cpu { apic_id: 4 }, |id| CpuIndex::new(id as usize / 2));
         assert_eq!(found, Ok(Resource::Cpu(cpu(2))));
     }
@@ -231,7 +236,7 @@ mod tests {
             assert_eq!(o.give(r, EVEN), Err(Errno::NotOwner));
         }
         assert_eq!(
-            (o.cpu(cpu(3)), o.cpu(cpu(0)), o.pin(11), o.pin(9), o.pin(256)),
+            (o.cpu(cpu(3)), o.cpu(cpu(0)), o.pin(11), o.pin(9), o.pin(1024)),
             (ODD, EVEN, Some(ODD), Some(EVEN), None)
         );
         assert_eq!(

@@ -7,6 +7,9 @@ use super::*;
 use crate::machine::{IoApic as FoundIoApic, Span};
 use crate::nested::model::Model;
 
+/// A CPU that no other test moves.
+const OTHER_CPU: CpuIndex = CpuIndex::new(locum_abi::MAX_CPUS - 1).unwrap();
+
 const EVEN: Slot = Slot::Even;
 const ODD: Slot = Slot::Odd;
 /// Memory that the tests grant.
@@ -139,8 +142,6 @@ fn a_start_needs_a_cpu_and_memory_of_the_successors() {
         Err(Errno::NotParked),
         "it was never started"
     );
-    partition.state.lock().too_many_ioapics = true;
-    assert!(!partition.two_hosts());
     let partition = two();
     assert_eq!(begin(&partition, [GRANTED.0; 2]), Err(Errno::State), "two hosts run");
 }
@@ -153,6 +154,73 @@ fn nobody_leaves_or_grants_beside_another_host() {
     let pin = Grant::Pin { gsi: 9 };
     assert_eq!(two().grant(pin, EVEN), Err(Errno::State));
     assert_eq!(preparing().grant(pin, EVEN), Ok(()));
+}
+
+/// IOAPICs of a server with four sockets (addresses and GSI of pin 0 as its boot log has them).
+const FOUR_SOCKETS: [(u64, u32); 17] = [
+    (0xfec0_0000, 0),
+    (0xfec0_1000, 24),
+    (0xfec0_8000, 32),
+    (0xfec1_0000, 40),
+    (0xfec1_8000, 48),
+    (0xfec2_0000, 72),
+    (0xfec2_8000, 80),
+    (0xfec3_0000, 88),
+    (0xfec3_8000, 96),
+    (0xfec4_0000, 120),
+    (0xfec4_8000, 128),
+    (0xfec5_0000, 136),
+    (0xfec5_8000, 144),
+    (0xfec6_0000, 168),
+    (0xfec6_8000, 176),
+    (0xfec7_0000, 184),
+    (0xfec7_8000, 192),
+];
+
+#[test]
+fn every_ioapic_of_a_large_machine_is_served() {
+    let mut machine = machine();
+    machine.ioapics = FOUR_SOCKETS
+        .into_iter()
+        .map(|(address, gsi_base)| FoundIoApic {
+            address,
+            gsi_base,
+            pins: 8,
+        })
+        .collect();
+    let partition = Partition::new();
+    partition.init(&machine).unwrap();
+    partition.state.lock().two = true;
+    let mut hw = Model::new(0, 0);
+    for (address, gsi) in FOUR_SOCKETS {
+        assert_eq!(
+            partition.violation(ODD, address, true),
+            Violation::IoApic,
+            "{address:#x}"
+        );
+        for (slot, index) in [(EVEN, 0x12), (ODD, 0x14)] {
+            partition.ioapic(&mut hw, slot, address, Some(index));
+        }
+        assert_eq!(partition.ioapic(&mut hw, EVEN, address, None), 0x12, "{address:#x}");
+        assert_eq!(partition.state.lock().owners.pin(gsi + 7), Some(EVEN));
+    }
+}
+
+#[test]
+fn more_ioapics_than_can_be_filtered_refuse_a_second_host() {
+    let partition = preparing();
+    partition.state.lock().too_many_ioapics = true;
+    partition
+        .state
+        .lock()
+        .owners
+        .give(Resource::Cpu(OTHER_CPU), EVEN)
+        .unwrap();
+    stage::take(OTHER_CPU, Step::ComeUp).unwrap();
+    stage::take(OTHER_CPU, Step::Settle).unwrap();
+    let latches = Latches::default();
+    let begun = partition.begin_two(EVEN, OTHER_CPU, false, [GRANTED.0; 2], &latches);
+    assert_eq!(begun, Err(Errno::NoSpace));
 }
 
 #[test]
