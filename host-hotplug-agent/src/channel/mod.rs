@@ -3,6 +3,8 @@
 pub(crate) mod message;
 pub mod port;
 pub(crate) mod stream;
+pub(crate) mod versions;
 
 pub(crate) use message::{Link, Message};
 pub use port::Port;
+pub(crate) use versions::Versions;

@@ -10,7 +10,7 @@ use partitioner::{Action, MemRange, Refresh, Role};
 use super::{Agent, Ports, drive};
 use crate::channel::message::MessageError;
 use crate::channel::port::PortError;
-use crate::channel::{Link, Message};
+use crate::channel::{Link, Message, Versions};
 use crate::deadline::Deadline;
 use crate::guest::{Spec, Vm};
 use crate::report::Report;
@@ -88,12 +88,18 @@ impl Successor {
             generation: self.generation,
             kernel: sys.read("proc/sys/kernel/osrelease")?,
             cpus: crate::sysroot::parse_list(&online).map_or(0, |cpus| cpus.len()),
+            versions: Versions::OURS,
         })
     }
 
     fn answer(&mut self, link: &mut Link, message: Message, gone: Gone<'_>) -> Result<()> {
         match message {
-            Message::Welcome { clock, guests, seconds } => {
+            Message::Welcome {
+                clock,
+                guests,
+                seconds,
+                version: _,
+            } => {
                 if let Err(error) = clock.set() {
                     tracing::warn!("{error:#}");
                 }

@@ -75,6 +75,7 @@ impl Incumbent {
                 generation,
                 kernel,
                 cpus,
+                versions: _,
             } => Some((*generation, kernel.clone(), *cpus)),
             _ => None,
         };
@@ -100,7 +101,13 @@ impl Incumbent {
             report.successor = kernel;
         }
         let clock = Clock::now(self.agent.machine.facts().tsc_khz);
+        let version = self
+            .link
+            .as_ref()
+            .context("there is no channel to the successor")?
+            .version();
         self.tell(&Message::Welcome {
+            version,
             clock,
             guests: self.order.clone(),
             seconds: self.config.timeouts.guest_start.as_secs(),
