@@ -29,12 +29,12 @@ pub(crate) fn u64_at(bytes: &[u8], offset: usize) -> u64 {
 
 /// Writes `value` at `offset`; false, and nothing written, if it does not fit.
 pub(crate) fn put(bytes: &mut [u8], offset: usize, value: &[u8]) -> bool {
-    let slot = offset
+    let place = offset
         .checked_add(value.len())
         .and_then(|end| bytes.get_mut(offset..end));
-    match slot {
-        Some(slot) => {
-            slot.copy_from_slice(value);
+    match place {
+        Some(place) => {
+            place.copy_from_slice(value);
             true
         }
         None => false,

@@ -60,7 +60,7 @@ static int find_header(u64 *phys)
 	int error = 0;
 
 	if (ACPI_FAILURE(acpi_get_table(signature, 0, &table))) {
-		pr_err("L0 is not below this kernel (no ACPI table LOCM): boot through the locum boot stage\n");
+		pr_err("L0 is not below this kernel (no ACPI table LOCM): boot through GRUB's Locum entry\n");
 		return -ENODEV;
 	}
 	locm = (struct locm_table *)table;
@@ -87,7 +87,7 @@ static int read_header(u64 phys)
 		return -ENOMEM;
 	}
 	if (there->magic != LOCUM_MAGIC) {
-		pr_err("no L0 where ACPI table LOCM points to (magic %#llx): reboot through the locum boot stage\n",
+		pr_err("no L0 where ACPI table LOCM points to (magic %#llx): reboot through GRUB's Locum entry\n",
 		       there->magic);
 		error = -ENODEV;
 	} else {

@@ -158,7 +158,7 @@ pub enum PlanError {
     /// Its interrupt line also serves a device that stays.
     #[error(
         "{gsi}, asked for with {wanted}, is shared with {other}, which stays, and a shared line cannot be split: move \
-             both, unbind the other's driver, or plug one into another slot"
+             both, unbind the other's driver, or plug one in elsewhere"
     )]
     SharedPin {
         /// The pin.

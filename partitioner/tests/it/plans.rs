@@ -220,7 +220,7 @@ fn functions_that_cannot_go() {
     );
     refused(|_, r| r.functions = vec![pci(3, 0); 2], &["0000:00:03.0", "twice"]);
     let shared = |i: &mut Inventory, _: &mut Request| i.functions[3].gsi = Some(Gsi(11));
-    refused(shared, &["GSI) 11", "shared with 0000:00:02.0 (e1000)", "another slot"]);
+    refused(shared, &["GSI) 11", "shared with 0000:00:02.0 (e1000)", "elsewhere"]);
     refused(|_, r| r.functions = vec![pci(2, 0)], &["GSI) 9", "shared with acpi"]);
     refused(
         |_, r| r.pins = vec![Gsi(2)],
