@@ -20,6 +20,9 @@ pub type PageWords = [AtomicU64; PAGE_WORDS];
 /// Raised when the layout changes.
 pub const REVISION: u64 = 1;
 const MAGIC: [u8; 32] = *b"locum lab: a guest's beat page\n\0";
+/// Blocks of its disk that a guest uses: few, so that soon after a handover all that was written before it has been read
+/// again.
+pub const DISK_BLOCKS: u64 = 32;
 /// Longest name of a guest, in bytes.
 pub const NAME_BYTES: usize = 32;
 
@@ -282,8 +285,8 @@ impl<'a> BeatPage<'a> {
     }
 }
 
-/// A zeroed page, for tests and for callers without a mapping.
-#[must_use]
+/// A zeroed page.
+#[cfg(test)]
 pub fn blank_page() -> Box<PageWords> {
     Box::new([const { AtomicU64::new(0) }; PAGE_WORDS])
 }

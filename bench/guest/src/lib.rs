@@ -19,22 +19,25 @@
 //!
 //! - [`beat`]: the page, its layout, its writers and readers; [`scan`] finds such pages in the pool.
 //! - [`pattern`], [`registers`], [`clock`]: the checks themselves, free of I/O.
-//! - [`guest`]: PID 1 of the guest, which runs the checks.
+//! - [`init`]: PID 1 of the guest, which does [`setup`] and then runs the [`checks`], or has it [`measure`].
 //! - [`measure`]: what an exit costs the guest; its client is on the host.
 //! - [`watch`], [`nbd`], [`echo`], [`qmp`]: the host's side.
 //! - [`map`]: the only place that maps memory.
 
-pub mod beat;
-pub mod clock;
+mod beat;
+mod checks;
+mod clock;
+mod cpus;
 pub mod echo;
-pub mod guest;
+pub mod init;
 pub mod map;
 pub mod measure;
 pub mod nbd;
-pub mod params;
-pub mod pattern;
+mod params;
+mod pattern;
 pub mod qmp;
-pub mod registers;
-pub mod scan;
+mod registers;
+mod scan;
+mod setup;
 pub mod tsc;
 pub mod watch;

@@ -1,7 +1,7 @@
 //! The guest's parameters, read from its kernel's command line (`lab.NAME=VALUE`; the kernel leaves words with a dot to
 //! modules, so they reach nobody else).
 
-use crate::measure::Step;
+use crate::measure::orders::Step;
 
 /// How a guest behaves.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,8 +8,7 @@
 use std::mem::offset_of;
 use std::sync::atomic::AtomicU64;
 
-/// Instructions between two beats while registers are held: 2 for each turn of the inner loop, and 3.
-pub const INSTRUCTIONS_PER_BEAT: u64 = 2 * TURNS + 4;
+/// Turns of the inner loop between two beats, of two instructions each.
 const TURNS: u64 = 500;
 
 const GENERAL: usize = 12;

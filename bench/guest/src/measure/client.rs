@@ -1,6 +1,6 @@
 //! The host's side: gives orders to a guest that measures, over the socket that is the guest's console.
 
-use super::Line;
+use super::orders::{Line, Measured};
 use anyhow::{Context, Result, bail};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -47,7 +47,7 @@ impl Client {
     ///
     /// # Errors
     /// The guest refuses, or does not answer within `timeout`.
-    pub fn order(&mut self, order: &str, timeout: Duration) -> Result<super::Measured> {
+    pub fn order(&mut self, order: &str, timeout: Duration) -> Result<Measured> {
         writeln!(self.socket, "{order}").context("the guest is gone")?;
         let end = Instant::now() + timeout;
         loop {

@@ -1,9 +1,10 @@
 //! The events themselves.
 #![expect(unsafe_code, reason = "IN, VMCALL and iopl; loads from devices are in map.rs")]
 
+use super::orders::{Event, Measured};
 use super::timing::{self, Ticker};
-use super::{Event, Measured};
 use crate::beat::PAGE_BYTES;
+use crate::cpus::{bind, online_cpus};
 use crate::map::Shared;
 use crate::tsc;
 use anyhow::{Context, Result, bail, ensure};
@@ -42,14 +43,14 @@ impl Bench {
         // SAFETY: iopl lets this process use ports; what it does with them is in this file.
         ensure!(unsafe { libc::iopl(3) } == 0, "iopl: run as root");
         let bench = Bench {
-            cpus: crate::guest::online_cpus()?,
+            cpus: online_cpus()?,
             ticker: Ticker::new()?,
             ioapic: Shared::physical(IOAPIC, PAGE_BYTES)?,
             virtio: Shared::physical(VIRTIO.0, PAGE_BYTES)?,
             fresh: Shared::physical(FRESH.0, usize::try_from(FRESH.1)?)?,
             touched: 0,
         };
-        crate::guest::bind(0);
+        bind(0);
         let word = bench.virtio.first_u32();
         ensure!(
             word == VIRTIO.1,
@@ -117,7 +118,7 @@ impl Bench {
         let (up, stop) = (AtomicBool::new(false), AtomicBool::new(false));
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                crate::guest::bind(other);
+                bind(other);
                 up.store(true, Ordering::Release);
                 while !stop.load(Ordering::Relaxed) {
                     std::hint::spin_loop();

@@ -1,7 +1,6 @@
 //! What a host reads from one beat page, as JSON.
 
-use crate::beat::{self, Tally};
-use crate::guest::DISK_BLOCKS;
+use crate::beat::{self, DISK_BLOCKS, Tally};
 use crate::scan::Found;
 use crate::tsc;
 use serde::{Deserialize, Serialize};

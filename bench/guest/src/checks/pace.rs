@@ -1,6 +1,6 @@
 //! Lets a worker rest for its share of the time, and checks the guest's timers by it.
 
-use super::Guest;
+use super::guest::Guest;
 use crate::beat::{Fault, Tally};
 use crate::clock::nanoseconds;
 use rustix::time::ClockId;

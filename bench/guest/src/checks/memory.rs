@@ -1,6 +1,6 @@
 //! The thread that works through the buffer: each page is verified, then written anew.
 
-use super::Guest;
+use super::guest::Guest;
 use super::pace::Pace;
 use crate::beat::{Fault, PAGE_BYTES, Tally};
 use crate::clock::Floor;

@@ -1,15 +1,13 @@
 //! The thread that uses the guest's disk: writes blocks, reads them back and compares, past all caches.
 
-use super::Guest;
+use super::guest::Guest;
 use super::pace::sleep;
-use crate::beat::{Fault, Tally};
+use crate::beat::{DISK_BLOCKS, Fault, Tally};
 use crate::pattern::Pattern;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 const BLOCK: usize = 4096;
-/// Blocks in use: few, so that soon after a handover all that was written before it has been read again.
-pub const BLOCKS: u64 = 32;
 /// Distinguishes blocks from pages of the buffer.
 const DISK: u64 = 0x6469_736b;
 
@@ -43,7 +41,7 @@ impl Disk {
             generation,
         };
         // Generation 0 is a block never written.
-        let mut generations = [0u32; BLOCKS as usize];
+        let mut generations = [0u32; DISK_BLOCKS as usize];
         loop {
             for (number, generation) in (0..).zip(&mut generations) {
                 let offset = u64::from(number) * BLOCK as u64;

@@ -1,7 +1,7 @@
 //! The thread that uses the guest's network: sends datagrams to the host's echo service and compares the answers.
 #![expect(unsafe_code, reason = "interfaces are configured by ioctl")]
 
-use super::Guest;
+use super::guest::Guest;
 use super::pace::sleep;
 use crate::beat::{Fault, Tally};
 use crate::echo::PORT;

@@ -1,6 +1,6 @@
 //! The thread of each vCPU that holds registers and beats.
 
-use super::Guest;
+use super::guest::Guest;
 use super::pace::Pace;
 use crate::beat::{Fault, Tally};
 use crate::clock::Floor;
