@@ -49,7 +49,6 @@ const GUEST_SCRIPTS: &[(&str, &str)] = &[
     ("pool-up.sh", include_str!("../guest/scripts/pool-up.sh")),
     ("guest.sh", include_str!("../guest/scripts/guest.sh")),
     ("measure.sh", include_str!("../guest/scripts/measure.sh")),
-    ("handover.sh", include_str!("../guest/scripts/handover.sh")),
     ("redis.sh", include_str!("../guest/scripts/redis.sh")),
 ];
 

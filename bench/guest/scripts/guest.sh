@@ -41,7 +41,7 @@ m[0-9]*c[0-9]*o[0-9]*)
         -append "$boot lab.name=$name lab.buffer_mib=32 lab.duty=25 lab.modules=0 $APPEND" "$@"
     ;;
 g2)
-    # One process serves the disk and one the datagrams, for source and target alike if they are on one host.
+    # One process serves the disk and one the datagrams, for every QEMU of g2 on this host.
     [ -S "$RUN/g2.disk" ] || {
         lab-guest disk --file "$POOL" --offset 0x14000000 --length 0x1000000 --socket "$RUN/g2.disk" >"$RUN/g2.disk.log" 2>&1 &
         lab-guest echo >"$RUN/g2.echo.log" 2>&1 &
@@ -73,5 +73,5 @@ g3)
 esac
 exec qemu-system-x86_64 -accel "$ACCEL" -cpu "$CPU" -nodefaults -no-user-config -display none -no-reboot \
     -kernel "${KERNEL:-$GUEST/vmlinuz}" -initrd "${INITRD:-$GUEST/initrd}" \
-    -chardev "file,id=console,path=$RUN/$name${TAG:-}.log" -serial chardev:console \
-    -qmp "unix:$RUN/$name${TAG:-}.qmp,server=on,wait=off" "$@"
+    -chardev "file,id=console,path=$RUN/$name.log" -serial chardev:console \
+    -qmp "unix:$RUN/$name.qmp,server=on,wait=off" "$@"

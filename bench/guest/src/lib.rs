@@ -5,7 +5,7 @@
 //!   registers ─┐                                    watch ── reads the beat page out of the pool
 //!   memory ────┤ checks ──> beat page ──(pool)──>   disk ─── serves a range of the pool over NBD
 //!   clocks ────┤                                    echo ─── answers the guest's UDP datagrams
-//!   disk, net ─┘                                    qmp ──── drives QEMU by hand
+//!   disk, net ─┘
 //! ```
 //!
 //! The guest never reports over a network or through its host's kernel: it writes one page of its own memory, and
@@ -21,7 +21,7 @@
 //! - [`pattern`], [`registers`], [`clock`]: the checks themselves, free of I/O.
 //! - [`init`]: PID 1 of the guest, which does [`setup`] and then runs the [`checks`], or has it [`measure`].
 //! - [`measure`]: what an exit costs the guest; its client is on the host.
-//! - [`watch`], [`nbd`], [`echo`], [`qmp`]: the host's side.
+//! - [`watch`], [`nbd`], [`echo`]: the host's side.
 //! - [`map`]: the only place that maps memory.
 
 mod beat;
@@ -35,7 +35,6 @@ pub mod measure;
 pub mod nbd;
 mod params;
 mod pattern;
-pub mod qmp;
 mod registers;
 mod scan;
 mod setup;

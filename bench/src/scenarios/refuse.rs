@@ -56,14 +56,14 @@ pub fn all(run: &mut Run) -> Result<()> {
     refused(run, "locum refresh nothing", "nothing").context("a name without a file")?;
     run.sh("sed 's/g1/g9/g' /etc/locum/gen1.toml > /etc/locum/bad.toml")?;
     refused(run, "locum refresh bad", "g9").context("a guest that does not run")?;
-    run.sh("setsid qemu-system-x86_64 -m 16 -nodefaults -display none -qmp unix:/run/g9.qmp,server=on,wait=off </dev/null >/dev/null 2>&1 & \
+    run.sh("setsid qemu-system-x86_64 -m 16 -nodefaults -display none -pidfile /run/g9.pid -qmp unix:/run/g9.qmp,server=on,wait=off </dev/null >/dev/null 2>&1 & \
             while [ ! -S /run/g9.qmp ]; do sleep 0.2; done")?;
     refused(run, "locum refresh bad", "not in the pool").context("a guest with RAM elsewhere")?;
     let card = good.device.as_deref().context("the plan moves no card")?;
     let link = format!("ip link set $(ls /sys/bus/pci/devices/{card}/net)");
     run.sh(&format!("{link} up"))?;
     refused(run, &format!("locum refresh {}", good.name), card).context("a network card whose link is up")?;
-    run.sh(&format!("{link} down && lab-guest qmp --socket /run/g9.qmp quit"))?;
+    run.sh(&format!("{link} down && kill $(cat /run/g9.pid)"))?;
     let after =
         run.sh("cat /sys/devices/system/cpu/online /sys/devices/system/memory/memory*/state; ls /sys/bus/pci/devices")?;
     ensure!(

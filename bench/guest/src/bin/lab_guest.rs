@@ -5,7 +5,7 @@ use clap::{Args, Parser, Subcommand};
 use lab_guest::map::Shared;
 use lab_guest::measure::client::Client;
 use lab_guest::watch::{self, Report};
-use lab_guest::{echo, nbd, qmp, tsc};
+use lab_guest::{echo, nbd};
 use serde::Serialize;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -60,20 +60,6 @@ enum Command {
         /// `EVENT` or `EVENT:COUNT`; none: only wait until the guest has booted
         orders: Vec<String>,
     },
-    /// Send commands to a QEMU and print its answers, one line of JSON each
-    Qmp {
-        /// QEMU's QMP socket
-        #[arg(long)]
-        socket: PathBuf,
-        /// Seconds to wait for an answer or event
-        #[arg(long, default_value_t = 60)]
-        timeout: u64,
-        /// Event to wait for after the commands
-        #[arg(long)]
-        wait: Option<String>,
-        /// `NAME`, `NAME {JSON ARGUMENTS}`, or a whole JSON command
-        commands: Vec<String>,
-    },
 }
 
 #[derive(Args)]
@@ -112,9 +98,6 @@ struct Watch {
 #[derive(Args)]
 #[group(multiple = false)]
 struct Mode {
-    /// Print the host's TSC and nothing else
-    #[arg(long)]
-    tsc: bool,
     /// Wait until the guest runs all its checks
     #[arg(long, requires = "name")]
     running: bool,
@@ -161,30 +144,11 @@ fn run(command: Command) -> Result<()> {
             let mut guest = Client::connect(&socket, timeout)?;
             orders.iter().try_for_each(|order| print(&guest.order(order, timeout)?))
         }
-        Command::Qmp {
-            socket,
-            timeout,
-            wait,
-            commands,
-        } => {
-            let mut qmp = qmp::Qmp::connect(&socket, Duration::from_secs(timeout))?;
-            for command in &commands {
-                println!("{}", qmp.execute(&qmp::parse_command(command)?)?);
-            }
-            if let Some(event) = wait {
-                println!("{}", qmp.wait(&event)?);
-            }
-            Ok(())
-        }
     }
 }
 
 fn run_watch(args: &Watch) -> Result<()> {
     let mode = &args.mode;
-    if mode.tsc {
-        println!("{}", tsc::read_ordered());
-        return Ok(());
-    }
     let timeout = Duration::try_from_secs_f64(args.timeout).context("--timeout")?;
     let pool = Shared::file(&args.pool.file, args.pool.offset, args.pool.length, false)?;
     if let Some(path) = &mode.survived {
