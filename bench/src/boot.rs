@@ -6,22 +6,20 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::{
-    bochs::{HASWELL, Platform},
-    build,
-    deadline::Span,
     debian::{
         Archive, Pocket,
         kernels::{NEWEST, OLDEST},
     },
-    image::Image,
-    iso::Iso,
-    kernel,
-    layout::Layout,
-    machine::{Machine, Setup},
+    image::{build, initramfs::Image, iso::Iso, kernel, stock_guest::StockGuest},
+    machine::{
+        Machine, Setup,
+        bochs::{HASWELL, Platform},
+        deadline::Span,
+        layout::Layout,
+    },
     paths,
+    progress::say,
     run::OFF,
-    say,
-    stock_guest::StockGuest,
     tools,
 };
 

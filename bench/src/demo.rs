@@ -4,10 +4,10 @@ use anyhow::{Result, bail, ensure};
 use clap::Args;
 
 use crate::{
-    bochs::Platform,
     boot::{self, MachineArgs},
     debian::kernels::{NEWEST, OLDEST},
-    kernel::{CARD_DRIVER, CLOUD, Kernel as Stock},
+    image::kernel::{CARD_DRIVER, CLOUD, Kernel as Stock},
+    machine::bochs::Platform,
     paths,
     progress::Progress,
     report::Report,

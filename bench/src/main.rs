@@ -1,27 +1,47 @@
-//! `cargo lab`: see the library for what it is made of.
+//! `cargo lab`: an emulated Intel server on which Locum is built, run and tested end to end.
+//!
+//! From the ground up:
+//!
+//! - [`debian`]: Debian trees, made with mmdebstrap and cached.
+//! - [`image`]: what a machine is booted from. Kernels and user space are taken out of those trees, Locum's own parts are
+//!   built, and all of it goes into one initramfs and onto a GRUB CD.
+//! - [`machine`]: a running emulator (Bochs), and the hosts on it, to which serial lines lead.
+//! - [`steps`]: what is done with a running machine, up to a whole refresh; a run leaves a [`report`].
+//! - [`demo`], [`scenarios`] and [`benchmarks`] are made of such steps, as are [`boot`] and [`shell`]; [`test`](mod@test)
+//!   plays the scenarios.
+//!
+//! The lab's only clock is the emulated one, which counts instructions: evidence is in ticks of the time stamp counter,
+//! and limits follow the emulator's own count ([`machine::deadline`]). Wall time finds an emulator that stands still,
+//! nothing else.
+
+mod benchmarks;
+mod boot;
+mod debian;
+mod demo;
+mod image;
+mod machine;
+mod paths;
+mod progress;
+mod report;
+mod run;
+mod scenarios;
+mod shell;
+mod successor;
+mod test;
+mod tools;
+mod upkeep;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lab::{
-    bench::{self, BenchArgs},
-    boot::{self, BootArgs},
-    build,
-    debian::{
-        Archive,
-        kernels::{NEWEST, OLDEST},
-        trees,
-    },
-    demo::{self, DemoArgs},
-    kernel::{self, Kernel},
-    paths,
-    roots::Root,
-    say,
-    shell::{self, ShellArgs},
-    test::{self, TestArgs},
-    tools,
-};
+
+use benchmarks::BenchArgs;
+use boot::BootArgs;
+use debian::kernels::{NEWEST, OLDEST};
+use demo::DemoArgs;
+use shell::ShellArgs;
+use test::TestArgs;
 
 /// An emulated Intel server with Locum on it
 #[derive(Parser)]
@@ -79,71 +99,14 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<bool> {
     match command {
-        Command::Bench(args) => bench::bench(&args),
+        Command::Bench(args) => benchmarks::bench(&args),
         Command::Boot(args) => boot::boot(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Test(args) => test::test(&args),
         Command::Shell(args) => shell::shell(&args),
-        Command::Clean { all } => clean(all),
-        Command::Root { list: true, .. } => {
-            println!(
-                "kernels that --from, --to and --kernel take (by release, bare version or the name on the right):"
-            );
-            print!("{}", Archive::today()?.kernels.list());
-            println!("trees in the cache, {}:", paths::cache()?.display());
-            for tree in trees::all(&paths::cache()?)? {
-                println!("  {}", tree.dir.file_name().unwrap_or_default().display());
-            }
-            Ok(true)
-        }
-        Command::Root { kernel, .. } => {
-            tools::ensure()?;
-            let names: Vec<_> = kernel.iter().map(String::as_str).collect();
-            boot::announce(&names)?;
-            let kernels = kernel::prefetch(&names)?;
-            say(&format!("emulator: {}", Root::bochs()?.dir().display()));
-            say(&format!("user space: {}", Root::host()?.dir().display()));
-            for kernel in kernels {
-                say(&format!(
-                    "kernel {}: {}",
-                    kernel.release(),
-                    kernel.root().dir().display()
-                ));
-            }
-            Ok(true)
-        }
-        Command::Kmod { kernel } => {
-            let names: Vec<_> = kernel.iter().map(String::as_str).collect();
-            boot::announce(&names)?;
-            for version in kernel {
-                let kernel = Kernel::get(&version)?;
-                match build::module(&kernel)? {
-                    Some(module) => println!("{}", module.display()),
-                    None => {
-                        say("host-hotplug-agent/kmod has no Makefile yet");
-                        return Ok(false);
-                    }
-                }
-            }
-            Ok(true)
-        }
+        Command::Clean { all } => upkeep::clean(all),
+        Command::Root { list: true, .. } => upkeep::list(),
+        Command::Root { kernel, .. } => upkeep::fetch(&kernel),
+        Command::Kmod { kernel } => upkeep::modules(&kernel),
     }
-}
-
-/// Removes what the lab made, and with `all` what it fetched; says what that frees.
-fn clean(all: bool) -> Result<bool> {
-    let cache = all.then(paths::cache).transpose()?;
-    let _idle = cache.as_deref().map(trees::lock_all).transpose()?;
-    for dir in std::iter::once(paths::out()).chain(cache) {
-        if dir.exists() {
-            let bytes = tools::disk_usage(&dir);
-            say(&format!(
-                "removing {}, which frees {} MB",
-                dir.display(),
-                bytes / 1_000_000
-            ));
-            tools::remove_tree(&dir)?;
-        }
-    }
-    Ok(true)
 }

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::say;
+use crate::progress::say;
 
 /// Root of the workspace whose lab this is.
 #[must_use]

@@ -1,4 +1,4 @@
-//! The live line: what the lab waits for, and for how long.
+//! What the lab tells its user while it works, on standard error: single words, and the live line of a run.
 
 use std::{
     io::IsTerminal,
@@ -8,7 +8,12 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// One line that is rewritten on a terminal; elsewhere, one line per step.
+/// Tells what the lab is doing.
+pub fn say(text: &str) {
+    eprintln!("lab: {text}");
+}
+
+/// What a run waits for, and for how long: one line that is rewritten on a terminal; elsewhere, one line per step.
 pub struct Progress {
     label: String,
     begin: Instant,

@@ -6,17 +6,18 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::de::DeserializeOwned;
 
 use crate::{
-    agent::{Beat, Status},
-    bochs,
     boot::{self, MachineArgs},
-    deadline::Span,
-    kernel::Kernel,
-    layout::Layout,
-    machine::{Host, Machine},
+    debian::roots::Root,
+    image::{
+        kernel::Kernel,
+        stock_guest::{self, Disk, StockGuest, Visit},
+    },
+    machine::{Host, Machine, bochs, deadline::Span, layout::Layout},
     progress::Progress,
-    report::{self, Phase, Report},
-    roots::Root,
-    stock_guest::{self, Disk, StockGuest, Visit},
+    report::{
+        self, Phase, Report,
+        agent::{Beat, Status},
+    },
 };
 
 /// Long enough for anything that a host does by itself; longer than the limits that commands there have by its own

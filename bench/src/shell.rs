@@ -12,9 +12,8 @@ use clap::Args;
 
 use crate::{
     boot::{self, MachineArgs},
-    progress::Progress,
+    progress::{Progress, say},
     run::{OFF, Run},
-    say,
 };
 
 /// Boot a machine and open a shell in its host; end of file powers off.

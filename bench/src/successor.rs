@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 
-use crate::{deadline::Span, machine::Host};
+use crate::machine::{Host, deadline::Span};
 
 /// What a successor boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::say;
+use crate::progress::say;
 
 /// A program (found in `PATH`) or a file, and the Debian package it comes from.
 const NEEDS: &[(&str, &str)] = &[

@@ -20,7 +20,6 @@ pub struct Jobs {
 
 struct Job {
     input: Option<Sender<Vec<u8>>>,
-    pid: u32,
 }
 
 impl Jobs {
@@ -35,7 +34,6 @@ impl Jobs {
     /// Does what the lab asks. Unknown job numbers are ignored: the job may have just ended.
     pub fn handle(&mut self, message: ToHost) {
         match message {
-            ToHost::Ping => {}
             ToHost::Run { job, command, input } => self.run(job, &command, input),
             ToHost::Input { job, data } => {
                 if let Some(input) = self.running.get(&job).and_then(|job| job.input.as_ref()) {
@@ -45,12 +43,6 @@ impl Jobs {
             ToHost::Eof { job } => {
                 if let Some(job) = self.running.get_mut(&job) {
                     job.input = None;
-                }
-            }
-            ToHost::Kill { job } => {
-                if let Some(job) = self.running.get(&job) {
-                    let group = format!("-{}", job.pid);
-                    let _ = Command::new("kill").args(["-9", "--", &group]).status();
                 }
             }
         }
@@ -64,11 +56,10 @@ impl Jobs {
     fn run(&mut self, job: u32, command: &str, input: bool) {
         match spawn(command, input) {
             Ok((mut child, output)) => {
-                let pid = child.id();
                 let input = child.stdin.take().map(feed);
                 let to_lab = self.to_lab.clone();
                 thread::spawn(move || watch(job, child, output, &to_lab));
-                self.running.insert(job, Job { input, pid });
+                self.running.insert(job, Job { input });
             }
             Err(error) => {
                 let data = format!("labd: cannot run /bin/sh: {error}\n").into_bytes();
@@ -183,10 +174,9 @@ mod tests {
     }
 
     #[test]
-    fn kill_ends_the_whole_group() {
+    fn a_signal_is_told_by_the_status() {
         let (mut jobs, events) = jobs();
-        run(&mut jobs, 3, "sleep 1000 | cat", false);
-        jobs.handle(ToHost::Kill { job: 3 });
+        run(&mut jobs, 3, "kill -9 $$", false);
         assert_eq!(result(&events, 3).1, 128 + 9);
     }
 

@@ -52,7 +52,6 @@ fn serve(port: &str) -> Result<()> {
             last_byte = Instant::now();
             nap = Duration::ZERO;
             match decoder.push::<ToHost>(byte) {
-                Some(Ok(ToHost::Ping)) => uart.send(&encode(&hello()?)?)?,
                 Some(Ok(message)) => jobs.handle(message),
                 Some(Err(error)) => eprintln!("labd: {error}"),
                 None => {}

@@ -11,8 +11,6 @@ const MAX_FRAME: usize = 16 * 1024;
 /// From the lab to the host. `job` is chosen by the lab and is new for every command of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToHost {
-    /// Are you there? Answered by [`ToLab::Hello`].
-    Ping,
     /// Run `command` with `/bin/sh -c`, standard error joined to standard output.
     Run {
         /// Number of the job.
@@ -34,17 +32,12 @@ pub enum ToHost {
         /// Number of the job.
         job: u32,
     },
-    /// Kill the job (its shell gets SIGKILL).
-    Kill {
-        /// Number of the job.
-        job: u32,
-    },
 }
 
 /// From the host to the lab.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToLab {
-    /// Sent when `labd` starts, and in answer to [`ToHost::Ping`].
+    /// Sent when `labd` starts.
     Hello {
         /// `uname -r` of the host.
         release: String,

@@ -13,7 +13,7 @@ use std::{
 use anyhow::Result;
 
 use super::{Archive, Pocket, SUITE, apt::Apt};
-use crate::{paths, say, tools};
+use crate::{paths, progress::say, tools};
 
 /// How often progress is told.
 const TELL: Duration = Duration::from_secs(10);

@@ -8,13 +8,14 @@ pub mod apt;
 pub mod fetch;
 pub mod index;
 pub mod kernels;
+pub mod roots;
 pub mod trees;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 
-use crate::{paths, say};
+use crate::{paths, progress::say};
 use apt::Apt;
 use index::Index;
 use kernels::Kernels;

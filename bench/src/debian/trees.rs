@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::index::compare;
-use crate::{paths, say, tools};
+use crate::{paths, progress::say, tools};
 
 /// Where manifests are, beside the trees: without root, a tree's files are of another owner.
 const MANIFESTS: &str = "manifests";

@@ -7,12 +7,12 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{LOOK, Machine};
-use crate::{
+use super::{
     channel::{Channel, Hello, JobId, Output},
     deadline::Span,
-    tools,
+    server::{LOOK, Machine},
 };
+use crate::tools;
 
 /// How long an emulator may take to end after it has closed its lines: wall time, since it counts no more ticks.
 const GONE: Duration = Duration::from_secs(60);
@@ -22,8 +22,18 @@ const TRIFLE: Span = Span::seconds(300);
 
 /// A host on the server.
 pub struct Host<'a> {
-    pub(super) machine: &'a mut Machine,
-    pub(super) generation: u32,
+    machine: &'a mut Machine,
+    generation: u32,
+}
+
+impl Machine {
+    /// The host of a generation. There may be none yet: [`Host::wait_ready`].
+    pub fn host(&mut self, generation: u32) -> Host<'_> {
+        Host {
+            machine: self,
+            generation,
+        }
+    }
 }
 
 impl Host<'_> {

@@ -4,10 +4,9 @@ use anyhow::{Context, Result, bail};
 
 use super::{ANSWER, Guest, LONG, Run, Witness};
 use crate::{
-    agent::{Gap, Status},
-    channel::JobId,
-    deadline::Span,
-    stock_guest,
+    image::stock_guest,
+    machine::{channel::JobId, deadline::Span},
+    report::agent::{Gap, Status},
     successor::Successor,
 };
 

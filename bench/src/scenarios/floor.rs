@@ -3,12 +3,12 @@
 use anyhow::{Result, ensure};
 
 use crate::{
-    bench::{
+    benchmarks::{
         bed::{self, SetUp},
         vmexit::{self, Cell},
     },
-    bochs::SKYLAKE_X,
     boot::MachineArgs,
+    machine::bochs::SKYLAKE_X,
     run::{OFF, Run},
 };
 

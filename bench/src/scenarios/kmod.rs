@@ -5,12 +5,12 @@ use std::{fs, path::Path, process::Command};
 use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::{
-    build,
-    debian::{Archive, apt::Apt, index, trees},
-    kernel::Kernel,
-    paths, qemu,
-    roots::Root,
-    say, slots, tools,
+    debian::{Archive, apt::Apt, index, roots::Root, trees},
+    image::{build, kernel::Kernel},
+    machine::{qemu, slots},
+    paths,
+    progress::say,
+    tools,
 };
 
 /// Runs `kmod/tests/run.sh` for the kernel that a name means.

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 
 use super::refuse;
-use crate::{agent::TraceRecord, deadline::Span, demo, run::Run};
+use crate::{demo, machine::deadline::Span, report::agent::TraceRecord, run::Run};
 
 /// Model-specific registers that a host must read alike natively and nested: APIC base, feature control, SYSENTER,
 /// MISC_ENABLE, PAT, debug control, all of VMX', EFER, STAR and those after it.

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{deadline::Span, demo, run::Run};
+use crate::{demo, machine::deadline::Span, run::Run};
 
 /// A change to a good configuration, and a word that the error must contain.
 const CASES: &[(&str, &str, &str)] = &[

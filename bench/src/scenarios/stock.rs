@@ -9,9 +9,9 @@ use super::pause_limit;
 use crate::{
     boot::MachineArgs,
     demo,
-    layout::Layout,
+    image::stock_guest::{self, FETCH, NAME},
+    machine::layout::Layout,
     run::{OFF, Run},
-    stock_guest::{self, FETCH, NAME},
 };
 
 /// States of a refresh in which the incumbent is nested and the successor boots beside it.

@@ -12,11 +12,13 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 
 use crate::{
-    bochs::{self, IVY_BRIDGE, SKYLAKE_X},
     boot::MachineArgs,
     debian::kernels::{NEXT, OLDEST},
     demo,
-    layout::Layout,
+    machine::{
+        bochs::{self, IVY_BRIDGE, SKYLAKE_X},
+        layout::Layout,
+    },
     run::{OFF, Run},
 };
 

@@ -1,5 +1,7 @@
 //! `lab test`: every test of the workspace, then the scenarios.
 
+mod results;
+
 use std::{
     fs,
     process::{Command, Stdio},
@@ -15,16 +17,16 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use crate::{
-    bochs::Platform,
     boot::{self, MachineArgs},
     debian::kernels::{NEWEST, NEXT, OLDEST},
-    kernel, paths,
-    progress::Progress,
+    image::kernel,
+    machine::bochs::Platform,
+    paths,
+    progress::{Progress, say},
     report::Report,
-    results::{self, Played},
     run::Run,
-    say,
     scenarios::{self, Play, Scenario},
+    test::results::Played,
 };
 
 /// Minutes that a part of `--all` may take.

@@ -9,7 +9,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use crate::{kernel::Kernel, paths, say, tools};
+use super::kernel::Kernel;
+use crate::{paths, progress::say, tools};
 
 /// L0, as GRUB loads it.
 ///

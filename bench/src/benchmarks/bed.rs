@@ -23,10 +23,8 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::{
-    bochs::Platform,
     boot::MachineArgs,
-    deadline::Span,
-    layout::Layout,
+    machine::{bochs::Platform, deadline::Span, layout::Layout},
     progress::Progress,
     run::{OFF, Run},
 };
@@ -354,7 +352,7 @@ fn counts_events(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bochs::HASWELL;
+    use crate::machine::bochs::HASWELL;
 
     #[test]
     fn statistics_are_events_that_happened() {

@@ -24,11 +24,11 @@ enum Entry {
 
 /// The files of an archive, by their path without leading slash. A later entry replaces an earlier one.
 #[derive(Default)]
-pub struct Archive {
+pub struct Files {
     entries: BTreeMap<String, Entry>,
 }
 
-impl Archive {
+impl Files {
     /// Adds an empty directory.
     pub fn directory(&mut self, path: &str) {
         self.insert(path, Entry::Directory);
@@ -96,7 +96,7 @@ impl Archive {
     }
 }
 
-impl Archive {
+impl Files {
     /// Lays the files out in a directory, which must not exist.
     ///
     /// # Errors
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn parents_come_before_children_and_contents_survive() {
-        let mut archive = Archive::default();
+        let mut archive = Files::default();
         archive.bytes("a/b/c", "text", 0o644);
         archive.link("a/l", "b/c");
         let mut out = Vec::new();

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::roots::Root;
+use crate::debian::roots::Root;
 
 /// Instructions per second that the emulated clock assumes.
 pub const IPS: u64 = 100_000_000;
@@ -95,7 +95,7 @@ pub struct Hardware {
     pub channels: [u16; 2],
 }
 
-/// File in which Bochs shows its ticks, for [`crate::deadline::Clock`].
+/// File in which Bochs shows its ticks, for [`crate::machine::deadline::Clock`].
 pub const TICKS: &str = "ticks";
 
 /// Starts Bochs in `dir`. Files there afterwards: `bochsrc`, `console0.log` (COM1), `console1.log` (COM2), `l0.log`

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::bochs::{self, IPS};
+use super::bochs::{self, IPS};
 
 /// An emulator that counts no tick for so long (wall time) stands still; even one that gets a hundredth of a CPU counts
 /// millions meanwhile.
@@ -200,7 +200,7 @@ impl Stall {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bochs::{HASWELL, SKYLAKE_X};
+    use crate::machine::bochs::{HASWELL, SKYLAKE_X};
 
     const LOOK: Duration = Duration::from_secs(1);
 

@@ -1,11 +1,11 @@
 //! `target/lab/report.json`: what a run showed, for machines and for the time line.
 
+pub mod agent;
+
 use std::{collections::BTreeMap, fmt, fs, path::Path};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-
-use crate::agent;
 
 /// A whole run. All counts of instructions are ticks of the emulator's TSC, which with several CPUs is one instruction
 /// of each running CPU; nothing in here is wall time.

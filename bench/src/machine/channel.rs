@@ -30,7 +30,6 @@ struct State {
     hello: Option<Hello>,
     next_job: u32,
     jobs: HashMap<u32, JobState>,
-    noise: usize,
 }
 
 /// What a host says of itself when its `labd` starts.
@@ -111,12 +110,6 @@ impl Channel {
         self.shared.lock().hello.clone()
     }
 
-    /// Frames that were not understood so far; more than a few mean that bytes get lost.
-    #[must_use]
-    pub fn noise(&self) -> usize {
-        self.shared.lock().noise
-    }
-
     /// Starts a shell command; its standard input is `input`, or empty.
     ///
     /// # Errors
@@ -178,14 +171,6 @@ impl Channel {
         Ok(JobId(job))
     }
 
-    /// Kills a job's process group.
-    ///
-    /// # Errors
-    /// The line is closed.
-    pub fn kill(&self, job: JobId) -> Result<()> {
-        self.send(&ToHost::Kill { job: job.0 })
-    }
-
     /// Takes what the job has written since the last call, and its status once it is over.
     #[must_use]
     pub fn take(&self, job: JobId) -> (Vec<u8>, Option<i32>) {
@@ -243,10 +228,9 @@ impl Shared {
         while let Ok(n @ 1..) = line.read(&mut buffer) {
             let mut state = self.lock();
             for byte in buffer.get(..n).unwrap_or_default() {
-                match decoder.push(*byte) {
-                    Some(Ok(message)) => state.take(message),
-                    Some(Err(_)) => state.noise += 1,
-                    None => {}
+                // What is no message is noise on the line.
+                if let Some(Ok(message)) = decoder.push(*byte) {
+                    state.take(message);
                 }
             }
             self.changed.notify_all();
@@ -328,6 +312,5 @@ mod tests {
             status
         });
         assert_eq!((status, text.as_slice()), (Some(3), b"abc".as_slice()));
-        assert_eq!(channel.noise(), 1);
     }
 }

@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{debian::Archive, paths, roots::Root, tools};
+use crate::{
+    debian::{Archive, roots::Root},
+    paths, tools,
+};
 
 /// Modules that hosts load, by the names that `modprobe` takes; what they depend on comes along.
 const MODULES: &[&str] = &[

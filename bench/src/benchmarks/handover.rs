@@ -11,10 +11,10 @@ use object::{Object, ObjectSegment};
 use serde::Serialize;
 
 use crate::{
-    bochs::Platform,
     boot::MachineArgs,
-    build, demo,
-    layout::Layout,
+    demo,
+    image::build,
+    machine::{bochs::Platform, layout::Layout},
     progress::Progress,
     report,
     run::{OFF, Run},

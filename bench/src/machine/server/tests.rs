@@ -3,7 +3,7 @@
 use std::{fs, process::Command};
 
 use super::*;
-use crate::bochs::{HASWELL, IPS};
+use crate::machine::bochs::{HASWELL, IPS};
 
 struct Fake {
     machine: Machine,

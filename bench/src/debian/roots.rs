@@ -15,22 +15,20 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{
-    debian::{
-        Archive, Pocket, SUITE,
-        fetch::{self, Order},
-        trees::{self, Manifest, Tree},
-    },
-    paths, say, tools,
+use super::{
+    Archive, Pocket, SUITE,
+    fetch::{self, Order},
+    trees::{self, Manifest, Tree},
 };
+use crate::{paths, progress::say, tools};
 
 /// What the lab's Bochs needs changed, and how it is built.
-const BOCHS_PATCH: &str = include_str!("../emulator/bochs.patch");
-const BOCHS_BUILD: &str = include_str!("../emulator/build.sh");
+const BOCHS_PATCH: &str = include_str!("../../emulator/bochs.patch");
+const BOCHS_BUILD: &str = include_str!("../../emulator/build.sh");
 /// What `build.sh` ends with if the patch does not apply.
 const DOES_NOT_APPLY: i32 = 3;
 /// What an operator sets in the stock guest.
-const GUEST_SETUP: &str = include_str!("../guest/stock/setup.sh");
+const GUEST_SETUP: &str = include_str!("../../guest/stock/setup.sh");
 
 /// A Debian tree.
 #[derive(Debug, Clone)]

@@ -11,7 +11,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{bochs::Hardware, roots::Root};
+use super::bochs::Hardware;
+use crate::debian::roots::Root;
 
 /// The words that start the hosts' own QEMU on this machine, as the user who runs the lab.
 ///
@@ -28,7 +29,7 @@ pub fn words() -> Result<Vec<OsString>> {
     Ok(words)
 }
 
-/// Starts QEMU in `dir`, with the same ports, files and cards as [`crate::bochs::start`].
+/// Starts QEMU in `dir`, with the same ports, files and cards as [`crate::machine::bochs::start`].
 ///
 /// # Errors
 /// No nested VMX here, or the program does not start.

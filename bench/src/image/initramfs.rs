@@ -17,8 +17,12 @@ use std::{
 
 use anyhow::{Context, Result};
 
+use super::{build, files::Files, kernel::Kernel, stock_guest::StockGuest};
 use crate::{
-    archive::Archive, build, debian::trees, kernel::Kernel, paths, roots::Root, say, stock_guest::StockGuest, tools,
+    debian::{roots::Root, trees},
+    paths,
+    progress::say,
+    tools,
 };
 
 /// Blobs that QEMU loads for the machines of the lab (microvm, pc, q35), from `usr/share`.
@@ -46,10 +50,10 @@ const DISK_MODULE: &str = "kernel/drivers/block/virtio_blk.ko";
 
 /// How guests are started, in `/guest`.
 const GUEST_SCRIPTS: &[(&str, &str)] = &[
-    ("pool-up.sh", include_str!("../guest/scripts/pool-up.sh")),
-    ("guest.sh", include_str!("../guest/scripts/guest.sh")),
-    ("measure.sh", include_str!("../guest/scripts/measure.sh")),
-    ("redis.sh", include_str!("../guest/scripts/redis.sh")),
+    ("pool-up.sh", include_str!("../../guest/scripts/pool-up.sh")),
+    ("guest.sh", include_str!("../../guest/scripts/guest.sh")),
+    ("measure.sh", include_str!("../../guest/scripts/measure.sh")),
+    ("redis.sh", include_str!("../../guest/scripts/redis.sh")),
 ];
 
 /// The server in the guest of `redis.sh`, from the host root.
@@ -85,13 +89,13 @@ impl Image<'_> {
         Ok(())
     }
 
-    fn archive(&self) -> Result<Archive> {
-        let mut archive = Archive::default();
+    fn archive(&self) -> Result<Files> {
+        let mut archive = Files::default();
         for directory in DIRECTORIES {
             archive.directory(directory);
         }
         add_busybox(&mut archive)?;
-        archive.bytes("init", include_bytes!("../image/init"), 0o755);
+        archive.bytes("init", include_bytes!("../../image/init"), 0o755);
         archive.bytes("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644);
         archive.bytes("etc/group", "root:x:0:\n", 0o644);
         archive.file("sbin/labd", build::labd()?, 0o755);
@@ -113,8 +117,8 @@ impl Image<'_> {
     }
 
     /// The files of `own.sqfs`; what is needed to mount it goes straight into `archive`.
-    fn own(&self, archive: &mut Archive) -> Result<Archive> {
-        let mut own = Archive::default();
+    fn own(&self, archive: &mut Files) -> Result<Files> {
+        let mut own = Files::default();
         if let Some(agent) = self.agent {
             own.file("bin/locum", agent, 0o755);
         }
@@ -122,13 +126,13 @@ impl Image<'_> {
         if let Some(guest) = self.stock_guest {
             own.file("guest/stock/vmlinuz", guest.kernel()?, 0o644);
             own.file("guest/stock/initrd", guest.initrd()?, 0o644);
-            let network = include_bytes!("../image/network");
+            let network = include_bytes!("../../image/network");
             archive.bytes("etc/init.d/network", network, 0o755);
         }
         if self.workload {
             own.file("bin/lab-ycsb", build::lab_ycsb()?, 0o755);
         }
-        own.bytes("begin", include_bytes!("../image/begin"), 0o755);
+        own.bytes("begin", include_bytes!("../../image/begin"), 0o755);
         for (name, text) in GUEST_SCRIPTS {
             own.bytes(&format!("guest/{name}"), *text, 0o755);
         }
@@ -197,7 +201,7 @@ fn base() -> Result<PathBuf> {
     Ok(target)
 }
 
-fn squashfs(archive: &Archive, target: &Path) -> Result<()> {
+fn squashfs(archive: &Files, target: &Path) -> Result<()> {
     let stage = paths::out().join("stage");
     if stage.exists() {
         fs::remove_dir_all(&stage)?;
@@ -224,7 +228,7 @@ fn squashfs(archive: &Archive, target: &Path) -> Result<()> {
     Ok(())
 }
 
-fn add_busybox(archive: &mut Archive) -> Result<()> {
+fn add_busybox(archive: &mut Files) -> Result<()> {
     let busybox = Root::host()?.path("usr/bin/busybox");
     let applets = tools::output(Command::new(&busybox).arg("--list"))?;
     archive.file("bin/busybox", busybox, 0o755);
@@ -234,8 +238,8 @@ fn add_busybox(archive: &mut Archive) -> Result<()> {
     Ok(())
 }
 
-fn base_archive(root: &Root) -> Result<Archive> {
-    let mut archive = Archive::default();
+fn base_archive(root: &Root) -> Result<Files> {
+    let mut archive = Files::default();
     for program in PROGRAMS {
         archive.file(program, root.path(program), 0o755);
         for library in root.libraries(program)? {
@@ -255,7 +259,7 @@ fn base_archive(root: &Root) -> Result<Archive> {
 
 /// The guests' initramfs: the program that checks, and the modules for the guest that has devices.
 fn guest_initrd(modules: &Path) -> Result<Vec<u8>> {
-    let mut archive = Archive::default();
+    let mut archive = Files::default();
     for directory in ["proc", "dev"] {
         archive.directory(directory);
     }
@@ -266,11 +270,11 @@ fn guest_initrd(modules: &Path) -> Result<Vec<u8>> {
 
 /// The initramfs of the guest that is a Redis server.
 fn redis_initrd(modules: &Path) -> Result<Vec<u8>> {
-    let mut archive = Archive::default();
+    let mut archive = Files::default();
     for directory in ["proc", "dev", "sys"] {
         archive.directory(directory);
     }
-    archive.bytes("init", include_bytes!("../image/redis-init"), 0o755);
+    archive.bytes("init", include_bytes!("../../image/redis-init"), 0o755);
     add_busybox(&mut archive)?;
     let root = Root::host()?;
     archive.file("bin/redis-server", root.path(REDIS), 0o755);
@@ -282,7 +286,7 @@ fn redis_initrd(modules: &Path) -> Result<Vec<u8>> {
 }
 
 /// Adds modules, and the order to load them in.
-fn add_guest_modules(archive: &mut Archive, modules: &Path, names: &[&str]) {
+fn add_guest_modules(archive: &mut Files, modules: &Path, names: &[&str]) {
     let mut order = String::new();
     for module in names {
         let name = module.rsplit('/').next().unwrap_or(module);
@@ -293,13 +297,13 @@ fn add_guest_modules(archive: &mut Archive, modules: &Path, names: &[&str]) {
     archive.bytes("modules/order", order, 0o644);
 }
 
-fn to_bytes(archive: &Archive) -> Result<Vec<u8>> {
+fn to_bytes(archive: &Files) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     archive.write(&mut bytes)?;
     Ok(bytes)
 }
 
-fn add_tree(archive: &mut Archive, source: &Path, target: &str) -> Result<()> {
+fn add_tree(archive: &mut Files, source: &Path, target: &str) -> Result<()> {
     for entry in walkdir::WalkDir::new(source) {
         let entry = entry?;
         let inner = entry.path().strip_prefix(source)?.to_string_lossy();

@@ -1,7 +1,5 @@
 //! A running server, and the hosts on it.
 
-mod host;
-
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -12,21 +10,19 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{
+use super::{
     bochs::{self, Hardware, Platform},
     channel::Channel,
     deadline::{Clock, Moment, Span},
     follow::{self, Follower},
     qemu,
     slots::{self, Slot},
-    tools,
 };
-
-pub use host::Host;
+use crate::tools;
 
 /// How often a wait looks at the emulator and its logs when no message comes; wall time, since that costs the hosts
 /// nothing.
-const LOOK: Duration = Duration::from_millis(200);
+pub(super) const LOOK: Duration = Duration::from_millis(200);
 
 /// What follows a fatal sign explains it: so long it may arrive.
 const EXPLANATION: Span = Span::seconds(2);
@@ -49,9 +45,9 @@ const FATAL: &[(&str, &str)] = &[
 pub struct Machine {
     dir: PathBuf,
     child: Child,
-    channels: [Channel; 2],
+    pub(super) channels: [Channel; 2],
     clock: Clock,
-    end: Moment,
+    pub(super) end: Moment,
     signs: Vec<Sign>,
     expected: Vec<&'static str>,
     // Last, so that the next emulator starts when this one is gone.
@@ -121,14 +117,6 @@ impl Machine {
             expected: Vec::new(),
             _slot: slot,
         })
-    }
-
-    /// The host of a generation. There may be none yet: [`Host::wait_ready`].
-    pub fn host(&mut self, generation: u32) -> Host<'_> {
-        Host {
-            machine: self,
-            generation,
-        }
     }
 
     /// Where the logs are.
@@ -203,7 +191,8 @@ impl Machine {
         let _ = self.child.wait();
     }
 
-    fn check(&mut self, deadline: Moment) -> Result<()> {
+    /// Makes sure that the machine runs and that there is time left.
+    pub(super) fn check(&mut self, deadline: Moment) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
             return Err(self.failure(&format!("the machine is off (emulator: {status})")));
         }

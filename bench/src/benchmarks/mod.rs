@@ -23,9 +23,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    bochs::{Platform, SKYLAKE_X},
     boot,
     debian::kernels::{NEWEST, OLDEST},
+    machine::bochs::{Platform, SKYLAKE_X},
     paths,
 };
 use bed::{BedArgs, SetUp};

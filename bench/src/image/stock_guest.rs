@@ -17,7 +17,12 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lab_guest::{map::Shared, nbd};
 
-use crate::{debian::trees, paths, roots::Root, say, tools};
+use crate::{
+    debian::{roots::Root, trees},
+    paths,
+    progress::say,
+    tools,
+};
 
 /// Its name.
 pub const NAME: &str = "g3";

@@ -1,0 +1,12 @@
+//! What a machine is booted from.
+//!
+//! [`kernel`] takes a kernel and its modules out of a Debian tree, [`build`] makes Locum's own parts, [`initramfs`] puts
+//! both into the one image that every host runs from, as [`files`] of an archive, and [`iso`] puts that onto a CD which
+//! GRUB boots. [`stock_guest`] is a guest that nobody here made, and its disk.
+
+pub mod build;
+pub mod files;
+pub mod initramfs;
+pub mod iso;
+pub mod kernel;
+pub mod stock_guest;
