@@ -7,7 +7,7 @@
 //!   built, and all of it goes into one initramfs and onto a GRUB CD.
 //! - [`machine`]: a running emulator (Bochs), and the hosts on it, to which serial lines lead.
 //! - [`steps`]: what is done with a running machine, up to a whole refresh; a run leaves a [`report`].
-//! - [`demo`], [`scenarios`] and [`benchmarks`] are made of such steps, as are [`boot`] and [`shell`]; [`test`](mod@test)
+//! - [`demo`], [`scenarios`] and [`benchmarks`] are made of such steps, as are [`boot`] and [`shell`]; [`suite`]
 //!   plays the scenarios.
 //!
 //! The lab's only clock is the emulated one, which counts instructions: evidence is in ticks of the time stamp counter,
@@ -23,11 +23,10 @@ mod machine;
 mod paths;
 mod progress;
 mod report;
-mod run;
 mod scenarios;
 mod shell;
-mod successor;
-mod test;
+mod steps;
+mod suite;
 mod tools;
 mod upkeep;
 
@@ -41,7 +40,7 @@ use boot::BootArgs;
 use debian::kernels::{NEWEST, OLDEST};
 use demo::DemoArgs;
 use shell::ShellArgs;
-use test::TestArgs;
+use suite::TestArgs;
 
 /// An emulated Intel server with Locum on it
 #[derive(Parser)]
@@ -102,7 +101,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Bench(args) => benchmarks::bench(&args),
         Command::Boot(args) => boot::boot(&args),
         Command::Demo(args) => demo::demo(&args),
-        Command::Test(args) => test::test(&args),
+        Command::Test(args) => suite::test(&args),
         Command::Shell(args) => shell::shell(&args),
         Command::Clean { all } => upkeep::clean(all),
         Command::Root { list: true, .. } => upkeep::list(),

@@ -11,9 +11,9 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::{
-    boot::{self, MachineArgs},
+    image::kernel::announce,
     progress::{Progress, say},
-    run::{OFF, Run},
+    steps::{Run, prepare::MachineArgs},
 };
 
 /// Boot a machine and open a shell in its host; end of file powers off.
@@ -34,7 +34,7 @@ pub fn shell(args: &ShellArgs) -> Result<bool> {
         timeout: args.machine.timeout.max(365 * 24 * 3600),
         ..args.machine.clone()
     };
-    boot::announce(&[&machine.kernel, &machine.to])?;
+    announce(&[&machine.kernel, &machine.to])?;
     let mut run = Run::boot(&machine, Progress::new(""))?;
     say(&format!(
         "{} is up, logs in {}; `/own/begin` brings up KVM, the pool and the agent; end of file powers off",
@@ -66,6 +66,6 @@ pub fn shell(args: &ShellArgs) -> Result<bool> {
         }
     }
     say("powering off");
-    host.power_off(OFF)?;
+    host.power_off()?;
     Ok(true)
 }

@@ -3,11 +3,10 @@
 use anyhow::Result;
 
 use crate::{
-    boot,
     debian::{Archive, roots::Root, trees},
     image::{
         build,
-        kernel::{self, Kernel},
+        kernel::{self, Kernel, announce},
     },
     paths,
     progress::say,
@@ -35,7 +34,7 @@ pub fn list() -> Result<bool> {
 pub fn fetch(kernels: &[String]) -> Result<bool> {
     tools::ensure()?;
     let names: Vec<_> = kernels.iter().map(String::as_str).collect();
-    boot::announce(&names)?;
+    announce(&names)?;
     let kernels = kernel::prefetch(&names)?;
     say(&format!("emulator: {}", Root::bochs()?.dir().display()));
     say(&format!("user space: {}", Root::host()?.dir().display()));
@@ -52,7 +51,7 @@ pub fn fetch(kernels: &[String]) -> Result<bool> {
 /// A kernel cannot be had, or the module does not build.
 pub fn modules(kernels: &[String]) -> Result<bool> {
     let names: Vec<_> = kernels.iter().map(String::as_str).collect();
-    boot::announce(&names)?;
+    announce(&names)?;
     for name in names {
         let Some(module) = build::module(&Kernel::get(name)?)? else {
             say("host-hotplug-agent/kmod has no Makefile yet");

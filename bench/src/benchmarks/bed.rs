@@ -23,10 +23,9 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::{
-    boot::MachineArgs,
     machine::{bochs::Platform, deadline::Span, layout::Layout},
     progress::Progress,
-    run::{OFF, Run},
+    steps::{Run, prepare::MachineArgs},
 };
 
 /// Long enough for a nested host to boot, and for what it is asked.
@@ -219,7 +218,7 @@ impl Bed {
     /// It does not go off.
     pub fn power_off(mut self) -> Result<()> {
         self.step("powering off");
-        self.run.machine.host(0).power_off(OFF)
+        self.run.machine.host(0).power_off()
     }
 
     fn begin_without_l0(&mut self) -> Result<()> {

@@ -11,13 +11,11 @@ use object::{Object, ObjectSegment};
 use serde::Serialize;
 
 use crate::{
-    boot::MachineArgs,
-    demo,
     image::build,
     machine::{bochs::Platform, layout::Layout},
     progress::Progress,
     report,
-    run::{OFF, Run},
+    steps::{Run, prepare::MachineArgs},
 };
 
 /// A guest to be handed over.
@@ -160,10 +158,9 @@ fn names(sizes: &[Size]) -> Vec<String> {
 fn refresh(machine: &MachineArgs, sizes: &[Size]) -> Result<Vec<Row>> {
     let mut run = Run::boot(machine, Progress::new("handover"))?;
     let names = names(sizes);
-    demo::native(&mut run, &names)?;
-    let to = run.to.clone();
-    let successor = demo::successor(&mut run, &to)?;
-    demo::refresh(&mut run, &successor)?;
+    run.start_native(&names)?;
+    let successor = run.successor()?;
+    run.replace_host(&successor)?;
     let mut rows = Vec::new();
     for (size, name) in sizes.iter().zip(&names) {
         let guest = run.report.guest(name);
@@ -177,7 +174,7 @@ fn refresh(machine: &MachineArgs, sizes: &[Size]) -> Result<Vec<Row>> {
         });
     }
     run.progress.step("powering off");
-    run.host().power_off(OFF)?;
+    run.power_off()?;
     Ok(rows)
 }
 

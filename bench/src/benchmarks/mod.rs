@@ -23,8 +23,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    boot,
     debian::kernels::{NEWEST, OLDEST},
+    image::kernel::announce,
     machine::bochs::{Platform, SKYLAKE_X},
     paths,
 };
@@ -92,7 +92,7 @@ pub struct BenchArgs {
 /// # Errors
 /// A result cannot be written.
 pub fn bench(args: &BenchArgs) -> Result<bool> {
-    boot::announce(&[OLDEST, NEWEST])?;
+    announce(&[OLDEST, NEWEST])?;
     let wants = |part| args.only.is_none_or(|only| only == part);
     let mut complete = true;
     let bed = BedArgs {

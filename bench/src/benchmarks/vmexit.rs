@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::bed::{self, Bed, BedArgs, SetUp};
-use crate::run::Run;
+use crate::steps::Run;
 
 /// One kind of event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,8 +11,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    debian::{Archive, roots::Root},
-    paths, tools,
+    debian::{Archive, Pocket, roots::Root},
+    paths,
+    progress::say,
+    tools,
 };
 
 /// Modules that hosts load, by the names that `modprobe` takes; what they depend on comes along.
@@ -168,6 +170,37 @@ impl Kernel {
         )?;
         Ok(target)
     }
+}
+
+/// Tells which kernels a run takes, and why these.
+///
+/// # Errors
+/// There is none of one of the names.
+pub fn announce(names: &[&str]) -> Result<()> {
+    let archive = Archive::today()?;
+    let mut words = Vec::new();
+    for name in names {
+        let entry = archive.kernels.find(name)?;
+        let place = match (entry.archive, entry.pocket) {
+            (false, _) => "cached".to_owned(),
+            (true, Pocket::Stable) => "Debian".to_owned(),
+            (true, pocket) => pocket.suite(),
+        };
+        words.push(if *name == entry.release {
+            format!("{name} ({place})")
+        } else {
+            format!("{} ({name}, {place})", entry.release)
+        });
+    }
+    words.dedup();
+    say(&format!("kernels: {}", words.join(", ")));
+    let same = |a, b| -> Result<bool> { Ok(archive.kernels.find(a)?.release == archive.kernels.find(b)?.release) };
+    if let [from, to, ..] = names
+        && same(from, to)?
+    {
+        say("that is one kernel: it replaces itself");
+    }
+    Ok(())
 }
 
 /// Gets everything that a machine with these kernels needs of Debian, all at the same time.

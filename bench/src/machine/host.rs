@@ -17,6 +17,9 @@ use crate::tools;
 /// How long an emulator may take to end after it has closed its lines: wall time, since it counts no more ticks.
 const GONE: Duration = Duration::from_secs(60);
 
+/// Long enough for a host to power the machine off.
+const OFF: Span = Span::seconds(300);
+
 /// For a trifle.
 const TRIFLE: Span = Span::seconds(300);
 
@@ -161,10 +164,10 @@ impl Host<'_> {
     /// Asks the kernel to power off and waits until the machine is off.
     ///
     /// # Errors
-    /// It does not go off within `limit`.
-    pub fn power_off(&mut self, limit: Span) -> Result<()> {
+    /// It does not go off in time.
+    pub fn power_off(&mut self) -> Result<()> {
         self.start("echo o > /proc/sysrq-trigger")?;
-        self.machine.wait_off(limit).map(drop)
+        self.machine.wait_off(OFF).map(drop)
     }
 
     fn channel(&self) -> &Channel {

@@ -2,9 +2,9 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{
-    demo,
-    run::{Outcome, Run},
+use crate::steps::{
+    Run,
+    refresh::Outcome,
     successor::{Kernel, Successor},
 };
 
@@ -46,9 +46,8 @@ impl Failure {
 
 /// One refresh after the other fails under the guests; then one goes through.
 pub fn each(run: &mut Run, guests: &[String], failures: &[Failure]) -> Result<()> {
-    demo::native(run, guests)?;
-    let to = run.to.clone();
-    let good = demo::successor(run, &to)?;
+    run.start_native(guests)?;
+    let good = run.successor()?;
     let facts = Facts::of(run)?;
     for failure in failures {
         fails(run, &good, *failure).with_context(|| failure.what.to_owned())?;
@@ -56,7 +55,7 @@ pub fn each(run: &mut Run, guests: &[String], failures: &[Failure]) -> Result<()
         run.check_dormant()?;
     }
     // What was taken back is as good as new.
-    demo::refresh(run, &good)
+    run.replace_host(&good)
 }
 
 fn fails(run: &mut Run, good: &Successor, failure: Failure) -> Result<()> {

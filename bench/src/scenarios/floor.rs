@@ -7,9 +7,8 @@ use crate::{
         bed::{self, SetUp},
         vmexit::{self, Cell},
     },
-    boot::MachineArgs,
     machine::bochs::SKYLAKE_X,
-    run::{OFF, Run},
+    steps::{Run, prepare::MachineArgs},
 };
 
 /// Instructions that nested mode may add to a guest's CPUID. On one CPU a tick is one.
@@ -61,7 +60,7 @@ pub fn all(run: &mut Run) -> Result<()> {
         "a guest's CPUID takes {} instructions natively, {more} more and {entries:.2} entries of L0 nested",
         native.ticks
     ));
-    run.host().power_off(OFF)
+    run.power_off()
 }
 
 /// Not one exit to L0, from before the first event until after the last.

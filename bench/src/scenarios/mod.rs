@@ -12,14 +12,12 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 
 use crate::{
-    boot::MachineArgs,
     debian::kernels::{NEXT, OLDEST},
-    demo,
     machine::{
         bochs::{self, IVY_BRIDGE, SKYLAKE_X},
         layout::Layout,
     },
-    run::{OFF, Run},
+    steps::{Run, prepare::MachineArgs},
 };
 
 /// One end-to-end test.
@@ -239,7 +237,7 @@ fn plain_kvm(run: &mut Run) -> Result<()> {
     run.sh("modprobe kvm_intel && /guest/pool-up.sh")?;
     run.start_guest("g1")?;
     run.check_guests()?;
-    run.host().power_off(OFF)
+    run.power_off()
 }
 
 /// Ticks from QEMU's stop in the one host to its resume in the other that a guest may take: 6 million for a microvm, 60
@@ -267,13 +265,13 @@ fn check_apicv(run: &mut Run) -> Result<()> {
 /// So many refreshes in one boot, the kernels taking turns.
 fn refreshes(run: &mut Run, guests: &[&str], count: u32) -> Result<()> {
     let guests: Vec<_> = guests.iter().map(|name| (*name).to_owned()).collect();
-    demo::native(run, &guests)?;
+    run.start_native(&guests)?;
     check_apicv(run)?;
     let releases = [run.to.clone(), run.report.incumbent.clone()];
     let mut lost = None;
     for release in releases.iter().cycle().take(count as usize) {
-        let successor = demo::successor(run, release)?;
-        demo::refresh(run, &successor)?;
+        let successor = run.successor_of(release)?;
+        run.replace_host(&successor)?;
         check_apicv(run)?;
         for guest in &run.report.guests {
             let limit = pause_limit(&guest.name, &run.cpu_model);
@@ -292,5 +290,5 @@ fn refreshes(run: &mut Run, guests: &[&str], count: u32) -> Result<()> {
         );
         lost = Some(now);
     }
-    run.host().power_off(OFF)
+    run.power_off()
 }

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 
 use super::refuse;
-use crate::{demo, machine::deadline::Span, report::agent::TraceRecord, run::Run};
+use crate::{machine::deadline::Span, report::agent::TraceRecord, steps::Run};
 
 /// Model-specific registers that a host must read alike natively and nested: APIC base, feature control, SYSENTER,
 /// MISC_ENABLE, PAT, debug control, all of VMX', EFER, STAR and those after it.
@@ -13,10 +13,10 @@ const NMI_ROUNDS: u64 = 10;
 
 /// All of it, on a host that runs two guests. L0 runs with `check=vmcs`, the kernel with `reboot=triple`.
 pub fn all(run: &mut Run) -> Result<()> {
-    demo::native(run, &["g1".into(), "g2".into()])?;
+    run.start_native(&["g1".into(), "g2".into()])?;
     ensure!(run.sh("nproc")?.trim() == "4", "not all CPUs are online");
     run.sh("locum doctor")?;
-    demo::cycle(run, 100)?;
+    run.cycle(100)?;
     compared(run)?;
     alike(run)?;
     refuse::all(run)?;

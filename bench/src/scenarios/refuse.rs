@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{demo, machine::deadline::Span, run::Run};
+use crate::{machine::deadline::Span, steps::Run};
 
 /// A change to a good configuration, and a word that the error must contain.
 const CASES: &[(&str, &str, &str)] = &[
@@ -40,8 +40,7 @@ const CASES: &[(&str, &str, &str)] = &[
 /// All of it, on a host that runs the guest g1.
 pub fn all(run: &mut Run) -> Result<()> {
     run.progress.step("asking for what must be refused");
-    let to = run.to.clone();
-    let good = demo::successor(run, &to)?;
+    let good = run.successor()?;
     good.install(&mut run.host())?;
     run.sh(&format!("head -c 100000 /boot/vmlinuz-{} > /tmp/short", good.release))?;
     let online =

@@ -7,11 +7,13 @@ use anyhow::{Result, ensure};
 
 use super::pause_limit;
 use crate::{
-    boot::MachineArgs,
-    demo,
-    image::stock_guest::{self, FETCH, NAME},
+    image::stock_guest::NAME,
     machine::layout::Layout,
-    run::{OFF, Run},
+    steps::{
+        Run,
+        prepare::MachineArgs,
+        visits::{self, FETCH},
+    },
 };
 
 /// States of a refresh in which the incumbent is nested and the successor boots beside it.
@@ -25,12 +27,11 @@ pub fn machine(args: &mut MachineArgs) {
 
 /// The guest serves before, during and after; its journal then has no error that it had not before.
 pub fn all(run: &mut Run) -> Result<()> {
-    demo::native(run, &[NAME.to_owned()])?;
+    run.start_native(&[NAME.to_owned()])?;
     let before = Journal::read(run)?;
-    let to = run.to.clone();
-    let successor = demo::successor(run, &to)?;
+    let successor = run.successor()?;
     // Visits the guest afterwards, too.
-    demo::refresh(run, &successor)?;
+    run.replace_host(&successor)?;
     served_all_along(run, successor.generation)?;
     let guest = run.report.guest(NAME);
     // All of q35, and two vCPUs that are not the lab's: twice what others may take.
@@ -57,7 +58,7 @@ pub fn all(run: &mut Run) -> Result<()> {
         Journal::read(run)?.errors.contains("complaint asked for"),
         "an error that the guest was asked to log is not in its journal"
     );
-    run.host().power_off(OFF)
+    run.power_off()
 }
 
 /// The journal of the guest's boot, each text once.
@@ -75,7 +76,7 @@ impl Journal {
             let page = run.sh(&format!("{FETCH}journal?{priority}"))?;
             let file = format!("journal-{}-{priority}.txt", run.generation);
             std::fs::write(run.machine.dir().join(file), &page)?;
-            anyhow::Ok(stock_guest::journal(&page)?.into_iter().collect())
+            anyhow::Ok(visits::journal(&page)?.into_iter().collect())
         };
         Ok(Self {
             errors: at("err")?,

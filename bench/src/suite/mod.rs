@@ -17,16 +17,15 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use crate::{
-    boot::{self, MachineArgs},
     debian::kernels::{NEWEST, NEXT, OLDEST},
-    image::kernel,
+    image::kernel::{self, announce},
     machine::bochs::Platform,
     paths,
     progress::{Progress, say},
     report::Report,
-    run::Run,
     scenarios::{self, Play, Scenario},
-    test::results::Played,
+    steps::{Run, prepare::MachineArgs},
+    suite::results::Played,
 };
 
 /// Minutes that a part of `--all` may take.
@@ -98,7 +97,7 @@ pub fn test(args: &TestArgs) -> Result<bool> {
     let commit = results::commit();
     let chosen = choose(args)?;
     let names = [OLDEST, NEWEST, NEXT];
-    boot::announce(&names)?;
+    announce(&names)?;
     let host_too = args.only.is_empty() && args.shard.is_none_or(|shard| shard.number == 1);
     // What the scenarios need is fetched and built while the workspace's tests run.
     let (mut count, fetched) = thread::scope(|scope| {

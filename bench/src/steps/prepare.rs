@@ -1,0 +1,187 @@
+//! How a machine is to be, and everything that it is booted from.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::{
+    debian::kernels::{NEWEST, OLDEST},
+    image::{build, initramfs::Image, iso::Iso, kernel, stock_guest::StockGuest},
+    machine::{
+        Setup,
+        bochs::{HASWELL, Platform},
+        deadline::Span,
+        layout::Layout,
+    },
+    paths,
+    progress::say,
+    tools,
+};
+
+/// Command line of every host in the lab, with the `movablecore` of its [`Layout`]. Bochs loses wake-ups from MWAIT
+/// idle; the rest is what Locum asks of a host. `nokaslr` keeps the kernel's image out of the blocks that a successor
+/// gets. Beside a guest, huge pages of its QEMU were seen to hold a block that could not be offlined then.
+const CMDLINE: &str = "console=ttyS0,115200 nokaslr idle=halt acpi_irq_nobalance no_ipi_broadcast=1 \
+     retain_initrd panic=0 transparent_hugepage=never";
+
+/// How to build and run a machine.
+#[derive(Debug, Clone, Args)]
+pub struct MachineArgs {
+    /// Let GRUB load Linux itself, without L0
+    #[arg(long)]
+    pub plain: bool,
+    /// CPUs, 1 to 4
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=4))]
+    pub cpus: u32,
+    /// Their model, as Bochs calls it
+    #[arg(long, default_value = HASWELL)]
+    pub cpu_model: String,
+    /// Kernel to boot: one that `cargo lab root --list` shows
+    #[arg(long, default_value = OLDEST)]
+    pub kernel: String,
+    /// Further kernel whose modules and image go into the initramfs
+    #[arg(long, default_value = NEWEST)]
+    pub to: String,
+    /// Added to the kernel's command line
+    #[arg(long, default_value = "")]
+    pub cmdline: String,
+    /// Added to L0's command line
+    #[arg(long, default_value = "")]
+    pub l0_args: String,
+    /// Put the Redis benchmark into the initramfs
+    #[arg(long)]
+    pub workload: bool,
+    /// Put a file into the initramfs: PATH_IN_HOST=FILE
+    #[arg(long, value_name = "PATH=FILE")]
+    pub file: Vec<String>,
+    /// Kill the machine after this many emulated seconds: 100 million ticks each, some 1.4 s here
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub timeout: u64,
+    /// Fail if the module or the agent does not build, instead of booting without them
+    #[arg(long)]
+    pub strict: bool,
+    /// What runs the machine; kvm is untested
+    #[arg(long, value_enum, default_value_t)]
+    pub platform: Platform,
+    /// Put the stock guest's kernel into the initramfs, and its disk beside the machine
+    #[arg(skip)]
+    pub stock_guest: bool,
+    /// Where what lies in its RAM
+    #[arg(skip = Layout::USUAL)]
+    pub layout: Layout,
+    /// Directory of the run (default: a new one in target/lab/runs)
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+}
+
+impl Default for MachineArgs {
+    fn default() -> Self {
+        Self {
+            plain: false,
+            cpus: 4,
+            cpu_model: HASWELL.into(),
+            kernel: OLDEST.into(),
+            to: NEWEST.into(),
+            cmdline: String::new(),
+            l0_args: String::new(),
+            workload: false,
+            stock_guest: false,
+            file: Vec::new(),
+            timeout: 600,
+            strict: false,
+            platform: Platform::default(),
+            layout: Layout::USUAL,
+            dir: None,
+        }
+    }
+}
+
+/// Builds everything that a machine needs: a directory for the run, with the CD in it.
+///
+/// # Errors
+/// Something does not build or cannot be fetched.
+pub fn prepare(args: &MachineArgs) -> Result<Setup> {
+    tools::ensure()?;
+    let dir = match &args.dir {
+        Some(dir) => std::path::absolute(dir)?,
+        None => paths::out().join("runs").join(run_name()?),
+    };
+    fs::create_dir_all(&dir)?;
+    let mut kernels = kernel::prefetch(&[&args.kernel, &args.to])?;
+    kernels.dedup_by(|a, b| a.release() == b.release());
+    let modules: Vec<_> = kernels
+        .iter()
+        .map(|kernel| tolerate(args, build::module(kernel)))
+        .collect::<Result<_>>()?;
+    let agent = tolerate(args, build::agent().map(Some))?;
+    let extra = args
+        .file
+        .iter()
+        .map(|spec| extra_file(spec))
+        .collect::<Result<Vec<_>>>()?;
+    let stock_guest = args.stock_guest.then(StockGuest::get).transpose()?;
+    let initrd = dir.join("initrd");
+    Image {
+        kernels: &kernels,
+        modules: &modules,
+        agent: agent.as_deref(),
+        workload: args.workload,
+        stock_guest: stock_guest.as_ref(),
+        extra: &extra,
+    }
+    .build(&initrd)?;
+    let iso = dir.join("boot.iso");
+    let kernel = kernels.first().context("no kernel")?;
+    Iso {
+        l0: if args.plain { None } else { Some(build::l0()?) },
+        l0_args: format!(
+            "{} log=e9 host_cpus={} {}",
+            args.layout.l0_pool(),
+            args.cpus,
+            args.l0_args
+        ),
+        kernel: kernel.image(),
+        cmdline: format!("{CMDLINE} movablecore={}M {}", args.layout.movable(), args.cmdline),
+        initrd: initrd.clone(),
+    }
+    .build(&dir.join("iso"), &iso)?;
+    fs::remove_file(initrd)?;
+    Ok(Setup {
+        cpus: args.cpus,
+        cpu_model: args.cpu_model.clone(),
+        memory: args.layout.memory,
+        platform: args.platform,
+        iso,
+        dir,
+        limit: Span::seconds(args.timeout),
+    })
+}
+
+/// A machine is of use to somebody who works on another part even when the module or the agent is broken.
+fn tolerate<T>(args: &MachineArgs, part: Result<Option<T>>) -> Result<Option<T>> {
+    match part {
+        Err(error) if !args.strict => {
+            say(&format!("going on without this part: {error:#}"));
+            Ok(None)
+        }
+        part => part,
+    }
+}
+
+fn extra_file(spec: &str) -> Result<(String, PathBuf, u32)> {
+    use std::os::unix::fs::PermissionsExt;
+    let (path, file) = spec
+        .split_once('=')
+        .with_context(|| format!("--file {spec}: expected PATH_IN_HOST=FILE"))?;
+    let mode = fs::metadata(file)
+        .with_context(|| format!("--file {spec}: reading {file}"))?
+        .permissions()
+        .mode();
+    Ok((path.trim_start_matches('/').to_owned(), file.into(), mode & 0o777))
+}
+
+fn run_name() -> Result<String> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    Ok(format!("{}-{}", now.as_secs(), std::process::id()))
+}
