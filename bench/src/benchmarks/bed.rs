@@ -16,8 +16,6 @@
 //! Exits are counted in whatever is below the host of the guests ([`Counts::below`]): L0's own counters, or the outer
 //! KVM's. Exits of guests are those that the KVM nearest to them counts.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
@@ -25,7 +23,11 @@ use serde::Serialize;
 use crate::{
     machine::{bochs::Platform, deadline::Span, layout::Layout},
     progress::Progress,
-    steps::{Run, prepare::MachineArgs},
+    steps::{
+        Run,
+        exits::{Below, Counts, LAZY_LABD, NO_FLUSH},
+        prepare::MachineArgs,
+    },
 };
 
 /// Long enough for a nested host to boot, and for what it is asked.
@@ -60,6 +62,16 @@ impl SetUp {
         }
     }
 
+    /// What runs the host of the guests.
+    #[must_use]
+    pub fn below(self) -> Below {
+        match self {
+            SetUp::Kvm => Below::Nothing,
+            SetUp::LocumNative | SetUp::LocumNested => Below::L0,
+            SetUp::NestedKvm => Below::OuterKvm,
+        }
+    }
+
     /// As in JSON.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -83,44 +95,6 @@ pub struct BedArgs {
     pub platform: Platform,
     /// Model of the machine's CPUs.
     pub cpu_model: String,
-}
-
-/// Exits since boot.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Counts {
-    /// Of guests, as the KVM of their host counts them: KVM's statistics that are not 0, `exits` being all.
-    pub guests: BTreeMap<String, u64>,
-    /// Taken by what is below that host, by reason: L0, or the outer KVM (its statistics). Empty if there is nothing.
-    pub below: BTreeMap<String, u64>,
-    /// All of `below`.
-    pub below_total: u64,
-}
-
-impl Counts {
-    /// Exits of guests, all reasons.
-    #[must_use]
-    pub fn guest_total(&self) -> u64 {
-        self.guests.get("exits").copied().unwrap_or(0)
-    }
-
-    /// What came since `earlier`.
-    #[must_use]
-    pub fn since(&self, earlier: &Self) -> Self {
-        let less = |now: &BTreeMap<String, u64>, then: &BTreeMap<String, u64>| {
-            now.iter()
-                .map(|(name, count)| {
-                    let before = then.get(name).copied().unwrap_or(0);
-                    (name.clone(), count.saturating_sub(before))
-                })
-                .filter(|(_, count)| *count > 0)
-                .collect()
-        };
-        Counts {
-            guests: less(&self.guests, &earlier.guests),
-            below: less(&self.below, &earlier.below),
-            below_total: self.below_total.saturating_sub(earlier.below_total),
-        }
-    }
 }
 
 /// A booted host with KVM.
@@ -153,7 +127,7 @@ impl Bed {
                 bed.begin_without_l0()?;
             }
         }
-        prepare(&mut bed.run)?;
+        bed.run.prepare_counting()?;
         Ok(bed)
     }
 
@@ -209,7 +183,7 @@ impl Bed {
     /// # Errors
     /// A host does not answer.
     pub fn counts(&mut self) -> Result<Counts> {
-        counts(&mut self.run, self.set_up)
+        self.run.exits(self.set_up.below())
     }
 
     /// Powers the server off.
@@ -238,7 +212,7 @@ impl Bed {
         self.sh(&format!(
             "setsid qemu-system-x86_64 -accel kvm -cpu host -M pc,usb=off,vmport=off -m {INNER_MIB} -smp {cpus} \
              -nodefaults -no-user-config -display none -no-reboot \
-             -kernel /boot/vmlinuz-{kernel} -initrd /run/initrd -append '{INNER_CMDLINE} {POLL}' \
+             -kernel /boot/vmlinuz-{kernel} -initrd /run/initrd -append '{INNER_CMDLINE} {LAZY_LABD}' \
              -serial file:/run/inner.log -serial none -serial none \
              -chardev serial,id=com4,path=/dev/ttyS3 -serial chardev:com4 >/run/inner.qemu 2>&1 </dev/null &"
         ))?;
@@ -254,47 +228,6 @@ impl Bed {
     }
 }
 
-/// Makes KVM's statistics readable in the reigning host, and its entries those of a server.
-///
-/// # Errors
-/// The host does not answer, or KVM is not loaded.
-pub fn prepare(run: &mut Run) -> Result<()> {
-    run.sh(&format!(
-        "mount -t debugfs none /sys/kernel/debug; [ -d /sys/kernel/debug/kvm ] && {NO_FLUSH}"
-    ))
-    .map(drop)
-}
-
-/// Exits so far on a machine of this set-up.
-///
-/// # Errors
-/// A host does not answer.
-pub fn counts(run: &mut Run, set_up: SetUp) -> Result<Counts> {
-    let guests = statistics(&run.sh(STATISTICS)?);
-    let (below, below_total) = match set_up {
-        SetUp::Kvm => Default::default(),
-        SetUp::LocumNative | SetUp::LocumNested => {
-            let exits = run.status()?.exits;
-            (exits.by_reason, exits.total)
-        }
-        SetUp::NestedKvm => {
-            let outer = run.machine.host(0).run(STATISTICS, BOOT)?;
-            let below = statistics(&outer.ok()?);
-            let total = below.get("exits").copied().unwrap_or(0);
-            (below, total)
-        }
-    };
-    Ok(Counts {
-        guests,
-        below,
-        below_total,
-    })
-}
-
-/// The emulated CPU lacks what servers have against L1TF, so KVM would empty the L1 data cache by software at most
-/// entries (`vmx_l1d_flush` in arch/x86/kvm/vmx/vmx.c): thousands of instructions, and a CPUID, which exits if the host
-/// is nested. Servers of the last years do not do that.
-const NO_FLUSH: &str = "echo never >/sys/module/kvm_intel/parameters/vmentry_l1d_flush";
 /// Generation of the inner host: an odd one, for COM4.
 const INNER: u32 = 1;
 /// RAM of the inner host, in MiB: its initramfs twice, the pool, and 700 MiB for QEMU and guests besides.
@@ -304,9 +237,6 @@ const INNER_MIB: u32 = 1280;
 const INNER_CMDLINE: &str = "console=ttyS0,115200 nokaslr idle=halt retain_initrd panic=-1 reboot=t \
      transparent_hugepage=never no_timer_check initcall_blacklist=load_system_certificate_list rodata=off \
      memmap=0x17e00000%0x30000000-1+0xefffffff locum.generation=1";
-/// The lab's hand looks at its line only so often: each look of the inner host's is several exits.
-pub const POLL: &str = "labd.idle_ms=100";
-
 fn machine(set_up: SetUp, args: &BedArgs) -> MachineArgs {
     let plain = matches!(set_up, SetUp::Kvm | SetUp::NestedKvm);
     let pool = if set_up == SetUp::Kvm {
@@ -322,56 +252,15 @@ fn machine(set_up: SetUp, args: &BedArgs) -> MachineArgs {
         platform: args.platform,
         cpu_model: args.cpu_model.clone(),
         workload: true,
-        cmdline: format!("{pool} {POLL}"),
+        cmdline: format!("{pool} {LAZY_LABD}"),
         ..MachineArgs::default()
     }
-}
-
-/// Prints `NAME:VALUE` for each of KVM's counters over all its VMs (virt/kvm/kvm_main.c, `kvm_init_debug`), by one
-/// process: they are dear in a nested host.
-const STATISTICS: &str = "cd /sys/kernel/debug/kvm && grep -s . *; true";
-
-/// KVM's counters of exits and injections that are not 0.
-fn statistics(text: &str) -> BTreeMap<String, u64> {
-    text.lines()
-        .filter_map(|line| line.split_once(':'))
-        .filter(|(name, _)| counts_events(name))
-        .filter_map(|(name, value)| Some((name.to_owned(), value.trim().parse().ok()?)))
-        .filter(|(_, value)| *value > 0)
-        .collect()
-}
-
-/// Whether a statistic only grows: the others say what is the case now.
-fn counts_events(name: &str) -> bool {
-    let exits = name.ends_with("exits") || name.ends_with("_injections");
-    let faults = name.starts_with("pf_") && name != "pf_guest";
-    exits || faults || matches!(name, "nested_run" | "hypercalls" | "tlb_flush")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::machine::bochs::HASWELL;
-
-    #[test]
-    fn statistics_are_events_that_happened() {
-        let text = "exits:120\nhalt_exits:0\npages_4k:77\nio_exits:20\nmax_mmu_page_hash_collisions:x\n";
-        let found = statistics(text);
-        let names: Vec<_> = found.iter().map(|(name, n)| (name.as_str(), *n)).collect();
-        assert_eq!(names, [("exits", 120), ("io_exits", 20)]);
-    }
-
-    #[test]
-    fn counts_since() {
-        let counts = |exits, cpuid, total| Counts {
-            guests: [("exits".to_owned(), exits)].into(),
-            below: [("cpuid".to_owned(), cpuid), ("ept".to_owned(), 5)].into(),
-            below_total: total,
-        };
-        let since = counts(30, 9, 19).since(&counts(10, 2, 12));
-        assert_eq!((since.guest_total(), since.below_total), (20, 7));
-        assert_eq!(since.below, [("cpuid".to_owned(), 7)].into());
-    }
 
     #[test]
     fn names_are_those_of_json() {

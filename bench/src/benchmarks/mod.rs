@@ -27,10 +27,11 @@ use crate::{
     image::kernel::announce,
     machine::bochs::{Platform, SKYLAKE_X},
     paths,
+    steps::events::{self, EVENTS, Event},
 };
 use bed::{BedArgs, SetUp};
 use redis::{Figure, RedisArgs};
-use vmexit::{EVENTS, Event, Table, VmexitArgs};
+use vmexit::{Table, VmexitArgs};
 
 /// A part of the benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -53,7 +54,7 @@ pub struct BenchArgs {
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = SetUp::ALL)]
     pub setups: Vec<SetUp>,
     /// Events of the vmexit table (default: all)
-    #[arg(long, value_delimiter = ',', value_parser = vmexit::find)]
+    #[arg(long, value_delimiter = ',', value_parser = events::find)]
     pub events: Vec<Event>,
     /// How often each event of the vmexit table is measured
     #[arg(long, default_value_t = 4000)]

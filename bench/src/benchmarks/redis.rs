@@ -11,11 +11,11 @@ use lab_ycsb::report::{self, Latency, Repetition};
 use serde::Serialize;
 
 use super::{
-    bed::{Bed, BedArgs, Counts, SetUp},
+    bed::{Bed, BedArgs, SetUp},
     figure::{self, Entry, PAPER, Spread},
     model::Costs,
 };
-use crate::machine::bochs::Platform;
+use crate::{machine::bochs::Platform, steps::exits::Counts};
 
 /// Operations of the repetition that is traced, at most: tracing makes every exit dearer.
 const TRACED: u64 = 1000;

@@ -3,12 +3,13 @@
 use anyhow::{Result, ensure};
 
 use crate::{
-    benchmarks::{
-        bed::{self, SetUp},
-        vmexit::{self, Cell},
-    },
     machine::bochs::SKYLAKE_X,
-    steps::{Run, prepare::MachineArgs},
+    steps::{
+        Run,
+        events::{self, Price},
+        exits::{Below, LAZY_LABD},
+        prepare::MachineArgs,
+    },
 };
 
 /// Instructions that nested mode may add to a guest's CPUID. On one CPU a tick is one.
@@ -24,18 +25,18 @@ const NOISE: f64 = 0.1;
 pub fn machine(args: &mut MachineArgs) {
     args.cpus = 1;
     args.cpu_model = SKYLAKE_X.into();
-    args.cmdline = bed::POLL.into();
+    args.cmdline = LAZY_LABD.into();
 }
 
 /// A guest executes CPUID natively, nested, and natively again.
 pub fn all(run: &mut Run) -> Result<()> {
     run.begin()?;
-    super::check_apicv(run)?;
-    bed::prepare(run)?;
-    vmexit::start_guest(run, 1)?;
+    super::refreshes::check_apicv(run)?;
+    run.prepare_counting()?;
+    run.start_measuring_guest(1)?;
     let native = natively(run)?;
     run.sh("locum enter")?;
-    let nested = cpuid(run, SetUp::LocumNested)?;
+    let nested = cpuid(run)?;
     run.sh("locum leave")?;
     let again = natively(run)?;
     ensure!(
@@ -64,17 +65,17 @@ pub fn all(run: &mut Run) -> Result<()> {
 }
 
 /// Not one exit to L0, from before the first event until after the last.
-fn natively(run: &mut Run) -> Result<Cell> {
+fn natively(run: &mut Run) -> Result<Price> {
     let before = run.status()?;
     ensure!(before.all_native(), "a CPU is nested: {:?}", before.cpus);
-    let cell = cpuid(run, SetUp::LocumNative)?;
+    let price = cpuid(run)?;
     let exits = run.status()?.exits.total - before.exits.total;
     ensure!(exits == 0, "native, L0 took {exits} exits");
-    Ok(cell)
+    Ok(price)
 }
 
-fn cpuid(run: &mut Run, set_up: SetUp) -> Result<Cell> {
-    let event = vmexit::find("cpuid").map_err(anyhow::Error::msg)?;
-    run.progress.step(&format!("{}: {}", set_up.title(), event.title));
-    vmexit::measure_event(run, set_up, &event, EVENTS)
+fn cpuid(run: &mut Run) -> Result<Price> {
+    let event = events::find("cpuid").map_err(anyhow::Error::msg)?;
+    run.progress.step(event.title);
+    run.measure(&event, EVENTS, Below::L0)
 }

@@ -4,17 +4,18 @@ mod abort;
 mod floor;
 mod kmod;
 mod native;
+mod refreshes;
 mod refuse;
 mod stock;
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use crate::{
     debian::kernels::{NEXT, OLDEST},
     machine::{
-        bochs::{self, IVY_BRIDGE, SKYLAKE_X},
+        bochs::{IVY_BRIDGE, SKYLAKE_X},
         layout::Layout,
     },
     steps::{Run, prepare::MachineArgs},
@@ -66,7 +67,10 @@ pub const CI: &[Scenario] = &[
         about: "from the stable line to the newest backports kernel and back, under a microvm and a q35 with two vCPUs, \
                 virtio disk and net; nothing unreclaimed grows",
         minutes: 15,
-        play: Play::On(|args| args.to = NEXT.into(), |run| refreshes(run, &["g1", "g2"], 2)),
+        play: Play::On(
+            |args| args.to = NEXT.into(),
+            |run| refreshes::all(run, &["g1", "g2"], 2),
+        ),
     },
     Scenario {
         name: "refresh-apicv",
@@ -74,7 +78,7 @@ pub const CI: &[Scenario] = &[
         minutes: 8,
         play: Play::On(
             |args| args.cpu_model = SKYLAKE_X.into(),
-            |run| refreshes(run, &["g1", "g2"], 1),
+            |run| refreshes::all(run, &["g1", "g2"], 1),
         ),
     },
     Scenario {
@@ -86,7 +90,7 @@ pub const CI: &[Scenario] = &[
                 args.cpus = 2;
                 args.cpu_model = IVY_BRIDGE.into();
             },
-            |run| refreshes(run, &["g1"], 1),
+            |run| refreshes::all(run, &["g1"], 1),
         ),
     },
     Scenario {
@@ -155,7 +159,7 @@ pub const BY_NAME: &[Scenario] = &[
         name: "three-generations",
         about: "A to B to A' under a microvm and a q35 with two vCPUs, virtio disk and net; nothing unreclaimed grows",
         minutes: 15,
-        play: Play::On(|_| {}, |run| refreshes(run, &["g1", "g2"], 2)),
+        play: Play::On(|_| {}, |run| refreshes::all(run, &["g1", "g2"], 2)),
     },
     Scenario {
         name: "plain-kvm",
@@ -168,32 +172,32 @@ pub const BY_NAME: &[Scenario] = &[
                 args.cpus = 2;
                 args.cmdline = Layout::USUAL.plain_pool();
             },
-            plain_kvm,
+            native::plain,
         ),
     },
     Scenario {
         name: "hosts",
         about: "4 CPUs, one refresh, no guest",
         minutes: 4,
-        play: Play::On(|_| {}, |run| refreshes(run, &[], 1)),
+        play: Play::On(|_| {}, |run| refreshes::all(run, &[], 1)),
     },
     Scenario {
         name: "hosts-2-cpus",
         about: "the same with 2 CPUs",
         minutes: 4,
-        play: Play::On(|args| args.cpus = 2, |run| refreshes(run, &[], 1)),
+        play: Play::On(|args| args.cpus = 2, |run| refreshes::all(run, &[], 1)),
     },
     Scenario {
         name: "hosts-three",
         about: "A to B to A', no guest",
         minutes: 7,
-        play: Play::On(|_| {}, |run| refreshes(run, &[], 2)),
+        play: Play::On(|_| {}, |run| refreshes::all(run, &[], 2)),
     },
     Scenario {
         name: "refresh",
         about: "4 CPUs, one guest, one refresh",
         minutes: 5,
-        play: Play::On(|_| {}, |run| refreshes(run, &["g1"], 1)),
+        play: Play::On(|_| {}, |run| refreshes::all(run, &["g1"], 1)),
     },
     Scenario {
         name: "abort-hang",
@@ -232,63 +236,3 @@ pub const BY_NAME: &[Scenario] = &[
         play: Play::On(stock::machine, stock::all),
     },
 ];
-
-fn plain_kvm(run: &mut Run) -> Result<()> {
-    run.sh("modprobe kvm_intel && /guest/pool-up.sh")?;
-    run.start_guest("g1")?;
-    run.check_guests()?;
-    run.power_off()
-}
-
-/// Ticks from QEMU's stop in the one host to its resume in the other that a guest may take: 6 million for a microvm, 60
-/// for one with devices; and twice in each of three steps a slice of the scheduler's (3 ms) for whoever else uses that
-/// CPU. On the server's model that is most of it: the others watch over the work.
-fn pause_limit(guest: &str, cpu_model: &str) -> u64 {
-    let work = if guest == "g1" { 6_000_000 } else { 60_000_000 };
-    let slice = 3 * bochs::tsc_hz(cpu_model).unwrap_or(bochs::IPS) / 1000;
-    work + 6 * slice
-}
-
-/// The watcher's word may be so many times as much: while others take the successor's CPUs, its own absence counts.
-const WATCHER: u64 = 10;
-
-/// On a CPU that has all of it, KVM in the reigning host uses APICv: else the scenario does not show what it says.
-fn check_apicv(run: &mut Run) -> Result<()> {
-    if run.cpu_model == SKYLAKE_X {
-        let used = run.sh("cat /sys/module/kvm_intel/parameters/enable_apicv")?;
-        ensure!(used.trim() == "Y", "KVM does not use APICv: {used}");
-        run.check(&format!("generation {}: KVM uses APICv", run.generation));
-    }
-    Ok(())
-}
-
-/// So many refreshes in one boot, the kernels taking turns.
-fn refreshes(run: &mut Run, guests: &[&str], count: u32) -> Result<()> {
-    let guests: Vec<_> = guests.iter().map(|name| (*name).to_owned()).collect();
-    run.start_native(&guests)?;
-    check_apicv(run)?;
-    let releases = [run.to.clone(), run.report.incumbent.clone()];
-    let mut lost = None;
-    for release in releases.iter().cycle().take(count as usize) {
-        let successor = run.successor_of(release)?;
-        run.replace_host(&successor)?;
-        check_apicv(run)?;
-        for guest in &run.report.guests {
-            let limit = pause_limit(&guest.name, &run.cpu_model);
-            let stopped = guest.stopped();
-            let (seen, by) = (guest.pause_instructions, &guest.pause_seen_by);
-            ensure!(
-                (1..limit).contains(&stopped) && seen < limit * WATCHER,
-                "guest {} stood still for {stopped} instructions, {seen} as seen by {by}; the limit is {limit}",
-                guest.name,
-            );
-        }
-        let now = run.report.unreclaimed_bytes;
-        ensure!(
-            lost.is_none_or(|lost| now <= lost),
-            "unreclaimed memory grew to {now} bytes"
-        );
-        lost = Some(now);
-    }
-    run.power_off()
-}

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 
-use super::pause_limit;
+use super::refreshes::pause_limit;
 use crate::{
     image::stock_guest::NAME,
     machine::layout::Layout,

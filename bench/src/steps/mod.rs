@@ -6,6 +6,8 @@
 //! hold after each.
 
 mod checked;
+pub mod events;
+pub mod exits;
 mod guests;
 pub mod prepare;
 pub mod refresh;

@@ -1,0 +1,61 @@
+//! Hosts replaced one after the other under their guests, which stand still no longer than they may.
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    machine::bochs::{self, SKYLAKE_X},
+    steps::Run,
+};
+
+/// Ticks from QEMU's stop in the one host to its resume in the other that a guest may take: 6 million for a microvm, 60
+/// for one with devices; and twice in each of three steps a slice of the scheduler's (3 ms) for whoever else uses that
+/// CPU. On the server's model that is most of it: the others watch over the work.
+pub fn pause_limit(guest: &str, cpu_model: &str) -> u64 {
+    let work = if guest == "g1" { 6_000_000 } else { 60_000_000 };
+    let slice = 3 * bochs::tsc_hz(cpu_model).unwrap_or(bochs::IPS) / 1000;
+    work + 6 * slice
+}
+
+/// The watcher's word may be so many times as much: while others take the successor's CPUs, its own absence counts.
+const WATCHER: u64 = 10;
+
+/// On a CPU that has all of it, KVM in the reigning host uses APICv: else the scenario does not show what it says.
+pub fn check_apicv(run: &mut Run) -> Result<()> {
+    if run.cpu_model == SKYLAKE_X {
+        let used = run.sh("cat /sys/module/kvm_intel/parameters/enable_apicv")?;
+        ensure!(used.trim() == "Y", "KVM does not use APICv: {used}");
+        run.check(&format!("generation {}: KVM uses APICv", run.generation));
+    }
+    Ok(())
+}
+
+/// So many refreshes in one boot, the kernels taking turns.
+pub fn all(run: &mut Run, guests: &[&str], count: u32) -> Result<()> {
+    let guests: Vec<_> = guests.iter().map(|name| (*name).to_owned()).collect();
+    run.start_native(&guests)?;
+    check_apicv(run)?;
+    let releases = [run.to.clone(), run.report.incumbent.clone()];
+    let mut lost = None;
+    for release in releases.iter().cycle().take(count as usize) {
+        let successor = run.successor_of(release)?;
+        run.replace_host(&successor)?;
+        check_apicv(run)?;
+        for guest in &run.report.guests {
+            let limit = pause_limit(&guest.name, &run.cpu_model);
+            let stopped = guest.stopped();
+            let (seen, by) = (guest.pause_instructions, &guest.pause_seen_by);
+            ensure!(
+                (1..limit).contains(&stopped) && seen < limit * WATCHER,
+                "guest {} stood still for {stopped} instructions, {seen} as seen by {by}; the limit is {limit}",
+                guest.name,
+            );
+        }
+        let now = run.report.unreclaimed_bytes;
+        ensure!(
+            lost.is_none_or(|lost| now <= lost),
+            "unreclaimed memory grew to {now} bytes"
+        );
+        lost = Some(now);
+    }
+    run.power_off()
+}
