@@ -2,7 +2,7 @@
 //!
 //! [`Machine`] runs [`bochs`] (or [`qemu`]) and watches over it: its logs are read by [`follow`], its time is that of
 //! [`deadline`], and [`layout`] says where what lies in its RAM. To each [`Host`] on it leads a [`channel`], a serial
-//! line.
+//! line. Where several users share the developer's machine, their emulators take [`turns`].
 
 pub mod bochs;
 pub mod channel;
@@ -12,7 +12,7 @@ mod host;
 pub mod layout;
 pub mod qemu;
 mod server;
-pub mod slots;
+pub mod turns;
 
 pub use host::Host;
 pub use server::{Machine, Setup};

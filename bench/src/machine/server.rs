@@ -16,7 +16,7 @@ use super::{
     deadline::{Clock, Moment, Span},
     follow::{self, Follower},
     qemu,
-    slots::{self, Slot},
+    turns::{self, Turn},
 };
 use crate::tools;
 
@@ -51,7 +51,7 @@ pub struct Machine {
     signs: Vec<Sign>,
     expected: Vec<&'static str>,
     // Last, so that the next emulator starts when this one is gone.
-    _slot: Slot,
+    _turn: Turn,
 }
 
 /// One of [`FATAL`], followed.
@@ -91,7 +91,7 @@ impl Machine {
         for file in LOGS.iter().chain([&bochs::TICKS]) {
             let _ = fs::remove_file(setup.dir.join(file));
         }
-        let slot = slots::take()?;
+        let turn = turns::take()?;
         let channels = [Channel::listen()?, Channel::listen()?];
         let hardware = Hardware {
             cpus: setup.cpus,
@@ -115,7 +115,7 @@ impl Machine {
             end: Moment::after_start(setup.limit),
             signs: signs(&setup.dir),
             expected: Vec::new(),
-            _slot: slot,
+            _turn: turn,
         })
     }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::{
     debian::{Archive, apt::Apt, index, roots::Root, trees},
     image::{build, kernel::Kernel},
-    machine::{qemu, slots},
+    machine::{qemu, turns},
     paths,
     progress::say,
     tools,
@@ -20,7 +20,7 @@ pub fn check(name: &str, dir: &Path) -> Result<()> {
     let module = build::module(&kernel)?.context("the workspace has no kmod/Makefile")?;
     let busybox = Root::host()?.path("usr/bin/busybox");
     fs::create_dir_all(dir)?;
-    let _slot = slots::take()?;
+    let _turn = turns::take()?;
     let (status, text) = tools::status(
         Command::new("sh")
             .arg(paths::workspace().join("host-hotplug-agent/kmod/tests/run.sh"))

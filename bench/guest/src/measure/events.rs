@@ -138,10 +138,10 @@ impl Bench {
 fn each(count: u32, mut turn: impl FnMut()) -> Vec<u64> {
     // Written before, so that no page of it is touched for the first time while ticks are counted.
     let mut ticks = vec![u64::MAX; count as usize];
-    for slot in &mut ticks {
+    for turn_ticks in &mut ticks {
         let begin = tsc::read_ordered();
         turn();
-        *slot = tsc::read_ordered().wrapping_sub(begin);
+        *turn_ticks = tsc::read_ordered().wrapping_sub(begin);
     }
     ticks
 }

@@ -25,7 +25,7 @@ impl Fake {
             end: Moment::after_start(limit),
             signs: signs(dir.path()),
             expected: Vec::new(),
-            _slot: Slot::default(),
+            _turn: Turn::default(),
         };
         Self { machine, dir }
     }
