@@ -115,6 +115,14 @@ pub fn output(command: &mut Command) -> Result<String> {
     )
 }
 
+/// Runs shell text quietly, as [`run`]; the paths are its `$1` and so on.
+///
+/// # Errors
+/// It fails.
+pub fn shell(text: &str, paths: &[&Path]) -> Result<()> {
+    run(Command::new("sh").args(["-c", text, "sh"]).args(paths))
+}
+
 /// Runs a command quietly; returns its exit status (`None`: a signal ended it), and all that it wrote.
 ///
 /// # Errors
@@ -179,6 +187,14 @@ mod tests {
         assert_eq!(last_lines("a\nb", 5), "a\nb");
         assert_eq!(last_lines("a\nb\nc", 2), "b\nc");
         assert_eq!(last_lines("", 2), "");
+    }
+
+    #[test]
+    fn shell_text_has_its_paths() {
+        let dir = tempfile::tempdir().unwrap();
+        shell(r#"echo "$2" > "$1"/out"#, &[dir.path(), Path::new("a b")]).unwrap();
+        assert_eq!(std::fs::read_to_string(dir.path().join("out")).unwrap(), "a b\n");
+        assert!(shell("exit 1", &[]).is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::{
-    debian::{Archive, roots::Root, trees},
+    debian::{Archive, root::Root, trees},
     image::{
         build,
         kernel::{self, Kernel, announce},

@@ -2,13 +2,16 @@
 //!
 //! [`apt`] keeps an apt of the lab's own, apart from the machine's; [`index`] reads the package lists that it fetches;
 //! [`kernels`] says which kernels there are and which one a name means; [`trees`] are the Debian trees in the cache;
-//! [`fetch`] makes new ones. [`Archive`] puts the first three together, once per run.
+//! [`fetch`] makes new ones. [`Archive`] puts the first three together, once per run. What is taken from all this is a
+//! [`root`], made by one of the [`recipes`]; [`recipe`] says whether today's can be had or an earlier one has to do.
 
 pub mod apt;
 pub mod fetch;
 pub mod index;
 pub mod kernels;
-pub mod roots;
+mod recipe;
+mod recipes;
+pub mod root;
 pub mod trees;
 
 use std::sync::{Arc, Mutex, PoisonError};

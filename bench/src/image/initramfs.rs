@@ -15,15 +15,10 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::{build, files::Files, kernel::Kernel, stock_guest::StockGuest};
-use crate::{
-    debian::{roots::Root, trees},
-    paths,
-    progress::say,
-    tools,
-};
+use crate::{debian::root::Root, paths, tools};
 
 /// Blobs that QEMU loads for the machines of the lab (microvm, pc, q35), from `usr/share`.
 const FIRMWARE: &[&str] = &[
@@ -182,23 +177,28 @@ const LINKS: &[(&str, &str)] = &[
     ("guest", "/own/guest"),
 ];
 
-/// The image that depends on the host root only: made once per root.
+/// How squashfs images are packed: quickly read, and the same from the same files.
+const SQUASHFS: &[&str] = &[
+    "-quiet",
+    "-no-progress",
+    "-noappend",
+    "-all-root",
+    "-all-time",
+    "0",
+    "-no-xattrs",
+    "-comp",
+    "lz4",
+    "-Xhc",
+    "-b",
+    "64K",
+];
+
+/// The image that depends on the host root only, and on what is taken from there: made once.
 fn base() -> Result<PathBuf> {
     let root = Root::host()?;
-    let key = root
-        .dir()
-        .file_name()
-        .context("root without a name")?
-        .to_string_lossy()
-        .into_owned();
-    let target = paths::cache()?.join(format!("{key}-base.sqfs"));
-    // Labs of several work trees share the cache.
-    let _lock = trees::lock(&target)?;
-    if !target.exists() {
-        say("packing QEMU");
-        squashfs(&base_archive(&root)?, &target)?;
-    }
-    Ok(target)
+    root.derived("base.sqfs", (PROGRAMS, FIRMWARE, SQUASHFS), |part| {
+        squashfs(&base_archive(&root)?, part)
+    })
 }
 
 fn squashfs(archive: &Files, target: &Path) -> Result<()> {
@@ -207,23 +207,7 @@ fn squashfs(archive: &Files, target: &Path) -> Result<()> {
         fs::remove_dir_all(&stage)?;
     }
     archive.stage(&stage)?;
-    let part = trees::part(target);
-    tools::run(
-        Command::new("mksquashfs")
-            .arg(&stage)
-            .arg(&part)
-            .args([
-                "-quiet",
-                "-no-progress",
-                "-noappend",
-                "-all-root",
-                "-all-time",
-                "0",
-                "-no-xattrs",
-            ])
-            .args(["-comp", "lz4", "-Xhc", "-b", "64K"]),
-    )?;
-    fs::rename(&part, target)?;
+    tools::run(Command::new("mksquashfs").arg(&stage).arg(target).args(SQUASHFS))?;
     fs::remove_dir_all(&stage)?;
     Ok(())
 }

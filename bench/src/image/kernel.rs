@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    debian::{Archive, Pocket, roots::Root},
+    debian::{Archive, Pocket, root::Root},
     paths,
     progress::say,
     tools,

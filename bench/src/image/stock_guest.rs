@@ -17,12 +17,7 @@ use std::{
 use anyhow::{Context, Result};
 use lab_guest::{map::Shared, nbd};
 
-use crate::{
-    debian::{roots::Root, trees},
-    paths,
-    progress::say,
-    tools,
-};
+use crate::{debian::root::Root, tools};
 
 /// Its name.
 pub const NAME: &str = "g3";
@@ -42,13 +37,7 @@ impl StockGuest {
     /// It cannot be fetched, or its disk cannot be made.
     pub fn get() -> Result<Self> {
         let root = Root::guest()?;
-        let name = root.dir().file_name().context("root without a name")?;
-        let disk = paths::cache()?.join(format!("{}.ext4", name.display()));
-        let _lock = trees::lock(&disk)?;
-        if !disk.exists() {
-            say("making the stock guest's disk");
-            make_disk(&root, &disk)?;
-        }
+        let disk = root.derived("disk.ext4", (DISK, NAME), |part| make_disk(&root, part))?;
         Ok(Self { root, disk })
     }
 
@@ -87,8 +76,7 @@ impl StockGuest {
 
 /// An ext4 image of the tree, its owners as they are there.
 fn make_disk(root: &Root, disk: &Path) -> Result<()> {
-    let part = trees::part(disk);
-    fs::File::create(&part)?.set_len(DISK << 20)?;
+    fs::File::create(disk)?.set_len(DISK << 20)?;
     let mke2fs = root.program("usr/sbin/mke2fs");
     let mut command = Command::new(mke2fs.get_program());
     if !tools::is_root() {
@@ -102,11 +90,9 @@ fn make_disk(root: &Root, disk: &Path) -> Result<()> {
         .args(mke2fs.get_args())
         .args(["-q", "-F", "-t", "ext4", "-L", NAME, "-d"])
         .arg(root.dir())
-        .arg(&part)
+        .arg(disk)
         .env("MKE2FS_CONFIG", root.path("etc/mke2fs.conf"));
-    tools::run(&mut command)?;
-    fs::rename(&part, disk)?;
-    Ok(())
+    tools::run(&mut command)
 }
 
 /// A copy of the guest's disk, served over NBD to whoever connects for as long as the lab runs.

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::debian::roots::Root;
+use crate::debian::root::Root;
 
 /// Instructions per second that the emulated clock assumes.
 pub const IPS: u64 = 100_000_000;

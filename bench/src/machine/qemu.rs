@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use super::bochs::Hardware;
-use crate::debian::roots::Root;
+use crate::debian::root::Root;
 
 /// The words that start the hosts' own QEMU on this machine, as the user who runs the lab.
 ///

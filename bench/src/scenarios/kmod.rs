@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command};
 use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::{
-    debian::{Archive, apt::Apt, index, roots::Root, trees},
+    debian::{Archive, apt::Apt, index, root::Root},
     image::{build, kernel::Kernel},
     machine::{qemu, turns},
     paths,
@@ -50,28 +50,15 @@ pub fn every(dir: &Path) -> Result<()> {
         .map_err(|why| anyhow!("Debian's archive can't be reached, and this is about all that it has: {why}"))?;
     let apt = Apt::new(&paths::cache()?)?;
     let tree = Root::compiler()?;
-    // Headers are put into it and go again.
-    let _lock = trees::lock(tree.dir())?;
     let mut releases = Vec::new();
     for entry in archive.kernels.entries().iter().filter(|entry| entry.archive) {
         let release = &entry.release;
         let debs = dir.join("debs");
         fs::create_dir_all(&debs)?;
         apt.download(&index::headers(index, release), &debs)?;
-        // Into the tree, past its links from / to /usr.
-        let made = tools::run(Command::new("sh").arg("-c").arg(
-            r#"for deb in "$1"/*.deb; do dpkg-deb --fsys-tarfile "$deb" | tar -x --keep-directory-symlink -C "$2" || exit 1; done"#,
-        ).arg("sh").arg(&debs).arg(tree.dir()))
-        .and_then(|()| build::module(&Kernel::headers_in(&tree, release)));
+        let built = tree.with_headers(&debs, || build::module(&Kernel::headers_in(&tree, release)));
         fs::remove_dir_all(&debs)?;
-        tools::run(
-            Command::new("sh")
-                .arg("-c")
-                .arg(r#"rm -rf "$1"/usr/src/linux-* "$1"/usr/lib/linux-kbuild-* "$1"/usr/lib/modules"#)
-                .arg("sh")
-                .arg(tree.dir()),
-        )?;
-        made?.context("the workspace has no kmod/Makefile")?;
+        built?.context("the workspace has no kmod/Makefile")?;
         releases.push(release.clone());
     }
     ensure!(!releases.is_empty(), "the archive has no kernel");

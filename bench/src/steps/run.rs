@@ -8,7 +8,7 @@ use super::{
     witness::Guest,
 };
 use crate::{
-    debian::roots::Root,
+    debian::root::Root,
     image::{
         kernel::Kernel,
         stock_guest::{Disk, StockGuest},

@@ -1,0 +1,139 @@
+//! The trees that the lab takes programs and kernels from.
+
+use std::fs;
+
+use anyhow::{Result, bail, ensure};
+
+use super::{
+    Pocket,
+    recipe::{Incompatible, Recipe},
+    root::Root,
+};
+use crate::{progress::say, tools};
+
+/// What the lab's Bochs needs changed, and how it is built.
+const BOCHS_PATCH: &str = include_str!("../../emulator/bochs.patch");
+const BOCHS_BUILD: &str = include_str!("../../emulator/build.sh");
+/// What `build.sh` ends with if the patch does not apply.
+const DOES_NOT_APPLY: i32 = 3;
+/// What an operator sets in the stock guest.
+const GUEST_SETUP: &str = include_str!("../../guest/stock/setup.sh");
+
+impl Root {
+    /// The emulator, `usr/bin/bochs`: built from Debian's source with the lab's fixes, which takes some minutes the
+    /// first time.
+    ///
+    /// # Errors
+    /// The tree cannot be fetched, or Bochs does not build and was never built.
+    pub fn bochs() -> Result<Self> {
+        let packages = ["g++", "make", "patch", "xz-utils", "bochsbios", "vgabios"];
+        Recipe {
+            // Of the same source package, and of the same version.
+            lead: Some("bochsbios"),
+            source: Some("bochs"),
+            ingredients: &[BOCHS_PATCH, BOCHS_BUILD],
+            ..Recipe::new("bochs", "the emulator's source and a compiler", &packages)
+        }
+        .tree(build_bochs)
+    }
+
+    /// User space of a host: busybox, QEMU, and what workloads need.
+    ///
+    /// # Errors
+    /// As [`Root::bochs`].
+    pub fn host() -> Result<Self> {
+        let packages = [
+            "qemu-system-x86",
+            "busybox-static",
+            "seabios",
+            "kmod",
+            "socat",
+            "setserial",
+            "redis-server",
+        ];
+        Recipe {
+            lead: Some("qemu-system-x86"),
+            ..Recipe::new("host", "user space of the hosts (QEMU, Redis)", &packages)
+        }
+        .tree(as_it_is)
+    }
+
+    /// A Debian system as an operator has it in a virtual machine: kernel, initramfs, systemd, a web server. `boot/`
+    /// has the kernel and its initramfs.
+    ///
+    /// # Errors
+    /// As [`Root::bochs`].
+    pub fn guest() -> Result<Self> {
+        let packages = [
+            "linux-image-cloud-amd64",
+            "initramfs-tools",
+            "zstd",
+            "systemd-sysv",
+            "udev",
+            "dbus",
+            "e2fsprogs",
+            "lighttpd",
+        ];
+        Recipe {
+            lead: Some("linux-image-cloud-amd64"),
+            hook: Some(GUEST_SETUP),
+            ..Recipe::new("guest", "a stock Debian guest", &packages)
+        }
+        .tree(as_it_is)
+    }
+
+    /// A kernel of the given release (`uname -r`), its headers, and what builds modules for it.
+    ///
+    /// # Errors
+    /// As [`Root::bochs`].
+    pub fn kernel(release: &str, pocket: Pocket) -> Result<Self> {
+        let [image, headers] = ["image", "headers"].map(|part| format!("linux-{part}-{release}"));
+        // Headers bring a compiler, but no assembler.
+        let packages = [&image, &headers, "gcc", "binutils", "make"];
+        Recipe {
+            backports: pocket == Pocket::Backports,
+            ..Recipe::new(&format!("kernel-{release}"), &format!("kernel {release}"), &packages)
+        }
+        .tree(as_it_is)
+    }
+
+    /// What builds modules, for kernels whose headers are put there.
+    ///
+    /// # Errors
+    /// As [`Root::bochs`].
+    pub fn compiler() -> Result<Self> {
+        // What headers packages would bring; the libraries are for the kernel's own tools.
+        let packages = ["gcc", "binutils", "make", "pahole", "libelf1t64", "libssl3t64"];
+        Recipe {
+            lead: Some("gcc"),
+            ..Recipe::new("compiler", "a compiler for modules", &packages)
+        }
+        .tree(as_it_is)
+    }
+}
+
+/// Nothing is to be done to a tree once it is fetched.
+fn as_it_is(_: &Root, _: &str) -> Result<()> {
+    Ok(())
+}
+
+fn build_bochs(root: &Root, version: &str) -> Result<()> {
+    say("building Bochs, once");
+    fs::write(root.path("usr/src/bochs.patch"), BOCHS_PATCH)?;
+    fs::write(root.path("usr/src/build.sh"), BOCHS_BUILD)?;
+    let (status, text) = tools::status(root.chroot().args(["sh", "/usr/src/build.sh"]))?;
+    if status == Some(DOES_NOT_APPLY) {
+        // The patch says in its first line what it is for.
+        let patched = BOCHS_PATCH.split(',').next().unwrap_or_default();
+        bail!(Incompatible(format!(
+            "bench/emulator/bochs.patch is for {patched} and does not apply to Debian's Bochs {version}; mend the patch:\n{}",
+            tools::last_lines(&text, 10)
+        )));
+    }
+    ensure!(
+        status == Some(0),
+        "Bochs {version} does not build (bench/emulator/build.sh):\n{}",
+        tools::last_lines(&text, 30)
+    );
+    Ok(())
+}
