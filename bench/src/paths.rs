@@ -1,6 +1,7 @@
 //! Where the lab keeps things.
 
 use std::{
+    env,
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
 };
@@ -28,12 +29,7 @@ pub fn out() -> PathBuf {
 /// # Errors
 /// Neither `XDG_CACHE_HOME` nor `HOME` is set.
 pub fn cache() -> Result<PathBuf> {
-    if let Some(dir) = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()) {
-        return Ok(PathBuf::from(dir).join("locum"));
-    }
-    let home = std::env::var_os("HOME")
-        .context("neither XDG_CACHE_HOME nor HOME is set; set one, the lab caches Debian roots there")?;
-    Ok(PathBuf::from(home).join(".cache/locum"))
+    of_user("XDG_CACHE_HOME", ".cache", "caches Debian trees")
 }
 
 /// What is to outlive the cache: `$XDG_STATE_HOME/locum`, by default `~/.local/state/locum`.
@@ -41,12 +37,17 @@ pub fn cache() -> Result<PathBuf> {
 /// # Errors
 /// Neither `XDG_STATE_HOME` nor `HOME` is set.
 pub fn state() -> Result<PathBuf> {
-    if let Some(dir) = std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()) {
+    of_user("XDG_STATE_HOME", ".local/state", "keeps its results")
+}
+
+/// Locum's directory in that which `variable` names, by default `~/DEFAULT`.
+fn of_user(variable: &str, default: &str, what: &str) -> Result<PathBuf> {
+    if let Some(dir) = env::var_os(variable).filter(|dir| !dir.is_empty()) {
         return Ok(PathBuf::from(dir).join("locum"));
     }
-    let home = std::env::var_os("HOME")
-        .context("neither XDG_STATE_HOME nor HOME is set; set one, the lab keeps its results there")?;
-    Ok(PathBuf::from(home).join(".local/state/locum"))
+    let home = env::var_os("HOME")
+        .with_context(|| format!("neither {variable} nor HOME is set; set one, the lab {what} there"))?;
+    Ok(PathBuf::from(home).join(default).join("locum"))
 }
 
 /// Takes the lock `DIR/NAME.lock`, waiting for whoever has it; held until the file is dropped.

@@ -3,7 +3,7 @@
 use std::{
     env,
     path::Path,
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
@@ -98,11 +98,7 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// # Errors
 /// The program cannot be started or fails.
 pub fn output(command: &mut Command) -> Result<String> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("starting {name}"))?;
+    let output = ended(command)?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.success() {
         return Ok(stdout);
@@ -128,14 +124,18 @@ pub fn shell(text: &str, paths: &[&Path]) -> Result<()> {
 /// # Errors
 /// The program cannot be started.
 pub fn status(command: &mut Command) -> Result<(Option<i32>, String)> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("starting {name}"))?;
+    let output = ended(command)?;
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.push_str(&String::from_utf8_lossy(&output.stderr));
     Ok((output.status.code(), text))
+}
+
+fn ended(command: &mut Command) -> Result<Output> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("starting {name}"))
 }
 
 /// Removes a directory that may hold a Debian tree; without root, its files belong to other ids of this user's name

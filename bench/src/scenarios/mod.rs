@@ -42,6 +42,16 @@ pub enum Play {
     Program(fn(&Path) -> Result<()>),
 }
 
+/// A successor that fails in one way on a machine as usual.
+const fn abort(name: &'static str, about: &'static str, play: fn(&mut Run) -> Result<()>) -> Scenario {
+    Scenario {
+        name,
+        about,
+        minutes: 5,
+        play: Play::On(|_| {}, play),
+    }
+}
+
 /// Every scenario.
 pub fn every() -> impl Iterator<Item = &'static Scenario> {
     CI.iter().chain(BY_NAME)
@@ -199,36 +209,29 @@ pub const BY_NAME: &[Scenario] = &[
         minutes: 5,
         play: Play::On(|_| {}, |run| refreshes::all(run, &["g1"], 1)),
     },
-    Scenario {
-        name: "abort-hang",
-        about: "a successor that hangs with interrupts off, no guest",
-        minutes: 5,
-        play: Play::On(|_| {}, |run| abort::each(run, &[], &[abort::HANG])),
-    },
-    Scenario {
-        name: "abort-triple-fault",
-        about: "a successor that ends in a triple fault, no guest",
-        minutes: 5,
-        play: Play::On(|_| {}, |run| abort::each(run, &[], &[abort::TRIPLE_FAULT])),
-    },
-    Scenario {
-        name: "abort-wild-write",
-        about: "a successor that writes to the incumbent's memory, no guest",
-        minutes: 5,
-        play: Play::On(|_| {}, |run| abort::each(run, &[], &[abort::WILD_WRITE])),
-    },
-    Scenario {
-        name: "abort-garbage",
-        about: "a successor whose kernel is garbage, no guest",
-        minutes: 5,
-        play: Play::On(|_| {}, |run| abort::each(run, &[], &[abort::GARBAGE])),
-    },
-    Scenario {
-        name: "abort-panic",
-        about: "a successor that panics, no guest",
-        minutes: 5,
-        play: Play::On(|_| {}, |run| abort::each(run, &[], &[abort::PANIC])),
-    },
+    abort(
+        "abort-hang",
+        "a successor that hangs with interrupts off, no guest",
+        |run| abort::each(run, &[], &[abort::HANG]),
+    ),
+    abort(
+        "abort-triple-fault",
+        "a successor that ends in a triple fault, no guest",
+        |run| abort::each(run, &[], &[abort::TRIPLE_FAULT]),
+    ),
+    abort(
+        "abort-wild-write",
+        "a successor that writes to the incumbent's memory, no guest",
+        |run| abort::each(run, &[], &[abort::WILD_WRITE]),
+    ),
+    abort(
+        "abort-garbage",
+        "a successor whose kernel is garbage, no guest",
+        |run| abort::each(run, &[], &[abort::GARBAGE]),
+    ),
+    abort("abort-panic", "a successor that panics, no guest", |run| {
+        abort::each(run, &[], &[abort::PANIC])
+    }),
     Scenario {
         name: "refresh-stock-guest",
         about: "4 CPUs, a Debian as it is installed in a virtual machine: it serves all along, nothing is wrong in its journal",
