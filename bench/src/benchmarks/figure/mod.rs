@@ -2,15 +2,17 @@
 //!
 //! Counted and modelled figures stay apart: columns, fields and bars of their own.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+mod drawing;
+mod table;
 
-use anyhow::{Context, Result, anyhow};
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
 use lab_ycsb::report::Latency;
-use plotters::{
-    coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter},
-    prelude::*,
-};
 use serde::Serialize;
+
+pub use drawing::draw;
+pub use table::table;
 
 use super::{
     bed::SetUp,
@@ -135,223 +137,6 @@ pub fn compare(entries: &mut [Entry], costs: &Costs) {
         entry.modelled_overhead_percent = Some(costs.overhead(&counted, &base));
         entry.modelled_parts_percent = Some(costs.parts(&counted, &base));
     }
-}
-
-/// The table for people.
-#[must_use]
-pub fn table(entries: &[Entry]) -> String {
-    let mut text = format!(
-        "{:<14}|{:^61}|{:^25}|{:^9}\n{:<14}|{:>12} {:>17} {:>12} {:>9} {:>7}|{:>25}|{:>9}\n",
-        "",
-        "counted, per operation",
-        "modelled",
-        "paper",
-        "set-up",
-        "instructions",
-        "spread",
-        "guest exits",
-        "L0 exits",
-        "more %",
-        "more % (low to high)",
-        "more %"
-    );
-    for entry in entries {
-        let Spread { min, max, .. } = entry.instructions_spread;
-        let counted = entry
-            .counted_overhead_percent
-            .map_or_else(|| "-".to_owned(), |percent| format!("{percent:.2}"));
-        let modelled = entry.modelled_overhead_percent.map_or_else(
-            || "-".to_owned(),
-            |Overhead { low, mid, high }| format!("{mid:.2} ({low:.2} to {high:.2})"),
-        );
-        let paper = PAPER
-            .iter()
-            .find(|(set_up, _)| *set_up == entry.name)
-            .map_or_else(String::new, |(_, percent)| format!("{percent:.1}"));
-        let _ = writeln!(
-            text,
-            "{:<14}|{:>12.0} {:>17} {:>12.2} {:>9.2} {counted:>7}|{modelled:>25}|{paper:>9}",
-            entry.name.title(),
-            entry.instructions_per_op,
-            format!("{min:.0}-{max:.0}"),
-            entry.guest_exits_per_op,
-            entry.l0_exits_per_op,
-        );
-    }
-    for entry in entries {
-        if let Some(parts) = entry.modelled_parts_percent
-            && entry.l0_exits_per_op > 0.0
-        {
-            let _ = writeln!(
-                text,
-                "{:<14} modelled, of KVM's cycles: instructions {:.2} %, transitions {:.2}, VMPTRLD {:.2}, VMREAD {:.2}, \
-                 VMWRITE {:.2}, paging {:.2}",
-                entry.name.title(),
-                parts.instructions,
-                parts.transitions,
-                parts.vmptrld,
-                parts.vmread,
-                parts.vmwrite,
-                parts.paging
-            );
-        }
-        if let (Some(rate), Some(seconds)) = (entry.operations_per_second, entry.seconds) {
-            let _ = writeln!(
-                text,
-                "{:<14} measured: {:.0} operations/s ({:.0} to {:.0}), {seconds:.2} s in all",
-                entry.name.title(),
-                rate.median,
-                rate.min,
-                rate.max
-            );
-        }
-    }
-    text
-}
-
-const SIZE: (u32, u32) = (900, 520);
-const COUNTED: RGBColor = RGBColor(0x4c, 0x78, 0xa8);
-const MODELLED: RGBColor = RGBColor(0xf5, 0x85, 0x18);
-const OTHERS: RGBColor = RGBColor(0xb0, 0xb0, 0xb0);
-
-/// Percents on an axis that is stretched near zero, where the differences of interest are: it shows the square root.
-#[derive(Clone)]
-struct Stretched(f64);
-
-impl Ranged for Stretched {
-    type FormatOption = NoDefaultFormatting;
-    type ValueType = f64;
-
-    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
-        let root = |value: f64| value.max(0.0).sqrt();
-        let part = root(*value) / root(self.0);
-        #[expect(clippy::cast_possible_truncation, reason = "a pixel of the drawing")]
-        let offset = (part * f64::from(limit.1 - limit.0)) as i32;
-        limit.0 + offset
-    }
-
-    fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
-        [
-            0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0,
-        ]
-        .into_iter()
-        .filter(|point| *point <= self.0)
-        .collect()
-    }
-
-    fn range(&self) -> std::ops::Range<f64> {
-        0.0..self.0
-    }
-}
-
-impl ValueFormatter<f64> for Stretched {
-    fn format(value: &f64) -> String {
-        format!("{value}%")
-    }
-}
-
-/// Draws the figure for so many clients at the same time, as SVG. Bars: counted, with the spread of the repetitions;
-/// modelled, with its range; the paper's.
-///
-/// # Errors
-/// The drawing library refuses.
-pub fn draw(entries: &[Entry], clients: u64) -> Result<String> {
-    let mut svg = String::new();
-    // The library's errors borrow the drawing.
-    draw_into(entries, clients, &mut svg).map_err(|error| anyhow!("drawing figure 1: {error}"))?;
-    Ok(svg)
-}
-
-fn caption(clients: u64) -> String {
-    let plural = if clients == 1 { "" } else { "s" };
-    format!("Redis, YCSB workload A, {clients} client{plural}: overhead against plain KVM")
-}
-
-fn draw_into(entries: &[Entry], clients: u64, svg: &mut String) -> std::result::Result<(), Box<dyn std::error::Error>> {
-    let top = entries
-        .iter()
-        .flat_map(|entry| {
-            let modelled = entry.modelled_overhead_percent.map(|range| range.high);
-            let counted = entry.counted_overhead_spread_percent.map(|range| range.max);
-            [modelled, counted].into_iter().flatten()
-        })
-        .chain(PAPER.iter().map(|(_, percent)| *percent))
-        .fold(10.0, f64::max)
-        * 1.15;
-    let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
-    root.fill(&WHITE)?;
-    let count = i32::try_from(entries.len())?;
-    let mut chart = ChartBuilder::on(&root)
-        .caption(caption(clients), ("sans-serif", 22))
-        .margin(12)
-        .x_label_area_size(36)
-        .y_label_area_size(64)
-        .build_cartesian_2d(0.0..f64::from(count), Stretched(top))?;
-    chart
-        .configure_mesh()
-        .disable_x_mesh()
-        .x_labels(0)
-        .y_desc("percent more (axis stretched near zero)")
-        .draw()?;
-    let bar = |from: f64, percent: f64, colour: RGBColor| {
-        Rectangle::new([(from, 0.0), (from + 0.26, percent.max(0.0))], colour.filled())
-    };
-    let label = |at: f64, percent: f64, from: f64| {
-        Text::new(
-            format!("{percent:.1}%"),
-            (at + 0.03, from.max(0.0)),
-            ("sans-serif", 13).into_font(),
-        )
-    };
-    let raised = |percent: f64| (percent.max(0.0).sqrt() + 0.045 * top.sqrt()).powi(2);
-    let mut series: [Vec<_>; 3] = Default::default();
-    let mut labels = Vec::new();
-    let mut ranges = Vec::new();
-    let mut titles = Vec::new();
-    for (place, entry) in (0..count).map(f64::from).zip(entries) {
-        if let Some(Spread { min, median, max }) = entry.counted_overhead_spread_percent {
-            series[0].push(bar(place + 0.08, median, COUNTED));
-            labels.push(label(place + 0.08, median, raised(max)));
-            ranges.push((place + 0.21, min, median, max));
-        }
-        if let Some(Overhead { low, mid, high }) = entry.modelled_overhead_percent {
-            series[1].push(bar(place + 0.36, mid, MODELLED));
-            labels.push(label(place + 0.36, mid, raised(high)));
-            ranges.push((place + 0.49, low, mid, high));
-        }
-        if let Some((_, percent)) = PAPER.iter().find(|(set_up, _)| *set_up == entry.name) {
-            series[2].push(bar(place + 0.64, *percent, OTHERS));
-            labels.push(label(place + 0.64, *percent, raised(*percent)));
-        }
-        titles.push((entry.name.title(), chart.backend_coord(&(place + 0.36, 0.0))));
-    }
-    let legends = [
-        ("counted: instructions, with the spread", COUNTED),
-        ("modelled: cycles, with the range of the costs", MODELLED),
-        ("the paper, on its machine", OTHERS),
-    ];
-    for (bars, (text, colour)) in series.into_iter().zip(legends) {
-        chart
-            .draw_series(bars)?
-            .label(text)
-            .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 14, y + 5)], colour.filled()));
-    }
-    chart.draw_series(ranges.into_iter().map(|(x, low, mid, high)| {
-        ErrorBar::new_vertical(x, low.max(0.0), mid.max(0.0), high.max(0.0), BLACK.filled(), 8)
-    }))?;
-    chart.draw_series(labels)?;
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .border_style(BLACK)
-        .background_style(WHITE)
-        .label_font(("sans-serif", 14))
-        .draw()?;
-    for (title, (x, y)) in titles {
-        root.draw_text(title, &("sans-serif", 16).into_font().into(), (x, y + 12))?;
-    }
-    root.present()?;
-    Ok(())
 }
 
 #[cfg(test)]
