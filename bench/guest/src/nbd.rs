@@ -51,6 +51,29 @@ const EXPORT_FLAGS: u16 = 1 | 1 << 2 | 1 << 3 | 1 << 8;
 const LONGEST: u32 = 32 << 20;
 const EINVAL: u32 = 22;
 
+/// What a client asks for before it reads and writes: NBD_OPT_*.
+mod option {
+    pub const EXPORT_NAME: u32 = 1;
+    pub const ABORT: u32 = 2;
+    pub const INFO: u32 = 6;
+    pub const GO: u32 = 7;
+}
+
+/// What it is answered: NBD_REP_*.
+mod reply {
+    pub const ACK: u32 = 1;
+    pub const INFO: u32 = 3;
+    pub const UNSUPPORTED: u32 = 1 << 31 | 1;
+}
+
+/// NBD_CMD_*.
+mod command {
+    pub const READ: u16 = 0;
+    pub const WRITE: u16 = 1;
+    pub const DISCONNECT: u16 = 2;
+    pub const FLUSH: u16 = 3;
+}
+
 /// Serves one connection until the client disconnects.
 ///
 /// # Errors
@@ -74,15 +97,9 @@ fn handshake(stream: &mut (impl Read + Write), size: u64) -> Result<bool> {
     );
     let no_zeroes = flags & 2 != 0;
     loop {
-        let magic = u64::from_be_bytes(take(stream)?);
-        ensure!(magic == OPTION_MAGIC, "bad option magic {magic:#x}");
-        let option = u32::from_be_bytes(take(stream)?);
-        let length = u32::from_be_bytes(take(stream)?);
-        ensure!(length <= 4096, "option {option} of {length} bytes is too long");
-        std::io::copy(&mut stream.take(length.into()), &mut std::io::sink())?;
-        match option {
-            // NBD_OPT_EXPORT_NAME has no reply but the export itself.
-            1 => {
+        match take_option(stream)? {
+            option::EXPORT_NAME => {
+                // No reply but the export itself.
                 stream.write_all(&size.to_be_bytes())?;
                 stream.write_all(&EXPORT_FLAGS.to_be_bytes())?;
                 if !no_zeroes {
@@ -90,26 +107,35 @@ fn handshake(stream: &mut (impl Read + Write), size: u64) -> Result<bool> {
                 }
                 return Ok(true);
             }
-            // NBD_OPT_ABORT
-            2 => {
-                option_reply(stream, option, 1, &[])?;
+            option::ABORT => {
+                option_reply(stream, option::ABORT, reply::ACK, &[])?;
                 return Ok(false);
             }
-            // NBD_OPT_INFO, NBD_OPT_GO: NBD_INFO_EXPORT, then the acknowledgement.
-            6 | 7 => {
+            which @ (option::INFO | option::GO) => {
+                // NBD_INFO_EXPORT, which is 0.
                 let mut info = [0; 12];
                 info[2..10].copy_from_slice(&size.to_be_bytes());
                 info[10..].copy_from_slice(&EXPORT_FLAGS.to_be_bytes());
-                option_reply(stream, option, 3, &info)?;
-                option_reply(stream, option, 1, &[])?;
-                if option == 7 {
+                option_reply(stream, which, reply::INFO, &info)?;
+                option_reply(stream, which, reply::ACK, &[])?;
+                if which == option::GO {
                     return Ok(true);
                 }
             }
-            // NBD_REP_ERR_UNSUP
-            _ => option_reply(stream, option, 1 << 31 | 1, &[])?,
+            other => option_reply(stream, other, reply::UNSUPPORTED, &[])?,
         }
     }
+}
+
+/// What the client asks for next; what it says besides is passed over, for there is one export.
+fn take_option(stream: &mut impl Read) -> Result<u32> {
+    let magic = u64::from_be_bytes(take(stream)?);
+    ensure!(magic == OPTION_MAGIC, "bad option magic {magic:#x}");
+    let option = u32::from_be_bytes(take(stream)?);
+    let length = u32::from_be_bytes(take(stream)?);
+    ensure!(length <= 4096, "option {option} of {length} bytes is too long");
+    std::io::copy(&mut stream.take(length.into()), &mut std::io::sink())?;
+    Ok(option)
 }
 
 fn option_reply(stream: &mut impl Write, option: u32, kind: u32, data: &[u8]) -> Result<()> {
@@ -124,46 +150,62 @@ fn option_reply(stream: &mut impl Write, option: u32, kind: u32, data: &[u8]) ->
 
 fn transmit(stream: &mut (impl Read + Write), store: &impl Store) -> Result<()> {
     let mut data = Vec::new();
-    loop {
+    while let Some(request) = Request::take(stream)? {
+        let carries_data = matches!(request.command, command::READ | command::WRITE);
+        if carries_data && request.length > LONGEST {
+            bail!("a request of {} bytes is too long", request.length);
+        }
+        data.clear();
+        data.resize(if carries_data { request.length as usize } else { 0 }, 0);
+        let result = match request.command {
+            command::READ => store.read(request.offset, &mut data),
+            command::WRITE => {
+                stream.read_exact(&mut data)?;
+                store.write(request.offset, &data)
+            }
+            command::DISCONNECT => return Ok(()),
+            command::FLUSH => Ok(()),
+            other => Err(anyhow::anyhow!("unknown command {other}")),
+        };
+        let error = if result.is_ok() { 0 } else { EINVAL };
+        let mut reply = Vec::with_capacity(16 + data.len());
+        reply.extend_from_slice(&REPLY_MAGIC.to_be_bytes());
+        reply.extend_from_slice(&error.to_be_bytes());
+        reply.extend_from_slice(&request.cookie);
+        if request.command == command::READ && result.is_ok() {
+            reply.extend_from_slice(&data);
+        }
+        stream.write_all(&reply)?;
+    }
+    Ok(())
+}
+
+/// One request of the client; what it writes follows.
+struct Request {
+    command: u16,
+    cookie: [u8; 8],
+    offset: u64,
+    length: u32,
+}
+
+impl Request {
+    /// `None` if the client is gone.
+    fn take(stream: &mut impl Read) -> Result<Option<Self>> {
         let mut request = [0; 28];
         match stream.read_exact(&mut request) {
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
             other => other?,
         }
         let mut fields = request.as_slice();
         let magic = u32::from_be_bytes(take(&mut fields)?);
         ensure!(magic == REQUEST_MAGIC, "bad request magic {magic:#x}");
         let _flags = u16::from_be_bytes(take(&mut fields)?);
-        let command = u16::from_be_bytes(take(&mut fields)?);
-        let cookie: [u8; 8] = take(&mut fields)?;
-        let offset = u64::from_be_bytes(take(&mut fields)?);
-        let length = u32::from_be_bytes(take(&mut fields)?);
-        let carries_data = command <= 1;
-        if carries_data && length > LONGEST {
-            bail!("a request of {length} bytes is too long");
-        }
-        data.clear();
-        data.resize(if carries_data { length as usize } else { 0 }, 0);
-        let result = match command {
-            0 => store.read(offset, &mut data),
-            1 => {
-                stream.read_exact(&mut data)?;
-                store.write(offset, &data)
-            }
-            2 => return Ok(()),
-            3 => Ok(()),
-            other => Err(anyhow::anyhow!("unknown command {other}")),
-        };
-        let answers_data = command == 0 && result.is_ok();
-        let error = if result.is_ok() { 0 } else { EINVAL };
-        let mut reply = Vec::with_capacity(16 + data.len());
-        reply.extend_from_slice(&REPLY_MAGIC.to_be_bytes());
-        reply.extend_from_slice(&error.to_be_bytes());
-        reply.extend_from_slice(&cookie);
-        if answers_data {
-            reply.extend_from_slice(&data);
-        }
-        stream.write_all(&reply)?;
+        Ok(Some(Self {
+            command: u16::from_be_bytes(take(&mut fields)?),
+            cookie: take(&mut fields)?,
+            offset: u64::from_be_bytes(take(&mut fields)?),
+            length: u32::from_be_bytes(take(&mut fields)?),
+        }))
     }
 }
 
