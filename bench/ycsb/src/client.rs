@@ -2,6 +2,7 @@
 //! connection of its own and does its operations one after the other.
 
 use std::{
+    collections::BTreeMap,
     net::TcpStream,
     path::PathBuf,
     sync::Barrier,
@@ -186,7 +187,7 @@ pub fn repeat(
         done.wait();
         let ticks = tsc::read_ordered() - begin;
         let elapsed = clock.elapsed();
-        let (before, after) = (before?, read_all(sources)?);
+        let counters = between(sources, &before?, &read_all(sources)?);
         let mut all = Times::none()?;
         for thread in threads {
             let times = thread.join().map_err(|_| anyhow!("a client panicked"))??;
@@ -200,17 +201,22 @@ pub fn repeat(
             nanoseconds: u64::try_from(elapsed.as_nanos())?,
             read: Latency::from(&all.reads),
             update: Latency::from(&all.updates),
-            counters: sources
-                .iter()
-                .zip(before.iter().zip(&after))
-                .map(|(source, (before, after))| (source.name.clone(), counters::between(before, after)))
-                .collect(),
+            counters,
         })
     })
 }
 
 fn read_all(sources: &[Source]) -> Result<Vec<Counters>> {
     sources.iter().map(|source| counters::read(&source.path)).collect()
+}
+
+/// What each source counted between two readings, by its name.
+fn between(sources: &[Source], before: &[Counters], after: &[Counters]) -> BTreeMap<String, Counters> {
+    sources
+        .iter()
+        .zip(before.iter().zip(after))
+        .map(|(source, (before, after))| (source.name.clone(), counters::between(before, after)))
+        .collect()
 }
 
 #[cfg(test)]
