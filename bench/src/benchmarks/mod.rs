@@ -30,8 +30,8 @@ use crate::{
     steps::events::{self, EVENTS, Event},
 };
 use bed::{BedArgs, SetUp};
-use redis::{Figure, RedisArgs};
-use vmexit::{Table, VmexitArgs};
+use redis::RedisArgs;
+use vmexit::VmexitArgs;
 
 /// A part of the benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -96,58 +96,72 @@ pub fn bench(args: &BenchArgs) -> Result<bool> {
     announce(&[OLDEST, NEWEST])?;
     let wants = |part| args.only.is_none_or(|only| only == part);
     let mut complete = true;
-    let bed = BedArgs {
-        cpus: 1,
-        timeout: args.timeout,
-        platform: args.platform,
-        cpu_model: args.cpu_model.clone(),
-    };
     if wants(Part::Vmexit) {
-        let events = if args.events.is_empty() {
-            EVENTS.to_vec()
-        } else {
-            args.events.clone()
-        };
-        let how = VmexitArgs {
-            set_ups: args.setups.clone(),
-            events,
-            iterations: args.iterations,
-            cycles: args.cycles,
-            bed: bed.clone(),
-        };
-        let save = |table: &Table| write("vmexit.json", table);
-        let table = vmexit::measure(&how, save)?;
-        println!("{table}\nin target/bench/vmexit.json");
-        complete &= table.errors.is_empty();
+        complete &= vmexit(args)?;
     }
     if wants(Part::Figure1) {
-        let how = RedisArgs {
-            set_ups: args.setups.clone(),
-            records: args.records,
-            warmup: args.warmup,
-            operations: args.operations,
-            repetitions: args.repetitions,
-            threads: args.threads,
-            bed: bed.clone(),
-        };
-        let save = |figure: &Figure| {
-            write("figure1.json", figure)?;
-            Ok(fs::write(dir().join("figure1.svg"), figure.draw()?)?)
-        };
-        let figure = redis::measure(&how, save)?;
-        println!("{figure}\nin target/bench/figure1.json and figure1.svg");
-        complete &= figure.errors.is_empty();
+        complete &= figure1(args)?;
     }
     if wants(Part::Vmexit) || wants(Part::Figure1) {
         combine(&dir())?;
     }
     if wants(Part::Handover) {
-        let save = |table: &handover::Table| write("handover.json", table);
-        let table = handover::measure(args.timeout, args.platform, save)?;
-        println!("{table}\nin target/bench/handover.json");
-        complete &= table.errors.is_empty();
+        complete &= handover(args)?;
     }
     Ok(complete)
+}
+
+fn vmexit(args: &BenchArgs) -> Result<bool> {
+    let how = VmexitArgs {
+        set_ups: args.setups.clone(),
+        events: if args.events.is_empty() {
+            EVENTS.to_vec()
+        } else {
+            args.events.clone()
+        },
+        iterations: args.iterations,
+        cycles: args.cycles,
+        bed: args.bed(),
+    };
+    let table = vmexit::measure(&how, |table| write("vmexit.json", table))?;
+    println!("{table}\nin target/bench/vmexit.json");
+    Ok(table.errors.is_empty())
+}
+
+fn figure1(args: &BenchArgs) -> Result<bool> {
+    let how = RedisArgs {
+        set_ups: args.setups.clone(),
+        records: args.records,
+        warmup: args.warmup,
+        operations: args.operations,
+        repetitions: args.repetitions,
+        threads: args.threads,
+        bed: args.bed(),
+    };
+    let figure = redis::measure(&how, |figure| {
+        write("figure1.json", figure)?;
+        Ok(fs::write(dir().join("figure1.svg"), figure.draw()?)?)
+    })?;
+    println!("{figure}\nin target/bench/figure1.json and figure1.svg");
+    Ok(figure.errors.is_empty())
+}
+
+fn handover(args: &BenchArgs) -> Result<bool> {
+    let table = handover::measure(args.timeout, args.platform, |table| write("handover.json", table))?;
+    println!("{table}\nin target/bench/handover.json");
+    Ok(table.errors.is_empty())
+}
+
+impl BenchArgs {
+    /// The machines, with one CPU each.
+    fn bed(&self) -> BedArgs {
+        BedArgs {
+            cpus: 1,
+            timeout: self.timeout,
+            platform: self.platform,
+            cpu_model: self.cpu_model.clone(),
+        }
+    }
 }
 
 /// Puts the table of single events into the figure's file, if both are there and from the same kind of machine.

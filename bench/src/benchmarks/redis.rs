@@ -229,11 +229,9 @@ fn trace(bed: &mut Bed, records: &str, operations: u64) -> Result<BTreeMap<Strin
     ))?;
     // The operations that the client warms up with are traced, too.
     let traced = operations + 20;
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-    let share = |hits: u64| hits as f64 / traced as f64;
     Ok(histogram(&text)
         .into_iter()
-        .map(|(reason, hits)| (reason_name(reason), share(hits)))
+        .map(|(reason, hits)| (reason_name(reason), share(hits, traced)))
         .collect())
 }
 
@@ -284,42 +282,30 @@ fn summarize(set_up: SetUp, repetitions: &[(Repetition, Counts)], empty: &Counts
         all().all(|repetition| repetition.operations > 0),
         "a repetition without operations"
     );
-    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
-    let per_op = |count: u64, repetition: &Repetition| count as f64 / repetition.operations as f64;
-    let of = |source: &str, name: &str, repetition: &Repetition| {
-        let counters = repetition.counters.get(source)?;
-        Some(counters.get(name).copied().unwrap_or_default())
-    };
-    let instructions = Spread::of(all().map(|r| per_op(r.ticks, r)))?;
-    let guest_exits = Spread::of(all().map(|r| per_op(of("kvm", "exits", r).unwrap_or_default(), r)))?;
+    let instructions = Spread::of(all().map(|r| share(r.ticks, r.operations)))?;
+    let guest_exits = Spread::of(all().map(|r| share(count_of("kvm", r).unwrap_or_default(), r.operations)))?;
     // The client's count where it reaches the counter, else the lab's around it.
     let below = Spread::of(repetitions.iter().map(|(r, counts)| {
         let around = counts.below_total.saturating_sub(empty.below_total);
-        per_op(of("l0", "exits", r).unwrap_or(around), r)
+        share(count_of("l0", r).unwrap_or(around), r.operations)
     }))?;
     let operations = all().map(|r| r.operations).sum();
-    let mut kvm_statistics = BTreeMap::<_, u64>::new();
-    let mut reasons = BTreeMap::<_, u64>::new();
-    for (repetition, counts) in repetitions {
-        for (name, count) in repetition.counters.get("kvm").into_iter().flatten() {
-            *kvm_statistics.entry(name.clone()).or_default() += count;
-        }
-        for (name, count) in &counts.below {
-            let own = empty.below.get(name).copied().unwrap_or_default();
-            *reasons.entry(name.clone()).or_default() += count.saturating_sub(own);
-        }
-    }
-    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
+    let kvm_statistics = sums(all().flat_map(|r| r.counters.get("kvm").into_iter().flatten().map(|(k, n)| (k, *n))));
+    let reasons = sums(repetitions.iter().flat_map(|(_, counts)| {
+        let own = |name| empty.below.get(name).copied().unwrap_or_default();
+        counts
+            .below
+            .iter()
+            .map(move |(name, count)| (name, count.saturating_sub(own(name))))
+    }));
     let shares = |counts: BTreeMap<String, u64>| {
         counts
             .into_iter()
-            .map(|(name, count)| (name, count as f64 / operations as f64))
+            .map(|(name, count)| (name, share(count, operations)))
             .collect()
     };
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-    let rate = |r: &Repetition| r.operations as f64 * 1e9 / r.nanoseconds.max(1) as f64;
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-    let seconds = all().map(|r| r.nanoseconds as f64 / 1e9).sum();
+    let seconds = |r: &Repetition| r.nanoseconds.max(1) as f64 / 1e9;
     Ok(Entry {
         name: set_up,
         operations,
@@ -336,9 +322,30 @@ fn summarize(set_up: SetUp, repetitions: &[(Repetition, Counts)], empty: &Counts
         modelled_parts_percent: None,
         read_ticks: latency(all().map(|r| &r.read))?,
         update_ticks: latency(all().map(|r| &r.update))?,
-        operations_per_second: Some(Spread::of(all().map(rate))?),
-        seconds: Some(seconds),
+        operations_per_second: Some(Spread::of(all().map(|r| share(r.operations, 1) / seconds(r)))?),
+        seconds: Some(all().map(seconds).sum()),
     })
+}
+
+/// What of `count` falls to one of so many operations.
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
+fn share(count: u64, operations: u64) -> f64 {
+    count as f64 / operations as f64
+}
+
+/// Exits that the client counted at a source; `None` if it does not reach it.
+fn count_of(source: &str, repetition: &Repetition) -> Option<u64> {
+    let counters = repetition.counters.get(source)?;
+    Some(counters.get("exits").copied().unwrap_or_default())
+}
+
+/// Adds up counts of the same name.
+fn sums<'a>(counts: impl Iterator<Item = (&'a String, u64)>) -> BTreeMap<String, u64> {
+    let mut sums = BTreeMap::new();
+    for (name, count) in counts {
+        *sums.entry(name.clone()).or_default() += count;
+    }
+    sums
 }
 
 /// Each percentile's median over the repetitions.

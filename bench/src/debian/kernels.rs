@@ -49,6 +49,23 @@ fn flavour(release: &str) -> &str {
         .unwrap_or_default()
 }
 
+/// Those that the archive has, with their headers.
+fn of_archive(index: &Index) -> impl Iterator<Item = Entry> {
+    index.names().filter_map(|name| {
+        let release = name.strip_prefix("linux-image-")?;
+        let is_release = release.starts_with(|c: char| c.is_ascii_digit()) && !flavour(release).is_empty();
+        if !is_release || !index.installable(name) || !index.installable(&format!("linux-headers-{release}")) {
+            return None;
+        }
+        Some(Entry {
+            release: release.to_owned(),
+            pocket: index.newest(name, &Pocket::ALL)?.pocket,
+            archive: true,
+            cached: false,
+        })
+    })
+}
+
 /// All kernels, oldest first.
 #[derive(Debug, Clone, Default)]
 pub struct Kernels {
@@ -61,28 +78,7 @@ impl Kernels {
     /// Those of the archive, as far as it was reached, and those in the cache.
     #[must_use]
     pub fn new(index: Option<&Index>, trees: &[Tree]) -> Self {
-        let mut entries = Vec::new();
-        for name in index.into_iter().flat_map(Index::names) {
-            let Some(release) = name.strip_prefix("linux-image-") else {
-                continue;
-            };
-            let is_release = release.starts_with(|c: char| c.is_ascii_digit()) && !flavour(release).is_empty();
-            let (Some(index), true) = (index, is_release) else {
-                continue;
-            };
-            let headers = format!("linux-headers-{release}");
-            if let Some(package) = index.newest(name, &Pocket::ALL)
-                && index.installable(name)
-                && index.installable(&headers)
-            {
-                entries.push(Entry {
-                    release: release.to_owned(),
-                    pocket: package.pocket,
-                    archive: true,
-                    cached: false,
-                });
-            }
-        }
+        let mut entries: Vec<_> = index.into_iter().flat_map(of_archive).collect();
         for tree in trees {
             let Some(release) = tree.manifest.name.strip_prefix("kernel-") else {
                 continue;

@@ -154,13 +154,20 @@ pub fn module(kernel: &Kernel) -> Result<Option<PathBuf>> {
         return Ok(Some(module));
     }
     say(&format!("building locum.ko for {}", kernel.release()));
+    make_module(kernel, &module).with_context(|| format!("building locum.ko for {}", kernel.release()))?;
+    fs::write(&stamp, &fingerprint)?;
+    Ok(Some(module))
+}
+
+/// Has the kernel's own tree build the module, from a copy of its sources there.
+fn make_module(kernel: &Kernel, module: &Path) -> Result<()> {
     let inner = format!("build/{}", std::process::id());
     let tree = kernel.root().path(&inner);
     sweep(&kernel.root().path("build"))?;
     for part in MODULE_SOURCES {
         copy_tree(&paths::workspace().join(part), &tree.join(part))?;
     }
-    let result = tools::run(kernel.root().chroot().args([
+    let made = tools::run(kernel.root().chroot().args([
         "make",
         "-C",
         &format!("/lib/modules/{}/build", kernel.release()),
@@ -168,19 +175,15 @@ pub fn module(kernel: &Kernel) -> Result<Option<PathBuf>> {
         // Ours is the machine on which a warning is an error.
         "WERROR=1",
         "modules",
-    ]));
-    let built = tree.join("host-hotplug-agent/kmod/locum.ko");
-    let result = result.and_then(|()| {
-        fs::create_dir_all(&out)?;
-        let part = out.join("locum.ko.part");
-        fs::copy(&built, &part).context("the module's Makefile made no locum.ko")?;
-        fs::rename(&part, &module)?;
-        fs::write(&stamp, &fingerprint)?;
-        Ok(())
+    ]))
+    .and_then(|()| {
+        let part = module.with_extension("ko.part");
+        let built = tree.join("host-hotplug-agent/kmod/locum.ko");
+        fs::copy(built, &part).context("the module's Makefile made no locum.ko")?;
+        Ok(fs::rename(part, module)?)
     });
     fs::remove_dir_all(&tree)?;
-    result.with_context(|| format!("building locum.ko for {}", kernel.release()))?;
-    Ok(Some(module))
+    made
 }
 
 /// Removes what builds left that were interrupted: they are named by process, and those are gone.

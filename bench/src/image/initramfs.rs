@@ -60,15 +60,15 @@ pub struct Image<'a> {
     /// Kernels whose modules and images it holds; guests run the first.
     pub kernels: &'a [Kernel],
     /// `locum.ko` per kernel, as far as built.
-    pub modules: &'a [Option<PathBuf>],
+    pub modules: Vec<Option<PathBuf>>,
     /// The `locum` program, if built.
-    pub agent: Option<&'a Path>,
+    pub agent: Option<PathBuf>,
     /// Whether the Redis benchmark is in it. Successors have little memory, so others do without.
     pub workload: bool,
     /// The stock guest, if it is to be started: its kernel and initramfs, and a network for its disk.
-    pub stock_guest: Option<&'a StockGuest>,
+    pub stock_guest: Option<StockGuest>,
     /// Further files: path in the image, source, mode.
-    pub extra: &'a [(String, PathBuf, u32)],
+    pub extra: Vec<(String, PathBuf, u32)>,
 }
 
 impl Image<'_> {
@@ -105,7 +105,7 @@ impl Image<'_> {
         let own = paths::out().join("own.sqfs");
         squashfs(&self.own(&mut archive)?, &own)?;
         archive.file("images/own.sqfs", own, 0o644);
-        for (path, source, mode) in self.extra {
+        for (path, source, mode) in &self.extra {
             archive.file(path, source, *mode);
         }
         Ok(archive)
@@ -114,11 +114,11 @@ impl Image<'_> {
     /// The files of `own.sqfs`; what is needed to mount it goes straight into `archive`.
     fn own(&self, archive: &mut Files) -> Result<Files> {
         let mut own = Files::default();
-        if let Some(agent) = self.agent {
+        if let Some(agent) = &self.agent {
             own.file("bin/locum", agent, 0o755);
         }
         own.file("bin/lab-guest", build::lab_guest()?, 0o755);
-        if let Some(guest) = self.stock_guest {
+        if let Some(guest) = &self.stock_guest {
             own.file("guest/stock/vmlinuz", guest.kernel()?, 0o644);
             own.file("guest/stock/initrd", guest.initrd()?, 0o644);
             let network = include_bytes!("../../image/network");
@@ -131,7 +131,7 @@ impl Image<'_> {
         for (name, text) in GUEST_SCRIPTS {
             own.bytes(&format!("guest/{name}"), *text, 0o755);
         }
-        for (kernel, module) in self.kernels.iter().zip(self.modules) {
+        for (kernel, module) in self.kernels.iter().zip(&self.modules) {
             let release = kernel.release();
             let modules = kernel.modules(module.as_deref())?;
             add_tree(&mut own, &modules, &format!("modules/{release}"))?;

@@ -8,7 +8,7 @@ use std::{
     thread::{self, ScopedJoinHandle},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     debian::{Archive, Pocket, root::Root},
@@ -114,6 +114,16 @@ impl Kernel {
         Ok(dir.join(file))
     }
 
+    /// The files of the modules that a host or a guest loads, from the text of `modules.dep`.
+    fn wanted(&self, dependencies: &str) -> Result<BTreeSet<String>> {
+        let mut files = closure(dependencies, MODULES)?;
+        match closure(dependencies, &[CARD_DRIVER]) {
+            Err(error) if !self.release.contains(CLOUD) => return Err(error),
+            found => files.extend(found.unwrap_or_default()),
+        }
+        Ok(files)
+    }
+
     /// A directory with the lab's modules, uncompressed (the emulator would need seconds for xz), and their index:
     /// what belongs into `/lib/modules/RELEASE`. `extra` modules (`locum.ko`) go along.
     ///
@@ -131,30 +141,8 @@ impl Kernel {
             fs::copy(source.join(file), target.join(file))
                 .with_context(|| format!("copying {file} of kernel {}", self.release))?;
         }
-        let dependencies = fs::read_to_string(source.join("modules.dep"))?;
-        let mut files = closure(&dependencies, MODULES)?;
-        match closure(&dependencies, &[CARD_DRIVER]) {
-            Err(error) if !self.release.contains(CLOUD) => return Err(error),
-            found => files.extend(found.unwrap_or_default()),
-        }
-        for module in files {
-            let plain = target.join(module.strip_suffix(".xz").unwrap_or(&module));
-            if let Some(parent) = plain.parent() {
-                fs::create_dir_all(parent)?;
-            }
-            if module.ends_with(".xz") {
-                let file = fs::File::create(&plain)?;
-                let status = Command::new("xz")
-                    .args(["-dc"])
-                    .arg(source.join(&module))
-                    .stdout(file)
-                    .status()?;
-                if !status.success() {
-                    bail!("xz cannot unpack {module} of kernel {}", self.release);
-                }
-            } else {
-                fs::copy(source.join(&module), &plain)?;
-            }
+        for module in self.wanted(&fs::read_to_string(source.join("modules.dep"))?)? {
+            unpack(&source, &module, &target).with_context(|| format!("module {module} of kernel {}", self.release))?;
         }
         if let Some(extra) = extra {
             let updates = target.join("updates");
@@ -200,6 +188,25 @@ pub fn announce(names: &[&str]) -> Result<()> {
     {
         say("that is one kernel: it replaces itself");
     }
+    Ok(())
+}
+
+/// Puts a module, which may be compressed, into `target` at the same place.
+fn unpack(source: &Path, module: &str, target: &Path) -> Result<()> {
+    let plain = target.join(module.strip_suffix(".xz").unwrap_or(module));
+    if let Some(parent) = plain.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    if !module.ends_with(".xz") {
+        fs::copy(source.join(module), plain)?;
+        return Ok(());
+    }
+    let status = Command::new("xz")
+        .arg("-dc")
+        .arg(source.join(module))
+        .stdout(fs::File::create(plain)?)
+        .status()?;
+    ensure!(status.success(), "xz cannot unpack it");
     Ok(())
 }
 

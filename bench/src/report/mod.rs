@@ -215,32 +215,10 @@ impl fmt::Display for Report {
             "phase", "by", "M instr.", "L0 exits"
         )?;
         for phase in &self.phases {
-            writeln!(
-                f,
-                "{:<14} {:<10} {:>12} {:>10}  {}",
-                phase.name,
-                phase.by,
-                millions(phase.instructions),
-                phase.l0_exits,
-                phase.what
-            )?;
+            writeln!(f, "{phase}")?;
         }
         for guest in &self.guests {
-            write!(
-                f,
-                "guest {}: {}, checks {}, paused {} M instructions (seen by {}), {} bytes of RAM copied, {} bytes of state",
-                guest.name,
-                if guest.alive { "alive" } else { "DEAD" },
-                if guest.checksum_ok { "good" } else { "FAILED" },
-                millions(guest.pause_instructions),
-                guest.pause_seen_by,
-                guest.ram_bytes_copied,
-                guest.state_bytes
-            )?;
-            for step in &guest.steps {
-                write!(f, "\n    {:<8} {:>8} M", step.name, millions(step.instructions))?;
-            }
-            writeln!(f)?;
+            writeln!(f, "{guest}")?;
         }
         writeln!(
             f,
@@ -258,6 +236,40 @@ impl fmt::Display for Report {
             None => write!(f, "{arrow}: {}", if self.ok { "ok" } else { "not ok" }),
             Some(error) => write!(f, "{arrow}: FAILED: {error}"),
         }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:<14} {:<10} {:>12} {:>10}  {}",
+            self.name,
+            self.by,
+            millions(self.instructions),
+            self.l0_exits,
+            self.what
+        )
+    }
+}
+
+impl fmt::Display for Guest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "guest {}: {}, checks {}, paused {} M instructions (seen by {}), {} bytes of RAM copied, {} bytes of state",
+            self.name,
+            if self.alive { "alive" } else { "DEAD" },
+            if self.checksum_ok { "good" } else { "FAILED" },
+            millions(self.pause_instructions),
+            self.pause_seen_by,
+            self.ram_bytes_copied,
+            self.state_bytes
+        )?;
+        for step in &self.steps {
+            write!(f, "\n    {:<8} {:>8} M", step.name, millions(step.instructions))?;
+        }
+        Ok(())
     }
 }
 

@@ -1,13 +1,22 @@
 //! How a machine is to be, and everything that it is booted from.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::{
     debian::kernels::{NEWEST, OLDEST},
-    image::{build, initramfs::Image, iso::Iso, kernel, stock_guest::StockGuest},
+    image::{
+        build,
+        initramfs::Image,
+        iso::Iso,
+        kernel::{self, Kernel},
+        stock_guest::StockGuest,
+    },
     machine::{
         Setup,
         bochs::{HASWELL, Platform},
@@ -110,42 +119,11 @@ pub fn prepare(args: &MachineArgs) -> Result<Setup> {
     fs::create_dir_all(&dir)?;
     let mut kernels = kernel::prefetch(&[&args.kernel, &args.to])?;
     kernels.dedup_by(|a, b| a.release() == b.release());
-    let modules: Vec<_> = kernels
-        .iter()
-        .map(|kernel| tolerate(args, build::module(kernel)))
-        .collect::<Result<_>>()?;
-    let agent = tolerate(args, build::agent().map(Some))?;
-    let extra = args
-        .file
-        .iter()
-        .map(|spec| extra_file(spec))
-        .collect::<Result<Vec<_>>>()?;
-    let stock_guest = args.stock_guest.then(StockGuest::get).transpose()?;
     let initrd = dir.join("initrd");
-    Image {
-        kernels: &kernels,
-        modules: &modules,
-        agent: agent.as_deref(),
-        workload: args.workload,
-        stock_guest: stock_guest.as_ref(),
-        extra: &extra,
-    }
-    .build(&initrd)?;
+    initramfs(args, &kernels)?.build(&initrd)?;
     let iso = dir.join("boot.iso");
-    let kernel = kernels.first().context("no kernel")?;
-    Iso {
-        l0: if args.plain { None } else { Some(build::l0()?) },
-        l0_args: format!(
-            "{} log=e9 host_cpus={} {}",
-            args.layout.l0_pool(),
-            args.cpus,
-            args.l0_args
-        ),
-        kernel: kernel.image(),
-        cmdline: format!("{CMDLINE} movablecore={}M {}", args.layout.movable(), args.cmdline),
-        initrd: initrd.clone(),
-    }
-    .build(&dir.join("iso"), &iso)?;
+    let first = kernels.first().context("no kernel")?;
+    cd(args, first, &initrd)?.build(&dir.join("iso"), &iso)?;
     fs::remove_file(initrd)?;
     Ok(Setup {
         cpus: args.cpus,
@@ -155,6 +133,37 @@ pub fn prepare(args: &MachineArgs) -> Result<Setup> {
         iso,
         dir,
         limit: Span::seconds(args.timeout),
+    })
+}
+
+fn initramfs<'a>(args: &MachineArgs, kernels: &'a [Kernel]) -> Result<Image<'a>> {
+    Ok(Image {
+        kernels,
+        modules: kernels
+            .iter()
+            .map(|kernel| tolerate(args, build::module(kernel)))
+            .collect::<Result<_>>()?,
+        agent: tolerate(args, build::agent().map(Some))?,
+        workload: args.workload,
+        stock_guest: args.stock_guest.then(StockGuest::get).transpose()?,
+        extra: args.file.iter().map(|spec| extra_file(spec)).collect::<Result<_>>()?,
+    })
+}
+
+fn cd(args: &MachineArgs, kernel: &Kernel, initrd: &Path) -> Result<Iso> {
+    let MachineArgs {
+        layout,
+        cpus,
+        l0_args,
+        cmdline,
+        ..
+    } = args;
+    Ok(Iso {
+        l0: if args.plain { None } else { Some(build::l0()?) },
+        l0_args: format!("{} log=e9 host_cpus={cpus} {l0_args}", layout.l0_pool()),
+        kernel: kernel.image(),
+        cmdline: format!("{CMDLINE} movablecore={}M {cmdline}", layout.movable()),
+        initrd: initrd.to_owned(),
     })
 }
 

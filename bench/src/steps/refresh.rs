@@ -59,44 +59,40 @@ impl Run {
         loop {
             let (text, status) = self.machine.host(self.generation).poll(job);
             said.extend(text);
+            let words = String::from_utf8_lossy(&said);
             if let Some(status) = status.filter(|status| *status != 0) {
-                let said = String::from_utf8_lossy(&said);
-                return Ok(Outcome::Failed(format!("status {status}: {}", said.trim())));
+                return Ok(Outcome::Failed(format!("status {status}: {}", words.trim())));
             }
             if let Some(hello) = self.machine.host(generation).hello() {
                 self.report.successor = hello.release;
                 if watches.is_none() {
                     watches = Some(self.watch_guests(generation)?);
                 }
-                // Cheap, for it runs while guests go over.
-                let look = "cat /sys/kernel/locum/state /sys/kernel/locum/progress 2>/dev/null";
-                // A successor that does not answer is the agents' business: theirs is the outcome.
-                let answer = self.machine.host(generation).run(look, ANSWER);
-                let words = answer.map(|output| output.text).unwrap_or_default();
-                self.progress.step(&format!(
-                    "generation {generation}: {}",
-                    words.trim().replace('\n', ", ")
-                ));
-                if words.lines().next() == Some("idle") && self.reigns(generation)? {
+                if self.is_idle(generation) && self.reigns(generation)? {
                     self.take_watches(generation, &watches.unwrap_or_default())?;
                     return Ok(Outcome::Done);
                 }
             } else {
-                let last = String::from_utf8_lossy(&said)
-                    .lines()
-                    .last()
-                    .unwrap_or("refreshing")
-                    .to_owned();
-                self.progress.step(&last);
+                self.progress.step(words.lines().last().unwrap_or("refreshing"));
             }
             if self.machine.now()? > end {
-                let said = String::from_utf8_lossy(&said).into_owned();
-                return Err(self
-                    .machine
-                    .failure(&format!("the refresh does not end; locum said:\n{said}")));
+                let what = format!("the refresh does not end; locum said:\n{words}");
+                return Err(self.machine.failure(&what));
             }
             self.machine.look(LOOK)?;
         }
+    }
+
+    /// Tells how far the successor says it is. Returns whether it has no more to do.
+    fn is_idle(&mut self, generation: u32) -> bool {
+        // Cheap, for it runs while guests go over.
+        let look = "cat /sys/kernel/locum/state /sys/kernel/locum/progress 2>/dev/null";
+        // A successor that does not answer is the agents' business: theirs is the outcome.
+        let answer = self.machine.host(generation).run(look, ANSWER);
+        let words = answer.map(|output| output.text).unwrap_or_default();
+        let told = words.trim().replace('\n', ", ");
+        self.progress.step(&format!("generation {generation}: {told}"));
+        words.lines().next() == Some("idle")
     }
 
     fn reigns(&mut self, generation: u32) -> Result<bool> {
