@@ -14,7 +14,7 @@ use crate::{
 
 /// Boot a host, run commands in it, power off.
 #[derive(Debug, Clone, Args)]
-pub struct BootArgs {
+pub(crate) struct BootArgs {
     /// The machine
     #[command(flatten)]
     pub machine: MachineArgs,
@@ -33,7 +33,7 @@ pub struct BootArgs {
 ///
 /// # Errors
 /// Something does not build, or the machine dies or does not answer.
-pub fn boot(args: &BootArgs) -> Result<bool> {
+pub(crate) fn boot(args: &BootArgs) -> Result<bool> {
     let mut commands = args.run.clone();
     if let Some(file) = &args.run_file {
         commands.push(fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?);

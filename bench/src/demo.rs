@@ -15,7 +15,7 @@ use crate::{
 
 /// Replace a host under running guests, and report it.
 #[derive(Debug, Clone, Args)]
-pub struct DemoArgs {
+pub(crate) struct DemoArgs {
     /// Kernel of the incumbent: one that `cargo lab root --list` shows
     #[arg(long, default_value = OLDEST)]
     pub from: String,
@@ -43,7 +43,7 @@ pub struct DemoArgs {
 ///
 /// # Errors
 /// The report cannot be written.
-pub fn demo(args: &DemoArgs) -> Result<bool> {
+pub(crate) fn demo(args: &DemoArgs) -> Result<bool> {
     let machine = MachineArgs {
         kernel: args.from.clone(),
         to: args.to.clone(),

@@ -12,7 +12,7 @@ use crate::progress::say;
 
 /// Root of the workspace whose lab this is.
 #[must_use]
-pub fn workspace() -> PathBuf {
+pub(crate) fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .map_or_else(|| PathBuf::from("."), Path::to_path_buf)
@@ -20,7 +20,7 @@ pub fn workspace() -> PathBuf {
 
 /// Outputs: `target/lab` of the workspace.
 #[must_use]
-pub fn out() -> PathBuf {
+pub(crate) fn out() -> PathBuf {
     workspace().join("target/lab")
 }
 
@@ -28,7 +28,7 @@ pub fn out() -> PathBuf {
 ///
 /// # Errors
 /// Neither `XDG_CACHE_HOME` nor `HOME` is set.
-pub fn cache() -> Result<PathBuf> {
+pub(crate) fn cache() -> Result<PathBuf> {
     of_user("XDG_CACHE_HOME", ".cache", "caches Debian trees")
 }
 
@@ -36,7 +36,7 @@ pub fn cache() -> Result<PathBuf> {
 ///
 /// # Errors
 /// Neither `XDG_STATE_HOME` nor `HOME` is set.
-pub fn state() -> Result<PathBuf> {
+pub(crate) fn state() -> Result<PathBuf> {
     of_user("XDG_STATE_HOME", ".local/state", "keeps its results")
 }
 
@@ -54,7 +54,7 @@ fn of_user(variable: &str, default: &str, what: &str) -> Result<PathBuf> {
 ///
 /// # Errors
 /// The directory or the file cannot be made.
-pub fn lock(dir: &Path, name: &str) -> Result<File> {
+pub(crate) fn lock(dir: &Path, name: &str) -> Result<File> {
     if let Some(file) = try_lock(dir, name)? {
         return Ok(file);
     }
@@ -68,7 +68,7 @@ pub fn lock(dir: &Path, name: &str) -> Result<File> {
 ///
 /// # Errors
 /// As [`lock`].
-pub fn try_lock(dir: &Path, name: &str) -> Result<Option<File>> {
+pub(crate) fn try_lock(dir: &Path, name: &str) -> Result<Option<File>> {
     let (file, path) = lock_file(dir, name)?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),

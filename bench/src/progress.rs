@@ -9,12 +9,12 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Tells what the lab is doing.
-pub fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     eprintln!("lab: {text}");
 }
 
 /// What a run waits for, and for how long: one line that is rewritten on a terminal; elsewhere, one line per step.
-pub struct Progress {
+pub(crate) struct Progress {
     label: String,
     begin: Instant,
     bar: Option<ProgressBar>,
@@ -24,7 +24,7 @@ pub struct Progress {
 impl Progress {
     /// Starts a line. `label` stands before every step; empty where only one run goes on.
     #[must_use]
-    pub fn new(label: &str) -> Self {
+    pub(crate) fn new(label: &str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new_spinner();
             if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed:>4} {msg}") {
@@ -46,7 +46,7 @@ impl Progress {
     }
 
     /// Tells the present step. The same step again prints nothing.
-    pub fn step(&self, text: &str) {
+    pub(crate) fn step(&self, text: &str) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if *last == text {
             return;

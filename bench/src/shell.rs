@@ -18,7 +18,7 @@ use crate::{
 
 /// Boot a machine and open a shell in its host; end of file powers off.
 #[derive(Debug, Clone, Args)]
-pub struct ShellArgs {
+pub(crate) struct ShellArgs {
     /// The machine
     #[command(flatten)]
     pub machine: MachineArgs,
@@ -28,7 +28,7 @@ pub struct ShellArgs {
 ///
 /// # Errors
 /// The machine does not boot, or dies.
-pub fn shell(args: &ShellArgs) -> Result<bool> {
+pub(crate) fn shell(args: &ShellArgs) -> Result<bool> {
     // Nobody waits for a person's machine; one that idles gets through hours in minutes.
     let machine = MachineArgs {
         timeout: args.machine.timeout.max(365 * 24 * 3600),

@@ -34,7 +34,7 @@ const NEEDS: &[(&str, &str)] = &[
 ///
 /// # Errors
 /// Something is missing and cannot be installed; the message holds the one command to run.
-pub fn ensure() -> Result<()> {
+pub(crate) fn ensure() -> Result<()> {
     let missing = missing();
     if missing.is_empty() {
         return Ok(());
@@ -75,7 +75,7 @@ fn present(need: &str) -> bool {
 
 /// Whether this process may chroot and install packages.
 #[must_use]
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| {
         status
             .lines()
@@ -89,7 +89,7 @@ pub fn is_root() -> bool {
 ///
 /// # Errors
 /// The program cannot be started or fails.
-pub fn run(command: &mut Command) -> Result<()> {
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     output(command).map(drop)
 }
 
@@ -97,7 +97,7 @@ pub fn run(command: &mut Command) -> Result<()> {
 ///
 /// # Errors
 /// The program cannot be started or fails.
-pub fn output(command: &mut Command) -> Result<String> {
+pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = ended(command)?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.success() {
@@ -115,7 +115,7 @@ pub fn output(command: &mut Command) -> Result<String> {
 ///
 /// # Errors
 /// It fails.
-pub fn shell(text: &str, paths: &[&Path]) -> Result<()> {
+pub(crate) fn shell(text: &str, paths: &[&Path]) -> Result<()> {
     run(Command::new("sh").args(["-c", text, "sh"]).args(paths))
 }
 
@@ -123,7 +123,7 @@ pub fn shell(text: &str, paths: &[&Path]) -> Result<()> {
 ///
 /// # Errors
 /// The program cannot be started.
-pub fn status(command: &mut Command) -> Result<(Option<i32>, String)> {
+pub(crate) fn status(command: &mut Command) -> Result<(Option<i32>, String)> {
     let output = ended(command)?;
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.push_str(&String::from_utf8_lossy(&output.stderr));
@@ -143,7 +143,7 @@ fn ended(command: &mut Command) -> Result<Output> {
 ///
 /// # Errors
 /// Something in it cannot be removed.
-pub fn remove_tree(dir: &Path) -> Result<()> {
+pub(crate) fn remove_tree(dir: &Path) -> Result<()> {
     if dir.is_file() {
         return std::fs::remove_file(dir).with_context(|| format!("removing {}", dir.display()));
     }
@@ -158,7 +158,7 @@ pub fn remove_tree(dir: &Path) -> Result<()> {
 
 /// Bytes that the files of a directory take on the disk; what cannot be read does not count.
 #[must_use]
-pub fn disk_usage(dir: &Path) -> u64 {
+pub(crate) fn disk_usage(dir: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let mut seen = std::collections::HashSet::new();
     walkdir::WalkDir::new(dir)
@@ -172,7 +172,7 @@ pub fn disk_usage(dir: &Path) -> u64 {
 
 /// The last `count` lines of `text`.
 #[must_use]
-pub fn last_lines(text: &str, count: usize) -> String {
+pub(crate) fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<_> = text.lines().collect();
     let from = lines.len().saturating_sub(count);
     lines.get(from..).unwrap_or_default().join("\n")

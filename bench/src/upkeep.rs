@@ -17,7 +17,7 @@ use crate::{
 ///
 /// # Errors
 /// The cache cannot be read.
-pub fn list() -> Result<bool> {
+pub(crate) fn list() -> Result<bool> {
     println!("kernels that --from, --to and --kernel take (by release, bare version or the name on the right):");
     print!("{}", Archive::today()?.kernels.list());
     println!("trees in the cache, {}:", paths::cache()?.display());
@@ -31,7 +31,7 @@ pub fn list() -> Result<bool> {
 ///
 /// # Errors
 /// Something cannot be had.
-pub fn fetch(kernels: &[String]) -> Result<bool> {
+pub(crate) fn fetch(kernels: &[String]) -> Result<bool> {
     tools::ensure()?;
     let names: Vec<_> = kernels.iter().map(String::as_str).collect();
     announce(&names)?;
@@ -49,7 +49,7 @@ pub fn fetch(kernels: &[String]) -> Result<bool> {
 ///
 /// # Errors
 /// A kernel cannot be had, or the module does not build.
-pub fn modules(kernels: &[String]) -> Result<bool> {
+pub(crate) fn modules(kernels: &[String]) -> Result<bool> {
     let names: Vec<_> = kernels.iter().map(String::as_str).collect();
     announce(&names)?;
     for name in names {
@@ -66,7 +66,7 @@ pub fn modules(kernels: &[String]) -> Result<bool> {
 ///
 /// # Errors
 /// Something cannot be removed, or another run uses the cache.
-pub fn clean(all: bool) -> Result<bool> {
+pub(crate) fn clean(all: bool) -> Result<bool> {
     let cache = all.then(paths::cache).transpose()?;
     let _idle = cache.as_deref().map(trees::lock_all).transpose()?;
     for dir in std::iter::once(paths::out()).chain(cache) {

@@ -6,42 +6,42 @@
 
 mod kinds;
 
-pub use kinds::{Fault, Tally};
+pub(crate) use kinds::{Fault, Tally};
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// Words of a page.
-pub const PAGE_WORDS: usize = 512;
+pub(crate) const PAGE_WORDS: usize = 512;
 /// Bytes of a page.
-pub const PAGE_BYTES: usize = PAGE_WORDS * 8;
+pub(crate) const PAGE_BYTES: usize = PAGE_WORDS * 8;
 /// The words of one page, as both sides share them.
-pub type PageWords = [AtomicU64; PAGE_WORDS];
+pub(crate) type PageWords = [AtomicU64; PAGE_WORDS];
 
 /// Raised when the layout changes.
-pub const REVISION: u64 = 1;
+pub(crate) const REVISION: u64 = 1;
 const MAGIC: [u8; 32] = *b"locum lab: a guest's beat page\n\0";
 /// Blocks of its disk that a guest uses: few, so that soon after a handover all that was written before it has been read
 /// again.
-pub const DISK_BLOCKS: u64 = 32;
+pub(crate) const DISK_BLOCKS: u64 = 32;
 /// Longest name of a guest, in bytes.
-pub const NAME_BYTES: usize = 32;
+pub(crate) const NAME_BYTES: usize = 32;
 
 mod word {
-    pub const MAGIC: usize = 0;
-    pub const NAME: usize = 4;
-    pub const REVISION: usize = 8;
-    pub const GPA: usize = 9;
-    pub const BOOT_ID: usize = 10;
-    pub const STARTED_NS: usize = 11;
-    pub const BUFFER_BYTES: usize = 12;
-    pub const HEADER_SUM: usize = 15;
-    pub const BEATS: usize = 16;
-    pub const RUNNING: usize = 17;
-    pub const SAMPLE_SEQUENCE: usize = 24;
-    pub const SAMPLE: usize = 25;
-    pub const FAULTS: usize = 40;
-    pub const TALLIES: usize = 64;
-    pub const FIRST_FAULT: usize = 96;
+    pub(super) const MAGIC: usize = 0;
+    pub(super) const NAME: usize = 4;
+    pub(super) const REVISION: usize = 8;
+    pub(super) const GPA: usize = 9;
+    pub(super) const BOOT_ID: usize = 10;
+    pub(super) const STARTED_NS: usize = 11;
+    pub(super) const BUFFER_BYTES: usize = 12;
+    pub(super) const HEADER_SUM: usize = 15;
+    pub(super) const BEATS: usize = 16;
+    pub(super) const RUNNING: usize = 17;
+    pub(super) const SAMPLE_SEQUENCE: usize = 24;
+    pub(super) const SAMPLE: usize = 25;
+    pub(super) const FAULTS: usize = 40;
+    pub(super) const TALLIES: usize = 64;
+    pub(super) const FIRST_FAULT: usize = 96;
 }
 
 /// What never changes while a guest runs.
@@ -287,7 +287,7 @@ impl<'a> BeatPage<'a> {
 
 /// A zeroed page.
 #[cfg(test)]
-pub fn blank_page() -> Box<PageWords> {
+pub(crate) fn blank_page() -> Box<PageWords> {
     Box::new([const { AtomicU64::new(0) }; PAGE_WORDS])
 }
 

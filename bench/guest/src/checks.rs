@@ -27,7 +27,7 @@ use std::time::Duration;
 ///
 /// # Errors
 /// There is too little memory: the message names what is missing.
-pub fn run(params: &Params) -> Result<()> {
+pub(crate) fn run(params: &Params) -> Result<()> {
     let memory = Shared::locked(PAGE_BYTES)?;
     let [words] = memory.pages() else {
         bail!("one page was asked for")

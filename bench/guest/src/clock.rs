@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The highest value seen of one clock.
 #[derive(Debug, Default)]
-pub struct Floor(AtomicU64);
+pub(crate) struct Floor(AtomicU64);
 
 /// A reading below an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Backwards {
+pub(crate) struct Backwards {
     /// The earlier reading.
     pub earlier: u64,
     /// The later, lower reading.
@@ -23,7 +23,7 @@ pub struct Backwards {
 
 impl Floor {
     /// Reads the clock through `read` and compares; returns the reading and its step from the floor.
-    pub fn check(&self, read: impl FnOnce() -> u64) -> (u64, Result<u64, Backwards>) {
+    pub(crate) fn check(&self, read: impl FnOnce() -> u64) -> (u64, Result<u64, Backwards>) {
         let earlier = self.0.load(Ordering::Acquire);
         let later = read();
         self.0.fetch_max(later, Ordering::AcqRel);
@@ -35,7 +35,7 @@ impl Floor {
 
 /// The clocks that all threads share.
 #[derive(Debug, Default)]
-pub struct Shared {
+pub(crate) struct Shared {
     monotonic: Floor,
     realtime: Floor,
     tsc: Floor,
@@ -43,7 +43,7 @@ pub struct Shared {
 
 /// What one look at the clocks gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Look {
+pub(crate) struct Look {
     /// TSC of this vCPU.
     pub tsc: u64,
     /// `CLOCK_MONOTONIC`, in ns.
@@ -58,7 +58,7 @@ pub struct Look {
 
 impl Shared {
     /// Looks at all clocks. `own_tsc` is the floor of a thread that is bound to one vCPU.
-    pub fn look(&self, own_tsc: &Floor) -> Look {
+    pub(crate) fn look(&self, own_tsc: &Floor) -> Look {
         let mut faults = Vec::new();
         let mut note = |fault, result: Result<u64, Backwards>| match result {
             Ok(step) => step,
@@ -91,7 +91,7 @@ impl Shared {
 
 /// Reads a clock, in ns.
 #[must_use]
-pub fn nanoseconds(clock: ClockId) -> u64 {
+pub(crate) fn nanoseconds(clock: ClockId) -> u64 {
     let now = clock_gettime(clock);
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }

@@ -7,13 +7,13 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 ///
 /// # Errors
 /// The kernel does not say.
-pub fn online_cpus() -> Result<Vec<usize>> {
+pub(crate) fn online_cpus() -> Result<Vec<usize>> {
     let set = sched_getaffinity(None)?;
     Ok((0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect())
 }
 
 /// Binds the calling thread to one vCPU: its TSC is about that vCPU alone.
-pub fn bind(cpu: usize) {
+pub(crate) fn bind(cpu: usize) {
     let mut set = CpuSet::new();
     set.set(cpu);
     if let Err(error) = sched_setaffinity(None, &set) {

@@ -53,25 +53,25 @@ const EINVAL: u32 = 22;
 
 /// What a client asks for before it reads and writes: NBD_OPT_*.
 mod option {
-    pub const EXPORT_NAME: u32 = 1;
-    pub const ABORT: u32 = 2;
-    pub const INFO: u32 = 6;
-    pub const GO: u32 = 7;
+    pub(super) const EXPORT_NAME: u32 = 1;
+    pub(super) const ABORT: u32 = 2;
+    pub(super) const INFO: u32 = 6;
+    pub(super) const GO: u32 = 7;
 }
 
 /// What it is answered: NBD_REP_*.
 mod reply {
-    pub const ACK: u32 = 1;
-    pub const INFO: u32 = 3;
-    pub const UNSUPPORTED: u32 = 1 << 31 | 1;
+    pub(super) const ACK: u32 = 1;
+    pub(super) const INFO: u32 = 3;
+    pub(super) const UNSUPPORTED: u32 = 1 << 31 | 1;
 }
 
 /// NBD_CMD_*.
 mod command {
-    pub const READ: u16 = 0;
-    pub const WRITE: u16 = 1;
-    pub const DISCONNECT: u16 = 2;
-    pub const FLUSH: u16 = 3;
+    pub(super) const READ: u16 = 0;
+    pub(super) const WRITE: u16 = 1;
+    pub(super) const DISCONNECT: u16 = 2;
+    pub(super) const FLUSH: u16 = 3;
 }
 
 /// Serves one connection until the client disconnects.

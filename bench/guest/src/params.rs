@@ -5,7 +5,7 @@ use crate::measure::orders::Step;
 
 /// How a guest behaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Params {
+pub(crate) struct Params {
     /// `lab.name`: the guest's name.
     pub name: String,
     /// `lab.buffer_mib`: size of the verified buffer, in MiB.
@@ -44,7 +44,7 @@ impl Params {
     ///
     /// # Errors
     /// A sentence that names the word that is wrong and what it should be.
-    pub fn parse(command_line: &str) -> Result<Self, String> {
+    pub(crate) fn parse(command_line: &str) -> Result<Self, String> {
         let mut params = Params::default();
         for word in command_line.split_ascii_whitespace() {
             let Some((key, value)) = word.strip_prefix("lab.").and_then(|rest| rest.split_once('=')) else {

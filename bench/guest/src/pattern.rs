@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 /// Why a page is not what it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Damage {
+pub(crate) enum Damage {
     /// The page is whole, but of this other generation: a write was lost.
     Stale(u32),
     /// A word is wrong.
@@ -25,7 +25,7 @@ pub enum Damage {
 
 /// What a page should hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pattern {
+pub(crate) struct Pattern {
     /// Distinguishes guests, disks and boots.
     pub seed: u64,
     /// Number of the page.
@@ -36,7 +36,7 @@ pub struct Pattern {
 
 impl Pattern {
     /// Writes the pattern.
-    pub fn fill(&self, words: &PageWords) {
+    pub(crate) fn fill(&self, words: &PageWords) {
         let mut value = self.start();
         words[0].store(self.title(), Ordering::Relaxed);
         for word in &words[1..] {
@@ -49,7 +49,7 @@ impl Pattern {
     ///
     /// # Errors
     /// The [`Damage`] found.
-    pub fn verify(&self, words: &PageWords) -> Result<(), Damage> {
+    pub(crate) fn verify(&self, words: &PageWords) -> Result<(), Damage> {
         self.compare(words).map_err(|damage| {
             let title = words[0].load(Ordering::Relaxed);
             let earlier = Pattern {
@@ -79,7 +79,7 @@ impl Pattern {
 
     /// The pattern as bytes, for disks and datagrams.
     #[must_use]
-    pub fn bytes(&self, length: usize) -> Vec<u8> {
+    pub(crate) fn bytes(&self, length: usize) -> Vec<u8> {
         let mut value = self.start();
         let mut bytes = Vec::with_capacity(length.next_multiple_of(8));
         let mut expected = self.title();
@@ -94,7 +94,7 @@ impl Pattern {
 
     /// Compares bytes with [`Pattern::bytes`]; the offset of the first byte that differs, or of the shorter end.
     #[must_use]
-    pub fn first_difference(&self, bytes: &[u8], length: usize) -> Option<usize> {
+    pub(crate) fn first_difference(&self, bytes: &[u8], length: usize) -> Option<usize> {
         let expected = self.bytes(length);
         let differs = expected.iter().zip(bytes).position(|(a, b)| a != b);
         differs.or_else(|| (bytes.len() != length).then_some(bytes.len().min(length)))

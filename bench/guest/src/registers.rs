@@ -24,7 +24,7 @@ const X87_CONTROL: u16 = 0x0a7f;
 /// One image of the registers that are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct Image {
+pub(crate) struct Image {
     general: [u64; GENERAL],
     vectors: [[u64; 4]; VECTORS],
     x87: [[u64; 2]; X87],
@@ -37,7 +37,7 @@ pub struct Image {
 
 /// A register that changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Changed {
+pub(crate) struct Changed {
     /// Number of the 64-bit word in [`Image`]: 0-11 general (rax rbx rdx rbp r8-r15), 12-75 ymm0-15 by quarters, 76-91
     /// x87, 92 flags, 93 GS.base, 94 MXCSR, 95 x87 control word.
     pub register: u64,
@@ -59,7 +59,7 @@ struct Block {
 
 /// What of the CPU can be held beyond the baseline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Features {
+pub(crate) struct Features {
     ymm: bool,
     gs: bool,
 }
@@ -67,7 +67,7 @@ pub struct Features {
 impl Features {
     /// Asks the CPU and the kernel.
     #[must_use]
-    pub fn detect() -> Self {
+    pub(crate) fn detect() -> Self {
         // AT_HWCAP2 bit 1: the kernel lets user space write GS.base (arch/x86/include/uapi/asm/hwcap2.h).
         Features {
             ymm: std::arch::is_x86_feature_detected!("avx"),
@@ -79,7 +79,7 @@ impl Features {
 impl Image {
     /// An image drawn from a seed: no two seeds share values, so that a stale image cannot pass for the present one.
     #[must_use]
-    pub fn draw(seed: u64, features: Features) -> Self {
+    pub(crate) fn draw(seed: u64, features: Features) -> Self {
         let mut state = seed;
         let mut draw = || {
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -127,7 +127,7 @@ impl Image {
     ///
     /// # Errors
     /// [`Changed`] names it.
-    pub fn compare(&self, found: &Image) -> Result<(), Changed> {
+    pub(crate) fn compare(&self, found: &Image) -> Result<(), Changed> {
         let pairs = (0..).zip(self.words().zip(found.words()));
         match pairs.into_iter().find(|(_, (expected, found))| expected != found) {
             Some((register, (expected, found))) => Err(Changed {
@@ -142,7 +142,7 @@ impl Image {
 
 /// Holds `want` in the registers for `beats` beats of `counter` (at least one) and returns what they held at the end.
 #[must_use]
-pub fn hold(want: &Image, features: Features, counter: &AtomicU64, beats: u64) -> Image {
+pub(crate) fn hold(want: &Image, features: Features, counter: &AtomicU64, beats: u64) -> Image {
     let mut block = Block {
         want: *want,
         got: Image {

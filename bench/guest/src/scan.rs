@@ -14,7 +14,7 @@ pub struct Found<'a> {
 /// All beat pages in `pages`, in order of their offset. Pages of guests long gone are among them as long as nobody has
 /// overwritten them.
 #[must_use]
-pub fn scan(pages: &[PageWords]) -> Vec<Found<'_>> {
+pub(crate) fn scan(pages: &[PageWords]) -> Vec<Found<'_>> {
     let mut found = Vec::new();
     let mut offset = 0;
     for words in pages {
@@ -28,7 +28,7 @@ pub fn scan(pages: &[PageWords]) -> Vec<Found<'_>> {
 
 /// The page of the guest `name`; of several, that of the latest start.
 #[must_use]
-pub fn newest<'a>(found: &[Found<'a>], name: &str) -> Option<Found<'a>> {
+pub(crate) fn newest<'a>(found: &[Found<'a>], name: &str) -> Option<Found<'a>> {
     found
         .iter()
         .map(|f| (f.page.identity(), f))

@@ -7,9 +7,9 @@ use rustix::mount::{MountFlags, mount};
 use std::os::unix::fs::FileExt;
 
 /// Where the initramfs keeps modules; `order` lists them, one per line, in the order of loading.
-pub const MODULES: &str = "/modules";
+pub(crate) const MODULES: &str = "/modules";
 
-pub fn mounts() -> Result<()> {
+pub(crate) fn mounts() -> Result<()> {
     for (kind, place) in [("proc", "/proc"), ("devtmpfs", "/dev")] {
         mount(kind, place, kind, MountFlags::empty(), None)
             .with_context(|| format!("cannot mount {kind}: is {place} in the initramfs?"))?;
@@ -19,7 +19,7 @@ pub fn mounts() -> Result<()> {
 }
 
 /// Loads the modules and returns how many.
-pub fn load_modules() -> Result<usize> {
+pub(crate) fn load_modules() -> Result<usize> {
     let order = std::fs::read_to_string(format!("{MODULES}/order")).unwrap_or_default();
     for name in order.lines() {
         let path = format!("{MODULES}/{name}");
@@ -32,18 +32,18 @@ pub fn load_modules() -> Result<usize> {
     Ok(order.lines().count())
 }
 
-pub fn params() -> Result<Params> {
+pub(crate) fn params() -> Result<Params> {
     let line = std::fs::read_to_string("/proc/cmdline").context("cannot read the kernel's command line")?;
     Params::parse(&line).map_err(anyhow::Error::msg)
 }
 
 /// Restarts the machine, which ends a QEMU with `-no-reboot`.
-pub fn reboot() -> Result<()> {
+pub(crate) fn reboot() -> Result<()> {
     Ok(rustix::system::reboot(rustix::system::RebootCommand::Restart)?)
 }
 
 /// Guest-physical address behind a virtual one (Documentation/admin-guide/mm/pagemap.rst).
-pub fn physical_address(address: u64) -> Result<u64> {
+pub(crate) fn physical_address(address: u64) -> Result<u64> {
     let mut entry = [0; 8];
     let pagemap = std::fs::File::open("/proc/self/pagemap").context("cannot open pagemap")?;
     pagemap

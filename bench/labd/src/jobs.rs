@@ -13,7 +13,7 @@ use std::{
 use labd::{MAX_CHUNK, ToHost, ToLab};
 
 /// Running jobs, by number.
-pub struct Jobs {
+pub(crate) struct Jobs {
     to_lab: Sender<ToLab>,
     running: HashMap<u32, Job>,
 }
@@ -24,7 +24,7 @@ struct Job {
 
 impl Jobs {
     /// No job yet; what jobs have to say goes to `to_lab`.
-    pub fn new(to_lab: Sender<ToLab>) -> Self {
+    pub(crate) fn new(to_lab: Sender<ToLab>) -> Self {
         Self {
             to_lab,
             running: HashMap::new(),
@@ -32,7 +32,7 @@ impl Jobs {
     }
 
     /// Does what the lab asks. Unknown job numbers are ignored: the job may have just ended.
-    pub fn handle(&mut self, message: ToHost) {
+    pub(crate) fn handle(&mut self, message: ToHost) {
         match message {
             ToHost::Run { job, command, input } => self.run(job, &command, input),
             ToHost::Input { job, data } => {
@@ -49,7 +49,7 @@ impl Jobs {
     }
 
     /// Forgets a job whose [`ToLab::Exit`] has been sent.
-    pub fn forget(&mut self, job: u32) {
+    pub(crate) fn forget(&mut self, job: u32) {
         self.running.remove(&job);
     }
 

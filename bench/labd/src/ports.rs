@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 
 /// Some ports.
-pub enum Ports {
+pub(crate) enum Ports {
     /// Read and written as a file.
     File(File),
     /// This thread may use them itself, and so may those that it starts.
@@ -22,7 +22,7 @@ impl Ports {
     ///
     /// # Errors
     /// This process is not root, or the kernel has neither way.
-    pub fn open(base: u16, count: u16) -> Result<Self> {
+    pub(crate) fn open(base: u16, count: u16) -> Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open("/dev/port");
         match file {
             Ok(file) => return Ok(Self::File(file)),
@@ -39,7 +39,7 @@ impl Ports {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn read(&self, port: u16) -> Result<u8> {
+    pub(crate) fn read(&self, port: u16) -> Result<u8> {
         match self {
             Self::File(file) => {
                 let mut byte = [0];
@@ -55,7 +55,7 @@ impl Ports {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn write(&self, port: u16, byte: u8) -> Result<()> {
+    pub(crate) fn write(&self, port: u16, byte: u8) -> Result<()> {
         match self {
             Self::File(file) => Ok(file.write_all_at(&[byte], port.into())?),
             Self::Direct => {

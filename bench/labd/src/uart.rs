@@ -22,7 +22,7 @@ const LSR_DATA_READY: u8 = 0x01;
 const LSR_TX_EMPTY: u8 = 0x20;
 
 /// One serial port.
-pub struct Uart {
+pub(crate) struct Uart {
     ports: Ports,
     base: u16,
 }
@@ -33,7 +33,7 @@ impl Uart {
     ///
     /// # Errors
     /// An unknown name; ports that may not be used; no UART at the address.
-    pub fn open(name: &str) -> Result<Self> {
+    pub(crate) fn open(name: &str) -> Result<Self> {
         let base = match name {
             "ttyS0" => 0x3f8,
             "ttyS1" => 0x2f8,
@@ -57,7 +57,7 @@ impl Uart {
     }
 
     /// The next byte that has arrived, if any.
-    pub fn receive(&self) -> Result<Option<u8>> {
+    pub(crate) fn receive(&self) -> Result<Option<u8>> {
         if self.read(LSR)? & LSR_DATA_READY == 0 {
             return Ok(None);
         }
@@ -65,7 +65,7 @@ impl Uart {
     }
 
     /// Sends all of `bytes`, giving the CPU away while the transmitter is busy.
-    pub fn send(&self, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn send(&self, bytes: &[u8]) -> Result<()> {
         for byte in bytes {
             while self.read(LSR)? & LSR_TX_EMPTY == 0 {
                 std::thread::yield_now();

@@ -36,7 +36,7 @@ const BOOT: Span = Span::seconds(900);
 /// One of the four.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
-pub enum SetUp {
+pub(crate) enum SetUp {
     /// GRUB loads the host; no L0.
     Kvm,
     /// The host above L0, which is dormant.
@@ -49,11 +49,11 @@ pub enum SetUp {
 
 impl SetUp {
     /// All, the baseline first.
-    pub const ALL: [SetUp; 4] = [SetUp::Kvm, SetUp::LocumNative, SetUp::LocumNested, SetUp::NestedKvm];
+    pub(crate) const ALL: [SetUp; 4] = [SetUp::Kvm, SetUp::LocumNative, SetUp::LocumNested, SetUp::NestedKvm];
 
     /// For people.
     #[must_use]
-    pub fn title(self) -> &'static str {
+    pub(crate) fn title(self) -> &'static str {
         match self {
             SetUp::Kvm => "KVM",
             SetUp::LocumNative => "Locum, native",
@@ -64,7 +64,7 @@ impl SetUp {
 
     /// What runs the host of the guests.
     #[must_use]
-    pub fn below(self) -> Below {
+    pub(crate) fn below(self) -> Below {
         match self {
             SetUp::Kvm => Below::Nothing,
             SetUp::LocumNative | SetUp::LocumNested => Below::L0,
@@ -74,7 +74,7 @@ impl SetUp {
 
     /// As in JSON.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             SetUp::Kvm => "kvm",
             SetUp::LocumNative => "locum_native",
@@ -86,7 +86,7 @@ impl SetUp {
 
 /// What a bed is made of.
 #[derive(Debug, Clone)]
-pub struct BedArgs {
+pub(crate) struct BedArgs {
     /// CPUs of the machine, and of the inner host. With 1, ticks are instructions exactly.
     pub cpus: u32,
     /// The machine is killed after so many emulated seconds.
@@ -98,7 +98,7 @@ pub struct BedArgs {
 }
 
 /// A booted host with KVM.
-pub struct Bed {
+pub(crate) struct Bed {
     set_up: SetUp,
     run: Run,
 }
@@ -108,7 +108,7 @@ impl Bed {
     ///
     /// # Errors
     /// Something does not build or boot.
-    pub fn boot(set_up: SetUp, args: &BedArgs) -> Result<Self> {
+    pub(crate) fn boot(set_up: SetUp, args: &BedArgs) -> Result<Self> {
         let progress = Progress::new(set_up.title());
         let mut bed = Bed {
             set_up,
@@ -135,7 +135,7 @@ impl Bed {
     ///
     /// # Errors
     /// It is another bed, or L0 refuses.
-    pub fn nest(&mut self) -> Result<()> {
+    pub(crate) fn nest(&mut self) -> Result<()> {
         ensure!(
             self.set_up == SetUp::LocumNative,
             "{} cannot be nested",
@@ -156,17 +156,17 @@ impl Bed {
 
     /// Which one it is.
     #[must_use]
-    pub fn set_up(&self) -> SetUp {
+    pub(crate) fn set_up(&self) -> SetUp {
         self.set_up
     }
 
     /// The machine, and its steps; its reigning host is the host of the guests.
-    pub fn run(&mut self) -> &mut Run {
+    pub(crate) fn run(&mut self) -> &mut Run {
         &mut self.run
     }
 
     /// Tells what goes on.
-    pub fn step(&self, text: &str) {
+    pub(crate) fn step(&self, text: &str) {
         self.run.progress.step(text);
     }
 
@@ -174,7 +174,7 @@ impl Bed {
     ///
     /// # Errors
     /// It fails, or the host does not answer.
-    pub fn sh(&mut self, command: &str) -> Result<String> {
+    pub(crate) fn sh(&mut self, command: &str) -> Result<String> {
         self.run.sh(command)
     }
 
@@ -182,7 +182,7 @@ impl Bed {
     ///
     /// # Errors
     /// A host does not answer.
-    pub fn counts(&mut self) -> Result<Counts> {
+    pub(crate) fn counts(&mut self) -> Result<Counts> {
         self.run.exits(self.set_up.below())
     }
 
@@ -190,7 +190,7 @@ impl Bed {
     ///
     /// # Errors
     /// It does not go off.
-    pub fn power_off(mut self) -> Result<()> {
+    pub(crate) fn power_off(mut self) -> Result<()> {
         self.step("powering off");
         self.run.machine.host(0).power_off()
     }

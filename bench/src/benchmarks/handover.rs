@@ -20,7 +20,7 @@ use crate::{
 
 /// A guest to be handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Size {
+pub(crate) struct Size {
     /// RAM in MiB.
     pub ram_mib: u32,
     /// Virtual CPUs.
@@ -32,11 +32,11 @@ const fn size(ram_mib: u32, vcpus: u32) -> Size {
 }
 
 /// The guests of each refresh; together they fit into the pool of [`Layout::LARGE`].
-pub const REFRESHES: &[&[Size]] = &[&[size(128, 1), size(256, 1), size(128, 4)], &[size(512, 1)]];
+pub(crate) const REFRESHES: &[&[Size]] = &[&[size(128, 1), size(256, 1), size(128, 4)], &[size(512, 1)]];
 
 /// What a handover took.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Row {
+pub(crate) struct Row {
     /// The guest.
     #[serde(flatten)]
     pub size: Size,
@@ -52,7 +52,7 @@ pub struct Row {
 
 /// All of it: `target/bench/handover.json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Table {
+pub(crate) struct Table {
     /// What ran the machines.
     pub platform: String,
     /// CPUs of the machine; the successor has half of them then.
@@ -98,7 +98,7 @@ impl std::fmt::Display for Table {
 ///
 /// # Errors
 /// Those of `save`; or L0 does not build.
-pub fn measure(timeout: u64, platform: Platform, save: impl Fn(&Table) -> Result<()>) -> Result<Table> {
+pub(crate) fn measure(timeout: u64, platform: Platform, save: impl Fn(&Table) -> Result<()>) -> Result<Table> {
     let machine = MachineArgs {
         timeout,
         platform,

@@ -5,12 +5,12 @@
 //! events would cost on silicon; [`handover`] plays refreshes. Results go to `target/bench`. What is counted in the
 //! emulator is no time.
 
-pub mod bed;
-pub mod figure;
-pub mod handover;
-pub mod model;
-pub mod redis;
-pub mod vmexit;
+pub(crate) mod bed;
+pub(crate) mod figure;
+pub(crate) mod handover;
+pub(crate) mod model;
+pub(crate) mod redis;
+pub(crate) mod vmexit;
 
 use std::{
     fs,
@@ -35,7 +35,7 @@ use vmexit::VmexitArgs;
 
 /// A part of the benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Part {
+pub(crate) enum Part {
     /// The table of single events.
     Vmexit,
     /// Workload A on Redis.
@@ -46,7 +46,7 @@ pub enum Part {
 
 /// Count what Locum costs, under four set-ups.
 #[derive(Debug, Clone, Args)]
-pub struct BenchArgs {
+pub(crate) struct BenchArgs {
     /// Play this part only
     #[arg(long, value_enum)]
     pub only: Option<Part>,
@@ -92,7 +92,7 @@ pub struct BenchArgs {
 ///
 /// # Errors
 /// A result cannot be written.
-pub fn bench(args: &BenchArgs) -> Result<bool> {
+pub(crate) fn bench(args: &BenchArgs) -> Result<bool> {
     announce(&[OLDEST, NEWEST])?;
     let wants = |part| args.only.is_none_or(|only| only == part);
     let mut complete = true;

@@ -22,7 +22,7 @@ const TABLE: &str = include_str!("../../costs.toml");
 /// A figure of the table.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Cost {
+pub(crate) struct Cost {
     /// What it is the cost of.
     pub what: String,
     /// Its unit.
@@ -42,7 +42,7 @@ pub struct Cost {
 /// The table of costs.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Costs {
+pub(crate) struct Costs {
     /// Instructions per cycle.
     pub ipc: Cost,
     /// A VM exit and the entry after it.
@@ -65,7 +65,7 @@ pub struct Costs {
 
 /// What was counted for one operation.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Counted {
+pub(crate) struct Counted {
     /// Instructions of everybody.
     pub instructions: f64,
     /// Exits of the guest.
@@ -76,7 +76,7 @@ pub struct Counted {
 
 /// Percent more than the baseline.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Overhead {
+pub(crate) struct Overhead {
     /// The least that any combination of costs gives.
     pub low: f64,
     /// With the costs in the middle.
@@ -87,7 +87,7 @@ pub struct Overhead {
 
 /// Where the middle of an overhead sits: percent of the baseline's cycles.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Parts {
+pub(crate) struct Parts {
     /// More instructions.
     pub instructions: f64,
     /// More VM exits and entries.
@@ -111,7 +111,7 @@ impl Costs {
     ///
     /// # Errors
     /// It is malformed.
-    pub fn table() -> Result<Self> {
+    pub(crate) fn table() -> Result<Self> {
         Self::parse(TABLE)
     }
 
@@ -119,7 +119,7 @@ impl Costs {
     ///
     /// # Errors
     /// It is no such table, a figure is missing or unknown, has no source, or its range is not in order.
-    pub fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         let costs: Self = toml::from_str(text).context("the table of costs")?;
         for cost in costs.all() {
             ensure!(
@@ -135,7 +135,7 @@ impl Costs {
 
     /// All figures.
     #[must_use]
-    pub fn all(&self) -> [&Cost; FIGURES] {
+    pub(crate) fn all(&self) -> [&Cost; FIGURES] {
         [
             &self.ipc,
             &self.transition,
@@ -151,7 +151,7 @@ impl Costs {
 
     /// Percent by which `counted` costs more than `base`.
     #[must_use]
-    pub fn overhead(&self, counted: &Counted, base: &Counted) -> Overhead {
+    pub(crate) fn overhead(&self, counted: &Counted, base: &Counted) -> Overhead {
         let at = |point: &Point| percent_more(cycles(counted, point), cycles(base, point));
         let mid = at(&self.all().map(|cost| cost.mid));
         // Each figure alone moves an overhead in one direction only, so the extremes are among the corners.
@@ -172,7 +172,7 @@ impl Costs {
 
     /// Where the middle of the overhead of `counted` over `base` sits.
     #[must_use]
-    pub fn parts(&self, counted: &Counted, base: &Counted) -> Parts {
+    pub(crate) fn parts(&self, counted: &Counted, base: &Counted) -> Parts {
         let point = self.all().map(|cost| cost.mid);
         let whole = cycles(base, &point);
         let [own, paging, transitions, vmptrld, vmread, vmwrite] = terms(counted, &point);
@@ -222,7 +222,7 @@ fn terms(counted: &Counted, point: &Point) -> [f64; 6] {
 
 /// Percent by which `value` is more than `base`.
 #[must_use]
-pub fn percent_more(value: f64, base: f64) -> f64 {
+pub(crate) fn percent_more(value: f64, base: f64) -> f64 {
     (value / base - 1.0) * 100.0
 }
 

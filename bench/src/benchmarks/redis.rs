@@ -28,7 +28,7 @@ const TRACEPOINT: &str = "/sys/kernel/tracing/events/kvm/kvm_exit";
 
 /// How to play.
 #[derive(Debug, Clone)]
-pub struct RedisArgs {
+pub(crate) struct RedisArgs {
     /// Set-ups, of which plain KVM is the baseline.
     pub set_ups: Vec<SetUp>,
     /// Records in the server.
@@ -47,7 +47,7 @@ pub struct RedisArgs {
 
 /// Figure 1.
 #[derive(Debug, Clone, Serialize)]
-pub struct Figure {
+pub(crate) struct Figure {
     /// What ran the machines.
     pub platform: String,
     /// CPUs of the host.
@@ -77,7 +77,7 @@ impl Figure {
     ///
     /// # Errors
     /// The drawing library refuses.
-    pub fn draw(&self) -> Result<String> {
+    pub(crate) fn draw(&self) -> Result<String> {
         figure::draw(&self.setups, self.threads)
     }
 }
@@ -96,7 +96,7 @@ impl fmt::Display for Figure {
 ///
 /// # Errors
 /// The table of costs is malformed, or saving fails. A set-up that fails is an entry of [`Figure::errors`].
-pub fn measure(args: &RedisArgs, save: impl Fn(&Figure) -> Result<()>) -> Result<Figure> {
+pub(crate) fn measure(args: &RedisArgs, save: impl Fn(&Figure) -> Result<()>) -> Result<Figure> {
     let mut wanted = args.set_ups.clone();
     wanted.sort_unstable();
     wanted.dedup();

@@ -12,7 +12,7 @@ use crate::steps::events::{Event, Price};
 
 /// One row.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Row {
+pub(crate) struct Row {
     /// Name of the event.
     pub event: &'static str,
     /// For people.
@@ -24,7 +24,7 @@ pub struct Row {
 
 /// What it takes to enter nested and to leave, per CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Switch {
+pub(crate) struct Switch {
     /// Times that every CPU went in and out.
     pub cycles: u64,
     /// CPUs.
@@ -41,7 +41,7 @@ pub struct Switch {
 
 /// All of it: `target/bench/vmexit.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Table {
+pub(crate) struct Table {
     /// What ran the machines; only in `bochs` is a tick an instruction.
     pub platform: String,
     /// Model of the CPUs.
@@ -115,7 +115,7 @@ impl std::fmt::Display for Table {
 
 /// What to measure.
 #[derive(Debug, Clone)]
-pub struct VmexitArgs {
+pub(crate) struct VmexitArgs {
     /// Set-ups to compare.
     pub set_ups: Vec<SetUp>,
     /// Rows of the table.
@@ -133,7 +133,7 @@ pub struct VmexitArgs {
 ///
 /// # Errors
 /// Those of `save`.
-pub fn measure(args: &VmexitArgs, save: impl Fn(&Table) -> Result<()>) -> Result<Table> {
+pub(crate) fn measure(args: &VmexitArgs, save: impl Fn(&Table) -> Result<()>) -> Result<Table> {
     let mut table = Table {
         platform: args.bed.platform.to_string(),
         cpu_model: args.bed.cpu_model.clone(),

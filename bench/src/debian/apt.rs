@@ -13,7 +13,7 @@ use crate::{paths, tools};
 
 /// apt with its state in the cache.
 #[derive(Debug)]
-pub struct Apt {
+pub(crate) struct Apt {
     dir: PathBuf,
 }
 
@@ -22,7 +22,7 @@ impl Apt {
     ///
     /// # Errors
     /// The directory cannot be made.
-    pub fn new(cache: &Path) -> Result<Self> {
+    pub(crate) fn new(cache: &Path) -> Result<Self> {
         let dir = cache.join("apt");
         for inner in ["state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(dir.join(inner)).with_context(|| format!("creating {}", dir.display()))?;
@@ -34,7 +34,7 @@ impl Apt {
     ///
     /// # Errors
     /// The archive can't be reached, or its signature is not Debian's; with apt's first error.
-    pub fn update(&self) -> Result<Index> {
+    pub(crate) fn update(&self) -> Result<Index> {
         let _lock = paths::lock(&self.dir, "update")?;
         let sources: Vec<_> = Pocket::ALL.iter().map(|pocket| pocket.source("deb")).collect();
         fs::write(self.dir.join("sources.list"), sources.join("\n") + "\n")?;
@@ -71,7 +71,7 @@ impl Apt {
     ///
     /// # Errors
     /// apt finds no way to install them; with its words.
-    pub fn to_fetch(&self, packages: &[String]) -> Result<(u64, usize)> {
+    pub(crate) fn to_fetch(&self, packages: &[String]) -> Result<(u64, usize)> {
         let _lock = paths::lock(&self.dir, "update")?;
         let text = tools::output(
             self.command("apt-get")
@@ -92,7 +92,7 @@ impl Apt {
     ///
     /// # Errors
     /// One cannot be fetched.
-    pub fn download(&self, packages: &[String], dir: &Path) -> Result<()> {
+    pub(crate) fn download(&self, packages: &[String], dir: &Path) -> Result<()> {
         let _lock = paths::lock(&self.dir, "update")?;
         tools::run(
             self.command("apt-get")

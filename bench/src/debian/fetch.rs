@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// What a tree is made of.
 #[derive(Debug, Clone)]
-pub struct Order<'a> {
+pub(crate) struct Order<'a> {
     /// What it is, for people.
     pub what: &'a str,
     /// Packages beside those that every tree has.
@@ -39,7 +39,7 @@ pub struct Order<'a> {
 ///
 /// # Errors
 /// mmdebstrap fails; with its last words.
-pub fn tree(order: &Order, target: &Path) -> Result<()> {
+pub(crate) fn tree(order: &Order, target: &Path) -> Result<()> {
     let mut command = Command::new("mmdebstrap");
     command
         .args([

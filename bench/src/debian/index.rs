@@ -6,7 +6,7 @@ use super::Pocket;
 
 /// A package at one version.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Package {
+pub(crate) struct Package {
     /// Its version.
     pub version: String,
     /// Where it is; the same version may be in several places, and then this is the first of [`Pocket::ALL`].
@@ -19,13 +19,13 @@ pub struct Package {
 
 /// Packages by name.
 #[derive(Debug, Clone, Default)]
-pub struct Index {
+pub(crate) struct Index {
     packages: BTreeMap<String, Vec<Package>>,
 }
 
 impl Index {
     /// Adds what a `Packages` file lists.
-    pub fn add(&mut self, pocket: Pocket, text: &str) {
+    pub(crate) fn add(&mut self, pocket: Pocket, text: &str) {
         for stanza in text.split("\n\n") {
             let field = |name: &str| {
                 stanza.lines().find_map(|line| {
@@ -49,13 +49,13 @@ impl Index {
     }
 
     /// Names of all packages.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.packages.keys().map(String::as_str)
     }
 
     /// The newest version of a package in the given parts of the archive.
     #[must_use]
-    pub fn newest(&self, name: &str, pockets: &[Pocket]) -> Option<&Package> {
+    pub(crate) fn newest(&self, name: &str, pockets: &[Pocket]) -> Option<&Package> {
         self.packages
             .get(name)?
             .iter()
@@ -64,7 +64,7 @@ impl Index {
     }
 
     /// Names of the packages that every tree has.
-    pub fn essential(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn essential(&self) -> impl Iterator<Item = &str> {
         self.packages
             .iter()
             .filter(|(_, versions)| versions.iter().any(|package| package.essential))
@@ -73,7 +73,7 @@ impl Index {
 
     /// Whether a package is there, and all packages of the kernel's that it needs.
     #[must_use]
-    pub fn installable(&self, name: &str) -> bool {
+    pub(crate) fn installable(&self, name: &str) -> bool {
         let Some(package) = self.newest(name, &Pocket::ALL) else {
             return false;
         };
@@ -96,7 +96,7 @@ impl Index {
 /// Names of the packages that modules for a kernel of this release are built with: its headers and what these need of
 /// the kernel's own, but not the image.
 #[must_use]
-pub fn headers(index: &Index, release: &str) -> Vec<String> {
+pub(crate) fn headers(index: &Index, release: &str) -> Vec<String> {
     let mut names = vec![format!("linux-headers-{release}")];
     let depends = index
         .newest(&names[0], &Pocket::ALL)
@@ -118,7 +118,7 @@ pub fn headers(index: &Index, release: &str) -> Vec<String> {
 
 /// Compares versions as dpkg does.
 #[must_use]
-pub fn compare(a: &str, b: &str) -> Ordering {
+pub(crate) fn compare(a: &str, b: &str) -> Ordering {
     deb_version::compare_versions(a, b)
 }
 

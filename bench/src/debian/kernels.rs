@@ -11,11 +11,11 @@ use super::{
 };
 
 /// Name of the oldest kernel of the release's own line: what an incumbent runs unless told otherwise.
-pub const OLDEST: &str = "oldest";
+pub(crate) const OLDEST: &str = "oldest";
 /// Name of the newest kernel of the release's own line: what replaces it unless told otherwise.
-pub const NEWEST: &str = "newest";
+pub(crate) const NEWEST: &str = "newest";
 /// Name of the newest kernel of its backports.
-pub const NEXT: &str = "next";
+pub(crate) const NEXT: &str = "next";
 
 /// Variants of Debian's amd64 kernels, by the end of their release; that without a name is the default.
 const FLAVOURS: &[&str] = &["-cloud-amd64", "-rt-amd64", "-amd64"];
@@ -24,7 +24,7 @@ const DEFAULT_FLAVOUR: &str = "-amd64";
 
 /// A kernel that can be had.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// `uname -r`.
     pub release: String,
     /// Which part of the archive it is of.
@@ -68,7 +68,7 @@ fn of_archive(index: &Index) -> impl Iterator<Item = Entry> {
 
 /// All kernels, oldest first.
 #[derive(Debug, Clone, Default)]
-pub struct Kernels {
+pub(crate) struct Kernels {
     entries: Vec<Entry>,
     // Whether the archive was seen: without it, the cache decides.
     online: bool,
@@ -77,7 +77,7 @@ pub struct Kernels {
 impl Kernels {
     /// Those of the archive, as far as it was reached, and those in the cache.
     #[must_use]
-    pub fn new(index: Option<&Index>, trees: &[Tree]) -> Self {
+    pub(crate) fn new(index: Option<&Index>, trees: &[Tree]) -> Self {
         let mut entries: Vec<_> = index.into_iter().flat_map(of_archive).collect();
         for tree in trees {
             let Some(release) = tree.manifest.name.strip_prefix("kernel-") else {
@@ -106,7 +106,7 @@ impl Kernels {
 
     /// All of them, oldest first.
     #[must_use]
-    pub fn entries(&self) -> &[Entry] {
+    pub(crate) fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
@@ -114,7 +114,7 @@ impl Kernels {
     ///
     /// # Errors
     /// There is none; with the list.
-    pub fn find(&self, name: &str) -> Result<&Entry> {
+    pub(crate) fn find(&self, name: &str) -> Result<&Entry> {
         if let Some(entry) = self.named(name) {
             return Ok(entry);
         }
@@ -163,7 +163,7 @@ impl Kernels {
 
     /// A table for people.
     #[must_use]
-    pub fn list(&self) -> String {
+    pub(crate) fn list(&self) -> String {
         let mut text = String::new();
         let named: Vec<_> = [OLDEST, NEWEST, NEXT]
             .into_iter()

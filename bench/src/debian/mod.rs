@@ -5,14 +5,14 @@
 //! [`fetch`] makes new ones. [`Archive`] puts the first three together, once per run. What is taken from all this is a
 //! [`root`], made by one of the [`recipes`]; [`recipe`] says whether today's can be had or an earlier one has to do.
 
-pub mod apt;
-pub mod fetch;
-pub mod index;
-pub mod kernels;
+pub(crate) mod apt;
+pub(crate) mod fetch;
+pub(crate) mod index;
+pub(crate) mod kernels;
 mod recipe;
 mod recipes;
-pub mod root;
-pub mod trees;
+pub(crate) mod root;
+pub(crate) mod trees;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -24,13 +24,13 @@ use index::Index;
 use kernels::Kernels;
 
 /// Release that every tree is made from.
-pub const SUITE: &str = "trixie";
+pub(crate) const SUITE: &str = "trixie";
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A part of the archive that packages come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Pocket {
+pub(crate) enum Pocket {
     /// The release itself.
     Stable,
     /// What will be in its next point release.
@@ -43,13 +43,13 @@ pub enum Pocket {
 
 impl Pocket {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Stable, Self::Updates, Self::Security, Self::Backports];
+    pub(crate) const ALL: [Self; 4] = [Self::Stable, Self::Updates, Self::Security, Self::Backports];
     /// Those that a release gets its own line of packages from.
-    pub const OWN: [Self; 3] = [Self::Stable, Self::Updates, Self::Security];
+    pub(crate) const OWN: [Self; 3] = [Self::Stable, Self::Updates, Self::Security];
 
     /// The suite's name in the archive.
     #[must_use]
-    pub fn suite(self) -> String {
+    pub(crate) fn suite(self) -> String {
         match self {
             Self::Stable => SUITE.to_owned(),
             Self::Updates => format!("{SUITE}-updates"),
@@ -68,14 +68,14 @@ impl Pocket {
 
     /// Its line in `sources.list`; `kind` is `deb` or `deb-src`.
     #[must_use]
-    pub fn source(self, kind: &str) -> String {
+    pub(crate) fn source(self, kind: &str) -> String {
         format!("{kind} [signed-by={KEYRING}] {} {} main", self.mirror(), self.suite())
     }
 }
 
 /// What there is to be had: looked at once, so that a run is of one piece.
 #[derive(Debug)]
-pub struct Archive {
+pub(crate) struct Archive {
     /// The archive's packages, or why it can't be reached.
     pub index: Result<Index, String>,
     /// All kernels, of the archive or cached.
@@ -87,7 +87,7 @@ impl Archive {
     ///
     /// # Errors
     /// There is no cache directory.
-    pub fn today() -> Result<Arc<Self>> {
+    pub(crate) fn today() -> Result<Arc<Self>> {
         static TODAY: Mutex<Option<Arc<Archive>>> = Mutex::new(None);
         let mut today = TODAY.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(archive) = today.as_ref() {

@@ -23,7 +23,7 @@ use crate::{paths, progress::say, tools};
 
 /// How a tree is made.
 #[derive(Default)]
-pub struct Recipe<'a> {
+pub(super) struct Recipe<'a> {
     /// What it is for: `host`, `bochs`, `kernel-RELEASE`.
     pub name: String,
     /// For people.
@@ -53,7 +53,7 @@ struct Place {
 
 /// Things that do not go together, and why: so it stays until one of them changes, so that it is not tried each time.
 #[derive(Debug)]
-pub struct Incompatible(pub String);
+pub(super) struct Incompatible(pub String);
 
 impl std::fmt::Display for Incompatible {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -66,7 +66,7 @@ impl std::error::Error for Incompatible {}
 impl Recipe<'_> {
     /// One of packages alone.
     #[must_use]
-    pub fn new(name: &str, what: &str, packages: &[&str]) -> Self {
+    pub(super) fn new(name: &str, what: &str, packages: &[&str]) -> Self {
         Self {
             name: name.to_owned(),
             what: what.to_owned(),
@@ -80,7 +80,7 @@ impl Recipe<'_> {
     ///
     /// # Errors
     /// It cannot be made, and was never made before.
-    pub fn tree(&self, finish: impl FnOnce(&Root, &str) -> Result<()>) -> Result<Root> {
+    pub(super) fn tree(&self, finish: impl FnOnce(&Root, &str) -> Result<()>) -> Result<Root> {
         let cache = paths::cache()?;
         if let Some(tree) = trees::asked_for(&cache, &self.name)? {
             return Ok(stand_in(tree, "as LAB_TREES says"));

@@ -25,7 +25,7 @@ impl Root {
     ///
     /// # Errors
     /// The tree cannot be fetched, or Bochs does not build and was never built.
-    pub fn bochs() -> Result<Self> {
+    pub(crate) fn bochs() -> Result<Self> {
         let packages = ["g++", "make", "patch", "xz-utils", "bochsbios", "vgabios"];
         Recipe {
             // Of the same source package, and of the same version.
@@ -41,7 +41,7 @@ impl Root {
     ///
     /// # Errors
     /// As [`Root::bochs`].
-    pub fn host() -> Result<Self> {
+    pub(crate) fn host() -> Result<Self> {
         let packages = [
             "qemu-system-x86",
             "busybox-static",
@@ -63,7 +63,7 @@ impl Root {
     ///
     /// # Errors
     /// As [`Root::bochs`].
-    pub fn guest() -> Result<Self> {
+    pub(crate) fn guest() -> Result<Self> {
         let packages = [
             "linux-image-cloud-amd64",
             "initramfs-tools",
@@ -86,7 +86,7 @@ impl Root {
     ///
     /// # Errors
     /// As [`Root::bochs`].
-    pub fn kernel(release: &str, pocket: Pocket) -> Result<Self> {
+    pub(crate) fn kernel(release: &str, pocket: Pocket) -> Result<Self> {
         let [image, headers] = ["image", "headers"].map(|part| format!("linux-{part}-{release}"));
         // Headers bring a compiler, but no assembler.
         let packages = [&image, &headers, "gcc", "binutils", "make"];
@@ -101,7 +101,7 @@ impl Root {
     ///
     /// # Errors
     /// As [`Root::bochs`].
-    pub fn compiler() -> Result<Self> {
+    pub(crate) fn compiler() -> Result<Self> {
         // What headers packages would bring; the libraries are for the kernel's own tools.
         let packages = ["gcc", "binutils", "make", "pahole", "libelf1t64", "libssl3t64"];
         Recipe {

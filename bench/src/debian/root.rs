@@ -14,26 +14,26 @@ use crate::{progress::say, tools};
 
 /// A Debian tree.
 #[derive(Debug, Clone)]
-pub struct Root {
+pub(crate) struct Root {
     dir: PathBuf,
 }
 
 impl Root {
     /// The tree at `dir`.
     #[must_use]
-    pub fn at(dir: PathBuf) -> Self {
+    pub(crate) fn at(dir: PathBuf) -> Self {
         Self { dir }
     }
 
     /// Where the tree is.
     #[must_use]
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// Its name in the cache, by which it can be asked for again ([`trees::asked_for`]).
     #[must_use]
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         let name = self.dir.file_name().unwrap_or_default();
         name.to_string_lossy().into_owned()
     }
@@ -43,7 +43,7 @@ impl Root {
     ///
     /// # Errors
     /// Those of `make`; or the cache cannot be written.
-    pub fn derived(
+    pub(crate) fn derived(
         &self,
         file: &str,
         ingredients: impl Hash,
@@ -66,14 +66,14 @@ impl Root {
 
     /// A path inside the tree, `inner` given without the leading slash.
     #[must_use]
-    pub fn path(&self, inner: &str) -> PathBuf {
+    pub(crate) fn path(&self, inner: &str) -> PathBuf {
         self.dir.join(inner)
     }
 
     /// A command that runs a dynamic program of this tree on the machine's own kernel, without chroot: through the
     /// tree's dynamic linker and libraries.
     #[must_use]
-    pub fn program(&self, inner: &str) -> Command {
+    pub(crate) fn program(&self, inner: &str) -> Command {
         let mut command = Command::new(self.linker());
         command
             .arg("--library-path")
@@ -84,7 +84,7 @@ impl Root {
 
     /// As [`Root::program`], with another `argv[0]`.
     #[must_use]
-    pub fn program_as(&self, inner: &str, argv0: &str) -> Command {
+    pub(crate) fn program_as(&self, inner: &str, argv0: &str) -> Command {
         let mut command = Command::new(self.linker());
         command
             .args(["--argv0", argv0, "--library-path"])
@@ -96,7 +96,7 @@ impl Root {
     /// A command that runs inside the tree (chroot), with `/proc`: objtool, for one, wants it. Without root, in a user
     /// namespace.
     #[must_use]
-    pub fn chroot(&self) -> Command {
+    pub(crate) fn chroot(&self) -> Command {
         let mut command = Command::new("unshare");
         if !tools::is_root() {
             command.args(["--map-auto", "--map-root-user"]);
@@ -115,7 +115,7 @@ impl Root {
     ///
     /// # Errors
     /// They cannot be unpacked or removed, or those of `work`.
-    pub fn with_headers<T>(&self, debs: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(crate) fn with_headers<T>(&self, debs: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
         // Past the tree's links from / to /usr.
         const UNPACK: &str = r#"for deb in "$1"/*.deb; do
             dpkg-deb --fsys-tarfile "$deb" | tar -x --keep-directory-symlink -C "$2" || exit 1
@@ -131,7 +131,7 @@ impl Root {
     ///
     /// # Errors
     /// The program is missing or one of its libraries is.
-    pub fn libraries(&self, inner: &str) -> Result<Vec<String>> {
+    pub(crate) fn libraries(&self, inner: &str) -> Result<Vec<String>> {
         let listing = tools::output(
             Command::new(self.linker())
                 .args(["--list", "--library-path"])

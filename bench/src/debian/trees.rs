@@ -20,7 +20,7 @@ const PART: &str = ".part";
 
 /// What a tree was made of.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest {
+pub(crate) struct Manifest {
     /// What it is for: `host`, `bochs`, `guest`, `compiler`, `kernel-RELEASE`.
     pub name: String,
     /// A hash of everything that the lab itself put in: names of packages, patches, steps.
@@ -34,7 +34,7 @@ pub struct Manifest {
 
 /// A tree in the cache.
 #[derive(Debug, Clone)]
-pub struct Tree {
+pub(crate) struct Tree {
     /// Where it is.
     pub dir: PathBuf,
     /// What it was made of.
@@ -45,7 +45,7 @@ pub struct Tree {
 ///
 /// # Errors
 /// The cache cannot be read.
-pub fn all(cache: &Path) -> Result<Vec<Tree>> {
+pub(crate) fn all(cache: &Path) -> Result<Vec<Tree>> {
     let mut trees = Vec::new();
     for file in entries(&cache.join(MANIFESTS))? {
         let dir = cache.join(file.file_name().unwrap_or_default());
@@ -66,7 +66,7 @@ pub fn all(cache: &Path) -> Result<Vec<Tree>> {
 ///
 /// # Errors
 /// As [`all`].
-pub fn newest(cache: &Path, name: &str, recipe: Option<&str>, lead: &str) -> Result<Option<Tree>> {
+pub(crate) fn newest(cache: &Path, name: &str, recipe: Option<&str>, lead: &str) -> Result<Option<Tree>> {
     let version = |tree: &Tree| tree.manifest.packages.get(lead).cloned().unwrap_or_default();
     Ok(all(cache)?
         .into_iter()
@@ -79,7 +79,7 @@ pub fn newest(cache: &Path, name: &str, recipe: Option<&str>, lead: &str) -> Res
 ///
 /// # Errors
 /// One of the names is not in the cache.
-pub fn asked_for(cache: &Path, name: &str) -> Result<Option<Tree>> {
+pub(crate) fn asked_for(cache: &Path, name: &str) -> Result<Option<Tree>> {
     let names = std::env::var("LAB_TREES").unwrap_or_default();
     pick(all(cache)?, &names, name)
 }
@@ -104,7 +104,7 @@ fn pick(trees: Vec<Tree>, names: &str, name: &str) -> Result<Option<Tree>> {
 ///
 /// # Errors
 /// The cache cannot be written.
-pub fn complete(dir: &Path, manifest: &Manifest) -> Result<()> {
+pub(crate) fn complete(dir: &Path, manifest: &Manifest) -> Result<()> {
     let manifests = dir.parent().context("a tree without a cache")?.join(MANIFESTS);
     fs::create_dir_all(&manifests)?;
     let path = manifests.join(dir.file_name().context("a tree without a name")?);
@@ -115,7 +115,7 @@ pub fn complete(dir: &Path, manifest: &Manifest) -> Result<()> {
 
 /// Where a tree grows before it is complete.
 #[must_use]
-pub fn part(dir: &Path) -> PathBuf {
+pub(crate) fn part(dir: &Path) -> PathBuf {
     let mut name = dir.as_os_str().to_owned();
     name.push(PART);
     name.into()
@@ -125,7 +125,7 @@ pub fn part(dir: &Path) -> PathBuf {
 ///
 /// # Errors
 /// As [`paths::lock`].
-pub fn lock(dir: &Path) -> Result<fs::File> {
+pub(crate) fn lock(dir: &Path) -> Result<fs::File> {
     let (locks, name) = lock_place(dir)?;
     paths::lock(&locks, &name)
 }
@@ -134,7 +134,7 @@ pub fn lock(dir: &Path) -> Result<fs::File> {
 ///
 /// # Errors
 /// Somebody is.
-pub fn lock_all(cache: &Path) -> Result<Vec<fs::File>> {
+pub(crate) fn lock_all(cache: &Path) -> Result<Vec<fs::File>> {
     let locks = cache.join("locks");
     let mut held = Vec::new();
     for file in entries(&locks)? {
@@ -156,7 +156,7 @@ fn lock_place(dir: &Path) -> Result<(PathBuf, String)> {
 ///
 /// # Errors
 /// One cannot be removed.
-pub fn sweep(cache: &Path) -> Result<()> {
+pub(crate) fn sweep(cache: &Path) -> Result<()> {
     for part in entries(cache)?.into_iter().filter(|dir| is_part(dir)) {
         let dir = part.with_extension("");
         let (locks, name) = lock_place(&dir)?;

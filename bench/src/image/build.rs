@@ -16,7 +16,7 @@ use crate::{paths, progress::say, tools};
 ///
 /// # Errors
 /// It does not compile; cargo has printed why.
-pub fn l0() -> Result<PathBuf> {
+pub(crate) fn l0() -> Result<PathBuf> {
     ensure_target("x86_64-unknown-none")?;
     cargo("l0-monitor", "l0", "x86_64-unknown-none", false)
 }
@@ -25,7 +25,7 @@ pub fn l0() -> Result<PathBuf> {
 ///
 /// # Errors
 /// As [`l0`].
-pub fn labd() -> Result<PathBuf> {
+pub(crate) fn labd() -> Result<PathBuf> {
     cargo("labd", "labd", "x86_64-unknown-linux-gnu", true)
 }
 
@@ -33,7 +33,7 @@ pub fn labd() -> Result<PathBuf> {
 ///
 /// # Errors
 /// As [`l0`].
-pub fn lab_guest() -> Result<PathBuf> {
+pub(crate) fn lab_guest() -> Result<PathBuf> {
     cargo("lab-guest", "lab-guest", "x86_64-unknown-linux-gnu", true)
 }
 
@@ -41,7 +41,7 @@ pub fn lab_guest() -> Result<PathBuf> {
 ///
 /// # Errors
 /// As [`l0`].
-pub fn lab_ycsb() -> Result<PathBuf> {
+pub(crate) fn lab_ycsb() -> Result<PathBuf> {
     cargo("lab-ycsb", "lab-ycsb", "x86_64-unknown-linux-gnu", true)
 }
 
@@ -49,7 +49,7 @@ pub fn lab_ycsb() -> Result<PathBuf> {
 ///
 /// # Errors
 /// As [`l0`].
-pub fn guest_init() -> Result<PathBuf> {
+pub(crate) fn guest_init() -> Result<PathBuf> {
     cargo("lab-guest", "guest-init", "x86_64-unknown-linux-gnu", true)
 }
 
@@ -57,7 +57,7 @@ pub fn guest_init() -> Result<PathBuf> {
 ///
 /// # Errors
 /// As [`l0`].
-pub fn agent() -> Result<PathBuf> {
+pub(crate) fn agent() -> Result<PathBuf> {
     cargo("host-hotplug-agent", "locum", "x86_64-unknown-linux-gnu", true)
 }
 
@@ -137,7 +137,7 @@ const MODULE_SOURCES: &[&str] = &["host-hotplug-agent/kmod", "l0-monitor/abi"];
 ///
 /// # Errors
 /// It does not compile.
-pub fn module(kernel: &Kernel) -> Result<Option<PathBuf>> {
+pub(crate) fn module(kernel: &Kernel) -> Result<Option<PathBuf>> {
     if !paths::workspace().join("host-hotplug-agent/kmod/Makefile").exists() {
         return Ok(None);
     }

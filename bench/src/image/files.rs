@@ -24,34 +24,34 @@ enum Entry {
 
 /// The files of an archive, by their path without leading slash. A later entry replaces an earlier one.
 #[derive(Default)]
-pub struct Files {
+pub(crate) struct Files {
     entries: BTreeMap<String, Entry>,
 }
 
 impl Files {
     /// Adds an empty directory.
-    pub fn directory(&mut self, path: &str) {
+    pub(crate) fn directory(&mut self, path: &str) {
         self.insert(path, Entry::Directory);
     }
 
     /// Adds a symbolic link.
-    pub fn link(&mut self, path: &str, target: &str) {
+    pub(crate) fn link(&mut self, path: &str, target: &str) {
         self.insert(path, Entry::Link(target.to_owned()));
     }
 
     /// Adds a file with the given contents and permission bits.
-    pub fn bytes(&mut self, path: &str, bytes: impl Into<Vec<u8>>, mode: u32) {
+    pub(crate) fn bytes(&mut self, path: &str, bytes: impl Into<Vec<u8>>, mode: u32) {
         self.insert(path, Entry::Bytes(bytes.into(), mode));
     }
 
     /// Adds a copy of `source` (symbolic links followed).
-    pub fn file(&mut self, path: &str, source: impl Into<PathBuf>, mode: u32) {
+    pub(crate) fn file(&mut self, path: &str, source: impl Into<PathBuf>, mode: u32) {
         self.insert(path, Entry::File(source.into(), mode));
     }
 
     /// Whether something was added at that path.
     #[must_use]
-    pub fn contains(&self, path: &str) -> bool {
+    pub(crate) fn contains(&self, path: &str) -> bool {
         self.entries.contains_key(path)
     }
 
@@ -70,7 +70,7 @@ impl Files {
     ///
     /// # Errors
     /// A source file cannot be read, or the writer fails.
-    pub fn write(&self, mut out: impl Write) -> Result<()> {
+    pub(crate) fn write(&self, mut out: impl Write) -> Result<()> {
         for (inode, (path, entry)) in (1..).zip(&self.entries) {
             let (mode, bytes) = match entry {
                 Entry::Directory => (DIRECTORY, Vec::new()),
@@ -101,7 +101,7 @@ impl Files {
     ///
     /// # Errors
     /// A source file cannot be read, or the directory cannot be written.
-    pub fn stage(&self, dir: &Path) -> Result<()> {
+    pub(crate) fn stage(&self, dir: &Path) -> Result<()> {
         fs::create_dir_all(dir)?;
         for (path, entry) in &self.entries {
             let target = dir.join(path);

@@ -56,7 +56,7 @@ const REDIS: &str = "usr/bin/redis-server";
 
 /// What goes into an image.
 #[derive(Debug)]
-pub struct Image<'a> {
+pub(crate) struct Image<'a> {
     /// Kernels whose modules and images it holds; guests run the first.
     pub kernels: &'a [Kernel],
     /// `locum.ko` per kernel, as far as built.
@@ -76,7 +76,7 @@ impl Image<'_> {
     ///
     /// # Errors
     /// A part is missing or cannot be built.
-    pub fn build(&self, target: &Path) -> Result<()> {
+    pub(crate) fn build(&self, target: &Path) -> Result<()> {
         let _lock = paths::lock(&paths::out(), "image")?;
         let mut out = BufWriter::new(File::create(target)?);
         self.archive()?.write(&mut out)?;

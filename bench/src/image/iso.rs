@@ -12,7 +12,7 @@ use crate::tools;
 
 /// What GRUB loads.
 #[derive(Debug)]
-pub struct Iso {
+pub(crate) struct Iso {
     /// L0; without it GRUB loads Linux itself.
     pub l0: Option<PathBuf>,
     /// L0's command line.
@@ -30,7 +30,7 @@ impl Iso {
     ///
     /// # Errors
     /// A file is missing or grub-mkrescue fails.
-    pub fn build(&self, dir: &Path, target: &Path) -> Result<()> {
+    pub(crate) fn build(&self, dir: &Path, target: &Path) -> Result<()> {
         let boot = dir.join("boot");
         fs::create_dir_all(boot.join("grub"))?;
         if let Some(l0) = &self.l0 {

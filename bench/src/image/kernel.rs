@@ -37,17 +37,17 @@ const MODULES: &[&str] = &[
 
 /// The driver of the server's network cards. Debian's cloud kernels, which are for virtual machines, lack it: their
 /// hosts move a card without using it.
-pub const CARD_DRIVER: &str = "e1000";
+pub(crate) const CARD_DRIVER: &str = "e1000";
 
 /// What their releases have in them.
-pub const CLOUD: &str = "-cloud-";
+pub(crate) const CLOUD: &str = "-cloud-";
 
 /// Files that `modprobe` and `depmod` want beside the modules.
 const INDEX: &[&str] = &["modules.order", "modules.builtin", "modules.builtin.modinfo"];
 
 /// A kernel release from Debian's archive.
 #[derive(Debug, Clone)]
-pub struct Kernel {
+pub(crate) struct Kernel {
     release: String,
     root: Root,
 }
@@ -57,7 +57,7 @@ impl Kernel {
     ///
     /// # Errors
     /// There is none of that name, or it cannot be fetched.
-    pub fn get(name: &str) -> Result<Self> {
+    pub(crate) fn get(name: &str) -> Result<Self> {
         let archive = Archive::today()?;
         let entry = archive.kernels.find(name)?;
         Ok(Self {
@@ -68,7 +68,7 @@ impl Kernel {
 
     /// The kernel of a release whose headers are in a tree, to build modules for.
     #[must_use]
-    pub fn headers_in(root: &Root, release: &str) -> Self {
+    pub(crate) fn headers_in(root: &Root, release: &str) -> Self {
         Self {
             release: release.to_owned(),
             root: root.clone(),
@@ -79,25 +79,25 @@ impl Kernel {
     ///
     /// # Errors
     /// There is none of that name.
-    pub fn release_of(name: &str) -> Result<String> {
+    pub(crate) fn release_of(name: &str) -> Result<String> {
         Ok(Archive::today()?.kernels.find(name)?.release.clone())
     }
 
     /// What `uname -r` prints under this kernel.
     #[must_use]
-    pub fn release(&self) -> &str {
+    pub(crate) fn release(&self) -> &str {
         &self.release
     }
 
     /// The Debian tree with this kernel, its headers and a compiler.
     #[must_use]
-    pub fn root(&self) -> &Root {
+    pub(crate) fn root(&self) -> &Root {
         &self.root
     }
 
     /// The bzImage.
     #[must_use]
-    pub fn image(&self) -> PathBuf {
+    pub(crate) fn image(&self) -> PathBuf {
         self.root.path(&format!("boot/vmlinuz-{}", self.release))
     }
 
@@ -105,7 +105,7 @@ impl Kernel {
     ///
     /// # Errors
     /// There is none of that name.
-    pub fn find_module(&self, dir: &Path, name: &str) -> Result<PathBuf> {
+    pub(crate) fn find_module(&self, dir: &Path, name: &str) -> Result<PathBuf> {
         let index = fs::read_to_string(dir.join("modules.dep"))?;
         let file = closure(&index, &[name])?
             .into_iter()
@@ -129,7 +129,7 @@ impl Kernel {
     ///
     /// # Errors
     /// A module is missing from the package, or xz or depmod fails.
-    pub fn modules(&self, extra: Option<&Path>) -> Result<PathBuf> {
+    pub(crate) fn modules(&self, extra: Option<&Path>) -> Result<PathBuf> {
         let source = self.root.path(&format!("lib/modules/{}", self.release));
         let base = paths::out().join("modules").join(&self.release);
         let target = base.join("lib/modules").join(&self.release);
@@ -164,7 +164,7 @@ impl Kernel {
 ///
 /// # Errors
 /// There is none of one of the names.
-pub fn announce(names: &[&str]) -> Result<()> {
+pub(crate) fn announce(names: &[&str]) -> Result<()> {
     let archive = Archive::today()?;
     let mut words = Vec::new();
     for name in names {
@@ -214,7 +214,7 @@ fn unpack(source: &Path, module: &str, target: &Path) -> Result<()> {
 ///
 /// # Errors
 /// Something cannot be had: all of it that cannot.
-pub fn prefetch(names: &[&str]) -> Result<Vec<Kernel>> {
+pub(crate) fn prefetch(names: &[&str]) -> Result<Vec<Kernel>> {
     // Asked once, and said before anything else.
     Archive::today()?;
     thread::scope(|scope| {

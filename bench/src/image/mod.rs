@@ -4,9 +4,9 @@
 //! both into the one image that every host runs from, as [`files`] of an archive, and [`iso`] puts that onto a CD which
 //! GRUB boots. [`stock_guest`] is a guest that nobody here made, and its disk.
 
-pub mod build;
-pub mod files;
-pub mod initramfs;
-pub mod iso;
-pub mod kernel;
-pub mod stock_guest;
+pub(crate) mod build;
+pub(crate) mod files;
+pub(crate) mod initramfs;
+pub(crate) mod iso;
+pub(crate) mod kernel;
+pub(crate) mod stock_guest;

@@ -20,12 +20,12 @@ use lab_guest::{map::Shared, nbd};
 use crate::{debian::root::Root, tools};
 
 /// Its name.
-pub const NAME: &str = "g3";
+pub(crate) const NAME: &str = "g3";
 /// Size of its disk in MiB: what is in it, and half of it free.
 const DISK: u64 = 640;
 /// The guest as it was installed.
 #[derive(Debug, Clone)]
-pub struct StockGuest {
+pub(crate) struct StockGuest {
     root: Root,
     disk: PathBuf,
 }
@@ -35,7 +35,7 @@ impl StockGuest {
     ///
     /// # Errors
     /// It cannot be fetched, or its disk cannot be made.
-    pub fn get() -> Result<Self> {
+    pub(crate) fn get() -> Result<Self> {
         let root = Root::guest()?;
         let disk = root.derived("disk.ext4", (DISK, NAME), |part| make_disk(&root, part))?;
         Ok(Self { root, disk })
@@ -45,7 +45,7 @@ impl StockGuest {
     ///
     /// # Errors
     /// It has none, or several.
-    pub fn kernel(&self) -> Result<PathBuf> {
+    pub(crate) fn kernel(&self) -> Result<PathBuf> {
         self.boot_file("vmlinuz-")
     }
 
@@ -53,7 +53,7 @@ impl StockGuest {
     ///
     /// # Errors
     /// As [`StockGuest::kernel`].
-    pub fn initrd(&self) -> Result<PathBuf> {
+    pub(crate) fn initrd(&self) -> Result<PathBuf> {
         self.boot_file("initrd.img-")
     }
 
@@ -97,7 +97,7 @@ fn make_disk(root: &Root, disk: &Path) -> Result<()> {
 
 /// A copy of the guest's disk, served over NBD to whoever connects for as long as the lab runs.
 #[derive(Debug)]
-pub struct Disk {
+pub(crate) struct Disk {
     port: u16,
     file: PathBuf,
 }
@@ -107,7 +107,7 @@ impl Disk {
     ///
     /// # Errors
     /// The copy or the listening socket cannot be made.
-    pub fn serve(guest: &StockGuest, dir: &Path) -> Result<Self> {
+    pub(crate) fn serve(guest: &StockGuest, dir: &Path) -> Result<Self> {
         let file = dir.join("disk.ext4");
         fs::copy(&guest.disk, &file).context("copying the stock guest's disk")?;
         let store = Arc::new(Shared::file(&file, 0, None, true)?);
@@ -131,7 +131,7 @@ impl Disk {
 
     /// The TCP port on 127.0.0.1.
     #[must_use]
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 }

@@ -12,11 +12,11 @@ use anyhow::{Context, Result};
 use crate::debian::root::Root;
 
 /// Instructions per second that the emulated clock assumes.
-pub const IPS: u64 = 100_000_000;
+pub(crate) const IPS: u64 = 100_000_000;
 
 /// What runs the server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Platform {
+pub(crate) enum Platform {
     /// Bochs, on any machine.
     #[default]
     Bochs,
@@ -34,18 +34,18 @@ impl std::fmt::Display for Platform {
 }
 
 /// CPU model with all that Locum can use: EPT, unrestricted guest, VPID, VMCS shadowing.
-pub const HASWELL: &str = "corei7_haswell_4770";
+pub(crate) const HASWELL: &str = "corei7_haswell_4770";
 /// The same without VMCS shadowing.
-pub const IVY_BRIDGE: &str = "corei7_ivy_bridge_3770k";
+pub(crate) const IVY_BRIDGE: &str = "corei7_ivy_bridge_3770k";
 
 /// A server's CPU: APICv, PML and TSC scaling besides. Linux takes its word that it has 3.5 GHz, so that its clock is
 /// 35 times slower than [`IPS`] says.
-pub const SKYLAKE_X: &str = "corei7_skylake_x";
+pub(crate) const SKYLAKE_X: &str = "corei7_skylake_x";
 
 /// What Linux takes the rate of the TSC of a model to be, in Hz; `None` for models that the lab does not know. The
 /// emulator's TSC itself has [`IPS`], of emulated time.
 #[must_use]
-pub fn tsc_hz(cpu_model: &str) -> Option<u64> {
+pub(crate) fn tsc_hz(cpu_model: &str) -> Option<u64> {
     match cpu_model {
         // They have no CPUID leaf 15H: Linux calibrates.
         HASWELL | IVY_BRIDGE => Some(IPS),
@@ -82,7 +82,7 @@ fn msrs(cpu_model: &str) -> String {
 
 /// The emulated server.
 #[derive(Debug, Clone)]
-pub struct Hardware {
+pub(crate) struct Hardware {
     /// CPUs, 1 to 4.
     pub cpus: u32,
     /// Their model, as Bochs calls it.
@@ -96,14 +96,14 @@ pub struct Hardware {
 }
 
 /// File in which Bochs shows its ticks, for [`crate::machine::deadline::Clock`].
-pub const TICKS: &str = "ticks";
+pub(crate) const TICKS: &str = "ticks";
 
 /// Starts Bochs in `dir`. Files there afterwards: `bochsrc`, `console0.log` (COM1), `console1.log` (COM2), `l0.log`
 /// (port 0xE9, and Bochs' own banner), `bochs.log`, and [`TICKS`].
 ///
 /// # Errors
 /// The root cannot be made, or the program does not start.
-pub fn start(hardware: &Hardware, dir: &Path) -> Result<Child> {
+pub(crate) fn start(hardware: &Hardware, dir: &Path) -> Result<Child> {
     let root = Root::bochs()?;
     let config = dir.join("bochsrc");
     fs::write(&config, config_text(hardware, &root, dir))?;

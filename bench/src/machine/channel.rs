@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use labd::{Decoder, MAX_CHUNK, ToHost, ToLab, encode};
 
 /// A command channel to whatever host holds the machine's serial port.
-pub struct Channel {
+pub(crate) struct Channel {
     port: u16,
     shared: Arc<Shared>,
 }
@@ -34,7 +34,7 @@ struct State {
 
 /// What a host says of itself when its `labd` starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hello {
+pub(crate) struct Hello {
     /// `uname -r`.
     pub release: String,
     /// Which host speaks.
@@ -51,7 +51,7 @@ struct JobState {
 
 /// What a command in a host left behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
+pub(crate) struct Output {
     /// Exit status; 128 + signal number if a signal ended it.
     pub status: i32,
     /// Standard output and standard error, as they came.
@@ -63,7 +63,7 @@ impl Output {
     ///
     /// # Errors
     /// The status is not zero; the error shows the text.
-    pub fn ok(self) -> Result<String> {
+    pub(crate) fn ok(self) -> Result<String> {
         if self.status != 0 {
             bail!("the command ended with status {}:\n{}", self.status, self.text);
         }
@@ -73,14 +73,14 @@ impl Output {
 
 /// A command that runs in a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct JobId(u32);
+pub(crate) struct JobId(u32);
 
 impl Channel {
     /// Listens for the emulator on a free port of 127.0.0.1.
     ///
     /// # Errors
     /// No port can be had.
-    pub fn listen() -> Result<Self> {
+    pub(crate) fn listen() -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").context("listening for the emulator's serial port")?;
         let port = listener.local_addr()?.port();
         let shared = Arc::new(Shared::default());
@@ -100,13 +100,13 @@ impl Channel {
 
     /// The TCP port that the emulator has to connect to.
     #[must_use]
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
     /// The last hello that came on this line.
     #[must_use]
-    pub fn hello(&self) -> Option<Hello> {
+    pub(crate) fn hello(&self) -> Option<Hello> {
         self.shared.lock().hello.clone()
     }
 
@@ -114,7 +114,7 @@ impl Channel {
     ///
     /// # Errors
     /// The line is closed.
-    pub fn start(&self, command: &str, input: Option<&[u8]>) -> Result<JobId> {
+    pub(crate) fn start(&self, command: &str, input: Option<&[u8]>) -> Result<JobId> {
         let job = {
             let mut state = self.shared.lock();
             state.next_job += 1;
@@ -143,7 +143,7 @@ impl Channel {
     ///
     /// # Errors
     /// The line is closed.
-    pub fn input(&self, job: JobId, data: &[u8]) -> Result<()> {
+    pub(crate) fn input(&self, job: JobId, data: &[u8]) -> Result<()> {
         for chunk in data.chunks(MAX_CHUNK) {
             self.send(&ToHost::Input {
                 job: job.0,
@@ -157,7 +157,7 @@ impl Channel {
     ///
     /// # Errors
     /// The line is closed.
-    pub fn start_open(&self, command: &str) -> Result<JobId> {
+    pub(crate) fn start_open(&self, command: &str) -> Result<JobId> {
         let mut state = self.shared.lock();
         state.next_job += 1;
         let job = state.next_job;
@@ -173,7 +173,7 @@ impl Channel {
 
     /// Takes what the job has written since the last call, and its status once it is over.
     #[must_use]
-    pub fn take(&self, job: JobId) -> (Vec<u8>, Option<i32>) {
+    pub(crate) fn take(&self, job: JobId) -> (Vec<u8>, Option<i32>) {
         let mut state = self.shared.lock();
         let Some(found) = state.jobs.get_mut(&job.0) else {
             return (Vec::new(), None);
@@ -187,14 +187,14 @@ impl Channel {
     }
 
     /// Waits until something arrives on the line, at most `for_at_most`.
-    pub fn wait(&self, for_at_most: Duration) {
+    pub(crate) fn wait(&self, for_at_most: Duration) {
         let state = self.shared.lock();
         drop(self.shared.changed.wait_timeout(state, for_at_most));
     }
 
     /// Waits until `ready` returns something, looking again whenever a message has arrived, and at least each
     /// `interval`; `None` after `deadline`.
-    pub fn wait_for<T>(
+    pub(crate) fn wait_for<T>(
         &self,
         deadline: Instant,
         interval: Duration,

@@ -21,7 +21,7 @@ use super::bochs::{self, IPS};
 
 /// An emulator that counts no tick for so long (wall time) stands still; even one that gets a hundredth of a CPU counts
 /// millions meanwhile.
-pub const STALL: Duration = Duration::from_secs(300);
+pub(crate) const STALL: Duration = Duration::from_secs(300);
 
 /// What one look may add to the time without a tick: if the lab comes to look this late, it was held up itself, and the
 /// emulator perhaps with it.
@@ -29,12 +29,12 @@ const LATE: Duration = Duration::from_secs(5);
 
 /// A length of emulated time; of wall time where the platform has no emulated one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Span(Duration);
+pub(crate) struct Span(Duration);
 
 impl Span {
     /// So many emulated seconds.
     #[must_use]
-    pub const fn seconds(seconds: u64) -> Self {
+    pub(crate) const fn seconds(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
 }
@@ -47,18 +47,18 @@ impl fmt::Display for Span {
 
 /// A moment in a machine's life, counted from power on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Moment(Duration);
+pub(crate) struct Moment(Duration);
 
 impl Moment {
     /// The end of a machine that may run for `span`.
     #[must_use]
-    pub const fn after_start(span: Span) -> Self {
+    pub(crate) const fn after_start(span: Span) -> Self {
         Self(span.0)
     }
 
     /// The moment `span` later.
     #[must_use]
-    pub fn after(self, span: Span) -> Self {
+    pub(crate) fn after(self, span: Span) -> Self {
         Self(self.0.saturating_add(span.0))
     }
 }
@@ -71,7 +71,7 @@ impl fmt::Display for Moment {
 
 /// No tick for so long, in wall time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StandsStill(Duration);
+pub(crate) struct StandsStill(Duration);
 
 impl fmt::Display for StandsStill {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -84,7 +84,7 @@ impl std::error::Error for StandsStill {}
 
 /// A machine's time.
 #[derive(Debug)]
-pub struct Clock(Source);
+pub(crate) struct Clock(Source);
 
 #[derive(Debug)]
 enum Source {
@@ -102,7 +102,7 @@ enum Source {
 impl Clock {
     /// The clock of a Bochs with CPUs of that model, which shows its ticks in `file`, perhaps not yet.
     #[must_use]
-    pub fn bochs(file: &Path, cpu_model: &str) -> Self {
+    pub(crate) fn bochs(file: &Path, cpu_model: &str) -> Self {
         Self(Source::Ticks {
             file: file.to_owned(),
             idle_hz: bochs::tsc_hz(cpu_model).unwrap_or(IPS),
@@ -114,7 +114,7 @@ impl Clock {
 
     /// The wall clock, for a machine that runs as fast as this one.
     #[must_use]
-    pub fn wall() -> Self {
+    pub(crate) fn wall() -> Self {
         Self(Source::Wall(Instant::now()))
     }
 
@@ -122,7 +122,7 @@ impl Clock {
     ///
     /// # Errors
     /// It stands still.
-    pub fn now(&mut self) -> Result<Moment, StandsStill> {
+    pub(crate) fn now(&mut self) -> Result<Moment, StandsStill> {
         match &mut self.0 {
             Source::Wall(begin) => Ok(Moment(begin.elapsed())),
             Source::Ticks {

@@ -13,7 +13,7 @@ const CHUNK: usize = 1 << 16;
 
 /// Counts how often a text occurs in a growing file.
 #[derive(Debug)]
-pub struct Follower {
+pub(super) struct Follower {
     path: PathBuf,
     text: Vec<u8>,
     /// Bytes read so far.
@@ -26,7 +26,7 @@ pub struct Follower {
 impl Follower {
     /// Follows the file from its beginning; it need not exist yet.
     #[must_use]
-    pub fn new(path: PathBuf, text: &str) -> Self {
+    pub(super) fn new(path: PathBuf, text: &str) -> Self {
         Self {
             path,
             text: text.into(),
@@ -37,7 +37,7 @@ impl Follower {
     }
 
     /// Reads what came since the last look. Returns how often the text occurred so far.
-    pub fn look(&mut self) -> usize {
+    pub(super) fn look(&mut self) -> usize {
         // What cannot be read now can be at the next look.
         if let Ok(mut file) = File::open(&self.path) {
             let _ = self.read(&mut file);
@@ -74,7 +74,7 @@ impl Follower {
 
 /// The last bytes of a file, at most so many, as text; empty if there is none.
 #[must_use]
-pub fn tail(path: &Path, most: u64) -> String {
+pub(super) fn tail(path: &Path, most: u64) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
         let length = file.metadata()?.len();

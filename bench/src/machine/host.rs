@@ -24,14 +24,14 @@ const OFF: Span = Span::seconds(300);
 const TRIFLE: Span = Span::seconds(300);
 
 /// A host on the server.
-pub struct Host<'a> {
+pub(crate) struct Host<'a> {
     machine: &'a mut Machine,
     generation: u32,
 }
 
 impl Machine {
     /// The host of a generation. There may be none yet: [`Host::wait_ready`].
-    pub fn host(&mut self, generation: u32) -> Host<'_> {
+    pub(crate) fn host(&mut self, generation: u32) -> Host<'_> {
         Host {
             machine: self,
             generation,
@@ -44,7 +44,7 @@ impl Host<'_> {
     ///
     /// # Errors
     /// None comes within `limit`, or the machine dies.
-    pub fn wait_ready(&mut self, limit: Span) -> Result<Hello> {
+    pub(crate) fn wait_ready(&mut self, limit: Span) -> Result<Hello> {
         // Generations of the same parity share the line.
         let generation = self.generation;
         self.wait(limit, |channel| {
@@ -57,7 +57,7 @@ impl Host<'_> {
     ///
     /// # Errors
     /// It does not end within `limit`, or the machine dies. A failing command is not an error: see [`Output::ok`].
-    pub fn run(&mut self, command: &str, limit: Span) -> Result<Output> {
+    pub(crate) fn run(&mut self, command: &str, limit: Span) -> Result<Output> {
         let job = self.start(command)?;
         self.finish(job, limit).with_context(|| format!("running {command:?}"))
     }
@@ -66,7 +66,7 @@ impl Host<'_> {
     ///
     /// # Errors
     /// The line is closed.
-    pub fn start(&mut self, command: &str) -> Result<JobId> {
+    pub(crate) fn start(&mut self, command: &str) -> Result<JobId> {
         let started = self.channel().start(command, None);
         started.map_err(|error| self.explain(error))
     }
@@ -85,13 +85,13 @@ impl Host<'_> {
 
     /// Takes what a started command has written since the last call, and its status once it is over.
     #[must_use]
-    pub fn poll(&self, job: JobId) -> (Vec<u8>, Option<i32>) {
+    pub(crate) fn poll(&self, job: JobId) -> (Vec<u8>, Option<i32>) {
         self.channel().take(job)
     }
 
     /// The hello of this very host, if it has come.
     #[must_use]
-    pub fn hello(&self) -> Option<Hello> {
+    pub(crate) fn hello(&self) -> Option<Hello> {
         self.channel()
             .hello()
             .filter(|hello| hello.generation == self.generation)
@@ -101,7 +101,7 @@ impl Host<'_> {
     ///
     /// # Errors
     /// The line is closed.
-    pub fn open(&mut self, command: &str) -> Result<JobId> {
+    pub(crate) fn open(&mut self, command: &str) -> Result<JobId> {
         self.channel().start_open(command)
     }
 
@@ -109,7 +109,7 @@ impl Host<'_> {
     ///
     /// # Errors
     /// The line is closed.
-    pub fn type_line(&mut self, job: JobId, line: &str) -> Result<()> {
+    pub(crate) fn type_line(&mut self, job: JobId, line: &str) -> Result<()> {
         self.channel().input(job, format!("{line}\n").as_bytes())
     }
 
@@ -117,7 +117,7 @@ impl Host<'_> {
     ///
     /// # Errors
     /// It does not, or its time is up.
-    pub fn alive(&mut self) -> Result<()> {
+    pub(crate) fn alive(&mut self) -> Result<()> {
         self.machine.check(self.machine.end)
     }
 
@@ -125,7 +125,7 @@ impl Host<'_> {
     ///
     /// # Errors
     /// As [`Host::run`].
-    pub fn finish(&mut self, job: JobId, limit: Span) -> Result<Output> {
+    pub(crate) fn finish(&mut self, job: JobId, limit: Span) -> Result<Output> {
         let mut bytes = Vec::new();
         let status = self.wait(limit, |channel| {
             let (output, status) = channel.take(job);
@@ -142,7 +142,7 @@ impl Host<'_> {
     ///
     /// # Errors
     /// As [`Host::run`]; or the file cannot be written.
-    pub fn push(&mut self, path: &str, bytes: &[u8], limit: Span) -> Result<()> {
+    pub(crate) fn push(&mut self, path: &str, bytes: &[u8], limit: Span) -> Result<()> {
         let job = self.channel().start(&format!("cat > '{path}'"), Some(bytes))?;
         self.finish(job, limit)?
             .ok()
@@ -154,7 +154,7 @@ impl Host<'_> {
     ///
     /// # Errors
     /// As [`Host::run`].
-    pub fn tsc(&mut self) -> Result<u64> {
+    pub(crate) fn tsc(&mut self) -> Result<u64> {
         let text = self.run("labd tsc", TRIFLE)?.ok()?;
         text.trim()
             .parse()
@@ -165,7 +165,7 @@ impl Host<'_> {
     ///
     /// # Errors
     /// It does not go off in time.
-    pub fn power_off(&mut self) -> Result<()> {
+    pub(crate) fn power_off(&mut self) -> Result<()> {
         self.start("echo o > /proc/sysrq-trigger")?;
         self.machine.wait_off(OFF).map(drop)
     }

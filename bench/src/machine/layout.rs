@@ -11,7 +11,7 @@
 
 /// All in MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Layout {
+pub(crate) struct Layout {
     /// RAM of the server.
     pub memory: u32,
     /// First of the pool.
@@ -25,7 +25,7 @@ pub struct Layout {
 
 impl Layout {
     /// For all but big guests.
-    pub const USUAL: Self = Self {
+    pub(crate) const USUAL: Self = Self {
         memory: 2048,
         pool: 1536,
         pool_end: 1872,
@@ -33,7 +33,7 @@ impl Layout {
     };
 
     /// For 512 MiB of guests.
-    pub const LARGE: Self = Self {
+    pub(crate) const LARGE: Self = Self {
         memory: 2560,
         pool: 1792,
         pool_end: 2304,
@@ -42,13 +42,13 @@ impl Layout {
 
     /// L0's argument.
     #[must_use]
-    pub fn l0_pool(&self) -> String {
+    pub(crate) fn l0_pool(&self) -> String {
         format!("pool={:x}-{:x}", byte(self.pool), byte(self.pool_end))
     }
 
     /// For a kernel without L0, which declares the pool itself, as Soft Reserved. Needs addresses that stay.
     #[must_use]
-    pub fn plain_pool(&self) -> String {
+    pub(crate) fn plain_pool(&self) -> String {
         format!(
             "nokaslr memmap={:#x}%{:#x}-1+0xefffffff",
             byte(self.pool_end - self.pool),
@@ -58,7 +58,7 @@ impl Layout {
 
     /// Linux' `movablecore`: what a successor boots with, what lies above the pool, and a little.
     #[must_use]
-    pub fn movable(&self) -> u32 {
+    pub(crate) fn movable(&self) -> u32 {
         self.successor + (self.memory - self.pool_end) + 16
     }
 }

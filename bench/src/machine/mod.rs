@@ -4,15 +4,15 @@
 //! [`deadline`], and [`layout`] says where what lies in its RAM. To each [`Host`] on it leads a [`channel`], a serial
 //! line. Where several users share the developer's machine, their emulators take [`turns`].
 
-pub mod bochs;
-pub mod channel;
-pub mod deadline;
+pub(crate) mod bochs;
+pub(crate) mod channel;
+pub(crate) mod deadline;
 mod follow;
 mod host;
-pub mod layout;
-pub mod qemu;
+pub(crate) mod layout;
+pub(crate) mod qemu;
 mod server;
-pub mod turns;
+pub(crate) mod turns;
 
-pub use host::Host;
-pub use server::{Machine, Setup};
+pub(crate) use host::Host;
+pub(crate) use server::{Machine, Setup};

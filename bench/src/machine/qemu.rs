@@ -18,7 +18,7 @@ use crate::debian::root::Root;
 ///
 /// # Errors
 /// Its tree cannot be had.
-pub fn words() -> Result<Vec<OsString>> {
+pub(crate) fn words() -> Result<Vec<OsString>> {
     let root = Root::host()?;
     let qemu = root.program("usr/bin/qemu-system-x86_64");
     let mut words = vec![qemu.get_program().to_owned()];
@@ -33,7 +33,7 @@ pub fn words() -> Result<Vec<OsString>> {
 ///
 /// # Errors
 /// No nested VMX here, or the program does not start.
-pub fn start(hardware: &Hardware, dir: &Path) -> Result<Child> {
+pub(crate) fn start(hardware: &Hardware, dir: &Path) -> Result<Child> {
     let nested = std::fs::read_to_string("/sys/module/kvm_intel/parameters/nested").unwrap_or_default();
     ensure!(
         matches!(nested.trim(), "Y" | "1"),

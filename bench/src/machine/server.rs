@@ -42,7 +42,7 @@ const FATAL: &[(&str, &str)] = &[
 ];
 
 /// A running server.
-pub struct Machine {
+pub(crate) struct Machine {
     dir: PathBuf,
     child: Child,
     pub(super) channels: [Channel; 2],
@@ -63,7 +63,7 @@ struct Sign {
 
 /// What to run.
 #[derive(Debug, Clone)]
-pub struct Setup {
+pub(crate) struct Setup {
     /// CPUs, 1 to 4.
     pub cpus: u32,
     /// Their model, as Bochs calls it.
@@ -85,7 +85,7 @@ impl Machine {
     ///
     /// # Errors
     /// The emulator does not start.
-    pub fn start(setup: &Setup) -> Result<Self> {
+    pub(crate) fn start(setup: &Setup) -> Result<Self> {
         fs::create_dir_all(&setup.dir)?;
         // What another machine left there says nothing of this one.
         for file in LOGS.iter().chain([&bochs::TICKS]) {
@@ -121,19 +121,19 @@ impl Machine {
 
     /// Where the logs are.
     #[must_use]
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// The text of a log so far: `console0.log`, `console1.log`, `l0.log`, `bochs.log`.
     #[must_use]
-    pub fn log(&self, name: &str) -> String {
+    pub(crate) fn log(&self, name: &str) -> String {
         fs::read(self.dir.join(name))
             .map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// From now on, a panic in that log does not end waits: the scenario wants it.
-    pub fn expect_panic(&mut self, log: &'static str) {
+    pub(crate) fn expect_panic(&mut self, log: &'static str) {
         self.expected.push(log);
     }
 
@@ -141,7 +141,7 @@ impl Machine {
     ///
     /// # Errors
     /// It stands still.
-    pub fn now(&mut self) -> Result<Moment> {
+    pub(crate) fn now(&mut self) -> Result<Moment> {
         self.clock.now().map_err(|stall| self.failure(&stall.to_string()))
     }
 
@@ -149,7 +149,7 @@ impl Machine {
     ///
     /// # Errors
     /// As [`Machine::now`].
-    pub fn deadline(&mut self, limit: Span) -> Result<Moment> {
+    pub(crate) fn deadline(&mut self, limit: Span) -> Result<Moment> {
         Ok(self.end.min(self.now()?.after(limit)))
     }
 
@@ -157,7 +157,7 @@ impl Machine {
     ///
     /// # Errors
     /// It does not within `limit`, or the machine dies; with the last lines of every log.
-    pub fn wait_log(&mut self, log: &str, text: &str, times: usize, limit: Span) -> Result<()> {
+    pub(crate) fn wait_log(&mut self, log: &str, text: &str, times: usize, limit: Span) -> Result<()> {
         let deadline = self.deadline(limit)?;
         let mut follower = Follower::new(self.dir.join(log), text);
         while follower.look() < times {
@@ -172,7 +172,7 @@ impl Machine {
     ///
     /// # Errors
     /// It does not within `limit`.
-    pub fn wait_off(&mut self, limit: Span) -> Result<ExitStatus> {
+    pub(crate) fn wait_off(&mut self, limit: Span) -> Result<ExitStatus> {
         let deadline = self.deadline(limit)?;
         loop {
             if let Some(status) = self.child.try_wait()? {
@@ -186,7 +186,7 @@ impl Machine {
     }
 
     /// Ends the emulator.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -222,7 +222,7 @@ impl Machine {
     ///
     /// # Errors
     /// The machine is off, a log shows a panic, or the run's time is up.
-    pub fn look(&mut self, pause: Span) -> Result<()> {
+    pub(crate) fn look(&mut self, pause: Span) -> Result<()> {
         let end = self.now()?.after(pause);
         while self.now()? < end {
             self.check(self.end)?;
@@ -233,7 +233,7 @@ impl Machine {
 
     /// An error that shows the last lines of every log.
     #[must_use]
-    pub fn failure(&self, what: &str) -> anyhow::Error {
+    pub(crate) fn failure(&self, what: &str) -> anyhow::Error {
         let mut text = format!("{what}\n(logs: {})", self.dir.display());
         for log in LOGS {
             let tail = tools::last_lines(&follow::tail(&self.dir.join(log), TAIL), 20);

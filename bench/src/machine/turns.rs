@@ -17,7 +17,7 @@ const FILES: [&str; 2] = ["LAB_TURNS", "LAB_SLOTS"];
 
 /// Leave to run an emulator; given up when dropped. By default everybody has it.
 #[derive(Debug, Default)]
-pub struct Turn {
+pub(crate) struct Turn {
     _lock: Option<File>,
 }
 
@@ -25,7 +25,7 @@ pub struct Turn {
 ///
 /// # Errors
 /// A file cannot be made or locked.
-pub fn take() -> Result<Turn> {
+pub(crate) fn take() -> Result<Turn> {
     let files = FILES.iter().find_map(std::env::var_os).unwrap_or_default();
     let files: Vec<_> = std::env::split_paths(&files)
         .filter(|path| !path.as_os_str().is_empty())

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 /// `locum status --json`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Status {
+pub(crate) struct Status {
     /// Generation of the reigning host.
     pub generation: u32,
     /// The daemon's state: `idle`, ... or `no daemon`.
@@ -37,7 +37,7 @@ pub struct Status {
 
 /// One record of `locum trace --json`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct TraceRecord {
+pub(crate) struct TraceRecord {
     /// What it is about.
     pub kind: String,
     /// `vmcs-checked`: the VMCS is as it was before.
@@ -47,7 +47,7 @@ pub struct TraceRecord {
 
 /// One CPU.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Cpu {
+pub(crate) struct Cpu {
     /// xAPIC id.
     pub apic_id: u32,
     /// `absent`, `parked`, `native` or `nested`.
@@ -64,7 +64,7 @@ pub struct Cpu {
 
 /// L0's exits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-pub struct Exits {
+pub(crate) struct Exits {
     /// All.
     pub total: u64,
     /// Those of guests, passed on to KVM.
@@ -77,7 +77,7 @@ pub struct Exits {
 
 /// The daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Daemon {
+pub(crate) struct Daemon {
     /// One line for an operator.
     #[serde(default)]
     pub summary: String,
@@ -88,7 +88,7 @@ pub struct Daemon {
 
 /// What a refresh did. Times are TSC ticks.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Refresh {
+pub(crate) struct Refresh {
     /// Kernel release of the incumbent.
     pub incumbent: String,
     /// Kernel release of the successor.
@@ -114,7 +114,7 @@ pub struct Refresh {
 
 /// A stretch of a refresh.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Phase {
+pub(crate) struct Phase {
     /// What it did.
     pub name: String,
     /// `incumbent` or `successor`.
@@ -131,7 +131,7 @@ pub struct Phase {
 
 /// One guest's handover.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-pub struct Guest {
+pub(crate) struct Guest {
     /// Its name.
     pub name: String,
     /// Whether it runs on the successor.
@@ -162,7 +162,7 @@ pub struct Guest {
 
 /// `lab-guest watch`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Beat {
+pub(crate) struct Beat {
     /// The guest's name.
     pub name: String,
     /// Beats so far.
@@ -178,7 +178,7 @@ pub struct Beat {
 
 /// A guest's clocks at one beat.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Clock {
+pub(crate) struct Clock {
     /// The guest's TSC.
     pub tsc: u64,
     /// `CLOCK_MONOTONIC`.
@@ -187,7 +187,7 @@ pub struct Clock {
 
 /// One entry of `lab-guest watch --gaps`: a time in which a guest stood still.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Gap {
+pub(crate) struct Gap {
     /// TSC when the old beat was last seen.
     pub from_tsc: u64,
     /// TSC when the new beat was first seen.
@@ -197,7 +197,7 @@ pub struct Gap {
 impl Status {
     /// Whether no CPU is nested.
     #[must_use]
-    pub fn all_native(&self) -> bool {
+    pub(crate) fn all_native(&self) -> bool {
         self.cpus.iter().all(|cpu| cpu.mode == "native")
     }
 }

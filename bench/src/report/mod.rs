@@ -1,6 +1,6 @@
 //! `target/lab/report.json`: what a run showed, for machines and for the time line.
 
-pub mod agent;
+pub(crate) mod agent;
 
 use std::{collections::BTreeMap, fmt, fs, path::Path};
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// A whole run. All counts of instructions are ticks of the emulator's TSC, which with several CPUs is one instruction
 /// of each running CPU; nothing in here is wall time.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// Whether everything that the run set out to show was shown.
     pub ok: bool,
     /// Why not.
@@ -43,7 +43,7 @@ pub struct Report {
 
 /// One guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Guest {
+pub(crate) struct Guest {
     /// Its name.
     pub name: String,
     /// Whether it runs at the end, in the boot that it was started with.
@@ -69,7 +69,7 @@ impl Guest {
     /// Ticks from QEMU's stop in the incumbent to its resume in the successor: all steps but what comes before the
     /// stop.
     #[must_use]
-    pub fn stopped(&self) -> u64 {
+    pub(crate) fn stopped(&self) -> u64 {
         self.steps
             .iter()
             .filter(|step| step.name != "ask")
@@ -80,7 +80,7 @@ impl Guest {
 
 /// One step of a pause.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Step {
+pub(crate) struct Step {
     /// What was done.
     pub name: String,
     /// Ticks.
@@ -89,7 +89,7 @@ pub struct Step {
 
 /// One phase.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Phase {
+pub(crate) struct Phase {
     /// In a word or two.
     pub name: String,
     /// Whose doing: `lab`, `incumbent` or `successor`.
@@ -104,7 +104,7 @@ pub struct Phase {
 
 /// L0.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct L0 {
+pub(crate) struct L0 {
     /// Exits taken while every CPU was native: 0 is the claim.
     pub native_exits: u64,
     /// Bytes of the loaded image.
@@ -115,7 +115,7 @@ pub struct L0 {
 
 impl Report {
     /// Takes over what an agent reported of a refresh.
-    pub fn add_refresh(&mut self, refresh: &agent::Refresh) {
+    pub(crate) fn add_refresh(&mut self, refresh: &agent::Refresh) {
         self.phases.extend(refresh.phases.iter().map(Phase::from_agent));
         self.losses.extend(refresh.losses.iter().cloned());
         self.unreclaimed_bytes = refresh.unreclaimed_bytes;
@@ -130,7 +130,7 @@ impl Report {
     }
 
     /// The guest's entry, made if it is not there.
-    pub fn guest(&mut self, name: &str) -> &mut Guest {
+    pub(crate) fn guest(&mut self, name: &str) -> &mut Guest {
         let place = self
             .guests
             .iter()
@@ -149,7 +149,7 @@ impl Report {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn write(&self, path: &Path) -> Result<()> {
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }
@@ -187,7 +187,7 @@ fn steps(guest: &agent::Guest) -> Vec<Step> {
 
 /// What a phase means, for readers of the time line.
 #[must_use]
-pub fn describe(phase: &str) -> &'static str {
+pub(crate) fn describe(phase: &str) -> &'static str {
     match phase {
         "boot machine" => "GRUB, L0 and the incumbent came up",
         "native" => "KVM and the guests started, L0 dormant",

@@ -13,22 +13,22 @@ const SHORT: u64 = 20;
 
 /// A way in which a successor fails.
 #[derive(Debug, Clone, Copy)]
-pub struct Failure {
+pub(super) struct Failure {
     what: &'static str,
     kernel: Kernel,
     cmdline: &'static str,
 }
 
 /// Random bytes for a kernel.
-pub const GARBAGE: Failure = Failure::of("garbage for a kernel", Kernel::Garbage);
+pub(super) const GARBAGE: Failure = Failure::of("garbage for a kernel", Kernel::Garbage);
 /// Interrupts off, for ever.
-pub const HANG: Failure = Failure::of("a kernel that hangs with interrupts off", Kernel::HANG);
+pub(super) const HANG: Failure = Failure::of("a kernel that hangs with interrupts off", Kernel::HANG);
 /// A triple fault.
-pub const TRIPLE_FAULT: Failure = Failure::of("a triple fault", Kernel::TRIPLE_FAULT);
+pub(super) const TRIPLE_FAULT: Failure = Failure::of("a triple fault", Kernel::TRIPLE_FAULT);
 /// A write to the incumbent's memory.
-pub const WILD_WRITE: Failure = Failure::of("a write to the incumbent's memory", Kernel::WILD_WRITE);
+pub(super) const WILD_WRITE: Failure = Failure::of("a write to the incumbent's memory", Kernel::WILD_WRITE);
 /// A kernel that finds no init.
-pub const PANIC: Failure = Failure {
+pub(super) const PANIC: Failure = Failure {
     what: "a kernel that panics",
     kernel: Kernel::Stock,
     cmdline: "rdinit=/nothing root=/nothing",
@@ -45,7 +45,7 @@ impl Failure {
 }
 
 /// One refresh after the other fails under the guests; then one goes through.
-pub fn each(run: &mut Run, guests: &[String], failures: &[Failure]) -> Result<()> {
+pub(super) fn each(run: &mut Run, guests: &[String], failures: &[Failure]) -> Result<()> {
     run.start_native(guests)?;
     let good = run.successor()?;
     let facts = Facts::of(run)?;

@@ -22,14 +22,14 @@ const EVENTS: u32 = 4000;
 const NOISE: f64 = 0.1;
 
 /// One CPU of a server's model, on which a tick is an instruction.
-pub fn machine(args: &mut MachineArgs) {
+pub(super) fn machine(args: &mut MachineArgs) {
     args.cpus = 1;
     args.cpu_model = SKYLAKE_X.into();
     args.cmdline = LAZY_LABD.into();
 }
 
 /// A guest executes CPUID natively, nested, and natively again.
-pub fn all(run: &mut Run) -> Result<()> {
+pub(super) fn all(run: &mut Run) -> Result<()> {
     run.begin()?;
     super::refreshes::check_apicv(run)?;
     run.prepare_counting()?;

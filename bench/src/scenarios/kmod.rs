@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Runs `kmod/tests/run.sh` for the kernel that a name means.
-pub fn check(name: &str, dir: &Path) -> Result<()> {
+pub(super) fn check(name: &str, dir: &Path) -> Result<()> {
     tools::ensure()?;
     let kernel = Kernel::get(name)?;
     let module = build::module(&kernel)?.context("the workspace has no kmod/Makefile")?;
@@ -41,7 +41,7 @@ pub fn check(name: &str, dir: &Path) -> Result<()> {
 }
 
 /// Builds the module for every kernel that the archive has with headers, of all flavours.
-pub fn every(dir: &Path) -> Result<()> {
+pub(super) fn every(dir: &Path) -> Result<()> {
     tools::ensure()?;
     let archive = Archive::today()?;
     let index = archive

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// One end-to-end test.
-pub struct Scenario {
+pub(crate) struct Scenario {
     /// Its name, for `--only`.
     pub name: &'static str,
     /// What it shows.
@@ -35,7 +35,7 @@ pub struct Scenario {
 
 /// A test.
 #[derive(Clone, Copy)]
-pub enum Play {
+pub(crate) enum Play {
     /// On a booted machine: what it wants of the machine, and what is done there.
     On(fn(&mut MachineArgs), fn(&mut Run) -> Result<()>),
     /// Without one. It may use the directory given, which is not there yet.
@@ -53,12 +53,12 @@ const fn abort(name: &'static str, about: &'static str, play: fn(&mut Run) -> Re
 }
 
 /// Every scenario.
-pub fn every() -> impl Iterator<Item = &'static Scenario> {
+pub(crate) fn every() -> impl Iterator<Item = &'static Scenario> {
     CI.iter().chain(BY_NAME)
 }
 
 /// Every scenario that `cargo lab test` plays by itself. A boot takes a minute or more, so each boot shows many things.
-pub const CI: &[Scenario] = &[
+pub(crate) const CI: &[Scenario] = &[
     Scenario {
         name: "native",
         about: "all CPUs, KVM and two guests without an exit to L0; 100 times in and out of nested; bad plans refused",
@@ -158,7 +158,7 @@ pub const CI: &[Scenario] = &[
 ];
 
 /// Smaller ones, for the search for a fault, played by name (`--only`).
-pub const BY_NAME: &[Scenario] = &[
+pub(crate) const BY_NAME: &[Scenario] = &[
     Scenario {
         name: "kmod-every",
         about: "locum.ko is built, warnings being errors, for every kernel that the archive has with headers",

@@ -12,7 +12,7 @@ const MSRS: &str = "0x1b 0x3a 0x174 0x175 0x176 0x1a0 0x277 0x1d9 $(seq 0x480 0x
 const NMI_ROUNDS: u64 = 10;
 
 /// All of it, on a host that runs two guests. L0 runs with `check=vmcs`, the kernel with `reboot=triple`.
-pub fn all(run: &mut Run) -> Result<()> {
+pub(super) fn all(run: &mut Run) -> Result<()> {
     run.start_native(&["g1".into(), "g2".into()])?;
     ensure!(run.sh("nproc")?.trim() == "4", "not all CPUs are online");
     run.sh("locum doctor")?;
@@ -24,7 +24,7 @@ pub fn all(run: &mut Run) -> Result<()> {
 }
 
 /// The lab itself: without L0, KVM runs a guest.
-pub fn plain(run: &mut Run) -> Result<()> {
+pub(super) fn plain(run: &mut Run) -> Result<()> {
     run.sh("modprobe kvm_intel && /guest/pool-up.sh")?;
     run.start_guest("g1")?;
     run.check_guests()?;

@@ -10,7 +10,7 @@ use crate::{
 /// Ticks from QEMU's stop in the one host to its resume in the other that a guest may take: 6 million for a microvm, 60
 /// for one with devices; and twice in each of three steps a slice of the scheduler's (3 ms) for whoever else uses that
 /// CPU. On the server's model that is most of it: the others watch over the work.
-pub fn pause_limit(guest: &str, cpu_model: &str) -> u64 {
+pub(super) fn pause_limit(guest: &str, cpu_model: &str) -> u64 {
     let work = if guest == "g1" { 6_000_000 } else { 60_000_000 };
     let slice = 3 * bochs::tsc_hz(cpu_model).unwrap_or(bochs::IPS) / 1000;
     work + 6 * slice
@@ -20,7 +20,7 @@ pub fn pause_limit(guest: &str, cpu_model: &str) -> u64 {
 const WATCHER: u64 = 10;
 
 /// On a CPU that has all of it, KVM in the reigning host uses APICv: else the scenario does not show what it says.
-pub fn check_apicv(run: &mut Run) -> Result<()> {
+pub(super) fn check_apicv(run: &mut Run) -> Result<()> {
     if run.cpu_model == SKYLAKE_X {
         let used = run.sh("cat /sys/module/kvm_intel/parameters/enable_apicv")?;
         ensure!(used.trim() == "Y", "KVM does not use APICv: {used}");
@@ -30,7 +30,7 @@ pub fn check_apicv(run: &mut Run) -> Result<()> {
 }
 
 /// So many refreshes in one boot, the kernels taking turns.
-pub fn all(run: &mut Run, guests: &[&str], count: u32) -> Result<()> {
+pub(super) fn all(run: &mut Run, guests: &[&str], count: u32) -> Result<()> {
     let guests: Vec<_> = guests.iter().map(|name| (*name).to_owned()).collect();
     run.start_native(&guests)?;
     check_apicv(run)?;

@@ -38,7 +38,7 @@ const CASES: &[(&str, &str, &str)] = &[
 ];
 
 /// All of it, on a host that runs the guest g1.
-pub fn all(run: &mut Run) -> Result<()> {
+pub(super) fn all(run: &mut Run) -> Result<()> {
     run.progress.step("asking for what must be refused");
     let good = run.successor()?;
     good.install(&mut run.host())?;

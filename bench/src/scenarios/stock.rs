@@ -20,13 +20,13 @@ use crate::{
 const BOOTING: &[&str] = &["nested", "successor_up"];
 
 /// Room for the guest, and the guest.
-pub fn machine(args: &mut MachineArgs) {
+pub(super) fn machine(args: &mut MachineArgs) {
     args.stock_guest = true;
     args.layout = Layout::LARGE;
 }
 
 /// The guest serves before, during and after; its journal then has no error that it had not before.
-pub fn all(run: &mut Run) -> Result<()> {
+pub(super) fn all(run: &mut Run) -> Result<()> {
     run.start_native(&[NAME.to_owned()])?;
     let before = Journal::read(run)?;
     let successor = run.successor()?;

@@ -14,7 +14,7 @@ impl Run {
     ///
     /// # Errors
     /// A CPU is nested, or L0 took an exit.
-    pub fn check_dormant(&mut self) -> Result<()> {
+    pub(crate) fn check_dormant(&mut self) -> Result<()> {
         let before = self.status()?;
         ensure!(before.all_native(), "not every CPU is native: {:?}", before.cpus);
         self.check_guests()?;
@@ -35,7 +35,7 @@ impl Run {
     ///
     /// # Errors
     /// Something does not come up, or L0 takes an exit.
-    pub fn start_native(&mut self, guests: &[String]) -> Result<()> {
+    pub(crate) fn start_native(&mut self, guests: &[String]) -> Result<()> {
         self.begin()?;
         for guest in guests {
             self.start_guest(guest)?;
@@ -50,7 +50,7 @@ impl Run {
     ///
     /// # Errors
     /// The host or a guest did not take it well.
-    pub fn cycle(&mut self, count: u32) -> Result<()> {
+    pub(crate) fn cycle(&mut self, count: u32) -> Result<()> {
         if count == 0 {
             return Ok(());
         }
@@ -79,7 +79,7 @@ impl Run {
     ///
     /// # Errors
     /// The host does not answer.
-    pub fn successor(&mut self) -> Result<Successor> {
+    pub(crate) fn successor(&mut self) -> Result<Successor> {
         let release = self.to.clone();
         self.successor_of(&release)
     }
@@ -88,7 +88,7 @@ impl Run {
     ///
     /// # Errors
     /// The host does not answer.
-    pub fn successor_of(&mut self, release: &str) -> Result<Successor> {
+    pub(crate) fn successor_of(&mut self, release: &str) -> Result<Successor> {
         let generation = self.generation + 1;
         let cards = self.sh("cd /sys/bus/pci/devices; grep -lx 0x100e */device | cut -d/ -f1")?;
         let mut cards: Vec<_> = cards.lines().map(str::to_owned).collect();
@@ -114,7 +114,7 @@ impl Run {
     ///
     /// # Errors
     /// It does not go through, or something does not hold.
-    pub fn replace_host(&mut self, successor: &Successor) -> Result<()> {
+    pub(crate) fn replace_host(&mut self, successor: &Successor) -> Result<()> {
         if let Outcome::Failed(words) = self.refresh(successor)? {
             bail!("the refresh failed: {words}");
         }

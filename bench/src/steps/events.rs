@@ -11,7 +11,7 @@ use super::{exits::Below, run::Run};
 
 /// One kind of event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Event {
+pub(crate) struct Event {
     /// As `lab_guest::measure` calls it.
     pub name: &'static str,
     /// For people.
@@ -32,7 +32,7 @@ const fn event(name: &'static str, title: &'static str, cpus: u32, limit: u32) -
 }
 
 /// Every one that is measured.
-pub const EVENTS: &[Event] = &[
+pub(crate) const EVENTS: &[Event] = &[
     event("cpuid", "CPUID", 1, 4000),
     event("vmcall", "VMCALL, from user mode", 1, 4000),
     event("pio_kernel", "port, answered in KVM", 1, 4000),
@@ -48,7 +48,7 @@ pub const EVENTS: &[Event] = &[
 ///
 /// # Errors
 /// There is none; the text lists them.
-pub fn find(name: &str) -> Result<Event, String> {
+pub(crate) fn find(name: &str) -> Result<Event, String> {
     let found = EVENTS.iter().find(|event| event.name == name);
     found.copied().ok_or_else(|| {
         let names: Vec<_> = EVENTS.iter().map(|event| event.name).collect();
@@ -58,7 +58,7 @@ pub fn find(name: &str) -> Result<Event, String> {
 
 /// What one event costs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Price {
+pub(crate) struct Price {
     /// Median, in ticks of the guest's TSC.
     pub ticks: u64,
     /// The cheapest.
@@ -82,7 +82,7 @@ impl Run {
     ///
     /// # Errors
     /// It does not come up; with what it and QEMU said.
-    pub fn start_measuring_guest(&mut self, cpus: u32) -> Result<()> {
+    pub(crate) fn start_measuring_guest(&mut self, cpus: u32) -> Result<()> {
         self.progress.step("starting the guest");
         self.sh(&format!(
             "CPUS={cpus} setsid /guest/measure.sh m >/run/m.qemu 2>&1 </dev/null &"
@@ -101,7 +101,7 @@ impl Run {
     ///
     /// # Errors
     /// There are fewer than 8, or a host or the guest does not answer.
-    pub fn measure(&mut self, event: &Event, count: u32, below: Below) -> Result<Price> {
+    pub(crate) fn measure(&mut self, event: &Event, count: u32, below: Below) -> Result<Price> {
         ensure!(count >= 8, "{}: measure it at least 8 times", event.name);
         let mut courses = Vec::new();
         let mut counts = self.exits(below)?;

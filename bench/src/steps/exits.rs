@@ -9,7 +9,7 @@ use super::run::{LONG, Run};
 
 /// Exits since boot.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Counts {
+pub(crate) struct Counts {
     /// Of guests, as the KVM of their host counts them: KVM's statistics that are not 0, `exits` being all.
     pub guests: BTreeMap<String, u64>,
     /// Taken by what is below that host, by reason: L0, or the outer KVM (its statistics). Empty if there is nothing.
@@ -21,13 +21,13 @@ pub struct Counts {
 impl Counts {
     /// Exits of guests, all reasons.
     #[must_use]
-    pub fn guest_total(&self) -> u64 {
+    pub(crate) fn guest_total(&self) -> u64 {
         self.guests.get("exits").copied().unwrap_or(0)
     }
 
     /// What came since `earlier`.
     #[must_use]
-    pub fn since(&self, earlier: &Self) -> Self {
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
         let less = |now: &BTreeMap<String, u64>, then: &BTreeMap<String, u64>| {
             now.iter()
                 .map(|(name, count)| {
@@ -47,7 +47,7 @@ impl Counts {
 
 /// What is below the host of the guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Below {
+pub(crate) enum Below {
     /// The bare machine.
     Nothing,
     /// L0, dormant or not.
@@ -59,16 +59,16 @@ pub enum Below {
 /// The emulated CPU lacks what servers have against L1TF, so KVM would empty the L1 data cache by software at most
 /// entries (`vmx_l1d_flush` in arch/x86/kvm/vmx/vmx.c): thousands of instructions, and a CPUID, which exits if the host
 /// is nested. Servers of the last years do not do that.
-pub const NO_FLUSH: &str = "echo never >/sys/module/kvm_intel/parameters/vmentry_l1d_flush";
+pub(crate) const NO_FLUSH: &str = "echo never >/sys/module/kvm_intel/parameters/vmentry_l1d_flush";
 /// The lab's hand looks at its line only so often: each look of the inner host's is several exits.
-pub const LAZY_LABD: &str = "labd.idle_ms=100";
+pub(crate) const LAZY_LABD: &str = "labd.idle_ms=100";
 
 impl Run {
     /// Makes KVM's statistics readable in the reigning host, and its entries those of a server.
     ///
     /// # Errors
     /// The host does not answer, or KVM is not loaded.
-    pub fn prepare_counting(&mut self) -> Result<()> {
+    pub(crate) fn prepare_counting(&mut self) -> Result<()> {
         self.sh(&format!(
             "mount -t debugfs none /sys/kernel/debug; [ -d /sys/kernel/debug/kvm ] && {NO_FLUSH}"
         ))
@@ -79,7 +79,7 @@ impl Run {
     ///
     /// # Errors
     /// A host does not answer.
-    pub fn exits(&mut self, below: Below) -> Result<Counts> {
+    pub(crate) fn exits(&mut self, below: Below) -> Result<Counts> {
         let guests = statistics(&self.sh(STATISTICS)?);
         let (below, below_total) = match below {
             Below::Nothing => Default::default(),

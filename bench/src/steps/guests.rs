@@ -17,7 +17,7 @@ impl Run {
     ///
     /// # Errors
     /// It does not come up.
-    pub fn start_guest(&mut self, name: &str) -> Result<()> {
+    pub(crate) fn start_guest(&mut self, name: &str) -> Result<()> {
         self.progress.step(&format!("starting guest {name}"));
         if name == stock_guest::NAME {
             let disk = self.disk.as_ref().context("the machine has no disk for it")?;
@@ -71,7 +71,7 @@ impl Run {
 
     /// Names of the guests.
     #[must_use]
-    pub fn guest_names(&self) -> Vec<String> {
+    pub(crate) fn guest_names(&self) -> Vec<String> {
         self.guests.iter().map(|guest| guest.name.clone()).collect()
     }
 
@@ -79,7 +79,7 @@ impl Run {
     ///
     /// # Errors
     /// One did not survive.
-    pub fn check_guests(&mut self) -> Result<()> {
+    pub(crate) fn check_guests(&mut self) -> Result<()> {
         for (number, Guest { name, witness }) in self.guests.clone().into_iter().enumerate() {
             self.progress.step(&format!("checking guest {name}"));
             self.report.guest(&name).alive = false;

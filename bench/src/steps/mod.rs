@@ -6,15 +6,15 @@
 //! hold after each.
 
 mod checked;
-pub mod events;
-pub mod exits;
+pub(crate) mod events;
+pub(crate) mod exits;
 mod guests;
-pub mod prepare;
-pub mod refresh;
+pub(crate) mod prepare;
+pub(crate) mod refresh;
 mod run;
-pub mod successor;
-pub mod visits;
+pub(crate) mod successor;
+pub(crate) mod visits;
 mod watches;
 mod witness;
 
-pub use run::Run;
+pub(crate) use run::Run;

@@ -36,7 +36,7 @@ const CMDLINE: &str = "console=ttyS0,115200 nokaslr idle=halt acpi_irq_nobalance
 
 /// How to build and run a machine.
 #[derive(Debug, Clone, Args)]
-pub struct MachineArgs {
+pub(crate) struct MachineArgs {
     /// Let GRUB load Linux itself, without L0
     #[arg(long)]
     pub plain: bool,
@@ -110,7 +110,7 @@ impl Default for MachineArgs {
 ///
 /// # Errors
 /// Something does not build or cannot be fetched.
-pub fn prepare(args: &MachineArgs) -> Result<Setup> {
+pub(crate) fn prepare(args: &MachineArgs) -> Result<Setup> {
     tools::ensure()?;
     let dir = match &args.dir {
         Some(dir) => std::path::absolute(dir)?,

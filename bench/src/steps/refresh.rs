@@ -16,7 +16,7 @@ const LOOK: Span = Span::seconds(3);
 
 /// How a refresh ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// The successor reigns.
     Done,
     /// `locum refresh` failed with this text; the incumbent reigns.
@@ -28,7 +28,7 @@ impl Run {
     ///
     /// # Errors
     /// Neither end is reached in time, or the machine dies.
-    pub fn refresh(&mut self, successor: &Successor) -> Result<Outcome> {
+    pub(crate) fn refresh(&mut self, successor: &Successor) -> Result<Outcome> {
         self.progress.step("configuring the successor");
         for guest in &mut self.report.guests {
             guest.pause_seen_by.clear();

@@ -20,12 +20,12 @@ use crate::{
 
 /// Long enough for anything that a host does by itself; longer than the limits that commands there have by its own
 /// clock.
-pub const LONG: Span = Span::seconds(900);
+pub(super) const LONG: Span = Span::seconds(900);
 /// Long enough for a trifle that a living host is asked while a refresh goes on.
-pub const ANSWER: Span = Span::seconds(300);
+pub(super) const ANSWER: Span = Span::seconds(300);
 
 /// A machine, what is known of it, and the report of the run.
-pub struct Run {
+pub(crate) struct Run {
     /// The machine.
     pub machine: Machine,
     /// What was shown so far.
@@ -54,7 +54,7 @@ impl Run {
     ///
     /// # Errors
     /// Something does not build or boot.
-    pub fn boot(args: &MachineArgs, progress: Progress) -> Result<Self> {
+    pub(crate) fn boot(args: &MachineArgs, progress: Progress) -> Result<Self> {
         progress.step("building");
         let setup = prepare(args)?;
         let disk = if args.stock_guest {
@@ -92,7 +92,7 @@ impl Run {
     }
 
     /// The reigning host.
-    pub fn host(&mut self) -> Host<'_> {
+    pub(crate) fn host(&mut self) -> Host<'_> {
         self.machine.host(self.generation)
     }
 
@@ -100,7 +100,7 @@ impl Run {
     ///
     /// # Errors
     /// It fails, or the host does not answer.
-    pub fn sh(&mut self, command: &str) -> Result<String> {
+    pub(crate) fn sh(&mut self, command: &str) -> Result<String> {
         self.host()
             .run(command, LONG)?
             .ok()
@@ -111,7 +111,7 @@ impl Run {
     ///
     /// # Errors
     /// As [`Run::sh`]; or the JSON is not what is expected.
-    pub fn json<T: DeserializeOwned>(&mut self, command: &str) -> Result<T> {
+    pub(crate) fn json<T: DeserializeOwned>(&mut self, command: &str) -> Result<T> {
         let text = self.sh(command)?;
         serde_json::from_str(&text).with_context(|| format!("{command:?} printed:\n{text}"))
     }
@@ -120,7 +120,7 @@ impl Run {
     ///
     /// # Errors
     /// As [`Run::json`].
-    pub fn status(&mut self) -> Result<Status> {
+    pub(crate) fn status(&mut self) -> Result<Status> {
         self.json("locum status --json")
     }
 
@@ -128,7 +128,7 @@ impl Run {
     ///
     /// # Errors
     /// The machine dies.
-    pub fn status_of(&mut self, generation: u32) -> Result<Option<Status>> {
+    pub(crate) fn status_of(&mut self, generation: u32) -> Result<Option<Status>> {
         let output = self.machine.host(generation).run("locum status --json", ANSWER)?;
         Ok(serde_json::from_str(&output.text).ok())
     }
@@ -137,7 +137,7 @@ impl Run {
     ///
     /// # Errors
     /// It does not go off.
-    pub fn power_off(&mut self) -> Result<()> {
+    pub(crate) fn power_off(&mut self) -> Result<()> {
         self.progress.step("powering off");
         self.host().power_off()
     }
@@ -146,7 +146,7 @@ impl Run {
     ///
     /// # Errors
     /// One of them fails.
-    pub fn begin(&mut self) -> Result<()> {
+    pub(crate) fn begin(&mut self) -> Result<()> {
         self.progress
             .step("loading KVM, the pool, locum.ko; starting the agent");
         self.sh("/own/begin")?;
@@ -156,7 +156,7 @@ impl Run {
     }
 
     /// Notes that something was shown.
-    pub fn check(&mut self, what: &str) {
+    pub(crate) fn check(&mut self, what: &str) {
         self.report.checks.push(what.to_owned());
     }
 
@@ -164,7 +164,7 @@ impl Run {
     ///
     /// # Errors
     /// The host does not answer.
-    pub fn end_phase(&mut self, name: &str, exits: u64) -> Result<()> {
+    pub(crate) fn end_phase(&mut self, name: &str, exits: u64) -> Result<()> {
         let now = self.host().tsc()?;
         self.report.phases.push(Phase {
             name: name.to_owned(),
@@ -182,7 +182,7 @@ impl Run {
     ///
     /// # Errors
     /// It does not in time.
-    pub fn wait_status<T>(&mut self, what: &str, mut wanted: impl FnMut(&Status) -> Option<T>) -> Result<T> {
+    pub(crate) fn wait_status<T>(&mut self, what: &str, mut wanted: impl FnMut(&Status) -> Option<T>) -> Result<T> {
         let end = self.machine.deadline(LONG)?;
         let mut last = String::new();
         while self.machine.now()? < end {

@@ -8,7 +8,7 @@ use crate::machine::{Host, deadline::Span};
 
 /// What a successor boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kernel {
+pub(crate) enum Kernel {
     /// The kernel as Debian ships it.
     Stock,
     /// Its header, and bytes behind that make no sense there: compressed data from further back.
@@ -19,17 +19,17 @@ pub enum Kernel {
 
 impl Kernel {
     /// Spins with interrupts off: `cli; jmp .`.
-    pub const HANG: Self = Self::Code(&[0xfa, 0xeb, 0xfe]);
+    pub(crate) const HANG: Self = Self::Code(&[0xfa, 0xeb, 0xfe]);
     /// Ends in a triple fault: an IDT of limit 0 from the stack, then `ud2`.
     /// `xor eax,eax; push rax; push rax; lidt [rsp]; ud2`.
-    pub const TRIPLE_FAULT: Self = Self::Code(&[0x31, 0xc0, 0x50, 0x50, 0x0f, 0x01, 0x1c, 0x24, 0x0f, 0x0b]);
+    pub(crate) const TRIPLE_FAULT: Self = Self::Code(&[0x31, 0xc0, 0x50, 0x50, 0x0f, 0x01, 0x1c, 0x24, 0x0f, 0x0b]);
     /// Writes to 0x2000_0000, memory of the incumbent: `mov eax,0x20000000; mov [rax],eax; jmp .`.
-    pub const WILD_WRITE: Self = Self::Code(&[0xb8, 0x00, 0x00, 0x00, 0x20, 0x89, 0x00, 0xeb, 0xfe]);
+    pub(crate) const WILD_WRITE: Self = Self::Code(&[0xb8, 0x00, 0x00, 0x00, 0x20, 0x89, 0x00, 0xeb, 0xfe]);
 }
 
 /// A configuration for `locum`.
 #[derive(Debug, Clone)]
-pub struct Successor {
+pub(crate) struct Successor {
     /// Its name: that of the file in `/etc/locum`.
     pub name: String,
     /// Generation that it will be.
@@ -57,7 +57,7 @@ impl Successor {
     ///
     /// # Errors
     /// The incumbent does not answer or its file system is full.
-    pub fn install(&self, host: &mut Host<'_>) -> Result<()> {
+    pub(crate) fn install(&self, host: &mut Host<'_>) -> Result<()> {
         let wait = Span::seconds(300);
         if let Some(script) = self.spoil() {
             host.run(&script, wait)?.ok()?;
@@ -67,7 +67,7 @@ impl Successor {
 
     /// Its configuration file.
     #[must_use]
-    pub fn toml(&self) -> String {
+    pub(crate) fn toml(&self) -> String {
         let console = self.generation % 2;
         let mut text = format!(
             r#"kernel = "{kernel}"

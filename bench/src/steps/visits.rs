@@ -3,13 +3,13 @@
 use anyhow::{Context, Result, ensure};
 
 /// What a host's shell runs to look at one of its pages, which follows: the guest's port 80 is the host's port 8080.
-pub const FETCH: &str = "wget -q -T 20 -O - http://127.0.0.1:8080/cgi-bin/";
+pub(crate) const FETCH: &str = "wget -q -T 20 -O - http://127.0.0.1:8080/cgi-bin/";
 /// What the page `journal` ends with.
 const JOURNAL_END: &str = "end of journal";
 
 /// What the page `visit` says: it has also left a line on the guest's disk, and read back how many there are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Visit {
+pub(crate) struct Visit {
     /// Which boot of the guest it is.
     pub boot: String,
     /// Hundredths of a second that the guest has been up.
@@ -23,7 +23,7 @@ impl Visit {
     ///
     /// # Errors
     /// It is another page.
-    pub fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         let words: Vec<_> = text.split_whitespace().collect();
         let visit = match *words.as_slice() {
             [boot, uptime, lines] if boot.len() == 36 => {
@@ -43,7 +43,7 @@ impl Visit {
     ///
     /// # Errors
     /// The guest was booted anew, its clock fell back, or its disk lost what was on it.
-    pub fn follows(&self, earlier: &Self) -> Result<()> {
+    pub(crate) fn follows(&self, earlier: &Self) -> Result<()> {
         ensure!(
             self.boot == earlier.boot,
             "the guest is in boot {}, no longer in {}",
@@ -61,7 +61,7 @@ impl Visit {
 /// A shell command that visits the guest again and again, until the file `until` is there, and prints a line each time:
 /// the state of the refresh as this host sees it, and the page or the error.
 #[must_use]
-pub fn watch(until: &str) -> String {
+pub(crate) fn watch(until: &str) -> String {
     format!(
         "rm -f {until}; while [ ! -e {until} ]; do s=$(cat /sys/kernel/locum/state 2>/dev/null); \
          echo \"${{s:-none}} $({FETCH}visit 2>&1 | head -n 1)\"; sleep 1; done"
@@ -71,7 +71,7 @@ pub fn watch(until: &str) -> String {
 /// The visits that succeeded, in order, each with the state of the refresh in which it began, of what [`watch`]
 /// printed.
 #[must_use]
-pub fn visits(text: &str) -> Vec<(String, Visit)> {
+pub(crate) fn visits(text: &str) -> Vec<(String, Visit)> {
     text.lines()
         .filter_map(|line| {
             let (state, page) = line.split_once(' ')?;
@@ -84,7 +84,7 @@ pub fn visits(text: &str) -> Vec<(String, Visit)> {
 ///
 /// # Errors
 /// It does not end as it should.
-pub fn journal(text: &str) -> Result<Vec<String>> {
+pub(crate) fn journal(text: &str) -> Result<Vec<String>> {
     let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
     let end = lines.pop();
     ensure!(

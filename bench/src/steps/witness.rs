@@ -4,14 +4,14 @@ use super::visits::Visit;
 
 /// A guest that was started.
 #[derive(Debug, Clone)]
-pub struct Guest {
+pub(super) struct Guest {
     pub name: String,
     pub witness: Witness,
 }
 
 /// How the lab sees that a guest lives, with what it saw when the guest was started.
 #[derive(Debug, Clone)]
-pub enum Witness {
+pub(super) enum Witness {
     /// The lab's own guests: the report of the checks that they do, which they leave in their memory.
     Beats(String),
     /// The stock guest: a page of its web server.

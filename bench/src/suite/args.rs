@@ -6,7 +6,7 @@ use crate::machine::bochs::Platform;
 
 /// Run every test; the last line is "N passed, N failed".
 #[derive(Debug, Clone, Args)]
-pub struct TestArgs {
+pub(crate) struct TestArgs {
     /// Only this scenario (repeatable), and not the workspace's tests
     #[arg(long)]
     pub only: Vec<String>,
@@ -33,7 +33,7 @@ pub struct TestArgs {
 
 /// One of several parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shard {
+pub(crate) struct Shard {
     /// Which of them, from 1.
     pub number: usize,
     /// How many there are.

@@ -9,7 +9,7 @@ use crate::scenarios::{self, Scenario};
 const SHARD: u32 = 60;
 
 /// What to play, the longest first: then two machines end at about the same time.
-pub fn choose(args: &TestArgs) -> Result<Vec<&'static Scenario>> {
+pub(super) fn choose(args: &TestArgs) -> Result<Vec<&'static Scenario>> {
     let mut chosen = Vec::new();
     for name in &args.only {
         let found = scenarios::every().find(|scenario| scenario.name == name);
@@ -47,7 +47,7 @@ pub fn choose(args: &TestArgs) -> Result<Vec<&'static Scenario>> {
 }
 
 /// The scenarios for people, with the last result of each.
-pub fn list() -> Result<String> {
+pub(super) fn list() -> Result<String> {
     let last = results::last()?;
     let lines = |scenarios: &[Scenario]| -> String {
         scenarios

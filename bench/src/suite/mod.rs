@@ -14,14 +14,14 @@ use crate::{
     debian::kernels::{NEWEST, NEXT, OLDEST},
     image::kernel::{self, announce},
 };
-pub use args::TestArgs;
+pub(crate) use args::TestArgs;
 use workspace::Count;
 
 /// Runs the tests; returns whether all passed.
 ///
 /// # Errors
 /// An unknown name, or cargo cannot be started.
-pub fn test(args: &TestArgs) -> Result<bool> {
+pub(crate) fn test(args: &TestArgs) -> Result<bool> {
     if args.list {
         print!("{}", choice::list()?);
         return Ok(true);

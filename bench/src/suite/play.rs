@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Plays scenarios in their order, so many at a time as was asked for; the results, the longest first.
-pub fn all(chosen: &[&Scenario], args: &TestArgs, commit: &str) -> Vec<Played> {
+pub(super) fn all(chosen: &[&Scenario], args: &TestArgs, commit: &str) -> Vec<Played> {
     let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     thread::scope(|scope| {
         for _ in 0..args.jobs.clamp(1, chosen.len().max(1)) {

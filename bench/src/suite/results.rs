@@ -17,7 +17,7 @@ use crate::{paths, tools};
 
 /// One scenario, played once.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Played {
+pub(super) struct Played {
     /// Its name.
     pub scenario: String,
     /// When it ended, in UTC: `2026-11-27T13:00:00Z`.
@@ -36,7 +36,7 @@ pub struct Played {
 
 /// The commit of the work tree, with a `+` if the tree has changes; empty if that cannot be told.
 #[must_use]
-pub fn commit() -> String {
+pub(super) fn commit() -> String {
     let mut commit = ask(Command::new("git").args(["rev-parse", "--short", "HEAD"]));
     if !ask(Command::new("git").args(["status", "--porcelain"])).is_empty() {
         commit.push('+');
@@ -46,7 +46,7 @@ pub fn commit() -> String {
 
 /// Now, in UTC, as in [`Played::date`].
 #[must_use]
-pub fn date() -> String {
+pub(super) fn date() -> String {
     ask(Command::new("date").args(["-u", "+%FT%TZ"]))
 }
 
@@ -71,7 +71,7 @@ fn file() -> Result<PathBuf> {
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn keep(played: &Played) -> Result<()> {
+pub(super) fn keep(played: &Played) -> Result<()> {
     let path = file()?;
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
@@ -91,7 +91,7 @@ pub fn keep(played: &Played) -> Result<()> {
 ///
 /// # Errors
 /// The file is there and cannot be read.
-pub fn last() -> Result<BTreeMap<String, Played>> {
+pub(super) fn last() -> Result<BTreeMap<String, Played>> {
     let path = file()?;
     if !path.exists() {
         return Ok(BTreeMap::new());

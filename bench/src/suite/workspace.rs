@@ -11,7 +11,7 @@ use crate::{paths, progress::say};
 
 /// Numbers of tests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Count {
+pub(super) struct Count {
     /// That passed.
     pub passed: usize,
     /// That failed.
@@ -19,7 +19,7 @@ pub struct Count {
 }
 
 /// The workspace's own tests.
-pub fn test() -> Result<Count> {
+pub(super) fn test() -> Result<Count> {
     say("cargo test --workspace");
     let begin = Instant::now();
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))

@@ -15,13 +15,13 @@ const DISK: u64 = 0x6469_736b;
 #[repr(align(4096))]
 struct Block([u8; BLOCK]);
 
-pub struct Disk {
+pub(super) struct Disk {
     file: File,
 }
 
 impl Disk {
     /// Opens the first virtio disk, if the guest has one.
-    pub fn find() -> Option<Self> {
+    pub(super) fn find() -> Option<Self> {
         let flags = libc::O_DIRECT | libc::O_DSYNC;
         let file = OpenOptions::new()
             .read(true)
@@ -33,7 +33,7 @@ impl Disk {
     }
 
     /// Never returns.
-    pub fn work(&self, guest: &Guest<'_>) -> ! {
+    pub(super) fn work(&self, guest: &Guest<'_>) -> ! {
         let mut block = Box::new(Block([0; BLOCK]));
         let pattern = |number, generation| Pattern {
             seed: guest.seed ^ DISK,

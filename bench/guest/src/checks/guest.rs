@@ -5,7 +5,7 @@ use crate::clock::{self, Floor, Look};
 use crate::params::Params;
 
 /// What all threads share.
-pub struct Guest<'a> {
+pub(super) struct Guest<'a> {
     pub page: BeatPage<'a>,
     pub clocks: clock::Shared,
     pub params: &'a Params,
@@ -13,7 +13,7 @@ pub struct Guest<'a> {
 }
 
 impl Guest<'_> {
-    pub fn fault(&self, fault: Fault, place: u64, expected: u64, found: u64) {
+    pub(super) fn fault(&self, fault: Fault, place: u64, expected: u64, found: u64) {
         self.page.record(FirstFault {
             fault,
             place,
@@ -23,7 +23,7 @@ impl Guest<'_> {
     }
 
     /// Looks at the clocks and records what ran backwards.
-    pub fn look(&self, own_tsc: &Floor) -> Look {
+    pub(super) fn look(&self, own_tsc: &Floor) -> Look {
         let look = self.clocks.look(own_tsc);
         for (fault, backwards) in &look.faults {
             self.fault(*fault, 0, backwards.earlier, backwards.later);
@@ -34,7 +34,7 @@ impl Guest<'_> {
     }
 
     /// Looks at the clocks and publishes them. One thread only.
-    pub fn publish(&self, own_tsc: &Floor) {
+    pub(super) fn publish(&self, own_tsc: &Floor) {
         let look = self.look(own_tsc);
         self.page.publish(Sample {
             beat: self.page.beats(),

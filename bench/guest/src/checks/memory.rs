@@ -8,7 +8,7 @@ use crate::map::Shared;
 use crate::pattern::{Damage, Pattern};
 
 /// Never returns.
-pub fn work(guest: &Guest<'_>, buffer: &Shared) -> ! {
+pub(super) fn work(guest: &Guest<'_>, buffer: &Shared) -> ! {
     let own_tsc = Floor::default();
     let mut pace = Pace::new(guest.params.duty);
     let pattern = |page, generation| Pattern {

@@ -19,13 +19,13 @@ const LENGTH: usize = 512;
 /// Distinguishes datagrams from pages of the buffer.
 const NET: u64 = 0x006e_6574;
 
-pub struct Net {
+pub(super) struct Net {
     socket: UdpSocket,
 }
 
 impl Net {
     /// Brings up the first network interface, if the guest has one.
-    pub fn find() -> Option<Self> {
+    pub(super) fn find() -> Option<Self> {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
         configure(&socket).ok()?;
         socket.connect((HOST, PORT)).ok()?;
@@ -34,7 +34,7 @@ impl Net {
     }
 
     /// Never returns.
-    pub fn work(&self, guest: &Guest<'_>) -> ! {
+    pub(super) fn work(&self, guest: &Guest<'_>) -> ! {
         let mut answer = [0; 2 * LENGTH];
         let mut number = 0u32;
         loop {

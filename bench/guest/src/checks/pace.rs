@@ -9,13 +9,13 @@ use std::time::Duration;
 /// Work is gathered up to this long before a rest, in ns: shorter rests would be all timer interrupts.
 const STINT_NS: u64 = 2_000_000;
 
-pub struct Pace {
+pub(super) struct Pace {
     duty: u64,
     since_ns: u64,
 }
 
 impl Pace {
-    pub fn new(duty: u64) -> Self {
+    pub(super) fn new(duty: u64) -> Self {
         Pace {
             duty,
             since_ns: nanoseconds(ClockId::Monotonic),
@@ -23,7 +23,7 @@ impl Pace {
     }
 
     /// Rests when it is time to.
-    pub fn rest(&mut self, guest: &Guest<'_>) {
+    pub(super) fn rest(&mut self, guest: &Guest<'_>) {
         let now = nanoseconds(ClockId::Monotonic);
         let worked = now.saturating_sub(self.since_ns);
         if self.duty < 100 && worked >= STINT_NS {
@@ -39,7 +39,7 @@ fn rest_ns(worked_ns: u64, duty: u64) -> u64 {
 }
 
 /// Sleeps, and checks that it was not too short.
-pub fn sleep(guest: &Guest<'_>, length_ns: u64) {
+pub(super) fn sleep(guest: &Guest<'_>, length_ns: u64) {
     let before = nanoseconds(ClockId::Monotonic);
     std::thread::sleep(Duration::from_nanos(length_ns));
     let slept = nanoseconds(ClockId::Monotonic).saturating_sub(before);

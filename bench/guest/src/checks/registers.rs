@@ -11,7 +11,7 @@ use crate::registers::{Features, Image, hold};
 const BEATS: u64 = 128;
 
 /// Never returns. `publishes`: this thread publishes the clocks.
-pub fn work(guest: &Guest<'_>, cpu: u64, publishes: bool) -> ! {
+pub(super) fn work(guest: &Guest<'_>, cpu: u64, publishes: bool) -> ! {
     let features = Features::detect();
     let own_tsc = Floor::default();
     let mut pace = Pace::new(guest.params.duty);

@@ -25,7 +25,7 @@ const FRESH: (u64, u64) = (112 << 20, 32 << 20);
 
 /// Everything that the events need, set up once.
 #[derive(Debug)]
-pub struct Bench {
+pub(super) struct Bench {
     cpus: Vec<usize>,
     ticker: Ticker,
     ioapic: Shared,
@@ -39,7 +39,7 @@ impl Bench {
     ///
     /// # Errors
     /// Not root, or not a guest of `measure.sh`: the message says what is missing.
-    pub fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         // SAFETY: iopl lets this process use ports; what it does with them is in this file.
         ensure!(unsafe { libc::iopl(3) } == 0, "iopl: run as root");
         let bench = Bench {
@@ -62,7 +62,7 @@ impl Bench {
 
     /// Numbers of the guest's CPUs.
     #[must_use]
-    pub fn cpus(&self) -> &[usize] {
+    pub(super) fn cpus(&self) -> &[usize] {
         &self.cpus
     }
 
@@ -70,7 +70,7 @@ impl Bench {
     ///
     /// # Errors
     /// The guest is not one that can: too few CPUs, or no untouched RAM left.
-    pub fn measure(&mut self, event: Event, count: u32) -> Result<Measured> {
+    pub(super) fn measure(&mut self, event: Event, count: u32) -> Result<Measured> {
         let mut empty = each(count, || {});
         empty.sort_unstable();
         let middle = empty.get(empty.len() / 2).copied().unwrap_or(0);

@@ -19,7 +19,7 @@ const GAP: u64 = 200;
 
 /// A timer of the guest's kernel, and the rate of its TSC.
 #[derive(Debug)]
-pub struct Ticker {
+pub(super) struct Ticker {
     timer: OwnedFd,
     ticks_per_ms: u64,
 }
@@ -29,7 +29,7 @@ impl Ticker {
     ///
     /// # Errors
     /// The kernel has no timer to give.
-    pub fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK).context("timerfd_create")?;
         let (tsc, ns) = now();
         std::thread::sleep(Duration::from_millis(20));
@@ -44,7 +44,7 @@ impl Ticker {
     ///
     /// # Errors
     /// The timer cannot be armed, or does not fire.
-    pub fn interruptions(&self, count: u32) -> Result<Vec<u64>> {
+    pub(super) fn interruptions(&self, count: u32) -> Result<Vec<u64>> {
         (0..count).map(|_| self.interruption()).collect()
     }
 
@@ -89,7 +89,7 @@ fn now() -> (u64, u64) {
 ///
 /// # Errors
 /// The kernel has no `membarrier(2)`.
-pub fn membarrier_register() -> Result<()> {
+pub(super) fn membarrier_register() -> Result<()> {
     let answer = call(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED);
     ensure!(answer == 0, "membarrier: {}", std::io::Error::last_os_error());
     Ok(())
@@ -97,7 +97,7 @@ pub fn membarrier_register() -> Result<()> {
 
 /// Interrupts every other CPU that runs a thread of this process, and waits until each has answered
 /// (kernel/sched/membarrier.c, `membarrier_private_expedited`).
-pub fn membarrier() {
+pub(super) fn membarrier() {
     call(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED);
 }
 

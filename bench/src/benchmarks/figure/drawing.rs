@@ -61,7 +61,7 @@ impl ValueFormatter<f64> for Stretched {
 ///
 /// # Errors
 /// The drawing library refuses.
-pub fn draw(entries: &[Entry], clients: u64) -> Result<String> {
+pub(crate) fn draw(entries: &[Entry], clients: u64) -> Result<String> {
     let mut svg = String::new();
     // The library's errors borrow the drawing.
     draw_into(entries, clients, &mut svg).map_err(|error| anyhow!("drawing figure 1: {error}"))?;

@@ -11,8 +11,8 @@ use anyhow::{Context, Result};
 use lab_ycsb::report::Latency;
 use serde::Serialize;
 
-pub use drawing::draw;
-pub use table::table;
+pub(crate) use drawing::draw;
+pub(crate) use table::table;
 
 use super::{
     bed::SetUp,
@@ -20,7 +20,7 @@ use super::{
 };
 
 /// What the paper's figure says of the same workload: percent of overhead. Its numbers come from another machine.
-pub const PAPER: &[(SetUp, f64)] = &[
+pub(crate) const PAPER: &[(SetUp, f64)] = &[
     (SetUp::LocumNative, 2.0),
     (SetUp::LocumNested, 4.1),
     (SetUp::NestedKvm, 36.2),
@@ -28,7 +28,7 @@ pub const PAPER: &[(SetUp, f64)] = &[
 
 /// Smallest, middle and largest of the repetitions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Spread {
+pub(crate) struct Spread {
     /// The smallest.
     pub min: f64,
     /// The median.
@@ -42,7 +42,7 @@ impl Spread {
     ///
     /// # Errors
     /// There is none.
-    pub fn of(values: impl IntoIterator<Item = f64>) -> Result<Self> {
+    pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Result<Self> {
         let mut sorted: Vec<_> = values.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
         let (min, max) = sorted
@@ -64,7 +64,7 @@ impl Spread {
 
 /// What one set-up showed. Figures for an operation are medians over the repetitions.
 #[derive(Debug, Clone, Serialize)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// The set-up.
     pub name: SetUp,
     /// Operations, of all repetitions together.
@@ -106,7 +106,7 @@ pub struct Entry {
 impl Entry {
     /// What the model wants to know.
     #[must_use]
-    pub fn counted(&self) -> Counted {
+    pub(crate) fn counted(&self) -> Counted {
         Counted {
             instructions: self.instructions_per_op,
             guest_exits: self.guest_exits_per_op,
@@ -116,7 +116,7 @@ impl Entry {
 }
 
 /// Fills in the overheads, against the entry of [`SetUp::Kvm`]; without one there are none.
-pub fn compare(entries: &mut [Entry], costs: &Costs) {
+pub(crate) fn compare(entries: &mut [Entry], costs: &Costs) {
     let Some(base) = entries
         .iter()
         .find(|entry| entry.name == SetUp::Kvm)

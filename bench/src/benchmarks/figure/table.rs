@@ -7,7 +7,7 @@ use crate::benchmarks::model::Overhead;
 
 /// The table: a line for each set-up, then where its overhead sits and what was measured of it.
 #[must_use]
-pub fn table(entries: &[Entry]) -> String {
+pub(crate) fn table(entries: &[Entry]) -> String {
     let mut text = format!(
         "{:<14}|{:^61}|{:^25}|{:^9}\n{:<14}|{:>12} {:>17} {:>12} {:>9} {:>7}|{:>25}|{:>9}\n",
         "",
