@@ -30,7 +30,7 @@ mod suite;
 mod tools;
 mod upkeep;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -39,6 +39,7 @@ use benchmarks::BenchArgs;
 use boot::BootArgs;
 use debian::kernels::{NEWEST, OLDEST};
 use demo::DemoArgs;
+use report::picture;
 use shell::ShellArgs;
 use suite::TestArgs;
 
@@ -77,6 +78,13 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
+    /// Draw the last refresh of a report
+    Picture {
+        /// The report, such as target/lab/report.json
+        report: PathBuf,
+        /// The SVG file to write
+        svg: PathBuf,
+    },
     /// Build locum.ko and print where it is
     Kmod {
         /// Kernels to build for
@@ -106,6 +114,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Clean { all } => upkeep::clean(all),
         Command::Root { list: true, .. } => upkeep::list(),
         Command::Root { kernel, .. } => upkeep::fetch(&kernel),
+        Command::Picture { report, svg } => picture::write(&report, &svg).map(|()| true),
         Command::Kmod { kernel } => upkeep::modules(&kernel),
     }
 }

@@ -1,6 +1,7 @@
 //! `target/lab/report.json`: what a run showed, for machines and for the time line.
 
 pub(crate) mod agent;
+pub(crate) mod picture;
 
 use std::{collections::BTreeMap, fmt, fs, path::Path};
 
@@ -23,6 +24,9 @@ pub(crate) struct Report {
     pub incumbent: String,
     /// Kernel release of the last host.
     pub successor: String,
+    /// Kernel release of each generation's host.
+    #[serde(default)]
+    pub hosts: Vec<String>,
     /// Debian trees that emulator, user space and kernels are from, by their names in the lab's cache.
     pub trees: Vec<String>,
     /// Generation that reigned at the end.
@@ -118,6 +122,7 @@ impl Report {
     pub(crate) fn add_refresh(&mut self, refresh: &agent::Refresh) {
         self.phases.extend(refresh.phases.iter().map(Phase::from_agent));
         self.losses.extend(refresh.losses.iter().cloned());
+        self.hosts.push(refresh.successor.clone());
         self.unreclaimed_bytes = refresh.unreclaimed_bytes;
         for guest in &refresh.guests {
             let entry = self.guest(&guest.name);

@@ -69,7 +69,8 @@ impl Run {
             platform: args.platform.to_string(),
             cpus: args.cpus,
             incumbent: hello.release.clone(),
-            successor: hello.release,
+            successor: hello.release.clone(),
+            hosts: vec![hello.release],
             trees: trees(args)?,
             ..Report::default()
         };
