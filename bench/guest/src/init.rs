@@ -16,6 +16,7 @@ pub fn run() -> Result<()> {
     if params.measure.is_empty() {
         checks::run(&params)
     } else {
-        measure::run(&params.measure)
+        measure::run(&params.measure)?;
+        setup::reboot()
     }
 }
