@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{Pocket, index::Index};
+use super::{index::Index, pocket::Pocket};
 use crate::{paths, tools};
 
 /// apt with its state in the cache.

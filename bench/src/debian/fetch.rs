@@ -12,7 +12,11 @@ use std::{
 
 use anyhow::Result;
 
-use super::{Archive, Pocket, SUITE, apt::Apt};
+use super::{
+    apt::Apt,
+    archive::Archive,
+    pocket::{Pocket, SUITE},
+};
 use crate::{paths, progress::say, tools};
 
 /// How often progress is told.

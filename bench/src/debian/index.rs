@@ -2,7 +2,7 @@
 
 use std::{cmp::Ordering, collections::BTreeMap};
 
-use super::Pocket;
+use super::pocket::Pocket;
 
 /// A package at one version.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use anyhow::{Result, bail};
 
 use super::{
-    Pocket,
     index::{Index, compare},
+    pocket::Pocket,
     trees::Tree,
 };
 

@@ -14,8 +14,9 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{
-    Archive, Pocket, SUITE,
+    archive::Archive,
     fetch::{self, Order},
+    pocket::{Pocket, SUITE},
     root::{Root, hash_of, short},
     trees::{self, Manifest, Tree},
 };

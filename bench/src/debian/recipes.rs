@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Result, bail, ensure};
 
 use super::{
-    Pocket,
+    pocket::Pocket,
     recipe::{Incompatible, Recipe},
     root::Root,
 };
