@@ -143,7 +143,11 @@ fn the_host_rsp_is_the_hosts_in_the_shadow_and_l0s_in_the_vmcs() {
     let own = cpu.own_area.0[host_area::at::RSP];
     for rsp in [0xffff_8000, 0xffff_9000] {
         write(&mut cpu, &mut hw, field::HOST_RSP, rsp);
-        run_guest(&mut cpu, &mut hw, &[(field::EXIT_REASON, 0)]);
+        run_guest(
+            &mut cpu,
+            &mut hw,
+            &[(field::EXIT_REASON, Reason::EXCEPTION_NMI.0.into())],
+        );
         assert_eq!(hw.field(GUEST, field::HOST_RSP), own);
         assert_eq!(hw.field(VMCS01, field::GUEST_RSP), rsp, "where it lands");
         assert_eq!(hw.host_vmread(VMCS01, field::HOST_RSP), Some(Ok(rsp)));

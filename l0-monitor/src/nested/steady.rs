@@ -58,25 +58,52 @@ pub const CLEARED: u8 = QUALIFICATION | INTERRUPTION;
 /// What each basic exit reason has of the exit information that is not copied always (SDM vol. 3D, appendix C).
 pub static CLASSES: [u8; 64] = classes();
 
+/// Exits that have nothing else.
+const PLAIN: [Reason; 16] = [
+    Reason::INTERRUPT_WINDOW,
+    Reason::NMI_WINDOW,
+    Reason::CPUID,
+    Reason::HLT,
+    Reason::RDPMC,
+    Reason::RDTSC,
+    Reason::VMCALL,
+    Reason::RDMSR,
+    Reason::WRMSR,
+    Reason::MONITOR_TRAP,
+    Reason::PAUSE,
+    Reason::TPR_BELOW_THRESHOLD,
+    Reason::RDTSCP,
+    Reason::PREEMPTION_TIMER,
+    Reason::WBINVD,
+    Reason::XSETBV,
+];
+
+/// Exits with a qualification.
+const QUALIFIED: [Reason; 9] = [
+    Reason::INVLPG,
+    Reason::CR_ACCESS,
+    Reason::MOV_DR,
+    Reason::IO,
+    Reason::MWAIT,
+    Reason::APIC_ACCESS,
+    Reason::VIRTUALIZED_EOI,
+    Reason::APIC_WRITE,
+    Reason::PML_FULL,
+];
+
 const fn classes() -> [u8; 64] {
     let mut table = [OTHER; 64];
-    // External interrupt.
-    table[1] = INTERRUPTION;
-    // Interrupt and NMI window, CPUID, HLT, RDPMC, RDTSC, VMCALL, RDMSR, WRMSR, MTF, PAUSE, TPR threshold, RDTSCP,
-    // preemption timer, WBINVD, XSETBV.
-    let plain = [7, 8, 10, 12, 15, 16, 18, 31, 32, 37, 40, 43, 51, 52, 54, 55];
-    // INVLPG, CR, DR, I/O, MWAIT, APIC access, EOI, APIC write, PML full.
-    let qualified = [14, 28, 29, 30, 36, 44, 45, 56, 62];
     let mut i = 0;
-    while i < plain.len() {
-        table[plain[i]] = 0;
+    while i < PLAIN.len() {
+        table[PLAIN[i].0 as usize] = 0;
         i += 1;
     }
     i = 0;
-    while i < qualified.len() {
-        table[qualified[i]] = QUALIFICATION;
+    while i < QUALIFIED.len() {
+        table[QUALIFIED[i].0 as usize] = QUALIFICATION;
         i += 1;
     }
+    table[Reason::EXTERNAL_INTERRUPT.0 as usize] = INTERRUPTION;
     table[Reason::EPT_VIOLATION.0 as usize] = QUALIFICATION | PHYSICAL;
     table[Reason::EPT_MISCONFIG.0 as usize] = PHYSICAL;
     table

@@ -43,21 +43,59 @@ impl Numbers {
 }
 
 /// What exits of these reasons report, in the words of SDM vol. 3C, 29.2.
-fn exit_information(reason: u64, numbers: &mut Numbers) -> Vec<(Field, u64)> {
+fn exit_information(reason: Reason, numbers: &mut Numbers) -> Vec<(Field, u64)> {
     let event = numbers.next() & 0xffff | 1 << 31;
-    let qualified = matches!(reason, 14 | 28..=30 | 36 | 44 | 45 | 48 | 56 | 62);
+    let qualified = matches!(
+        reason,
+        Reason::INVLPG
+            | Reason::CR_ACCESS
+            | Reason::MOV_DR
+            | Reason::IO
+            | Reason::MWAIT
+            | Reason::APIC_ACCESS
+            | Reason::VIRTUALIZED_EOI
+            | Reason::EPT_VIOLATION
+            | Reason::APIC_WRITE
+            | Reason::PML_FULL
+    );
+    let interrupted = matches!(reason, Reason::EXCEPTION_NMI | Reason::EXTERNAL_INTERRUPT);
     let mut fields = Vec::from([
-        (field::EXIT_REASON, reason),
+        (field::EXIT_REASON, reason.0.into()),
         (field::EXIT_QUALIFICATION, if qualified { numbers.next() } else { 0 }),
-        (field::EXIT_INTERRUPTION, if reason < 2 { event } else { 0 }),
+        (field::EXIT_INTERRUPTION, if interrupted { event } else { 0 }),
         (field::IDT_VECTORING, if numbers.below(8) == 0 { event } else { 0 }),
         (field::INSTRUCTION_LENGTH, 1 + numbers.below(15)),
     ]);
-    if matches!(reason, 48 | 49) {
+    if has_address(reason) {
         fields.push((field::GUEST_PHYSICAL_ADDRESS, numbers.next()));
     }
     fields
 }
+
+fn has_address(reason: Reason) -> bool {
+    matches!(reason, Reason::EPT_VIOLATION | Reason::EPT_MISCONFIG)
+}
+
+/// Exits of a guest, usual ones more often.
+const REASONS: [Reason; 17] = [
+    Reason::EXCEPTION_NMI,
+    Reason::EXTERNAL_INTERRUPT,
+    Reason::EXTERNAL_INTERRUPT,
+    Reason::INTERRUPT_WINDOW,
+    Reason::CPUID,
+    Reason::CPUID,
+    Reason::HLT,
+    Reason::CR_ACCESS,
+    Reason::IO,
+    Reason::RDMSR,
+    Reason::WRMSR,
+    Reason::VIRTUALIZED_EOI,
+    Reason::EPT_VIOLATION,
+    Reason::EPT_VIOLATION,
+    Reason::EPT_MISCONFIG,
+    Reason::PREEMPTION_TIMER,
+    Reason::PML_FULL,
+];
 
 /// Fields that a guest changes while it runs.
 const GUESTS: [Field; 8] = [
@@ -231,8 +269,7 @@ fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
                 hw.set(GUEST, field, value);
             }
         }
-        let reasons = [0, 1, 1, 7, 10, 10, 12, 28, 30, 31, 32, 45, 48, 48, 49, 52, 62];
-        let reason = reasons[numbers.below(reasons.len() as u64) as usize];
+        let reason = REASONS[numbers.below(REASONS.len() as u64) as usize];
         for (field, value) in exit_information(reason, &mut numbers) {
             hw.set(GUEST, field, field.truncate(value));
         }
@@ -247,7 +284,7 @@ fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
             field::IDT_VECTORING,
             field::INSTRUCTION_LENGTH,
         ]);
-        if matches!(reason, 48 | 49) {
+        if has_address(reason) {
             fields.push(field::GUEST_PHYSICAL_ADDRESS);
         }
         // An exit for a VMREAD changes VMCS01's own exit information and flags; the landing is recorded already.

@@ -136,7 +136,7 @@ fn a_guest_exit_lands_where_kvm_wants_it() {
 fn an_nmi_exit_leaves_nmis_blocked() {
     for (mut cpu, mut hw) in nested() {
         exit_host(&mut cpu, &mut hw, Reason::VMRESUME);
-        hw.set(GUEST, field::EXIT_REASON, 0);
+        hw.set(GUEST, field::EXIT_REASON, Reason::EXCEPTION_NMI.0.into());
         hw.set(GUEST, field::EXIT_INTERRUPTION, 0x8000_0202);
         context(&mut cpu, &mut hw).serve();
         assert_eq!(hw.field(VMCS01, field::GUEST_INTERRUPTIBILITY), 8);
@@ -274,7 +274,7 @@ fn wild_accesses_and_triple_faults_end_the_host() {
         assert!(matches!(next, Next::Die(StopReason::WildAccess, [_, address, _]) if address == 5 << 30));
         let next = exit_host(&mut cpu, &mut hw, Reason::TRIPLE_FAULT);
         assert!(matches!(next, Next::Die(StopReason::TripleFault, _)));
-        let next = exit_host(&mut cpu, &mut hw, Reason(43));
+        let next = exit_host(&mut cpu, &mut hw, Reason::TPR_BELOW_THRESHOLD);
         assert!(matches!(next, Next::Die(StopReason::Unhandled, [_, 43, _])));
     }
 }

@@ -1,6 +1,6 @@
 //! Exit reasons and qualifications (SDM vol. 3C, 29.2; vol. 3D, appendix C).
 
-/// Basic exit reason; an open set.
+/// Basic exit reason (SDM vol. 3D, appendix C): those that L0 knows of an open set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reason(pub u16);
 
@@ -13,16 +13,30 @@ macro_rules! reasons {
 reasons! {
     /// Exception or NMI.
     EXCEPTION_NMI = 0;
+    /// External interrupt.
+    EXTERNAL_INTERRUPT = 1;
     /// Triple fault.
     TRIPLE_FAULT = 2;
     /// INIT signal.
     INIT = 3;
+    /// Interrupt window.
+    INTERRUPT_WINDOW = 7;
+    /// NMI window.
+    NMI_WINDOW = 8;
     /// CPUID.
     CPUID = 10;
     /// GETSEC.
     GETSEC = 11;
+    /// HLT.
+    HLT = 12;
     /// INVD.
     INVD = 13;
+    /// INVLPG.
+    INVLPG = 14;
+    /// RDPMC.
+    RDPMC = 15;
+    /// RDTSC.
+    RDTSC = 16;
     /// VMCALL.
     VMCALL = 18;
     /// VMCLEAR.
@@ -45,24 +59,48 @@ reasons! {
     VMXON = 27;
     /// Control-register access.
     CR_ACCESS = 28;
+    /// MOV DR.
+    MOV_DR = 29;
     /// I/O instruction.
     IO = 30;
     /// RDMSR.
     RDMSR = 31;
     /// WRMSR.
     WRMSR = 32;
+    /// MWAIT.
+    MWAIT = 36;
+    /// Monitor trap flag.
+    MONITOR_TRAP = 37;
+    /// PAUSE.
+    PAUSE = 40;
+    /// TPR below threshold.
+    TPR_BELOW_THRESHOLD = 43;
+    /// APIC access.
+    APIC_ACCESS = 44;
+    /// Virtualized EOI.
+    VIRTUALIZED_EOI = 45;
     /// EPT violation.
     EPT_VIOLATION = 48;
     /// EPT misconfiguration.
     EPT_MISCONFIG = 49;
     /// INVEPT.
     INVEPT = 50;
+    /// RDTSCP.
+    RDTSCP = 51;
+    /// VMX-preemption timer expired.
+    PREEMPTION_TIMER = 52;
     /// INVVPID.
     INVVPID = 53;
+    /// WBINVD or WBNOINVD.
+    WBINVD = 54;
     /// XSETBV.
     XSETBV = 55;
+    /// APIC write.
+    APIC_WRITE = 56;
     /// VMFUNC.
     VMFUNC = 59;
+    /// Page-modification log full.
+    PML_FULL = 62;
 }
 
 /// The 32-bit exit-reason field.
