@@ -4,7 +4,7 @@ use crate::nested::context::{Context, Exception};
 use crate::vmx::Hardware;
 use crate::vmx::caps::entry;
 use crate::vmx::exit::CrAccess;
-use crate::vmx::field::{self, Field, Segment};
+use crate::vmx::field::{self, Segment};
 use crate::vmx::hardware::Invalidate;
 
 const PE: u64 = 1;
@@ -91,9 +91,9 @@ impl<H: Hardware> Context<'_, H> {
         if !self.around.may_touch(table, 32) {
             return false;
         }
-        for i in 0..4 {
+        for (i, field) in (0..).zip(field::GUEST_PDPTES) {
             let entry = self.hw.read_phys(table + 8 * i, 8);
-            self.write(Field(field::GUEST_PDPTE0.0 + 2 * i as u32), entry);
+            self.write(field, entry);
         }
         true
     }

@@ -5,7 +5,7 @@
 //! uses neither a TSS nor SYSENTER.
 
 use crate::vmx::caps::{Caps, exit};
-use crate::vmx::field::{self, Field, Segment};
+use crate::vmx::field::{self, Area, Field, Segment};
 use crate::vmx::{Hardware, VmxStatus};
 
 /// Number of replaced fields.
@@ -42,12 +42,12 @@ pub const REPLACED: [Field; FIELDS] = [
     field::HOST_CR4,
     field::HOST_RSP,
     field::HOST_RIP,
-    Field(0x0c00),
-    Field(0x0c02),
-    Field(0x0c04),
-    Field(0x0c06),
-    Field(0x0c08),
-    Field(0x0c0a),
+    field::HOST_ES_SELECTOR,
+    field::HOST_CS_SELECTOR,
+    field::HOST_SS_SELECTOR,
+    field::HOST_DS_SELECTOR,
+    field::HOST_FS_SELECTOR,
+    field::HOST_GS_SELECTOR,
     field::HOST_FS_BASE,
     field::HOST_GS_BASE,
     field::HOST_GDTR_BASE,
@@ -64,7 +64,7 @@ impl HostArea {
 
     /// Index of `field`, `None` if L0 leaves it alone.
     pub fn index(field: Field) -> Option<usize> {
-        if !field.is_host_state() {
+        if field.area() != Area::Host {
             return None;
         }
         REPLACED.iter().position(|f| *f == field)
@@ -152,7 +152,7 @@ impl Kept {
         let exit_controls = hw.vmread(field::EXIT_CONTROLS)? as u32;
         Ok(Self {
             exit_controls,
-            tr: [hw.vmread(HOST_TR_SELECTOR)?, hw.vmread(field::HOST_TR_BASE)?],
+            tr: [hw.vmread(field::HOST_TR_SELECTOR)?, hw.vmread(field::HOST_TR_BASE)?],
             sysenter: [
                 hw.vmread(field::HOST_SYSENTER_CS)?,
                 hw.vmread(field::HOST_SYSENTER_ESP)?,
@@ -166,9 +166,6 @@ impl Kept {
         })
     }
 }
-
-/// Host TR selector.
-pub const HOST_TR_SELECTOR: Field = Field(0x0c0c);
 
 /// Access rights (SDM table 26-2) of an unusable segment.
 pub const UNUSABLE: u64 = 1 << 16;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::vec::Vec;
 
 use crate::vmx::caps::secondary;
-use crate::vmx::field::{self, Field};
+use crate::vmx::field::{self, Area, Field};
 use crate::vmx::hardware::Invalidate;
 use crate::vmx::{Hardware, VmxStatus};
 
@@ -152,8 +152,7 @@ impl Hardware for Model {
         match self.current {
             None => VmxStatus::FailInvalid,
             Some(_) if !self.has(field) => self.fail(12),
-            // Read-only fields, SDM vol. 3C, 26.11.2: type 1.
-            Some(_) if field.0 >> 10 & 3 == 1 && !self.writes_all => self.fail(13),
+            Some(_) if field.area() == Area::ExitInformation && !self.writes_all => self.fail(13),
             Some(current) => {
                 self.set(current, field, field.truncate(value));
                 VmxStatus::Succeed

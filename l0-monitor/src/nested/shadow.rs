@@ -295,7 +295,7 @@ impl Shadow {
     /// `field` of the current VMCS, which is the host's, was written: the shadow follows. Half of a 64-bit field counts
     /// as the field. Any VMCS is current afterwards.
     pub fn refresh(&mut self, hw: &mut impl Hardware, field: Field) {
-        let whole = Field(field.0 & !1);
+        let whole = field.whole();
         if let Some((i, _)) = self.fields(FIELDS.len()).find(|(_, f)| *f == whole) {
             let value = hw.get(whole);
             hw.select(&self.phys);

@@ -13,7 +13,7 @@ use crate::nested::test_bed::{GUEST, VMCS01, access, context, instruction, neste
 use crate::nested::vcpu::VCpu;
 use crate::vmx::caps::secondary;
 use crate::vmx::exit::Reason;
-use crate::vmx::field::{self, Field, Segment};
+use crate::vmx::field::{self, Area, Field, Segment};
 
 /// Numbers that look random and are the same each time (Knuth's MMIX generator).
 struct Numbers(u64);
@@ -184,7 +184,7 @@ struct Seen {
 /// VMCS01 as far as its host can tell: of the control registers' shadows only the bits that VMX fixes show.
 fn landing(cpu: &VCpu, hw: &Model) -> BTreeMap<u32, u64> {
     let mut fields = hw.vmcs[&VMCS01].clone();
-    fields.retain(|f, _| Field(*f).is_guest_state() || *f == field::CR0_SHADOW.0 || *f == field::CR4_SHADOW.0);
+    fields.retain(|f, _| Field(*f).area() == Area::Guest || *f == field::CR0_SHADOW.0 || *f == field::CR4_SHADOW.0);
     fields.remove(&field::VMCS_LINK.0);
     // What was never written is 0.
     fields.retain(|_, v| *v != 0);
@@ -232,7 +232,7 @@ fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
             } else {
                 numbers.value_of(field)
             };
-            if field.0 >> 10 & 3 != 1 || shadowing {
+            if field.area() != Area::ExitInformation || shadowing {
                 access(&mut cpu, &mut hw, Reason::VMWRITE, field, value);
             }
         }

@@ -9,7 +9,7 @@ use locum_abi::Event;
 
 use crate::nested::context::{Context, Surroundings};
 use crate::nested::exits::Next;
-use crate::nested::host_area::{HOST_TR_SELECTOR, REPLACED, at};
+use crate::nested::host_area::{REPLACED, at};
 use crate::nested::model::{Model, REVISION};
 use crate::nested::vcpu::{Belief, VCpu, gpr};
 use crate::partition::Violation;
@@ -110,7 +110,7 @@ pub fn nested_on(shadowing: bool) -> (Box<VCpu>, Model) {
         hw.set(vmcs, field::EXIT_CONTROLS, u64::from(exit::HOST_64 | exit::LOAD_EFER));
         hw.set(vmcs, field::HOST_EFER, 0xd01);
         hw.set(vmcs, field::HOST_SYSENTER_CS, 0x10);
-        hw.set(vmcs, HOST_TR_SELECTOR, 0x40);
+        hw.set(vmcs, field::HOST_TR_SELECTOR, 0x40);
         hw.set(vmcs, field::HOST_TR_BASE, 0xffff_fe00_0000_3000);
     }
     cpu.belief = Belief {

@@ -19,7 +19,7 @@ use crate::arch::{gdt, paging, registers, stack};
 use crate::id::{self, CpuIndex};
 use crate::nested::check;
 use crate::nested::context::Context;
-use crate::nested::host_area::{self, HostArea, at};
+use crate::nested::host_area::{HostArea, at};
 use crate::nested::regions;
 use crate::nested::shadow;
 use crate::nested::steady::Steady;
@@ -288,11 +288,11 @@ fn check_frame(vcpu: &mut VCpu, hw: &mut Cpu, address: u64) -> Result<(), Errno>
 fn move_task_register(hw: &mut Cpu) -> Result<bool, Errno> {
     let mut read = |f| hw.vmread(f).map_err(|_| Errno::EntryFailed);
     let guest = [read(Segment::Tr.guest_selector())?, read(Segment::Tr.guest_base())?];
-    let host = [read(host_area::HOST_TR_SELECTOR)?, read(field::HOST_TR_BASE)?];
+    let host = [read(field::HOST_TR_SELECTOR)?, read(field::HOST_TR_BASE)?];
     if host == guest {
         return Ok(false);
     }
-    hw.vmwrite(host_area::HOST_TR_SELECTOR, guest[0]);
+    hw.vmwrite(field::HOST_TR_SELECTOR, guest[0]);
     hw.vmwrite(field::HOST_TR_BASE, guest[1]);
     Ok(true)
 }

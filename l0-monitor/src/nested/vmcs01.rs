@@ -6,7 +6,7 @@
 use locum_abi::Frame;
 use locum_abi::frame::{CS, DS, ES, FS, GS, LDTR, SS, TR};
 
-use crate::nested::host_area::{BUSY_TSS, CODE_64, HOST_TR_SELECTOR, UNUSABLE};
+use crate::nested::host_area::{BUSY_TSS, CODE_64, UNUSABLE};
 use crate::nested::vcpu::VCpu;
 use crate::partition::PARTITION;
 use crate::vmx::Hardware;
@@ -251,7 +251,7 @@ pub fn fill(hw: &mut impl Hardware, vcpu: &VCpu, state: &EntryState, tr: (u16, u
         (field::HOST_SYSENTER_CS, 0),
         (field::HOST_SYSENTER_ESP, 0),
         (field::HOST_SYSENTER_EIP, 0),
-        (HOST_TR_SELECTOR, tr.0.into()),
+        (field::HOST_TR_SELECTOR, tr.0.into()),
         (field::HOST_TR_BASE, tr.1),
     ];
     write_all(hw, &fields);

@@ -9,7 +9,7 @@ use crate::nested::steady::Steady;
 use crate::nested::vcpu::{Belief, gpr};
 use crate::nested::{trapped, walk};
 use crate::vmx::exit::{InstructionInfo, Reason};
-use crate::vmx::field::{self, Field};
+use crate::vmx::field::{self, Area, Field};
 use crate::vmx::hardware::Invalidate;
 use crate::vmx::{Hardware, VmxStatus};
 
@@ -234,8 +234,8 @@ impl<H: Hardware> Context<'_, H> {
         self.on_host_vmcs(|c| c.hw.invalidate(what, kind, descriptor));
     }
 
-    fn count_trapped(&self, field: Field, write: bool) {
-        if let Some(event) = trapped::count(field, write) {
+    fn count_trapped(&self, code: u64, write: bool) {
+        if let Some(event) = trapped::count(Field(code as u32), write) {
             self.around.trace(event);
         }
     }
@@ -246,15 +246,14 @@ impl<H: Hardware> Context<'_, H> {
         let Some(current) = self.vcpu.belief.current else {
             return self.finish(VmxStatus::FailInvalid);
         };
-        let field = Field(code as u32);
-        self.count_trapped(field, false);
-        let replaced = HostArea::index(field).filter(|_| code >> 32 == 0);
+        let field = Field::from_operand(code);
+        self.count_trapped(code, false);
+        let replaced = HostArea::index(field);
         let value = match replaced.and_then(|i| self.vcpu.adopted.find(current)?.area.0.get(i).copied()) {
             Some(value) => Ok(value),
             None => {
                 self.hw.vmptrld(current);
-                // An encoding with upper bits set names no field: any unassigned one fails alike.
-                let value = self.hw.vmread(if code >> 32 == 0 { field } else { Field(!0) });
+                let value = self.hw.vmread(field);
                 self.hw.vmptrld(self.vcpu.vmcs01);
                 value
             }
@@ -290,9 +289,9 @@ impl<H: Hardware> Context<'_, H> {
         let Some(current) = self.vcpu.belief.current else {
             return self.finish(VmxStatus::FailInvalid);
         };
-        let field = Field(code as u32);
-        self.count_trapped(field, true);
-        let replaced = HostArea::index(field).filter(|_| code >> 32 == 0);
+        let field = Field::from_operand(code);
+        self.count_trapped(code, true);
+        let replaced = HostArea::index(field);
         if let Some(entry) = self.vcpu.adopted.find(current) {
             entry.fingerprint = 0;
             if let Some(own) = replaced.and_then(|i| entry.area.0.get_mut(i)) {
@@ -303,12 +302,12 @@ impl<H: Hardware> Context<'_, H> {
             }
         }
         // What `prepare_steady` reads.
-        let prepared = [field::EXIT_CONTROLS.0, field::SECONDARY_CONTROLS.0];
-        if field.is_host_state() || prepared.contains(&(field.0 & !1)) {
+        let prepared = [field::EXIT_CONTROLS, field::SECONDARY_CONTROLS];
+        if field.area() == Area::Host || prepared.contains(&field.whole()) {
             self.vcpu.steady.ready = false;
         }
         self.hw.vmptrld(current);
-        let status = self.hw.vmwrite(if code >> 32 == 0 { field } else { Field(!0) }, value);
+        let status = self.hw.vmwrite(field, value);
         if status.ok() && self.vcpu.shadow.attached {
             self.vcpu.shadow.refresh(self.hw, field);
         }

@@ -13,11 +13,27 @@ pub enum Width {
     Natural,
 }
 
+/// Part of a VMCS, from bits 11:10 of an encoding (SDM vol. 3C, table 26-20, "type").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Area {
+    /// Controls.
+    Control,
+    /// VM-exit information: read-only.
+    ExitInformation,
+    /// Guest state.
+    Guest,
+    /// Host state.
+    Host,
+}
+
 /// Encoding of a VMCS field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Field(pub u32);
 
 impl Field {
+    /// An encoding that names no field, on any CPU: bits 31:15 are reserved.
+    pub const NONE: Self = Self(!0);
+
     /// The field's width.
     pub const fn width(self) -> Width {
         match self.0 >> 13 & 3 {
@@ -34,7 +50,7 @@ impl Field {
     /// A small number for each field with an index below 64 (CPUs use fewer than 40): width, then type, then index
     /// (SDM vol. 3C, table 26-20). Both halves of a 64-bit field have the same.
     pub const fn number(self) -> usize {
-        (self.0 >> 13 & 3) as usize * 256 + (self.0 >> 10 & 3) as usize * 64 + (self.0 >> 1 & 63) as usize
+        (self.width() as usize * 4 + self.area() as usize) * 64 + (self.0 >> 1 & 63) as usize
     }
 
     /// The field of a number below [`Self::NUMBERS`].
@@ -43,14 +59,24 @@ impl Field {
         Self(((group / 4) << 13 | (group % 4) << 10 | (index << 1)) as u32)
     }
 
-    /// True for a field of the guest-state area (type 2).
-    pub const fn is_guest_state(self) -> bool {
-        self.0 >> 10 & 3 == 2
+    /// The field that a register operand of VMREAD or VMWRITE names; with upper bits set, none.
+    pub const fn from_operand(code: u64) -> Self {
+        if code >> 32 == 0 { Self(code as u32) } else { Self::NONE }
     }
 
-    /// True for a field of the host-state area (type 3).
-    pub const fn is_host_state(self) -> bool {
-        self.0 >> 10 & 3 == 3
+    /// The part of a VMCS that the field is in.
+    pub const fn area(self) -> Area {
+        match self.0 >> 10 & 3 {
+            0 => Area::Control,
+            1 => Area::ExitInformation,
+            2 => Area::Guest,
+            _ => Area::Host,
+        }
+    }
+
+    /// The whole field, of a 64-bit field or its upper half (access type "high").
+    pub const fn whole(self) -> Self {
+        Self(self.0 & !1)
     }
 
     /// `value` cut to the field's width, as VMWRITE does.
@@ -70,12 +96,29 @@ macro_rules! fields {
 }
 
 fields! {
+    // B.1 16-bit fields: control, guest state, host state.
     /// Virtual-processor identifier.
     VPID = 0x0000;
     /// Guest interrupt status (APICv).
     GUEST_INTERRUPT_STATUS = 0x0810;
     /// PML index.
     PML_INDEX = 0x0812;
+    /// Host ES selector.
+    HOST_ES_SELECTOR = 0x0c00;
+    /// Host CS selector.
+    HOST_CS_SELECTOR = 0x0c02;
+    /// Host SS selector.
+    HOST_SS_SELECTOR = 0x0c04;
+    /// Host DS selector.
+    HOST_DS_SELECTOR = 0x0c06;
+    /// Host FS selector.
+    HOST_FS_SELECTOR = 0x0c08;
+    /// Host GS selector.
+    HOST_GS_SELECTOR = 0x0c0a;
+    /// Host TR selector.
+    HOST_TR_SELECTOR = 0x0c0c;
+
+    // B.2 64-bit fields: control, exit information, guest state, host state.
     /// Physical address of I/O bitmap A (ports 0 to 0x7fff).
     IO_BITMAP_A = 0x2000;
     /// Physical address of I/O bitmap B (ports 0x8000 to 0xffff).
@@ -98,22 +141,22 @@ fields! {
     GUEST_DEBUGCTL = 0x2802;
     /// Guest IA32_EFER.
     GUEST_EFER = 0x2806;
-    /// Guest PDPTE0; PDPTE1 to 3 follow in steps of 2.
-    GUEST_PDPTE0 = 0x280a;
-    /// Host IA32_PAT.
-    HOST_PAT = 0x2c00;
     /// Host IA32_EFER.
     HOST_EFER = 0x2c02;
-    /// Host IA32_PERF_GLOBAL_CTRL.
-    HOST_PERF_GLOBAL_CTRL = 0x2c04;
+
+    // B.3 32-bit fields: control, exit information, guest state, host state.
     /// Pin-based VM-execution controls.
     PIN_CONTROLS = 0x4000;
     /// Primary processor-based VM-execution controls.
     PRIMARY_CONTROLS = 0x4002;
-    /// VM-entry instruction length.
-    ENTRY_INSTRUCTION_LENGTH = 0x401a;
     /// Exception bitmap.
     EXCEPTION_BITMAP = 0x4004;
+    /// Page-fault error-code mask.
+    PF_ERROR_MASK = 0x4006;
+    /// Page-fault error-code match.
+    PF_ERROR_MATCH = 0x4008;
+    /// CR3-target count.
+    CR3_TARGET_COUNT = 0x400a;
     /// Primary VM-exit controls.
     EXIT_CONTROLS = 0x400c;
     /// VM-exit MSR-store count.
@@ -128,24 +171,18 @@ fields! {
     ENTRY_INTERRUPTION = 0x4016;
     /// VM-entry exception error code.
     ENTRY_ERROR_CODE = 0x4018;
+    /// VM-entry instruction length.
+    ENTRY_INSTRUCTION_LENGTH = 0x401a;
     /// TPR threshold.
     TPR_THRESHOLD = 0x401c;
     /// Secondary processor-based VM-execution controls.
     SECONDARY_CONTROLS = 0x401e;
-    /// CR3-target count.
-    CR3_TARGET_COUNT = 0x400a;
-    /// Page-fault error-code mask.
-    PF_ERROR_MASK = 0x4006;
-    /// Page-fault error-code match.
-    PF_ERROR_MATCH = 0x4008;
     /// VM-instruction error.
     INSTRUCTION_ERROR = 0x4400;
     /// Exit reason.
     EXIT_REASON = 0x4402;
     /// VM-exit interruption information.
     EXIT_INTERRUPTION = 0x4404;
-    /// VM-exit interruption error code.
-    EXIT_INTERRUPTION_ERROR = 0x4406;
     /// IDT-vectoring information.
     IDT_VECTORING = 0x4408;
     /// IDT-vectoring error code.
@@ -154,20 +191,22 @@ fields! {
     INSTRUCTION_LENGTH = 0x440c;
     /// VM-exit instruction information.
     INSTRUCTION_INFO = 0x440e;
-    /// Guest interruptibility state.
-    GUEST_INTERRUPTIBILITY = 0x4824;
-    /// Guest activity state.
-    GUEST_ACTIVITY = 0x4826;
     /// Guest GDTR limit.
     GUEST_GDTR_LIMIT = 0x4810;
     /// Guest IDTR limit.
     GUEST_IDTR_LIMIT = 0x4812;
+    /// Guest interruptibility state.
+    GUEST_INTERRUPTIBILITY = 0x4824;
+    /// Guest activity state.
+    GUEST_ACTIVITY = 0x4826;
     /// Guest IA32_SYSENTER_CS.
     GUEST_SYSENTER_CS = 0x482a;
     /// VMX-preemption timer value.
     PREEMPTION_TIMER = 0x482e;
     /// Host IA32_SYSENTER_CS.
     HOST_SYSENTER_CS = 0x4c00;
+
+    // B.4 fields of natural width: control, exit information, guest state, host state.
     /// CR0 guest/host mask.
     CR0_MASK = 0x6000;
     /// CR4 guest/host mask.
@@ -178,8 +217,6 @@ fields! {
     CR4_SHADOW = 0x6006;
     /// Exit qualification.
     EXIT_QUALIFICATION = 0x6400;
-    /// Guest-linear address.
-    GUEST_LINEAR_ADDRESS = 0x640a;
     /// Guest CR0.
     GUEST_CR0 = 0x6800;
     /// Guest CR3.
@@ -229,6 +266,9 @@ fields! {
     /// Host RIP.
     HOST_RIP = 0x6c16;
 }
+
+/// Guest PDPTE0 to PDPTE3.
+pub const GUEST_PDPTES: [Field; 4] = [Field(0x280a), Field(0x280c), Field(0x280e), Field(0x2810)];
 
 /// Segment registers in the order of the encodings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -283,15 +323,6 @@ impl Segment {
     pub const fn guest_base(self) -> Field {
         Field(0x6806 + 2 * self as u32)
     }
-
-    /// Host selector; LDTR has none (every VM exit makes it unusable).
-    pub const fn host_selector(self) -> Option<Field> {
-        match self {
-            Self::Ldtr => None,
-            Self::Tr => Some(Field(0x0c0c)),
-            other => Some(Field(0x0c00 + 2 * other as u32)),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -304,11 +335,16 @@ mod tests {
         assert_eq!(Segment::Tr.guest_limit().0, 0x480e);
         assert_eq!(Segment::Tr.guest_rights().0, 0x4822);
         assert_eq!(Segment::Tr.guest_base().0, 0x6814);
-        assert_eq!(Segment::Gs.host_selector(), Some(Field(0x0c0a)));
         assert_eq!(GUEST_RIP.width(), Width::Natural);
         assert_eq!(EPTP.width(), Width::W64);
         assert_eq!(VPID.truncate(0x1_2345), 0x2345);
-        assert!(HOST_EFER.is_host_state() && !GUEST_EFER.is_host_state());
+        assert_eq!((HOST_EFER.area(), GUEST_EFER.area()), (Area::Host, Area::Guest));
+        assert_eq!(
+            (VPID.area(), EXIT_REASON.area()),
+            (Area::Control, Area::ExitInformation)
+        );
+        assert_eq!(Field::from_operand(0x681e), GUEST_RIP);
+        assert_eq!(Field::from_operand(1 << 32 | 0x681e), Field::NONE);
         assert_eq!(Field::from_number(0), VPID);
         assert_eq!(Field::from_number(15 * 64 + 11), HOST_RIP);
         assert_eq!(Field::from_number(4 * 64 + 13), EPTP);
