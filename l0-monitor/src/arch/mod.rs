@@ -1,8 +1,9 @@
-//! The CPU as L0 meets it: descriptor tables, stacks, paging, LAPIC, MSRs, ports. Nothing here knows what L0 is
+//! The CPU as L0 meets it: general registers, descriptor tables, stacks, paging, LAPIC, MSRs, ports. Nothing here knows what L0 is
 //! for.
 
 pub mod cpuid;
 pub mod gdt;
+pub mod general;
 pub mod lapic;
 pub mod msr;
 pub mod paging;

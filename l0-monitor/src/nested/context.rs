@@ -2,7 +2,8 @@
 
 use locum_abi::Event;
 
-use crate::nested::vcpu::{VCpu, gpr};
+use crate::arch::general::Register;
+use crate::nested::vcpu::VCpu;
 use crate::nested::walk::{Fault, Paging};
 use crate::partition::Violation;
 use crate::partition::io_filter::Verdict;
@@ -73,23 +74,21 @@ impl<H: Hardware> Context<'_, H> {
         });
     }
 
-    /// A general register of the host, RSP included. Numbers above 15 read as 0.
-    pub fn gpr(&mut self, number: u8) -> u64 {
-        let number = usize::from(number);
-        if number == gpr::RSP {
+    /// A general register of the host, RSP included.
+    pub fn gpr(&mut self, register: Register) -> u64 {
+        if register == Register::Rsp {
             self.read(field::GUEST_RSP)
         } else {
-            self.vcpu.gprs.get(number).copied().unwrap_or(0)
+            self.vcpu.gprs[register]
         }
     }
 
     /// Sets a general register of the host.
-    pub fn set_gpr(&mut self, number: u8, value: u64) {
-        let number = usize::from(number);
-        if number == gpr::RSP {
+    pub fn set_gpr(&mut self, register: Register, value: u64) {
+        if register == Register::Rsp {
             self.write(field::GUEST_RSP, value);
-        } else if let Some(register) = self.vcpu.gprs.get_mut(number) {
-            *register = value;
+        } else {
+            self.vcpu.gprs[register] = value;
         }
     }
 

@@ -3,6 +3,8 @@
 //! Only what compilers make of `readl` and `writel` in 64-bit code: opcodes 88 to 8b and c6, c7 with ModR/M (SDM vol.
 //! 2A, chapter 2). Everything else is refused, and the host gets #GP.
 
+use crate::arch::general::Register;
+
 /// A decoded access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mov {
@@ -17,10 +19,10 @@ pub struct Mov {
 /// Direction and partner of the memory operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    /// Memory to register (number as in `VCpu::gprs`).
-    Load(u8),
+    /// Memory to register.
+    Load(Register),
     /// Register to memory.
-    Store(u8),
+    Store(Register),
     /// Immediate to memory.
     StoreImmediate(u64),
 }
@@ -77,8 +79,8 @@ pub fn mov(bytes: &[u8]) -> Option<Mov> {
         return None;
     }
     let what = match opcode {
-        0x88 | 0x89 => What::Store(register),
-        0x8a | 0x8b => What::Load(register),
+        0x88 | 0x89 => What::Store(Register::from_bits(register.into())),
+        0x8a | 0x8b => What::Load(Register::from_bits(register.into())),
         0xc6 | 0xc7 if modrm >> 3 & 7 == 0 => {
             let width = if size == 8 { 4 } else { usize::from(size) };
             let raw = bytes.get(at..at + width)?;
@@ -109,7 +111,7 @@ mod tests {
             mov(&[0x89, 0x02]),
             Some(Mov {
                 size: 4,
-                what: What::Store(0),
+                what: What::Store(Register::Rax),
                 length: 2
             })
         );
@@ -117,7 +119,7 @@ mod tests {
             mov(&[0x8b, 0x40, 0x10]),
             Some(Mov {
                 size: 4,
-                what: What::Load(0),
+                what: What::Load(Register::Rax),
                 length: 3
             })
         );
@@ -126,7 +128,7 @@ mod tests {
             mov(&sib),
             Some(Mov {
                 size: 4,
-                what: What::Store(9),
+                what: What::Store(Register::R9),
                 length: 8
             })
         );
@@ -144,7 +146,7 @@ mod tests {
             mov(&[0x40, 0x88, 0x32]),
             Some(Mov {
                 size: 1,
-                what: What::Store(6),
+                what: What::Store(Register::Rsi),
                 length: 3
             })
         );

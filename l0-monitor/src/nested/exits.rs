@@ -5,11 +5,11 @@
 
 use locum_abi::{Event, StopReason};
 
+use crate::arch::general::Register;
 use crate::nested::context::{Context, Exception};
 use crate::nested::decode::{self, What};
 use crate::nested::host_area::{self, Kept};
 use crate::nested::steady;
-use crate::nested::vcpu::gpr;
 use crate::nested::vmx_instructions::Outcome;
 use crate::partition::Violation;
 use crate::partition::io_filter::Verdict;
@@ -106,7 +106,7 @@ impl<H: Hardware> Context<'_, H> {
             Reason::EPT_VIOLATION => return self.ept_violation(),
             Reason::INIT => return Next::Init,
             Reason::VMCALL => {
-                if self.cpl() == 0 && locum_abi::Op::from_raw(self.rax()).is_some() {
+                if self.cpl() == 0 && locum_abi::Op::from_raw(self.vcpu.gprs[Register::Rax]).is_some() {
                     return Next::Call;
                 }
                 self.inject(Exception::InvalidOpcode);
@@ -133,7 +133,7 @@ impl<H: Hardware> Context<'_, H> {
             self.inject(Exception::GeneralProtection);
             return Next::Host;
         }
-        let rax = self.rax();
+        let rax = self.vcpu.gprs[Register::Rax];
         match self.around.port(self.hw, io, rax as u32) {
             Verdict::Value(value) => {
                 let merged = match io.size {
@@ -141,7 +141,7 @@ impl<H: Hardware> Context<'_, H> {
                     2 => rax & !0xffff | u64::from(value & 0xffff),
                     _ => u64::from(value),
                 };
-                self.vcpu.gprs[gpr::RAX] = merged;
+                self.vcpu.gprs[Register::Rax] = merged;
             }
             Verdict::Done => {}
             Verdict::Power => {
@@ -222,7 +222,7 @@ impl<H: Hardware> Context<'_, H> {
         }
     }
 
-    fn load_register(&mut self, register: u8, size: u8, value: u32) {
+    fn load_register(&mut self, register: Register, size: u8, value: u32) {
         let old = self.gpr(register);
         let merged = match size {
             1 => old & !0xff | u64::from(value & 0xff),

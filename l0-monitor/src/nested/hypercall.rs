@@ -3,12 +3,13 @@
 
 use locum_abi::{Call, Errno, Event, HostState, Op, Slot, StopReason};
 
+use crate::arch::general::Register;
 use crate::arch::{lapic, registers};
 use crate::id::{self, CpuIndex};
 use crate::nested::context::Context;
 use crate::nested::this_machine::{ThisMachine, die};
 use crate::nested::transition;
-use crate::nested::vcpu::{VCpu, gpr};
+use crate::nested::vcpu::VCpu;
 use crate::park::{self, Start};
 use crate::partition::PARTITION;
 use crate::shared;
@@ -34,8 +35,8 @@ pub enum Served {
 
 /// Serves the call in the host's registers. VMCS01 is current.
 pub fn serve(vcpu: &mut VCpu, hw: &mut Cpu) -> Served {
-    let arguments = [gpr::RDI, gpr::RSI, gpr::RDX].map(|register| vcpu.gprs[register]);
-    let op = Op::from_raw(vcpu.gprs[gpr::RAX]);
+    let arguments = [Register::Rdi, Register::Rsi, Register::Rdx].map(|register| vcpu.gprs[register]);
+    let op = Op::from_raw(vcpu.gprs[Register::Rax]);
     let call = op.ok_or(Errno::Argument).and_then(|op| Call::decode(op, arguments));
     let result = match call {
         // The call is made once more by not going past it.
@@ -47,7 +48,7 @@ pub fn serve(vcpu: &mut VCpu, hw: &mut Cpu) -> Served {
         Ok(call) => serve_call(vcpu, hw, call),
         Err(errno) => Err(errno),
     };
-    vcpu.gprs[gpr::RAX] = match result {
+    vcpu.gprs[Register::Rax] = match result {
         Ok(Served::Resume) => 0,
         Ok(other) => return other,
         Err(errno) => {

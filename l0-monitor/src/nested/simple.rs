@@ -1,7 +1,7 @@
 //! Exits that are answered by the instruction itself: CPUID, RDMSR, WRMSR, XSETBV, INVD.
 
+use crate::arch::general::Register;
 use crate::nested::context::{Context, Exception};
-use crate::nested::vcpu::gpr;
 use crate::vmx::Hardware;
 use crate::vmx::field;
 
@@ -27,11 +27,19 @@ pub fn cpuid_for(leaf: u32, subleaf: u32, mut regs: [u32; 4], cr4: u64) -> [u32;
 impl<H: Hardware> Context<'_, H> {
     /// CPUID.
     pub fn cpuid(&mut self) {
-        let (leaf, subleaf) = (self.vcpu.gprs[gpr::RAX] as u32, self.vcpu.gprs[gpr::RCX] as u32);
+        let (leaf, subleaf) = (
+            self.vcpu.gprs[Register::Rax] as u32,
+            self.vcpu.gprs[Register::Rcx] as u32,
+        );
         let regs = self.hw.cpuid(leaf, subleaf);
         let cr4 = self.read(field::GUEST_CR4);
         let [a, b, c, d] = cpuid_for(leaf, subleaf, regs, cr4);
-        for (register, value) in [(gpr::RAX, a), (gpr::RBX, b), (gpr::RCX, c), (gpr::RDX, d)] {
+        for (register, value) in [
+            (Register::Rax, a),
+            (Register::Rbx, b),
+            (Register::Rcx, c),
+            (Register::Rdx, d),
+        ] {
             self.vcpu.gprs[register] = u64::from(value);
         }
         self.advance();
@@ -39,14 +47,14 @@ impl<H: Hardware> Context<'_, H> {
 
     /// RDMSR: those the bitmap names, and those outside its two ranges, which exit always.
     pub fn rdmsr(&mut self) {
-        let msr = self.vcpu.gprs[gpr::RCX] as u32;
+        let msr = self.vcpu.gprs[Register::Rcx] as u32;
         match self.hw.rdmsr(msr) {
             Some(mut value) => {
                 if msr == IA32_APIC_BASE && self.vcpu.pretend_bsp {
                     value |= BSP;
                 }
-                self.vcpu.gprs[gpr::RAX] = value & 0xffff_ffff;
-                self.vcpu.gprs[gpr::RDX] = value >> 32;
+                self.vcpu.gprs[Register::Rax] = value & 0xffff_ffff;
+                self.vcpu.gprs[Register::Rdx] = value >> 32;
                 self.advance();
             }
             None => self.inject(Exception::GeneralProtection),
@@ -56,7 +64,7 @@ impl<H: Hardware> Context<'_, H> {
     /// WRMSR, likewise.
     pub fn wrmsr(&mut self) {
         let value = self.edx_eax();
-        if self.hw.wrmsr(self.vcpu.gprs[gpr::RCX] as u32, value) {
+        if self.hw.wrmsr(self.vcpu.gprs[Register::Rcx] as u32, value) {
             self.advance();
         } else {
             self.inject(Exception::GeneralProtection);
@@ -66,7 +74,7 @@ impl<H: Hardware> Context<'_, H> {
     /// XSETBV.
     pub fn xsetbv(&mut self) {
         let value = self.edx_eax();
-        if self.cpl() == 0 && self.hw.xsetbv(self.vcpu.gprs[gpr::RCX] as u32, value) {
+        if self.cpl() == 0 && self.hw.xsetbv(self.vcpu.gprs[Register::Rcx] as u32, value) {
             self.advance();
         } else {
             self.inject(Exception::GeneralProtection);
@@ -80,7 +88,7 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     fn edx_eax(&self) -> u64 {
-        self.vcpu.gprs[gpr::RDX] << 32 | self.vcpu.gprs[gpr::RAX] & 0xffff_ffff
+        self.vcpu.gprs[Register::Rdx] << 32 | self.vcpu.gprs[Register::Rax] & 0xffff_ffff
     }
 }
 

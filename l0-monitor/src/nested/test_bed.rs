@@ -7,11 +7,12 @@ use std::vec::Vec;
 
 use locum_abi::Event;
 
+use crate::arch::general::Register;
 use crate::nested::context::{Context, Surroundings};
 use crate::nested::exits::Next;
 use crate::nested::host_area::{REPLACED, at};
 use crate::nested::model::{Model, REVISION};
-use crate::nested::vcpu::{Belief, VCpu, gpr};
+use crate::nested::vcpu::{Belief, VCpu};
 use crate::partition::Violation;
 use crate::partition::io_filter::Verdict;
 use crate::vmx::VmxStatus;
@@ -185,13 +186,13 @@ pub fn access(cpu: &mut VCpu, hw: &mut Model, reason: Reason, field: Field, valu
 }
 
 pub fn exiting_access(cpu: &mut VCpu, hw: &mut Model, reason: Reason, field: Field, value: u64) -> (VmxStatus, u64) {
-    cpu.gprs[gpr::RAX] = value;
-    cpu.gprs[gpr::RCX] = field.0.into();
-    hw.set(VMCS01, field::INSTRUCTION_INFO, 1 << 10 | (gpr::RCX as u64) << 28);
+    cpu.gprs[Register::Rax] = value;
+    cpu.gprs[Register::Rcx] = field.0.into();
+    hw.set(VMCS01, field::INSTRUCTION_INFO, 1 << 10 | (Register::Rcx as u64) << 28);
     assert_eq!(exit_host(cpu, hw, reason), Next::Host);
     (
         VmxStatus::from_rflags(hw.field(VMCS01, field::GUEST_RFLAGS)),
-        cpu.gprs[gpr::RAX],
+        cpu.gprs[Register::Rax],
     )
 }
 

@@ -2,11 +2,12 @@
 
 use locum_abi::StopReason;
 
+use crate::arch::general::Register;
 use crate::nested::adopt::CAPACITY;
 use crate::nested::exits::Next;
 use crate::nested::host_area::{self, HostArea, REPLACED, at};
 use crate::nested::model::{Model, REVISION};
-use crate::nested::vcpu::{Belief, gpr};
+use crate::nested::vcpu::Belief;
 use crate::vmx::caps::Caps;
 use crate::vmx::exit::Reason;
 use crate::vmx::field::{self, Field, Segment};
@@ -94,7 +95,7 @@ fn a_guest_exit_lands_where_kvm_wants_it() {
         assert_eq!(exit_host(&mut cpu, &mut hw, Reason::VMRESUME), Next::Guest(false));
         assert_eq!(hw.current, Some(GUEST), "the instruction runs on KVM's own VMCS");
         assert_eq!(hw.field(VMCS01, field::GUEST_RIP), RIP, "and has not ended yet");
-        cpu.gprs[gpr::RAX] = 0xabcd;
+        cpu.gprs[Register::Rax] = 0xabcd;
         assert_eq!(exit_guest(&mut cpu, &mut hw, Reason::CPUID), Next::Host);
         assert_eq!(hw.current, Some(VMCS01));
         let state = |f| hw.field(VMCS01, f);
@@ -128,7 +129,7 @@ fn a_guest_exit_lands_where_kvm_wants_it() {
             "null selectors are unusable"
         );
         assert_eq!(state(field::GUEST_INTERRUPTIBILITY), 0);
-        assert_eq!(cpu.gprs[gpr::RAX], 0xabcd, "registers pass through");
+        assert_eq!(cpu.gprs[Register::Rax], 0xabcd, "registers pass through");
     }
 }
 
@@ -297,7 +298,7 @@ fn cr0_and_cr4_show_the_hosts_values() {
         hw.set(VMCS01, field::GUEST_EFER, 0x500);
         hw.set(VMCS01, field::ENTRY_CONTROLS, 1 << 9);
         // As the trampoline of an AP does: paging and NE off.
-        cpu.gprs[gpr::RAX] = 1;
+        cpu.gprs[Register::Rax] = 1;
         hw.set(VMCS01, field::EXIT_QUALIFICATION, 0);
         exit_host(&mut cpu, &mut hw, Reason::CR_ACCESS);
         assert_eq!(
@@ -312,7 +313,7 @@ fn cr0_and_cr4_show_the_hosts_values() {
             (0x100, 0)
         );
         hw.set(VMCS01, field::GUEST_CR4, 0x2020);
-        cpu.gprs[gpr::RAX] = 0x8005_0033;
+        cpu.gprs[Register::Rax] = 0x8005_0033;
         exit_host(&mut cpu, &mut hw, Reason::CR_ACCESS);
         assert_eq!(
             (
@@ -322,7 +323,7 @@ fn cr0_and_cr4_show_the_hosts_values() {
             (0x500, 1 << 9)
         );
         // CR4.VMXE can't be cleared in VMX operation.
-        cpu.gprs[gpr::RAX] = 0x20;
+        cpu.gprs[Register::Rax] = 0x20;
         hw.set(VMCS01, field::EXIT_QUALIFICATION, 4);
         exit_host(&mut cpu, &mut hw, Reason::CR_ACCESS);
         assert_eq!(hw.field(VMCS01, field::ENTRY_INTERRUPTION), 0x8000_0b0d);
@@ -367,10 +368,10 @@ fn host_area_rules() {
 #[test]
 fn stray_vmcalls_are_undefined() {
     for (mut cpu, mut hw) in nested() {
-        cpu.gprs[gpr::RAX] = 1;
+        cpu.gprs[Register::Rax] = 1;
         assert_eq!(exit_host(&mut cpu, &mut hw, Reason::VMCALL), Next::Host);
         assert_eq!(hw.field(VMCS01, field::ENTRY_INTERRUPTION), 0x8000_0306);
-        cpu.gprs[gpr::RAX] = locum_abi::Op::Ping as u64;
+        cpu.gprs[Register::Rax] = locum_abi::Op::Ping as u64;
         assert_eq!(exit_host(&mut cpu, &mut hw, Reason::VMCALL), Next::Call);
     }
 }

@@ -15,6 +15,7 @@ use core::arch::asm;
 use locum_abi::frame::{FRAME_MAGIC, TR};
 use locum_abi::{Errno, Event, Frame, PAGE_SIZE, Slot};
 
+use crate::arch::general::{Register, Registers};
 use crate::arch::{gdt, paging, registers, stack};
 use crate::id::{self, CpuIndex};
 use crate::nested::check;
@@ -24,7 +25,7 @@ use crate::nested::regions;
 use crate::nested::shadow;
 use crate::nested::steady::Steady;
 use crate::nested::this_machine::{ThisMachine, flush};
-use crate::nested::vcpu::{self, Belief, VCpu, gpr};
+use crate::nested::vcpu::{self, Belief, VCpu};
 use crate::nested::vmcs01::{self, EntryState};
 use crate::nested::walk::Paging;
 use crate::park::Start;
@@ -167,7 +168,7 @@ pub fn enter(vcpu: &mut VCpu, hw: &mut Cpu, frame: &Frame, cpu: CpuIndex, exit_r
         in_vmx: belief.vmx_on,
         vmcs: belief.current,
     });
-    vcpu.gprs = [0; 16];
+    vcpu.gprs = Registers::ZERO;
     Ok(())
 }
 
@@ -200,8 +201,8 @@ pub fn start(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, start: Start, exit_ri
     fill_firmware(vcpu, hw, start.rip);
     flush(vcpu, hw);
     stage::take(cpu, Step::RunNested).map_err(|_| Errno::State)?;
-    vcpu.gprs = [0; 16];
-    vcpu.gprs[gpr::RSI] = start.rsi;
+    vcpu.gprs = Registers::ZERO;
+    vcpu.gprs[Register::Rsi] = start.rsi;
     Ok(())
 }
 

@@ -5,30 +5,13 @@ use core::cell::UnsafeCell;
 
 use locum_abi::{MAX_CPUS, Slot};
 
+use crate::arch::general::Registers;
 use crate::id::{CpuIndex, PerCpu};
 use crate::nested::adopt::Adopted;
 use crate::nested::host_area::HostArea;
 use crate::nested::shadow::Shadow;
 use crate::nested::steady::Steady;
 use crate::vmx::caps::Caps;
-
-/// Index of a general register, as instructions encode it.
-pub mod gpr {
-    /// RAX.
-    pub const RAX: usize = 0;
-    /// RCX.
-    pub const RCX: usize = 1;
-    /// RDX.
-    pub const RDX: usize = 2;
-    /// RBX.
-    pub const RBX: usize = 3;
-    /// RSP: kept in the VMCS, its place is not used.
-    pub const RSP: usize = 4;
-    /// RSI.
-    pub const RSI: usize = 6;
-    /// RDI.
-    pub const RDI: usize = 7;
-}
 
 /// The host's belief about VMX on this CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,8 +34,8 @@ pub struct VCpu {
     /// See [`NMI_ROOM`].
     pub nmi_room: [u8; NMI_ROOM],
     /// General registers of whoever runs above L0: the host, or its guest. They pass through L0 unchanged on the way
-    /// from one to the other.
-    pub gprs: [u64; 16],
+    /// from one to the other. RSP is kept in the VMCS, its place is not used.
+    pub gprs: Registers,
     /// Top of this CPU's L0 stack.
     pub stack_top: u64,
     /// Slot of the host.
@@ -94,7 +77,7 @@ impl VCpu {
     pub const fn new() -> Self {
         Self {
             nmi_room: [0; NMI_ROOM],
-            gprs: [0; 16],
+            gprs: Registers::ZERO,
             stack_top: 0,
             slot: Slot::Even,
             cpu: CpuIndex::FIRST,

@@ -6,7 +6,7 @@
 use crate::nested::context::{Context, Exception};
 use crate::nested::host_area::{self, HostArea};
 use crate::nested::steady::Steady;
-use crate::nested::vcpu::{Belief, gpr};
+use crate::nested::vcpu::Belief;
 use crate::nested::{trapped, walk};
 use crate::vmx::exit::{InstructionInfo, Reason};
 use crate::vmx::field::{self, Area, Field};
@@ -352,10 +352,5 @@ impl<H: Hardware> Context<'_, H> {
         self.hw.vmwrite(field::HOST_CR3, own_cr3);
         self.hw.vmptrld(self.vcpu.vmcs01);
         self.finish(VmxStatus::from_rflags(rflags));
-    }
-
-    /// RAX of the host.
-    pub fn rax(&self) -> u64 {
-        self.vcpu.gprs[gpr::RAX]
     }
 }

@@ -1,5 +1,7 @@
 //! Exit reasons and qualifications (SDM vol. 3C, 29.2; vol. 3D, appendix C).
 
+use crate::arch::general::Register;
+
 /// Basic exit reason (SDM vol. 3D, appendix C): those that L0 knows of an open set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reason(pub u16);
@@ -142,8 +144,8 @@ pub enum CrAccess {
     Write {
         /// Control register number.
         cr: u8,
-        /// General register number (4 is RSP).
-        gpr: u8,
+        /// General register.
+        gpr: Register,
     },
     /// CLTS.
     Clts,
@@ -159,7 +161,7 @@ impl CrAccess {
         match qualification >> 4 & 3 {
             0 => Self::Write {
                 cr: (qualification & 15) as u8,
-                gpr: (qualification >> 8 & 15) as u8,
+                gpr: Register::from_bits((qualification >> 8) as u32),
             },
             1 => Self::Read,
             2 => Self::Clts,
@@ -209,13 +211,13 @@ impl InstructionInfo {
     }
 
     /// Register of the first operand (VMREAD, VMWRITE).
-    pub const fn register1(self) -> u8 {
-        (self.0 >> 3 & 15) as u8
+    pub const fn register1(self) -> Register {
+        Register::from_bits(self.0 >> 3)
     }
 
     /// Second register operand: the field (VMREAD, VMWRITE) or the type (INVEPT, INVVPID).
-    pub const fn register2(self) -> u8 {
-        (self.0 >> 28) as u8
+    pub const fn register2(self) -> Register {
+        Register::from_bits(self.0 >> 28)
     }
 
     /// Address size in bytes: 2, 4 or 8.
@@ -229,20 +231,20 @@ impl InstructionInfo {
     }
 
     /// Index register.
-    pub const fn index(self) -> Option<u8> {
+    pub const fn index(self) -> Option<Register> {
         if self.0 & 1 << 22 != 0 {
             None
         } else {
-            Some((self.0 >> 18 & 15) as u8)
+            Some(Register::from_bits(self.0 >> 18))
         }
     }
 
     /// Base register.
-    pub const fn base(self) -> Option<u8> {
+    pub const fn base(self) -> Option<Register> {
         if self.0 & 1 << 27 != 0 {
             None
         } else {
-            Some((self.0 >> 23 & 15) as u8)
+            Some(Register::from_bits(self.0 >> 23))
         }
     }
 }
@@ -253,8 +255,20 @@ mod tests {
 
     #[test]
     fn decodes() {
-        assert_eq!(CrAccess::new(0x300), CrAccess::Write { cr: 0, gpr: 3 });
-        assert_eq!(CrAccess::new(0x004), CrAccess::Write { cr: 4, gpr: 0 });
+        assert_eq!(
+            CrAccess::new(0x300),
+            CrAccess::Write {
+                cr: 0,
+                gpr: Register::Rbx
+            }
+        );
+        assert_eq!(
+            CrAccess::new(0x004),
+            CrAccess::Write {
+                cr: 4,
+                gpr: Register::Rax
+            }
+        );
         assert_eq!(CrAccess::new(0x0008_0030), CrAccess::Lmsw(8));
         let io = IoAccess::new(0xcfc << 16 | 8 | 3);
         assert_eq!((io.port, io.size, io.input, io.string), (0xcfc, 4, true, false));
