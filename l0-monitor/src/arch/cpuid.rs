@@ -7,7 +7,13 @@ use crate::id::{self, CpuIndex};
 /// Leaf 1 ECX: MONITOR and MWAIT.
 const LEAF1_ECX_MONITOR: u32 = 1 << 3;
 /// Leaf 1 ECX: VMX.
-const LEAF1_ECX_VMX: u32 = 1 << 5;
+pub const LEAF1_ECX_VMX: u32 = 1 << 5;
+/// Leaf 1 ECX: XSAVE.
+pub const LEAF1_ECX_XSAVE: u32 = 1 << 26;
+/// Leaf 1 ECX: CR4.OSXSAVE.
+pub const LEAF1_ECX_OSXSAVE: u32 = 1 << 27;
+/// Leaf 7 ECX: CR4.PKE.
+pub const LEAF7_ECX_OSPKE: u32 = 1 << 4;
 /// Leaf 7 ECX: five-level paging.
 const LEAF7_ECX_LA57: u32 = 1 << 16;
 /// Leaf 0x80000001 EDX: no-execute pages.

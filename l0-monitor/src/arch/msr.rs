@@ -9,14 +9,16 @@ pub const APIC_BASE: u32 = 0x1b;
 pub const FEATURE_CONTROL: u32 = 0x3a;
 /// IA32_MTRRCAP.
 pub const MTRR_CAP: u32 = 0xfe;
+/// IA32_SYSENTER_CS, IA32_SYSENTER_ESP, IA32_SYSENTER_EIP.
+pub const SYSENTER: [u32; 3] = [0x174, 0x175, 0x176];
+/// IA32_DEBUGCTL.
+pub const DEBUGCTL: u32 = 0x1d9;
 /// IA32_MTRR_PHYSBASE0; the mask is the next one, the second pair the two after it.
 pub const MTRR_PHYS_BASE0: u32 = 0x200;
 /// IA32_MTRR_DEF_TYPE.
 pub const MTRR_DEF_TYPE: u32 = 0x2ff;
 /// IA32_EFER.
 pub const EFER: u32 = 0xc000_0080;
-/// EFER: no-execute pages.
-pub const EFER_NXE: u64 = 1 << 11;
 
 // Each function has one instruction that may fault and a landing for it; `fixup` below knows both. RAX is the second
 // half of the result: 0 where the instruction succeeded.

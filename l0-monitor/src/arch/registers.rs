@@ -1,29 +1,57 @@
 //! Control registers, flags, and the instructions that wait.
+//!
+//! The bits of CR0, CR4, IA32_EFER and RFLAGS are those of the crate `x86_64`, for all of L0. What a host has in such a
+//! register is kept whole (`from_bits_retain`), bits that the crate does not know included.
 #![expect(unsafe_code, reason = "control registers have no safe form")]
 
-use core::arch::asm;
+pub use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
+pub use x86_64::registers::rflags::RFlags;
 
-/// CR4: physical address extension.
-pub const CR4_PAE: u64 = 1 << 5;
-/// CR4: VMX operation allowed.
-pub const CR4_VMXE: u64 = 1 << 13;
-/// CR0 of L0: PE, MP, ET, NE, WP, PG. NE is fixed to 1 in VMX operation (SDM vol. 3D, appendix A.7).
-pub const CR0_L0: u64 = 0x8001_0033;
+use x86_64::instructions::{self, interrupts};
+use x86_64::registers::control::{Cr0, Cr2, Cr4};
+
+/// CR0 of L0, and of a CPU that is handed to a host. NE is fixed to 1 in VMX operation (SDM vol. 3D, appendix A.7).
+pub const CR0_L0: Cr0Flags = Cr0Flags::PROTECTED_MODE_ENABLE
+    .union(Cr0Flags::MONITOR_COPROCESSOR)
+    .union(Cr0Flags::EXTENSION_TYPE)
+    .union(Cr0Flags::NUMERIC_ERROR)
+    .union(Cr0Flags::WRITE_PROTECT)
+    .union(Cr0Flags::PAGING);
+/// CR4 of L0 and of a CPU that is handed to a host, but for VMXE and OSXSAVE.
+pub const CR4_L0: Cr4Flags = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION;
+/// IA32_EFER in 64-bit mode.
+pub const EFER_LONG_MODE: EferFlags = EferFlags::LONG_MODE_ENABLE.union(EferFlags::LONG_MODE_ACTIVE);
+/// RFLAGS with nothing set: bit 1 reads as 1 (SDM vol. 1, 3.4.3).
+pub const RFLAGS_CLEAR: u64 = 1 << 1;
+/// DR7 at reset, and as a VM exit loads it: no breakpoint; bit 10 reads as 1 (SDM vol. 3B, "Debug Control Register
+/// (DR7)"; vol. 3C, 29.5.1).
+pub const DR7_CLEAR: u64 = 1 << 10;
+/// IA32_DEBUGCTL at reset, and as a VM exit loads it.
+pub const DEBUGCTL_CLEAR: u64 = 0;
 
 /// CR2: linear address of the last page fault.
 pub fn cr2() -> u64 {
-    let value;
-    // SAFETY: reading a control register has no effect.
-    unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) };
-    value
+    Cr2::read_raw()
 }
 
 /// CR4.
-pub fn cr4() -> u64 {
-    let value;
-    // SAFETY: reading a control register has no effect.
-    unsafe { asm!("mov {}, cr4", out(reg) value, options(nomem, nostack, preserves_flags)) };
-    value
+pub fn cr4() -> Cr4Flags {
+    Cr4Flags::from_bits_retain(Cr4::read_raw())
+}
+
+/// Sets CR4.VMXE: VMXON is legal from then on.
+pub fn allow_vmx() {
+    // SAFETY: the bit changes nothing else.
+    unsafe { Cr4::write_raw((cr4() | Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS).bits()) };
+}
+
+/// Clears CR4.VMXE.
+///
+/// # Safety
+/// The CPU is outside VMX operation, in which the bit may not be cleared.
+pub unsafe fn forbid_vmx() {
+    // SAFETY: the caller's word.
+    unsafe { Cr4::write_raw(cr4().difference(Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS).bits()) };
 }
 
 /// Brings CR0 and CR4 to L0's own values; CR4.VMXE stays as it is, since clearing it in VMX operation faults.
@@ -31,20 +59,20 @@ pub fn cr4() -> u64 {
 /// # Safety
 /// L0's page tables are in use (they need neither PCIDs nor global pages).
 pub unsafe fn normalise() {
-    let cr4 = CR4_PAE | (cr4() & CR4_VMXE);
+    let cr4 = CR4_L0 | cr4().intersection(Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS);
     // SAFETY: the caller says that L0's tables are in use; they work with PAE alone. CR0's value is the one that L0
     // boots with.
     unsafe {
-        asm!("mov cr4, {}", in(reg) cr4, options(nostack, preserves_flags));
-        asm!("mov cr0, {}", in(reg) CR0_L0, options(nostack, preserves_flags));
+        Cr4::write_raw(cr4.bits());
+        Cr0::write_raw(CR0_L0.bits());
     }
 }
 
 /// Stops this CPU for good, but for NMIs, which are noted and slept through.
 pub fn halt_forever() -> ! {
     loop {
-        // SAFETY: with interrupts off, HLT only waits.
-        unsafe { asm!("cli", "hlt", options(nomem, nostack)) };
+        interrupts::disable();
+        instructions::hlt();
     }
 }
 

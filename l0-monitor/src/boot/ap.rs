@@ -4,6 +4,7 @@
 use core::arch::global_asm;
 
 use super::memory::move_bytes;
+use crate::arch::registers::{CR0_L0, CR4_L0, EferFlags};
 use crate::arch::{gdt, lapic, msr, paging, registers, stack};
 use crate::doors::parking;
 use crate::id::{self, CpuIndex};
@@ -33,15 +34,15 @@ global_asm!(
     "xor eax, eax",
     "mov ds, ax",
     "lgdtd [l0_ap_gdtr_at]",
-    "mov eax, 0x20", // PAE
+    "mov eax, {cr4}",
     "mov cr4, eax",
     "mov eax, [l0_ap_cr3_at]",
     "mov cr3, eax",
-    "mov ecx, 0xc0000080", // EFER
+    "mov ecx, {efer}",
     "rdmsr",
-    "or eax, 0x100", // LME
+    "or eax, {lme}",
     "wrmsr",
-    "mov eax, 0x80010033",
+    "mov eax, {cr0}",
     "mov cr0, eax",
     ".byte 0x66, 0xea", // far jump to 64-bit code
     ".long {base} + l0_ap_start64 - l0_ap_start",
@@ -77,6 +78,10 @@ global_asm!(
     base = const TRAMPOLINE,
     code = const gdt::CODE_DESCRIPTOR,
     data = const gdt::DATA_DESCRIPTOR,
+    cr0 = const CR0_L0.bits(),
+    cr4 = const CR4_L0.bits(),
+    efer = const msr::EFER,
+    lme = const EferFlags::LONG_MODE_ENABLE.bits(),
 );
 
 unsafe extern "C" {

@@ -3,6 +3,9 @@
 
 use core::arch::global_asm;
 
+use crate::arch::registers::{CR0_L0, CR4_L0, EferFlags};
+use crate::arch::{gdt, msr};
+
 /// Bytes of the stack until the boot CPU jumps to the host.
 const BOOT_STACK: usize = 64 * 1024;
 
@@ -67,16 +70,16 @@ global_asm!(
     "cmp ecx, 2048",
     "jne 3b",
     "mov eax, cr4",
-    "or eax, 0x20", // PAE
+    "or eax, {cr4}",
     "mov cr4, eax",
     "mov eax, offset l0_boot_pml4",
     "mov cr3, eax",
-    "mov ecx, 0xc0000080", // EFER
+    "mov ecx, {efer}",
     "rdmsr",
-    "or eax, 0x100", // LME
+    "or eax, {lme}",
     "wrmsr",
     "lgdt [l0_boot_gdtr]",
-    "mov eax, 0x80010033",
+    "mov eax, {cr0}",
     "mov cr0, eax",
     ".byte 0xea", // far jump to 64-bit code
     ".long l0_start64",
@@ -98,7 +101,11 @@ global_asm!(
     "ud2",
     ".popsection",
     stack = const BOOT_STACK,
-    code = const crate::arch::gdt::CODE_DESCRIPTOR,
-    data = const crate::arch::gdt::DATA_DESCRIPTOR,
+    code = const gdt::CODE_DESCRIPTOR,
+    data = const gdt::DATA_DESCRIPTOR,
+    cr0 = const CR0_L0.bits(),
+    cr4 = const CR4_L0.bits(),
+    efer = const msr::EFER,
+    lme = const EferFlags::LONG_MODE_ENABLE.bits(),
     main = sym super::main,
 );

@@ -9,7 +9,8 @@ use core::arch::asm;
 
 use crate::arch::gdt::{CODE, DATA, FLAT, FLAT_LIMIT, TableRegister};
 use crate::arch::paging::{self, LOW_GIB, PRESENT_WRITABLE, Table};
-use crate::arch::{cpuid, msr, registers};
+use crate::arch::registers::{self, Cr4Flags, EferFlags};
+use crate::arch::{cpuid, msr};
 use crate::shared;
 use locum_abi::Slot;
 
@@ -42,7 +43,7 @@ pub unsafe fn enter(slot: Slot, rip: u64, rsi: u64) -> ! {
         base: shared::firmware_gdt(slot),
     };
     let no_idt = TableRegister::default();
-    if registers::cr4() & registers::CR4_VMXE != 0 {
+    if registers::cr4().contains(Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS) {
         // A host that starts a CPU believes it outside VMX operation, and the kernel's own first value of CR4 would
         // fault otherwise. The CPU may have parked after VMXON, or before it.
         // SAFETY: the caller's word about VMCSs.
@@ -51,7 +52,7 @@ pub unsafe fn enter(slot: Slot, rip: u64, rsi: u64) -> ! {
     if cpuid::has_nx() {
         // Linux' 64-bit trampoline loads page tables with no-execute bits before it writes EFER itself.
         // SAFETY: L0's and the firmware's page tables have no such bits.
-        unsafe { msr::write(msr::EFER, msr::read(msr::EFER) | msr::EFER_NXE) };
+        unsafe { msr::write(msr::EFER, msr::read(msr::EFER) | EferFlags::NO_EXECUTE_ENABLE.bits()) };
     }
     // SAFETY: the firmware tables map everything below 4 GiB where it is, so also this code and this stack, and the GDT
     // has the selectors that are loaded. The rest is the caller's word.
@@ -73,14 +74,14 @@ pub unsafe fn enter(slot: Slot, rip: u64, rsi: u64) -> ! {
             "mov gs, {data:x}",
             "mov dr7, {dr7}",
             "jmp {rip}",
-            cr4 = in(reg) registers::CR4_PAE,
+            cr4 = in(reg) registers::CR4_L0.bits(),
             cr3 = in(reg) shared::firmware_cr3(slot),
             gdtr = in(reg) &raw const gdtr.limit,
             idtr = in(reg) &raw const no_idt.limit,
             code = const CODE as i32,
             data = in(reg) u32::from(DATA),
             in("rax") 0,
-            dr7 = in(reg) 0x400u64,
+            dr7 = in(reg) registers::DR7_CLEAR,
             rip = in(reg) rip,
             in("rsi") rsi,
             options(noreturn),

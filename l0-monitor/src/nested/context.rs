@@ -3,6 +3,7 @@
 use locum_abi::Event;
 
 use crate::arch::general::Register;
+use crate::arch::registers::{Cr4Flags, RFlags};
 use crate::nested::vcpu::VCpu;
 use crate::nested::walk::{Fault, Paging};
 use crate::partition::Violation;
@@ -106,7 +107,7 @@ impl<H: Hardware> Context<'_, H> {
         if shadow & 3 != 0 {
             self.write(field::GUEST_INTERRUPTIBILITY, shadow & !3);
         }
-        if self.read(field::GUEST_RFLAGS) & 1 << 8 != 0 {
+        if RFlags::from_bits_retain(self.read(field::GUEST_RFLAGS)).contains(RFlags::TRAP_FLAG) {
             let pending = self.read(field::GUEST_PENDING_DEBUG);
             self.write(field::GUEST_PENDING_DEBUG, pending | 1 << 14);
         }
@@ -151,7 +152,7 @@ impl<H: Hardware> Context<'_, H> {
     pub fn paging(&mut self) -> Paging {
         Paging {
             cr3: self.read(field::GUEST_CR3),
-            five_levels: self.read(field::GUEST_CR4) & 1 << 12 != 0,
+            five_levels: Cr4Flags::from_bits_retain(self.read(field::GUEST_CR4)).contains(Cr4Flags::L5_PAGING),
         }
     }
 

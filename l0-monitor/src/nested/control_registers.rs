@@ -1,5 +1,9 @@
 //! CR0 and CR4 writes that VMX does not allow as they are: the host sees its own value, the CPU gets the fixed bits.
+//!
+//! The rules are those of MOV to a control register (SDM vol. 2B, "MOV—Move to/from Control Registers") and of entering
+//! and leaving IA-32e mode (SDM vol. 3A, 10.8.5).
 
+use crate::arch::registers::{Cr0Flags, Cr4Flags, EferFlags};
 use crate::nested::context::{Context, Exception};
 use crate::vmx::Hardware;
 use crate::vmx::caps::entry;
@@ -7,37 +11,35 @@ use crate::vmx::exit::CrAccess;
 use crate::vmx::field::{self, Segment};
 use crate::vmx::hardware::Invalidate;
 
-const PE: u64 = 1;
-const TS: u64 = 1 << 3;
-const ET: u64 = 1 << 4;
-const NW: u64 = 1 << 29;
-const CD: u64 = 1 << 30;
-const PG: u64 = 1 << 31;
-const PAE: u64 = 1 << 5;
-const VMXE: u64 = 1 << 13;
-const PCIDE: u64 = 1 << 17;
-const LME: u64 = 1 << 8;
-const LMA: u64 = 1 << 10;
+/// What LMSW writes (SDM vol. 2A, LMSW). It can set PE, and can't clear it.
+const LMSW: Cr0Flags = Cr0Flags::PROTECTED_MODE_ENABLE
+    .union(Cr0Flags::MONITOR_COPROCESSOR)
+    .union(Cr0Flags::EMULATE_COPROCESSOR)
+    .union(Cr0Flags::TASK_SWITCHED);
 
 impl<H: Hardware> Context<'_, H> {
     /// Serves a control-register exit.
     pub fn control_register(&mut self) {
         self.vcpu.steady.ready = false;
         let access = CrAccess::new(self.read(field::EXIT_QUALIFICATION));
-        let cr0 = self.read(field::CR0_SHADOW) & self.vcpu.caps.cr0_fixed
-            | self.read(field::GUEST_CR0) & !self.vcpu.caps.cr0_fixed;
+        let fixed = self.vcpu.caps.fixed.cr0;
+        let cr0 = Cr0Flags::from_bits_retain(self.read(field::CR0_SHADOW)).intersection(fixed)
+            | Cr0Flags::from_bits_retain(self.read(field::GUEST_CR0)).difference(fixed);
         let done = match access {
             CrAccess::Write { cr: 0, gpr } => {
                 let value = self.gpr(gpr);
-                self.write_cr0(value)
+                self.write_cr0(Cr0Flags::from_bits_retain(value))
             }
             CrAccess::Write { cr: 4, gpr } => {
                 let value = self.gpr(gpr);
-                self.write_cr4(value)
+                self.write_cr4(Cr4Flags::from_bits_retain(value))
             }
-            CrAccess::Clts => self.write_cr0(cr0 & !TS),
-            // LMSW sets PE, MP, EM, TS and can't clear PE (SDM vol. 2A, LMSW).
-            CrAccess::Lmsw(source) => self.write_cr0(cr0 & !0xe | u64::from(source) & 0xf),
+            CrAccess::Clts => self.write_cr0(cr0.difference(Cr0Flags::TASK_SWITCHED)),
+            CrAccess::Lmsw(source) => {
+                let kept = cr0.difference(LMSW) | cr0.intersection(Cr0Flags::PROTECTED_MODE_ENABLE);
+                let source = Cr0Flags::from_bits_retain(source.into());
+                self.write_cr0(kept | source.intersection(LMSW))
+            }
             CrAccess::Write { .. } | CrAccess::Read => false,
         };
         if done {
@@ -47,43 +49,50 @@ impl<H: Hardware> Context<'_, H> {
         }
     }
 
-    fn write_cr0(&mut self, value: u64) -> bool {
-        if value >> 32 != 0 || (value & PG != 0 && value & PE == 0) || (value & NW != 0 && value & CD == 0) {
+    fn write_cr0(&mut self, value: Cr0Flags) -> bool {
+        let pages = value.contains(Cr0Flags::PAGING);
+        if value.bits() >> 32 != 0
+            || (pages && !value.contains(Cr0Flags::PROTECTED_MODE_ENABLE))
+            || (value.contains(Cr0Flags::NOT_WRITE_THROUGH) && !value.contains(Cr0Flags::CACHE_DISABLE))
+        {
             return false;
         }
-        let old = self.read(field::GUEST_CR0);
-        let efer = self.read(field::GUEST_EFER);
-        let cr4 = self.read(field::GUEST_CR4);
-        if value & PG != 0 && old & PG == 0 {
-            if efer & LME != 0 {
+        let paged = Cr0Flags::from_bits_retain(self.read(field::GUEST_CR0)).contains(Cr0Flags::PAGING);
+        let efer = EferFlags::from_bits_retain(self.read(field::GUEST_EFER));
+        let cr4 = Cr4Flags::from_bits_retain(self.read(field::GUEST_CR4));
+        let pae = cr4.contains(Cr4Flags::PHYSICAL_ADDRESS_EXTENSION);
+        if pages && !paged {
+            if efer.contains(EferFlags::LONG_MODE_ENABLE) {
                 let code_is_64 = self.read(Segment::Cs.guest_rights()) & 1 << 13 != 0;
-                if cr4 & PAE == 0 || code_is_64 {
+                if !pae || code_is_64 {
                     return false;
                 }
                 self.set_long_mode(efer, true);
-            } else if cr4 & PAE != 0 && !self.load_pdptes() {
+            } else if pae && !self.load_pdptes() {
                 return false;
             }
-        } else if value & PG == 0 && old & PG != 0 {
-            if cr4 & PCIDE != 0 {
+        } else if !pages && paged {
+            if cr4.contains(Cr4Flags::PCID) {
                 return false;
             }
             self.set_long_mode(efer, false);
         }
-        self.write(field::GUEST_CR0, value | ET | self.vcpu.caps.cr0_fixed);
-        self.write(field::CR0_SHADOW, value | ET);
+        let value = value | Cr0Flags::EXTENSION_TYPE;
+        self.write(field::GUEST_CR0, (value | self.vcpu.caps.fixed.cr0).bits());
+        self.write(field::CR0_SHADOW, value.bits());
         self.flush();
         true
     }
 
-    fn set_long_mode(&mut self, efer: u64, active: bool) {
+    fn set_long_mode(&mut self, mut efer: EferFlags, active: bool) {
         let controls = self.read(field::ENTRY_CONTROLS);
         let bit = u64::from(entry::IA32E);
         self.write(
             field::ENTRY_CONTROLS,
             if active { controls | bit } else { controls & !bit },
         );
-        self.write(field::GUEST_EFER, if active { efer | LMA } else { efer & !LMA });
+        efer.set(EferFlags::LONG_MODE_ACTIVE, active);
+        self.write(field::GUEST_EFER, efer.bits());
     }
 
     fn load_pdptes(&mut self) -> bool {
@@ -98,17 +107,20 @@ impl<H: Hardware> Context<'_, H> {
         true
     }
 
-    fn write_cr4(&mut self, value: u64) -> bool {
-        let old = self.read(field::GUEST_CR4);
-        let long_mode = self.read(field::GUEST_EFER) & LMA != 0;
-        let leaves_vmx = self.vcpu.belief.vmx_on && value & VMXE == 0;
-        let bad_pcide =
-            value & PCIDE != 0 && old & PCIDE == 0 && (!long_mode || self.read(field::GUEST_CR3) & 0xfff != 0);
-        if value & !self.vcpu.caps.cr4_allowed != 0 || leaves_vmx || bad_pcide || (long_mode && value & PAE == 0) {
+    fn write_cr4(&mut self, value: Cr4Flags) -> bool {
+        let old = Cr4Flags::from_bits_retain(self.read(field::GUEST_CR4));
+        let efer = EferFlags::from_bits_retain(self.read(field::GUEST_EFER));
+        let long_mode = efer.contains(EferFlags::LONG_MODE_ACTIVE);
+        let leaves_vmx = self.vcpu.belief.vmx_on && !value.contains(Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS);
+        let bad_pcide = value.contains(Cr4Flags::PCID)
+            && !old.contains(Cr4Flags::PCID)
+            && (!long_mode || self.read(field::GUEST_CR3) & 0xfff != 0);
+        let leaves_long_mode = long_mode && !value.contains(Cr4Flags::PHYSICAL_ADDRESS_EXTENSION);
+        if !self.vcpu.caps.cr4_allowed.contains(value) || leaves_vmx || bad_pcide || leaves_long_mode {
             return false;
         }
-        self.write(field::GUEST_CR4, value | self.vcpu.caps.cr4_fixed);
-        self.write(field::CR4_SHADOW, value);
+        self.write(field::GUEST_CR4, (value | self.vcpu.caps.fixed.cr4).bits());
+        self.write(field::CR4_SHADOW, value.bits());
         self.flush();
         true
     }

@@ -74,8 +74,7 @@ impl<H: Hardware> Context<'_, H> {
             return Next::Die(StopReason::Unhandled, [0, reason.0.into(), current]);
         };
         let efer = self.read(field::GUEST_EFER);
-        let fixed = (self.vcpu.caps.cr0_fixed, self.vcpu.caps.cr4_fixed);
-        host_area::load(self.hw, &area, &kept, fixed, nmi, efer);
+        host_area::load(self.hw, &area, &kept, self.vcpu.caps.fixed, nmi, efer);
         Next::Host
     }
 

@@ -4,7 +4,8 @@
 //! stays the host's: the CPU then loads the host's values at the exit, which is what the host is to find. L0 itself
 //! uses neither a TSS nor SYSENTER.
 
-use crate::vmx::caps::{Caps, exit};
+use crate::arch::registers::{Cr0Flags, Cr4Flags, DEBUGCTL_CLEAR, DR7_CLEAR, EFER_LONG_MODE, RFLAGS_CLEAR};
+use crate::vmx::caps::{Caps, FixedBits, exit};
 use crate::vmx::field::{self, Area, Field, Segment};
 use crate::vmx::{Hardware, VmxStatus};
 
@@ -97,23 +98,16 @@ impl HostArea {
 
     /// Whether VM entry would accept these fields (SDM vol. 3C, 28.2.2 and 28.2.3); the CPU checks the others.
     pub fn valid(&self, caps: &Caps) -> bool {
-        let Caps {
-            cr0_fixed,
-            cr4_fixed,
-            cr4_allowed,
-            phys_bits,
-            ..
-        } = *caps;
-        const PG_PE: u64 = 0x8000_0001;
         let v = &self.0;
+        let cr0 = Cr0Flags::from_bits_retain(v[at::CR0]);
+        let cr4 = Cr4Flags::from_bits_retain(v[at::CR4]);
         let canonical = |a: u64| ((a as i64) << 16 >> 16) as u64 == a;
         let selectors = &v[at::SELECTORS..at::FS_BASE];
-        v[at::CR0] & (cr0_fixed | PG_PE) == cr0_fixed | PG_PE
+        cr0.contains(caps.fixed.cr0 | Cr0Flags::PROTECTED_MODE_ENABLE | Cr0Flags::PAGING)
             && v[at::CR0] >> 32 == 0
-            && v[at::CR4] & cr4_fixed == cr4_fixed
-            && v[at::CR4] & !cr4_allowed == 0
-            && v[at::CR4] & 1 << 5 != 0
-            && v[at::CR3] >> phys_bits == 0
+            && cr4.contains(caps.fixed.cr4 | Cr4Flags::PHYSICAL_ADDRESS_EXTENSION)
+            && caps.cr4_allowed.contains(cr4)
+            && v[at::CR3] >> caps.phys_bits == 0
             && selectors.iter().all(|s| s & 7 == 0)
             && v[at::SELECTORS + Segment::Cs as usize] != 0
             && [at::RIP, at::FS_BASE, at::GS_BASE, at::GDTR_BASE, at::IDTR_BASE]
@@ -181,14 +175,13 @@ pub const BUSY_TSS: u64 = 0x8b;
 ///
 /// `nmi` is true if the exit was caused by an NMI, after which NMIs are blocked (29.3.3). `efer_now` is the IA32_EFER
 /// that VMCS01 holds; only LMA and LME change where the exit controls do not load the MSR.
-pub fn load(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_fixed: (u64, u64), nmi: bool, efer_now: u64) {
-    load_registers(hw, area, kept, cr_fixed);
+pub fn load(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, fixed: FixedBits, nmi: bool, efer_now: u64) {
+    load_registers(hw, area, kept, fixed);
     load_segments(hw, area, kept);
     hw.put(field::CR0_SHADOW, area.0[at::CR0]);
     hw.put(field::CR4_SHADOW, area.0[at::CR4]);
-    const LME_LMA: u64 = 0x500;
     if kept.exit_controls & exit::LOAD_EFER == 0 {
-        hw.put(field::GUEST_EFER, efer_now | LME_LMA);
+        hw.put(field::GUEST_EFER, efer_now | EFER_LONG_MODE.bits());
     }
     hw.put(field::GUEST_INTERRUPTIBILITY, if nmi { 8 } else { 0 });
     hw.put(field::GUEST_ACTIVITY, 0);
@@ -196,12 +189,12 @@ pub fn load(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_fixed: (u64
 }
 
 /// The part of [`load`] that the host may change at any time without an exit.
-fn load_registers(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_fixed: (u64, u64)) {
-    for (field, value) in registers(area, kept, cr_fixed) {
+fn load_registers(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, fixed: FixedBits) {
+    for (field, value) in registers(area, kept, fixed) {
         hw.put(field, value);
     }
     hw.put(field::GUEST_RIP, area.0[at::RIP]);
-    hw.put(field::GUEST_RFLAGS, 2);
+    hw.put(field::GUEST_RFLAGS, RFLAGS_CLEAR);
     hw.put(field::GUEST_GDTR_LIMIT, 0xffff);
     if kept.exit_controls & exit::LOAD_EFER != 0 {
         hw.put(field::GUEST_EFER, kept.efer);
@@ -211,15 +204,15 @@ fn load_registers(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_fixed
 /// What an exit puts into the host's registers, but for those that it finds otherwise nearly every time,
 /// and EFER, which not every exit loads.
 #[inline(always)]
-const fn registers(area: &HostArea, kept: &Kept, cr_fixed: (u64, u64)) -> [(Field, u64); 16] {
+const fn registers(area: &HostArea, kept: &Kept, fixed: FixedBits) -> [(Field, u64); 16] {
     let v = &area.0;
     [
-        (field::GUEST_CR0, v[at::CR0] | cr_fixed.0),
+        (field::GUEST_CR0, v[at::CR0] | fixed.cr0.bits()),
         (field::GUEST_CR3, v[at::CR3]),
-        (field::GUEST_CR4, v[at::CR4] | cr_fixed.1),
+        (field::GUEST_CR4, v[at::CR4] | fixed.cr4.bits()),
         (field::GUEST_RSP, v[at::RSP]),
-        (field::GUEST_DR7, 0x400),
-        (field::GUEST_DEBUGCTL, 0),
+        (field::GUEST_DR7, DR7_CLEAR),
+        (field::GUEST_DEBUGCTL, DEBUGCTL_CLEAR),
         (Segment::Fs.guest_base(), v[at::FS_BASE]),
         (Segment::Gs.guest_base(), v[at::GS_BASE]),
         (Segment::Tr.guest_base(), kept.tr[1]),
@@ -259,25 +252,25 @@ fn load_segments(hw: &mut impl Hardware, area: &HostArea, kept: &Kept) {
 /// them after the last one: what differs is looked for before anything is written. A VMREAD is cheaper than a VMWRITE,
 /// after which VM entry may check the VMCS anew (Linux commit 3af80fec6e7f).
 #[inline(always)]
-pub fn reload(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_fixed: (u64, u64)) {
-    if registers_differ(hw, area, kept, cr_fixed) | segments_differ(hw, area, kept) != 0 {
-        load_registers(hw, area, kept, cr_fixed);
+pub fn reload(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, fixed: FixedBits) {
+    if registers_differ(hw, area, kept, fixed) | segments_differ(hw, area, kept) != 0 {
+        load_registers(hw, area, kept, fixed);
         load_segments(hw, area, kept);
         hw.put(field::GUEST_INTERRUPTIBILITY, 0);
     }
     hw.put(field::GUEST_RIP, area.0[at::RIP]);
-    hw.put(field::GUEST_RFLAGS, 2);
+    hw.put(field::GUEST_RFLAGS, RFLAGS_CLEAR);
 }
 
 /// 0 if [`load_registers`] would change nothing but RIP and RFLAGS, and the host does not block interrupts. Linux
 /// changes the limit of the GDTR whenever its KVM leaves a guest for longer, so that one is corrected right away.
 #[inline(always)]
-fn registers_differ(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, cr_fixed: (u64, u64)) -> u64 {
+fn registers_differ(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, fixed: FixedBits) -> u64 {
     if hw.get(field::GUEST_GDTR_LIMIT) != 0xffff {
         hw.put(field::GUEST_GDTR_LIMIT, 0xffff);
     }
     let mut differ = hw.get(field::GUEST_INTERRUPTIBILITY);
-    for (field, value) in registers(area, kept, cr_fixed) {
+    for (field, value) in registers(area, kept, fixed) {
         differ |= hw.get(field) ^ value;
     }
     if kept.exit_controls & exit::LOAD_EFER != 0 {

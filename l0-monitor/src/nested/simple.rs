@@ -1,6 +1,8 @@
 //! Exits that are answered by the instruction itself: CPUID, RDMSR, WRMSR, XSETBV, INVD.
 
+use crate::arch::cpuid;
 use crate::arch::general::Register;
+use crate::arch::registers::Cr4Flags;
 use crate::nested::context::{Context, Exception};
 use crate::vmx::Hardware;
 use crate::vmx::field;
@@ -8,17 +10,19 @@ use crate::vmx::field;
 /// IA32_APIC_BASE.
 pub const IA32_APIC_BASE: u32 = 0x1b;
 const BSP: u64 = 1 << 8;
-const CR4_OSXSAVE: u64 = 1 << 18;
-const CR4_PKE: u64 = 1 << 22;
 
 /// CPUID as the host gets it natively: OSXSAVE and OSPKE follow its CR4, not L0's (SDM vol. 2A, CPUID).
-pub fn cpuid_for(leaf: u32, subleaf: u32, mut regs: [u32; 4], cr4: u64) -> [u32; 4] {
-    let follow = |word: u32, bit: u32, on: bool| {
-        if on { word | 1 << bit } else { word & !(1 << bit) }
-    };
+pub fn cpuid_for(leaf: u32, subleaf: u32, mut regs: [u32; 4], cr4: Cr4Flags) -> [u32; 4] {
+    let follow = |word: u32, bit: u32, on: bool| if on { word | bit } else { word & !bit };
     match (leaf, subleaf) {
-        (1, _) => regs[2] = follow(regs[2], 27, cr4 & CR4_OSXSAVE != 0),
-        (7, 0) => regs[2] = follow(regs[2], 4, cr4 & CR4_PKE != 0),
+        (1, _) => regs[2] = follow(regs[2], cpuid::LEAF1_ECX_OSXSAVE, cr4.contains(Cr4Flags::OSXSAVE)),
+        (7, 0) => {
+            regs[2] = follow(
+                regs[2],
+                cpuid::LEAF7_ECX_OSPKE,
+                cr4.contains(Cr4Flags::PROTECTION_KEY_USER),
+            )
+        }
         _ => {}
     }
     regs
@@ -32,7 +36,7 @@ impl<H: Hardware> Context<'_, H> {
             self.vcpu.gprs[Register::Rcx] as u32,
         );
         let regs = self.hw.cpuid(leaf, subleaf);
-        let cr4 = self.read(field::GUEST_CR4);
+        let cr4 = Cr4Flags::from_bits_retain(self.read(field::GUEST_CR4));
         let [a, b, c, d] = cpuid_for(leaf, subleaf, regs, cr4);
         for (register, value) in [
             (Register::Rax, a),
@@ -98,9 +102,10 @@ mod tests {
 
     #[test]
     fn cpuid_follows_the_hosts_cr4() {
-        assert_eq!(cpuid_for(1, 0, [0, 0, 1 << 27, 0], 0)[2], 0);
-        assert_eq!(cpuid_for(1, 0, [0; 4], CR4_OSXSAVE)[2], 1 << 27);
-        assert_eq!(cpuid_for(7, 0, [0, 0, 1 << 4, 0], 0)[2], 0);
-        assert_eq!(cpuid_for(7, 1, [0, 0, 1 << 4, 0], 0)[2], 1 << 4);
+        let none = Cr4Flags::empty();
+        assert_eq!(cpuid_for(1, 0, [0, 0, 1 << 27, 0], none)[2], 0);
+        assert_eq!(cpuid_for(1, 0, [0; 4], Cr4Flags::OSXSAVE)[2], 1 << 27);
+        assert_eq!(cpuid_for(7, 0, [0, 0, 1 << 4, 0], none)[2], 0);
+        assert_eq!(cpuid_for(7, 1, [0, 0, 1 << 4, 0], none)[2], 1 << 4);
     }
 }

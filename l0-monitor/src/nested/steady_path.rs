@@ -5,6 +5,7 @@
 //! ordinary is left to [`crate::nested::exits`], which does the same without preconditions: the tests run every exit
 //! both ways.
 
+use crate::arch::registers::{Cr0Flags, Cr4Flags};
 use crate::nested::context::Context;
 use crate::nested::host_area::{self, HostArea, Kept};
 use crate::nested::shadow::{FIELDS, Shadow, at};
@@ -49,8 +50,7 @@ impl<H: Hardware> Context<'_, H> {
         }
         self.hw.select(&self.vcpu.vmcs01);
         self.vcpu.in_guest = false;
-        let fixed = (self.vcpu.caps.cr0_fixed, self.vcpu.caps.cr4_fixed);
-        host_area::reload(self.hw, &steady.area, &steady.kept, fixed);
+        host_area::reload(self.hw, &steady.area, &steady.kept, self.vcpu.caps.fixed);
         true
     }
 
@@ -77,8 +77,9 @@ impl<H: Hardware> Context<'_, H> {
     /// is afterwards.
     pub fn prepare_steady(&mut self, current: u64, area: HostArea) {
         let long_mode = self.read(Segment::Cs.guest_rights()) & L_DPL_CONFORMING == L;
-        let (cr0, cr4) = (self.vcpu.caps.cr0_fixed, self.vcpu.caps.cr4_fixed);
-        let fixed_bits = self.read(field::CR0_SHADOW) & cr0 == cr0 && self.read(field::CR4_SHADOW) & cr4 == cr4;
+        let cr0 = Cr0Flags::from_bits_retain(self.read(field::CR0_SHADOW));
+        let cr4 = Cr4Flags::from_bits_retain(self.read(field::CR4_SHADOW));
+        let fixed_bits = cr0.contains(self.vcpu.caps.fixed.cr0) && cr4.contains(self.vcpu.caps.fixed.cr4);
         self.hw.select(&current);
         let Ok(kept) = Kept::read(self.hw) else {
             return;

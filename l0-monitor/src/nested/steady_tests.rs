@@ -9,7 +9,7 @@ use crate::nested::exits::Next;
 use crate::nested::model::{Done, Model};
 use crate::nested::shadow_tests::shadowed_without;
 use crate::nested::steady::Steady;
-use crate::nested::test_bed::{GUEST, VMCS01, access, context, instruction, nested_on};
+use crate::nested::test_bed::{FIXED, GUEST, VMCS01, access, context, instruction, nested_on};
 use crate::nested::vcpu::VCpu;
 use crate::vmx::caps::secondary;
 use crate::vmx::exit::Reason;
@@ -189,8 +189,8 @@ fn landing(cpu: &VCpu, hw: &Model) -> BTreeMap<u32, u64> {
     // What was never written is 0.
     fields.retain(|_, v| *v != 0);
     for (shadow, mask) in [
-        (field::CR0_SHADOW, cpu.caps.cr0_fixed),
-        (field::CR4_SHADOW, cpu.caps.cr4_fixed),
+        (field::CR0_SHADOW, cpu.caps.fixed.cr0.bits()),
+        (field::CR4_SHADOW, cpu.caps.fixed.cr4.bits()),
     ] {
         fields.entry(shadow.0).and_modify(|v| *v &= mask);
     }
@@ -222,7 +222,7 @@ fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
     let mut seen = Seen::default();
     let mut used = 0;
     hw.set(VMCS01, Segment::Cs.guest_rights(), 0xa09b);
-    hw.set(VMCS01, field::CR0_SHADOW, 0x20);
+    hw.set(VMCS01, field::CR0_SHADOW, FIXED.cr0.bits());
     for _ in 0..300 {
         host_lives(&mut hw, &mut numbers);
         for _ in 0..numbers.below(3) {
@@ -329,7 +329,7 @@ fn settled() -> (Box<VCpu>, Model) {
     let (mut cpu, mut hw) = nested_on(true);
     hw.set(GUEST, field::SECONDARY_CONTROLS, secondary::VIRTUAL_INTERRUPTS.into());
     hw.set(VMCS01, Segment::Cs.guest_rights(), 0xa09b);
-    hw.set(VMCS01, field::CR0_SHADOW, 0x20);
+    hw.set(VMCS01, field::CR0_SHADOW, FIXED.cr0.bits());
     for _ in 0..2 {
         hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
         exits(&mut cpu, &mut hw, true, &mut 0);
@@ -448,7 +448,7 @@ fn round(lacking: &[Field], controls: u32, reason: Reason) -> Done {
     if !lacking.is_empty() {
         (cpu, hw) = shadowed_without(lacking);
         hw.set(VMCS01, Segment::Cs.guest_rights(), 0xa09b);
-        hw.set(VMCS01, field::CR0_SHADOW, 0x20);
+        hw.set(VMCS01, field::CR0_SHADOW, FIXED.cr0.bits());
     }
     access(
         &mut cpu,

@@ -8,6 +8,7 @@ use std::vec::Vec;
 use locum_abi::Event;
 
 use crate::arch::general::Register;
+use crate::arch::registers::{CR0_L0, Cr0Flags, Cr4Flags, EFER_LONG_MODE, EferFlags};
 use crate::nested::context::{Context, Surroundings};
 use crate::nested::exits::Next;
 use crate::nested::host_area::{REPLACED, at};
@@ -16,7 +17,7 @@ use crate::nested::vcpu::{Belief, VCpu};
 use crate::partition::Violation;
 use crate::partition::io_filter::Verdict;
 use crate::vmx::VmxStatus;
-use crate::vmx::caps::exit;
+use crate::vmx::caps::{FixedBits, exit};
 use crate::vmx::exit::{IoAccess, Reason};
 use crate::vmx::field::{self, Field};
 
@@ -28,6 +29,20 @@ pub const OTHER: u64 = 0x20_2000;
 pub const SHADOW: u64 = 0x10_2000;
 pub const BITMAPS: [u64; 2] = [0x10_3000, 0x10_4000];
 pub const RIP: u64 = 0xffff_8000_0000_1000;
+
+/// Bits that VMX fixes on the CPU of the tests.
+pub const FIXED: FixedBits = FixedBits {
+    cr0: Cr0Flags::NUMERIC_ERROR,
+    cr4: Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS,
+};
+/// Bits of CR4 that it has: those of a Haswell, and SMAP.
+pub const CR4_ALLOWED: Cr4Flags = Cr4Flags::from_bits_truncate(0x37_67ff);
+/// CR0 of a host.
+pub const KVM_CR0: Cr0Flags = CR0_L0.union(Cr0Flags::ALIGNMENT_MASK);
+/// IA32_EFER of a host.
+pub const KVM_EFER: EferFlags = EFER_LONG_MODE
+    .union(EferFlags::NO_EXECUTE_ENABLE)
+    .union(EferFlags::SYSTEM_CALL_EXTENSIONS);
 
 /// What is around the CPU: a successor that owns RAM up to a limit; there is more RAM behind it, and devices behind that.
 pub struct Open;
@@ -92,9 +107,8 @@ pub fn nested_on(shadowing: bool) -> (Box<VCpu>, Model) {
     cpu.vmxon_region = OWN_VMXON;
     cpu.launched = true;
     cpu.caps.revision = REVISION;
-    cpu.caps.cr0_fixed = 0x20;
-    cpu.caps.cr4_fixed = 0x2000;
-    cpu.caps.cr4_allowed = 0x37_67ff;
+    cpu.caps.fixed = FIXED;
+    cpu.caps.cr4_allowed = CR4_ALLOWED;
     cpu.caps.phys_bits = 39;
     for (i, value) in cpu.own_area.0.iter_mut().enumerate() {
         *value = 0x4c30_0000 + i as u64;
@@ -102,14 +116,14 @@ pub fn nested_on(shadowing: bool) -> (Box<VCpu>, Model) {
     hw.set(VMCS01, field::GUEST_CR3, 0x1000);
     hw.set(VMCS01, field::GUEST_RIP, RIP);
     hw.set(VMCS01, field::INSTRUCTION_LENGTH, 3);
-    hw.set(VMCS01, field::CR4_SHADOW, 0x2000);
+    hw.set(VMCS01, field::CR4_SHADOW, FIXED.cr4.bits());
     hw.set(VMCS01, field::GUEST_RFLAGS, 0x8d7);
     for vmcs in [GUEST, OTHER] {
         for (i, field) in REPLACED.into_iter().enumerate() {
             hw.set(vmcs, field, kvm_value(vmcs, i));
         }
         hw.set(vmcs, field::EXIT_CONTROLS, u64::from(exit::HOST_64 | exit::LOAD_EFER));
-        hw.set(vmcs, field::HOST_EFER, 0xd01);
+        hw.set(vmcs, field::HOST_EFER, KVM_EFER.bits());
         hw.set(vmcs, field::HOST_SYSENTER_CS, 0x10);
         hw.set(vmcs, field::HOST_TR_SELECTOR, 0x40);
         hw.set(vmcs, field::HOST_TR_BASE, 0xffff_fe00_0000_3000);
@@ -139,9 +153,9 @@ pub fn nested_on(shadowing: bool) -> (Box<VCpu>, Model) {
 /// What KVM has in a replaced field; valid for VM entry.
 pub fn kvm_value(vmcs: u64, index: usize) -> u64 {
     match index {
-        at::CR0 => 0x8005_0033,
+        at::CR0 => KVM_CR0.bits(),
         at::CR3 => 0x7000_0000 + vmcs,
-        at::CR4 => 0x17_66f0 & 0x37_67ff,
+        at::CR4 => 0x17_66f0 & CR4_ALLOWED.bits(),
         at::RSP => 0xffff_c900_0000_0000 + vmcs,
         at::RIP => 0xffff_ffff_c0a0_0000,
         i if (at::SELECTORS..at::FS_BASE).contains(&i) => match i - at::SELECTORS {

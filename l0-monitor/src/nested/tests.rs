@@ -3,6 +3,9 @@
 use locum_abi::StopReason;
 
 use crate::arch::general::Register;
+use crate::arch::registers::{
+    CR0_L0, Cr0Flags, Cr4Flags, DEBUGCTL_CLEAR, DR7_CLEAR, EFER_LONG_MODE, EferFlags, RFLAGS_CLEAR,
+};
 use crate::nested::adopt::CAPACITY;
 use crate::nested::exits::Next;
 use crate::nested::host_area::{self, HostArea, REPLACED, at};
@@ -102,7 +105,7 @@ fn a_guest_exit_lands_where_kvm_wants_it() {
         assert_eq!(state(field::GUEST_RIP), kvm_value(GUEST, at::RIP));
         assert_eq!(state(field::GUEST_RSP), kvm_value(GUEST, at::RSP));
         assert_eq!(state(field::GUEST_CR3), kvm_value(GUEST, at::CR3));
-        assert_eq!(state(field::GUEST_EFER), 0xd01);
+        assert_eq!(state(field::GUEST_EFER), KVM_EFER.bits());
         assert_eq!(state(field::GUEST_SYSENTER_CS), 0x10);
         assert_eq!(
             (
@@ -110,7 +113,7 @@ fn a_guest_exit_lands_where_kvm_wants_it() {
                 state(field::GUEST_DR7),
                 state(field::GUEST_DEBUGCTL)
             ),
-            (2, 0x400, 0)
+            (RFLAGS_CLEAR, DR7_CLEAR, DEBUGCTL_CLEAR)
         );
         assert_eq!(
             (state(field::GUEST_GDTR_LIMIT), state(field::GUEST_IDTR_LIMIT)),
@@ -293,37 +296,39 @@ fn init_is_seen_under_host_and_guest() {
 #[test]
 fn cr0_and_cr4_show_the_hosts_values() {
     for (mut cpu, mut hw) in nested() {
-        hw.set(VMCS01, field::GUEST_CR0, 0x8001_0033);
-        hw.set(VMCS01, field::CR0_SHADOW, 0x8001_0033);
-        hw.set(VMCS01, field::GUEST_EFER, 0x500);
+        let pae = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION;
+        hw.set(VMCS01, field::GUEST_CR0, CR0_L0.bits());
+        hw.set(VMCS01, field::CR0_SHADOW, CR0_L0.bits());
+        hw.set(VMCS01, field::GUEST_EFER, EFER_LONG_MODE.bits());
         hw.set(VMCS01, field::ENTRY_CONTROLS, 1 << 9);
         // As the trampoline of an AP does: paging and NE off.
-        cpu.gprs[Register::Rax] = 1;
+        cpu.gprs[Register::Rax] = Cr0Flags::PROTECTED_MODE_ENABLE.bits();
         hw.set(VMCS01, field::EXIT_QUALIFICATION, 0);
         exit_host(&mut cpu, &mut hw, Reason::CR_ACCESS);
+        let seen = Cr0Flags::PROTECTED_MODE_ENABLE | Cr0Flags::EXTENSION_TYPE;
         assert_eq!(
             (hw.field(VMCS01, field::GUEST_CR0), hw.field(VMCS01, field::CR0_SHADOW)),
-            (0x31, 0x11)
+            ((seen | FIXED.cr0).bits(), seen.bits())
         );
         assert_eq!(
             (
                 hw.field(VMCS01, field::GUEST_EFER),
                 hw.field(VMCS01, field::ENTRY_CONTROLS)
             ),
-            (0x100, 0)
+            (EferFlags::LONG_MODE_ENABLE.bits(), 0)
         );
-        hw.set(VMCS01, field::GUEST_CR4, 0x2020);
-        cpu.gprs[Register::Rax] = 0x8005_0033;
+        hw.set(VMCS01, field::GUEST_CR4, (pae | FIXED.cr4).bits());
+        cpu.gprs[Register::Rax] = KVM_CR0.bits();
         exit_host(&mut cpu, &mut hw, Reason::CR_ACCESS);
         assert_eq!(
             (
                 hw.field(VMCS01, field::GUEST_EFER),
                 hw.field(VMCS01, field::ENTRY_CONTROLS)
             ),
-            (0x500, 1 << 9)
+            (EFER_LONG_MODE.bits(), 1 << 9)
         );
         // CR4.VMXE can't be cleared in VMX operation.
-        cpu.gprs[Register::Rax] = 0x20;
+        cpu.gprs[Register::Rax] = pae.bits();
         hw.set(VMCS01, field::EXIT_QUALIFICATION, 4);
         exit_host(&mut cpu, &mut hw, Reason::CR_ACCESS);
         assert_eq!(hw.field(VMCS01, field::ENTRY_INTERRUPTION), 0x8000_0b0d);
@@ -331,7 +336,7 @@ fn cr0_and_cr4_show_the_hosts_values() {
         exit_host(&mut cpu, &mut hw, Reason::CR_ACCESS);
         assert_eq!(
             (hw.field(VMCS01, field::GUEST_CR4), hw.field(VMCS01, field::CR4_SHADOW)),
-            (0x2020, 0x20)
+            ((pae | FIXED.cr4).bits(), pae.bits())
         );
     }
 }
@@ -343,17 +348,16 @@ fn host_area_rules() {
         *value = kvm_value(GUEST, i);
     }
     let caps = Caps {
-        cr0_fixed: 0x20,
-        cr4_fixed: 0x2000,
-        cr4_allowed: 0x37_67ff,
+        fixed: FIXED,
+        cr4_allowed: CR4_ALLOWED,
         phys_bits: 39,
-        ..Caps::default()
+        ..Caps::NONE
     };
     assert!(area.valid(&caps));
     for (index, bad) in [
-        (at::CR0, 0x8005_0013),
+        (at::CR0, KVM_CR0.difference(Cr0Flags::NUMERIC_ERROR).bits()),
         (at::CR3, 1 << 39),
-        (at::CR4, 0x20),
+        (at::CR4, Cr4Flags::PHYSICAL_ADDRESS_EXTENSION.bits()),
         (at::RIP, 1 << 47),
         (at::SELECTORS, 0x2b),
         (at::SELECTORS + 1, 0),

@@ -16,7 +16,8 @@ use locum_abi::frame::{FRAME_MAGIC, TR};
 use locum_abi::{Errno, Event, Frame, PAGE_SIZE, Slot};
 
 use crate::arch::general::{Register, Registers};
-use crate::arch::{gdt, paging, registers, stack};
+use crate::arch::registers::Cr4Flags;
+use crate::arch::{cpuid, gdt, msr, paging, registers, stack};
 use crate::id::{self, CpuIndex};
 use crate::nested::check;
 use crate::nested::context::Context;
@@ -38,16 +39,8 @@ use crate::vmx::field::{self, Segment};
 use crate::vmx::instructions::Cpu;
 use crate::vmx::{Hardware, VmxStatus};
 
-const EFER: u32 = 0xc000_0080;
-const DEBUGCTL: u32 = 0x1d9;
-const SYSENTER: [u32; 3] = [0x174, 0x175, 0x176];
-const CR4_OSXSAVE: u64 = 1 << 18;
-const CR4_LA57: u64 = 1 << 12;
-const CPUID_XSAVE: u32 = 1 << 26;
-const CPUID_VMX: u32 = 1 << 5;
-
 fn caps(hw: &mut Cpu) -> Result<Caps, Errno> {
-    let vmx = hw.cpuid(1, 0)[2] & CPUID_VMX != 0;
+    let vmx = hw.cpuid(1, 0)[2] & cpuid::LEAF1_ECX_VMX != 0;
     let phys_bits = hw.cpuid(0x8000_0008, 0)[0] & 0xff;
     Caps::new(vmx, phys_bits, |msr| hw.rdmsr(msr)).map_err(|unfit| {
         log::error!("this CPU can't run L0: {unfit:?}");
@@ -57,18 +50,15 @@ fn caps(hw: &mut Cpu) -> Result<Caps, Errno> {
 
 /// L0's own host-state area on `cpu`; VM exits land at `exit_rip`.
 fn own_area(hw: &mut Cpu, cpu: CpuIndex, slot: Slot, exit_rip: u64) -> HostArea {
-    let xsave = if hw.cpuid(1, 0)[2] & CPUID_XSAVE != 0 {
-        CR4_OSXSAVE
-    } else {
-        0
-    };
+    let mut cr4 = registers::CR4_L0 | Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS;
+    cr4.set(Cr4Flags::OSXSAVE, hw.cpuid(1, 0)[2] & cpuid::LEAF1_ECX_XSAVE != 0);
     let mut area = HostArea::ZERO;
     let code = u64::from(gdt::CODE);
     let data = u64::from(gdt::DATA);
     for (index, value) in [
-        (at::CR0, registers::CR0_L0),
+        (at::CR0, registers::CR0_L0.bits()),
         (at::CR3, paging::l0_cr3(slot)),
-        (at::CR4, registers::CR4_PAE | registers::CR4_VMXE | xsave),
+        (at::CR4, cr4.bits()),
         (at::RSP, vcpu::exit_stack(cpu)),
         (at::RIP, exit_rip),
         (at::SELECTORS + Segment::Es as usize, data),
@@ -81,12 +71,6 @@ fn own_area(hw: &mut Cpu, cpu: CpuIndex, slot: Slot, exit_rip: u64) -> HostArea 
         area.0[index] = value;
     }
     area
-}
-
-/// Sets CR4.VMXE.
-fn allow_vmx() {
-    // SAFETY: the bit only makes VMXON legal.
-    unsafe { asm!("mov cr4, {}", in(reg) registers::cr4() | registers::CR4_VMXE, options(nostack)) };
 }
 
 /// Brings this CPU into VMX operation, if it is not, and makes VMCS01 current and clear. Returns what the host, if one
@@ -105,7 +89,7 @@ fn take_root(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, slot: Slot, exit_rip:
     vcpu.launched = false;
     PARTITION.prepare(slot, vcpu.caps.ept_1g);
     vcpu.ept_seen = PARTITION.ept_changes(slot);
-    allow_vmx();
+    registers::allow_vmx();
     vcpu.own_vmxon = hw.vmxon(vcpu.vmxon_region).ok();
     let belief = if vcpu.own_vmxon {
         Belief::default()
@@ -143,9 +127,9 @@ pub fn enter(vcpu: &mut VCpu, hw: &mut Cpu, frame: &Frame, cpu: CpuIndex, exit_r
     vcpu.pretend_bsp = false;
     let belief = take_root(vcpu, hw, cpu, PARTITION.owner(cpu), exit_rip)?;
     vcpu.belief = belief;
-    let mut msr = |m| hw.rdmsr(m).unwrap_or(0);
-    let sysenter = SYSENTER.map(&mut msr);
-    let state = EntryState::from_frame(frame, msr(EFER), msr(DEBUGCTL), sysenter);
+    let mut now = |msr| hw.rdmsr(msr).unwrap_or(0);
+    let sysenter = msr::SYSENTER.map(&mut now);
+    let state = EntryState::from_frame(frame, now(msr::EFER), now(msr::DEBUGCTL), sysenter);
     vmcs01::fill(hw, vcpu, &state, (frame.selectors[TR], frame.tr_base));
     if let Some(current) = belief.current {
         let own = vcpu.own_area;
@@ -259,7 +243,7 @@ fn check_frame(vcpu: &mut VCpu, hw: &mut Cpu, address: u64) -> Result<(), Errno>
     let mut read = |f| hw.vmread(f).map_err(|_| Errno::EntryFailed);
     let host = Paging {
         cr3: read(field::GUEST_CR3)?,
-        five_levels: read(field::GUEST_CR4)? & CR4_LA57 != 0,
+        five_levels: Cr4Flags::from_bits_retain(read(field::GUEST_CR4)?).contains(Cr4Flags::L5_PAGING),
     };
     let phys = host
         .translate(hw, &may_touch, address, true)
@@ -302,7 +286,7 @@ fn move_task_register(hw: &mut Cpu) -> Result<bool, Errno> {
 fn describe(vcpu: &VCpu, hw: &mut Cpu, frame: &mut Frame) {
     // VMCS01 is current and has all these fields.
     let mut read = |f| hw.get(f);
-    let (cr0_mask, cr4_mask) = (vcpu.caps.cr0_fixed, vcpu.caps.cr4_fixed);
+    let (cr0_mask, cr4_mask) = (vcpu.caps.fixed.cr0.bits(), vcpu.caps.fixed.cr4.bits());
     frame.cr0 = read(field::GUEST_CR0) & !cr0_mask | read(field::CR0_SHADOW) & cr0_mask;
     frame.cr4 = read(field::GUEST_CR4) & !cr4_mask | read(field::CR4_SHADOW) & cr4_mask;
     frame.cr3 = read(field::GUEST_CR3);
@@ -319,11 +303,11 @@ fn describe(vcpu: &VCpu, hw: &mut Cpu, frame: &mut Frame) {
     frame.dr7 = read(field::GUEST_DR7);
     frame.result = 0;
     let msrs = [
-        (EFER, read(field::GUEST_EFER)),
-        (DEBUGCTL, read(field::GUEST_DEBUGCTL)),
-        (SYSENTER[0], read(field::GUEST_SYSENTER_CS)),
-        (SYSENTER[1], read(field::GUEST_SYSENTER_ESP)),
-        (SYSENTER[2], read(field::GUEST_SYSENTER_EIP)),
+        (msr::EFER, read(field::GUEST_EFER)),
+        (msr::DEBUGCTL, read(field::GUEST_DEBUGCTL)),
+        (msr::SYSENTER[0], read(field::GUEST_SYSENTER_CS)),
+        (msr::SYSENTER[1], read(field::GUEST_SYSENTER_ESP)),
+        (msr::SYSENTER[2], read(field::GUEST_SYSENTER_EIP)),
     ];
     for (msr, value) in msrs {
         if hw.rdmsr(msr) != Some(value) {
@@ -381,6 +365,6 @@ pub fn clean_up(vcpu: &mut VCpu, hw: &mut Cpu) {
     hw.vmclear(vcpu.vmcs01);
     hw.vmxoff();
     vcpu.belief = Belief::default();
-    // SAFETY: outside VMX operation the bit may be cleared.
-    unsafe { asm!("mov cr4, {}", in(reg) registers::cr4() & !registers::CR4_VMXE, options(nostack)) };
+    // SAFETY: VMXOFF has just been executed.
+    unsafe { registers::forbid_vmx() };
 }

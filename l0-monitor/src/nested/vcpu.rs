@@ -98,21 +98,7 @@ impl VCpu {
             adopted: Adopted::new(),
             steady: Steady::NONE,
             shadow: Shadow::NONE,
-            caps: Caps {
-                revision: 0,
-                pin: 0,
-                primary: 0,
-                secondary: 0,
-                shadowing: false,
-                exit: 0,
-                entry: 0,
-                cr0_fixed: 0,
-                cr4_fixed: 0,
-                cr4_allowed: 0,
-                ept_1g: false,
-                ept_vpid: 0,
-                phys_bits: 0,
-            },
+            caps: Caps::NONE,
         }
     }
 }

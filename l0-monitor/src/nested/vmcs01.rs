@@ -6,6 +6,8 @@
 use locum_abi::Frame;
 use locum_abi::frame::{CS, DS, ES, FS, GS, LDTR, SS, TR};
 
+use crate::arch::msr;
+use crate::arch::registers::{CR0_L0, CR4_L0, DEBUGCTL_CLEAR, DR7_CLEAR, EFER_LONG_MODE, EferFlags, RFLAGS_CLEAR};
 use crate::nested::host_area::{BUSY_TSS, CODE_64, UNUSABLE};
 use crate::nested::vcpu::VCpu;
 use crate::partition::PARTITION;
@@ -140,16 +142,16 @@ impl EntryState {
         };
         let flat = data(data_selector, 0);
         Self {
-            cr0: 0x8001_0033,
+            cr0: CR0_L0.bits(),
             cr3,
-            cr4: 1 << 5,
-            // LME, LMA, and NXE: Linux' 64-bit trampoline loads page tables with NX bits before it writes EFER.
-            efer: 0xd00,
+            cr4: CR4_L0.bits(),
+            // NXE: Linux' 64-bit trampoline loads page tables with NX bits before it writes EFER.
+            efer: (EFER_LONG_MODE | EferFlags::NO_EXECUTE_ENABLE).bits(),
             rip,
             rsp: 0,
-            rflags: 2,
-            dr7: 0x400,
-            debugctl: 0,
+            rflags: RFLAGS_CLEAR,
+            dr7: DR7_CLEAR,
+            debugctl: DEBUGCTL_CLEAR,
             sysenter: [0; 3],
             gdtr: gdt,
             idtr: (0, 0),
@@ -178,13 +180,19 @@ impl EntryState {
 
     /// Writes the state to the current VMCS.
     fn write(&self, hw: &mut impl Hardware, vcpu: &VCpu) {
-        let long_mode = if self.efer & 1 << 10 != 0 { entry::IA32E } else { 0 };
+        let efer = EferFlags::from_bits_retain(self.efer);
+        let long_mode = if efer.contains(EferFlags::LONG_MODE_ACTIVE) {
+            entry::IA32E
+        } else {
+            0
+        };
+        let fixed = vcpu.caps.fixed;
         let fields = [
             (field::ENTRY_CONTROLS, u64::from(vcpu.caps.entry | long_mode)),
-            (field::GUEST_CR0, self.cr0 | vcpu.caps.cr0_fixed),
+            (field::GUEST_CR0, self.cr0 | fixed.cr0.bits()),
             (field::CR0_SHADOW, self.cr0),
             (field::GUEST_CR3, self.cr3),
-            (field::GUEST_CR4, self.cr4 | vcpu.caps.cr4_fixed),
+            (field::GUEST_CR4, self.cr4 | fixed.cr4.bits()),
             (field::CR4_SHADOW, self.cr4),
             (field::GUEST_EFER, self.efer),
             (field::GUEST_RIP, self.rip),
@@ -225,7 +233,7 @@ fn write_all(hw: &mut impl Hardware, fields: &[(Field, u64)]) {
 pub fn fill(hw: &mut impl Hardware, vcpu: &VCpu, state: &EntryState, tr: (u16, u64)) {
     let rules = PARTITION.enforcement(vcpu.slot, vcpu.pretend_bsp);
     let [io_a, io_b] = rules.io_bitmaps;
-    let efer_now = hw.rdmsr(0xc000_0080).unwrap_or(0x500);
+    let efer_now = hw.rdmsr(msr::EFER).unwrap_or(EFER_LONG_MODE.bits());
     let fields = [
         (field::PIN_CONTROLS, vcpu.caps.pin.into()),
         (field::PRIMARY_CONTROLS, vcpu.caps.primary.into()),
@@ -239,15 +247,15 @@ pub fn fill(hw: &mut impl Hardware, vcpu: &VCpu, state: &EntryState, tr: (u16, u
         (field::EXIT_MSR_LOAD_COUNT, 0),
         (field::ENTRY_MSR_LOAD_COUNT, 0),
         (field::ENTRY_INTERRUPTION, 0),
-        (field::CR0_MASK, vcpu.caps.cr0_fixed),
-        (field::CR4_MASK, vcpu.caps.cr4_fixed),
+        (field::CR0_MASK, vcpu.caps.fixed.cr0.bits()),
+        (field::CR4_MASK, vcpu.caps.fixed.cr4.bits()),
         (field::IO_BITMAP_A, io_a),
         (field::IO_BITMAP_B, io_b),
         (field::MSR_BITMAP, rules.msr_bitmap),
         (field::EPTP, rules.eptp),
         (field::VPID, HOST_VPID),
         (field::XSS_EXITING_BITMAP, 0),
-        (field::HOST_EFER, efer_now | 0x500),
+        (field::HOST_EFER, efer_now | EFER_LONG_MODE.bits()),
         (field::HOST_SYSENTER_CS, 0),
         (field::HOST_SYSENTER_ESP, 0),
         (field::HOST_SYSENTER_EIP, 0),

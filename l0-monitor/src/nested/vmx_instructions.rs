@@ -3,6 +3,7 @@
 //! Each is carried out by the real instruction with the host's VMCS current, so that flags, error numbers and launch
 //! states are the CPU's own. Around each call VMCS01 is current.
 
+use crate::arch::registers::Cr4Flags;
 use crate::nested::context::{Context, Exception};
 use crate::nested::host_area::{self, HostArea};
 use crate::nested::steady::Steady;
@@ -13,7 +14,6 @@ use crate::vmx::field::{self, Area, Field};
 use crate::vmx::hardware::Invalidate;
 use crate::vmx::{Hardware, VmxStatus};
 
-const CR4_VMXE: u64 = 1 << 13;
 /// A physical address that no VMXON or VMPTRLD accepts: beyond every MAXPHYADDR.
 const BAD_POINTER: u64 = !0xfff;
 
@@ -86,7 +86,8 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     fn vmxon(&mut self) {
-        if self.read(field::CR4_SHADOW) & CR4_VMXE == 0 {
+        let cr4 = Cr4Flags::from_bits_retain(self.read(field::CR4_SHADOW));
+        if !cr4.contains(Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS) {
             return self.inject(Exception::InvalidOpcode);
         }
         if self.cpl() != 0 {

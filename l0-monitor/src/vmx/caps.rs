@@ -1,5 +1,7 @@
 //! VMX capabilities (SDM vol. 3D, appendix A) and the controls L0 runs a host with.
 
+use crate::arch::registers::{Cr0Flags, Cr4Flags};
+
 /// IA32_FEATURE_CONTROL.
 pub const IA32_FEATURE_CONTROL: u32 = 0x3a;
 /// IA32_VMX_BASIC.
@@ -90,8 +92,21 @@ pub enum Unfit {
     NoControl,
 }
 
+/// What unrestricted guest takes out of the bits of CR0 that VMX fixes (SDM vol. 3D, appendix A.7).
+const NOT_FIXED: Cr0Flags = Cr0Flags::PROTECTED_MODE_ENABLE.union(Cr0Flags::PAGING);
+
+/// Bits of the control registers that must be 1 in VMX operation (SDM vol. 3D, appendixes A.7 and A.8): a host sees its
+/// own values of them, the CPU has these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FixedBits {
+    /// Of CR0, but for PE and PG: L0 has unrestricted guest.
+    pub cr0: Cr0Flags,
+    /// Of CR4.
+    pub cr4: Cr4Flags,
+}
+
 /// The controls of a VMCS01 and what the CPU fixes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caps {
     /// VMCS revision identifier.
     pub revision: u32,
@@ -108,12 +123,10 @@ pub struct Caps {
     pub exit: u32,
     /// Entry controls, without IA-32e mode guest.
     pub entry: u32,
-    /// CR0 bits that must be 1 in VMX operation, but for PE and PG (unrestricted guest).
-    pub cr0_fixed: u64,
-    /// CR4 bits that must be 1 in VMX operation.
-    pub cr4_fixed: u64,
+    /// Bits that must be 1 in VMX operation.
+    pub fixed: FixedBits,
     /// CR4 bits that may be 1.
-    pub cr4_allowed: u64,
+    pub cr4_allowed: Cr4Flags,
     /// EPT can map 1 GiB pages.
     pub ept_1g: bool,
     /// IA32_VMX_EPT_VPID_CAP.
@@ -129,6 +142,25 @@ fn adjust(msr: u64, want: u32) -> Option<u32> {
 }
 
 impl Caps {
+    /// Of a CPU that is not known yet.
+    pub const NONE: Self = Self {
+        revision: 0,
+        pin: 0,
+        primary: 0,
+        secondary: 0,
+        shadowing: false,
+        exit: 0,
+        entry: 0,
+        fixed: FixedBits {
+            cr0: Cr0Flags::empty(),
+            cr4: Cr4Flags::empty(),
+        },
+        cr4_allowed: Cr4Flags::empty(),
+        ept_1g: false,
+        ept_vpid: 0,
+        phys_bits: 0,
+    };
+
     /// Works out the controls. `cpuid_vmx` is CPUID.1:ECX bit 5, `phys_bits` CPUID.80000008H:EAX
     /// bits 7:0; `rdmsr` reads a capability MSR.
     ///
@@ -177,9 +209,11 @@ impl Caps {
                 exit::HOST_64 | exit::SAVE_DEBUG | exit::SAVE_EFER,
             )?,
             entry: need(read(TRUE_ENTRY)?, entry::LOAD_DEBUG | entry::LOAD_EFER)?,
-            cr0_fixed: read(CR0_FIXED0)? & !0x8000_0001,
-            cr4_fixed: read(CR4_FIXED0)?,
-            cr4_allowed: read(CR4_FIXED1)?,
+            fixed: FixedBits {
+                cr0: Cr0Flags::from_bits_retain(read(CR0_FIXED0)?).difference(NOT_FIXED),
+                cr4: Cr4Flags::from_bits_retain(read(CR4_FIXED0)?),
+            },
+            cr4_allowed: Cr4Flags::from_bits_retain(read(CR4_FIXED1)?),
             ept_1g: ept_vpid & 1 << 17 != 0,
             ept_vpid,
             phys_bits: phys_bits.min(52),
@@ -212,7 +246,8 @@ mod tests {
     #[test]
     fn a_haswell_fits() {
         let caps = Caps::new(true, 39, haswell).unwrap();
-        assert_eq!(caps.cr0_fixed, 0x20);
+        assert_eq!(caps.fixed.cr0, Cr0Flags::NUMERIC_ERROR);
+        assert_eq!(caps.fixed.cr4, Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS);
         assert_eq!(caps.secondary & secondary::XSAVES, 0, "this CPU has none");
         assert!(caps.secondary & secondary::INVPCID != 0 && caps.ept_1g);
         assert_eq!(caps.exit & exit::HOST_64, exit::HOST_64);

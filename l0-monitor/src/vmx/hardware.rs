@@ -1,7 +1,16 @@
-//! The CPU as the nested code sees it, and nothing else: no policy, no trace. One implementation executes instructions ([`super::instructions::Cpu`]); the
-//! tests have another, a model of VMX on the host.
+//! The CPU as the nested code sees it, and nothing else: no policy, no trace. One implementation executes instructions
+//! ([`super::instructions::Cpu`]); the tests have another, a model of VMX on the host.
 
 use super::field::Field;
+use crate::arch::registers::RFlags;
+
+/// What every VMX instruction clears (SDM vol. 3C, 31.2).
+const ARITHMETIC_FLAGS: RFlags = RFlags::CARRY_FLAG
+    .union(RFlags::PARITY_FLAG)
+    .union(RFlags::AUXILIARY_CARRY_FLAG)
+    .union(RFlags::ZERO_FLAG)
+    .union(RFlags::SIGN_FLAG)
+    .union(RFlags::OVERFLOW_FLAG);
 
 /// Outcome of a VMX instruction (SDM vol. 3C, 31.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,9 +26,10 @@ pub enum VmxStatus {
 impl VmxStatus {
     /// From RFLAGS after the instruction.
     pub const fn from_rflags(rflags: u64) -> Self {
-        if rflags & 1 != 0 {
+        let flags = RFlags::from_bits_retain(rflags);
+        if flags.contains(RFlags::CARRY_FLAG) {
             Self::FailInvalid
-        } else if rflags & 1 << 6 != 0 {
+        } else if flags.contains(RFlags::ZERO_FLAG) {
             Self::FailValid
         } else {
             Self::Succeed
@@ -28,12 +38,13 @@ impl VmxStatus {
 
     /// RFLAGS as the instruction leaves them: CF, PF, AF, ZF, SF, OF are clear but for the one that tells.
     pub const fn apply(self, rflags: u64) -> u64 {
-        let clear = rflags & !0x8d5;
+        let clear = RFlags::from_bits_retain(rflags).difference(ARITHMETIC_FLAGS);
         match self {
             Self::Succeed => clear,
-            Self::FailInvalid => clear | 1,
-            Self::FailValid => clear | 1 << 6,
+            Self::FailInvalid => clear.union(RFlags::CARRY_FLAG),
+            Self::FailValid => clear.union(RFlags::ZERO_FLAG),
         }
+        .bits()
     }
 
     /// True for [`VmxStatus::Succeed`].
