@@ -4,14 +4,12 @@
 //! NMIs to itself, and, while a CPU is parked and no host uses it, its timer.
 #![expect(unsafe_code, reason = "the LAPIC is memory-mapped or behind WRMSR")]
 
+use x86_64::registers::model_specific::ApicBaseFlags;
+
 use super::msr;
 
-/// APIC_BASE: x2APIC mode.
-const BASE_X2APIC: u64 = 1 << 10;
 /// APIC_BASE: address bits.
 const BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-/// First MSR of the x2APIC's registers; a register at MMIO offset `o` is MSR `0x800 + o / 16`.
-const X2APIC_MSRS: u32 = 0x800;
 
 const ID: u32 = 0x20;
 const TPR: u32 = 0x80;
@@ -63,14 +61,15 @@ struct Access {
 impl Access {
     fn new() -> Self {
         let base = msr::read(msr::APIC_BASE);
+        let x2apic = ApicBaseFlags::from_bits_retain(base).contains(ApicBaseFlags::X2APIC_ENABLE);
         Self {
-            mmio: (base & BASE_X2APIC == 0).then_some(base & BASE_ADDRESS),
+            mmio: (!x2apic).then_some(base & BASE_ADDRESS),
         }
     }
 
     fn read(self, register: u32) -> u32 {
         match self.mmio {
-            None => msr::read(X2APIC_MSRS + register / 16) as u32,
+            None => msr::read(msr::X2APIC + register / 16) as u32,
             // SAFETY: the LAPIC's registers are at that address, which L0 maps one to one; reading those that L0 reads
             // has no side effect.
             Some(base) => unsafe { ((base + u64::from(register)) as *const u32).read_volatile() },
@@ -82,7 +81,7 @@ impl Access {
     unsafe fn write(self, register: u32, value: u32) {
         match self.mmio {
             // SAFETY: the caller answers for the effect.
-            None => unsafe { msr::write(X2APIC_MSRS + register / 16, u64::from(value)) },
+            None => unsafe { msr::write(msr::X2APIC + register / 16, u64::from(value)) },
             // SAFETY: the LAPIC's registers are at that address; the caller answers for the effect.
             Some(base) => unsafe {
                 ((base + u64::from(register)) as *mut u32).write_volatile(value);
@@ -130,7 +129,7 @@ impl Access {
         if self.mmio.is_none() {
             let icr = u64::from(apic_id) << 32 | u64::from(command);
             // SAFETY: the caller answers for the effect. The x2APIC has no delivery status to wait for.
-            unsafe { msr::write(X2APIC_MSRS + ICR_LOW / 16, icr) };
+            unsafe { msr::write(msr::X2APIC + ICR_LOW / 16, icr) };
             return;
         }
         self.wait_delivered();

@@ -3,7 +3,7 @@
 
 use core::arch::{asm, global_asm};
 
-/// IA32_APIC_BASE.
+/// IA32_APIC_BASE (this and all others: SDM vol. 4, table 2-2).
 pub const APIC_BASE: u32 = 0x1b;
 /// IA32_FEATURE_CONTROL.
 pub const FEATURE_CONTROL: u32 = 0x3a;
@@ -15,8 +15,36 @@ pub const SYSENTER: [u32; 3] = [0x174, 0x175, 0x176];
 pub const DEBUGCTL: u32 = 0x1d9;
 /// IA32_MTRR_PHYSBASE0; the mask is the next one, the second pair the two after it.
 pub const MTRR_PHYS_BASE0: u32 = 0x200;
+/// The fixed-range MTRRs: 64 KiB steps from 0, 16 KiB from 512 KiB, 4 KiB from 768 KiB (SDM vol. 3A, table 12-9).
+pub const MTRR_FIXED: [u32; 11] = [
+    0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
+];
 /// IA32_MTRR_DEF_TYPE.
 pub const MTRR_DEF_TYPE: u32 = 0x2ff;
+/// IA32_VMX_BASIC.
+pub const VMX_BASIC: u32 = 0x480;
+/// IA32_VMX_MISC.
+pub const VMX_MISC: u32 = 0x485;
+/// IA32_VMX_CR0_FIXED0.
+pub const VMX_CR0_FIXED0: u32 = 0x486;
+/// IA32_VMX_CR4_FIXED0.
+pub const VMX_CR4_FIXED0: u32 = 0x488;
+/// IA32_VMX_CR4_FIXED1.
+pub const VMX_CR4_FIXED1: u32 = 0x489;
+/// IA32_VMX_PROCBASED_CTLS2.
+pub const VMX_PROCBASED_CTLS2: u32 = 0x48b;
+/// IA32_VMX_EPT_VPID_CAP.
+pub const VMX_EPT_VPID_CAP: u32 = 0x48c;
+/// IA32_VMX_TRUE_PINBASED_CTLS.
+pub const VMX_TRUE_PINBASED_CTLS: u32 = 0x48d;
+/// IA32_VMX_TRUE_PROCBASED_CTLS.
+pub const VMX_TRUE_PROCBASED_CTLS: u32 = 0x48e;
+/// IA32_VMX_TRUE_EXIT_CTLS.
+pub const VMX_TRUE_EXIT_CTLS: u32 = 0x48f;
+/// IA32_VMX_TRUE_ENTRY_CTLS.
+pub const VMX_TRUE_ENTRY_CTLS: u32 = 0x490;
+/// First MSR of the x2APIC's registers; a register at MMIO offset `o` is MSR `X2APIC + o / 16`.
+pub const X2APIC: u32 = 0x800;
 /// IA32_EFER.
 pub const EFER: u32 = 0xc000_0080;
 

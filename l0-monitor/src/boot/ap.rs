@@ -10,6 +10,7 @@ use crate::doors::parking;
 use crate::id::{self, CpuIndex};
 use crate::shared;
 use crate::stage;
+use crate::vmx::caps::FeatureControl;
 use locum_abi::Slot;
 
 /// Where the trampoline lies while CPUs start: conventional memory that the BIOS and GRUB leave alone. What was there
@@ -168,16 +169,16 @@ unsafe extern "C" fn arrive() -> ! {
 /// Does what firmware should have done: allows VMX outside SMX and locks IA32_FEATURE_CONTROL (SDM vol. 3C, 24.7).
 /// False if VMX is missing, or locked off.
 pub fn allow_vmx() -> bool {
-    const LOCK: u64 = 1 << 0;
-    const VMX_OUTSIDE_SMX: u64 = 1 << 2;
     if !crate::arch::cpuid::has_vmx() {
         return false;
     }
     let Some(control) = msr::read_safe(msr::FEATURE_CONTROL) else {
         return false;
     };
-    if control & LOCK != 0 {
-        return control & VMX_OUTSIDE_SMX != 0;
+    let control = FeatureControl::from_bits_retain(control);
+    if control.contains(FeatureControl::LOCK) {
+        return control.contains(FeatureControl::VMX_OUTSIDE_SMX);
     }
-    msr::write_safe(msr::FEATURE_CONTROL, control | LOCK | VMX_OUTSIDE_SMX)
+    let allowed = control | FeatureControl::LOCK | FeatureControl::VMX_OUTSIDE_SMX;
+    msr::write_safe(msr::FEATURE_CONTROL, allowed.bits())
 }

@@ -47,10 +47,6 @@ const PAGE_MASK: u64 = !0xfff;
 /// Beyond every address: "never".
 const LAST_PAGE: u64 = PAGE_MASK;
 
-/// The fixed-range MSRs: 64 KiB steps from 0, 16 KiB from 512 KiB, 4 KiB from 768 KiB (SDM vol. 3A, table 12-9).
-const FIXED_MSRS: [u32; 11] = [
-    0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
-];
 /// First byte that fixed ranges do not cover.
 const FIXED_END: u64 = 0x10_0000;
 
@@ -85,7 +81,7 @@ impl Mtrrs {
         if cap & CAP_FIXED == 0 {
             mtrrs.def_type &= !FIXED_ENABLED;
         } else {
-            mtrrs.fixed = FIXED_MSRS.map(|index| msr::read_safe(index).unwrap_or(0));
+            mtrrs.fixed = msr::MTRR_FIXED.map(|index| msr::read_safe(index).unwrap_or(0));
         }
         for pair in 0..(cap as u8).into() {
             let base = msr::read_safe(msr::MTRR_PHYS_BASE0 + 2 * pair).unwrap_or(0);

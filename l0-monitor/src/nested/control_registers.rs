@@ -6,7 +6,7 @@
 use crate::arch::registers::{Cr0Flags, Cr4Flags, EferFlags};
 use crate::nested::context::{Context, Exception};
 use crate::vmx::Hardware;
-use crate::vmx::caps::entry;
+use crate::vmx::controls::EntryControls;
 use crate::vmx::exit::CrAccess;
 use crate::vmx::field::{self, Segment};
 use crate::vmx::hardware::Invalidate;
@@ -85,12 +85,9 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     fn set_long_mode(&mut self, mut efer: EferFlags, active: bool) {
-        let controls = self.read(field::ENTRY_CONTROLS);
-        let bit = u64::from(entry::IA32E);
-        self.write(
-            field::ENTRY_CONTROLS,
-            if active { controls | bit } else { controls & !bit },
-        );
+        let mut controls = EntryControls::from_bits_retain(self.read(field::ENTRY_CONTROLS) as u32);
+        controls.set(EntryControls::IA32E, active);
+        self.write(field::ENTRY_CONTROLS, controls.bits().into());
         efer.set(EferFlags::LONG_MODE_ACTIVE, active);
         self.write(field::GUEST_EFER, efer.bits());
     }

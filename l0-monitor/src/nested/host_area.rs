@@ -5,7 +5,8 @@
 //! uses neither a TSS nor SYSENTER.
 
 use crate::arch::registers::{Cr0Flags, Cr4Flags, DEBUGCTL_CLEAR, DR7_CLEAR, EFER_LONG_MODE, RFLAGS_CLEAR};
-use crate::vmx::caps::{Caps, FixedBits, exit};
+use crate::vmx::caps::{Caps, FixedBits};
+use crate::vmx::controls::ExitControls;
 use crate::vmx::field::{self, Area, Field, Segment};
 use crate::vmx::{Hardware, VmxStatus};
 
@@ -120,7 +121,7 @@ impl HostArea {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kept {
     /// VM-exit controls.
-    pub exit_controls: u32,
+    pub exit_controls: ExitControls,
     /// TR selector and base.
     pub tr: [u64; 2],
     /// SYSENTER_CS, ESP, EIP.
@@ -132,7 +133,7 @@ pub struct Kept {
 impl Kept {
     /// All zero.
     pub const ZERO: Self = Self {
-        exit_controls: 0,
+        exit_controls: ExitControls::empty(),
         tr: [0; 2],
         sysenter: [0; 3],
         efer: 0,
@@ -143,7 +144,7 @@ impl Kept {
     /// # Errors
     /// That of the VMREAD that failed.
     pub fn read(hw: &mut impl Hardware) -> Result<Self, VmxStatus> {
-        let exit_controls = hw.vmread(field::EXIT_CONTROLS)? as u32;
+        let exit_controls = ExitControls::from_bits_retain(hw.vmread(field::EXIT_CONTROLS)? as u32);
         Ok(Self {
             exit_controls,
             tr: [hw.vmread(field::HOST_TR_SELECTOR)?, hw.vmread(field::HOST_TR_BASE)?],
@@ -152,7 +153,7 @@ impl Kept {
                 hw.vmread(field::HOST_SYSENTER_ESP)?,
                 hw.vmread(field::HOST_SYSENTER_EIP)?,
             ],
-            efer: if exit_controls & exit::LOAD_EFER != 0 {
+            efer: if exit_controls.contains(ExitControls::LOAD_EFER) {
                 hw.vmread(field::HOST_EFER)?
             } else {
                 0
@@ -180,7 +181,7 @@ pub fn load(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, fixed: FixedBi
     load_segments(hw, area, kept);
     hw.put(field::CR0_SHADOW, area.0[at::CR0]);
     hw.put(field::CR4_SHADOW, area.0[at::CR4]);
-    if kept.exit_controls & exit::LOAD_EFER == 0 {
+    if !kept.exit_controls.contains(ExitControls::LOAD_EFER) {
         hw.put(field::GUEST_EFER, efer_now | EFER_LONG_MODE.bits());
     }
     hw.put(field::GUEST_INTERRUPTIBILITY, if nmi { 8 } else { 0 });
@@ -196,7 +197,7 @@ fn load_registers(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, fixed: F
     hw.put(field::GUEST_RIP, area.0[at::RIP]);
     hw.put(field::GUEST_RFLAGS, RFLAGS_CLEAR);
     hw.put(field::GUEST_GDTR_LIMIT, 0xffff);
-    if kept.exit_controls & exit::LOAD_EFER != 0 {
+    if kept.exit_controls.contains(ExitControls::LOAD_EFER) {
         hw.put(field::GUEST_EFER, kept.efer);
     }
 }
@@ -273,7 +274,7 @@ fn registers_differ(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, fixed:
     for (field, value) in registers(area, kept, fixed) {
         differ |= hw.get(field) ^ value;
     }
-    if kept.exit_controls & exit::LOAD_EFER != 0 {
+    if kept.exit_controls.contains(ExitControls::LOAD_EFER) {
         differ |= hw.get(field::GUEST_EFER) ^ kept.efer;
     }
     differ

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::vec::Vec;
 
-use crate::vmx::caps::secondary;
+use crate::vmx::controls::SecondaryControls;
 use crate::vmx::field::{self, Area, Field};
 use crate::vmx::hardware::Invalidate;
 use crate::vmx::{Hardware, VmxStatus};
@@ -124,8 +124,8 @@ impl Model {
     /// Link pointer of VMCS01, if this access does not exit.
     fn shadow(&mut self, vmcs01: u64, bitmap: Field, field: Field) -> Option<u64> {
         assert_eq!(self.current, Some(vmcs01), "the host runs on VMCS01");
-        let on = u64::from(secondary::VMCS_SHADOWING);
-        if self.field(vmcs01, field::SECONDARY_CONTROLS) & on == 0 || field.0 >> 15 != 0 {
+        let controls = SecondaryControls::from_bits_retain(self.field(vmcs01, field::SECONDARY_CONTROLS) as u32);
+        if !controls.contains(SecondaryControls::VMCS_SHADOWING) || field.0 >> 15 != 0 {
             return None;
         }
         let byte = self.field(vmcs01, bitmap) + u64::from(field.0 / 8);

@@ -16,7 +16,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::nested::host_area::{self, HostArea};
 use crate::vmx::Hardware;
-use crate::vmx::caps::secondary;
+use crate::vmx::controls::SecondaryControls;
 use crate::vmx::field::{self, Field, Segment};
 
 static FORBIDDEN: AtomicBool = AtomicBool::new(false);
@@ -185,7 +185,13 @@ impl Shadow {
 
     /// The host's VMCS at `host` is its current one from now on; its host RSP is `rsp`. VMCS01 is current before and
     /// after; `controls` are its secondary controls. Does nothing on a CPU without VMCS shadowing.
-    pub fn attach(&mut self, hw: &mut impl Hardware, vmcs01: u64, (host, rsp): (u64, u64), controls: u32) {
+    pub fn attach(
+        &mut self,
+        hw: &mut impl Hardware,
+        vmcs01: u64,
+        (host, rsp): (u64, u64),
+        controls: SecondaryControls,
+    ) {
         if self.phys == 0 {
             return;
         }
@@ -201,17 +207,17 @@ impl Shadow {
             hw.put(field::VMCS_LINK, self.phys);
             hw.put(
                 field::SECONDARY_CONTROLS,
-                u64::from(controls | secondary::VMCS_SHADOWING),
+                (controls | SecondaryControls::VMCS_SHADOWING).bits().into(),
             );
         }
     }
 
     /// The host has no current VMCS from now on: every VMREAD and VMWRITE exits. Nothing is taken over. VMCS01 is
     /// current before and after.
-    pub fn detach(&mut self, hw: &mut impl Hardware, controls: u32) {
+    pub fn detach(&mut self, hw: &mut impl Hardware, controls: SecondaryControls) {
         if self.attached {
             self.attached = false;
-            hw.put(field::SECONDARY_CONTROLS, controls.into());
+            hw.put(field::SECONDARY_CONTROLS, controls.bits().into());
             hw.put(field::VMCS_LINK, !0);
         }
     }

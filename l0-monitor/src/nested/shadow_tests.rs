@@ -12,7 +12,7 @@ use crate::nested::test_bed::{
 };
 use crate::nested::vcpu::VCpu;
 use crate::vmx::VmxStatus;
-use crate::vmx::caps::secondary;
+use crate::vmx::controls::SecondaryControls;
 use crate::vmx::exit::Reason;
 use crate::vmx::field::{self, Field};
 
@@ -230,8 +230,8 @@ fn outside_vmx_operation_nothing_of_it_is_left() {
     assert!(hw.active.contains(&SHADOW));
     instruction(&mut cpu, &mut hw, Reason::VMXOFF, 0);
     assert!(!hw.active.contains(&SHADOW), "cleared before VMXOFF");
-    let on = u64::from(secondary::VMCS_SHADOWING);
-    assert_eq!(hw.field(VMCS01, field::SECONDARY_CONTROLS) & on, 0);
+    let controls = SecondaryControls::from_bits_retain(hw.field(VMCS01, field::SECONDARY_CONTROLS) as u32);
+    assert!(!controls.contains(SecondaryControls::VMCS_SHADOWING));
     assert_eq!(hw.field(VMCS01, field::VMCS_LINK), !0);
 }
 

@@ -1,15 +1,13 @@
 //! Exits that are answered by the instruction itself: CPUID, RDMSR, WRMSR, XSETBV, INVD.
 
-use crate::arch::cpuid;
+use x86_64::registers::model_specific::ApicBaseFlags;
+
 use crate::arch::general::Register;
 use crate::arch::registers::Cr4Flags;
+use crate::arch::{cpuid, msr};
 use crate::nested::context::{Context, Exception};
 use crate::vmx::Hardware;
 use crate::vmx::field;
-
-/// IA32_APIC_BASE.
-pub const IA32_APIC_BASE: u32 = 0x1b;
-const BSP: u64 = 1 << 8;
 
 /// CPUID as the host gets it natively: OSXSAVE and OSPKE follow its CR4, not L0's (SDM vol. 2A, CPUID).
 pub fn cpuid_for(leaf: u32, subleaf: u32, mut regs: [u32; 4], cr4: Cr4Flags) -> [u32; 4] {
@@ -54,8 +52,8 @@ impl<H: Hardware> Context<'_, H> {
         let msr = self.vcpu.gprs[Register::Rcx] as u32;
         match self.hw.rdmsr(msr) {
             Some(mut value) => {
-                if msr == IA32_APIC_BASE && self.vcpu.pretend_bsp {
-                    value |= BSP;
+                if msr == msr::APIC_BASE && self.vcpu.pretend_bsp {
+                    value |= ApicBaseFlags::BSP.bits();
                 }
                 self.vcpu.gprs[Register::Rax] = value & 0xffff_ffff;
                 self.vcpu.gprs[Register::Rdx] = value >> 32;

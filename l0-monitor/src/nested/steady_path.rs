@@ -11,7 +11,7 @@ use crate::nested::host_area::{self, HostArea, Kept};
 use crate::nested::shadow::{FIELDS, Shadow, at};
 use crate::nested::steady::{CLASSES, CLEARED, EVENT, INTERRUPTION, OTHER, PHYSICAL, PML, QUALIFICATION, Steady};
 use crate::vmx::Hardware;
-use crate::vmx::caps::{exit, secondary};
+use crate::vmx::controls::{ExitControls, SecondaryControls};
 use crate::vmx::exit::Reason;
 use crate::vmx::field::{self, Segment};
 
@@ -85,14 +85,15 @@ impl<H: Hardware> Context<'_, H> {
             return;
         };
         let controls = self.hw.vmread(field::SECONDARY_CONTROLS).unwrap_or(0) as u32;
-        let usual = exit::HOST_64;
-        let saved_timer = kept.exit_controls & exit::SAVE_PREEMPTION_TIMER;
+        let controls = SecondaryControls::from_bits_retain(controls);
+        let usual = kept.exit_controls.contains(ExitControls::HOST_64)
+            && !kept.exit_controls.contains(ExitControls::SAVE_PREEMPTION_TIMER);
         self.vcpu.steady = Steady {
-            ready: long_mode && fixed_bits && kept.exit_controls & usual == usual && saved_timer == 0,
+            ready: long_mode && fixed_bits && usual,
             ran: true,
             stale: CLEARED,
-            interrupts: controls & secondary::VIRTUAL_INTERRUPTS != 0 && self.vcpu.shadow.has(at::STATUS),
-            always: if controls & secondary::PML != 0 && self.vcpu.shadow.has(at::PML) {
+            interrupts: controls.contains(SecondaryControls::VIRTUAL_INTERRUPTS) && self.vcpu.shadow.has(at::STATUS),
+            always: if controls.contains(SecondaryControls::PML) && self.vcpu.shadow.has(at::PML) {
                 PML
             } else {
                 0

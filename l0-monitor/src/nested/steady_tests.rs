@@ -11,7 +11,7 @@ use crate::nested::shadow_tests::shadowed_without;
 use crate::nested::steady::Steady;
 use crate::nested::test_bed::{FIXED, GUEST, VMCS01, access, context, instruction, nested_on};
 use crate::nested::vcpu::VCpu;
-use crate::vmx::caps::secondary;
+use crate::vmx::controls::{ExitControls, SecondaryControls};
 use crate::vmx::exit::Reason;
 use crate::vmx::field::{self, Area, Field, Segment};
 
@@ -261,11 +261,12 @@ fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
             let field = numbers.of(&GUESTS);
             let value = numbers.value_of(field);
             let needs = match field {
-                field::GUEST_INTERRUPT_STATUS => secondary::VIRTUAL_INTERRUPTS,
-                field::PML_INDEX => secondary::PML,
-                _ => 0,
+                field::GUEST_INTERRUPT_STATUS => SecondaryControls::VIRTUAL_INTERRUPTS,
+                field::PML_INDEX => SecondaryControls::PML,
+                _ => SecondaryControls::empty(),
             };
-            if hw.field(GUEST, field::SECONDARY_CONTROLS) as u32 & needs == needs {
+            let controls = hw.field(GUEST, field::SECONDARY_CONTROLS) as u32;
+            if SecondaryControls::from_bits_retain(controls).contains(needs) {
                 hw.set(GUEST, field, value);
             }
         }
@@ -327,7 +328,11 @@ fn a_life_looks_the_same_with_and_without() {
 /// A CPU on which the next VMRESUME is of the steady state; KVM has APICv.
 fn settled() -> (Box<VCpu>, Model) {
     let (mut cpu, mut hw) = nested_on(true);
-    hw.set(GUEST, field::SECONDARY_CONTROLS, secondary::VIRTUAL_INTERRUPTS.into());
+    hw.set(
+        GUEST,
+        field::SECONDARY_CONTROLS,
+        SecondaryControls::VIRTUAL_INTERRUPTS.bits().into(),
+    );
     hw.set(VMCS01, Segment::Cs.guest_rights(), 0xa09b);
     hw.set(VMCS01, field::CR0_SHADOW, FIXED.cr0.bits());
     for _ in 0..2 {
@@ -394,13 +399,16 @@ fn only_what_is_usual_is_steady() {
 fn what_the_steady_state_cannot_do_is_not_prepared() {
     let cases = [
         // The timer is saved at exits: the shadow would have to follow.
-        (field::EXIT_CONTROLS, 1 << 9 | 1 << 22),
+        (
+            field::EXIT_CONTROLS,
+            ExitControls::HOST_64 | ExitControls::SAVE_PREEMPTION_TIMER,
+        ),
         // Exits to 32-bit code.
-        (field::EXIT_CONTROLS, 0),
+        (field::EXIT_CONTROLS, ExitControls::empty()),
     ];
     for (field, value) in cases {
         let (mut cpu, mut hw) = settled();
-        access(&mut cpu, &mut hw, Reason::VMWRITE, field, value);
+        access(&mut cpu, &mut hw, Reason::VMWRITE, field, value.bits().into());
         hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
         let next = exits(&mut cpu, &mut hw, true, &mut 0);
         assert_eq!((next, cpu.steady.ready), (Next::Guest(false), false));
@@ -443,7 +451,7 @@ fn what_was_there_before_can_be_written_again() {
 
 /// Rounds of a guest's exit and its resumption, as KVM does CPUID: it reads what it likes and moves RIP on. `lacking`
 /// is what the CPU does not have, `controls` are the secondary ones; the last round is counted.
-fn round(lacking: &[Field], controls: u32, reason: Reason) -> Done {
+fn round(lacking: &[Field], controls: SecondaryControls, reason: Reason) -> Done {
     let (mut cpu, mut hw) = settled();
     if !lacking.is_empty() {
         (cpu, hw) = shadowed_without(lacking);
@@ -455,7 +463,7 @@ fn round(lacking: &[Field], controls: u32, reason: Reason) -> Done {
         &mut hw,
         Reason::VMWRITE,
         field::SECONDARY_CONTROLS,
-        controls.into(),
+        controls.bits().into(),
     );
     for _ in 0..3 {
         hw.done = Done::default();
@@ -479,14 +487,14 @@ fn a_round_does_no_more_than_it_must() {
         writes,
         pointers,
     };
-    let apicv = secondary::VIRTUAL_INTERRUPTS;
-    let logged = apicv | secondary::PML;
+    let apicv = SecondaryControls::VIRTUAL_INTERRUPTS;
+    let logged = apicv | SecondaryControls::PML;
     let lacking = [field::GUEST_INTERRUPT_STATUS, field::PML_INDEX];
     for (lacking, controls, reason, reads) in [
         (&[][..], apicv, Reason::CPUID, 44),
         (&[], apicv, Reason::EPT_VIOLATION, 46),
         (&[], logged, Reason::CPUID, 45),
-        (&lacking, 0, Reason::CPUID, 44),
+        (&lacking, SecondaryControls::empty(), Reason::CPUID, 44),
     ] {
         assert_eq!(round(lacking, controls, reason), done(reads, 4, 4));
     }

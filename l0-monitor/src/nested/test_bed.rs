@@ -17,7 +17,8 @@ use crate::nested::vcpu::{Belief, VCpu};
 use crate::partition::Violation;
 use crate::partition::io_filter::Verdict;
 use crate::vmx::VmxStatus;
-use crate::vmx::caps::{FixedBits, exit};
+use crate::vmx::caps::FixedBits;
+use crate::vmx::controls::ExitControls;
 use crate::vmx::exit::{IoAccess, Reason};
 use crate::vmx::field::{self, Field};
 
@@ -122,7 +123,11 @@ pub fn nested_on(shadowing: bool) -> (Box<VCpu>, Model) {
         for (i, field) in REPLACED.into_iter().enumerate() {
             hw.set(vmcs, field, kvm_value(vmcs, i));
         }
-        hw.set(vmcs, field::EXIT_CONTROLS, u64::from(exit::HOST_64 | exit::LOAD_EFER));
+        hw.set(
+            vmcs,
+            field::EXIT_CONTROLS,
+            u64::from((ExitControls::HOST_64 | ExitControls::LOAD_EFER).bits()),
+        );
         hw.set(vmcs, field::HOST_EFER, KVM_EFER.bits());
         hw.set(vmcs, field::HOST_SYSENTER_CS, 0x10);
         hw.set(vmcs, field::HOST_TR_SELECTOR, 0x40);

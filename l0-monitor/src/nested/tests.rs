@@ -12,6 +12,7 @@ use crate::nested::host_area::{self, HostArea, REPLACED, at};
 use crate::nested::model::{Model, REVISION};
 use crate::nested::vcpu::Belief;
 use crate::vmx::caps::Caps;
+use crate::vmx::controls::EntryControls;
 use crate::vmx::exit::Reason;
 use crate::vmx::field::{self, Field, Segment};
 use crate::vmx::{Hardware, VmxStatus};
@@ -300,7 +301,8 @@ fn cr0_and_cr4_show_the_hosts_values() {
         hw.set(VMCS01, field::GUEST_CR0, CR0_L0.bits());
         hw.set(VMCS01, field::CR0_SHADOW, CR0_L0.bits());
         hw.set(VMCS01, field::GUEST_EFER, EFER_LONG_MODE.bits());
-        hw.set(VMCS01, field::ENTRY_CONTROLS, 1 << 9);
+        let ia32e = EntryControls::IA32E.bits().into();
+        hw.set(VMCS01, field::ENTRY_CONTROLS, ia32e);
         // As the trampoline of an AP does: paging and NE off.
         cpu.gprs[Register::Rax] = Cr0Flags::PROTECTED_MODE_ENABLE.bits();
         hw.set(VMCS01, field::EXIT_QUALIFICATION, 0);
@@ -325,7 +327,7 @@ fn cr0_and_cr4_show_the_hosts_values() {
                 hw.field(VMCS01, field::GUEST_EFER),
                 hw.field(VMCS01, field::ENTRY_CONTROLS)
             ),
-            (EFER_LONG_MODE.bits(), 1 << 9)
+            (EFER_LONG_MODE.bits(), ia32e)
         );
         // CR4.VMXE can't be cleared in VMX operation.
         cpu.gprs[Register::Rax] = pae.bits();

@@ -12,7 +12,7 @@ use crate::nested::host_area::{BUSY_TSS, CODE_64, UNUSABLE};
 use crate::nested::vcpu::VCpu;
 use crate::partition::PARTITION;
 use crate::vmx::Hardware;
-use crate::vmx::caps::entry;
+use crate::vmx::controls::EntryControls;
 use crate::vmx::field::{self, Field, Segment};
 
 /// VPID of a host: the highest, KVM takes the lowest.
@@ -181,14 +181,11 @@ impl EntryState {
     /// Writes the state to the current VMCS.
     fn write(&self, hw: &mut impl Hardware, vcpu: &VCpu) {
         let efer = EferFlags::from_bits_retain(self.efer);
-        let long_mode = if efer.contains(EferFlags::LONG_MODE_ACTIVE) {
-            entry::IA32E
-        } else {
-            0
-        };
+        let mut controls = vcpu.caps.entry;
+        controls.set(EntryControls::IA32E, efer.contains(EferFlags::LONG_MODE_ACTIVE));
         let fixed = vcpu.caps.fixed;
         let fields = [
-            (field::ENTRY_CONTROLS, u64::from(vcpu.caps.entry | long_mode)),
+            (field::ENTRY_CONTROLS, controls.bits().into()),
             (field::GUEST_CR0, self.cr0 | fixed.cr0.bits()),
             (field::CR0_SHADOW, self.cr0),
             (field::GUEST_CR3, self.cr3),
@@ -235,10 +232,10 @@ pub fn fill(hw: &mut impl Hardware, vcpu: &VCpu, state: &EntryState, tr: (u16, u
     let [io_a, io_b] = rules.io_bitmaps;
     let efer_now = hw.rdmsr(msr::EFER).unwrap_or(EFER_LONG_MODE.bits());
     let fields = [
-        (field::PIN_CONTROLS, vcpu.caps.pin.into()),
-        (field::PRIMARY_CONTROLS, vcpu.caps.primary.into()),
-        (field::SECONDARY_CONTROLS, vcpu.caps.secondary.into()),
-        (field::EXIT_CONTROLS, vcpu.caps.exit.into()),
+        (field::PIN_CONTROLS, vcpu.caps.pin.bits().into()),
+        (field::PRIMARY_CONTROLS, vcpu.caps.primary.bits().into()),
+        (field::SECONDARY_CONTROLS, vcpu.caps.secondary.bits().into()),
+        (field::EXIT_CONTROLS, vcpu.caps.exit.bits().into()),
         (field::EXCEPTION_BITMAP, 0),
         (field::PF_ERROR_MASK, 0),
         (field::PF_ERROR_MATCH, 0),

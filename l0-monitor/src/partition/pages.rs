@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use locum_abi::{PerSlot, Slot};
 
 use super::ept::Table;
+use crate::arch::msr;
 
 /// EPT tables per slot: enough for 4 GiB in 2 MiB pages, two dozen regions split to 4 KiB, and 100 GiB on top.
 const EPT_TABLES: usize = 160;
@@ -26,10 +27,10 @@ impl<const N: usize> Words<N> {
 }
 
 static MSR_NONE: Words<512> = Words::new();
-/// Read bitmap for low MSRs: bit 0x1b, IA32_APIC_BASE (SDM vol. 3C, 26.6.9).
+/// Reads of IA32_APIC_BASE exit. The bitmap begins with a bit for each low MSR's reads (SDM vol. 3C, 26.6.9).
 static MSR_BSP: Words<512> = Words({
     let mut words = [const { AtomicU64::new(0) }; 512];
-    words[0] = AtomicU64::new(1 << 0x1b);
+    words[msr::APIC_BASE as usize / 64] = AtomicU64::new(1 << (msr::APIC_BASE % 64));
     words
 });
 

@@ -1,80 +1,62 @@
 //! VMX capabilities (SDM vol. 3D, appendix A) and the controls L0 runs a host with.
 
+use bitflags::{Flags, bitflags};
+
+use super::controls::{EntryControls, ExitControls, PinControls, PrimaryControls, SecondaryControls};
+use crate::arch::msr;
 use crate::arch::registers::{Cr0Flags, Cr4Flags};
 
-/// IA32_FEATURE_CONTROL.
-pub const IA32_FEATURE_CONTROL: u32 = 0x3a;
-/// IA32_VMX_BASIC.
-pub const IA32_VMX_BASIC: u32 = 0x480;
-/// IA32_VMX_MISC.
-pub const IA32_VMX_MISC: u32 = 0x485;
-const PROCBASED_CTLS2: u32 = 0x48b;
-/// IA32_VMX_EPT_VPID_CAP.
-pub const IA32_VMX_EPT_VPID_CAP: u32 = 0x48c;
-const TRUE_PINBASED: u32 = 0x48d;
-const TRUE_PROCBASED: u32 = 0x48e;
-const TRUE_EXIT: u32 = 0x48f;
-const TRUE_ENTRY: u32 = 0x490;
-const CR0_FIXED0: u32 = 0x486;
-const CR4_FIXED0: u32 = 0x488;
-const CR4_FIXED1: u32 = 0x489;
+bitflags! {
+    /// IA32_FEATURE_CONTROL (SDM vol. 3C, 24.7).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct FeatureControl: u64 {
+        /// Nobody can write the MSR any more.
+        const LOCK = 1 << 0;
+        /// VMXON is allowed outside SMX operation.
+        const VMX_OUTSIDE_SMX = 1 << 2;
+        const _ = !0;
+    }
 
-/// Primary processor-based controls.
-pub mod primary {
-    /// Use I/O bitmaps.
-    pub const IO_BITMAPS: u32 = 1 << 25;
-    /// Use MSR bitmaps.
-    pub const MSR_BITMAPS: u32 = 1 << 28;
-    /// Activate secondary controls.
-    pub const SECONDARY: u32 = 1 << 31;
+    /// IA32_VMX_BASIC (appendix A.1); bits 30:0 are the VMCS revision identifier.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    struct Basic: u64 {
+        const REVISION = 0x7fff_ffff;
+        /// There are the TRUE control MSRs.
+        const TRUE_CONTROLS = 1 << 55;
+        const _ = !0;
+    }
+
+    /// IA32_VMX_MISC (appendix A.6).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    struct Misc: u64 {
+        /// VMWRITE writes every field, those of the VM-exit information included.
+        const VMWRITE_ANY = 1 << 29;
+        const _ = !0;
+    }
+
+    /// IA32_VMX_EPT_VPID_CAP (appendix A.10).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    struct EptVpid: u64 {
+        /// EPT can map 1 GiB pages.
+        const PAGE_1G = 1 << 17;
+        const _ = !0;
+    }
 }
 
-/// Secondary processor-based controls.
-pub mod secondary {
-    /// Enable EPT.
-    pub const EPT: u32 = 1 << 1;
-    /// Enable RDTSCP.
-    pub const RDTSCP: u32 = 1 << 3;
-    /// Enable VPID.
-    pub const VPID: u32 = 1 << 5;
-    /// Unrestricted guest.
-    pub const UNRESTRICTED: u32 = 1 << 7;
-    /// Virtual-interrupt delivery.
-    pub const VIRTUAL_INTERRUPTS: u32 = 1 << 9;
-    /// Enable INVPCID.
-    pub const INVPCID: u32 = 1 << 12;
-    /// VMCS shadowing.
-    pub const VMCS_SHADOWING: u32 = 1 << 14;
-    /// Enable page-modification logging.
-    pub const PML: u32 = 1 << 17;
-    /// Enable XSAVES and XRSTORS.
-    pub const XSAVES: u32 = 1 << 20;
-    /// Enable user-level wait and pause.
-    pub const USER_WAIT: u32 = 1 << 26;
-}
+/// A capability MSR of controls (appendixes A.3 to A.5): bits 31:0 must be 1, bits 63:32 may be.
+#[derive(Clone, Copy, Debug)]
+struct Settings(u64);
 
-/// VM-exit controls.
-pub mod exit {
-    /// Save debug controls.
-    pub const SAVE_DEBUG: u32 = 1 << 2;
-    /// Host address-space size: the monitor runs in 64-bit mode.
-    pub const HOST_64: u32 = 1 << 9;
-    /// Save IA32_EFER.
-    pub const SAVE_EFER: u32 = 1 << 20;
-    /// Load IA32_EFER.
-    pub const LOAD_EFER: u32 = 1 << 21;
-    /// Save VMX-preemption timer value.
-    pub const SAVE_PREEMPTION_TIMER: u32 = 1 << 22;
-}
+impl Settings {
+    fn may<C: Flags<Bits = u32>>(self) -> C {
+        C::from_bits_retain((self.0 >> 32) as u32)
+    }
 
-/// VM-entry controls.
-pub mod entry {
-    /// Load debug controls.
-    pub const LOAD_DEBUG: u32 = 1 << 2;
-    /// IA-32e mode guest.
-    pub const IA32E: u32 = 1 << 9;
-    /// Load IA32_EFER.
-    pub const LOAD_EFER: u32 = 1 << 15;
+    /// The controls with what L0 wants, `None` if the CPU can't.
+    fn with<C: Flags<Bits = u32> + Copy>(self, want: C) -> Option<C> {
+        let must = C::from_bits_retain(self.0 as u32);
+        self.may::<C>().contains(want).then(|| want.union(must))
+    }
 }
 
 /// What the CPU lacks for L0.
@@ -111,53 +93,44 @@ pub struct Caps {
     /// VMCS revision identifier.
     pub revision: u32,
     /// Pin-based controls.
-    pub pin: u32,
+    pub pin: PinControls,
     /// Primary controls.
-    pub primary: u32,
+    pub primary: PrimaryControls,
     /// Secondary controls.
-    pub secondary: u32,
-    /// VMCS shadowing, with VMWRITE to every field (IA32_VMX_MISC bit 29). Not part of [`Self::secondary`]: it is on
-    /// only while the host has a current VMCS.
+    pub secondary: SecondaryControls,
+    /// VMCS shadowing, with VMWRITE to every field. Not part of [`Self::secondary`]: it is on only while the host has a
+    /// current VMCS.
     pub shadowing: bool,
     /// Exit controls.
-    pub exit: u32,
+    pub exit: ExitControls,
     /// Entry controls, without IA-32e mode guest.
-    pub entry: u32,
+    pub entry: EntryControls,
     /// Bits that must be 1 in VMX operation.
     pub fixed: FixedBits,
     /// CR4 bits that may be 1.
     pub cr4_allowed: Cr4Flags,
     /// EPT can map 1 GiB pages.
     pub ept_1g: bool,
-    /// IA32_VMX_EPT_VPID_CAP.
-    pub ept_vpid: u64,
     /// MAXPHYADDR (CPUID.80000008H:EAX).
     pub phys_bits: u32,
-}
-
-fn adjust(msr: u64, want: u32) -> Option<u32> {
-    let must = msr as u32;
-    let may = (msr >> 32) as u32;
-    if want & !may != 0 { None } else { Some(want | must) }
 }
 
 impl Caps {
     /// Of a CPU that is not known yet.
     pub const NONE: Self = Self {
         revision: 0,
-        pin: 0,
-        primary: 0,
-        secondary: 0,
+        pin: PinControls::empty(),
+        primary: PrimaryControls::empty(),
+        secondary: SecondaryControls::empty(),
         shadowing: false,
-        exit: 0,
-        entry: 0,
+        exit: ExitControls::empty(),
+        entry: EntryControls::empty(),
         fixed: FixedBits {
             cr0: Cr0Flags::empty(),
             cr4: Cr4Flags::empty(),
         },
         cr4_allowed: Cr4Flags::empty(),
         ept_1g: false,
-        ept_vpid: 0,
         phys_bits: 0,
     };
 
@@ -170,112 +143,112 @@ impl Caps {
         if !cpuid_vmx {
             return Err(Unfit::NoVmx);
         }
-        let feature = rdmsr(IA32_FEATURE_CONTROL).ok_or(Unfit::NoVmx)?;
-        if feature & 5 != 5 {
+        let feature = FeatureControl::from_bits_retain(rdmsr(msr::FEATURE_CONTROL).ok_or(Unfit::NoVmx)?);
+        if !feature.contains(FeatureControl::LOCK | FeatureControl::VMX_OUTSIDE_SMX) {
             return Err(Unfit::LockedOff);
         }
-        let basic = rdmsr(IA32_VMX_BASIC).ok_or(Unfit::NoVmx)?;
-        if basic & 1 << 55 == 0 {
+        let basic = Basic::from_bits_retain(rdmsr(msr::VMX_BASIC).ok_or(Unfit::NoVmx)?);
+        if !basic.contains(Basic::TRUE_CONTROLS) {
             return Err(Unfit::NoTrueControls);
         }
         let mut read = |msr| rdmsr(msr).ok_or(Unfit::NoControl);
-        let primary_msr = read(TRUE_PROCBASED)?;
-        if primary_msr >> 32 & u64::from(primary::SECONDARY) == 0 {
+        let primary = Settings(read(msr::VMX_TRUE_PROCBASED_CTLS)?);
+        if !primary.may::<PrimaryControls>().contains(PrimaryControls::SECONDARY) {
             return Err(Unfit::NoUnrestricted);
         }
-        let secondary_msr = read(PROCBASED_CTLS2)?;
-        let needed = secondary::EPT | secondary::UNRESTRICTED;
-        let secondary = adjust(secondary_msr, needed).ok_or(Unfit::NoUnrestricted)?;
-        // Instructions that would raise #UD in non-root operation unless enabled, where the CPU has them.
-        let wanted =
-            secondary::VPID | secondary::RDTSCP | secondary::INVPCID | secondary::XSAVES | secondary::USER_WAIT;
-        let secondary = secondary | wanted & (secondary_msr >> 32) as u32;
-        let can_shadow = secondary_msr >> 32 & u64::from(secondary::VMCS_SHADOWING) != 0;
-        let shadowing = can_shadow && read(IA32_VMX_MISC)? & 1 << 29 != 0;
-        let ept_vpid = read(IA32_VMX_EPT_VPID_CAP)?;
-        let need = |msr, want| adjust(msr, want).ok_or(Unfit::NoControl);
+        let (secondary, can_shadow) = secondary(Settings(read(msr::VMX_PROCBASED_CTLS2)?))?;
+        let shadowing = can_shadow && Misc::from_bits_retain(read(msr::VMX_MISC)?).contains(Misc::VMWRITE_ANY);
+        let ept_vpid = EptVpid::from_bits_retain(read(msr::VMX_EPT_VPID_CAP)?);
+        let pin = Settings(read(msr::VMX_TRUE_PINBASED_CTLS)?).with(PinControls::empty());
+        let primary =
+            primary.with(PrimaryControls::IO_BITMAPS | PrimaryControls::MSR_BITMAPS | PrimaryControls::SECONDARY);
+        // EFER is saved but not loaded: KVM counts on the live one for guests whose EFER is the host's.
+        let exit = Settings(read(msr::VMX_TRUE_EXIT_CTLS)?)
+            .with(ExitControls::HOST_64 | ExitControls::SAVE_DEBUG | ExitControls::SAVE_EFER);
+        let entry =
+            Settings(read(msr::VMX_TRUE_ENTRY_CTLS)?).with(EntryControls::LOAD_DEBUG | EntryControls::LOAD_EFER);
         Ok(Self {
-            revision: basic as u32 & 0x7fff_ffff,
-            pin: need(read(TRUE_PINBASED)?, 0)?,
-            primary: need(
-                primary_msr,
-                primary::IO_BITMAPS | primary::MSR_BITMAPS | primary::SECONDARY,
-            )?,
+            revision: basic.intersection(Basic::REVISION).bits() as u32,
+            pin: pin.ok_or(Unfit::NoControl)?,
+            primary: primary.ok_or(Unfit::NoControl)?,
             secondary,
             shadowing,
-            exit: need(
-                read(TRUE_EXIT)?,
-                // EFER is saved but not loaded: KVM counts on the live one for guests whose EFER is the host's.
-                exit::HOST_64 | exit::SAVE_DEBUG | exit::SAVE_EFER,
-            )?,
-            entry: need(read(TRUE_ENTRY)?, entry::LOAD_DEBUG | entry::LOAD_EFER)?,
+            exit: exit.ok_or(Unfit::NoControl)?,
+            entry: entry.ok_or(Unfit::NoControl)?,
             fixed: FixedBits {
-                cr0: Cr0Flags::from_bits_retain(read(CR0_FIXED0)?).difference(NOT_FIXED),
-                cr4: Cr4Flags::from_bits_retain(read(CR4_FIXED0)?),
+                cr0: Cr0Flags::from_bits_retain(read(msr::VMX_CR0_FIXED0)?).difference(NOT_FIXED),
+                cr4: Cr4Flags::from_bits_retain(read(msr::VMX_CR4_FIXED0)?),
             },
-            cr4_allowed: Cr4Flags::from_bits_retain(read(CR4_FIXED1)?),
-            ept_1g: ept_vpid & 1 << 17 != 0,
-            ept_vpid,
+            cr4_allowed: Cr4Flags::from_bits_retain(read(msr::VMX_CR4_FIXED1)?),
+            ept_1g: ept_vpid.contains(EptVpid::PAGE_1G),
             phys_bits: phys_bits.min(52),
         })
     }
+}
+
+/// The secondary controls, and whether the CPU has VMCS shadowing.
+fn secondary(settings: Settings) -> Result<(SecondaryControls, bool), Unfit> {
+    let needed = SecondaryControls::EPT | SecondaryControls::UNRESTRICTED;
+    // Instructions that would raise #UD in non-root operation unless enabled, where the CPU has them.
+    let wanted = SecondaryControls::VPID
+        | SecondaryControls::RDTSCP
+        | SecondaryControls::INVPCID
+        | SecondaryControls::XSAVES
+        | SecondaryControls::USER_WAIT;
+    let may = settings.may::<SecondaryControls>();
+    let controls = settings.with(needed).ok_or(Unfit::NoUnrestricted)?;
+    Ok((controls | wanted & may, may.contains(SecondaryControls::VMCS_SHADOWING)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    pub(crate) fn haswell(msr: u32) -> Option<u64> {
+    fn haswell(msr: u32) -> Option<u64> {
         Some(match msr {
-            IA32_FEATURE_CONTROL => 5,
-            IA32_VMX_BASIC => 0x00da_0400_0000_0010,
-            IA32_VMX_MISC => 0x2004_01e0,
-            TRUE_PINBASED => 0x0000_007f_0000_0016,
-            TRUE_PROCBASED => 0xfff9_fffe_0400_6172,
-            PROCBASED_CTLS2 => 0x0000_7fff_0000_0000,
-            TRUE_EXIT => 0x007f_ffff_0003_6dfb,
-            TRUE_ENTRY => 0x0000_ffff_0000_11fb,
-            IA32_VMX_EPT_VPID_CAP => 0x0f01_0633_4141,
-            CR0_FIXED0 => 0x8000_0021,
-            CR4_FIXED0 => 0x2000,
-            CR4_FIXED1 => 0x1767ff,
+            msr::FEATURE_CONTROL => 5,
+            msr::VMX_BASIC => 0x00da_0400_0000_0010,
+            msr::VMX_MISC => 0x2004_01e0,
+            msr::VMX_TRUE_PINBASED_CTLS => 0x0000_007f_0000_0016,
+            msr::VMX_TRUE_PROCBASED_CTLS => 0xfff9_fffe_0400_6172,
+            msr::VMX_PROCBASED_CTLS2 => 0x0000_7fff_0000_0000,
+            msr::VMX_TRUE_EXIT_CTLS => 0x007f_ffff_0003_6dfb,
+            msr::VMX_TRUE_ENTRY_CTLS => 0x0000_ffff_0000_11fb,
+            msr::VMX_EPT_VPID_CAP => 0x0f01_0633_4141,
+            msr::VMX_CR0_FIXED0 => 0x8000_0021,
+            msr::VMX_CR4_FIXED0 => 0x2000,
+            msr::VMX_CR4_FIXED1 => 0x1767ff,
             _ => return None,
         })
+    }
+
+    /// The same CPU with another value of one MSR.
+    fn with(msr: u32, value: u64) -> impl FnMut(u32) -> Option<u64> {
+        move |asked| if asked == msr { Some(value) } else { haswell(asked) }
     }
 
     #[test]
     fn a_haswell_fits() {
         let caps = Caps::new(true, 39, haswell).unwrap();
+        assert_eq!(caps.revision, 0x10);
         assert_eq!(caps.fixed.cr0, Cr0Flags::NUMERIC_ERROR);
         assert_eq!(caps.fixed.cr4, Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS);
-        assert_eq!(caps.secondary & secondary::XSAVES, 0, "this CPU has none");
-        assert!(caps.secondary & secondary::INVPCID != 0 && caps.ept_1g);
-        assert_eq!(caps.exit & exit::HOST_64, exit::HOST_64);
-        assert!(caps.shadowing && caps.secondary & secondary::VMCS_SHADOWING == 0);
-        let read_only = |msr| {
-            if msr == IA32_VMX_MISC { Some(0) } else { haswell(msr) }
-        };
-        assert!(!Caps::new(true, 39, read_only).unwrap().shadowing);
+        assert!(!caps.secondary.contains(SecondaryControls::XSAVES), "this CPU has none");
+        assert!(caps.secondary.contains(SecondaryControls::INVPCID) && caps.ept_1g);
+        assert_eq!((caps.pin.bits(), caps.primary.bits()), (0x16, 0x9600_6172));
+        assert_eq!((caps.exit.bits(), caps.entry.bits()), (0x0013_6fff, 0x91ff));
+        assert!(caps.shadowing && !caps.secondary.contains(SecondaryControls::VMCS_SHADOWING));
+        assert!(!Caps::new(true, 39, with(msr::VMX_MISC, 0)).unwrap().shadowing);
     }
 
     #[test]
     fn unfit_cpus_are_named() {
         assert_eq!(Caps::new(false, 39, haswell), Err(Unfit::NoVmx));
-        let locked = |msr| {
-            if msr == IA32_FEATURE_CONTROL {
-                Some(1)
-            } else {
-                haswell(msr)
-            }
-        };
+        let locked = with(msr::FEATURE_CONTROL, FeatureControl::LOCK.bits());
         assert_eq!(Caps::new(true, 39, locked), Err(Unfit::LockedOff));
-        let no_ug = |msr| {
-            if msr == PROCBASED_CTLS2 {
-                Some(0x2_0000_0000)
-            } else {
-                haswell(msr)
-            }
-        };
-        assert_eq!(Caps::new(true, 39, no_ug), Err(Unfit::NoUnrestricted));
+        let no_unrestricted = with(msr::VMX_PROCBASED_CTLS2, 0x2_0000_0000);
+        assert_eq!(Caps::new(true, 39, no_unrestricted), Err(Unfit::NoUnrestricted));
+        let no_bitmaps = with(msr::VMX_TRUE_PROCBASED_CTLS, 0x8000_0000_0000_0000);
+        assert_eq!(Caps::new(true, 39, no_bitmaps), Err(Unfit::NoControl));
     }
 }
