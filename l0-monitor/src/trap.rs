@@ -12,6 +12,7 @@ use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 
 use locum_abi::Event;
+use x86_64::structures::idt::ExceptionVector;
 
 use crate::arch::gdt::{CODE, TableRegister};
 use crate::arch::{cpuid, lapic, msr, registers};
@@ -19,11 +20,12 @@ use crate::shared::{self, Counter};
 use crate::stage::{self, Stage};
 
 const VECTORS: usize = 256;
-const NMI: u64 = 2;
-const INVALID_OPCODE: u64 = 6;
-const DOUBLE_FAULT: usize = 8;
-const GENERAL_PROTECTION: u64 = 13;
-const PAGE_FAULT: u64 = 14;
+const NMI: u64 = ExceptionVector::NonMaskableInterrupt as u64;
+const INVALID_OPCODE: u64 = ExceptionVector::InvalidOpcode as u64;
+const DOUBLE_FAULT: usize = ExceptionVector::Double as usize;
+const GENERAL_PROTECTION: u64 = ExceptionVector::GeneralProtection as u64;
+const PAGE_FAULT: u64 = ExceptionVector::Page as u64;
+/// The vectors below it are for exceptions (SDM vol. 3A, 6.2).
 const FIRST_INTERRUPT: u64 = 32;
 /// Bytes between two entry stubs.
 const STUB_STRIDE: u64 = 16;

@@ -1,6 +1,7 @@
 //! One exit of the host being served: the helpers that every handler uses. VMCS01 is current.
 
 use locum_abi::Event;
+use x86_64::structures::idt::{ExceptionVector, PageFaultErrorCode};
 
 use crate::arch::general::Register;
 use crate::arch::registers::{Cr4Flags, RFlags};
@@ -10,6 +11,7 @@ use crate::partition::Violation;
 use crate::partition::io_filter::Verdict;
 use crate::vmx::exit::{InstructionInfo, Interruption, IoAccess, Reason};
 use crate::vmx::field::{self, Field, Segment};
+use crate::vmx::guest::{AccessRights, Interruptibility, PendingDebug};
 use crate::vmx::{Hardware, VmxStatus};
 
 /// An exception for the host.
@@ -20,7 +22,7 @@ pub enum Exception {
     /// #GP(0).
     GeneralProtection,
     /// #PF with error code at this linear address.
-    Page(u32, u64),
+    Page(PageFaultErrorCode, u64),
 }
 
 /// The CPU's state, its hardware and what is around it while an exit is served.
@@ -103,13 +105,14 @@ impl<H: Hardware> Context<'_, H> {
     pub fn advance_by(&mut self, length: u64) {
         let rip = self.read(field::GUEST_RIP).wrapping_add(length);
         self.write(field::GUEST_RIP, rip);
-        let shadow = self.read(field::GUEST_INTERRUPTIBILITY);
-        if shadow & 3 != 0 {
-            self.write(field::GUEST_INTERRUPTIBILITY, shadow & !3);
+        let blocking = Interruptibility::from_bits_retain(self.read(field::GUEST_INTERRUPTIBILITY));
+        let instruction = Interruptibility::STI | Interruptibility::MOV_SS;
+        if blocking.intersects(instruction) {
+            self.write(field::GUEST_INTERRUPTIBILITY, blocking.difference(instruction).bits());
         }
         if RFlags::from_bits_retain(self.read(field::GUEST_RFLAGS)).contains(RFlags::TRAP_FLAG) {
-            let pending = self.read(field::GUEST_PENDING_DEBUG);
-            self.write(field::GUEST_PENDING_DEBUG, pending | 1 << 14);
+            let pending = PendingDebug::from_bits_retain(self.read(field::GUEST_PENDING_DEBUG));
+            self.write(field::GUEST_PENDING_DEBUG, (pending | PendingDebug::SINGLE_STEP).bits());
         }
     }
 
@@ -122,30 +125,27 @@ impl<H: Hardware> Context<'_, H> {
 
     /// Raises an exception at the instruction that exited.
     pub fn inject(&mut self, exception: Exception) {
-        let (vector, code) = match exception {
-            Exception::InvalidOpcode => (6, None),
-            Exception::GeneralProtection => (13, Some(0)),
+        let (vector, has_code, code) = match exception {
+            Exception::InvalidOpcode => (ExceptionVector::InvalidOpcode, false, 0),
+            Exception::GeneralProtection => (ExceptionVector::GeneralProtection, true, 0),
             Exception::Page(code, address) => {
                 self.hw.set_cr2(address);
-                (14, Some(code))
+                (ExceptionVector::Page, true, code.bits())
             }
         };
         let rip = self.read(field::GUEST_RIP);
         self.around.trace(Event::Inject {
-            vector,
-            error: code.unwrap_or(0) as u16,
+            vector: vector as u8,
+            error: code as u16,
             rip,
         });
-        self.write(
-            field::ENTRY_INTERRUPTION,
-            u64::from(Interruption::exception(vector, code.is_some()).0),
-        );
-        self.write(field::ENTRY_ERROR_CODE, u64::from(code.unwrap_or(0)));
+        self.write(field::ENTRY_INTERRUPTION, Interruption::exception(vector, has_code).0);
+        self.write(field::ENTRY_ERROR_CODE, code);
     }
 
     /// Current privilege level of the host: the DPL of SS.
     pub fn cpl(&mut self) -> u8 {
-        (self.read(Segment::Ss.guest_rights()) >> 5 & 3) as u8
+        AccessRights::from_bits_retain(self.read(Segment::Ss.guest_rights())).dpl()
     }
 
     /// How the host translates addresses.
@@ -170,8 +170,7 @@ impl<H: Hardware> Context<'_, H> {
             address &= 0xffff_ffff;
         }
         match info.segment() {
-            4 => address.wrapping_add(self.read(Segment::Fs.guest_base())),
-            5 => address.wrapping_add(self.read(Segment::Gs.guest_base())),
+            segment @ (Segment::Fs | Segment::Gs) => address.wrapping_add(self.read(segment.guest_base())),
             _ => address,
         }
     }

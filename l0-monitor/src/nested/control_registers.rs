@@ -9,6 +9,7 @@ use crate::vmx::Hardware;
 use crate::vmx::controls::EntryControls;
 use crate::vmx::exit::CrAccess;
 use crate::vmx::field::{self, Segment};
+use crate::vmx::guest::AccessRights;
 use crate::vmx::hardware::Invalidate;
 
 /// What LMSW writes (SDM vol. 2A, LMSW). It can set PE, and can't clear it.
@@ -63,7 +64,8 @@ impl<H: Hardware> Context<'_, H> {
         let pae = cr4.contains(Cr4Flags::PHYSICAL_ADDRESS_EXTENSION);
         if pages && !paged {
             if efer.contains(EferFlags::LONG_MODE_ENABLE) {
-                let code_is_64 = self.read(Segment::Cs.guest_rights()) & 1 << 13 != 0;
+                let code = AccessRights::from_bits_retain(self.read(Segment::Cs.guest_rights()));
+                let code_is_64 = code.contains(AccessRights::LONG);
                 if !pae || code_is_64 {
                     return false;
                 }

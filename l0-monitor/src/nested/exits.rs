@@ -14,8 +14,9 @@ use crate::nested::vmx_instructions::Outcome;
 use crate::partition::Violation;
 use crate::partition::io_filter::Verdict;
 use crate::vmx::Hardware;
-use crate::vmx::exit::{ExitReason, Interruption, IoAccess, Reason};
+use crate::vmx::exit::{EptViolation, ExitReason, Interruption, IoAccess, Reason};
 use crate::vmx::field;
+use crate::vmx::guest::Interruptibility;
 
 /// What happens after an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +60,7 @@ impl<H: Hardware> Context<'_, H> {
     /// A guest's exit: the host finds itself at its own exit handler, with the state that hardware would have left.
     fn reflect(&mut self, reason: ExitReason) -> Next {
         self.vcpu.in_guest = false;
-        let nmi = reason.basic() == Reason::EXCEPTION_NMI
-            && Interruption(self.read(field::EXIT_INTERRUPTION) as u32).is_nmi();
+        let nmi = reason.basic() == Reason::EXCEPTION_NMI && Interruption(self.read(field::EXIT_INTERRUPTION)).is_nmi();
         let kept = Kept::read(self.hw);
         let current = self.vcpu.belief.current.unwrap_or(0);
         let shadow = &self.vcpu.shadow;
@@ -160,17 +160,21 @@ impl<H: Hardware> Context<'_, H> {
 
     fn ept_violation(&mut self) -> Next {
         let address = self.read(field::GUEST_PHYSICAL_ADDRESS);
-        let qualification = self.read(field::EXIT_QUALIFICATION);
+        let qualification = EptViolation::from_bits_retain(self.read(field::EXIT_QUALIFICATION));
         let rip = self.read(field::GUEST_RIP);
-        let violation = self.around.violation(address, qualification & 2 != 0);
+        let write = qualification.contains(EptViolation::WRITE);
+        let violation = self.around.violation(address, write);
         match violation {
             Violation::Retry => {
                 self.deliver_again(qualification);
                 return Next::Host;
             }
-            Violation::Fatal => return Next::Die(StopReason::WildAccess, [rip, address, qualification]),
+            Violation::Fatal => {
+                let detail = [rip, address, qualification.bits()];
+                return Next::Die(StopReason::WildAccess, detail);
+            }
             Violation::Refused => self.around.trace(Event::MemoryDenied {
-                qualification: qualification as u32,
+                qualification: qualification.bits() as u32,
                 address,
                 rip,
             }),
@@ -178,13 +182,13 @@ impl<H: Hardware> Context<'_, H> {
         }
         match self.fetch_mov(rip) {
             Some(mov) => {
-                let write = match mov.what {
+                let stored = match mov.what {
                     What::Load(_) => None,
                     What::Store(register) => Some(self.gpr(register)),
                     What::StoreImmediate(value) => Some(value),
                 };
                 let value = if violation == Violation::IoApic && mov.size == 4 {
-                    self.around.ioapic(self.hw, address, write.map(|v| v as u32))
+                    self.around.ioapic(self.hw, address, stored.map(|value| value as u32))
                 } else {
                     !0
                 };
@@ -200,24 +204,24 @@ impl<H: Hardware> Context<'_, H> {
 
     /// The access that failed may have been part of the delivery of an event, or of an IRET that ended the blocking of
     /// NMIs: both are made good, so that the retry is complete (SDM vol. 3C, 29.2.4 and 28.9).
-    fn deliver_again(&mut self, qualification: u64) {
-        const NMI: u64 = 2;
-        const BLOCKED_BY_NMI: u64 = 8;
-        let event = self.read(field::IDT_VECTORING);
-        let blocking = self.read(field::GUEST_INTERRUPTIBILITY);
-        if event >> 31 & 1 == 0 {
-            if qualification >> 12 & 1 != 0 {
-                self.write(field::GUEST_INTERRUPTIBILITY, blocking | BLOCKED_BY_NMI);
+    fn deliver_again(&mut self, qualification: EptViolation) {
+        let event = Interruption(self.read(field::IDT_VECTORING));
+        let blocking = Interruptibility::from_bits_retain(self.read(field::GUEST_INTERRUPTIBILITY));
+        if !event.is_valid() {
+            if qualification.contains(EptViolation::NMI_UNBLOCKING) {
+                let blocked = blocking | Interruptibility::NMI;
+                self.write(field::GUEST_INTERRUPTIBILITY, blocked.bits());
             }
             return;
         }
-        self.write(field::ENTRY_INTERRUPTION, event & !(1 << 12));
+        self.write(field::ENTRY_INTERRUPTION, event.again().0);
         let code = self.read(field::IDT_VECTORING_ERROR);
         self.write(field::ENTRY_ERROR_CODE, code);
         let length = self.read(field::INSTRUCTION_LENGTH);
         self.write(field::ENTRY_INSTRUCTION_LENGTH, length);
-        if event >> 8 & 7 == NMI {
-            self.write(field::GUEST_INTERRUPTIBILITY, blocking & !BLOCKED_BY_NMI);
+        if event.is_nmi() {
+            let unblocked = blocking.difference(Interruptibility::NMI);
+            self.write(field::GUEST_INTERRUPTIBILITY, unblocked.bits());
         }
     }
 

@@ -8,6 +8,7 @@ use crate::arch::registers::{Cr0Flags, Cr4Flags, DEBUGCTL_CLEAR, DR7_CLEAR, EFER
 use crate::vmx::caps::{Caps, FixedBits};
 use crate::vmx::controls::ExitControls;
 use crate::vmx::field::{self, Area, Field, Segment};
+use crate::vmx::guest::{self, AccessRights, FLAT_LIMIT, Interruptibility, PendingDebug};
 use crate::vmx::{Hardware, VmxStatus};
 
 /// Number of replaced fields.
@@ -55,6 +56,9 @@ pub const REPLACED: [Field; FIELDS] = [
     field::HOST_GDTR_BASE,
     field::HOST_IDTR_BASE,
 ];
+
+/// Table indicator and privilege level of a selector, which VM entry wants clear.
+const TI_RPL: u64 = 7;
 
 /// Values of the replaced fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +113,7 @@ impl HostArea {
             && cr4.contains(caps.fixed.cr4 | Cr4Flags::PHYSICAL_ADDRESS_EXTENSION)
             && caps.cr4_allowed.contains(cr4)
             && v[at::CR3] >> caps.phys_bits == 0
-            && selectors.iter().all(|s| s & 7 == 0)
+            && selectors.iter().all(|selector| selector & TI_RPL == 0)
             && v[at::SELECTORS + Segment::Cs as usize] != 0
             && [at::RIP, at::FS_BASE, at::GS_BASE, at::GDTR_BASE, at::IDTR_BASE]
                 .iter()
@@ -162,14 +166,10 @@ impl Kept {
     }
 }
 
-/// Access rights (SDM table 26-2) of an unusable segment.
-pub const UNUSABLE: u64 = 1 << 16;
-/// Of 64-bit code at CPL 0.
-pub const CODE_64: u64 = 0xa09b;
-/// Of flat writable data at DPL 0.
-pub const DATA: u64 = 0xc093;
-/// Of a busy 64-bit TSS.
-pub const BUSY_TSS: u64 = 0x8b;
+/// Limit of GDTR and IDTR after an exit (SDM vol. 3C, 29.5.2).
+pub const TABLE_LIMIT: u64 = 0xffff;
+/// Limit of TR after an exit (29.5.2).
+pub const TSS_LIMIT: u64 = 0x67;
 
 /// Puts into the current VMCS (VMCS01) the guest state that an exit to the host leaves on hardware: SDM vol. 3C, 29.5
 /// "Loading Host State", with the limits, RFLAGS, DR7 and DEBUGCTL that it prescribes.
@@ -184,9 +184,14 @@ pub fn load(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, fixed: FixedBi
     if !kept.exit_controls.contains(ExitControls::LOAD_EFER) {
         hw.put(field::GUEST_EFER, efer_now | EFER_LONG_MODE.bits());
     }
-    hw.put(field::GUEST_INTERRUPTIBILITY, if nmi { 8 } else { 0 });
-    hw.put(field::GUEST_ACTIVITY, 0);
-    hw.put(field::GUEST_PENDING_DEBUG, 0);
+    let blocking = if nmi {
+        Interruptibility::NMI
+    } else {
+        Interruptibility::empty()
+    };
+    hw.put(field::GUEST_INTERRUPTIBILITY, blocking.bits());
+    hw.put(field::GUEST_ACTIVITY, guest::ACTIVE);
+    hw.put(field::GUEST_PENDING_DEBUG, PendingDebug::empty().bits());
 }
 
 /// The part of [`load`] that the host may change at any time without an exit.
@@ -196,7 +201,7 @@ fn load_registers(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, fixed: F
     }
     hw.put(field::GUEST_RIP, area.0[at::RIP]);
     hw.put(field::GUEST_RFLAGS, RFLAGS_CLEAR);
-    hw.put(field::GUEST_GDTR_LIMIT, 0xffff);
+    hw.put(field::GUEST_GDTR_LIMIT, TABLE_LIMIT);
     if kept.exit_controls.contains(ExitControls::LOAD_EFER) {
         hw.put(field::GUEST_EFER, kept.efer);
     }
@@ -217,10 +222,10 @@ const fn registers(area: &HostArea, kept: &Kept, fixed: FixedBits) -> [(Field, u
         (Segment::Fs.guest_base(), v[at::FS_BASE]),
         (Segment::Gs.guest_base(), v[at::GS_BASE]),
         (Segment::Tr.guest_base(), kept.tr[1]),
-        (Segment::Tr.guest_limit(), 0x67),
+        (Segment::Tr.guest_limit(), TSS_LIMIT),
         (field::GUEST_GDTR_BASE, v[at::GDTR_BASE]),
         (field::GUEST_IDTR_BASE, v[at::IDTR_BASE]),
-        (field::GUEST_IDTR_LIMIT, 0xffff),
+        (field::GUEST_IDTR_LIMIT, TABLE_LIMIT),
         (field::GUEST_SYSENTER_CS, kept.sysenter[0]),
         (field::GUEST_SYSENTER_ESP, kept.sysenter[1]),
         (field::GUEST_SYSENTER_EIP, kept.sysenter[2]),
@@ -232,17 +237,17 @@ const fn registers(area: &HostArea, kept: &Kept, fixed: FixedBits) -> [(Field, u
 fn load_segments(hw: &mut impl Hardware, area: &HostArea, kept: &Kept) {
     for segment in Segment::ALL {
         let (selector, limit, rights) = match segment {
-            Segment::Ldtr => (0, 0, UNUSABLE),
-            Segment::Tr => (kept.tr[0], 0x67, BUSY_TSS),
-            Segment::Cs => (area.selector(segment), 0xffff_ffff, CODE_64),
+            Segment::Ldtr => (0, 0, AccessRights::UNUSABLE),
+            Segment::Tr => (kept.tr[0], TSS_LIMIT, AccessRights::BUSY_TSS),
+            Segment::Cs => (area.selector(segment), FLAT_LIMIT, AccessRights::CODE_64),
             other => match area.selector(other) {
-                0 => (0, 0xffff_ffff, UNUSABLE),
-                selector => (selector, 0xffff_ffff, DATA),
+                0 => (0, FLAT_LIMIT, AccessRights::UNUSABLE),
+                selector => (selector, FLAT_LIMIT, AccessRights::DATA),
             },
         };
         hw.put(segment.guest_selector(), selector);
         hw.put(segment.guest_limit(), limit);
-        hw.put(segment.guest_rights(), rights);
+        hw.put(segment.guest_rights(), rights.bits());
         if !matches!(segment, Segment::Fs | Segment::Gs | Segment::Tr) {
             hw.put(segment.guest_base(), 0);
         }
@@ -257,7 +262,7 @@ pub fn reload(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, fixed: Fixed
     if registers_differ(hw, area, kept, fixed) | segments_differ(hw, area, kept) != 0 {
         load_registers(hw, area, kept, fixed);
         load_segments(hw, area, kept);
-        hw.put(field::GUEST_INTERRUPTIBILITY, 0);
+        hw.put(field::GUEST_INTERRUPTIBILITY, Interruptibility::empty().bits());
     }
     hw.put(field::GUEST_RIP, area.0[at::RIP]);
     hw.put(field::GUEST_RFLAGS, RFLAGS_CLEAR);
@@ -267,8 +272,8 @@ pub fn reload(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, fixed: Fixed
 /// changes the limit of the GDTR whenever its KVM leaves a guest for longer, so that one is corrected right away.
 #[inline(always)]
 fn registers_differ(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, fixed: FixedBits) -> u64 {
-    if hw.get(field::GUEST_GDTR_LIMIT) != 0xffff {
-        hw.put(field::GUEST_GDTR_LIMIT, 0xffff);
+    if hw.get(field::GUEST_GDTR_LIMIT) != TABLE_LIMIT {
+        hw.put(field::GUEST_GDTR_LIMIT, TABLE_LIMIT);
     }
     let mut differ = hw.get(field::GUEST_INTERRUPTIBILITY);
     for (field, value) in registers(area, kept, fixed) {

@@ -12,12 +12,10 @@ use crate::nested::shadow::{FIELDS, Shadow, at};
 use crate::nested::steady::{CLASSES, CLEARED, EVENT, INTERRUPTION, OTHER, PHYSICAL, PML, QUALIFICATION, Steady};
 use crate::vmx::Hardware;
 use crate::vmx::controls::{ExitControls, SecondaryControls};
-use crate::vmx::exit::Reason;
+use crate::vmx::exit::{Interruption, Reason};
 use crate::vmx::field::{self, Segment};
+use crate::vmx::guest::AccessRights;
 
-/// L, DPL and the conforming bit of a code segment's access rights (SDM vol. 3C, table 26-2).
-const L_DPL_CONFORMING: u64 = 1 << 13 | 3 << 5 | 1 << 2;
-const L: u64 = 1 << 13;
 impl<H: Hardware> Context<'_, H> {
     /// Serves the exit if it is one of the steady state's. False if not: nothing has changed then. If true, VMRESUME
     /// comes next, for the guest if `in_guest` is set.
@@ -57,7 +55,7 @@ impl<H: Hardware> Context<'_, H> {
     #[inline(always)]
     fn steady_resume(&mut self) -> bool {
         if self.hw.get(field::EXIT_REASON) != u64::from(Reason::VMRESUME.0)
-            || self.hw.get(Segment::Cs.guest_rights()) & L_DPL_CONFORMING != L
+            || !AccessRights::from_bits_retain(self.hw.get(Segment::Cs.guest_rights())).is_64_bit_kernel()
         {
             return false;
         }
@@ -76,7 +74,7 @@ impl<H: Hardware> Context<'_, H> {
     /// Prepares the steady state, if the host is in it: at a VMLAUNCH or VMRESUME. VMCS01 is current; the host's VMCS
     /// is afterwards.
     pub fn prepare_steady(&mut self, current: u64, area: HostArea) {
-        let long_mode = self.read(Segment::Cs.guest_rights()) & L_DPL_CONFORMING == L;
+        let long_mode = AccessRights::from_bits_retain(self.read(Segment::Cs.guest_rights())).is_64_bit_kernel();
         let cr0 = Cr0Flags::from_bits_retain(self.read(field::CR0_SHADOW));
         let cr4 = Cr4Flags::from_bits_retain(self.read(field::CR4_SHADOW));
         let fixed_bits = cr0.contains(self.vcpu.caps.fixed.cr0) && cr4.contains(self.vcpu.caps.fixed.cr4);
@@ -123,7 +121,7 @@ fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, what: u8, inte
         shadow.held[at::STATUS]
     };
     // VM entry takes the event, and the exit clears the valid bit (SDM vol. 3C, 26.8.3).
-    let injected = (shadow.held[at::ENTRY] >> 31) as u8;
+    let injected = u8::from(Interruption(shadow.held[at::ENTRY]).is_valid());
     let what = what | (injected * EVENT);
     let more = if what == 0 { [0; MORE.len()] } else { more(hw, what) };
     hw.select(&shadow.phys);

@@ -12,8 +12,9 @@ use crate::nested::steady::Steady;
 use crate::nested::test_bed::{FIXED, GUEST, VMCS01, access, context, instruction, nested_on};
 use crate::nested::vcpu::VCpu;
 use crate::vmx::controls::{ExitControls, SecondaryControls};
-use crate::vmx::exit::Reason;
+use crate::vmx::exit::{Interruption, Reason};
 use crate::vmx::field::{self, Area, Field, Segment};
+use crate::vmx::guest::{AccessRights, Interruptibility};
 
 /// Numbers that look random and are the same each time (Knuth's MMIX generator).
 struct Numbers(u64);
@@ -44,7 +45,7 @@ impl Numbers {
 
 /// What exits of these reasons report, in the words of SDM vol. 3C, 29.2.
 fn exit_information(reason: Reason, numbers: &mut Numbers) -> Vec<(Field, u64)> {
-    let event = numbers.next() & 0xffff | 1 << 31;
+    let event = numbers.next() & 0xffff | Interruption::VALID;
     let qualified = matches!(
         reason,
         Reason::INVLPG
@@ -147,7 +148,7 @@ fn host_lives(hw: &mut Model, numbers: &mut Numbers) {
         }
     }
     if numbers.below(4) == 0 {
-        hw.set(VMCS01, field::GUEST_INTERRUPTIBILITY, 1);
+        hw.set(VMCS01, field::GUEST_INTERRUPTIBILITY, Interruptibility::STI.bits());
         hw.set(VMCS01, Segment::Tr.guest_limit(), 0x206f);
         hw.set(VMCS01, field::GUEST_GDTR_LIMIT, 0x7f);
         let cr4 = hw.field(VMCS01, field::GUEST_CR4);
@@ -160,12 +161,12 @@ fn host_lives(hw: &mut Model, numbers: &mut Numbers) {
         if !same {
             hw.set(VMCS01, segment.guest_selector(), 8 + 8 * numbers.below(20));
             let (base, rights) = match segment {
-                Segment::Tr => (numbers.next(), 0x8b),
-                Segment::Fs | Segment::Gs | Segment::Ldtr => (numbers.next(), 0xc093),
-                _ => (0, 0xc093),
+                Segment::Tr => (numbers.next(), AccessRights::BUSY_TSS),
+                Segment::Fs | Segment::Gs | Segment::Ldtr => (numbers.next(), AccessRights::DATA),
+                _ => (0, AccessRights::DATA),
             };
             hw.set(VMCS01, segment.guest_base(), base);
-            hw.set(VMCS01, segment.guest_rights(), rights);
+            hw.set(VMCS01, segment.guest_rights(), rights.bits());
         }
     }
 }
@@ -221,14 +222,14 @@ fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
     let mut numbers = Numbers(seed);
     let mut seen = Seen::default();
     let mut used = 0;
-    hw.set(VMCS01, Segment::Cs.guest_rights(), 0xa09b);
+    hw.set(VMCS01, Segment::Cs.guest_rights(), AccessRights::CODE_64.bits());
     hw.set(VMCS01, field::CR0_SHADOW, FIXED.cr0.bits());
     for _ in 0..300 {
         host_lives(&mut hw, &mut numbers);
         for _ in 0..numbers.below(3) {
             let field = numbers.of(&HOSTS);
             let value = if field == field::ENTRY_INTERRUPTION {
-                1 << 31 | numbers.below(2)
+                Interruption::VALID | numbers.below(2)
             } else {
                 numbers.value_of(field)
             };
@@ -256,7 +257,7 @@ fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
 
         // The guest: the event is delivered, it runs, it exits.
         let event = hw.field(GUEST, field::ENTRY_INTERRUPTION);
-        hw.set(GUEST, field::ENTRY_INTERRUPTION, event & !(1 << 31));
+        hw.set(GUEST, field::ENTRY_INTERRUPTION, event & !Interruption::VALID);
         for _ in 0..3 {
             let field = numbers.of(&GUESTS);
             let value = numbers.value_of(field);
@@ -333,7 +334,7 @@ fn settled() -> (Box<VCpu>, Model) {
         field::SECONDARY_CONTROLS,
         SecondaryControls::VIRTUAL_INTERRUPTS.bits().into(),
     );
-    hw.set(VMCS01, Segment::Cs.guest_rights(), 0xa09b);
+    hw.set(VMCS01, Segment::Cs.guest_rights(), AccessRights::CODE_64.bits());
     hw.set(VMCS01, field::CR0_SHADOW, FIXED.cr0.bits());
     for _ in 0..2 {
         hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
@@ -344,6 +345,11 @@ fn settled() -> (Box<VCpu>, Model) {
     hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
     assert!(cpu.steady.ready);
     (cpu, hw)
+}
+
+/// The host runs at such a code segment.
+fn code(hw: &mut Model, rights: AccessRights) {
+    hw.set(VMCS01, Segment::Cs.guest_rights(), rights.bits());
 }
 
 fn is_steady(cpu: &mut VCpu, hw: &mut Model) -> bool {
@@ -359,9 +365,14 @@ fn only_what_is_usual_is_steady() {
     let changes: [Change; 8] = [
         |_, hw| hw.set(VMCS01, field::EXIT_REASON, Reason::VMLAUNCH.0.into()),
         // CPL 3, compatibility mode, a conforming segment.
-        |_, hw| hw.set(VMCS01, Segment::Cs.guest_rights(), 0xa0fb),
-        |_, hw| hw.set(VMCS01, Segment::Cs.guest_rights(), 0xc09b),
-        |_, hw| hw.set(VMCS01, Segment::Cs.guest_rights(), 0xa09f),
+        |_, hw| code(hw, AccessRights::CODE_64.with_dpl(3)),
+        |_, hw| {
+            code(
+                hw,
+                AccessRights::CODE_64.difference(AccessRights::LONG) | AccessRights::DEFAULT_32,
+            )
+        },
+        |_, hw| code(hw, AccessRights::CODE_64 | AccessRights::CONFORMING),
         |cpu, hw| {
             access(cpu, hw, Reason::VMWRITE, field::HOST_RIP, 1 << 60);
             hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
@@ -425,12 +436,12 @@ fn what_the_steady_state_cannot_do_is_not_prepared() {
 
 #[test]
 fn what_was_there_before_can_be_written_again() {
-    let event = 1 << 31 | 5;
+    let event = Interruption::VALID | 5;
     for (field, before, after) in [
         (field::GUEST_RIP, 0x1000, 0x2000),
-        (field::GUEST_INTERRUPTIBILITY, 1, 0),
+        (field::GUEST_INTERRUPTIBILITY, Interruptibility::STI.bits(), 0),
         (field::GUEST_INTERRUPT_STATUS, 0x31, 0x30),
-        (field::ENTRY_INTERRUPTION, event, event & !(1 << 31)),
+        (field::ENTRY_INTERRUPTION, event, event & !Interruption::VALID),
     ] {
         for steady in [true, false] {
             let (mut cpu, mut hw) = settled();
@@ -455,7 +466,7 @@ fn round(lacking: &[Field], controls: SecondaryControls, reason: Reason) -> Done
     let (mut cpu, mut hw) = settled();
     if !lacking.is_empty() {
         (cpu, hw) = shadowed_without(lacking);
-        hw.set(VMCS01, Segment::Cs.guest_rights(), 0xa09b);
+        hw.set(VMCS01, Segment::Cs.guest_rights(), AccessRights::CODE_64.bits());
         hw.set(VMCS01, field::CR0_SHADOW, FIXED.cr0.bits());
     }
     access(

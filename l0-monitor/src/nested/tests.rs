@@ -1,6 +1,7 @@
 //! The nested path against the model: what KVM sees must be what it would see without L0.
 
 use locum_abi::StopReason;
+use x86_64::structures::idt::{ExceptionVector, PageFaultErrorCode};
 
 use crate::arch::general::Register;
 use crate::arch::registers::{
@@ -8,16 +9,22 @@ use crate::arch::registers::{
 };
 use crate::nested::adopt::CAPACITY;
 use crate::nested::exits::Next;
-use crate::nested::host_area::{self, HostArea, REPLACED, at};
+use crate::nested::host_area::{HostArea, REPLACED, TABLE_LIMIT, TSS_LIMIT, at};
 use crate::nested::model::{Model, REVISION};
 use crate::nested::vcpu::Belief;
 use crate::vmx::caps::Caps;
 use crate::vmx::controls::EntryControls;
-use crate::vmx::exit::Reason;
+use crate::vmx::exit::{Interruption, Reason};
 use crate::vmx::field::{self, Field, Segment};
+use crate::vmx::guest::{AccessRights, Interruptibility};
 use crate::vmx::{Hardware, VmxStatus};
 
 use crate::nested::test_bed::*;
+
+/// What the host finds injected.
+fn injected(hw: &Model) -> Interruption {
+    Interruption(hw.field(VMCS01, field::ENTRY_INTERRUPTION))
+}
 
 #[test]
 fn every_field_is_what_it_would_have_been() {
@@ -118,18 +125,18 @@ fn a_guest_exit_lands_where_kvm_wants_it() {
         );
         assert_eq!(
             (state(field::GUEST_GDTR_LIMIT), state(field::GUEST_IDTR_LIMIT)),
-            (0xffff, 0xffff)
+            (TABLE_LIMIT, TABLE_LIMIT)
         );
         assert_eq!(state(Segment::Tr.guest_selector()), 0x40);
         assert_eq!(
             (state(Segment::Tr.guest_limit()), state(Segment::Tr.guest_rights())),
-            (0x67, 0x8b)
+            (TSS_LIMIT, AccessRights::BUSY_TSS.bits())
         );
-        assert_eq!(state(Segment::Ldtr.guest_rights()), host_area::UNUSABLE);
+        assert_eq!(state(Segment::Ldtr.guest_rights()), AccessRights::UNUSABLE.bits());
         assert_eq!(state(Segment::Gs.guest_base()), kvm_value(GUEST, at::GS_BASE));
         assert_eq!(
             state(Segment::Ds.guest_rights()),
-            host_area::UNUSABLE,
+            AccessRights::UNUSABLE.bits(),
             "null selectors are unusable"
         );
         assert_eq!(state(field::GUEST_INTERRUPTIBILITY), 0);
@@ -144,7 +151,10 @@ fn an_nmi_exit_leaves_nmis_blocked() {
         hw.set(GUEST, field::EXIT_REASON, Reason::EXCEPTION_NMI.0.into());
         hw.set(GUEST, field::EXIT_INTERRUPTION, 0x8000_0202);
         context(&mut cpu, &mut hw).serve();
-        assert_eq!(hw.field(VMCS01, field::GUEST_INTERRUPTIBILITY), 8);
+        assert_eq!(
+            hw.field(VMCS01, field::GUEST_INTERRUPTIBILITY),
+            Interruptibility::NMI.bits()
+        );
     }
 }
 
@@ -216,12 +226,18 @@ fn errors_are_the_cpus_own() {
 #[test]
 fn vmx_instructions_need_vmx_operation_and_cpl_0() {
     for (mut cpu, mut hw) in nested() {
-        hw.set(VMCS01, Segment::Ss.guest_rights(), 3 << 5);
+        hw.set(VMCS01, Segment::Ss.guest_rights(), AccessRights::DPL.bits());
         instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
-        assert_eq!(hw.field(VMCS01, field::ENTRY_INTERRUPTION), 0x8000_0b0d);
+        assert_eq!(
+            injected(&hw),
+            Interruption::exception(ExceptionVector::GeneralProtection, true)
+        );
         cpu.belief = Belief::default();
         instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
-        assert_eq!(hw.field(VMCS01, field::ENTRY_INTERRUPTION), 0x8000_0306);
+        assert_eq!(
+            injected(&hw),
+            Interruption::exception(ExceptionVector::InvalidOpcode, false)
+        );
         assert_eq!(
             hw.field(VMCS01, field::GUEST_RIP),
             RIP,
@@ -264,10 +280,11 @@ fn vmptrst_and_page_faults() {
         assert_eq!(hw.read_phys(0x6ffc, 8), GUEST);
         instruction(&mut cpu, &mut hw, Reason::VMPTRST, 5 << 30);
         assert_eq!(
-            (hw.field(VMCS01, field::ENTRY_INTERRUPTION), hw.cr2),
-            (0x8000_0b0e, 5 << 30)
+            (injected(&hw), hw.cr2),
+            (Interruption::exception(ExceptionVector::Page, true), 5 << 30)
         );
-        assert_eq!(hw.field(VMCS01, field::ENTRY_ERROR_CODE), 2);
+        let code = PageFaultErrorCode::CAUSED_BY_WRITE.bits();
+        assert_eq!(hw.field(VMCS01, field::ENTRY_ERROR_CODE), code);
     }
 }
 
@@ -333,7 +350,10 @@ fn cr0_and_cr4_show_the_hosts_values() {
         cpu.gprs[Register::Rax] = pae.bits();
         hw.set(VMCS01, field::EXIT_QUALIFICATION, 4);
         exit_host(&mut cpu, &mut hw, Reason::CR_ACCESS);
-        assert_eq!(hw.field(VMCS01, field::ENTRY_INTERRUPTION), 0x8000_0b0d);
+        assert_eq!(
+            injected(&hw),
+            Interruption::exception(ExceptionVector::GeneralProtection, true)
+        );
         cpu.belief = Belief::default();
         exit_host(&mut cpu, &mut hw, Reason::CR_ACCESS);
         assert_eq!(
@@ -376,7 +396,10 @@ fn stray_vmcalls_are_undefined() {
     for (mut cpu, mut hw) in nested() {
         cpu.gprs[Register::Rax] = 1;
         assert_eq!(exit_host(&mut cpu, &mut hw, Reason::VMCALL), Next::Host);
-        assert_eq!(hw.field(VMCS01, field::ENTRY_INTERRUPTION), 0x8000_0306);
+        assert_eq!(
+            injected(&hw),
+            Interruption::exception(ExceptionVector::InvalidOpcode, false)
+        );
         cpu.gprs[Register::Rax] = locum_abi::Op::Ping as u64;
         assert_eq!(exit_host(&mut cpu, &mut hw, Reason::VMCALL), Next::Call);
     }

@@ -8,27 +8,86 @@ use locum_abi::frame::{CS, DS, ES, FS, GS, LDTR, SS, TR};
 
 use crate::arch::msr;
 use crate::arch::registers::{CR0_L0, CR4_L0, DEBUGCTL_CLEAR, DR7_CLEAR, EFER_LONG_MODE, EferFlags, RFLAGS_CLEAR};
-use crate::nested::host_area::{BUSY_TSS, CODE_64, UNUSABLE};
+use crate::nested::host_area::TSS_LIMIT;
 use crate::nested::vcpu::VCpu;
 use crate::partition::PARTITION;
 use crate::vmx::Hardware;
 use crate::vmx::controls::EntryControls;
 use crate::vmx::field::{self, Field, Segment};
+use crate::vmx::guest::{self, AccessRights, FLAT_LIMIT, Interruptibility, PendingDebug};
 
 /// VPID of a host: the highest, KVM takes the lowest.
 pub const HOST_VPID: u64 = 0xffff;
 
 /// A segment register as VMCS01 holds it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentState {
     /// Selector.
     pub selector: u16,
     /// Access rights.
-    pub rights: u32,
+    pub rights: AccessRights,
     /// Limit.
     pub limit: u32,
     /// Base.
     pub base: u64,
+}
+
+impl SegmentState {
+    /// With a null selector.
+    const NULL: Self = Self {
+        selector: 0,
+        rights: AccessRights::UNUSABLE,
+        limit: 0,
+        base: 0,
+    };
+
+    /// 64-bit code.
+    const fn code(selector: u16) -> Self {
+        Self {
+            selector,
+            rights: AccessRights::CODE_64,
+            limit: FLAT_LIMIT as u32,
+            base: 0,
+        }
+    }
+
+    /// A data segment from its selector alone: Linux' are flat; only the base of FS and GS is taken from elsewhere. In
+    /// 64-bit mode nothing else of it matters (SDM vol. 3A, 3.4.4).
+    const fn data(selector: u16, base: u64) -> Self {
+        Self {
+            selector,
+            rights: if guest::is_null(selector) {
+                AccessRights::UNUSABLE
+            } else {
+                AccessRights::DATA.with_dpl(selector)
+            },
+            limit: FLAT_LIMIT as u32,
+            base,
+        }
+    }
+
+    /// A task register.
+    const fn tss(selector: u16, base: u64, limit: u32) -> Self {
+        Self {
+            selector,
+            rights: AccessRights::BUSY_TSS,
+            limit,
+            base,
+        }
+    }
+
+    /// An LDTR.
+    const fn ldt(selector: u16, base: u64, limit: u32) -> Self {
+        if guest::is_null(selector) {
+            return Self::NULL;
+        }
+        Self {
+            selector,
+            rights: AccessRights::LDT,
+            limit,
+            base,
+        }
+    }
 }
 
 /// The state in which a host begins or goes on in non-root operation.
@@ -62,41 +121,12 @@ pub struct EntryState {
     pub segments: [SegmentState; 8],
 }
 
-/// A data segment from its selector alone: Linux' are flat; only the base of FS and GS is taken from elsewhere. In
-/// 64-bit mode nothing else of it matters (SDM vol. 3A, 3.4.4).
-fn data(selector: u16, base: u64) -> SegmentState {
-    let dpl = u32::from(selector & 3);
-    let rights = if selector & !3 == 0 {
-        UNUSABLE as u32
-    } else {
-        0xc093 | dpl << 5
-    };
-    SegmentState {
-        selector,
-        rights,
-        limit: 0xffff_ffff,
-        base,
-    }
-}
-
 impl EntryState {
     /// The state that a host's frame describes. `sysenter`, `efer` and `debugctl` are read from the CPU: nothing has
     /// changed them since the call.
     pub fn from_frame(frame: &Frame, efer: u64, debugctl: u64, sysenter: [u64; 3]) -> Self {
-        let s = &frame.selectors;
-        let ldt = if s[LDTR] & !3 == 0 {
-            SegmentState {
-                rights: UNUSABLE as u32,
-                ..SegmentState::default()
-            }
-        } else {
-            SegmentState {
-                selector: s[LDTR],
-                rights: 0x82,
-                limit: frame.ldtr_limit,
-                base: frame.ldtr_base,
-            }
-        };
+        let selectors = &frame.selectors;
+        let data = |register: usize, base| SegmentState::data(selectors[register], base);
         Self {
             cr0: frame.cr0,
             cr3: frame.cr3,
@@ -111,24 +141,14 @@ impl EntryState {
             gdtr: (frame.gdtr.base, frame.gdtr.limit),
             idtr: (frame.idtr.base, frame.idtr.limit),
             segments: [
-                data(s[ES], 0),
-                SegmentState {
-                    selector: s[CS],
-                    rights: CODE_64 as u32,
-                    limit: 0xffff_ffff,
-                    base: 0,
-                },
-                data(s[SS], 0),
-                data(s[DS], 0),
-                data(s[FS], frame.fs_base),
-                data(s[GS], frame.gs_base),
-                ldt,
-                SegmentState {
-                    selector: s[TR],
-                    rights: BUSY_TSS as u32,
-                    limit: frame.tr_limit,
-                    base: frame.tr_base,
-                },
+                data(ES, 0),
+                SegmentState::code(selectors[CS]),
+                data(SS, 0),
+                data(DS, 0),
+                data(FS, frame.fs_base),
+                data(GS, frame.gs_base),
+                SegmentState::ldt(selectors[LDTR], frame.ldtr_base, frame.ldtr_limit),
+                SegmentState::tss(selectors[TR], frame.tr_base, frame.tr_limit),
             ],
         }
     }
@@ -136,11 +156,8 @@ impl EntryState {
     /// 64-bit mode on an identity map, as firmware hands a CPU over: the 64-bit Linux boot protocol
     /// (Documentation/arch/x86/boot.rst) and the ACPI wakeup mailbox alike.
     pub fn firmware(rip: u64, cr3: u64, gdt: (u64, u16), code: u16, data_selector: u16) -> Self {
-        let null = SegmentState {
-            rights: UNUSABLE as u32,
-            ..SegmentState::default()
-        };
-        let flat = data(data_selector, 0);
+        let null = SegmentState::NULL;
+        let flat = SegmentState::data(data_selector, 0);
         Self {
             cr0: CR0_L0.bits(),
             cr3,
@@ -157,23 +174,13 @@ impl EntryState {
             idtr: (0, 0),
             segments: [
                 flat,
-                SegmentState {
-                    selector: code,
-                    rights: CODE_64 as u32,
-                    limit: 0xffff_ffff,
-                    base: 0,
-                },
+                SegmentState::code(code),
                 flat,
                 flat,
                 null,
                 null,
                 null,
-                SegmentState {
-                    selector: 0,
-                    rights: BUSY_TSS as u32,
-                    limit: 0x67,
-                    base: 0,
-                },
+                SegmentState::tss(0, 0, TSS_LIMIT as u32),
             ],
         }
     }
@@ -204,15 +211,15 @@ impl EntryState {
             (field::GUEST_GDTR_LIMIT, self.gdtr.1.into()),
             (field::GUEST_IDTR_BASE, self.idtr.0),
             (field::GUEST_IDTR_LIMIT, self.idtr.1.into()),
-            (field::GUEST_INTERRUPTIBILITY, 0),
-            (field::GUEST_ACTIVITY, 0),
-            (field::GUEST_PENDING_DEBUG, 0),
+            (field::GUEST_INTERRUPTIBILITY, Interruptibility::empty().bits()),
+            (field::GUEST_ACTIVITY, guest::ACTIVE),
+            (field::GUEST_PENDING_DEBUG, PendingDebug::empty().bits()),
             (field::VMCS_LINK, !0),
         ];
         write_all(hw, &fields);
         for (segment, state) in Segment::ALL.into_iter().zip(self.segments) {
             hw.vmwrite(segment.guest_selector(), state.selector.into());
-            hw.vmwrite(segment.guest_rights(), state.rights.into());
+            hw.vmwrite(segment.guest_rights(), state.rights.bits());
             hw.vmwrite(segment.guest_limit(), state.limit.into());
             hw.vmwrite(segment.guest_base(), state.base);
         }

@@ -3,6 +3,9 @@
 //! Guest-physical is host-physical, so a walk reads the host's page tables where they are. Every address met on the
 //! way is an allegation: only bytes that the host may touch are read.
 
+use x86_64::structures::idt::PageFaultErrorCode;
+use x86_64::structures::paging::PageTableFlags;
+
 use crate::vmx::Hardware;
 
 /// Whether L0 may touch that many bytes at a physical address for the host.
@@ -12,7 +15,7 @@ pub type MayTouch<'a> = &'a dyn Fn(u64, u64) -> bool;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Not present: the host gets #PF, error code as given.
-    Page(u32),
+    Page(PageFaultErrorCode),
     /// The tables or the page lie outside the host's partition.
     Outside,
     /// Not canonical.
@@ -47,7 +50,8 @@ impl Paging {
         if ((linear as i64) << unused >> unused) as u64 != linear {
             return Err(Fault::NonCanonical);
         }
-        let code = u32::from(write) << 1;
+        let mut code = PageFaultErrorCode::empty();
+        code.set(PageFaultErrorCode::CAUSED_BY_WRITE, write);
         let mut table = self.cr3 & ADDRESS;
         let mut level = levels;
         loop {
@@ -57,13 +61,14 @@ impl Paging {
                 return Err(Fault::Outside);
             }
             let entry = hw.read_phys(place, 8);
-            if entry & 1 == 0 {
+            let flags = PageTableFlags::from_bits_retain(entry);
+            if !flags.contains(PageTableFlags::PRESENT) {
                 return Err(Fault::Page(code));
             }
-            if write && entry & 2 == 0 {
-                return Err(Fault::Page(code | 1));
+            if write && !flags.contains(PageTableFlags::WRITABLE) {
+                return Err(Fault::Page(code | PageFaultErrorCode::PROTECTION_VIOLATION));
             }
-            if level == 1 || (entry & 0x80 != 0 && level <= 3) {
+            if level == 1 || (flags.contains(PageTableFlags::HUGE_PAGE) && level <= 3) {
                 let mask = (1_u64 << shift) - 1;
                 return Ok(entry & ADDRESS & !mask | linear & mask);
             }

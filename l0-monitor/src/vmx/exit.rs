@@ -1,5 +1,9 @@
 //! Exit reasons and qualifications (SDM vol. 3C, 29.2; vol. 3D, appendix C).
 
+use bitflags::bitflags;
+use x86_64::structures::idt::ExceptionVector;
+
+use super::field::Segment;
 use crate::arch::general::Register;
 
 /// Basic exit reason (SDM vol. 3D, appendix C): those that L0 knows of an open set.
@@ -121,19 +125,60 @@ impl ExitReason {
     }
 }
 
-/// VM-exit interruption information (SDM vol. 3C, 26.9.2).
-#[derive(Clone, Copy, Debug)]
-pub struct Interruption(pub u32);
+/// What interrupted, or is to interrupt: VM-exit interruption information, IDT-vectoring information and VM-entry
+/// interruption information have one format (SDM vol. 3C, 26.9.2, 26.9.3 and 26.8.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interruption(pub u64);
 
 impl Interruption {
+    /// The rest means something.
+    pub const VALID: u64 = 1 << 31;
+    /// There is an error code.
+    const ERROR_CODE: u64 = 1 << 11;
+    /// An IRET had ended the blocking of NMIs when the exit happened; undefined in IDT-vectoring information, and
+    /// reserved for VM entry.
+    const NMI_UNBLOCKING: u64 = 1 << 12;
+    /// Type: NMI.
+    const NMI: u64 = 2;
+    /// Type: hardware exception.
+    const HARDWARE_EXCEPTION: u64 = 3;
+
+    const fn kind(self) -> u64 {
+        self.0 >> 8 & 7
+    }
+
+    /// Whether there was such an event.
+    #[inline(always)]
+    pub const fn is_valid(self) -> bool {
+        self.0 & Self::VALID != 0
+    }
+
     /// Valid and of type NMI.
     pub const fn is_nmi(self) -> bool {
-        self.0 >> 31 != 0 && self.0 >> 8 & 7 == 2
+        self.is_valid() && self.kind() == Self::NMI
+    }
+
+    /// As VM entry takes it to deliver the event of IDT-vectoring information again.
+    pub const fn again(self) -> Self {
+        Self(self.0 & !Self::NMI_UNBLOCKING)
     }
 
     /// Entry information that injects a hardware exception.
-    pub const fn exception(vector: u8, with_error_code: bool) -> Self {
-        Self(1 << 31 | (with_error_code as u32) << 11 | 3 << 8 | vector as u32)
+    pub const fn exception(vector: ExceptionVector, with_error_code: bool) -> Self {
+        let error_code = if with_error_code { Self::ERROR_CODE } else { 0 };
+        Self(Self::VALID | error_code | Self::HARDWARE_EXCEPTION << 8 | vector as u64)
+    }
+}
+
+bitflags! {
+    /// Qualification of an EPT violation (SDM vol. 3C, 29.2.1, "Exit Qualification for EPT Violations").
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct EptViolation: u64 {
+        /// A data write.
+        const WRITE = 1 << 1;
+        /// An IRET had ended the blocking of NMIs.
+        const NMI_UNBLOCKING = 1 << 12;
+        const _ = !0;
     }
 }
 
@@ -225,9 +270,9 @@ impl InstructionInfo {
         2 << (self.0 >> 7 & 3)
     }
 
-    /// Segment register number.
-    pub const fn segment(self) -> u8 {
-        (self.0 >> 15 & 7) as u8
+    /// Segment register; the numbers above GS are not used.
+    pub const fn segment(self) -> Segment {
+        Segment::ALL[(self.0 >> 15 & 7) as usize]
     }
 
     /// Index register.
@@ -274,6 +319,9 @@ mod tests {
         assert_eq!((io.port, io.size, io.input, io.string), (0xcfc, 4, true, false));
         assert!(ExitReason(0x8000_0021).entry_failure());
         assert!(Interruption(0x8000_0202).is_nmi() && !Interruption(0x8000_0302).is_nmi());
-        assert_eq!(Interruption::exception(13, true).0, 0x8000_0b0d);
+        assert_eq!(
+            Interruption::exception(ExceptionVector::GeneralProtection, true).0,
+            0x8000_0b0d
+        );
     }
 }

@@ -4,6 +4,7 @@ pub mod caps;
 pub mod controls;
 pub mod exit;
 pub mod field;
+pub mod guest;
 pub mod hardware;
 pub mod instructions;
 
