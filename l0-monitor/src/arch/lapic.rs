@@ -6,10 +6,7 @@
 
 use x86_64::registers::model_specific::ApicBaseFlags;
 
-use super::msr;
-
-/// APIC_BASE: address bits.
-const BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+use super::{msr, paging};
 
 const ID: u32 = 0x20;
 const TPR: u32 = 0x80;
@@ -63,7 +60,7 @@ impl Access {
         let base = msr::read(msr::APIC_BASE);
         let x2apic = ApicBaseFlags::from_bits_retain(base).contains(ApicBaseFlags::X2APIC_ENABLE);
         Self {
-            mmio: (!x2apic).then_some(base & BASE_ADDRESS),
+            mmio: (!x2apic).then_some(base & paging::ADDRESS),
         }
     }
 

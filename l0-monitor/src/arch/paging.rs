@@ -3,17 +3,23 @@
 //! One PML4 per slot, since the stubs of two hosts may lie at the same address. The lower half, an identity map, is the
 //! same for both. Pages are writable and executable and write-back: the MTRRs decide on memory types. L0's own first
 //! MiBs have 4 KiB pages, so that single ones (the guards below its stacks) can be left out.
+//!
+//! Entries are words with the flags of the crate `x86_64`, not its `PageTableEntry`: that asserts what is put into it, and
+//! the module of a host writes entries of these tables, too.
 #![expect(unsafe_code, reason = "the CPU reads these tables")]
 
 use core::cell::UnsafeCell;
 
-use locum_abi::{PerSlot, Slot};
+use locum_abi::{PAGE_SIZE, PerSlot, Slot};
+use x86_64::structures::paging::PageTableFlags;
 
-/// Entries of a table at any level.
-const ENTRIES: usize = 512;
+/// Entries of a table at any level (SDM vol. 3A, 4.2).
+pub const ENTRIES: usize = 512;
 /// Bytes of a large page.
-pub const LARGE: u64 = 2 << 20;
+pub const LARGE_PAGE: u64 = 2 << 20;
 const GIB: u64 = 1 << 30;
+/// The address in CR3, in an entry of a page table or of EPT, and in IA32_APIC_BASE.
+pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Page tables always map this much, RAM or not, with 2 MiB pages.
 pub const LOW_GIB: usize = 4;
 /// GiB that one page directory pointer table maps.
@@ -26,12 +32,28 @@ const PDS: usize = 64;
 /// Page tables with 4 KiB pages, from address 0: all of L0's private memory.
 const PTS: usize = 4;
 /// First byte that 4 KiB pages do not map.
-pub const SMALL_END: u64 = PTS as u64 * LARGE;
+pub const SMALL_END: u64 = PTS as u64 * LARGE_PAGE;
 
-/// Entry flags: present, writable, accessed, dirty.
-pub const PRESENT_WRITABLE: u64 = 0x63;
-/// Entry flag of a large page.
-pub const LARGE_PAGE: u64 = 0x80;
+/// Flags of an entry that is for L0 or a host without limits: accessed and dirty are set from the start.
+const FLAGS: PageTableFlags = PageTableFlags::PRESENT
+    .union(PageTableFlags::WRITABLE)
+    .union(PageTableFlags::ACCESSED)
+    .union(PageTableFlags::DIRTY);
+/// [`FLAGS`] of an entry that names a table, or maps a page of 4 KiB.
+pub const PRESENT_WRITABLE: u64 = FLAGS.bits();
+/// [`FLAGS`] of an entry that maps a large page.
+pub const PRESENT_WRITABLE_LARGE: u64 = FLAGS.union(PageTableFlags::HUGE_PAGE).bits();
+
+/// Lowest bit of an address that chooses the entry in a table at level 1 (page table) to 5; an entry maps `1 <<
+/// shift(level)` bytes.
+pub const fn shift(level: u32) -> u32 {
+    12 + 9 * (level - 1)
+}
+
+/// First byte of the page that `address` is in.
+pub const fn page_of(address: u64) -> u64 {
+    address & !(PAGE_SIZE - 1)
+}
 
 /// One table.
 pub type Table = [u64; ENTRIES];
@@ -75,7 +97,7 @@ pub fn l0_cr3(slot: Slot) -> u64 {
 /// The identity map of one GiB with 2 MiB pages.
 pub fn fill_directory(pd: &mut Table, gib: usize) {
     for (i, entry) in pd.iter_mut().enumerate() {
-        *entry = (gib as u64 * GIB + i as u64 * LARGE) | PRESENT_WRITABLE | LARGE_PAGE;
+        *entry = (gib as u64 * GIB + i as u64 * LARGE_PAGE) | PRESENT_WRITABLE_LARGE;
     }
 }
 
@@ -141,10 +163,10 @@ impl Tables {
     /// Fills the page tables of the first MiBs, without `guards`; addresses beyond them are ignored.
     fn fill_small(&mut self, guards: impl Iterator<Item = u64>) {
         for (number, entry) in self.pt.as_flattened_mut().iter_mut().enumerate() {
-            *entry = (number as u64 * 4096) | PRESENT_WRITABLE;
+            *entry = (number as u64 * PAGE_SIZE) | PRESENT_WRITABLE;
         }
         for guard in guards {
-            if let Some(entry) = self.pt.as_flattened_mut().get_mut((guard / 4096) as usize) {
+            if let Some(entry) = self.pt.as_flattened_mut().get_mut((guard / PAGE_SIZE) as usize) {
                 *entry = 0;
             }
         }
@@ -163,7 +185,7 @@ impl Tables {
             return true;
         }
         if as_one_page {
-            *entry = (gib as u64 * GIB) | PRESENT_WRITABLE | LARGE_PAGE;
+            *entry = (gib as u64 * GIB) | PRESENT_WRITABLE_LARGE;
             return true;
         }
         let Some(pd) = self.pd.get_mut(*free_pd) else {
@@ -206,10 +228,10 @@ mod tests {
         );
         assert!(t.pdpt[0][..6].iter().all(|&e| e != 0));
         assert_eq!(t.pdpt[0][6], 0);
-        assert_eq!(t.pdpt[0][5], (5 * GIB) | 0xe3);
-        assert_eq!(t.pdpt[1][600 - 512], (600 * GIB) | 0xe3);
-        assert_eq!(t.pd[3][511], (4 * GIB - LARGE) | 0xe3);
-        assert_eq!(t.stub_pdpt[Slot::Odd][511], 0x83_a000 | 0x63);
+        assert_eq!(t.pdpt[0][5], (5 * GIB) | PRESENT_WRITABLE_LARGE);
+        assert_eq!(t.pdpt[1][600 - 512], (600 * GIB) | PRESENT_WRITABLE_LARGE);
+        assert_eq!(t.pd[3][511], (4 * GIB - LARGE_PAGE) | PRESENT_WRITABLE_LARGE);
+        assert_eq!(t.stub_pdpt[Slot::Odd][511], 0x83_a000 | PRESENT_WRITABLE);
         assert_eq!(t.pml4[Slot::Even].0[0], t.pml4[Slot::Odd].0[0]);
         assert_ne!(t.pml4[Slot::Even].0[511], t.pml4[Slot::Odd].0[511]);
     }
@@ -235,9 +257,10 @@ mod tests {
         let small = t.pt.as_flattened();
         assert_eq!((small[0x200], small[0x7ff]), (0, 0));
         assert_eq!(small.iter().filter(|&&e| e == 0).count(), 2);
-        assert_eq!(small[0x201], 0x20_1063);
-        assert_eq!(t.pd[0][0] & !0xfff, t.pt.as_ptr() as u64);
-        assert_eq!(t.pd[0][PTS], SMALL_END | 0xe3);
+        assert_eq!(small[0x201], 0x20_1000 | PRESENT_WRITABLE);
+        assert_eq!((PRESENT_WRITABLE, PRESENT_WRITABLE_LARGE), (0x63, 0xe3));
+        assert_eq!(t.pd[0][0] & ADDRESS, t.pt.as_ptr() as u64);
+        assert_eq!(t.pd[0][PTS], SMALL_END | PRESENT_WRITABLE_LARGE);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 
 use core::arch::global_asm;
 
+use locum_abi::{PAGE_SIZE, Slot};
+
 use super::memory::move_bytes;
 use crate::arch::registers::{CR0_L0, CR4_L0, EferFlags};
 use crate::arch::{gdt, lapic, msr, paging, registers, stack};
@@ -11,7 +13,6 @@ use crate::id::{self, CpuIndex};
 use crate::shared;
 use crate::stage;
 use crate::vmx::caps::FeatureControl;
-use locum_abi::Slot;
 
 /// Where the trampoline lies while CPUs start: conventional memory that the BIOS and GRUB leave alone. What was there
 /// is put back.
@@ -143,7 +144,7 @@ unsafe fn put(field: *const u8, value: u64) {
 /// The trampoline is in place for this CPU.
 unsafe fn start(cpu: CpuIndex) -> bool {
     let id = id::apic_id(cpu);
-    let page = (TRAMPOLINE >> 12) as u8;
+    let page = (TRAMPOLINE / PAGE_SIZE) as u8;
     let parked = || stage::is_parked(cpu);
     // SAFETY: the caller's word.
     unsafe {

@@ -4,14 +4,12 @@ use core::ops::Range;
 
 use arrayvec::ArrayString;
 
+use crate::arch::paging::LARGE_PAGE;
 use crate::logger::DEBUG_PORT;
 use crate::park::Wait;
 
 /// Longest command line of a host, in bytes (Linux' x86 `COMMAND_LINE_SIZE`, less the terminating zero).
 pub const HOST_LINE: usize = 2047;
-
-/// Alignment of the pool: a large page.
-const POOL_ALIGN: u64 = 2 << 20;
 
 /// What L0 was told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -92,7 +90,7 @@ pub fn parse<'a>(line: &'a str, mut bad: impl FnMut(BadArgument<'a>)) -> Options
 fn pool(value: &str) -> Option<Range<u64>> {
     let (start, end) = value.split_once('-')?;
     let (start, end) = (hex(start)?, hex(end)?);
-    let aligned = start.is_multiple_of(POOL_ALIGN) && end.is_multiple_of(POOL_ALIGN);
+    let aligned = start.is_multiple_of(LARGE_PAGE) && end.is_multiple_of(LARGE_PAGE);
     (aligned && start < end).then_some(start..end)
 }
 

@@ -4,7 +4,7 @@
 use core::arch::global_asm;
 
 use crate::arch::registers::{CR0_L0, CR4_L0, EferFlags};
-use crate::arch::{gdt, msr};
+use crate::arch::{gdt, msr, paging};
 
 /// Bytes of the stack until the boot CPU jumps to the host.
 const BOOT_STACK: usize = 64 * 1024;
@@ -52,8 +52,8 @@ global_asm!(
     "mov ebp, eax", // magic; CPUID and WRMSR below want EAX
     "mov esi, ebx", // boot information
     // One PML4 entry, four PDPT entries, four directories of 2 MiB pages.
-    "mov dword ptr [l0_boot_pml4], offset l0_boot_pdpt + 0x63",
-    "mov eax, offset l0_boot_pd + 0x63",
+    "mov dword ptr [l0_boot_pml4], offset l0_boot_pdpt + {flags}",
+    "mov eax, offset l0_boot_pd + {flags}",
     "xor ecx, ecx",
     "2:",
     "mov [l0_boot_pdpt + ecx * 8], eax",
@@ -61,11 +61,11 @@ global_asm!(
     "inc ecx",
     "cmp ecx, 4",
     "jne 2b",
-    "mov eax, 0xe3",
+    "mov eax, {large}",
     "xor ecx, ecx",
     "3:",
     "mov [l0_boot_pd + ecx * 8], eax",
-    "add eax, 0x200000",
+    "add eax, {large_page}",
     "inc ecx",
     "cmp ecx, 2048",
     "jne 3b",
@@ -107,5 +107,8 @@ global_asm!(
     cr4 = const CR4_L0.bits(),
     efer = const msr::EFER,
     lme = const EferFlags::LONG_MODE_ENABLE.bits(),
+    flags = const paging::PRESENT_WRITABLE,
+    large = const paging::PRESENT_WRITABLE_LARGE,
+    large_page = const paging::LARGE_PAGE,
     main = sym super::main,
 );

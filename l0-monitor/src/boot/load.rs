@@ -92,7 +92,7 @@ pub fn load(
         &kernel_range,
         &Wanted {
             kernel_room: kernel.init_size(),
-            kernel_align: kernel.alignment().max(paging::LARGE),
+            kernel_align: kernel.alignment().max(paging::LARGE_PAGE),
             kernel_lowest: preferred,
             ramdisk: ramdisk_file.map_or(0, |file| file.end - file.start),
         },

@@ -5,7 +5,7 @@ use core::cell::UnsafeCell;
 use core::mem::offset_of;
 
 use firmware_shim::acpi;
-use locum_abi::{Event, PerSlot};
+use locum_abi::{Event, PAGE_SIZE, PerSlot};
 
 use super::discover::{find_rsdp, read_machine};
 use super::load::{Entry, load};
@@ -151,7 +151,7 @@ fn prepare(machine: &Machine, me: CpuIndex) -> Result<(), BootError> {
         native_host::install(slot);
         reset::install(slot);
         // SAFETY: the page is the slot's; hosts that see it instead of page 0 expect the BIOS data area there.
-        unsafe { move_bytes(shared::page_zero(slot), 0, 4096) };
+        unsafe { move_bytes(shared::page_zero(slot), 0, PAGE_SIZE) };
     }
     shared::init_cpus(Slot::Even);
     Ok(())

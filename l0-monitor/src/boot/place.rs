@@ -2,14 +2,14 @@
 
 use core::ops::Range;
 
+use crate::arch::paging::page_of;
+
 /// A kernel is never loaded below this: below are old devices' memory and L0.
 const KERNEL_FLOOR: u64 = 16 << 20;
 /// Ramdisks go below this if they can: memory above it is the first to be given to a successor.
 const RAMDISK_PREFERRED_END: u64 = 1 << 30;
 /// Both go below this: the firmware's page tables map no more, and any kernel can read it.
 const LIMIT: u64 = 4 << 30;
-/// Alignment of a ramdisk.
-const PAGE: u64 = 4096;
 
 /// What has to be placed.
 #[derive(Clone, Debug)]
@@ -94,13 +94,13 @@ fn align_up(value: u64, align: u64) -> Option<u64> {
 /// Highest page-aligned start of `len` bytes inside `range`, below `limit`, clear of `taken`.
 fn highest(range: &Range<u64>, limit: u64, len: u64, taken: &[Range<u64>]) -> Option<u64> {
     let floor = range.start.max(KERNEL_FLOOR);
-    let mut start = range.end.min(limit).checked_sub(len)? & !(PAGE - 1);
+    let mut start = page_of(range.end.min(limit).checked_sub(len)?);
     // Each step goes below one of the few ranges in the way, so this ends.
     while start >= floor {
         let Some(hit) = taken.iter().find(|t| start < t.end && t.start < start + len) else {
             return Some(start);
         };
-        start = hit.start.checked_sub(len)? & !(PAGE - 1);
+        start = page_of(hit.start.checked_sub(len)?);
     }
     None
 }

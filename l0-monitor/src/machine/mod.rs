@@ -7,6 +7,7 @@ use firmware_shim::acpi::EcamRegion;
 use firmware_shim::e820::{E820Map, MemoryType as RangeType};
 use spin::Once;
 
+use crate::arch::paging::page_of;
 use mtrr::Mtrrs;
 
 /// IOAPICs that L0 knows at most. Servers have one and four a socket: four sockets have 17.
@@ -111,9 +112,11 @@ pub fn publish(machine: Machine) -> &'static Machine {
 /// Memory type at a physical address, and the first address above it where another may begin. Write-back everywhere
 /// while the machine is not known.
 pub fn memory_type(address: u64) -> (mtrr::MemoryType, u64) {
-    MACHINE.get().map_or((mtrr::MemoryType::WriteBack, !0xfff), |machine| {
-        machine.mtrrs.lookup(address)
-    })
+    MACHINE
+        .get()
+        .map_or((mtrr::MemoryType::WriteBack, page_of(u64::MAX)), |machine| {
+            machine.mtrrs.lookup(address)
+        })
 }
 
 /// Whether there is RAM at `address`, or what is below 1 MiB up to the VGA window.

@@ -1,8 +1,10 @@
 //! The memory types that the MTRRs give (SDM vol. 3A, 12.11), as found at boot. L0 never changes MTRRs.
 
 use arrayvec::ArrayVec;
+use locum_abi::PAGE_SIZE;
 
 use crate::arch::msr;
+use crate::arch::paging::page_of;
 
 /// A memory type (SDM vol. 3A, table 12-2), in the encoding that MTRRs and EPT entries share.
 #[repr(u8)]
@@ -43,9 +45,8 @@ const FIXED_ENABLED: u64 = 1 << 10;
 const ENABLED: u64 = 1 << 11;
 /// PHYSMASK: the pair is valid.
 const VALID: u64 = 1 << 11;
-const PAGE_MASK: u64 = !0xfff;
 /// Beyond every address: "never".
-const LAST_PAGE: u64 = PAGE_MASK;
+const LAST_PAGE: u64 = page_of(u64::MAX);
 
 /// First byte that fixed ranges do not cover.
 const FIXED_END: u64 = 0x10_0000;
@@ -97,12 +98,12 @@ impl Mtrrs {
     pub fn lookup(&self, address: u64) -> (MemoryType, u64) {
         let top = 1u64 << self.max_phys_bits.clamp(32, 52);
         if self.def_type & ENABLED == 0 {
-            return (MemoryType::Uncacheable, top.max(address.saturating_add(0x1000)));
+            return (MemoryType::Uncacheable, top.max(address.saturating_add(PAGE_SIZE)));
         }
         if address < FIXED_END && self.def_type & FIXED_ENABLED != 0 {
             return self.fixed(address);
         }
-        let mut end = top.max(address.saturating_add(0x1000));
+        let mut end = top.max(address.saturating_add(PAGE_SIZE));
         if address < FIXED_END {
             end = FIXED_END;
         }
@@ -158,8 +159,8 @@ enum Hit {
 /// Whether a variable range covers `address`, and where that may change next. Masks need not be contiguous; the next
 /// change is then at the next step of the mask's lowest bit.
 fn variable_run(base: u64, mask: u64, top: u64, address: u64) -> (Hit, u64) {
-    let mask = mask & PAGE_MASK & (top - 1);
-    let base = base & PAGE_MASK & mask;
+    let mask = page_of(mask) & (top - 1);
+    let base = page_of(base) & mask;
     if mask == 0 {
         return (Hit::Inside, LAST_PAGE);
     }

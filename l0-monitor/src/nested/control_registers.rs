@@ -18,6 +18,11 @@ const LMSW: Cr0Flags = Cr0Flags::PROTECTED_MODE_ENABLE
     .union(Cr0Flags::EMULATE_COPROCESSOR)
     .union(Cr0Flags::TASK_SWITCHED);
 
+/// CR3 with PAE paging: the address of the PDPTEs (SDM vol. 3A, table 4-7).
+const CR3_PAE: u64 = 0xffff_ffe0;
+/// CR3 in IA-32e mode: the process-context identifier (SDM vol. 3A, table 4-13).
+const CR3_PCID: u64 = 0xfff;
+
 impl<H: Hardware> Context<'_, H> {
     /// Serves a control-register exit.
     pub fn control_register(&mut self) {
@@ -95,7 +100,7 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     fn load_pdptes(&mut self) -> bool {
-        let table = self.read(field::GUEST_CR3) & 0xffff_ffe0;
+        let table = self.read(field::GUEST_CR3) & CR3_PAE;
         if !self.around.may_touch(table, 32) {
             return false;
         }
@@ -113,7 +118,7 @@ impl<H: Hardware> Context<'_, H> {
         let leaves_vmx = self.vcpu.belief.vmx_on && !value.contains(Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS);
         let bad_pcide = value.contains(Cr4Flags::PCID)
             && !old.contains(Cr4Flags::PCID)
-            && (!long_mode || self.read(field::GUEST_CR3) & 0xfff != 0);
+            && (!long_mode || self.read(field::GUEST_CR3) & CR3_PCID != 0);
         let leaves_long_mode = long_mode && !value.contains(Cr4Flags::PHYSICAL_ADDRESS_EXTENSION);
         if !self.vcpu.caps.cr4_allowed.contains(value) || leaves_vmx || bad_pcide || leaves_long_mode {
             return false;

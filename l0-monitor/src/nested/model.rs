@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::vec::Vec;
 
+use locum_abi::PAGE_SIZE;
+
 use crate::vmx::controls::SecondaryControls;
 use crate::vmx::field::{self, Area, Field};
 use crate::vmx::hardware::Invalidate;
@@ -134,7 +136,7 @@ impl Model {
     }
 
     fn bad_pointer(phys: u64) -> bool {
-        phys & 0xfff != 0 || phys >> 39 != 0
+        !phys.is_multiple_of(PAGE_SIZE) || phys >> 39 != 0
     }
 }
 

@@ -3,6 +3,9 @@
 //! Each is carried out by the real instruction with the host's VMCS current, so that flags, error numbers and launch
 //! states are the CPU's own. Around each call VMCS01 is current.
 
+use locum_abi::PAGE_SIZE;
+
+use crate::arch::paging::page_of;
 use crate::arch::registers::Cr4Flags;
 use crate::nested::context::{Context, Exception};
 use crate::nested::host_area::{self, HostArea};
@@ -15,7 +18,7 @@ use crate::vmx::hardware::Invalidate;
 use crate::vmx::{Hardware, VmxStatus};
 
 /// A physical address that no VMXON or VMPTRLD accepts: beyond every MAXPHYADDR.
-const BAD_POINTER: u64 = !0xfff;
+const BAD_POINTER: u64 = page_of(u64::MAX);
 
 /// What the exit handler does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,8 +104,8 @@ impl<H: Hardware> Context<'_, H> {
             let own = self.vcpu.vmxon_region;
             return self.on_host_vmcs(|c| c.hw.vmxon(own));
         }
-        let usable = region & 0xfff == 0
-            && self.around.may_touch(region, 4096)
+        let usable = region.is_multiple_of(PAGE_SIZE)
+            && self.around.may_touch(region, PAGE_SIZE)
             && self.hw.read_phys(region, 4) as u32 == self.vcpu.caps.revision;
         if !usable {
             return self.finish(VmxStatus::FailInvalid);
@@ -208,7 +211,7 @@ impl<H: Hardware> Context<'_, H> {
     fn checked_pointer(&mut self, phys: u64) -> u64 {
         if self.vcpu.belief.vmxon_region == Some(phys) {
             self.vcpu.vmxon_region
-        } else if self.around.may_touch(phys & !0xfff, 4096) {
+        } else if self.around.may_touch(page_of(phys), PAGE_SIZE) {
             phys
         } else {
             BAD_POINTER

@@ -3,10 +3,15 @@
 //! Guest-physical is host-physical, so a walk reads the host's page tables where they are. Every address met on the
 //! way is an allegation: only bytes that the host may touch are read.
 
+use locum_abi::PAGE_SIZE;
 use x86_64::structures::idt::PageFaultErrorCode;
 use x86_64::structures::paging::PageTableFlags;
 
+use crate::arch::paging;
 use crate::vmx::Hardware;
+
+/// Bytes of a table entry, and of a word that is read or written.
+const WORD: u64 = 8;
 
 /// Whether L0 may touch that many bytes at a physical address for the host.
 pub type MayTouch<'a> = &'a dyn Fn(u64, u64) -> bool;
@@ -31,8 +36,6 @@ pub struct Paging {
     pub five_levels: bool,
 }
 
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-
 impl Paging {
     /// Translates one address; `write` only for the error code and the R/W bit (CR0.WP is taken as set).
     ///
@@ -46,18 +49,18 @@ impl Paging {
         write: bool,
     ) -> Result<u64, Fault> {
         let levels = if self.five_levels { 5 } else { 4 };
-        let unused = 64 - (12 + 9 * levels);
+        let unused = 64 - paging::shift(levels + 1);
         if ((linear as i64) << unused >> unused) as u64 != linear {
             return Err(Fault::NonCanonical);
         }
         let mut code = PageFaultErrorCode::empty();
         code.set(PageFaultErrorCode::CAUSED_BY_WRITE, write);
-        let mut table = self.cr3 & ADDRESS;
+        let mut table = self.cr3 & paging::ADDRESS;
         let mut level = levels;
         loop {
-            let shift = 12 + 9 * (level - 1);
-            let place = table + ((linear >> shift & 0x1ff) << 3);
-            if !may_touch(place, 8) {
+            let shift = paging::shift(level);
+            let place = table + ((linear >> shift) % paging::ENTRIES as u64 * WORD);
+            if !may_touch(place, WORD) {
                 return Err(Fault::Outside);
             }
             let entry = hw.read_phys(place, 8);
@@ -70,9 +73,9 @@ impl Paging {
             }
             if level == 1 || (flags.contains(PageTableFlags::HUGE_PAGE) && level <= 3) {
                 let mask = (1_u64 << shift) - 1;
-                return Ok(entry & ADDRESS & !mask | linear & mask);
+                return Ok(entry & paging::ADDRESS & !mask | linear & mask);
             }
-            table = entry & ADDRESS;
+            table = entry & paging::ADDRESS;
             level -= 1;
         }
     }
@@ -91,7 +94,7 @@ pub fn read_words<const N: usize>(
     let mut words = [0_u64; N];
     for (i, word) in words.iter_mut().enumerate() {
         let at = linear.wrapping_add(8 * i as u64);
-        if at & 0xfff <= 0xff8 {
+        if at % PAGE_SIZE <= PAGE_SIZE - WORD {
             let phys = paging.translate(hw, may_touch, at, false)?;
             if !may_touch(phys, 8) {
                 return Err(Fault::Outside);

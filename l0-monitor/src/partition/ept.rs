@@ -5,28 +5,50 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use bitflags::bitflags;
+
 use super::memory::Access;
+use crate::arch::paging;
 use crate::machine::mtrr::MemoryType;
 
-const READ: u64 = 1;
-const WRITE: u64 = 2;
-const EXECUTE: u64 = 4;
-const LARGE: u64 = 1 << 7;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+bitflags! {
+    /// Flags of an entry (SDM vol. 3C, tables 30-1 to 30-6). The rest is the address, and in one that maps a page the
+    /// memory type.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    struct Flags: u64 {
+        const READ = 1 << 0;
+        const WRITE = 1 << 1;
+        const EXECUTE = 1 << 2;
+        /// The entry maps a page, above level 1.
+        const LARGE = 1 << 7;
+        const _ = !0;
+
+        /// All rights.
+        const ALL = Self::READ.bits() | Self::WRITE.bits() | Self::EXECUTE.bits();
+    }
+}
+
+/// Lowest bit of the memory type in an entry that maps a page.
+const MEMORY_TYPE: u32 = 3;
+/// EPT pointer (table 26-9): the tables are write-back, a walk takes four of them.
+const POINTER: u64 = MemoryType::WriteBack as u64 | (LEVELS as u64 - 1) << 3;
+/// Level of the root.
+const LEVELS: u32 = 4;
+
 /// Bytes that an entry maps at level 1 (page table) to 4.
 const fn span(level: u32) -> u64 {
-    1 << (12 + 9 * (level - 1))
+    1 << paging::shift(level)
 }
 
 /// One 4 KiB table.
 #[repr(C, align(4096))]
 #[derive(Debug)]
-pub struct Table([AtomicU64; 512]);
+pub struct Table([AtomicU64; paging::ENTRIES]);
 
 impl Table {
     /// An empty table.
     pub const fn new() -> Self {
-        Self([const { AtomicU64::new(0) }; 512])
+        Self([const { AtomicU64::new(0) }; paging::ENTRIES])
     }
 
     fn address(&self) -> u64 {
@@ -57,13 +79,13 @@ impl Stretch {
     fn leaf(&self, address: u64, large: bool) -> u64 {
         let rights = match self.access {
             Access::None => return 0,
-            Access::Read => READ | EXECUTE,
-            Access::Full => READ | WRITE | EXECUTE,
+            Access::Read => Flags::READ | Flags::EXECUTE,
+            Access::Full => Flags::ALL,
         };
-        address.wrapping_add(self.offset) & ADDRESS
-            | (self.memory_type as u64) << 3
-            | rights
-            | if large { LARGE } else { 0 }
+        let size = if large { Flags::LARGE } else { Flags::empty() };
+        address.wrapping_add(self.offset) & paging::ADDRESS
+            | (self.memory_type as u64) << MEMORY_TYPE
+            | (rights | size).bits()
     }
 }
 
@@ -89,9 +111,9 @@ impl<'a> Ept<'a> {
         }
     }
 
-    /// The EPT pointer: write-back tables, walk length 4 (SDM table 26-9).
+    /// The EPT pointer.
     pub fn pointer(&self) -> u64 {
-        self.tables.first().map_or(0, Table::address) | 3 << 3 | 6
+        self.tables.first().map_or(0, Table::address) | POINTER
     }
 
     /// Whether it has no store yet.
@@ -116,7 +138,7 @@ impl<'a> Ept<'a> {
         self.tables
             .iter()
             .take(self.used)
-            .find(|t| t.address() == entry & ADDRESS)
+            .find(|t| t.address() == entry & paging::ADDRESS)
     }
 
     /// Makes the entries for `start..end` say what `stretch` tells of each address.
@@ -127,7 +149,7 @@ impl<'a> Ept<'a> {
         let Some(root) = self.tables.first() else {
             return Err(Exhausted);
         };
-        self.fill(root, 4, 0, start, end, stretch)
+        self.fill(root, LEVELS, 0, start, end, stretch)
     }
 
     fn fill(
@@ -147,7 +169,8 @@ impl<'a> Ept<'a> {
                 continue;
             }
             let entry = place.load(Ordering::Relaxed);
-            let has_table = level > 1 && entry & (READ | WRITE | EXECUTE) != 0 && entry & LARGE == 0;
+            let flags = Flags::from_bits_retain(entry);
+            let has_table = level > 1 && flags.intersects(Flags::ALL) && !flags.contains(Flags::LARGE);
             let here = stretch(first);
             let uniform = here.end >= last;
             let leaf_allowed = level == 1 || level == 2 || (level == 3 && self.large_1g);
@@ -177,7 +200,7 @@ impl<'a> Ept<'a> {
                 place.store(0, Ordering::Release);
                 return Err(exhausted);
             }
-            place.store(below.address() | READ | WRITE | EXECUTE, Ordering::Release);
+            place.store(below.address() | Flags::ALL.bits(), Ordering::Release);
         }
         Ok(())
     }
@@ -185,13 +208,13 @@ impl<'a> Ept<'a> {
     /// The leaf entry that maps `address` (0: nothing does) and the bytes it spans.
     pub fn lookup(&self, address: u64) -> (u64, u64) {
         let mut table = self.tables.first();
-        for level in (1..=4).rev() {
+        for level in (1..=LEVELS).rev() {
             let size = span(level);
-            let index = (address / size % 512) as usize;
+            let index = (address / size % paging::ENTRIES as u64) as usize;
             let entry = table
                 .and_then(|t| t.0.get(index))
                 .map_or(0, |e| e.load(Ordering::Relaxed));
-            if level == 1 || entry == 0 || entry & LARGE != 0 {
+            if level == 1 || entry == 0 || Flags::from_bits_retain(entry).contains(Flags::LARGE) {
                 return (entry, size);
             }
             table = self.table_at(entry);
@@ -204,7 +227,18 @@ impl<'a> Ept<'a> {
 mod tests {
     use std::vec::Vec;
 
+    use locum_abi::PAGE_SIZE;
+
     use super::*;
+
+    /// An entry for all of a page of RAM.
+    fn page(address: u64) -> u64 {
+        address | 6 << 3 | 7
+    }
+
+    fn large(address: u64) -> u64 {
+        page(address) | Flags::LARGE.bits()
+    }
 
     fn store(n: usize) -> Vec<Table> {
         (0..n).map(|_| Table::new()).collect()
@@ -234,10 +268,10 @@ mod tests {
         let mut ept = Ept::new(&tables, false);
         let map = hole(0x10_0000..0x80_0000);
         ept.update(0, 1 << 30, &map).unwrap();
-        assert_eq!(ept.lookup(0xf_f000), (0xf_f000 | 6 << 3 | 7, 4096));
+        assert_eq!(ept.lookup(0xf_f000), (page(0xf_f000), PAGE_SIZE));
         assert_eq!(ept.lookup(0x10_0000).0, 0);
         assert_eq!(ept.lookup(0x7f_f000).0, 0);
-        assert_eq!(ept.lookup(0x80_0000), (0x80_0000 | 6 << 3 | 7 | LARGE, 2 << 20));
+        assert_eq!(ept.lookup(0x80_0000), (large(0x80_0000), paging::LARGE_PAGE));
         assert_eq!(ept.lookup(1 << 30).0, 0, "beyond what was asked");
     }
 
@@ -250,10 +284,10 @@ mod tests {
         let map = hole(0x1000_1000..0x1000_2000);
         ept.update(0x1000_1000, 0x1000_2000, &map).unwrap();
         assert_eq!(ept.lookup(0x1000_1000).0, 0);
-        assert_eq!(ept.lookup(0x1000_0000), (0x1000_0000 | 6 << 3 | 7, 4096));
-        assert_eq!(ept.lookup(0x1020_0000), (0x1020_0000 | 6 << 3 | 7 | LARGE, 2 << 20));
+        assert_eq!(ept.lookup(0x1000_0000), (page(0x1000_0000), PAGE_SIZE));
+        assert_eq!(ept.lookup(0x1020_0000), (large(0x1020_0000), paging::LARGE_PAGE));
         ept.update(0x1000_1000, 0x1000_2000, &hole(0..0)).unwrap();
-        assert_eq!(ept.lookup(0x1000_1000).0, 0x1000_1000 | 6 << 3 | 7);
+        assert_eq!(ept.lookup(0x1000_1000).0, page(0x1000_1000));
     }
 
     #[test]

@@ -30,6 +30,7 @@ use firmware_shim::e820::MemoryType as RangeType;
 use locum_abi::{Errno, Event, Grant, HostState, PAGE_SIZE, PerSlot, Slot, StopReason};
 use spin::Mutex;
 
+use crate::arch::paging::{LARGE_PAGE, page_of};
 use crate::id::{self, CpuIndex};
 use crate::machine::mtrr::MemoryType;
 use crate::machine::{self, MAX_IOAPICS, Machine};
@@ -55,8 +56,6 @@ const EBDA: u64 = 0x9_0000;
 const VGA: u64 = 0xa_0000;
 const BIOS: u64 = 0xc_0000;
 const MIB: u64 = 0x10_0000;
-/// What is mapped at once on demand, beyond what is mapped from the start.
-const LARGE_PAGE: u64 = 2 << 20;
 
 /// The partition of this machine.
 pub static PARTITION: Partition = Partition::new();
@@ -515,7 +514,7 @@ impl Partition {
         let rule = {
             let mut guard = self.state.lock();
             let state = &mut *guard;
-            let page = |ioapic: &&mut IoApic| ioapic.address & !0xfff == address & !0xfff;
+            let page = |ioapic: &&mut IoApic| page_of(ioapic.address) == page_of(address);
             match state.ioapics.iter_mut().find(page) {
                 Some(ioapic) => ioapic.rule(&state.owners, slot, address, write),
                 None => IoApicRule::Answer(!0),
@@ -609,7 +608,7 @@ impl State {
         let allowed = access == Access::Full || (access == Access::Read && !write);
         let mut built = None;
         if allowed {
-            // Memory beyond what is mapped from the start, or an entry that was being rebuilt.
+            // Memory beyond what is mapped from the start, a large page at once, or an entry that was being rebuilt.
             if !self.epts[slot].maps(address) {
                 let start = address & !(LARGE_PAGE - 1);
                 built = Some(self.map(slot, start, start + LARGE_PAGE));
@@ -646,7 +645,7 @@ fn first_map(machine: &Machine) -> Result<Map, memory::Full> {
     // Both read the machine's tables, and AML writes what it keeps there.
     for range in machine.e820.entries() {
         if matches!(range.kind, RangeType::AcpiReclaim | RangeType::AcpiNvs) {
-            let (start, end) = (range.start & !(PAGE_SIZE - 1), range.end.next_multiple_of(PAGE_SIZE));
+            let (start, end) = (page_of(range.start), range.end.next_multiple_of(PAGE_SIZE));
             map.set(start, end, Kind::Shared)?;
         }
     }
@@ -654,7 +653,7 @@ fn first_map(machine: &Machine) -> Result<Map, memory::Full> {
         map.set(pool.start, pool.end, Kind::Shared)?;
     }
     for ioapic in &machine.ioapics {
-        let page = ioapic.address & !(PAGE_SIZE - 1);
+        let page = page_of(ioapic.address);
         map.set(page, page + PAGE_SIZE, Kind::IoApic)?;
     }
     Ok(map)

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use locum_abi::{PerSlot, Slot};
+use locum_abi::{PAGE_SIZE, PerSlot, Slot};
 
 use super::ept::Table;
 use crate::arch::msr;
@@ -50,7 +50,7 @@ pub fn set_io_bitmap(slot: Slot, byte: impl Fn(usize) -> u8) {
 /// Addresses of a slot's I/O bitmaps A and B.
 pub fn io_bitmap_addresses(slot: Slot) -> [u64; 2] {
     let a = core::ptr::from_ref(&IO[slot]) as u64;
-    [a, a + 4096]
+    [a, a + PAGE_SIZE]
 }
 
 /// Address of an MSR bitmap.

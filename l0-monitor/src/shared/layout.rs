@@ -5,7 +5,7 @@ use core::ops::Range;
 
 use locum_abi::channel::CHANNEL_COUNT;
 use locum_abi::frame::TableRegister;
-use locum_abi::{ChannelRing, Header, LogRing, Mailbox, SLOTS, Slot, Status, TraceRing};
+use locum_abi::{ChannelRing, Header, LogRing, Mailbox, PAGE_SIZE, SLOTS, Slot, Status, TraceRing};
 
 use crate::arch::paging::{LOW_GIB, SMALL_END, Table};
 use crate::id::APIC_IDS;
@@ -37,7 +37,7 @@ pub const RSDP_MAX: usize = 36;
 
 /// A page of bytes.
 #[repr(C, align(4096))]
-pub struct Page(pub [u8; 4096]);
+pub struct Page(pub [u8; PAGE_SIZE as usize]);
 
 /// A page-aligned value: the next one starts on a page of its own.
 #[repr(C, align(4096))]
@@ -130,8 +130,8 @@ pub union Filled {
 
 const _: () = assert!(size_of::<Filled>() as u64 == SIZE);
 const _: () = assert!(core::mem::offset_of!(Region, header) == 0);
-const _: () = assert!(size_of::<Paged<Table>>() == 4096);
-const _: () = assert!(size_of::<ResetPage>() == 4096);
+const _: () = assert!(size_of::<Paged<Table>>() as u64 == PAGE_SIZE);
+const _: () = assert!(size_of::<ResetPage>() as u64 == PAGE_SIZE);
 const _: () = assert!(SMALL_END == BASE);
 
 /// The region as a static: zero at boot, written by L0 and by hosts at any time, so only ever reached through
