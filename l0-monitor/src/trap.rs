@@ -8,14 +8,18 @@
 //! | anything else | a bug of L0 or a broken machine: traced, logged, and the CPU halts for good |
 #![expect(unsafe_code, reason = "the CPU reads the table, and the handlers begin in assembly")]
 
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
 
 use locum_abi::Event;
-use x86_64::structures::idt::ExceptionVector;
+use x86_64::VirtAddr;
+use x86_64::instructions::tables::lidt;
+use x86_64::structures::DescriptorTablePointer;
+use x86_64::structures::gdt::SegmentSelector;
+use x86_64::structures::idt::{Entry, ExceptionVector, HandlerFunc};
 
-use crate::arch::gdt::{CODE, TableRegister};
-use crate::arch::{cpuid, lapic, msr, registers};
+use crate::arch::{cpuid, gdt, lapic, msr, registers};
 use crate::shared::{self, Counter};
 use crate::stage::{self, Stage};
 
@@ -30,17 +34,19 @@ const FIRST_INTERRUPT: u64 = 32;
 /// Bytes between two entry stubs.
 const STUB_STRIDE: u64 = 16;
 /// Limit of the IDT.
-pub const LIMIT: u16 = (VECTORS * 16 - 1) as u16;
-/// Type of an interrupt gate at DPL 0, present.
-const INTERRUPT_GATE: u64 = 0x8e00;
+pub const LIMIT: u16 = size_of::<[Gate; VECTORS]>() as u16 - 1;
 
+/// A gate of the table. The crate's whole table has no place for the reserved vectors, and this one answers all.
+type Gate = Entry<HandlerFunc>;
+
+/// Zero at first, so that the image need not hold it.
 #[repr(C, align(4096))]
-struct Idt(UnsafeCell<[[u64; 2]; VECTORS]>);
+struct Idt(UnsafeCell<MaybeUninit<[Gate; VECTORS]>>);
 
 // SAFETY: written by the boot CPU in `init` before any CPU loads it, only read afterwards.
 unsafe impl Sync for Idt {}
 
-static IDT: Idt = Idt(UnsafeCell::new([[0; 2]; VECTORS]));
+static IDT: Idt = Idt(UnsafeCell::new(MaybeUninit::zeroed()));
 
 // Vectors 8, 10-14, 17, 21, 29 and 30 push an error code (SDM vol. 3A, table 6-1); the others get a zero, so that all
 // frames look alike.
@@ -112,14 +118,18 @@ struct TrapFrame {
     ss: u64,
 }
 
-/// An interrupt gate (SDM vol. 3A, 6.14.1) to `handler`, on stack `ist` (0: the current one).
-fn gate(handler: u64, ist: u8) -> [u64; 2] {
-    let low = (handler & 0xffff)
-        | u64::from(CODE) << 16
-        | u64::from(ist & 7) << 32
-        | INTERRUPT_GATE << 32
-        | (handler >> 16 & 0xffff) << 48;
-    [low, handler >> 32]
+/// An interrupt gate to `handler`, on the current stack or on the one for double faults.
+fn gate(handler: u64, own_stack: bool) -> Gate {
+    let mut gate = Gate::missing();
+    // SAFETY: nothing uses a gate before it is in the table, see `init`; the selector and the stack are L0's own.
+    unsafe {
+        let options = gate.set_handler_addr(VirtAddr::new_truncate(handler));
+        options.set_code_selector(SegmentSelector(gdt::CODE));
+        if own_stack {
+            options.set_stack_index(gdt::FAULT_IST);
+        }
+    }
+    gate
 }
 
 /// Fills the table.
@@ -129,10 +139,9 @@ fn gate(handler: u64, ist: u8) -> [u64; 2] {
 pub unsafe fn init() {
     let stubs = (&raw const l0_trap_stubs).addr() as u64;
     for vector in 0..VECTORS {
-        let ist = u8::from(vector == DOUBLE_FAULT);
-        let gate = gate(stubs + vector as u64 * STUB_STRIDE, ist);
+        let gate = gate(stubs + vector as u64 * STUB_STRIDE, vector == DOUBLE_FAULT);
         // SAFETY: the caller says that nobody else uses the table yet; `vector` is inside it.
-        unsafe { IDT.0.get().cast::<[u64; 2]>().add(vector).write(gate) };
+        unsafe { IDT.0.get().cast::<Gate>().add(vector).write(gate) };
     }
 }
 
@@ -146,13 +155,12 @@ pub fn base() -> u64 {
 /// # Safety
 /// [`init`] has run, and this CPU has L0's GDT and page tables.
 pub unsafe fn load() {
-    let register = TableRegister {
-        pad: [0; 3],
+    let register = DescriptorTablePointer {
         limit: LIMIT,
-        base: base(),
+        base: VirtAddr::new_truncate(base()),
     };
     // SAFETY: the table is filled and static; its gates use the selector that L0's GDT has.
-    unsafe { asm!("lidt [{}]", in(reg) &raw const register.limit, options(readonly, nostack, preserves_flags)) };
+    unsafe { lidt(&register) };
 }
 
 /// An NMI arrived while L0 ran. If it interrupted L0 on its way back to a host, it is the host's: L0 sends it to itself
@@ -211,12 +219,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gate_scatters_the_handler() {
-        let [low, high] = gate(0x1122_3344_5566_7788, 1);
-        assert_eq!(high, 0x1122_3344);
-        assert_eq!(low & 0xffff, 0x7788);
-        assert_eq!(low >> 48, 0x5566);
-        assert_eq!(low >> 16 & 0xffff, u64::from(CODE));
-        assert_eq!(low >> 32 & 0xffff, 0x8e01);
+    fn gates_are_as_the_cpu_reads_them() {
+        for (own_stack, ist) in [(false, 0), (true, 1)] {
+            // SAFETY: both are 16 bytes without padding.
+            let [low, high] = unsafe { core::mem::transmute::<Gate, [u64; 2]>(gate(0x3344_5566_7788, own_stack)) };
+            assert_eq!((low >> 48, low & 0xffff, high), (0x5566, 0x7788, 0x3344));
+            assert_eq!(low >> 16 & 0xffff, u64::from(gdt::CODE));
+            assert_eq!(low >> 32 & 0xffff, 0x8e00 | ist, "present, DPL 0, interrupt gate");
+        }
     }
 }

@@ -8,8 +8,16 @@
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
 
 use locum_abi::MAX_CPUS;
+
+use x86_64::VirtAddr;
+use x86_64::instructions::segmentation::{CS, DS, ES, FS, GS, SS, Segment};
+use x86_64::instructions::tables::{lgdt, load_tss};
+use x86_64::structures::DescriptorTablePointer;
+use x86_64::structures::gdt::{Descriptor, DescriptorFlags, SegmentSelector};
+use x86_64::structures::tss::TaskStateSegment;
 
 use crate::id::CpuIndex;
 
@@ -19,35 +27,32 @@ pub const CODE: u16 = 0x10;
 pub const DATA: u16 = 0x18;
 /// Selector of the TSS.
 pub const TSS: u16 = 0x20;
+/// Which entry of the interrupt stack table has the stack for double faults.
+pub const FAULT_IST: u16 = 0;
 
 /// Descriptor of 64-bit code at CPL 0, accessed.
-pub const CODE_DESCRIPTOR: u64 = 0x00af_9b00_0000_ffff;
+pub const CODE_DESCRIPTOR: u64 = DescriptorFlags::KERNEL_CODE64.bits();
 /// Descriptor of flat writable data, accessed.
-pub const DATA_DESCRIPTOR: u64 = 0x00cf_9300_0000_ffff;
+pub const DATA_DESCRIPTOR: u64 = DescriptorFlags::KERNEL_DATA.bits();
 /// The GDT that firmware leaves a host: null, unused, code, data.
 pub const FLAT: [u64; 4] = [0, 0, CODE_DESCRIPTOR, DATA_DESCRIPTOR];
 /// Its limit.
 pub const FLAT_LIMIT: u16 = size_of::<[u64; 4]>() as u16 - 1;
-/// Type and present bit of an available 64-bit TSS.
-const TSS_AVAILABLE: u64 = 0x89;
 
-/// Limit of the GDT.
-pub const GDT_LIMIT: u16 = (6 * 8) - 1;
-/// Limit of the TSS: 104 bytes, no I/O bitmap.
-pub const TSS_LIMIT: u32 = TSS_SIZE as u32 - 1;
-const TSS_SIZE: usize = 104;
-/// Offset of the I/O bitmap's offset in the TSS.
-const TSS_IOMAP: usize = 102;
-/// Offset of IST1 in the TSS.
-const TSS_IST1: usize = 36;
+/// A CPU's GDT: [`FLAT`], then the TSS in two entries. Not the crate's `GlobalDescriptorTable`: that hides where in it
+/// the entries are, which VMCSs and the reset vector's page name.
+type Gdt = [u64; 6];
+/// Limit of a CPU's GDT.
+pub const GDT_LIMIT: u16 = size_of::<Gdt>() as u16 - 1;
 
 /// Bytes of the stack for double faults.
 const FAULT_STACK: usize = 2048;
 
+/// Zero at first, so that the image need not hold it.
 #[repr(C, align(64))]
 struct Tables {
-    gdt: [u64; 6],
-    tss: [u8; TSS_SIZE],
+    gdt: Gdt,
+    tss: MaybeUninit<TaskStateSegment>,
     fault_stack: FaultStack,
 }
 
@@ -63,7 +68,7 @@ static TABLES: PerCpu = PerCpu(UnsafeCell::new(
     [const {
         Tables {
             gdt: [0; 6],
-            tss: [0; TSS_SIZE],
+            tss: MaybeUninit::zeroed(),
             fault_stack: FaultStack([0; FAULT_STACK]),
         }
     }; MAX_CPUS],
@@ -83,12 +88,6 @@ pub fn tss_base(cpu: CpuIndex) -> u64 {
     base(cpu) + core::mem::offset_of!(Tables, tss) as u64
 }
 
-/// The two descriptors' worth of an available TSS at `base`.
-fn tss_descriptor(base: u64) -> [u64; 2] {
-    let low = u64::from(TSS_LIMIT) | (base & 0xff_ffff) << 16 | TSS_AVAILABLE << 40 | (base >> 24 & 0xff) << 56;
-    [low, base >> 32]
-}
-
 /// Fills in a CPU's tables and loads GDTR and the segment registers from them. FS, GS and LDTR become null. TR stays as
 /// it is: a host that is refused wants its own back.
 ///
@@ -96,40 +95,41 @@ fn tss_descriptor(base: u64) -> [u64; 2] {
 /// Called on CPU `cpu` itself, with interrupts off, under L0's page tables.
 pub unsafe fn load_segments(cpu: CpuIndex) {
     let tables = tables(cpu);
-    let [tss_low, tss_high] = tss_descriptor(tss_base(cpu));
     let fault_stack_top = base(cpu) + (core::mem::offset_of!(Tables, fault_stack) + FAULT_STACK) as u64;
-    let register = TableRegister {
-        pad: [0; 3],
+    let mut tss = TaskStateSegment::new();
+    tss.interrupt_stack_table[usize::from(FAULT_IST)] = VirtAddr::new_truncate(fault_stack_top);
+    let register = DescriptorTablePointer {
         limit: GDT_LIMIT,
-        base: base(cpu),
+        base: VirtAddr::new_truncate(base(cpu)),
     };
     // SAFETY: `cpu` is below MAX_CPUS, so the element exists; only this CPU uses it, and no reference to it is ever
     // made. The descriptors are flat, so every address stays valid while the registers are reloaded.
     unsafe {
-        (&raw mut (*tables).gdt).write_volatile([0, 0, CODE_DESCRIPTOR, DATA_DESCRIPTOR, tss_low, tss_high]);
-        let tss = (&raw mut (*tables).tss).cast::<u8>();
-        tss.add(TSS_IST1).cast::<u64>().write_unaligned(fault_stack_top);
-        tss.add(TSS_IOMAP).cast::<u16>().write_unaligned(TSS_SIZE as u16);
-        asm!(
-            "lgdt [{register}]",
-            "push {code}",
-            "lea {scratch}, [rip + 2f]",
-            "push {scratch}",
-            "retfq",
-            "2:",
-            "mov ds, {data:x}",
-            "mov es, {data:x}",
-            "mov ss, {data:x}",
-            "mov fs, {null:x}",
-            "mov gs, {null:x}",
-            "lldt {null:x}",
-            register = in(reg) &raw const register.limit,
-            code = const CODE as i32,
-            scratch = out(reg) _,
-            data = in(reg) u32::from(DATA),
-            null = in(reg) 0u32,
-        );
+        let place = (&raw mut (*tables).tss).cast::<TaskStateSegment>();
+        place.write_volatile(tss);
+        (&raw mut (*tables).gdt).write_volatile(gdt(place));
+        lgdt(&register);
+        CS::set_reg(SegmentSelector(CODE));
+        DS::set_reg(SegmentSelector(DATA));
+        ES::set_reg(SegmentSelector(DATA));
+        SS::set_reg(SegmentSelector(DATA));
+        FS::set_reg(SegmentSelector::NULL);
+        GS::set_reg(SegmentSelector::NULL);
+        asm!("lldt {:x}", in(reg) 0_u32, options(nostack, preserves_flags));
     }
+}
+
+/// The entries of a GDT with an available TSS at `tss`.
+///
+/// # Safety
+/// There is a TSS.
+unsafe fn gdt(tss: *const TaskStateSegment) -> Gdt {
+    // SAFETY: the caller's word.
+    let (low, high) = match unsafe { Descriptor::tss_segment_unchecked(tss) } {
+        Descriptor::SystemSegment(low, high) => (low, high),
+        Descriptor::UserSegment(low) => (low, 0),
+    };
+    [0, 0, CODE_DESCRIPTOR, DATA_DESCRIPTOR, low, high]
 }
 
 /// As [`load_segments`], and loads TR.
@@ -140,7 +140,7 @@ pub unsafe fn load(cpu: CpuIndex) {
     // SAFETY: the caller's word; the TSS descriptor was just written as available.
     unsafe {
         load_segments(cpu);
-        asm!("ltr {:x}", in(reg) u32::from(TSS));
+        load_tss(SegmentSelector(TSS));
     }
 }
 
@@ -151,12 +151,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tss_descriptor_scatters_the_base() {
-        let [low, high] = tss_descriptor(0x1122_3344_5566_7788);
-        assert_eq!(high, 0x1122_3344);
-        assert_eq!(low >> 56, 0x55);
-        assert_eq!(low >> 16 & 0xff_ffff, 0x66_7788);
-        assert_eq!(low & 0xffff, 103);
-        assert_eq!(low >> 40 & 0xff, TSS_AVAILABLE);
+    fn descriptors_are_where_selectors_say() {
+        let tss = TaskStateSegment::new();
+        let address = (&raw const tss).addr() as u64;
+        // SAFETY: it is there.
+        let gdt = unsafe { gdt(&raw const tss) };
+        assert_eq!(gdt[usize::from(CODE / 8)], 0x00af_9b00_0000_ffff);
+        assert_eq!(gdt[usize::from(DATA / 8)], 0x00cf_9300_0000_ffff);
+        let (low, high) = (gdt[usize::from(TSS / 8)], gdt[usize::from(TSS / 8) + 1]);
+        assert_eq!((low >> 16 & 0xff_ffff) | low >> 56 << 24 | high << 32, address);
+        assert_eq!(
+            (low & 0xffff, low >> 40 & 0xff),
+            (103, 0x89),
+            "limit; present, available"
+        );
     }
 }

@@ -1,7 +1,13 @@
 //! Model-specific registers and XCR0, with variants that survive a #GP.
+//!
+//! The crate `x86_64` reads and writes MSRs that are there; what may not be there, or may be refused, goes through the
+//! functions in assembly, whose addresses the #GP handler knows. The crate does not tell an MSR's number again, so the
+//! numbers are L0's.
 #![expect(unsafe_code, reason = "RDMSR, WRMSR and XSETBV have no safe form")]
 
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
+
+use x86_64::registers::model_specific::Msr;
 
 /// IA32_APIC_BASE (this and all others: SDM vol. 4, table 2-2).
 pub const APIC_BASE: u32 = 0x1b;
@@ -118,10 +124,8 @@ pub fn fixup(rip: u64) -> Option<u64> {
 
 /// Reads an MSR that every CPU with VMX has. L0 stops the CPU where it does not exist.
 pub fn read(msr: u32) -> u64 {
-    let (low, high): (u32, u32);
     // SAFETY: RDMSR changes nothing but its output registers; a #GP ends in L0's own handler.
-    unsafe { asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
-    u64::from(high) << 32 | u64::from(low)
+    unsafe { Msr::new(msr).read() }
 }
 
 /// Writes an MSR.
@@ -130,9 +134,7 @@ pub fn read(msr: u32) -> u64 {
 /// The value must leave the CPU in a state in which L0's code and its memory behave as the compiler assumes.
 pub unsafe fn write(msr: u32, value: u64) {
     // SAFETY: the caller answers for the effect.
-    unsafe {
-        asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack, preserves_flags))
-    };
+    unsafe { Msr::new(msr).write(value) };
 }
 
 /// Reads an MSR that the CPU may not have: `None` if RDMSR raised #GP.

@@ -11,7 +11,9 @@
 use core::cell::UnsafeCell;
 
 use locum_abi::{PAGE_SIZE, PerSlot, Slot};
-use x86_64::structures::paging::PageTableFlags;
+use x86_64::PhysAddr;
+use x86_64::registers::control::{Cr3, Cr3Flags};
+use x86_64::structures::paging::{PageTableFlags, PhysFrame};
 
 /// Entries of a table at any level (SDM vol. 3A, 4.2).
 pub const ENTRIES: usize = 512;
@@ -92,6 +94,16 @@ pub fn l0_cr3(slot: Slot) -> u64 {
     // SAFETY: only addresses are computed.
     let pml4 = unsafe { (&raw mut (*tables).pml4).cast::<Pml4>().add(slot.index()) };
     pml4 as u64
+}
+
+/// Loads CR3 for a host's slot, without a PCID.
+///
+/// # Safety
+/// [`init`] has run, and what the CPU uses is mapped at the same address before and after.
+pub unsafe fn load(slot: Slot) {
+    let root = PhysFrame::containing_address(PhysAddr::new_truncate(l0_cr3(slot)));
+    // SAFETY: the caller's word.
+    unsafe { Cr3::write(root, Cr3Flags::empty()) };
 }
 
 /// The identity map of one GiB with 2 MiB pages.

@@ -1,14 +1,12 @@
-//! I/O ports.
+//! I/O ports of L0's own: log and reset. Those of hosts are reached through [`crate::vmx::Hardware`].
 #![expect(unsafe_code, reason = "IN and OUT are instructions without a safe form")]
 
-use core::arch::asm;
+use x86_64::structures::port::{PortRead, PortWrite};
 
 /// Reads a byte.
 pub fn read8(port: u16) -> u8 {
-    let value;
     // SAFETY: IN touches no memory. What a device does on being read is its matter, not the language's.
-    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) };
-    value
+    unsafe { u8::read_from_port(port) }
 }
 
 /// Writes a byte.
@@ -18,7 +16,7 @@ pub fn read8(port: u16) -> u8 {
 /// L0 uses, reset).
 pub unsafe fn write8(port: u16, value: u8) {
     // SAFETY: the caller answers for the device; OUT itself touches no memory.
-    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
+    unsafe { u8::write_to_port(port, value) };
 }
 
 /// The chipset's reset control register (Intel ICH and PCH datasheets, RST_CNT).

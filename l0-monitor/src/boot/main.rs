@@ -144,7 +144,7 @@ fn prepare(machine: &Machine, me: CpuIndex) -> Result<(), BootError> {
         .map_err(|unmapped| BootError::Unmapped(unmapped.first_gib))?;
     // SAFETY: L0's tables map all that the entry's do, at the same addresses.
     unsafe {
-        core::arch::asm!("mov cr3, {}", in(reg) paging::l0_cr3(Slot::Even), options(nostack, preserves_flags));
+        paging::load(Slot::Even);
         gdt::load(me);
     }
     for slot in Slot::ALL {

@@ -10,10 +10,9 @@
     reason = "changes control registers, and reads the frame that a host names"
 )]
 
-use core::arch::asm;
-
 use locum_abi::frame::{FRAME_MAGIC, TR};
 use locum_abi::{Errno, Event, Frame, PAGE_SIZE, Slot};
+use x86_64::registers::debug::Dr7;
 
 use crate::arch::general::{Register, Registers};
 use crate::arch::registers::Cr4Flags;
@@ -314,9 +313,8 @@ fn describe(vcpu: &VCpu, hw: &mut Cpu, frame: &mut Frame) {
             hw.wrmsr(msr, value);
         }
     }
-    let dr7 = frame.dr7;
-    // SAFETY: the host's own value; L0 uses no breakpoints and its code is at none of the host's addresses.
-    unsafe { asm!("mov dr7, {}", in(reg) dr7, options(nostack)) };
+    // The host's own value; L0 uses no breakpoints and its code is at none of the host's addresses.
+    Dr7::write_raw(frame.dr7);
 }
 
 /// Makes VMX on this CPU what the host believes it to be. Returns how many VMCSs were given back.
