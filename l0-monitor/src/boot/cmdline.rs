@@ -20,7 +20,7 @@ pub struct Options {
     pub log_port: Option<u16>,
     /// CPUs that the first host uses: `host_cpus=N`. All, if not given.
     pub host_cpus: Option<u32>,
-    /// Whether VMCSs are compared before and after: `check=vmcs`. See [`crate::nested::check`].
+    /// Whether VMCSs are compared before and after: `check=vmcs`. See [`crate::nested::fingerprint`].
     pub check: bool,
     /// Whether VMCS shadowing is left alone where CPUs have it: `shadowing=off`. See [`crate::nested::shadow`].
     pub no_shadowing: bool,

@@ -59,7 +59,7 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
     });
     park::set_wait(options.wait);
     if options.check {
-        nested::check::enable();
+        nested::fingerprint::enable();
     }
     nested::regions::init();
     if options.no_shadowing {

@@ -6,7 +6,7 @@
 use arrayvec::ArrayVec;
 use locum_abi::Event;
 
-use crate::nested::check;
+use crate::nested::fingerprint::{self, fingerprint};
 use crate::nested::host_area::HostArea;
 use crate::vmx::{Hardware, VmxStatus};
 
@@ -20,7 +20,7 @@ pub struct Entry {
     pub phys: u64,
     /// The host's values of the replaced fields.
     pub area: HostArea,
-    /// [`check::fingerprint`] from before the adoption; 0 if it was not taken, or the VMCS was used since.
+    /// [`fingerprint()`] from before the adoption; 0 if it was not taken, or the VMCS was used since.
     pub fingerprint: u64,
 }
 
@@ -81,7 +81,7 @@ impl Adopted {
                 return Err(status);
             }
         }
-        let fingerprint = if check::enabled() { check::fingerprint(hw) } else { 0 };
+        let fingerprint = if fingerprint::enabled() { fingerprint(hw) } else { 0 };
         own.write(hw);
         self.last = self.entries.len();
         self.entries.push(Entry {
@@ -109,7 +109,7 @@ impl Adopted {
         if hw.vmptrld(phys).ok() {
             entry.area.write(hw);
             if entry.fingerprint != 0 {
-                let difference = check::fingerprint(hw) ^ entry.fingerprint;
+                let difference = fingerprint(hw) ^ entry.fingerprint;
                 checked = Some(Event::VmcsChecked {
                     same: difference == 0,
                     vmcs: phys,

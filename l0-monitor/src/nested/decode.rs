@@ -10,15 +10,15 @@ use crate::arch::general::Register;
 pub struct Mov {
     /// 1, 2, 4 or 8 bytes.
     pub size: u8,
-    /// What moves.
-    pub what: What,
+    /// What it does.
+    pub operation: Operation,
     /// Bytes of the instruction.
     pub length: u8,
 }
 
 /// Direction and partner of the memory operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum Operation {
     /// Memory to register.
     Load(Register),
     /// Register to memory.
@@ -78,9 +78,9 @@ pub fn mov(bytes: &[u8]) -> Option<Mov> {
     if byte_sized && rex == 0 && register >= 4 && opcode < 0xc0 {
         return None;
     }
-    let what = match opcode {
-        0x88 | 0x89 => What::Store(Register::from_bits(register.into())),
-        0x8a | 0x8b => What::Load(Register::from_bits(register.into())),
+    let operation = match opcode {
+        0x88 | 0x89 => Operation::Store(Register::from_bits(register.into())),
+        0x8a | 0x8b => Operation::Load(Register::from_bits(register.into())),
         0xc6 | 0xc7 if modrm >> 3 & 7 == 0 => {
             let width = if size == 8 { 4 } else { usize::from(size) };
             let raw = bytes.get(at..at + width)?;
@@ -89,13 +89,13 @@ pub fn mov(bytes: &[u8]) -> Option<Mov> {
             for (i, byte) in raw.iter().enumerate() {
                 value |= u64::from(*byte) << (8 * i);
             }
-            What::StoreImmediate(if size == 8 { value as u32 as i32 as u64 } else { value })
+            Operation::StoreImmediate(if size == 8 { value as u32 as i32 as u64 } else { value })
         }
         _ => return None,
     };
     (at <= bytes.len() && at <= 15).then_some(Mov {
         size,
-        what,
+        operation,
         length: at as u8,
     })
 }
@@ -111,7 +111,7 @@ mod tests {
             mov(&[0x89, 0x02]),
             Some(Mov {
                 size: 4,
-                what: What::Store(Register::Rax),
+                operation: Operation::Store(Register::Rax),
                 length: 2
             })
         );
@@ -119,7 +119,7 @@ mod tests {
             mov(&[0x8b, 0x40, 0x10]),
             Some(Mov {
                 size: 4,
-                what: What::Load(Register::Rax),
+                operation: Operation::Load(Register::Rax),
                 length: 3
             })
         );
@@ -128,7 +128,7 @@ mod tests {
             mov(&sib),
             Some(Mov {
                 size: 4,
-                what: What::Store(Register::R9),
+                operation: Operation::Store(Register::R9),
                 length: 8
             })
         );
@@ -137,7 +137,7 @@ mod tests {
             mov(&immediate),
             Some(Mov {
                 size: 4,
-                what: What::StoreImmediate(5),
+                operation: Operation::StoreImmediate(5),
                 length: 10
             })
         );
@@ -146,7 +146,7 @@ mod tests {
             mov(&[0x40, 0x88, 0x32]),
             Some(Mov {
                 size: 1,
-                what: What::Store(Register::Rsi),
+                operation: Operation::Store(Register::Rsi),
                 length: 3
             })
         );
@@ -154,7 +154,7 @@ mod tests {
             mov(&[0x48, 0xc7, 0x00, 0xff, 0xff, 0xff, 0xff]),
             Some(Mov {
                 size: 8,
-                what: What::StoreImmediate(u64::MAX),
+                operation: Operation::StoreImmediate(u64::MAX),
                 length: 7
             })
         );

@@ -7,9 +7,9 @@ use locum_abi::{Event, StopReason};
 
 use crate::arch::general::Register;
 use crate::nested::context::{Context, Exception};
-use crate::nested::decode::{self, What};
-use crate::nested::host_area::{self, Kept};
-use crate::nested::steady;
+use crate::nested::decode::{self, Operation};
+use crate::nested::host_area::{self, LoadedOnExit};
+use crate::nested::steady::Copies;
 use crate::nested::vmx_instructions::Outcome;
 use crate::partition::Violation;
 use crate::partition::io_filter::Verdict;
@@ -61,20 +61,20 @@ impl<H: Hardware> Context<'_, H> {
     fn reflect(&mut self, reason: ExitReason) -> Next {
         self.vcpu.in_guest = false;
         let nmi = reason.basic() == Reason::EXCEPTION_NMI && Interruption(self.read(field::EXIT_INTERRUPTION)).is_nmi();
-        let kept = Kept::read(self.hw);
+        let loaded = LoadedOnExit::read(self.hw);
         let current = self.vcpu.belief.current.unwrap_or(0);
         let shadow = &self.vcpu.shadow;
-        let area = self.vcpu.adopted.find(current).map(|e| shadow.seen(e.area));
+        let area = self.vcpu.adopted.find(current).map(|entry| shadow.seen(entry.area));
         if self.vcpu.shadow.attached {
             self.vcpu.shadow.fill(self.hw);
-            self.vcpu.steady.stale = steady::CLEARED;
+            self.vcpu.steady.stale = Copies::CLEARED;
         }
         self.hw.vmptrld(self.vcpu.vmcs01);
-        let (Ok(kept), Some(area)) = (kept, area) else {
+        let (Ok(loaded), Some(area)) = (loaded, area) else {
             return Next::Die(StopReason::Unhandled, [0, reason.0.into(), current]);
         };
         let efer = self.read(field::GUEST_EFER);
-        host_area::load(self.hw, &area, &kept, self.vcpu.caps.fixed, nmi, efer);
+        host_area::load(self.hw, &area, &loaded, self.vcpu.caps.fixed, nmi, efer);
         Next::Host
     }
 
@@ -182,17 +182,17 @@ impl<H: Hardware> Context<'_, H> {
         }
         match self.fetch_mov(rip) {
             Some(mov) => {
-                let stored = match mov.what {
-                    What::Load(_) => None,
-                    What::Store(register) => Some(self.gpr(register)),
-                    What::StoreImmediate(value) => Some(value),
+                let stored = match mov.operation {
+                    Operation::Load(_) => None,
+                    Operation::Store(register) => Some(self.gpr(register)),
+                    Operation::StoreImmediate(value) => Some(value),
                 };
                 let value = if violation == Violation::IoApic && mov.size == 4 {
                     self.around.ioapic(self.hw, address, stored.map(|value| value as u32))
                 } else {
                     !0
                 };
-                if let What::Load(register) = mov.what {
+                if let Operation::Load(register) = mov.operation {
                     self.load_register(register, mov.size, value);
                 }
                 self.advance_by(u64::from(mov.length));

@@ -15,7 +15,7 @@ use crate::vmx::{Hardware, VmxStatus};
 pub const FIELDS: usize = 15;
 
 /// Index of a replaced field in a [`HostArea`].
-pub mod at {
+pub mod replaced {
     /// CR0.
     pub const CR0: usize = 0;
     /// CR3.
@@ -79,7 +79,7 @@ impl HostArea {
     /// Selector of one of ES to GS.
     #[inline(always)]
     pub const fn selector(&self, segment: Segment) -> u64 {
-        self.0[at::SELECTORS + segment as usize]
+        self.0[replaced::SELECTORS + segment as usize]
     }
 
     /// Reads the area of the current VMCS.
@@ -103,27 +103,33 @@ impl HostArea {
 
     /// Whether VM entry would accept these fields (SDM vol. 3C, 28.2.2 and 28.2.3); the CPU checks the others.
     pub fn valid(&self, caps: &Caps) -> bool {
-        let v = &self.0;
-        let cr0 = Cr0Flags::from_bits_retain(v[at::CR0]);
-        let cr4 = Cr4Flags::from_bits_retain(v[at::CR4]);
+        let values = &self.0;
+        let cr0 = Cr0Flags::from_bits_retain(values[replaced::CR0]);
+        let cr4 = Cr4Flags::from_bits_retain(values[replaced::CR4]);
         let canonical = |a: u64| ((a as i64) << 16 >> 16) as u64 == a;
-        let selectors = &v[at::SELECTORS..at::FS_BASE];
+        let selectors = &values[replaced::SELECTORS..replaced::FS_BASE];
         cr0.contains(caps.fixed.cr0 | Cr0Flags::PROTECTED_MODE_ENABLE | Cr0Flags::PAGING)
-            && v[at::CR0] >> 32 == 0
+            && values[replaced::CR0] >> 32 == 0
             && cr4.contains(caps.fixed.cr4 | Cr4Flags::PHYSICAL_ADDRESS_EXTENSION)
             && caps.cr4_allowed.contains(cr4)
-            && v[at::CR3] >> caps.phys_bits == 0
+            && values[replaced::CR3] >> caps.phys_bits == 0
             && selectors.iter().all(|selector| selector & TI_RPL == 0)
-            && v[at::SELECTORS + Segment::Cs as usize] != 0
-            && [at::RIP, at::FS_BASE, at::GS_BASE, at::GDTR_BASE, at::IDTR_BASE]
-                .iter()
-                .all(|i| canonical(v[*i]))
+            && values[replaced::SELECTORS + Segment::Cs as usize] != 0
+            && [
+                replaced::RIP,
+                replaced::FS_BASE,
+                replaced::GS_BASE,
+                replaced::GDTR_BASE,
+                replaced::IDTR_BASE,
+            ]
+            .iter()
+            .all(|i| canonical(values[*i]))
     }
 }
 
 /// What else an exit loads, read from the VMCS of the guest that exited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct LoadedOnExit {
     /// VM-exit controls.
     pub exit_controls: ExitControls,
     /// TR selector and base.
@@ -134,7 +140,7 @@ pub struct Kept {
     pub efer: u64,
 }
 
-impl Kept {
+impl LoadedOnExit {
     /// All zero.
     pub const ZERO: Self = Self {
         exit_controls: ExitControls::empty(),
@@ -176,12 +182,19 @@ pub const TSS_LIMIT: u64 = 0x67;
 ///
 /// `nmi` is true if the exit was caused by an NMI, after which NMIs are blocked (29.3.3). `efer_now` is the IA32_EFER
 /// that VMCS01 holds; only LMA and LME change where the exit controls do not load the MSR.
-pub fn load(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, fixed: FixedBits, nmi: bool, efer_now: u64) {
-    load_registers(hw, area, kept, fixed);
-    load_segments(hw, area, kept);
-    hw.put(field::CR0_SHADOW, area.0[at::CR0]);
-    hw.put(field::CR4_SHADOW, area.0[at::CR4]);
-    if !kept.exit_controls.contains(ExitControls::LOAD_EFER) {
+pub fn load(
+    hw: &mut impl Hardware,
+    area: &HostArea,
+    loaded: &LoadedOnExit,
+    fixed: FixedBits,
+    nmi: bool,
+    efer_now: u64,
+) {
+    load_registers(hw, area, loaded, fixed);
+    load_segments(hw, area, loaded);
+    hw.put(field::CR0_SHADOW, area.0[replaced::CR0]);
+    hw.put(field::CR4_SHADOW, area.0[replaced::CR4]);
+    if !loaded.exit_controls.contains(ExitControls::LOAD_EFER) {
         hw.put(field::GUEST_EFER, efer_now | EFER_LONG_MODE.bits());
     }
     let blocking = if nmi {
@@ -195,50 +208,50 @@ pub fn load(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, fixed: FixedBi
 }
 
 /// The part of [`load`] that the host may change at any time without an exit.
-fn load_registers(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, fixed: FixedBits) {
-    for (field, value) in registers(area, kept, fixed) {
+fn load_registers(hw: &mut impl Hardware, area: &HostArea, loaded: &LoadedOnExit, fixed: FixedBits) {
+    for (field, value) in registers(area, loaded, fixed) {
         hw.put(field, value);
     }
-    hw.put(field::GUEST_RIP, area.0[at::RIP]);
+    hw.put(field::GUEST_RIP, area.0[replaced::RIP]);
     hw.put(field::GUEST_RFLAGS, RFLAGS_CLEAR);
     hw.put(field::GUEST_GDTR_LIMIT, TABLE_LIMIT);
-    if kept.exit_controls.contains(ExitControls::LOAD_EFER) {
-        hw.put(field::GUEST_EFER, kept.efer);
+    if loaded.exit_controls.contains(ExitControls::LOAD_EFER) {
+        hw.put(field::GUEST_EFER, loaded.efer);
     }
 }
 
 /// What an exit puts into the host's registers, but for those that it finds otherwise nearly every time,
 /// and EFER, which not every exit loads.
 #[inline(always)]
-const fn registers(area: &HostArea, kept: &Kept, fixed: FixedBits) -> [(Field, u64); 16] {
-    let v = &area.0;
+const fn registers(area: &HostArea, loaded: &LoadedOnExit, fixed: FixedBits) -> [(Field, u64); 16] {
+    let values = &area.0;
     [
-        (field::GUEST_CR0, v[at::CR0] | fixed.cr0.bits()),
-        (field::GUEST_CR3, v[at::CR3]),
-        (field::GUEST_CR4, v[at::CR4] | fixed.cr4.bits()),
-        (field::GUEST_RSP, v[at::RSP]),
+        (field::GUEST_CR0, values[replaced::CR0] | fixed.cr0.bits()),
+        (field::GUEST_CR3, values[replaced::CR3]),
+        (field::GUEST_CR4, values[replaced::CR4] | fixed.cr4.bits()),
+        (field::GUEST_RSP, values[replaced::RSP]),
         (field::GUEST_DR7, DR7_CLEAR),
         (field::GUEST_DEBUGCTL, DEBUGCTL_CLEAR),
-        (Segment::Fs.guest_base(), v[at::FS_BASE]),
-        (Segment::Gs.guest_base(), v[at::GS_BASE]),
-        (Segment::Tr.guest_base(), kept.tr[1]),
+        (Segment::Fs.guest_base(), values[replaced::FS_BASE]),
+        (Segment::Gs.guest_base(), values[replaced::GS_BASE]),
+        (Segment::Tr.guest_base(), loaded.tr[1]),
         (Segment::Tr.guest_limit(), TSS_LIMIT),
-        (field::GUEST_GDTR_BASE, v[at::GDTR_BASE]),
-        (field::GUEST_IDTR_BASE, v[at::IDTR_BASE]),
+        (field::GUEST_GDTR_BASE, values[replaced::GDTR_BASE]),
+        (field::GUEST_IDTR_BASE, values[replaced::IDTR_BASE]),
         (field::GUEST_IDTR_LIMIT, TABLE_LIMIT),
-        (field::GUEST_SYSENTER_CS, kept.sysenter[0]),
-        (field::GUEST_SYSENTER_ESP, kept.sysenter[1]),
-        (field::GUEST_SYSENTER_EIP, kept.sysenter[2]),
+        (field::GUEST_SYSENTER_CS, loaded.sysenter[0]),
+        (field::GUEST_SYSENTER_ESP, loaded.sysenter[1]),
+        (field::GUEST_SYSENTER_EIP, loaded.sysenter[2]),
     ]
 }
 
 /// The segment registers, but for the bases and the limit in [`load_registers`].
 #[inline(never)]
-fn load_segments(hw: &mut impl Hardware, area: &HostArea, kept: &Kept) {
+fn load_segments(hw: &mut impl Hardware, area: &HostArea, loaded: &LoadedOnExit) {
     for segment in Segment::ALL {
         let (selector, limit, rights) = match segment {
             Segment::Ldtr => (0, 0, AccessRights::UNUSABLE),
-            Segment::Tr => (kept.tr[0], TSS_LIMIT, AccessRights::BUSY_TSS),
+            Segment::Tr => (loaded.tr[0], TSS_LIMIT, AccessRights::BUSY_TSS),
             Segment::Cs => (area.selector(segment), FLAT_LIMIT, AccessRights::CODE_64),
             other => match area.selector(other) {
                 0 => (0, FLAT_LIMIT, AccessRights::UNUSABLE),
@@ -258,29 +271,29 @@ fn load_segments(hw: &mut impl Hardware, area: &HostArea, kept: &Kept) {
 /// them after the last one: what differs is looked for before anything is written. A VMREAD is cheaper than a VMWRITE,
 /// after which VM entry may check the VMCS anew (Linux commit 3af80fec6e7f).
 #[inline(always)]
-pub fn reload(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, fixed: FixedBits) {
-    if registers_differ(hw, area, kept, fixed) | segments_differ(hw, area, kept) != 0 {
-        load_registers(hw, area, kept, fixed);
-        load_segments(hw, area, kept);
+pub fn reload(hw: &mut impl Hardware, area: &HostArea, loaded: &LoadedOnExit, fixed: FixedBits) {
+    if registers_differ(hw, area, loaded, fixed) | segments_differ(hw, area, loaded) != 0 {
+        load_registers(hw, area, loaded, fixed);
+        load_segments(hw, area, loaded);
         hw.put(field::GUEST_INTERRUPTIBILITY, Interruptibility::empty().bits());
     }
-    hw.put(field::GUEST_RIP, area.0[at::RIP]);
+    hw.put(field::GUEST_RIP, area.0[replaced::RIP]);
     hw.put(field::GUEST_RFLAGS, RFLAGS_CLEAR);
 }
 
 /// 0 if [`load_registers`] would change nothing but RIP and RFLAGS, and the host does not block interrupts. Linux
 /// changes the limit of the GDTR whenever its KVM leaves a guest for longer, so that one is corrected right away.
 #[inline(always)]
-fn registers_differ(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, fixed: FixedBits) -> u64 {
+fn registers_differ(hw: &mut impl Hardware, area: &HostArea, loaded: &LoadedOnExit, fixed: FixedBits) -> u64 {
     if hw.get(field::GUEST_GDTR_LIMIT) != TABLE_LIMIT {
         hw.put(field::GUEST_GDTR_LIMIT, TABLE_LIMIT);
     }
     let mut differ = hw.get(field::GUEST_INTERRUPTIBILITY);
-    for (field, value) in registers(area, kept, fixed) {
+    for (field, value) in registers(area, loaded, fixed) {
         differ |= hw.get(field) ^ value;
     }
-    if kept.exit_controls.contains(ExitControls::LOAD_EFER) {
-        differ |= hw.get(field::GUEST_EFER) ^ kept.efer;
+    if loaded.exit_controls.contains(ExitControls::LOAD_EFER) {
+        differ |= hw.get(field::GUEST_EFER) ^ loaded.efer;
     }
     differ
 }
@@ -289,9 +302,9 @@ fn registers_differ(hw: &mut impl Hardware, area: &HostArea, kept: &Kept, fixed:
 /// exit: there selectors say it all. Limits and the other bases are not used, a null selector is unusable, the code
 /// segment has L set and DPL 0, and a task register that LTR loaded is a busy TSS (SDM vol. 3A, 3.4.4 and 9.2.4).
 #[inline(always)]
-fn segments_differ(hw: &mut impl Hardware, area: &HostArea, kept: &Kept) -> u64 {
+fn segments_differ(hw: &mut impl Hardware, area: &HostArea, loaded: &LoadedOnExit) -> u64 {
     let mut differ = hw.get(Segment::Ldtr.guest_selector());
-    differ |= hw.get(Segment::Tr.guest_selector()) ^ kept.tr[0];
+    differ |= hw.get(Segment::Tr.guest_selector()) ^ loaded.tr[0];
     for segment in [
         Segment::Es,
         Segment::Cs,

@@ -28,10 +28,10 @@
 //! | [`this_machine`] | what is around the CPU on this machine: partition, trace, hosts |
 //! | [`vmx_instructions`] | the host's VMX instructions |
 //! | [`host_area`], [`adopt`] | host-state area: loading it, replacing it |
-//! | [`check`] | proof that a VMCS is the same afterwards |
-//! | [`control_registers`], [`simple`] | CR0, CR4; CPUID, MSRs, XCR0 |
+//! | [`fingerprint`] | proof that a VMCS is the same afterwards |
+//! | [`control_registers`], [`cpuid_and_msrs`] | CR0, CR4; CPUID, MSRs, XCR0 |
 //! | [`shadow`] | VMREAD and VMWRITE without an exit |
-//! | [`trapped`] | which fields the host's VMREADs and VMWRITEs exit for |
+//! | [`trapped_fields`] | which fields the host's VMREADs and VMWRITEs exit for |
 //! | [`walk`], [`decode`] | reading the host's memory operands and MOVs |
 //! | [`transition`] | native to nested and back |
 //! | [`hypercall`] | what a host may ask for |
@@ -41,11 +41,12 @@
 //! [`context::Surroundings`], and is tested against a model of them.
 
 pub mod adopt;
-pub mod check;
 pub mod context;
 pub mod control_registers;
+pub mod cpuid_and_msrs;
 pub mod decode;
 pub mod exits;
+pub mod fingerprint;
 pub mod host_area;
 pub mod hypercall;
 #[cfg(test)]
@@ -55,7 +56,6 @@ pub mod run;
 pub mod shadow;
 #[cfg(test)]
 mod shadow_tests;
-pub mod simple;
 pub mod steady;
 pub mod steady_path;
 #[cfg(test)]
@@ -66,7 +66,7 @@ mod test_bed;
 mod tests;
 pub mod this_machine;
 pub mod transition;
-pub mod trapped;
+pub mod trapped_fields;
 pub mod vcpu;
 pub mod vmcs01;
 pub mod vmx_instructions;

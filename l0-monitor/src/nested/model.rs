@@ -222,11 +222,11 @@ impl Hardware for Model {
         self.current.unwrap_or(!0)
     }
 
-    fn invalidate(&mut self, what: Invalidate, kind: u64, descriptor: [u64; 2]) -> VmxStatus {
+    fn invalidate(&mut self, instruction: Invalidate, kind: u64, descriptor: [u64; 2]) -> VmxStatus {
         if kind > 3 {
             return self.fail(28);
         }
-        self.invalidated.push((what, kind, descriptor));
+        self.invalidated.push((instruction, kind, descriptor));
         VmxStatus::Succeed
     }
 
@@ -239,7 +239,7 @@ impl Hardware for Model {
     }
 
     fn wrmsr(&mut self, msr: u32, value: u64) -> bool {
-        self.msrs.get_mut(&msr).map(|slot| *slot = value).is_some()
+        self.msrs.get_mut(&msr).map(|place| *place = value).is_some()
     }
 
     fn xsetbv(&mut self, index: u32, value: u64) -> bool {

@@ -3,7 +3,7 @@
 //!
 //! While the host has a current VMCS, the link pointer of VMCS01 names a *shadow VMCS*, one per CPU, and the CPU
 //! carries out the host's VMREADs and VMWRITEs of some fields there. Fields that the bitmaps leave out exit as ever, so
-//! a field is shadowed only if stock KVM uses it often enough to pay for the copying (see [`crate::nested::trapped`]).
+//! a field is shadowed only if stock KVM uses it often enough to pay for the copying (see [`crate::nested::trapped_fields`]).
 //!
 //! Who holds the truth while the host runs:
 //! - for the fields in [`WRITTEN`], the shadow: the host changes them there. [`Shadow::flush`] takes them over before
@@ -14,7 +14,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use crate::nested::host_area::{self, HostArea};
+use crate::nested::host_area::{HostArea, replaced};
 use crate::vmx::Hardware;
 use crate::vmx::controls::SecondaryControls;
 use crate::vmx::field::{self, Field, Segment};
@@ -59,7 +59,7 @@ pub const FIELDS: [Field; 18] = [
 pub const WRITTEN: usize = 8;
 
 /// Indexes into [`FIELDS`].
-pub mod at {
+pub mod shadowed {
     /// Host RSP: replaced in the host's VMCS, so it goes between the shadow and the side table. Linux has it at another
     /// place of the stack in every KVM_RUN (`randomize_kstack_offset`).
     pub const HOST_RSP: usize = 0;
@@ -99,10 +99,10 @@ pub mod at {
     pub const PML: usize = 17;
 }
 
-const _: () = assert!(FIELDS[at::STATUS].0 == field::GUEST_INTERRUPT_STATUS.0);
-const _: () = assert!(FIELDS[at::REASON].0 == field::EXIT_REASON.0);
-const _: () = assert!(FIELDS[at::STACK].0 == Segment::Ss.guest_rights().0);
-const _: () = assert!(FIELDS[at::PML].0 == field::PML_INDEX.0);
+const _: () = assert!(FIELDS[shadowed::STATUS].0 == field::GUEST_INTERRUPT_STATUS.0);
+const _: () = assert!(FIELDS[shadowed::REASON].0 == field::EXIT_REASON.0);
+const _: () = assert!(FIELDS[shadowed::STACK].0 == Segment::Ss.guest_rights().0);
+const _: () = assert!(FIELDS[shadowed::PML].0 == field::PML_INDEX.0);
 
 /// The shadow VMCS of one CPU.
 #[derive(Debug)]
@@ -117,7 +117,7 @@ pub struct Shadow {
     present: u32,
     /// What both the shadow and the host's VMCS held when they were last made equal; instead of the latter the side
     /// table, for host RSP.
-    pub held: [u64; FIELDS.len()],
+    pub in_both: [u64; FIELDS.len()],
 }
 
 impl Shadow {
@@ -127,7 +127,7 @@ impl Shadow {
         bitmaps: [0; 2],
         attached: false,
         present: 0,
-        held: [0; FIELDS.len()],
+        in_both: [0; FIELDS.len()],
     };
 
     /// Makes the shadow VMCS at `phys` ready for this CPU. Its page begins with the revision identifier, bit 31 set;
@@ -147,15 +147,15 @@ impl Shadow {
                 self.present |= 1 << i;
             }
         }
-        if !self.has(at::TIMER) {
+        if !self.has(shadowed::TIMER) {
             // Every CPU with VMCS shadowing has the timer; an emulator may not.
             *self = Self::NONE;
             return;
         }
         // With APICv, KVM neither opens interrupt windows nor moves the TPR threshold. (Some CPUs have the field and no
         // posted interrupts, without which KVM does not use it: there the two exit.)
-        if self.has(at::STATUS) {
-            self.present &= !(1 << at::PRIMARY | 1 << at::TPR);
+        if self.has(shadowed::STATUS) {
+            self.present &= !(1 << shadowed::PRIMARY | 1 << shadowed::TPR);
         }
         let written = self.present & ((1 << WRITTEN) - 1);
         for (bitmap, fields) in bitmaps.into_iter().zip([self.present, written]) {
@@ -196,7 +196,7 @@ impl Shadow {
             return;
         }
         hw.select(&host);
-        self.held[at::HOST_RSP] = rsp;
+        self.in_both[shadowed::HOST_RSP] = rsp;
         self.fill(hw);
         hw.put(field::HOST_RSP, rsp);
         hw.select(&vmcs01);
@@ -240,14 +240,14 @@ impl Shadow {
         for (i, field) in self.fields(FIELDS.len()).skip(1) {
             hw.put(field, values[i]);
         }
-        self.held[1..].copy_from_slice(&values[1..]);
+        self.in_both[1..].copy_from_slice(&values[1..]);
     }
 
     /// Writes a field of the current VMCS, the shadow or the host's, unless it holds that already.
     #[inline(always)]
     pub fn set(&mut self, hw: &mut impl Hardware, index: usize, value: u64) {
-        if self.held[index] != value {
-            self.held[index] = value;
+        if self.in_both[index] != value {
+            self.in_both[index] = value;
             hw.put(FIELDS[index], value);
         }
     }
@@ -255,15 +255,15 @@ impl Shadow {
     /// Takes over what the host wrote, into its VMCS at `host`, which is current afterwards. True if there was
     /// anything.
     pub fn flush(&mut self, hw: &mut impl Hardware, host: u64) -> bool {
-        let before = self.held;
+        let before = self.in_both;
         self.take_over(hw, &host);
-        before != self.held
+        before != self.in_both
     }
 
     /// [`Self::flush`] for whoever need not know whether there was anything.
     #[inline(always)]
     pub fn take_over(&mut self, hw: &mut impl Hardware, host: &u64) {
-        let apicv = self.has(at::STATUS);
+        let apicv = self.has(shadowed::STATUS);
         hw.select(&self.phys);
         let rsp = hw.get(field::HOST_RSP);
         let rip = hw.get(field::GUEST_RIP);
@@ -276,16 +276,16 @@ impl Shadow {
             [hw.get(field::PRIMARY_CONTROLS), hw.get(field::TPR_THRESHOLD)]
         };
         hw.select(host);
-        self.held[at::HOST_RSP] = rsp;
-        self.set(hw, at::RIP, rip);
-        self.set(hw, at::INTERRUPTIBILITY, interruptibility);
-        self.set(hw, at::ENTRY, event);
-        self.set(hw, at::TIMER, timer);
+        self.in_both[shadowed::HOST_RSP] = rsp;
+        self.set(hw, shadowed::RIP, rip);
+        self.set(hw, shadowed::INTERRUPTIBILITY, interruptibility);
+        self.set(hw, shadowed::ENTRY, event);
+        self.set(hw, shadowed::TIMER, timer);
         if apicv {
-            self.set(hw, at::STATUS, interrupts[0]);
+            self.set(hw, shadowed::STATUS, interrupts[0]);
         } else {
-            self.set(hw, at::PRIMARY, interrupts[0]);
-            self.set(hw, at::TPR, interrupts[1]);
+            self.set(hw, shadowed::PRIMARY, interrupts[0]);
+            self.set(hw, shadowed::TPR, interrupts[1]);
         }
     }
 
@@ -293,7 +293,7 @@ impl Shadow {
     pub fn seen(&self, area: HostArea) -> HostArea {
         let mut area = area;
         if self.attached {
-            area.0[host_area::at::RSP] = self.held[at::HOST_RSP];
+            area.0[replaced::RSP] = self.in_both[shadowed::HOST_RSP];
         }
         area
     }
@@ -306,7 +306,7 @@ impl Shadow {
             let value = hw.get(whole);
             hw.select(&self.phys);
             hw.put(whole, value);
-            self.held[i] = value;
+            self.in_both[i] = value;
         }
     }
 }

@@ -4,7 +4,7 @@ use std::boxed::Box;
 use std::vec::Vec;
 
 use crate::nested::exits::Next;
-use crate::nested::host_area;
+use crate::nested::host_area::replaced;
 use crate::nested::model::Model;
 use crate::nested::shadow::{FIELDS, Shadow, WRITTEN};
 use crate::nested::test_bed::{
@@ -16,8 +16,8 @@ use crate::vmx::controls::SecondaryControls;
 use crate::vmx::exit::Reason;
 use crate::vmx::field::{self, Field};
 
-fn write(cpu: &mut VCpu, hw: &mut Model, field: Field, value: u64) {
-    assert_eq!(access(cpu, hw, Reason::VMWRITE, field, value).0, VmxStatus::Succeed);
+fn write(vcpu: &mut VCpu, hw: &mut Model, field: Field, value: u64) {
+    assert_eq!(access(vcpu, hw, Reason::VMWRITE, field, value).0, VmxStatus::Succeed);
 }
 
 /// Values that fit every shadowed field, and differ.
@@ -30,13 +30,13 @@ fn values(seed: u64) -> Vec<(Field, u64)> {
 }
 
 /// The host enters its guest, which exits with `fields` in its VMCS.
-fn run_guest(cpu: &mut VCpu, hw: &mut Model, fields: &[(Field, u64)]) {
-    assert_eq!(exit_host(cpu, hw, Reason::VMRESUME), Next::Guest(false));
+fn run_guest(vcpu: &mut VCpu, hw: &mut Model, fields: &[(Field, u64)]) {
+    assert_eq!(exit_host(vcpu, hw, Reason::VMRESUME), Next::Guest(false));
     assert_eq!(hw.current, Some(GUEST));
     for (field, value) in fields {
         hw.set(GUEST, *field, *value);
     }
-    assert_eq!(context(cpu, hw).serve().0, Next::Host);
+    assert_eq!(context(vcpu, hw).serve().0, Next::Host);
 }
 
 fn shadowed() -> (Box<VCpu>, Model) {
@@ -45,18 +45,18 @@ fn shadowed() -> (Box<VCpu>, Model) {
 
 /// The same on a CPU that lacks these fields.
 pub fn shadowed_without(missing: &[Field]) -> (Box<VCpu>, Model) {
-    let (mut cpu, mut hw) = shadowed();
-    instruction(&mut cpu, &mut hw, Reason::VMCLEAR, 0x5000);
+    let (mut vcpu, mut hw) = shadowed();
+    instruction(&mut vcpu, &mut hw, Reason::VMCLEAR, 0x5000);
     hw.missing = missing.into();
     for word in 0..512 {
         for bitmap in BITMAPS {
             hw.put(bitmap + 8 * word, !0);
         }
     }
-    cpu.shadow = Shadow::NONE;
-    cpu.shadow.prepare(&mut hw, SHADOW, BITMAPS);
-    instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
-    (cpu, hw)
+    vcpu.shadow = Shadow::NONE;
+    vcpu.shadow.prepare(&mut hw, SHADOW, BITMAPS);
+    instruction(&mut vcpu, &mut hw, Reason::VMPTRLD, 0x5000);
+    (vcpu, hw)
 }
 
 /// With APICv and without.
@@ -66,17 +66,17 @@ fn both_kinds() -> [(Box<VCpu>, Model); 2] {
 
 #[test]
 fn after_a_guest_exit_every_shadowed_field_is_read_without_an_exit() {
-    for (mut cpu, mut hw) in both_kinds() {
+    for (mut vcpu, mut hw) in both_kinds() {
         for seed in [0x100, 0x200] {
             let mut fields = values(seed);
-            fields.retain(|(f, _)| cpu.shadow.covers(*f) && *f != field::HOST_RSP);
+            fields.retain(|(f, _)| vcpu.shadow.covers(*f) && *f != field::HOST_RSP);
             assert!(fields.len() >= FIELDS.len() - 3);
             for (field, value) in &mut fields {
                 if *field == field::EXIT_REASON {
                     *value = Reason::EPT_VIOLATION.0.into();
                 }
             }
-            run_guest(&mut cpu, &mut hw, &fields);
+            run_guest(&mut vcpu, &mut hw, &fields);
             for (field, value) in fields {
                 assert_eq!(hw.host_vmread(VMCS01, field), Some(Ok(value)), "field {:#x}", field.0);
             }
@@ -86,13 +86,13 @@ fn after_a_guest_exit_every_shadowed_field_is_read_without_an_exit() {
 
 #[test]
 fn interrupt_windows_are_shadowed_where_there_is_no_apicv() {
-    let covered = |cpu: &VCpu| {
+    let covered = |vcpu: &VCpu| {
         [
             field::PRIMARY_CONTROLS,
             field::TPR_THRESHOLD,
             field::GUEST_INTERRUPT_STATUS,
         ]
-        .map(|f| cpu.shadow.covers(f))
+        .map(|f| vcpu.shadow.covers(f))
     };
     let without = shadowed_without(&[field::GUEST_INTERRUPT_STATUS]);
     assert_eq!(covered(&without.0), [true, true, false]);
@@ -102,33 +102,33 @@ fn interrupt_windows_are_shadowed_where_there_is_no_apicv() {
 #[test]
 fn what_the_host_wrote_is_in_its_vmcs_whenever_that_is_used() {
     let uses: [fn(&mut VCpu, &mut Model); 5] = [
-        |cpu, hw| assert_eq!(exit_host(cpu, hw, Reason::VMRESUME), Next::Guest(false)),
-        |cpu, hw| assert_eq!(exit_host(cpu, hw, Reason::VMLAUNCH), Next::Guest(true)),
-        |cpu, hw| {
+        |vcpu, hw| assert_eq!(exit_host(vcpu, hw, Reason::VMRESUME), Next::Guest(false)),
+        |vcpu, hw| assert_eq!(exit_host(vcpu, hw, Reason::VMLAUNCH), Next::Guest(true)),
+        |vcpu, hw| {
             hw.put(0x5000, OTHER);
-            instruction(cpu, hw, Reason::VMPTRLD, 0x5000);
+            instruction(vcpu, hw, Reason::VMPTRLD, 0x5000);
         },
-        |cpu, hw| {
-            instruction(cpu, hw, Reason::VMCLEAR, 0x5000);
+        |vcpu, hw| {
+            instruction(vcpu, hw, Reason::VMCLEAR, 0x5000);
         },
-        |cpu, hw| {
-            instruction(cpu, hw, Reason::VMXOFF, 0);
+        |vcpu, hw| {
+            instruction(vcpu, hw, Reason::VMXOFF, 0);
         },
     ];
     for use_vmcs in uses {
-        for (mut cpu, mut hw) in both_kinds() {
+        for (mut vcpu, mut hw) in both_kinds() {
             let mut fields = values(0x300);
             fields.truncate(WRITTEN);
-            fields.retain(|(f, _)| cpu.shadow.covers(*f));
+            fields.retain(|(f, _)| vcpu.shadow.covers(*f));
             assert!(fields.len() >= WRITTEN - 2);
             for (field, value) in &fields {
                 assert_eq!(hw.host_vmwrite(VMCS01, *field, *value), Some(VmxStatus::Succeed));
             }
-            use_vmcs(&mut cpu, &mut hw);
+            use_vmcs(&mut vcpu, &mut hw);
             for (field, value) in fields {
-                let adopted = cpu.adopted.find(GUEST);
+                let adopted = vcpu.adopted.find(GUEST);
                 let found = match adopted.filter(|_| field == field::HOST_RSP) {
-                    Some(entry) => entry.area.0[host_area::at::RSP],
+                    Some(entry) => entry.area.0[replaced::RSP],
                     None => hw.field(GUEST, field),
                 };
                 assert_eq!(found, value, "field {:#x}", field.0);
@@ -139,12 +139,12 @@ fn what_the_host_wrote_is_in_its_vmcs_whenever_that_is_used() {
 
 #[test]
 fn the_host_rsp_is_the_hosts_in_the_shadow_and_l0s_in_the_vmcs() {
-    let (mut cpu, mut hw) = shadowed();
-    let own = cpu.own_area.0[host_area::at::RSP];
+    let (mut vcpu, mut hw) = shadowed();
+    let own = vcpu.own_area.0[replaced::RSP];
     for rsp in [0xffff_8000, 0xffff_9000] {
-        write(&mut cpu, &mut hw, field::HOST_RSP, rsp);
+        write(&mut vcpu, &mut hw, field::HOST_RSP, rsp);
         run_guest(
-            &mut cpu,
+            &mut vcpu,
             &mut hw,
             &[(field::EXIT_REASON, Reason::EXCEPTION_NMI.0.into())],
         );
@@ -156,79 +156,79 @@ fn the_host_rsp_is_the_hosts_in_the_shadow_and_l0s_in_the_vmcs() {
 
 #[test]
 fn a_vmwrite_that_exits_is_seen_by_reads_that_do_not() {
-    let (mut cpu, mut hw) = shadowed();
+    let (mut vcpu, mut hw) = shadowed();
     for (field, value) in values(0x400).into_iter().skip(WRITTEN) {
         assert_eq!(hw.host_vmwrite(VMCS01, field, value), None, "it exits");
-        write(&mut cpu, &mut hw, field, value);
+        write(&mut vcpu, &mut hw, field, value);
         assert_eq!(hw.host_vmread(VMCS01, field), Some(Ok(value)));
         assert_eq!(hw.field(GUEST, field), value);
     }
     // The upper half of a 64-bit field: the model keeps the halves apart, so only the attempt shows.
     let high = Field(field::GUEST_PHYSICAL_ADDRESS.0 | 1);
     hw.set(GUEST, field::GUEST_PHYSICAL_ADDRESS, 0x7777);
-    write(&mut cpu, &mut hw, high, 1);
+    write(&mut vcpu, &mut hw, high, 1);
     assert_eq!(hw.host_vmread(VMCS01, field::GUEST_PHYSICAL_ADDRESS), Some(Ok(0x7777)));
 }
 
 #[test]
 fn several_virtual_cpus_on_one_cpu() {
-    let (mut cpu, mut hw) = shadowed();
+    let (mut vcpu, mut hw) = shadowed();
     for (vmcs, rip) in [(OTHER, 0x1000), (GUEST, 0x2000), (OTHER, 0x3000)] {
         let before = hw.field(vmcs, field::GUEST_RIP);
         hw.put(0x5000, vmcs);
-        instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
+        instruction(&mut vcpu, &mut hw, Reason::VMPTRLD, 0x5000);
         assert_eq!(hw.host_vmread(VMCS01, field::GUEST_RIP), Some(Ok(before)), "its own");
-        write(&mut cpu, &mut hw, field::GUEST_RIP, rip);
+        write(&mut vcpu, &mut hw, field::GUEST_RIP, rip);
     }
-    instruction(&mut cpu, &mut hw, Reason::VMCLEAR, 0x5000);
+    instruction(&mut vcpu, &mut hw, Reason::VMCLEAR, 0x5000);
     assert_eq!(hw.field(GUEST, field::GUEST_RIP), 0x2000);
     assert_eq!(hw.field(OTHER, field::GUEST_RIP), 0x3000);
 }
 
 #[test]
 fn without_a_current_vmcs_everything_exits() {
-    let (mut cpu, mut hw) = shadowed();
-    instruction(&mut cpu, &mut hw, Reason::VMCLEAR, 0x5000);
+    let (mut vcpu, mut hw) = shadowed();
+    instruction(&mut vcpu, &mut hw, Reason::VMCLEAR, 0x5000);
     assert_eq!(hw.host_vmread(VMCS01, field::GUEST_RIP), None);
     assert_eq!(hw.field(VMCS01, field::VMCS_LINK), !0);
     assert_eq!(
-        access(&mut cpu, &mut hw, Reason::VMREAD, field::GUEST_RIP, 0).0,
+        access(&mut vcpu, &mut hw, Reason::VMREAD, field::GUEST_RIP, 0).0,
         VmxStatus::FailInvalid
     );
-    instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
+    instruction(&mut vcpu, &mut hw, Reason::VMPTRLD, 0x5000);
     assert_eq!(hw.field(VMCS01, field::VMCS_LINK), SHADOW);
     assert!(hw.host_vmread(VMCS01, field::GUEST_RIP).is_some());
 }
 
 #[test]
 fn a_field_that_the_cpu_does_not_have_exits() {
-    let (mut cpu, mut hw) = shadowed_without(&[field::PML_INDEX]);
+    let (mut vcpu, mut hw) = shadowed_without(&[field::PML_INDEX]);
     let missing = field::PML_INDEX;
     assert_eq!(hw.host_vmread(VMCS01, missing), None);
     assert_eq!(
-        access(&mut cpu, &mut hw, Reason::VMREAD, missing, 0).0,
+        access(&mut vcpu, &mut hw, Reason::VMREAD, missing, 0).0,
         VmxStatus::FailValid
     );
-    run_guest(&mut cpu, &mut hw, &[(field::GUEST_RIP, 0x1234)]);
+    run_guest(&mut vcpu, &mut hw, &[(field::GUEST_RIP, 0x1234)]);
     assert_eq!(hw.host_vmread(VMCS01, field::GUEST_RIP), Some(Ok(0x1234)));
 }
 
 #[test]
 fn without_the_preemption_timer_nothing_is_shadowed() {
-    let (mut cpu, mut hw) = shadowed_without(&[field::PREEMPTION_TIMER]);
+    let (mut vcpu, mut hw) = shadowed_without(&[field::PREEMPTION_TIMER]);
     assert_eq!(hw.host_vmread(VMCS01, field::GUEST_RIP), None);
-    run_guest(&mut cpu, &mut hw, &[(field::GUEST_RIP, 0x1234)]);
+    run_guest(&mut vcpu, &mut hw, &[(field::GUEST_RIP, 0x1234)]);
     assert_eq!(
-        access(&mut cpu, &mut hw, Reason::VMREAD, field::GUEST_RIP, 0),
+        access(&mut vcpu, &mut hw, Reason::VMREAD, field::GUEST_RIP, 0),
         (VmxStatus::Succeed, 0x1234)
     );
 }
 
 #[test]
 fn outside_vmx_operation_nothing_of_it_is_left() {
-    let (mut cpu, mut hw) = shadowed();
+    let (mut vcpu, mut hw) = shadowed();
     assert!(hw.active.contains(&SHADOW));
-    instruction(&mut cpu, &mut hw, Reason::VMXOFF, 0);
+    instruction(&mut vcpu, &mut hw, Reason::VMXOFF, 0);
     assert!(!hw.active.contains(&SHADOW), "cleared before VMXOFF");
     let controls = SecondaryControls::from_bits_retain(hw.field(VMCS01, field::SECONDARY_CONTROLS) as u32);
     assert!(!controls.contains(SecondaryControls::VMCS_SHADOWING));
@@ -237,9 +237,9 @@ fn outside_vmx_operation_nothing_of_it_is_left() {
 
 #[test]
 fn a_written_vmcs_is_not_compared_with_what_it_was() {
-    let (mut cpu, mut hw) = shadowed();
-    cpu.adopted.find(GUEST).unwrap().fingerprint = 1;
+    let (mut vcpu, mut hw) = shadowed();
+    vcpu.adopted.find(GUEST).unwrap().fingerprint = 1;
     hw.host_vmwrite(VMCS01, field::GUEST_RIP, 0x999);
-    context(&mut cpu, &mut hw).leave_steady();
-    assert_eq!(cpu.adopted.find(GUEST).unwrap().fingerprint, 0);
+    context(&mut vcpu, &mut hw).leave_steady();
+    assert_eq!(vcpu.adopted.find(GUEST).unwrap().fingerprint, 0);
 }

@@ -1,6 +1,8 @@
 //! What the steady path ([`super::steady_path`]) has prepared, and which exits it takes.
 
-use crate::nested::host_area::{HostArea, Kept};
+use bitflags::bitflags;
+
+use crate::nested::host_area::{HostArea, LoadedOnExit};
 use crate::vmx::exit::Reason;
 
 /// What the steady state is about. Void (`ready` is false) as soon as anything happens that it depends on; the next
@@ -13,17 +15,17 @@ pub struct Steady {
     /// The guest has run since the shadow was attached.
     pub ran: bool,
     /// Exit information in the shadow that other exits clear; see [`CLASSES`].
-    pub stale: u8,
+    pub stale: Copies,
     /// Exits change the guest interrupt status: the host has virtual interrupts delivered.
     pub interrupts: bool,
-    /// What else every exit may change: [`PML`] or nothing.
-    pub always: u8,
+    /// What else every exit may change: [`Copies::PML`] or nothing.
+    pub always: Copies,
     /// Address of the host's current VMCS.
     pub current: u64,
     /// The host's own area, as adopted.
     pub area: HostArea,
     /// What else an exit loads.
-    pub kept: Kept,
+    pub loaded: LoadedOnExit,
 }
 
 impl Steady {
@@ -31,32 +33,39 @@ impl Steady {
     pub const NONE: Self = Self {
         ready: false,
         ran: false,
-        stale: 0,
+        stale: Copies::empty(),
         interrupts: false,
-        always: 0,
+        always: Copies::empty(),
         current: 0,
         area: HostArea::ZERO,
-        kept: Kept::ZERO,
+        loaded: LoadedOnExit::ZERO,
     };
 }
 
-/// The exit qualification is defined, or else cleared (SDM vol. 3C, 29.2.1).
-pub const QUALIFICATION: u8 = 1;
-/// The VM-exit interruption information is valid, or else marked invalid (29.2.2).
-pub const INTERRUPTION: u8 = 2;
-/// The guest-physical address is defined; it is undefined after other exits (29.2.1).
-pub const PHYSICAL: u8 = 4;
-/// The pages that the guest writes are logged, which moves the PML index.
-pub const PML: u8 = 8;
-/// An event was injected.
-pub const EVENT: u8 = 0x10;
-/// Not for the steady state.
-pub const OTHER: u8 = 0x80;
-/// Must be copied once more when the next exit has none of it.
-pub const CLEARED: u8 = QUALIFICATION | INTERRUPTION;
+bitflags! {
+    /// What is copied into the shadow VMCS after some exits only, and what else the steady path has to know of an exit.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Copies: u8 {
+        /// The exit qualification is defined, or else cleared (SDM vol. 3C, 29.2.1).
+        const QUALIFICATION = 1 << 0;
+        /// The VM-exit interruption information is valid, or else marked invalid (29.2.2).
+        const INTERRUPTION = 1 << 1;
+        /// The guest-physical address is defined; it is undefined after other exits (29.2.1).
+        const PHYSICAL = 1 << 2;
+        /// The pages that the guest writes are logged, which moves the PML index.
+        const PML = 1 << 3;
+        /// An event was injected.
+        const EVENT = 1 << 4;
+        /// Not for the steady state.
+        const OTHER = 1 << 7;
+
+        /// Must be copied once more when the next exit has none of it.
+        const CLEARED = Self::QUALIFICATION.bits() | Self::INTERRUPTION.bits();
+    }
+}
 
 /// What each basic exit reason has of the exit information that is not copied always (SDM vol. 3D, appendix C).
-pub static CLASSES: [u8; 64] = classes();
+pub static CLASSES: [Copies; 64] = classes();
 
 /// Exits that have nothing else.
 const PLAIN: [Reason; 16] = [
@@ -91,20 +100,20 @@ const QUALIFIED: [Reason; 9] = [
     Reason::PML_FULL,
 ];
 
-const fn classes() -> [u8; 64] {
-    let mut table = [OTHER; 64];
+const fn classes() -> [Copies; 64] {
+    let mut table = [Copies::OTHER; 64];
     let mut i = 0;
     while i < PLAIN.len() {
-        table[PLAIN[i].0 as usize] = 0;
+        table[PLAIN[i].0 as usize] = Copies::empty();
         i += 1;
     }
     i = 0;
     while i < QUALIFIED.len() {
-        table[QUALIFIED[i].0 as usize] = QUALIFICATION;
+        table[QUALIFIED[i].0 as usize] = Copies::QUALIFICATION;
         i += 1;
     }
-    table[Reason::EXTERNAL_INTERRUPT.0 as usize] = INTERRUPTION;
-    table[Reason::EPT_VIOLATION.0 as usize] = QUALIFICATION | PHYSICAL;
-    table[Reason::EPT_MISCONFIG.0 as usize] = PHYSICAL;
+    table[Reason::EXTERNAL_INTERRUPT.0 as usize] = Copies::INTERRUPTION;
+    table[Reason::EPT_VIOLATION.0 as usize] = Copies::QUALIFICATION.union(Copies::PHYSICAL);
+    table[Reason::EPT_MISCONFIG.0 as usize] = Copies::PHYSICAL;
     table
 }

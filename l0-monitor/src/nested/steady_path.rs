@@ -7,9 +7,9 @@
 
 use crate::arch::registers::{Cr0Flags, Cr4Flags};
 use crate::nested::context::Context;
-use crate::nested::host_area::{self, HostArea, Kept};
-use crate::nested::shadow::{FIELDS, Shadow, at};
-use crate::nested::steady::{CLASSES, CLEARED, EVENT, INTERRUPTION, OTHER, PHYSICAL, PML, QUALIFICATION, Steady};
+use crate::nested::host_area::{self, HostArea, LoadedOnExit, replaced};
+use crate::nested::shadow::{FIELDS, Shadow, shadowed};
+use crate::nested::steady::{CLASSES, Copies, Steady};
 use crate::vmx::Hardware;
 use crate::vmx::controls::{ExitControls, SecondaryControls};
 use crate::vmx::exit::{Interruption, Reason};
@@ -36,19 +36,19 @@ impl<H: Hardware> Context<'_, H> {
         let Some(class) = usize::try_from(reason).ok().and_then(|r| CLASSES.get(r)) else {
             return false;
         };
-        if *class == OTHER {
+        if *class == Copies::OTHER {
             return false;
         }
         let steady = &mut self.vcpu.steady;
-        let what = *class | steady.stale | steady.always;
+        let copies = *class | steady.stale | steady.always;
         if self.vcpu.shadow.attached {
-            steady.stale = *class & CLEARED;
+            steady.stale = *class & Copies::CLEARED;
             let interrupts = steady.interrupts;
-            fill(&mut self.vcpu.shadow, self.hw, reason, what, interrupts);
+            fill(&mut self.vcpu.shadow, self.hw, reason, copies, interrupts);
         }
         self.hw.select(&self.vcpu.vmcs01);
         self.vcpu.in_guest = false;
-        host_area::reload(self.hw, &steady.area, &steady.kept, self.vcpu.caps.fixed);
+        host_area::reload(self.hw, &steady.area, &steady.loaded, self.vcpu.caps.fixed);
         true
     }
 
@@ -59,15 +59,15 @@ impl<H: Hardware> Context<'_, H> {
         {
             return false;
         }
-        let cpu = &mut *self.vcpu;
-        if cpu.shadow.attached {
-            cpu.shadow.take_over(self.hw, &cpu.steady.current);
-            cpu.steady.area.0[host_area::at::RSP] = cpu.shadow.held[at::HOST_RSP];
+        let vcpu = &mut *self.vcpu;
+        if vcpu.shadow.attached {
+            vcpu.shadow.take_over(self.hw, &vcpu.steady.current);
+            vcpu.steady.area.0[replaced::RSP] = vcpu.shadow.in_both[shadowed::HOST_RSP];
         } else {
-            self.hw.select(&cpu.steady.current);
+            self.hw.select(&vcpu.steady.current);
         }
-        cpu.steady.ran = true;
-        cpu.in_guest = true;
+        vcpu.steady.ran = true;
+        vcpu.in_guest = true;
         true
     }
 
@@ -79,35 +79,36 @@ impl<H: Hardware> Context<'_, H> {
         let cr4 = Cr4Flags::from_bits_retain(self.read(field::CR4_SHADOW));
         let fixed_bits = cr0.contains(self.vcpu.caps.fixed.cr0) && cr4.contains(self.vcpu.caps.fixed.cr4);
         self.hw.select(&current);
-        let Ok(kept) = Kept::read(self.hw) else {
+        let Ok(loaded) = LoadedOnExit::read(self.hw) else {
             return;
         };
         let controls = self.hw.vmread(field::SECONDARY_CONTROLS).unwrap_or(0) as u32;
         let controls = SecondaryControls::from_bits_retain(controls);
-        let usual = kept.exit_controls.contains(ExitControls::HOST_64)
-            && !kept.exit_controls.contains(ExitControls::SAVE_PREEMPTION_TIMER);
+        let usual = loaded.exit_controls.contains(ExitControls::HOST_64)
+            && !loaded.exit_controls.contains(ExitControls::SAVE_PREEMPTION_TIMER);
         self.vcpu.steady = Steady {
             ready: long_mode && fixed_bits && usual,
             ran: true,
-            stale: CLEARED,
-            interrupts: controls.contains(SecondaryControls::VIRTUAL_INTERRUPTS) && self.vcpu.shadow.has(at::STATUS),
-            always: if controls.contains(SecondaryControls::PML) && self.vcpu.shadow.has(at::PML) {
-                PML
+            stale: Copies::CLEARED,
+            interrupts: controls.contains(SecondaryControls::VIRTUAL_INTERRUPTS)
+                && self.vcpu.shadow.has(shadowed::STATUS),
+            always: if controls.contains(SecondaryControls::PML) && self.vcpu.shadow.has(shadowed::PML) {
+                Copies::PML
             } else {
-                0
+                Copies::empty()
             },
             current,
             area,
-            kept,
+            loaded,
         };
     }
 }
 
-/// [`Shadow::fill`] after a guest's exit, of what the exit changed: `reason` was read, `what` says which of the exit
+/// [`Shadow::fill`] after a guest's exit, of what the exit changed: `reason` was read, `copies` says which of the exit
 /// information is new, `interrupts` that the guest interrupt status may be. The current VMCS is the host's before, the
 /// shadow after.
 #[inline(always)]
-fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, what: u8, interrupts: bool) {
+fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, copies: Copies, interrupts: bool) {
     let rip = hw.get(field::GUEST_RIP);
     let rflags = hw.get(field::GUEST_RFLAGS);
     let interruptibility = hw.get(field::GUEST_INTERRUPTIBILITY);
@@ -118,25 +119,29 @@ fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, what: u8, inte
     let status = if interrupts {
         hw.get(field::GUEST_INTERRUPT_STATUS)
     } else {
-        shadow.held[at::STATUS]
+        shadow.in_both[shadowed::STATUS]
     };
     // VM entry takes the event, and the exit clears the valid bit (SDM vol. 3C, 26.8.3).
-    let injected = u8::from(Interruption(shadow.held[at::ENTRY]).is_valid());
-    let what = what | (injected * EVENT);
-    let more = if what == 0 { [0; MORE.len()] } else { more(hw, what) };
+    let injected = u8::from(Interruption(shadow.in_both[shadowed::ENTRY]).is_valid());
+    let copies = copies | Copies::from_bits_retain(injected * Copies::EVENT.bits());
+    let values = if copies.is_empty() {
+        [0; AFTER_SOME_EXITS.len()]
+    } else {
+        read_after_some_exits(hw, copies)
+    };
     hw.select(&shadow.phys);
-    shadow.set(hw, at::REASON, reason);
-    shadow.set(hw, at::RIP, rip);
-    shadow.set(hw, at::RFLAGS, rflags);
-    shadow.set(hw, at::INTERRUPTIBILITY, interruptibility);
-    shadow.set(hw, at::VECTORING, vectoring);
-    shadow.set(hw, at::LENGTH, length);
-    shadow.set(hw, at::CODE, code);
-    shadow.set(hw, at::STACK, stack);
-    shadow.set(hw, at::STATUS, status);
-    if what != 0 {
-        for ((flags, index), value) in MORE.into_iter().zip(more) {
-            if what & flags != 0 {
+    shadow.set(hw, shadowed::REASON, reason);
+    shadow.set(hw, shadowed::RIP, rip);
+    shadow.set(hw, shadowed::RFLAGS, rflags);
+    shadow.set(hw, shadowed::INTERRUPTIBILITY, interruptibility);
+    shadow.set(hw, shadowed::VECTORING, vectoring);
+    shadow.set(hw, shadowed::LENGTH, length);
+    shadow.set(hw, shadowed::CODE, code);
+    shadow.set(hw, shadowed::STACK, stack);
+    shadow.set(hw, shadowed::STATUS, status);
+    if !copies.is_empty() {
+        for ((flags, index), value) in AFTER_SOME_EXITS.into_iter().zip(values) {
+            if copies.intersects(flags) {
                 shadow.set(hw, index, value);
             }
         }
@@ -144,20 +149,22 @@ fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, what: u8, inte
 }
 
 /// What is copied after some exits only, and which.
-const MORE: [(u8, usize); 5] = [
-    (PML, at::PML),
-    (EVENT, at::ENTRY),
-    (INTERRUPTION, at::INTERRUPTION),
-    (QUALIFICATION | PHYSICAL, at::QUALIFICATION),
-    (QUALIFICATION | PHYSICAL, at::PHYSICAL),
+const AFTER_SOME_EXITS: [(Copies, usize); 5] = [
+    (Copies::PML, shadowed::PML),
+    (Copies::EVENT, shadowed::ENTRY),
+    (Copies::INTERRUPTION, shadowed::INTERRUPTION),
+    (Copies::QUALIFICATION.union(Copies::PHYSICAL), shadowed::QUALIFICATION),
+    (Copies::QUALIFICATION.union(Copies::PHYSICAL), shadowed::PHYSICAL),
 ];
 
-/// Reads the fields of [`MORE`] that an exit of this kind has.
+/// Reads the fields of [`AFTER_SOME_EXITS`] that an exit of this kind has.
 #[inline(always)]
-fn more(hw: &mut impl Hardware, what: u8) -> [u64; MORE.len()] {
-    MORE.map(
-        |(flags, index)| {
-            if what & flags == 0 { 0 } else { hw.get(FIELDS[index]) }
-        },
-    )
+fn read_after_some_exits(hw: &mut impl Hardware, copies: Copies) -> [u64; AFTER_SOME_EXITS.len()] {
+    AFTER_SOME_EXITS.map(|(flags, index)| {
+        if copies.intersects(flags) {
+            hw.get(FIELDS[index])
+        } else {
+            0
+        }
+    })
 }

@@ -182,39 +182,39 @@ struct Seen {
     entries: Vec<BTreeMap<u32, u64>>,
 }
 
-/// VMCS01 as far as its host can tell: of the control registers' shadows only the bits that VMX fixes show.
-fn landing(cpu: &VCpu, hw: &Model) -> BTreeMap<u32, u64> {
+/// VMCS01 as far as its host can tell: of the control registers' read shadows only the bits that VMX fixes show.
+fn landing(vcpu: &VCpu, hw: &Model) -> BTreeMap<u32, u64> {
     let mut fields = hw.vmcs[&VMCS01].clone();
     fields.retain(|f, _| Field(*f).area() == Area::Guest || *f == field::CR0_SHADOW.0 || *f == field::CR4_SHADOW.0);
     fields.remove(&field::VMCS_LINK.0);
     // What was never written is 0.
     fields.retain(|_, v| *v != 0);
-    for (shadow, mask) in [
-        (field::CR0_SHADOW, cpu.caps.fixed.cr0.bits()),
-        (field::CR4_SHADOW, cpu.caps.fixed.cr4.bits()),
+    for (field, mask) in [
+        (field::CR0_SHADOW, vcpu.caps.fixed.cr0.bits()),
+        (field::CR4_SHADOW, vcpu.caps.fixed.cr4.bits()),
     ] {
-        fields.entry(shadow.0).and_modify(|v| *v &= mask);
+        fields.entry(field.0).and_modify(|v| *v &= mask);
     }
     fields
 }
 
-fn exits(cpu: &mut VCpu, hw: &mut Model, steady: bool, used: &mut u32) -> Next {
-    let was_guest = cpu.in_guest;
-    if steady && context(cpu, hw).steady() {
+fn exits(vcpu: &mut VCpu, hw: &mut Model, steady: bool, used: &mut u32) -> Next {
+    let was_guest = vcpu.in_guest;
+    if steady && context(vcpu, hw).steady() {
         *used += 1;
         return if was_guest { Next::Host } else { Next::Guest(false) };
     }
-    context(cpu, hw).serve().0
+    context(vcpu, hw).serve().0
 }
 
 /// A life of 300 guest exits. How many exits took the steady way is returned, too.
 fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
-    let (mut cpu, mut hw): (Box<VCpu>, Model) = nested_on(shadowing);
+    let (mut vcpu, mut hw): (Box<VCpu>, Model) = nested_on(shadowing);
     if seed == 2 {
         // No APICv, no PML.
         let missing = [field::GUEST_INTERRUPT_STATUS, field::PML_INDEX];
         if shadowing {
-            (cpu, hw) = shadowed_without(&missing);
+            (vcpu, hw) = shadowed_without(&missing);
         } else {
             hw.missing = missing.into();
         }
@@ -234,13 +234,13 @@ fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
                 numbers.value_of(field)
             };
             if field.area() != Area::ExitInformation || shadowing {
-                access(&mut cpu, &mut hw, Reason::VMWRITE, field, value);
+                access(&mut vcpu, &mut hw, Reason::VMWRITE, field, value);
             }
         }
         if numbers.below(40) == 0 {
             hw.put(0x5000, GUEST);
             hw.set(VMCS01, field::GUEST_CR3, 0x1000);
-            instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
+            instruction(&mut vcpu, &mut hw, Reason::VMPTRLD, 0x5000);
         }
         let reason = if numbers.below(20) == 0 {
             Reason::VMLAUNCH
@@ -250,7 +250,7 @@ fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
         hw.set(VMCS01, field::EXIT_REASON, reason.0.into());
         // An exit for an instruction saves none (SDM vol. 3C, 29.3.4).
         hw.set(VMCS01, field::GUEST_PENDING_DEBUG, 0);
-        let next = exits(&mut cpu, &mut hw, steady, &mut used);
+        let next = exits(&mut vcpu, &mut hw, steady, &mut used);
         assert_eq!(next, Next::Guest(reason == Reason::VMLAUNCH));
         assert_eq!(hw.current, Some(GUEST));
         seen.entries.push(hw.vmcs[&GUEST].clone());
@@ -275,9 +275,9 @@ fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
         for (field, value) in exit_information(reason, &mut numbers) {
             hw.set(GUEST, field, field.truncate(value));
         }
-        assert_eq!(exits(&mut cpu, &mut hw, steady, &mut used), Next::Host);
-        assert_eq!((hw.current, cpu.in_guest), (Some(VMCS01), false));
-        seen.landings.push(landing(&cpu, &hw));
+        assert_eq!(exits(&mut vcpu, &mut hw, steady, &mut used), Next::Host);
+        assert_eq!((hw.current, vcpu.in_guest), (Some(VMCS01), false));
+        seen.landings.push(landing(&vcpu, &hw));
 
         let mut fields = Vec::from(HOSTS);
         fields.extend([
@@ -291,21 +291,21 @@ fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
         }
         // An exit for a VMREAD changes VMCS01's own exit information and flags; the landing is recorded already.
         for field in fields {
-            let value = access(&mut cpu, &mut hw, Reason::VMREAD, field, !0).1;
+            let value = access(&mut vcpu, &mut hw, Reason::VMREAD, field, !0).1;
             seen.reads.push((field.0, value));
         }
     }
-    context(&mut cpu, &mut hw).leave_steady();
-    context(&mut cpu, &mut hw).give_back_all();
+    context(&mut vcpu, &mut hw).leave_steady();
+    context(&mut vcpu, &mut hw).give_back_all();
     seen.entries.push(hw.vmcs[&GUEST].clone());
     (seen, used)
 }
 
-fn assert_same(what: &str, left: &[BTreeMap<u32, u64>], right: &[BTreeMap<u32, u64>]) {
+fn assert_same(name: &str, left: &[BTreeMap<u32, u64>], right: &[BTreeMap<u32, u64>]) {
     assert_eq!(left.len(), right.len());
     for (i, (a, b)) in left.iter().zip(right).enumerate() {
         for field in a.keys().chain(b.keys()) {
-            assert_eq!(a.get(field), b.get(field), "{what} {i}, field {field:#x}");
+            assert_eq!(a.get(field), b.get(field), "{name} {i}, field {field:#x}");
         }
     }
 }
@@ -328,7 +328,7 @@ fn a_life_looks_the_same_with_and_without() {
 
 /// A CPU on which the next VMRESUME is of the steady state; KVM has APICv.
 fn settled() -> (Box<VCpu>, Model) {
-    let (mut cpu, mut hw) = nested_on(true);
+    let (mut vcpu, mut hw) = nested_on(true);
     hw.set(
         GUEST,
         field::SECONDARY_CONTROLS,
@@ -338,13 +338,13 @@ fn settled() -> (Box<VCpu>, Model) {
     hw.set(VMCS01, field::CR0_SHADOW, FIXED.cr0.bits());
     for _ in 0..2 {
         hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
-        exits(&mut cpu, &mut hw, true, &mut 0);
+        exits(&mut vcpu, &mut hw, true, &mut 0);
         hw.set(GUEST, field::EXIT_REASON, Reason::CPUID.0.into());
-        exits(&mut cpu, &mut hw, true, &mut 0);
+        exits(&mut vcpu, &mut hw, true, &mut 0);
     }
     hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
-    assert!(cpu.steady.ready);
-    (cpu, hw)
+    assert!(vcpu.steady.ready);
+    (vcpu, hw)
 }
 
 /// The host runs at such a code segment.
@@ -352,14 +352,14 @@ fn code(hw: &mut Model, rights: AccessRights) {
     hw.set(VMCS01, Segment::Cs.guest_rights(), rights.bits());
 }
 
-fn is_steady(cpu: &mut VCpu, hw: &mut Model) -> bool {
-    context(cpu, hw).steady()
+fn is_steady(vcpu: &mut VCpu, hw: &mut Model) -> bool {
+    context(vcpu, hw).steady()
 }
 
 #[test]
 fn only_what_is_usual_is_steady() {
-    let (mut cpu, mut hw) = settled();
-    assert!(is_steady(&mut cpu, &mut hw) && cpu.in_guest);
+    let (mut vcpu, mut hw) = settled();
+    assert!(is_steady(&mut vcpu, &mut hw) && vcpu.in_guest);
 
     type Change = fn(&mut VCpu, &mut Model);
     let changes: [Change; 8] = [
@@ -373,35 +373,35 @@ fn only_what_is_usual_is_steady() {
             )
         },
         |_, hw| code(hw, AccessRights::CODE_64 | AccessRights::CONFORMING),
-        |cpu, hw| {
-            access(cpu, hw, Reason::VMWRITE, field::HOST_RIP, 1 << 60);
+        |vcpu, hw| {
+            access(vcpu, hw, Reason::VMWRITE, field::HOST_RIP, 1 << 60);
             hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
         },
-        |cpu, hw| {
+        |vcpu, hw| {
             hw.set(VMCS01, field::GUEST_CR3, 0x1000);
-            instruction(cpu, hw, Reason::VMCLEAR, 0x5000);
+            instruction(vcpu, hw, Reason::VMCLEAR, 0x5000);
             hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
         },
         // What is copied after an exit depends on it.
-        |cpu, hw| {
-            access(cpu, hw, Reason::VMWRITE, field::SECONDARY_CONTROLS, 0);
+        |vcpu, hw| {
+            access(vcpu, hw, Reason::VMWRITE, field::SECONDARY_CONTROLS, 0);
             hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
         },
-        |cpu, _| cpu.steady = Steady::NONE,
+        |vcpu, _| vcpu.steady = Steady::NONE,
     ];
     for (i, change) in changes.into_iter().enumerate() {
-        let (mut cpu, mut hw) = settled();
-        change(&mut cpu, &mut hw);
+        let (mut vcpu, mut hw) = settled();
+        change(&mut vcpu, &mut hw);
         let before = hw.vmcs.clone();
-        assert!(!is_steady(&mut cpu, &mut hw), "change {i}");
-        assert_eq!((&hw.vmcs, cpu.in_guest), (&before, false), "nothing is done");
+        assert!(!is_steady(&mut vcpu, &mut hw), "change {i}");
+        assert_eq!((&hw.vmcs, vcpu.in_guest), (&before, false), "nothing is done");
     }
     // Exits of the guest: INIT, an exception, a triple fault, a failed entry, one that is not known.
     for reason in [3, 0, 2, 0x8000_0021, 0x2000_000a, 77] {
-        let (mut cpu, mut hw) = settled();
-        assert!(is_steady(&mut cpu, &mut hw));
+        let (mut vcpu, mut hw) = settled();
+        assert!(is_steady(&mut vcpu, &mut hw));
         hw.set(GUEST, field::EXIT_REASON, reason);
-        assert!(!is_steady(&mut cpu, &mut hw) && cpu.in_guest);
+        assert!(!is_steady(&mut vcpu, &mut hw) && vcpu.in_guest);
         assert_eq!(hw.current, Some(GUEST));
     }
 }
@@ -418,19 +418,19 @@ fn what_the_steady_state_cannot_do_is_not_prepared() {
         (field::EXIT_CONTROLS, ExitControls::empty()),
     ];
     for (field, value) in cases {
-        let (mut cpu, mut hw) = settled();
-        access(&mut cpu, &mut hw, Reason::VMWRITE, field, value.bits().into());
+        let (mut vcpu, mut hw) = settled();
+        access(&mut vcpu, &mut hw, Reason::VMWRITE, field, value.bits().into());
         hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
-        let next = exits(&mut cpu, &mut hw, true, &mut 0);
-        assert_eq!((next, cpu.steady.ready), (Next::Guest(false), false));
+        let next = exits(&mut vcpu, &mut hw, true, &mut 0);
+        assert_eq!((next, vcpu.steady.ready), (Next::Guest(false), false));
     }
     // The host's CR4 without VMXE, or its CR0 without NE.
-    for shadow in [field::CR0_SHADOW, field::CR4_SHADOW] {
-        let (mut cpu, mut hw) = settled();
-        cpu.steady.ready = false;
-        hw.set(VMCS01, shadow, 0);
-        exits(&mut cpu, &mut hw, true, &mut 0);
-        assert!(!cpu.steady.ready);
+    for field in [field::CR0_SHADOW, field::CR4_SHADOW] {
+        let (mut vcpu, mut hw) = settled();
+        vcpu.steady.ready = false;
+        hw.set(VMCS01, field, 0);
+        exits(&mut vcpu, &mut hw, true, &mut 0);
+        assert!(!vcpu.steady.ready);
     }
 }
 
@@ -444,16 +444,16 @@ fn what_was_there_before_can_be_written_again() {
         (field::ENTRY_INTERRUPTION, event, event & !Interruption::VALID),
     ] {
         for steady in [true, false] {
-            let (mut cpu, mut hw) = settled();
+            let (mut vcpu, mut hw) = settled();
             for _ in 0..2 {
-                access(&mut cpu, &mut hw, Reason::VMWRITE, field, before);
+                access(&mut vcpu, &mut hw, Reason::VMWRITE, field, before);
                 hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
-                let next = exits(&mut cpu, &mut hw, steady, &mut 0);
+                let next = exits(&mut vcpu, &mut hw, steady, &mut 0);
                 assert_eq!(next, Next::Guest(false));
                 assert_eq!(hw.field(GUEST, field), before, "field {:#x}", field.0);
                 hw.set(GUEST, field, after);
                 hw.set(GUEST, field::EXIT_REASON, Reason::CPUID.0.into());
-                assert_eq!(exits(&mut cpu, &mut hw, steady, &mut 0), Next::Host);
+                assert_eq!(exits(&mut vcpu, &mut hw, steady, &mut 0), Next::Host);
                 assert_eq!(hw.host_vmread(VMCS01, field), Some(Ok(after)));
             }
         }
@@ -463,14 +463,14 @@ fn what_was_there_before_can_be_written_again() {
 /// Rounds of a guest's exit and its resumption, as KVM does CPUID: it reads what it likes and moves RIP on. `lacking`
 /// is what the CPU does not have, `controls` are the secondary ones; the last round is counted.
 fn round(lacking: &[Field], controls: SecondaryControls, reason: Reason) -> Done {
-    let (mut cpu, mut hw) = settled();
+    let (mut vcpu, mut hw) = settled();
     if !lacking.is_empty() {
-        (cpu, hw) = shadowed_without(lacking);
+        (vcpu, hw) = shadowed_without(lacking);
         hw.set(VMCS01, Segment::Cs.guest_rights(), AccessRights::CODE_64.bits());
         hw.set(VMCS01, field::CR0_SHADOW, FIXED.cr0.bits());
     }
     access(
-        &mut cpu,
+        &mut vcpu,
         &mut hw,
         Reason::VMWRITE,
         field::SECONDARY_CONTROLS,
@@ -479,11 +479,11 @@ fn round(lacking: &[Field], controls: SecondaryControls, reason: Reason) -> Done
     for _ in 0..3 {
         hw.done = Done::default();
         hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
-        assert_eq!(exits(&mut cpu, &mut hw, true, &mut 0), Next::Guest(false));
+        assert_eq!(exits(&mut vcpu, &mut hw, true, &mut 0), Next::Guest(false));
         let rip = hw.field(GUEST, field::GUEST_RIP);
         hw.set(GUEST, field::EXIT_REASON, reason.0.into());
         hw.set(GUEST, field::GUEST_RIP, rip + 20);
-        assert_eq!(exits(&mut cpu, &mut hw, true, &mut 0), Next::Host);
+        assert_eq!(exits(&mut vcpu, &mut hw, true, &mut 0), Next::Host);
         hw.host_vmwrite(VMCS01, field::GUEST_RIP, rip + 22);
         hw.set(VMCS01, field::GUEST_RIP, 0x1234);
     }
@@ -513,7 +513,7 @@ fn a_round_does_no_more_than_it_must() {
 
 #[test]
 fn whatever_single_thing_the_host_changed_is_as_an_exit_leaves_it() {
-    let (mut cpu, mut hw) = settled();
+    let (mut vcpu, mut hw) = settled();
     let mut fields = Vec::from([
         field::GUEST_CR0,
         field::GUEST_CR3,
@@ -537,14 +537,14 @@ fn whatever_single_thing_the_host_changed_is_as_an_exit_leaves_it() {
         Segment::Tr.guest_limit(),
     ]);
     fields.extend(Segment::ALL.map(Segment::guest_selector));
-    let usual = landing(&cpu, &hw);
+    let usual = landing(&vcpu, &hw);
     for field in fields {
         let value = hw.field(VMCS01, field);
         hw.set(VMCS01, field, value ^ 1);
         hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
-        assert!(is_steady(&mut cpu, &mut hw), "field {:#x}", field.0);
+        assert!(is_steady(&mut vcpu, &mut hw), "field {:#x}", field.0);
         hw.set(GUEST, field::EXIT_REASON, Reason::CPUID.0.into());
-        assert!(is_steady(&mut cpu, &mut hw));
-        assert_same("after field", &[landing(&cpu, &hw)], std::slice::from_ref(&usual));
+        assert!(is_steady(&mut vcpu, &mut hw));
+        assert_same("after field", &[landing(&vcpu, &hw)], std::slice::from_ref(&usual));
     }
 }

@@ -11,7 +11,7 @@ use crate::arch::general::Register;
 use crate::arch::registers::{CR0_L0, Cr0Flags, Cr4Flags, EFER_LONG_MODE, EferFlags};
 use crate::nested::context::{Context, Surroundings};
 use crate::nested::exits::Next;
-use crate::nested::host_area::{REPLACED, at};
+use crate::nested::host_area::{REPLACED, replaced};
 use crate::nested::model::{Model, REVISION};
 use crate::nested::vcpu::{Belief, VCpu};
 use crate::partition::Violation;
@@ -102,16 +102,16 @@ pub fn nested() -> impl Iterator<Item = (Box<VCpu>, Model)> {
 
 pub fn nested_on(shadowing: bool) -> (Box<VCpu>, Model) {
     set_limit(4 << 30);
-    let mut cpu = Box::new(VCpu::new());
+    let mut vcpu = Box::new(VCpu::new());
     let mut hw = Model::new(KVM_VMXON, VMCS01);
-    cpu.vmcs01 = VMCS01;
-    cpu.vmxon_region = OWN_VMXON;
-    cpu.launched = true;
-    cpu.caps.revision = REVISION;
-    cpu.caps.fixed = FIXED;
-    cpu.caps.cr4_allowed = CR4_ALLOWED;
-    cpu.caps.phys_bits = 39;
-    for (i, value) in cpu.own_area.0.iter_mut().enumerate() {
+    vcpu.vmcs01 = VMCS01;
+    vcpu.vmxon_region = OWN_VMXON;
+    vcpu.launched = true;
+    vcpu.caps.revision = REVISION;
+    vcpu.caps.fixed = FIXED;
+    vcpu.caps.cr4_allowed = CR4_ALLOWED;
+    vcpu.caps.phys_bits = 39;
+    for (i, value) in vcpu.own_area.0.iter_mut().enumerate() {
         *value = 0x4c30_0000 + i as u64;
     }
     hw.set(VMCS01, field::GUEST_CR3, 0x1000);
@@ -133,7 +133,7 @@ pub fn nested_on(shadowing: bool) -> (Box<VCpu>, Model) {
         hw.set(vmcs, field::HOST_TR_SELECTOR, 0x40);
         hw.set(vmcs, field::HOST_TR_BASE, 0xffff_fe00_0000_3000);
     }
-    cpu.belief = Belief {
+    vcpu.belief = Belief {
         vmx_on: true,
         vmxon_region: None,
         current: None,
@@ -146,24 +146,24 @@ pub fn nested_on(shadowing: bool) -> (Box<VCpu>, Model) {
                 hw.put(bitmap + 8 * word, !0);
             }
         }
-        cpu.shadow.prepare(&mut hw, SHADOW, BITMAPS);
+        vcpu.shadow.prepare(&mut hw, SHADOW, BITMAPS);
     }
     hw.put(0x5000, GUEST);
-    instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
-    assert_eq!(cpu.belief.current, Some(GUEST));
+    instruction(&mut vcpu, &mut hw, Reason::VMPTRLD, 0x5000);
+    assert_eq!(vcpu.belief.current, Some(GUEST));
     hw.set(VMCS01, field::GUEST_RIP, RIP);
-    (cpu, hw)
+    (vcpu, hw)
 }
 
 /// What KVM has in a replaced field; valid for VM entry.
 pub fn kvm_value(vmcs: u64, index: usize) -> u64 {
     match index {
-        at::CR0 => KVM_CR0.bits(),
-        at::CR3 => 0x7000_0000 + vmcs,
-        at::CR4 => 0x17_66f0 & CR4_ALLOWED.bits(),
-        at::RSP => 0xffff_c900_0000_0000 + vmcs,
-        at::RIP => 0xffff_ffff_c0a0_0000,
-        i if (at::SELECTORS..at::FS_BASE).contains(&i) => match i - at::SELECTORS {
+        replaced::CR0 => KVM_CR0.bits(),
+        replaced::CR3 => 0x7000_0000 + vmcs,
+        replaced::CR4 => 0x17_66f0 & CR4_ALLOWED.bits(),
+        replaced::RSP => 0xffff_c900_0000_0000 + vmcs,
+        replaced::RIP => 0xffff_ffff_c0a0_0000,
+        i if (replaced::SELECTORS..replaced::FS_BASE).contains(&i) => match i - replaced::SELECTORS {
             1 => 0x10,
             2 => 0x18,
             _ => 0,
@@ -172,46 +172,46 @@ pub fn kvm_value(vmcs: u64, index: usize) -> u64 {
     }
 }
 
-pub fn exit_host(cpu: &mut VCpu, hw: &mut Model, reason: Reason) -> Next {
+pub fn exit_host(vcpu: &mut VCpu, hw: &mut Model, reason: Reason) -> Next {
     hw.set(VMCS01, field::EXIT_REASON, reason.0.into());
-    context(cpu, hw).serve().0
+    context(vcpu, hw).serve().0
 }
 
 /// The guest exits.
-pub fn exit_guest(cpu: &mut VCpu, hw: &mut Model, reason: Reason) -> Next {
+pub fn exit_guest(vcpu: &mut VCpu, hw: &mut Model, reason: Reason) -> Next {
     hw.set(GUEST, field::EXIT_REASON, reason.0.into());
-    context(cpu, hw).serve().0
+    context(vcpu, hw).serve().0
 }
 
 /// A VMX instruction with its memory operand at `address` (base none, 64-bit).
-pub fn instruction(cpu: &mut VCpu, hw: &mut Model, reason: Reason, address: u64) -> VmxStatus {
+pub fn instruction(vcpu: &mut VCpu, hw: &mut Model, reason: Reason, address: u64) -> VmxStatus {
     hw.set(VMCS01, field::INSTRUCTION_INFO, 2 << 7 | 1 << 22 | 1 << 27);
     hw.set(VMCS01, field::EXIT_QUALIFICATION, address);
-    assert_eq!(exit_host(cpu, hw, reason), Next::Host);
+    assert_eq!(exit_host(vcpu, hw, reason), Next::Host);
     assert_eq!(hw.current, Some(VMCS01), "VMCS01 is current whenever the host runs");
     VmxStatus::from_rflags(hw.field(VMCS01, field::GUEST_RFLAGS))
 }
 
 /// VMREAD or VMWRITE by the host: without an exit if the CPU says so, else with register operands, RAX the value, RCX
 /// the field.
-pub fn access(cpu: &mut VCpu, hw: &mut Model, reason: Reason, field: Field, value: u64) -> (VmxStatus, u64) {
+pub fn access(vcpu: &mut VCpu, hw: &mut Model, reason: Reason, field: Field, value: u64) -> (VmxStatus, u64) {
     let direct = if reason == Reason::VMREAD {
         hw.host_vmread(VMCS01, field)
             .map(|r| r.map_or_else(|status| (status, value), |v| (VmxStatus::Succeed, v)))
     } else {
         hw.host_vmwrite(VMCS01, field, value).map(|status| (status, value))
     };
-    direct.unwrap_or_else(|| exiting_access(cpu, hw, reason, field, value))
+    direct.unwrap_or_else(|| exiting_access(vcpu, hw, reason, field, value))
 }
 
-pub fn exiting_access(cpu: &mut VCpu, hw: &mut Model, reason: Reason, field: Field, value: u64) -> (VmxStatus, u64) {
-    cpu.gprs[Register::Rax] = value;
-    cpu.gprs[Register::Rcx] = field.0.into();
+pub fn exiting_access(vcpu: &mut VCpu, hw: &mut Model, reason: Reason, field: Field, value: u64) -> (VmxStatus, u64) {
+    vcpu.gprs[Register::Rax] = value;
+    vcpu.gprs[Register::Rcx] = field.0.into();
     hw.set(VMCS01, field::INSTRUCTION_INFO, 1 << 10 | (Register::Rcx as u64) << 28);
-    assert_eq!(exit_host(cpu, hw, reason), Next::Host);
+    assert_eq!(exit_host(vcpu, hw, reason), Next::Host);
     (
         VmxStatus::from_rflags(hw.field(VMCS01, field::GUEST_RFLAGS)),
-        cpu.gprs[Register::Rax],
+        vcpu.gprs[Register::Rax],
     )
 }
 

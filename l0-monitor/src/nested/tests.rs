@@ -9,7 +9,7 @@ use crate::arch::registers::{
 };
 use crate::nested::adopt::CAPACITY;
 use crate::nested::exits::Next;
-use crate::nested::host_area::{HostArea, REPLACED, TABLE_LIMIT, TSS_LIMIT, at};
+use crate::nested::host_area::{HostArea, REPLACED, TABLE_LIMIT, TSS_LIMIT, replaced};
 use crate::nested::model::{Model, REVISION};
 use crate::nested::vcpu::Belief;
 use crate::vmx::caps::Caps;
@@ -28,50 +28,50 @@ fn injected(hw: &Model) -> Interruption {
 
 #[test]
 fn every_field_is_what_it_would_have_been() {
-    for (mut cpu, mut hw) in nested() {
+    for (mut vcpu, mut hw) in nested() {
         let mut expected = snapshot(&hw);
         for (i, field) in REPLACED.into_iter().enumerate() {
             expected[0].insert(field.0, kvm_value(GUEST, i));
             assert_eq!(
                 hw.field(GUEST, field),
-                field.truncate(cpu.own_area.0[i]),
+                field.truncate(vcpu.own_area.0[i]),
                 "L0's value is in the VMCS while adopted"
             );
         }
         // What KVM writes while L0 is above it counts, in both kinds of field.
         for (field, value) in [(field::HOST_RSP, 0x1234_5678), (field::GUEST_RIP, 0xfff0)] {
             assert_eq!(
-                access(&mut cpu, &mut hw, Reason::VMWRITE, field, value).0,
+                access(&mut vcpu, &mut hw, Reason::VMWRITE, field, value).0,
                 VmxStatus::Succeed
             );
             assert_eq!(
-                access(&mut cpu, &mut hw, Reason::VMREAD, field, 0),
+                access(&mut vcpu, &mut hw, Reason::VMREAD, field, 0),
                 (VmxStatus::Succeed, value)
             );
             expected[0].insert(field.0, value);
         }
         hw.put(0x5000, OTHER);
-        instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
-        assert_eq!(cpu.adopted.len(), 2);
-        assert_eq!(context(&mut cpu, &mut hw).give_back_all(), 2);
+        instruction(&mut vcpu, &mut hw, Reason::VMPTRLD, 0x5000);
+        assert_eq!(vcpu.adopted.len(), 2);
+        assert_eq!(context(&mut vcpu, &mut hw).give_back_all(), 2);
         assert_eq!(snapshot(&hw), expected);
     }
 }
 
 #[test]
 fn vmclear_gives_back_one() {
-    for (mut cpu, mut hw) in nested() {
+    for (mut vcpu, mut hw) in nested() {
         hw.put(0x5000, GUEST);
         assert_eq!(
-            instruction(&mut cpu, &mut hw, Reason::VMCLEAR, 0x5000),
+            instruction(&mut vcpu, &mut hw, Reason::VMCLEAR, 0x5000),
             VmxStatus::Succeed
         );
-        assert_eq!((cpu.adopted.len(), cpu.belief.current), (0, None));
+        assert_eq!((vcpu.adopted.len(), vcpu.belief.current), (0, None));
         for (i, field) in REPLACED.into_iter().enumerate() {
             assert_eq!(hw.field(GUEST, field), kvm_value(GUEST, i));
         }
         assert_eq!(
-            access(&mut cpu, &mut hw, Reason::VMREAD, field::GUEST_RIP, 0).0,
+            access(&mut vcpu, &mut hw, Reason::VMREAD, field::GUEST_RIP, 0).0,
             VmxStatus::FailInvalid
         );
     }
@@ -79,40 +79,40 @@ fn vmclear_gives_back_one() {
 
 #[test]
 fn more_vmcss_than_places() {
-    for (mut cpu, mut hw) in nested() {
+    for (mut vcpu, mut hw) in nested() {
         for i in 0..2 * CAPACITY as u64 {
             let vmcs = 0x100_0000 + (i << 12);
             hw.set(vmcs, field::HOST_RIP, vmcs);
             hw.put(0x5000, vmcs);
             assert_eq!(
-                instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000),
+                instruction(&mut vcpu, &mut hw, Reason::VMPTRLD, 0x5000),
                 VmxStatus::Succeed
             );
-            assert_eq!(access(&mut cpu, &mut hw, Reason::VMREAD, field::HOST_RIP, 0).1, vmcs);
+            assert_eq!(access(&mut vcpu, &mut hw, Reason::VMREAD, field::HOST_RIP, 0).1, vmcs);
         }
-        assert_eq!(cpu.adopted.len(), CAPACITY);
-        context(&mut cpu, &mut hw).give_back_all();
+        assert_eq!(vcpu.adopted.len(), CAPACITY);
+        context(&mut vcpu, &mut hw).give_back_all();
         for i in 0..2 * CAPACITY as u64 {
             let vmcs = 0x100_0000 + (i << 12);
             assert_eq!(hw.field(vmcs, field::HOST_RIP), vmcs);
         }
-        assert_eq!(hw.field(GUEST, field::HOST_RIP), kvm_value(GUEST, at::RIP));
+        assert_eq!(hw.field(GUEST, field::HOST_RIP), kvm_value(GUEST, replaced::RIP));
     }
 }
 
 #[test]
 fn a_guest_exit_lands_where_kvm_wants_it() {
-    for (mut cpu, mut hw) in nested() {
-        assert_eq!(exit_host(&mut cpu, &mut hw, Reason::VMRESUME), Next::Guest(false));
+    for (mut vcpu, mut hw) in nested() {
+        assert_eq!(exit_host(&mut vcpu, &mut hw, Reason::VMRESUME), Next::Guest(false));
         assert_eq!(hw.current, Some(GUEST), "the instruction runs on KVM's own VMCS");
         assert_eq!(hw.field(VMCS01, field::GUEST_RIP), RIP, "and has not ended yet");
-        cpu.gprs[Register::Rax] = 0xabcd;
-        assert_eq!(exit_guest(&mut cpu, &mut hw, Reason::CPUID), Next::Host);
+        vcpu.gprs[Register::Rax] = 0xabcd;
+        assert_eq!(exit_guest(&mut vcpu, &mut hw, Reason::CPUID), Next::Host);
         assert_eq!(hw.current, Some(VMCS01));
         let state = |f| hw.field(VMCS01, f);
-        assert_eq!(state(field::GUEST_RIP), kvm_value(GUEST, at::RIP));
-        assert_eq!(state(field::GUEST_RSP), kvm_value(GUEST, at::RSP));
-        assert_eq!(state(field::GUEST_CR3), kvm_value(GUEST, at::CR3));
+        assert_eq!(state(field::GUEST_RIP), kvm_value(GUEST, replaced::RIP));
+        assert_eq!(state(field::GUEST_RSP), kvm_value(GUEST, replaced::RSP));
+        assert_eq!(state(field::GUEST_CR3), kvm_value(GUEST, replaced::CR3));
         assert_eq!(state(field::GUEST_EFER), KVM_EFER.bits());
         assert_eq!(state(field::GUEST_SYSENTER_CS), 0x10);
         assert_eq!(
@@ -133,24 +133,24 @@ fn a_guest_exit_lands_where_kvm_wants_it() {
             (TSS_LIMIT, AccessRights::BUSY_TSS.bits())
         );
         assert_eq!(state(Segment::Ldtr.guest_rights()), AccessRights::UNUSABLE.bits());
-        assert_eq!(state(Segment::Gs.guest_base()), kvm_value(GUEST, at::GS_BASE));
+        assert_eq!(state(Segment::Gs.guest_base()), kvm_value(GUEST, replaced::GS_BASE));
         assert_eq!(
             state(Segment::Ds.guest_rights()),
             AccessRights::UNUSABLE.bits(),
             "null selectors are unusable"
         );
         assert_eq!(state(field::GUEST_INTERRUPTIBILITY), 0);
-        assert_eq!(cpu.gprs[Register::Rax], 0xabcd, "registers pass through");
+        assert_eq!(vcpu.gprs[Register::Rax], 0xabcd, "registers pass through");
     }
 }
 
 #[test]
 fn an_nmi_exit_leaves_nmis_blocked() {
-    for (mut cpu, mut hw) in nested() {
-        exit_host(&mut cpu, &mut hw, Reason::VMRESUME);
+    for (mut vcpu, mut hw) in nested() {
+        exit_host(&mut vcpu, &mut hw, Reason::VMRESUME);
         hw.set(GUEST, field::EXIT_REASON, Reason::EXCEPTION_NMI.0.into());
         hw.set(GUEST, field::EXIT_INTERRUPTION, 0x8000_0202);
-        context(&mut cpu, &mut hw).serve();
+        context(&mut vcpu, &mut hw).serve();
         assert_eq!(
             hw.field(VMCS01, field::GUEST_INTERRUPTIBILITY),
             Interruptibility::NMI.bits()
@@ -160,62 +160,65 @@ fn an_nmi_exit_leaves_nmis_blocked() {
 
 #[test]
 fn a_failed_entry_is_kvms_to_see() {
-    for (mut cpu, mut hw) in nested() {
-        exit_host(&mut cpu, &mut hw, Reason::VMLAUNCH);
-        let next = context(&mut cpu, &mut hw).entry_failed(0x42);
+    for (mut vcpu, mut hw) in nested() {
+        exit_host(&mut vcpu, &mut hw, Reason::VMLAUNCH);
+        let next = context(&mut vcpu, &mut hw).entry_failed(0x42);
         assert_eq!(next, Next::Host);
         assert_eq!(hw.field(VMCS01, field::GUEST_RIP), RIP + 3);
         assert_eq!(
             VmxStatus::from_rflags(hw.field(VMCS01, field::GUEST_RFLAGS)),
             VmxStatus::FailValid
         );
-        assert!(!cpu.in_guest);
+        assert!(!vcpu.in_guest);
     }
 }
 
 #[test]
 fn a_bad_host_area_fails_the_entry() {
-    for (mut cpu, mut hw) in nested() {
-        access(&mut cpu, &mut hw, Reason::VMWRITE, field::HOST_RIP, 1 << 60);
-        assert_eq!(exit_host(&mut cpu, &mut hw, Reason::VMLAUNCH), Next::Guest(true));
+    for (mut vcpu, mut hw) in nested() {
+        access(&mut vcpu, &mut hw, Reason::VMWRITE, field::HOST_RIP, 1 << 60);
+        assert_eq!(exit_host(&mut vcpu, &mut hw, Reason::VMLAUNCH), Next::Guest(true));
         assert!(hw.field(GUEST, field::HOST_CR3) >> 39 != 0, "the CPU will refuse it");
-        context(&mut cpu, &mut hw).entry_failed(0x42);
-        assert_eq!(hw.field(GUEST, field::HOST_CR3), cpu.own_area.0[at::CR3]);
-        assert_eq!(access(&mut cpu, &mut hw, Reason::VMREAD, field::HOST_RIP, 0).1, 1 << 60);
+        context(&mut vcpu, &mut hw).entry_failed(0x42);
+        assert_eq!(hw.field(GUEST, field::HOST_CR3), vcpu.own_area.0[replaced::CR3]);
+        assert_eq!(
+            access(&mut vcpu, &mut hw, Reason::VMREAD, field::HOST_RIP, 0).1,
+            1 << 60
+        );
     }
 }
 
 #[test]
 fn errors_are_the_cpus_own() {
-    for (mut cpu, mut hw) in nested() {
+    for (mut vcpu, mut hw) in nested() {
         let error = |hw: &Model| hw.field(GUEST, field::INSTRUCTION_ERROR);
         hw.put(0x5000, 0x123);
         assert_eq!(
-            instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000),
+            instruction(&mut vcpu, &mut hw, Reason::VMPTRLD, 0x5000),
             VmxStatus::FailValid
         );
-        assert_eq!((error(&hw), cpu.belief.current), (9, Some(GUEST)));
+        assert_eq!((error(&hw), vcpu.belief.current), (9, Some(GUEST)));
         hw.put(0x5000, VMCS01 | 1 << 38);
         set_limit(1 << 38);
         assert_eq!(
-            instruction(&mut cpu, &mut hw, Reason::VMCLEAR, 0x5000),
+            instruction(&mut vcpu, &mut hw, Reason::VMCLEAR, 0x5000),
             VmxStatus::FailValid,
             "not the host's memory"
         );
         assert_eq!(error(&hw), 2);
         assert_eq!(
-            instruction(&mut cpu, &mut hw, Reason::VMXON, 0x5000),
+            instruction(&mut vcpu, &mut hw, Reason::VMXON, 0x5000),
             VmxStatus::FailValid
         );
         assert_eq!(error(&hw), 15);
         assert_eq!(
-            access(&mut cpu, &mut hw, Reason::VMREAD, Field(0x7ffe), 0).0,
+            access(&mut vcpu, &mut hw, Reason::VMREAD, Field(0x7ffe), 0).0,
             VmxStatus::FailValid
         );
         assert_eq!(error(&hw), 12);
         if !hw.writes_all {
             assert_eq!(
-                access(&mut cpu, &mut hw, Reason::VMWRITE, field::EXIT_REASON, 0).0,
+                access(&mut vcpu, &mut hw, Reason::VMWRITE, field::EXIT_REASON, 0).0,
                 VmxStatus::FailValid
             );
             assert_eq!(error(&hw), 13);
@@ -225,15 +228,15 @@ fn errors_are_the_cpus_own() {
 
 #[test]
 fn vmx_instructions_need_vmx_operation_and_cpl_0() {
-    for (mut cpu, mut hw) in nested() {
+    for (mut vcpu, mut hw) in nested() {
         hw.set(VMCS01, Segment::Ss.guest_rights(), AccessRights::DPL.bits());
-        instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
+        instruction(&mut vcpu, &mut hw, Reason::VMPTRLD, 0x5000);
         assert_eq!(
             injected(&hw),
             Interruption::exception(ExceptionVector::GeneralProtection, true)
         );
-        cpu.belief = Belief::default();
-        instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000);
+        vcpu.belief = Belief::default();
+        instruction(&mut vcpu, &mut hw, Reason::VMPTRLD, 0x5000);
         assert_eq!(
             injected(&hw),
             Interruption::exception(ExceptionVector::InvalidOpcode, false)
@@ -248,25 +251,28 @@ fn vmx_instructions_need_vmx_operation_and_cpl_0() {
 
 #[test]
 fn vmxoff_moves_to_l0s_region_and_vmxon_needs_a_good_one() {
-    for (mut cpu, mut hw) in nested() {
-        assert_eq!(instruction(&mut cpu, &mut hw, Reason::VMXOFF, 0), VmxStatus::Succeed);
-        assert_eq!((hw.vmxon, cpu.own_vmxon, cpu.launched), (Some(OWN_VMXON), true, false));
-        assert_eq!(hw.field(GUEST, field::HOST_RIP), kvm_value(GUEST, at::RIP));
+    for (mut vcpu, mut hw) in nested() {
+        assert_eq!(instruction(&mut vcpu, &mut hw, Reason::VMXOFF, 0), VmxStatus::Succeed);
+        assert_eq!(
+            (hw.vmxon, vcpu.own_vmxon, vcpu.launched),
+            (Some(OWN_VMXON), true, false)
+        );
+        assert_eq!(hw.field(GUEST, field::HOST_RIP), kvm_value(GUEST, replaced::RIP));
         hw.put(0x5000, 0x30_0000);
         assert_eq!(
-            instruction(&mut cpu, &mut hw, Reason::VMXON, 0x5000),
+            instruction(&mut vcpu, &mut hw, Reason::VMXON, 0x5000),
             VmxStatus::FailInvalid,
             "no revision there"
         );
         hw.put(0x30_0000, REVISION.into());
         assert_eq!(
-            instruction(&mut cpu, &mut hw, Reason::VMXON, 0x5000),
+            instruction(&mut vcpu, &mut hw, Reason::VMXON, 0x5000),
             VmxStatus::Succeed
         );
-        assert!(cpu.belief.vmx_on && hw.vmxon == Some(OWN_VMXON));
+        assert!(vcpu.belief.vmx_on && hw.vmxon == Some(OWN_VMXON));
         hw.put(0x5000, 0x30_0000);
         assert_eq!(
-            instruction(&mut cpu, &mut hw, Reason::VMPTRLD, 0x5000),
+            instruction(&mut vcpu, &mut hw, Reason::VMPTRLD, 0x5000),
             VmxStatus::FailInvalid,
             "the VMXON pointer"
         );
@@ -275,10 +281,10 @@ fn vmxoff_moves_to_l0s_region_and_vmxon_needs_a_good_one() {
 
 #[test]
 fn vmptrst_and_page_faults() {
-    for (mut cpu, mut hw) in nested() {
-        instruction(&mut cpu, &mut hw, Reason::VMPTRST, 0x6ffc);
+    for (mut vcpu, mut hw) in nested() {
+        instruction(&mut vcpu, &mut hw, Reason::VMPTRST, 0x6ffc);
         assert_eq!(hw.read_phys(0x6ffc, 8), GUEST);
-        instruction(&mut cpu, &mut hw, Reason::VMPTRST, 5 << 30);
+        instruction(&mut vcpu, &mut hw, Reason::VMPTRST, 5 << 30);
         assert_eq!(
             (injected(&hw), hw.cr2),
             (Interruption::exception(ExceptionVector::Page, true), 5 << 30)
@@ -290,30 +296,30 @@ fn vmptrst_and_page_faults() {
 
 #[test]
 fn wild_accesses_and_triple_faults_end_the_host() {
-    for (mut cpu, mut hw) in nested() {
+    for (mut vcpu, mut hw) in nested() {
         hw.set(VMCS01, field::GUEST_PHYSICAL_ADDRESS, 5 << 30);
-        let next = exit_host(&mut cpu, &mut hw, Reason::EPT_VIOLATION);
+        let next = exit_host(&mut vcpu, &mut hw, Reason::EPT_VIOLATION);
         assert!(matches!(next, Next::Die(StopReason::WildAccess, [_, address, _]) if address == 5 << 30));
-        let next = exit_host(&mut cpu, &mut hw, Reason::TRIPLE_FAULT);
+        let next = exit_host(&mut vcpu, &mut hw, Reason::TRIPLE_FAULT);
         assert!(matches!(next, Next::Die(StopReason::TripleFault, _)));
-        let next = exit_host(&mut cpu, &mut hw, Reason::TPR_BELOW_THRESHOLD);
+        let next = exit_host(&mut vcpu, &mut hw, Reason::TPR_BELOW_THRESHOLD);
         assert!(matches!(next, Next::Die(StopReason::Unhandled, [_, 43, _])));
     }
 }
 
 #[test]
 fn init_is_seen_under_host_and_guest() {
-    for (mut cpu, mut hw) in nested() {
-        assert_eq!(exit_host(&mut cpu, &mut hw, Reason::INIT), Next::Init);
-        exit_host(&mut cpu, &mut hw, Reason::VMRESUME);
-        assert_eq!(exit_guest(&mut cpu, &mut hw, Reason::INIT), Next::Init);
-        assert_eq!((hw.current, cpu.in_guest), (Some(VMCS01), false));
+    for (mut vcpu, mut hw) in nested() {
+        assert_eq!(exit_host(&mut vcpu, &mut hw, Reason::INIT), Next::Init);
+        exit_host(&mut vcpu, &mut hw, Reason::VMRESUME);
+        assert_eq!(exit_guest(&mut vcpu, &mut hw, Reason::INIT), Next::Init);
+        assert_eq!((hw.current, vcpu.in_guest), (Some(VMCS01), false));
     }
 }
 
 #[test]
 fn cr0_and_cr4_show_the_hosts_values() {
-    for (mut cpu, mut hw) in nested() {
+    for (mut vcpu, mut hw) in nested() {
         let pae = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION;
         hw.set(VMCS01, field::GUEST_CR0, CR0_L0.bits());
         hw.set(VMCS01, field::CR0_SHADOW, CR0_L0.bits());
@@ -321,9 +327,9 @@ fn cr0_and_cr4_show_the_hosts_values() {
         let ia32e = EntryControls::IA32E.bits().into();
         hw.set(VMCS01, field::ENTRY_CONTROLS, ia32e);
         // As the trampoline of an AP does: paging and NE off.
-        cpu.gprs[Register::Rax] = Cr0Flags::PROTECTED_MODE_ENABLE.bits();
+        vcpu.gprs[Register::Rax] = Cr0Flags::PROTECTED_MODE_ENABLE.bits();
         hw.set(VMCS01, field::EXIT_QUALIFICATION, 0);
-        exit_host(&mut cpu, &mut hw, Reason::CR_ACCESS);
+        exit_host(&mut vcpu, &mut hw, Reason::CR_ACCESS);
         let seen = Cr0Flags::PROTECTED_MODE_ENABLE | Cr0Flags::EXTENSION_TYPE;
         assert_eq!(
             (hw.field(VMCS01, field::GUEST_CR0), hw.field(VMCS01, field::CR0_SHADOW)),
@@ -337,8 +343,8 @@ fn cr0_and_cr4_show_the_hosts_values() {
             (EferFlags::LONG_MODE_ENABLE.bits(), 0)
         );
         hw.set(VMCS01, field::GUEST_CR4, (pae | FIXED.cr4).bits());
-        cpu.gprs[Register::Rax] = KVM_CR0.bits();
-        exit_host(&mut cpu, &mut hw, Reason::CR_ACCESS);
+        vcpu.gprs[Register::Rax] = KVM_CR0.bits();
+        exit_host(&mut vcpu, &mut hw, Reason::CR_ACCESS);
         assert_eq!(
             (
                 hw.field(VMCS01, field::GUEST_EFER),
@@ -347,15 +353,15 @@ fn cr0_and_cr4_show_the_hosts_values() {
             (EFER_LONG_MODE.bits(), ia32e)
         );
         // CR4.VMXE can't be cleared in VMX operation.
-        cpu.gprs[Register::Rax] = pae.bits();
+        vcpu.gprs[Register::Rax] = pae.bits();
         hw.set(VMCS01, field::EXIT_QUALIFICATION, 4);
-        exit_host(&mut cpu, &mut hw, Reason::CR_ACCESS);
+        exit_host(&mut vcpu, &mut hw, Reason::CR_ACCESS);
         assert_eq!(
             injected(&hw),
             Interruption::exception(ExceptionVector::GeneralProtection, true)
         );
-        cpu.belief = Belief::default();
-        exit_host(&mut cpu, &mut hw, Reason::CR_ACCESS);
+        vcpu.belief = Belief::default();
+        exit_host(&mut vcpu, &mut hw, Reason::CR_ACCESS);
         assert_eq!(
             (hw.field(VMCS01, field::GUEST_CR4), hw.field(VMCS01, field::CR4_SHADOW)),
             ((pae | FIXED.cr4).bits(), pae.bits())
@@ -377,13 +383,13 @@ fn host_area_rules() {
     };
     assert!(area.valid(&caps));
     for (index, bad) in [
-        (at::CR0, KVM_CR0.difference(Cr0Flags::NUMERIC_ERROR).bits()),
-        (at::CR3, 1 << 39),
-        (at::CR4, Cr4Flags::PHYSICAL_ADDRESS_EXTENSION.bits()),
-        (at::RIP, 1 << 47),
-        (at::SELECTORS, 0x2b),
-        (at::SELECTORS + 1, 0),
-        (at::GS_BASE, 1 << 63),
+        (replaced::CR0, KVM_CR0.difference(Cr0Flags::NUMERIC_ERROR).bits()),
+        (replaced::CR3, 1 << 39),
+        (replaced::CR4, Cr4Flags::PHYSICAL_ADDRESS_EXTENSION.bits()),
+        (replaced::RIP, 1 << 47),
+        (replaced::SELECTORS, 0x2b),
+        (replaced::SELECTORS + 1, 0),
+        (replaced::GS_BASE, 1 << 63),
     ] {
         let mut wrong = area;
         wrong.0[index] = bad;
@@ -393,14 +399,14 @@ fn host_area_rules() {
 
 #[test]
 fn stray_vmcalls_are_undefined() {
-    for (mut cpu, mut hw) in nested() {
-        cpu.gprs[Register::Rax] = 1;
-        assert_eq!(exit_host(&mut cpu, &mut hw, Reason::VMCALL), Next::Host);
+    for (mut vcpu, mut hw) in nested() {
+        vcpu.gprs[Register::Rax] = 1;
+        assert_eq!(exit_host(&mut vcpu, &mut hw, Reason::VMCALL), Next::Host);
         assert_eq!(
             injected(&hw),
             Interruption::exception(ExceptionVector::InvalidOpcode, false)
         );
-        cpu.gprs[Register::Rax] = locum_abi::Op::Ping as u64;
-        assert_eq!(exit_host(&mut cpu, &mut hw, Reason::VMCALL), Next::Call);
+        vcpu.gprs[Register::Rax] = locum_abi::Op::Ping as u64;
+        assert_eq!(exit_host(&mut vcpu, &mut hw, Reason::VMCALL), Next::Call);
     }
 }

@@ -18,9 +18,9 @@ use crate::arch::general::{Register, Registers};
 use crate::arch::registers::Cr4Flags;
 use crate::arch::{cpuid, gdt, msr, paging, registers, stack};
 use crate::id::{self, CpuIndex};
-use crate::nested::check;
 use crate::nested::context::Context;
-use crate::nested::host_area::{HostArea, at};
+use crate::nested::fingerprint;
+use crate::nested::host_area::{HostArea, replaced};
 use crate::nested::regions;
 use crate::nested::shadow;
 use crate::nested::steady::Steady;
@@ -55,17 +55,17 @@ fn own_area(hw: &mut Cpu, cpu: CpuIndex, slot: Slot, exit_rip: u64) -> HostArea 
     let code = u64::from(gdt::CODE);
     let data = u64::from(gdt::DATA);
     for (index, value) in [
-        (at::CR0, registers::CR0_L0.bits()),
-        (at::CR3, paging::l0_cr3(slot)),
-        (at::CR4, cr4.bits()),
-        (at::RSP, vcpu::exit_stack(cpu)),
-        (at::RIP, exit_rip),
-        (at::SELECTORS + Segment::Es as usize, data),
-        (at::SELECTORS + Segment::Cs as usize, code),
-        (at::SELECTORS + Segment::Ss as usize, data),
-        (at::SELECTORS + Segment::Ds as usize, data),
-        (at::GDTR_BASE, gdt::base(cpu)),
-        (at::IDTR_BASE, trap::base()),
+        (replaced::CR0, registers::CR0_L0.bits()),
+        (replaced::CR3, paging::l0_cr3(slot)),
+        (replaced::CR4, cr4.bits()),
+        (replaced::RSP, vcpu::exit_stack(cpu)),
+        (replaced::RIP, exit_rip),
+        (replaced::SELECTORS + Segment::Es as usize, data),
+        (replaced::SELECTORS + Segment::Cs as usize, code),
+        (replaced::SELECTORS + Segment::Ss as usize, data),
+        (replaced::SELECTORS + Segment::Ds as usize, data),
+        (replaced::GDTR_BASE, gdt::base(cpu)),
+        (replaced::IDTR_BASE, trap::base()),
     ] {
         area.0[index] = value;
     }
@@ -108,8 +108,8 @@ fn take_root(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, slot: Slot, exit_rip:
     if vcpu.caps.shadowing && shadow::allowed() {
         vcpu.shadow.prepare(hw, regions.shadow, regions.bitmaps);
     }
-    if check::enabled() {
-        check::probe(hw);
+    if fingerprint::enabled() {
+        fingerprint::probe(hw);
     }
     Ok(belief)
 }
@@ -155,9 +155,9 @@ pub fn enter(vcpu: &mut VCpu, hw: &mut Cpu, frame: &Frame, cpu: CpuIndex, exit_r
     Ok(())
 }
 
-fn on_this_machine<T>(vcpu: &mut VCpu, hw: &mut Cpu, act: impl FnOnce(&mut Context<'_, Cpu>) -> T) -> T {
+fn on_this_machine<T>(vcpu: &mut VCpu, hw: &mut Cpu, serve: impl FnOnce(&mut Context<'_, Cpu>) -> T) -> T {
     let around = ThisMachine(vcpu.slot);
-    act(&mut Context {
+    serve(&mut Context {
         vcpu,
         hw,
         around: &around,

@@ -8,10 +8,10 @@ use locum_abi::PAGE_SIZE;
 use crate::arch::paging::page_of;
 use crate::arch::registers::Cr4Flags;
 use crate::nested::context::{Context, Exception};
-use crate::nested::host_area::{self, HostArea};
+use crate::nested::host_area::{HostArea, replaced};
 use crate::nested::steady::Steady;
 use crate::nested::vcpu::Belief;
-use crate::nested::{trapped, walk};
+use crate::nested::{trapped_fields, walk};
 use crate::vmx::exit::{InstructionInfo, Reason};
 use crate::vmx::field::{self, Area, Field};
 use crate::vmx::hardware::Invalidate;
@@ -60,14 +60,14 @@ impl<H: Hardware> Context<'_, H> {
         Outcome::Host
     }
 
-    /// Runs `act` with the host's VMCS current, so that an error number lands there, and ends the instruction. Without
+    /// Executes `instruction` with the host's VMCS current, so that an error number lands there, and ends the instruction. Without
     /// a current VMCS a VMfailValid is a VMfailInvalid.
-    fn on_host_vmcs(&mut self, act: impl FnOnce(&mut Self) -> VmxStatus) {
+    fn on_host_vmcs(&mut self, instruction: impl FnOnce(&mut Self) -> VmxStatus) {
         let current = self.vcpu.belief.current;
         if let Some(phys) = current {
             self.hw.vmptrld(phys);
         }
-        let status = match act(self) {
+        let status = match instruction(self) {
             VmxStatus::FailValid if current.is_none() => VmxStatus::FailInvalid,
             status => status,
         };
@@ -102,7 +102,7 @@ impl<H: Hardware> Context<'_, H> {
         if self.vcpu.belief.vmx_on {
             // In root operation the CPU reports error 15 (or VMfailInvalid) whatever the operand.
             let own = self.vcpu.vmxon_region;
-            return self.on_host_vmcs(|c| c.hw.vmxon(own));
+            return self.on_host_vmcs(|context| context.hw.vmxon(own));
         }
         let usable = region.is_multiple_of(PAGE_SIZE)
             && self.around.may_touch(region, PAGE_SIZE)
@@ -143,15 +143,15 @@ impl<H: Hardware> Context<'_, H> {
         };
         let target = self.checked_pointer(phys);
         self.leave_steady();
-        self.on_host_vmcs(|c| {
-            let status = c.hw.vmptrld(target);
+        self.on_host_vmcs(|context| {
+            let status = context.hw.vmptrld(target);
             if !status.ok() {
                 return status;
             }
-            let own = c.vcpu.own_area;
-            match c.vcpu.adopted.adopt(c.hw, target, &own) {
+            let own = context.vcpu.own_area;
+            match context.vcpu.adopted.adopt(context.hw, target, &own) {
                 Ok(()) => {
-                    c.vcpu.belief.current = Some(target);
+                    context.vcpu.belief.current = Some(target);
                     VmxStatus::Succeed
                 }
                 Err(status) => status,
@@ -165,7 +165,7 @@ impl<H: Hardware> Context<'_, H> {
         if let Some(current) = self.vcpu.belief.current
             && let Some(entry) = self.vcpu.adopted.find(current)
         {
-            let host = (current, entry.area.0[host_area::at::RSP]);
+            let host = (current, entry.area.0[replaced::RSP]);
             let (vmcs01, controls) = (self.vcpu.vmcs01, self.vcpu.caps.secondary);
             self.vcpu.shadow.attach(self.hw, vmcs01, host, controls);
         }
@@ -200,7 +200,7 @@ impl<H: Hardware> Context<'_, H> {
             self.vcpu.shadow.detach(self.hw, self.vcpu.caps.secondary);
         }
         self.give_back(target);
-        self.on_host_vmcs(|c| c.hw.vmclear(target));
+        self.on_host_vmcs(|context| context.hw.vmclear(target));
         if was_current {
             self.vcpu.belief.current = None;
         }
@@ -229,17 +229,17 @@ impl<H: Hardware> Context<'_, H> {
         }
     }
 
-    fn invalidate(&mut self, what: Invalidate) {
+    fn invalidate(&mut self, instruction: Invalidate) {
         let Some(descriptor) = self.operand::<2>() else {
             return;
         };
         let info = InstructionInfo(self.read(field::INSTRUCTION_INFO) as u32);
         let kind = self.gpr(info.register2());
-        self.on_host_vmcs(|c| c.hw.invalidate(what, kind, descriptor));
+        self.on_host_vmcs(|context| context.hw.invalidate(instruction, kind, descriptor));
     }
 
     fn count_trapped(&self, code: u64, write: bool) {
-        if let Some(event) = trapped::count(Field(code as u32), write) {
+        if let Some(event) = trapped_fields::count(Field(code as u32), write) {
             self.around.trace(event);
         }
     }
@@ -352,7 +352,7 @@ impl<H: Hardware> Context<'_, H> {
     /// that.
     pub fn guest_entry_failed(&mut self, rflags: u64) {
         self.vcpu.in_guest = false;
-        let own_cr3 = self.vcpu.own_area.0[crate::nested::host_area::at::CR3];
+        let own_cr3 = self.vcpu.own_area.0[replaced::CR3];
         self.hw.vmwrite(field::HOST_CR3, own_cr3);
         self.hw.vmptrld(self.vcpu.vmcs01);
         self.finish(VmxStatus::from_rflags(rflags));

@@ -87,7 +87,7 @@ pub trait Hardware {
     /// VMPTRST.
     fn vmptrst(&mut self) -> u64;
     /// INVEPT or INVVPID with a descriptor.
-    fn invalidate(&mut self, what: Invalidate, kind: u64, descriptor: [u64; 2]) -> VmxStatus;
+    fn invalidate(&mut self, instruction: Invalidate, kind: u64, descriptor: [u64; 2]) -> VmxStatus;
     /// CPUID: EAX, EBX, ECX, EDX.
     fn cpuid(&mut self, leaf: u32, subleaf: u32) -> [u32; 4];
     /// RDMSR; `None` where the CPU raises #GP.

@@ -99,9 +99,9 @@ impl Hardware for Cpu {
         phys
     }
 
-    fn invalidate(&mut self, what: Invalidate, kind: u64, descriptor: [u64; 2]) -> VmxStatus {
+    fn invalidate(&mut self, instruction: Invalidate, kind: u64, descriptor: [u64; 2]) -> VmxStatus {
         let descriptor = descriptor.as_ptr();
-        match what {
+        match instruction {
             Invalidate::Ept => vmx!("invept {k}, [{d}]", k = in(reg) kind, d = in(reg) descriptor),
             Invalidate::Vpid => {
                 vmx!("invvpid {k}, [{d}]", k = in(reg) kind, d = in(reg) descriptor)
