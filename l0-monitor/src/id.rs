@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
 use locum_abi::MAX_CPUS;
 
 /// How many xAPIC ids there are; 255 is the broadcast id and belongs to no CPU.
-pub const APIC_IDS: usize = 256;
+pub(crate) const APIC_IDS: usize = 256;
 
 const NO_CPU: u16 = u16::MAX;
 
@@ -19,14 +19,14 @@ static INDEX_OF: [AtomicU16; APIC_IDS] = [const { AtomicU16::new(NO_CPU) }; APIC
 
 /// Number of a logical CPU, in the order of the machine's MADT. Always below [`MAX_CPUS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct CpuIndex(u16);
+pub(crate) struct CpuIndex(u16);
 
 impl CpuIndex {
     /// The first CPU of the MADT.
-    pub const FIRST: Self = Self(0);
+    pub(crate) const FIRST: Self = Self(0);
 
     /// CPU `index`, `None` if L0 could not manage so many.
-    pub const fn new(index: usize) -> Option<Self> {
+    pub(crate) const fn new(index: usize) -> Option<Self> {
         if index < MAX_CPUS {
             Some(Self(index as u16))
         } else {
@@ -35,7 +35,7 @@ impl CpuIndex {
     }
 
     /// As an index into memory that hosts or assembly lay out, below [`MAX_CPUS`]; what Rust keeps is a [`PerCpu`].
-    pub const fn get(self) -> usize {
+    pub(crate) const fn get(self) -> usize {
         self.0 as usize
     }
 }
@@ -43,7 +43,7 @@ impl CpuIndex {
 /// One value for each CPU that L0 could manage. A [`CpuIndex`] indexes it, and cannot miss.
 #[repr(transparent)]
 #[derive(Debug)]
-pub struct PerCpu<T>(pub [T; MAX_CPUS]);
+pub(crate) struct PerCpu<T>(pub(crate) [T; MAX_CPUS]);
 
 impl<T> Index<CpuIndex> for PerCpu<T> {
     type Output = T;
@@ -63,7 +63,7 @@ impl<T> IndexMut<CpuIndex> for PerCpu<T> {
 
 /// Makes the CPUs known, in the order of the MADT. CPUs beyond [`MAX_CPUS`], ids above 254 and repeated ids are left
 /// out. Called once, by the boot CPU, before any other runs L0. Returns how many were taken.
-pub fn register(apic_ids: impl IntoIterator<Item = u32>) -> usize {
+pub(crate) fn register(apic_ids: impl IntoIterator<Item = u32>) -> usize {
     let mut count = 0;
     for id in apic_ids {
         let Some(index_of) = INDEX_OF.get(id as usize).filter(|_| id < 255) else {
@@ -82,23 +82,23 @@ pub fn register(apic_ids: impl IntoIterator<Item = u32>) -> usize {
 }
 
 /// How many CPUs there are.
-pub fn count() -> usize {
+pub(crate) fn count() -> usize {
     COUNT.load(Relaxed) as usize
 }
 
 /// All CPUs.
-pub fn all() -> impl Iterator<Item = CpuIndex> + Clone {
+pub(crate) fn all() -> impl Iterator<Item = CpuIndex> + Clone {
     (0..count()).filter_map(CpuIndex::new)
 }
 
 /// The CPU with an xAPIC id, `None` if L0 does not manage it.
-pub fn index_of_apic(apic_id: u32) -> Option<CpuIndex> {
+pub(crate) fn index_of_apic(apic_id: u32) -> Option<CpuIndex> {
     let index = INDEX_OF.get(apic_id as usize)?.load(Relaxed);
     CpuIndex::new(index as usize)
 }
 
 /// The xAPIC id of a CPU (`u32::MAX` for an index beyond [`count`]).
-pub fn apic_id(cpu: CpuIndex) -> u32 {
+pub(crate) fn apic_id(cpu: CpuIndex) -> u32 {
     ID_OF[cpu].load(Relaxed)
 }
 

@@ -35,24 +35,38 @@
 //! | [`vmx`] | VMX as the SDM has it |
 //! | [`logger`] | the log |
 //! | [`shared`] | what hosts see of L0, laid out in [`shared::layout`] |
-//! | [`arch`] | the CPU: tables, stacks, paging, LAPIC, MSRs, ports |
+//! | [`arch`] | the CPU: registers, tables, stacks, paging, LAPIC, MSRs, ports |
 //! | [`id`] | which CPUs there are |
 //!
 //! Everything but the entry, the linker script and the panic handler compiles on the host too, where the tests run.
 #![no_std]
+#![warn(unreachable_pub)]
+#![allow(
+    rustdoc::private_intra_doc_links,
+    reason = "only what tests/ and the image need is public; the documentation is for who changes L0"
+)]
+#![cfg_attr(
+    not(target_os = "none"),
+    expect(
+        dead_code,
+        reason = "what is not used is told by the build for bare metal, which has all of boot"
+    )
+)]
 #[cfg(test)]
 extern crate std;
 
-pub mod arch;
-pub mod boot;
-pub mod doors;
-pub mod id;
-pub mod logger;
-pub mod machine;
-pub mod nested;
-pub mod park;
-pub mod partition;
-pub mod shared;
+mod arch;
+mod boot;
+mod doors;
+mod id;
+mod logger;
+mod machine;
+mod nested;
+mod park;
+mod partition;
+mod shared;
 pub mod stage;
-pub mod trap;
-pub mod vmx;
+mod trap;
+mod vmx;
+
+pub use arch::registers::halt_forever;

@@ -12,7 +12,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use crate::arch::serial;
 use crate::shared;
 
-pub use serial::DEBUG_PORT;
+pub(crate) use serial::DEBUG_PORT;
 
 /// How long a CPU waits for the lock. Then it writes all the same: a garbled line is better than none, and the CPU
 /// that holds the lock may have stopped.
@@ -30,14 +30,14 @@ struct Logger {
 }
 
 /// Installs the logger.
-pub fn init() {
+pub(crate) fn init() {
     // A second call would find a logger already there, which is as good.
     let _ = log::set_logger(&LOGGER);
     log::set_max_level(LevelFilter::Info);
 }
 
 /// Sends the log to a port as well: a UART's base, or [`DEBUG_PORT`].
-pub fn set_port(port: u16) {
+pub(crate) fn set_port(port: u16) {
     LOGGER.port.store(port, Relaxed);
 }
 

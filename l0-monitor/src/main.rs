@@ -15,5 +15,5 @@ use l0_monitor as _;
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo) -> ! {
     log::error!("{info}: this CPU halts");
-    l0_monitor::arch::registers::halt_forever()
+    l0_monitor::halt_forever()
 }

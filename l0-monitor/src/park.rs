@@ -34,11 +34,11 @@ use crate::shared::{self, MailboxWords};
 use crate::stage::{self, Stage, Step};
 
 /// First address beyond what the firmware's page tables map: a CPU cannot be woken there.
-pub const WAKEUP_LIMIT: u64 = 4 << 30;
+pub(crate) const WAKEUP_LIMIT: u64 = 4 << 30;
 
 /// What a parked CPU makes of its owner's mailbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// Nothing there, or a command that its addressee will answer.
     Wait,
     /// Proof that this CPU is parked was asked for: clear the command.
@@ -54,7 +54,7 @@ pub enum Action {
 
 /// Decides what CPU `me` (APIC id) does about `mailbox`. `owned` tells whether an APIC id belongs to a CPU that the
 /// mailbox's host owns and that was started.
-pub fn decide(me: u32, owned: impl FnOnce(u32) -> bool, mailbox: MailboxWords) -> Action {
+pub(crate) fn decide(me: u32, owned: impl FnOnce(u32) -> bool, mailbox: MailboxWords) -> Action {
     let command = mailbox.head as u16;
     let apic_id = (mailbox.head >> 32) as u32;
     match command {
@@ -75,7 +75,7 @@ pub fn decide(me: u32, owned: impl FnOnce(u32) -> bool, mailbox: MailboxWords) -
 /// How parked CPUs wait.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Wait {
+pub(crate) enum Wait {
     /// HLT, with a periodic timer.
     #[default]
     Halt = 0,
@@ -88,7 +88,7 @@ pub enum Wait {
 static WAIT: AtomicU8 = AtomicU8::new(Wait::Halt as u8);
 
 /// Chooses how CPUs that park from now on wait. MWAIT falls back to HLT on CPUs without it.
-pub fn set_wait(wait: Wait) {
+pub(crate) fn set_wait(wait: Wait) {
     WAIT.store(wait as u8, Relaxed);
 }
 
@@ -102,18 +102,18 @@ fn wait_kind() -> Wait {
 
 /// Where a CPU begins to run for a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Start {
+pub(crate) struct Start {
     /// Entry point, in 64-bit mode on an identity map.
-    pub rip: u64,
+    pub(crate) rip: u64,
     /// RSI there (the zero page of a boot CPU, else 0).
-    pub rsi: u64,
+    pub(crate) rsi: u64,
     /// Host that the CPU belongs to.
-    pub slot: Slot,
+    pub(crate) slot: Slot,
 }
 
 /// The CPU is not parked, or somebody else is about to start it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Busy;
+pub(crate) struct Busy;
 
 /// How each CPU is to start that was commanded to: its stage says whose it is.
 struct Command(UnsafeCell<Option<Start>>);
@@ -128,7 +128,7 @@ static COMMANDS: PerCpu<Command> = PerCpu([const { Command(UnsafeCell::new(None)
 ///
 /// # Errors
 /// [`Busy`].
-pub fn command(cpu: CpuIndex, start: Start) -> Result<(), Busy> {
+pub(crate) fn command(cpu: CpuIndex, start: Start) -> Result<(), Busy> {
     stage::take(cpu, Step::Claim).map_err(|_| Busy)?;
     // SAFETY: this CPU claimed the other; see the `Sync` impl.
     unsafe { *COMMANDS[cpu].0.get() = Some(start) };
@@ -146,13 +146,13 @@ fn take_command(cpu: CpuIndex) -> Option<Start> {
 }
 
 /// Makes parked CPUs look again, for instance because owners changed. They would do so by themselves soon.
-pub fn poke() {
+pub(crate) fn poke() {
     Slot::ALL.into_iter().for_each(shared::touch_mailbox);
 }
 
 /// Waits on this CPU, which is `cpu` and in [`Stage::Parking`], until it is to run for a host: where, and in which mode.
 /// Its stage is [`Stage::Starting`] then. L0's page tables, GDT and IDT are in use and interrupts off.
-pub fn wait_for_start(cpu: CpuIndex) -> (Start, StartMode) {
+pub(crate) fn wait_for_start(cpu: CpuIndex) -> (Start, StartMode) {
     // SAFETY: parked CPUs run on L0's page tables, and no host uses this CPU's LAPIC from here on.
     let lapic = unsafe {
         registers::normalise();

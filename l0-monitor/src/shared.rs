@@ -5,7 +5,7 @@
 //! they carry, which are checked where CPUs park (`park.rs`).
 #![expect(unsafe_code, reason = "memory that hosts write too is reached through raw pointers")]
 
-pub mod layout;
+pub(crate) mod layout;
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{
@@ -60,42 +60,35 @@ fn count(pointer: *mut u64) {
     word.store(word.load(Relaxed).wrapping_add(1), Relaxed);
 }
 
-/// The header as L0 wrote it at boot. A copy: hosts are told not to write there, but could.
-pub fn header() -> Header {
-    let header = field!(header.0);
-    // SAFETY: the header is plain data inside the static; any bytes are a value of it.
-    unsafe { header.read_volatile() }
-}
-
 /// Publishes the header. Called once at boot.
-pub fn set_header(header: Header) {
+pub(crate) fn set_header(header: Header) {
     let place = field!(header.0);
     // SAFETY: inside the static, and only the boot CPU runs.
     unsafe { place.write_volatile(header) };
 }
 
 /// Physical address of the header.
-pub fn header_address() -> u64 {
+pub(crate) fn header_address() -> u64 {
     field!(header) as u64
 }
 
 /// Physical addresses of the parts that the header and the page tables name.
 #[derive(Clone, Copy, Debug)]
-pub struct Addresses {
+pub(crate) struct Addresses {
     /// Status.
-    pub status: u64,
+    pub(crate) status: u64,
     /// Trace ring.
-    pub trace: u64,
+    pub(crate) trace: u64,
     /// Log ring.
-    pub log: u64,
+    pub(crate) log: u64,
     /// Copy of the machine's RSDP.
-    pub machine_rsdp: u64,
+    pub(crate) machine_rsdp: u64,
     /// First channel ring.
-    pub channels: u64,
+    pub(crate) channels: u64,
 }
 
 /// Where the parts are.
-pub fn addresses() -> Addresses {
+pub(crate) fn addresses() -> Addresses {
     Addresses {
         status: field!(status) as u64,
         trace: field!(trace) as u64,
@@ -106,35 +99,35 @@ pub fn addresses() -> Addresses {
 }
 
 /// A slot's area; reached by raw pointer only.
-pub fn slot_area(slot: Slot) -> *mut SlotArea {
+pub(crate) fn slot_area(slot: Slot) -> *mut SlotArea {
     field!(slots).cast::<SlotArea>().wrapping_add(slot.index())
 }
 
 /// Physical address of a field of a slot's area, by its offset in [`SlotArea`].
-pub fn slot_field(slot: Slot, offset: usize) -> u64 {
+pub(crate) fn slot_field(slot: Slot, offset: usize) -> u64 {
     slot_area(slot) as u64 + offset as u64
 }
 
 /// Physical address of the page that the host of `slot` sees at address 0 while nested.
-pub fn page_zero(slot: Slot) -> u64 {
+pub(crate) fn page_zero(slot: Slot) -> u64 {
     // SAFETY: only an address is computed.
     unsafe { &raw mut (*slot_area(slot)).page_zero as u64 }
 }
 
 /// Physical address of the page tables on which a CPU is handed to the host of `slot`.
-pub fn firmware_cr3(slot: Slot) -> u64 {
+pub(crate) fn firmware_cr3(slot: Slot) -> u64 {
     // SAFETY: only an address is computed.
     unsafe { &raw mut (*slot_area(slot)).firmware_tables as u64 }
 }
 
 /// Physical address of the GDT with which a CPU is handed to the host of `slot`.
-pub fn firmware_gdt(slot: Slot) -> u64 {
+pub(crate) fn firmware_gdt(slot: Slot) -> u64 {
     // SAFETY: only an address is computed.
     unsafe { &raw mut (*slot_area(slot)).gdt as u64 }
 }
 
 /// Says how the CPU with `apic_id` comes back when a host gives it up. Ids above 255 are ignored.
-pub fn set_reset_mode(apic_id: u32, nested: bool) {
+pub(crate) fn set_reset_mode(apic_id: u32, nested: bool) {
     for slot in Slot::ALL {
         // SAFETY: only an address is computed.
         let modes = unsafe { &raw mut (*slot_area(slot)).reset_vector.data.nested }.cast::<u8>();
@@ -147,54 +140,49 @@ pub fn set_reset_mode(apic_id: u32, nested: bool) {
 }
 
 /// Slice below 1 MiB of the host in `slot`: first byte and bytes.
-pub const fn low_slice(slot: Slot) -> (u64, u64) {
+pub(crate) const fn low_slice(slot: Slot) -> (u64, u64) {
     (layout::LOW_SLICES[slot.index()], layout::LOW_SLICE_SIZE)
 }
 
 /// The status.
-pub const fn status() -> StatusView {
+pub(crate) const fn status() -> StatusView {
     StatusView(())
 }
 
 /// Access to the status, word by word.
 #[derive(Clone, Copy, Debug)]
-pub struct StatusView(());
+pub(crate) struct StatusView(());
 
 impl StatusView {
-    /// Generation of the reigning host.
-    pub fn generation(self) -> u32 {
-        word32(field!(status.0.generation)).load(Relaxed)
-    }
-
     /// Sets the generation of the reigning host.
-    pub fn set_generation(self, generation: u32) {
+    pub(crate) fn set_generation(self, generation: u32) {
         word32(field!(status.0.generation)).store(generation, Release);
     }
 
     /// Sets the number of CPUs.
-    pub fn set_cpu_count(self, count: u32) {
+    pub(crate) fn set_cpu_count(self, count: u32) {
         word32(field!(status.0.cpu_count)).store(count, Relaxed);
     }
 
     /// Counts a refused request.
-    pub fn count_refusal(self) {
+    pub(crate) fn count_refusal(self) {
         word64(field!(status.0.refusals)).fetch_add(1, Relaxed);
     }
 
     /// The host of a slot.
-    pub const fn host(self, slot: Slot) -> HostView {
+    pub(crate) const fn host(self, slot: Slot) -> HostView {
         HostView(slot)
     }
 
     /// A CPU.
-    pub const fn cpu(self, cpu: CpuIndex) -> CpuView {
+    pub(crate) const fn cpu(self, cpu: CpuIndex) -> CpuView {
         CpuView(cpu)
     }
 }
 
 /// Access to [`locum_abi::HostStatus`].
 #[derive(Clone, Copy, Debug)]
-pub struct HostView(Slot);
+pub(crate) struct HostView(Slot);
 
 impl HostView {
     fn pointer(self) -> *mut locum_abi::HostStatus {
@@ -203,21 +191,14 @@ impl HostView {
             .wrapping_add(self.0.index())
     }
 
-    /// State; a word that is none counts as absent.
-    pub fn state(self) -> HostState {
-        // SAFETY: only an address is computed.
-        let word = unsafe { &raw mut (*self.pointer()).state };
-        HostState::from_raw(word32(word).load(Acquire)).unwrap_or(HostState::Absent)
-    }
-
     /// Sets the state. Whoever sees it also sees what was written before.
-    pub fn set_state(self, state: HostState) {
+    pub(crate) fn set_state(self, state: HostState) {
         // SAFETY: only an address is computed.
         word32(unsafe { &raw mut (*self.pointer()).state }).store(state as u32, Release);
     }
 
     /// Sets why the host is dead and on which CPU (APIC id) it died; [`Self::set_state`] comes after it.
-    pub fn set_reason(self, reason: StopReason, detail: [u64; 3], apic_id: u32) {
+    pub(crate) fn set_reason(self, reason: StopReason, detail: [u64; 3], apic_id: u32) {
         let host = self.pointer();
         // SAFETY: only addresses are computed.
         unsafe {
@@ -230,7 +211,7 @@ impl HostView {
     }
 
     /// Sets the host's generation.
-    pub fn set_generation(self, generation: u32) {
+    pub(crate) fn set_generation(self, generation: u32) {
         // SAFETY: only an address is computed.
         word32(unsafe { &raw mut (*self.pointer()).generation }).store(generation, Relaxed);
     }
@@ -238,11 +219,11 @@ impl HostView {
 
 /// Access to [`locum_abi::CpuStatus`]. Counters are written by that CPU only.
 #[derive(Clone, Copy, Debug)]
-pub struct CpuView(CpuIndex);
+pub(crate) struct CpuView(CpuIndex);
 
 /// Counters of a CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Counter {
+pub(crate) enum Counter {
     /// Native to nested.
     Enters,
     /// Nested to native.
@@ -262,34 +243,27 @@ impl CpuView {
             .wrapping_add(self.0.get())
     }
 
-    /// Mode; a word that is none counts as absent.
-    pub fn mode(self) -> CpuMode {
-        // SAFETY: only an address is computed.
-        let word = unsafe { &raw mut (*self.pointer()).mode };
-        CpuMode::from_raw(word32(word).load(Acquire)).unwrap_or(CpuMode::Absent)
-    }
-
     /// Sets the mode.
-    pub fn set_mode(self, mode: CpuMode) {
+    pub(crate) fn set_mode(self, mode: CpuMode) {
         // SAFETY: only an address is computed.
         word32(unsafe { &raw mut (*self.pointer()).mode }).store(mode as u32, Release);
     }
 
     /// Sets the owner, for hosts to see.
-    pub fn set_owner(self, owner: Option<Slot>) {
+    pub(crate) fn set_owner(self, owner: Option<Slot>) {
         let raw = owner.map_or(NO_OWNER, Slot::raw);
         // SAFETY: only an address is computed.
         word32(unsafe { &raw mut (*self.pointer()).owner }).store(raw, Release);
     }
 
     /// Sets the APIC id.
-    pub fn set_apic_id(self, apic_id: u32) {
+    pub(crate) fn set_apic_id(self, apic_id: u32) {
         // SAFETY: only an address is computed.
         word32(unsafe { &raw mut (*self.pointer()).apic_id }).store(apic_id, Relaxed);
     }
 
     /// Adds one to a counter.
-    pub fn count(self, counter: Counter) {
+    pub(crate) fn count(self, counter: Counter) {
         let cpu = self.pointer();
         // SAFETY: only an address is computed.
         count(unsafe {
@@ -304,7 +278,7 @@ impl CpuView {
     }
 
     /// Counts an exit of the host by its basic reason.
-    pub fn count_reason(self, basic_reason: u16) {
+    pub(crate) fn count_reason(self, basic_reason: u16) {
         let index = usize::from(basic_reason).min(EXIT_REASONS - 1);
         // SAFETY: only an address inside the array is computed.
         count(unsafe { (&raw mut (*self.pointer()).exits_by_reason).cast::<u64>().add(index) });
@@ -312,7 +286,7 @@ impl CpuView {
 }
 
 /// Appends a record to the trace ring.
-pub fn trace(event: Event) {
+pub(crate) fn trace(event: Event) {
     let (kind, a, b, c) = event.encode();
     let number = word64(field!(trace.0.written)).fetch_add(1, AcqRel);
     let index = (number % TRACE_RECORDS as u64) as usize;
@@ -343,7 +317,7 @@ fn stamp() -> (u64, u16) {
 }
 
 /// Appends bytes to the log ring. The logger's lock makes sure that there is one writer at a time.
-pub fn log_bytes(bytes: &[u8]) {
+pub(crate) fn log_bytes(bytes: &[u8]) {
     let written = word64(field!(log.0.written));
     let mut at = written.load(Relaxed);
     let text = field!(log.0.text).cast::<u8>();
@@ -356,7 +330,7 @@ pub fn log_bytes(bytes: &[u8]) {
 }
 
 /// Empties all channel rings, in both directions.
-pub fn clear_channels() {
+pub(crate) fn clear_channels() {
     let rings = field!(channels).cast::<ChannelRing>();
     for i in 0..2 * CHANNEL_COUNT {
         let ring = rings.wrapping_add(i);
@@ -376,15 +350,15 @@ pub fn clear_channels() {
 
 /// What a mailbox says, in one read of its first 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MailboxWords {
+pub(crate) struct MailboxWords {
     /// Command, reserved, APIC id: the first eight bytes.
-    pub head: u64,
+    pub(crate) head: u64,
     /// Wakeup vector.
-    pub vector: u64,
+    pub(crate) vector: u64,
 }
 
 /// Reads a mailbox: the command first, so that the rest is what the host wrote before it.
-pub fn mailbox(slot: Slot) -> MailboxWords {
+pub(crate) fn mailbox(slot: Slot) -> MailboxWords {
     let mailbox = slot_area(slot).cast::<u64>();
     let head = word64(mailbox).load(Acquire);
     MailboxWords {
@@ -394,20 +368,20 @@ pub fn mailbox(slot: Slot) -> MailboxWords {
 }
 
 /// Clears the command if the mailbox still says `head`; another command is not touched.
-pub fn clear_mailbox(slot: Slot, head: u64) -> bool {
+pub(crate) fn clear_mailbox(slot: Slot, head: u64) -> bool {
     word64(slot_area(slot).cast::<u64>())
         .compare_exchange(head, head & !0xffff, AcqRel, Relaxed)
         .is_ok()
 }
 
 /// Wakes whoever monitors the mailbox's line, without changing the mailbox.
-pub fn touch_mailbox(slot: Slot) {
+pub(crate) fn touch_mailbox(slot: Slot) {
     let head = word64(slot_area(slot).cast::<u64>());
     head.fetch_or(0, AcqRel);
 }
 
 /// Marks where each CPU is at boot: absent, with its owner.
-pub fn init_cpus(owner: Slot) {
+pub(crate) fn init_cpus(owner: Slot) {
     let status = status();
     status.set_cpu_count(id::count() as u32);
     for index in id::all() {
@@ -417,7 +391,7 @@ pub fn init_cpus(owner: Slot) {
 }
 
 /// Writes the constants of the rings.
-pub fn init_rings() {
+pub(crate) fn init_rings() {
     word64(field!(trace.0.capacity)).store(TRACE_RECORDS as u64, Relaxed);
     word64(field!(log.0.capacity)).store(LOG_BYTES as u64, Relaxed);
 }

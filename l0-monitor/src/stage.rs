@@ -193,7 +193,7 @@ impl<W: Word> StageWord<W> {
 static STAGES: PerCpu<StageWord> = PerCpu([const { StageWord::new() }; MAX_CPUS]);
 
 /// Where a CPU stands.
-pub fn of(cpu: CpuIndex) -> Stage {
+pub(crate) fn of(cpu: CpuIndex) -> Stage {
     STAGES[cpu].get()
 }
 
@@ -201,7 +201,7 @@ pub fn of(cpu: CpuIndex) -> Stage {
 ///
 /// # Errors
 /// Where the CPU stands, if the step does not begin there. Nothing changed then.
-pub fn take(cpu: CpuIndex, step: Step) -> Result<(), Stage> {
+pub(crate) fn take(cpu: CpuIndex, step: Step) -> Result<(), Stage> {
     STAGES[cpu].take(step)?;
     if let Some(mode) = step.shows() {
         shared::set_reset_mode(id::apic_id(cpu), mode == CpuMode::Nested);
@@ -211,12 +211,12 @@ pub fn take(cpu: CpuIndex, step: Step) -> Result<(), Stage> {
 }
 
 /// Whether `cpu` is parked, and nobody is about to start it.
-pub fn is_parked(cpu: CpuIndex) -> bool {
+pub(crate) fn is_parked(cpu: CpuIndex) -> bool {
     of(cpu) == Stage::Parked
 }
 
 /// Whether `cpu` is parked or was never started: no host runs there, or is about to.
-pub fn is_idle(cpu: CpuIndex) -> bool {
+pub(crate) fn is_idle(cpu: CpuIndex) -> bool {
     matches!(of(cpu), Stage::Parked | Stage::Absent)
 }
 

@@ -34,7 +34,7 @@ const FIRST_INTERRUPT: u64 = 32;
 /// Bytes between two entry stubs.
 const STUB_STRIDE: u64 = 16;
 /// Limit of the IDT.
-pub const LIMIT: u16 = size_of::<[Gate; VECTORS]>() as u16 - 1;
+pub(crate) const LIMIT: u16 = size_of::<[Gate; VECTORS]>() as u16 - 1;
 
 /// A gate of the table. The crate's whole table has no place for the reserved vectors, and this one answers all.
 type Gate = Entry<HandlerFunc>;
@@ -136,7 +136,7 @@ fn gate(handler: u64, own_stack: bool) -> Gate {
 ///
 /// # Safety
 /// Called once, by the boot CPU, before any CPU has loaded the table.
-pub unsafe fn init() {
+pub(crate) unsafe fn init() {
     let stubs = (&raw const l0_trap_stubs).addr() as u64;
     for vector in 0..VECTORS {
         let gate = gate(stubs + vector as u64 * STUB_STRIDE, vector == DOUBLE_FAULT);
@@ -146,7 +146,7 @@ pub unsafe fn init() {
 }
 
 /// Address of the table.
-pub fn base() -> u64 {
+pub(crate) fn base() -> u64 {
     IDT.0.get() as u64
 }
 
@@ -154,7 +154,7 @@ pub fn base() -> u64 {
 ///
 /// # Safety
 /// [`init`] has run, and this CPU has L0's GDT and page tables.
-pub unsafe fn load() {
+pub(crate) unsafe fn load() {
     let register = DescriptorTablePointer {
         limit: LIMIT,
         base: VirtAddr::new_truncate(base()),

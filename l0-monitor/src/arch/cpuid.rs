@@ -7,13 +7,13 @@ use crate::id::{self, CpuIndex};
 /// Leaf 1 ECX: MONITOR and MWAIT.
 const LEAF1_ECX_MONITOR: u32 = 1 << 3;
 /// Leaf 1 ECX: VMX.
-pub const LEAF1_ECX_VMX: u32 = 1 << 5;
+pub(crate) const LEAF1_ECX_VMX: u32 = 1 << 5;
 /// Leaf 1 ECX: XSAVE.
-pub const LEAF1_ECX_XSAVE: u32 = 1 << 26;
+pub(crate) const LEAF1_ECX_XSAVE: u32 = 1 << 26;
 /// Leaf 1 ECX: CR4.OSXSAVE.
-pub const LEAF1_ECX_OSXSAVE: u32 = 1 << 27;
+pub(crate) const LEAF1_ECX_OSXSAVE: u32 = 1 << 27;
 /// Leaf 7 ECX: CR4.PKE.
-pub const LEAF7_ECX_OSPKE: u32 = 1 << 4;
+pub(crate) const LEAF7_ECX_OSPKE: u32 = 1 << 4;
 /// Leaf 7 ECX: five-level paging.
 const LEAF7_ECX_LA57: u32 = 1 << 16;
 /// Leaf 0x80000001 EDX: no-execute pages.
@@ -23,42 +23,42 @@ const EXT1_EDX_PAGE1GB: u32 = 1 << 26;
 
 /// EBX of leaf 1 has the initial APIC id in its upper byte. It stays what the CPU got at reset, even where software
 /// changes the id in the LAPIC.
-pub fn apic_id() -> u32 {
+pub(crate) fn apic_id() -> u32 {
     __cpuid(1).ebx >> 24
 }
 
 /// The CPU that executes this; `None` on one that L0 does not manage.
-pub fn current() -> Option<CpuIndex> {
+pub(crate) fn current() -> Option<CpuIndex> {
     id::index_of_apic(apic_id())
 }
 
 /// Whether the CPU has VMX.
-pub fn has_vmx() -> bool {
+pub(crate) fn has_vmx() -> bool {
     __cpuid(1).ecx & LEAF1_ECX_VMX != 0
 }
 
 /// Whether the CPU has MONITOR and MWAIT.
-pub fn has_monitor() -> bool {
+pub(crate) fn has_monitor() -> bool {
     __cpuid(1).ecx & LEAF1_ECX_MONITOR != 0
 }
 
 /// Whether the CPU has five-level paging.
-pub fn has_la57() -> bool {
+pub(crate) fn has_la57() -> bool {
     __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ecx & LEAF7_ECX_LA57 != 0
 }
 
 /// Whether the CPU has no-execute pages.
-pub fn has_nx() -> bool {
+pub(crate) fn has_nx() -> bool {
     __cpuid(0x8000_0000).eax >= 0x8000_0001 && __cpuid(0x8000_0001).edx & EXT1_EDX_NX != 0
 }
 
 /// Whether the CPU has pages of 1 GiB.
-pub fn has_1gib_pages() -> bool {
+pub(crate) fn has_1gib_pages() -> bool {
     __cpuid(0x8000_0000).eax >= 0x8000_0001 && __cpuid(0x8000_0001).edx & EXT1_EDX_PAGE1GB != 0
 }
 
 /// Width of a physical address in bits, at most 52.
-pub fn max_phys_bits() -> u8 {
+pub(crate) fn max_phys_bits() -> u8 {
     if __cpuid(0x8000_0000).eax >= 0x8000_0008 {
         (__cpuid(0x8000_0008).eax as u8).min(52)
     } else {

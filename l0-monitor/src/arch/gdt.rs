@@ -22,28 +22,28 @@ use x86_64::structures::tss::TaskStateSegment;
 use crate::id::CpuIndex;
 
 /// Selector of 64-bit code. The same number as Linux' boot protocol (`__BOOT_CS`) and kernel use.
-pub const CODE: u16 = 0x10;
+pub(crate) const CODE: u16 = 0x10;
 /// Selector of data, `__BOOT_DS`.
-pub const DATA: u16 = 0x18;
+pub(crate) const DATA: u16 = 0x18;
 /// Selector of the TSS.
-pub const TSS: u16 = 0x20;
+pub(crate) const TSS: u16 = 0x20;
 /// Which entry of the interrupt stack table has the stack for double faults.
-pub const FAULT_IST: u16 = 0;
+pub(crate) const FAULT_IST: u16 = 0;
 
 /// Descriptor of 64-bit code at CPL 0, accessed.
-pub const CODE_DESCRIPTOR: u64 = DescriptorFlags::KERNEL_CODE64.bits();
+pub(crate) const CODE_DESCRIPTOR: u64 = DescriptorFlags::KERNEL_CODE64.bits();
 /// Descriptor of flat writable data, accessed.
-pub const DATA_DESCRIPTOR: u64 = DescriptorFlags::KERNEL_DATA.bits();
+pub(crate) const DATA_DESCRIPTOR: u64 = DescriptorFlags::KERNEL_DATA.bits();
 /// The GDT that firmware leaves a host: null, unused, code, data.
-pub const FLAT: [u64; 4] = [0, 0, CODE_DESCRIPTOR, DATA_DESCRIPTOR];
+pub(crate) const FLAT: [u64; 4] = [0, 0, CODE_DESCRIPTOR, DATA_DESCRIPTOR];
 /// Its limit.
-pub const FLAT_LIMIT: u16 = size_of::<[u64; 4]>() as u16 - 1;
+pub(crate) const FLAT_LIMIT: u16 = size_of::<[u64; 4]>() as u16 - 1;
 
 /// A CPU's GDT: [`FLAT`], then the TSS in two entries. Not the crate's `GlobalDescriptorTable`: that hides where in it
 /// the entries are, which VMCSs and the reset vector's page name.
 type Gdt = [u64; 6];
 /// Limit of a CPU's GDT.
-pub const GDT_LIMIT: u16 = size_of::<Gdt>() as u16 - 1;
+pub(crate) const GDT_LIMIT: u16 = size_of::<Gdt>() as u16 - 1;
 
 /// Bytes of the stack for double faults.
 const FAULT_STACK: usize = 2048;
@@ -79,12 +79,12 @@ fn tables(cpu: CpuIndex) -> *mut Tables {
 }
 
 /// Address of a CPU's GDT.
-pub fn base(cpu: CpuIndex) -> u64 {
+pub(crate) fn base(cpu: CpuIndex) -> u64 {
     tables(cpu) as u64
 }
 
 /// Address of a CPU's TSS.
-pub fn tss_base(cpu: CpuIndex) -> u64 {
+pub(crate) fn tss_base(cpu: CpuIndex) -> u64 {
     base(cpu) + core::mem::offset_of!(Tables, tss) as u64
 }
 
@@ -93,7 +93,7 @@ pub fn tss_base(cpu: CpuIndex) -> u64 {
 ///
 /// # Safety
 /// Called on CPU `cpu` itself, with interrupts off, under L0's page tables.
-pub unsafe fn load_segments(cpu: CpuIndex) {
+pub(crate) unsafe fn load_segments(cpu: CpuIndex) {
     let tables = tables(cpu);
     let fault_stack_top = base(cpu) + (core::mem::offset_of!(Tables, fault_stack) + FAULT_STACK) as u64;
     let mut tss = TaskStateSegment::new();
@@ -136,7 +136,7 @@ unsafe fn gdt(tss: *const TaskStateSegment) -> Gdt {
 ///
 /// # Safety
 /// As for [`load_segments`].
-pub unsafe fn load(cpu: CpuIndex) {
+pub(crate) unsafe fn load(cpu: CpuIndex) {
     // SAFETY: the caller's word; the TSS descriptor was just written as available.
     unsafe {
         load_segments(cpu);

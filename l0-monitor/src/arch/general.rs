@@ -6,7 +6,7 @@ use core::ops::{Index, IndexMut};
 /// A general register.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Register {
+pub(crate) enum Register {
     /// RAX.
     Rax,
     /// RCX.
@@ -43,7 +43,7 @@ pub enum Register {
 
 impl Register {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::Rax,
         Self::Rcx,
         Self::Rdx,
@@ -63,7 +63,7 @@ impl Register {
     ];
 
     /// The register that the four lowest bits of `bits` name.
-    pub const fn from_bits(bits: u32) -> Self {
+    pub(crate) const fn from_bits(bits: u32) -> Self {
         Self::ALL[(bits & 15) as usize]
     }
 }
@@ -71,11 +71,11 @@ impl Register {
 /// The values of all general registers. A [`Register`] indexes it, and cannot miss.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Registers([u64; 16]);
+pub(crate) struct Registers([u64; 16]);
 
 impl Registers {
     /// All zero.
-    pub const ZERO: Self = Self([0; 16]);
+    pub(crate) const ZERO: Self = Self([0; 16]);
 }
 
 impl Index<Register> for Registers {

@@ -147,16 +147,11 @@ impl Access {
     }
 }
 
-/// APIC id of this CPU.
-pub fn id() -> u32 {
-    Access::new().id()
-}
-
 /// Sends INIT to another CPU.
 ///
 /// # Safety
 /// The CPU must not run anything whose loss L0's memory safety depends on (a lock held, a table half written).
-pub unsafe fn send_init(apic_id: u32) {
+pub(crate) unsafe fn send_init(apic_id: u32) {
     // SAFETY: the caller answers for the CPU.
     unsafe { Access::new().send(apic_id, ICR_INIT | ICR_ASSERT) };
 }
@@ -165,13 +160,13 @@ pub unsafe fn send_init(apic_id: u32) {
 ///
 /// # Safety
 /// There must be code meant for that at `page`.
-pub unsafe fn send_sipi(apic_id: u32, page: u8) {
+pub(crate) unsafe fn send_sipi(apic_id: u32, page: u8) {
     // SAFETY: the caller answers for the code.
     unsafe { Access::new().send(apic_id, ICR_STARTUP | ICR_ASSERT | u32::from(page)) };
 }
 
 /// Sends an NMI to this CPU. It is pending when the function returns, or was taken under L0's IDT.
-pub fn send_nmi_self() {
+pub(crate) fn send_nmi_self() {
     let lapic = Access::new();
     // SAFETY: L0's IDT handles NMIs at any time. By its id, since the self shorthand allows fixed delivery only.
     unsafe { lapic.send(lapic.id(), ICR_NMI | ICR_ASSERT) };
@@ -179,7 +174,7 @@ pub fn send_nmi_self() {
 
 /// The LAPIC of a parked CPU, and what a host (or the reset) had in the registers that L0 uses meanwhile.
 #[derive(Debug)]
-pub struct Parked {
+pub(crate) struct Parked {
     lapic: Access,
     tpr: u32,
     svr: u32,
@@ -194,7 +189,7 @@ impl Parked {
     ///
     /// # Safety
     /// This CPU is parked: no host counts on its LAPIC.
-    pub unsafe fn new() -> Self {
+    pub(crate) unsafe fn new() -> Self {
         let lapic = Access::new();
         let parked = Self {
             lapic,
@@ -223,7 +218,7 @@ impl Parked {
     }
 
     /// Ends all interrupts in service: those taken since the last call, and one that a host may have left there.
-    pub fn acknowledge(&self) {
+    pub(crate) fn acknowledge(&self) {
         // At most one per priority class can be in service.
         for _ in 0..PRIORITY_CLASSES {
             let in_service = (0..8).any(|i| self.lapic.read(ISR + 16 * i) != 0);
@@ -236,7 +231,7 @@ impl Parked {
     }
 
     /// Stops the timer. One more interrupt may be pending: turn interrupts on for a moment, then [`Self::restore`].
-    pub fn quiet(&self) {
+    pub(crate) fn quiet(&self) {
         // SAFETY: the timer is L0's, see `new`.
         unsafe {
             self.lapic.write(LVT_TIMER, LVT_MASKED | PARK_VECTOR);
@@ -248,7 +243,7 @@ impl Parked {
     ///
     /// # Safety
     /// After [`Self::quiet`], with interrupts off and none pending.
-    pub unsafe fn restore(self) {
+    pub(crate) unsafe fn restore(self) {
         self.acknowledge();
         // SAFETY: these are the values that were there before.
         unsafe {

@@ -1,15 +1,15 @@
 //! The CPU as L0 meets it: general registers, descriptor tables, stacks, paging, LAPIC, MSRs, ports. Nothing here knows what L0 is
 //! for.
 
-pub mod cpuid;
-pub mod gdt;
-pub mod general;
-pub mod lapic;
-pub mod msr;
-pub mod paging;
-pub mod port;
-pub mod registers;
-pub mod serial;
-pub mod stack;
+pub(crate) mod cpuid;
+pub(crate) mod gdt;
+pub(crate) mod general;
+pub(crate) mod lapic;
+pub(crate) mod msr;
+pub(crate) mod paging;
+pub(crate) mod port;
+pub(crate) mod registers;
+pub(crate) mod serial;
+pub(crate) mod stack;
 
-pub use msr::xsetbv_safe;
+pub(crate) use msr::xsetbv_safe;

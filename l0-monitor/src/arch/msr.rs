@@ -10,49 +10,49 @@ use core::arch::global_asm;
 use x86_64::registers::model_specific::Msr;
 
 /// IA32_APIC_BASE (this and all others: SDM vol. 4, table 2-2).
-pub const APIC_BASE: u32 = 0x1b;
+pub(crate) const APIC_BASE: u32 = 0x1b;
 /// IA32_FEATURE_CONTROL.
-pub const FEATURE_CONTROL: u32 = 0x3a;
+pub(crate) const FEATURE_CONTROL: u32 = 0x3a;
 /// IA32_MTRRCAP.
-pub const MTRR_CAP: u32 = 0xfe;
+pub(crate) const MTRR_CAP: u32 = 0xfe;
 /// IA32_SYSENTER_CS, IA32_SYSENTER_ESP, IA32_SYSENTER_EIP.
-pub const SYSENTER: [u32; 3] = [0x174, 0x175, 0x176];
+pub(crate) const SYSENTER: [u32; 3] = [0x174, 0x175, 0x176];
 /// IA32_DEBUGCTL.
-pub const DEBUGCTL: u32 = 0x1d9;
+pub(crate) const DEBUGCTL: u32 = 0x1d9;
 /// IA32_MTRR_PHYSBASE0; the mask is the next one, the second pair the two after it.
-pub const MTRR_PHYS_BASE0: u32 = 0x200;
+pub(crate) const MTRR_PHYS_BASE0: u32 = 0x200;
 /// The fixed-range MTRRs: 64 KiB steps from 0, 16 KiB from 512 KiB, 4 KiB from 768 KiB (SDM vol. 3A, table 12-9).
-pub const MTRR_FIXED: [u32; 11] = [
+pub(crate) const MTRR_FIXED: [u32; 11] = [
     0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
 ];
 /// IA32_MTRR_DEF_TYPE.
-pub const MTRR_DEF_TYPE: u32 = 0x2ff;
+pub(crate) const MTRR_DEF_TYPE: u32 = 0x2ff;
 /// IA32_VMX_BASIC.
-pub const VMX_BASIC: u32 = 0x480;
+pub(crate) const VMX_BASIC: u32 = 0x480;
 /// IA32_VMX_MISC.
-pub const VMX_MISC: u32 = 0x485;
+pub(crate) const VMX_MISC: u32 = 0x485;
 /// IA32_VMX_CR0_FIXED0.
-pub const VMX_CR0_FIXED0: u32 = 0x486;
+pub(crate) const VMX_CR0_FIXED0: u32 = 0x486;
 /// IA32_VMX_CR4_FIXED0.
-pub const VMX_CR4_FIXED0: u32 = 0x488;
+pub(crate) const VMX_CR4_FIXED0: u32 = 0x488;
 /// IA32_VMX_CR4_FIXED1.
-pub const VMX_CR4_FIXED1: u32 = 0x489;
+pub(crate) const VMX_CR4_FIXED1: u32 = 0x489;
 /// IA32_VMX_PROCBASED_CTLS2.
-pub const VMX_PROCBASED_CTLS2: u32 = 0x48b;
+pub(crate) const VMX_PROCBASED_CTLS2: u32 = 0x48b;
 /// IA32_VMX_EPT_VPID_CAP.
-pub const VMX_EPT_VPID_CAP: u32 = 0x48c;
+pub(crate) const VMX_EPT_VPID_CAP: u32 = 0x48c;
 /// IA32_VMX_TRUE_PINBASED_CTLS.
-pub const VMX_TRUE_PINBASED_CTLS: u32 = 0x48d;
+pub(crate) const VMX_TRUE_PINBASED_CTLS: u32 = 0x48d;
 /// IA32_VMX_TRUE_PROCBASED_CTLS.
-pub const VMX_TRUE_PROCBASED_CTLS: u32 = 0x48e;
+pub(crate) const VMX_TRUE_PROCBASED_CTLS: u32 = 0x48e;
 /// IA32_VMX_TRUE_EXIT_CTLS.
-pub const VMX_TRUE_EXIT_CTLS: u32 = 0x48f;
+pub(crate) const VMX_TRUE_EXIT_CTLS: u32 = 0x48f;
 /// IA32_VMX_TRUE_ENTRY_CTLS.
-pub const VMX_TRUE_ENTRY_CTLS: u32 = 0x490;
+pub(crate) const VMX_TRUE_ENTRY_CTLS: u32 = 0x490;
 /// First MSR of the x2APIC's registers; a register at MMIO offset `o` is MSR `X2APIC + o / 16`.
-pub const X2APIC: u32 = 0x800;
+pub(crate) const X2APIC: u32 = 0x800;
 /// IA32_EFER.
-pub const EFER: u32 = 0xc000_0080;
+pub(crate) const EFER: u32 = 0xc000_0080;
 
 // Each function has one instruction that may fault and a landing for it; `fixup` below knows both. RAX is the second
 // half of the result: 0 where the instruction succeeded.
@@ -110,7 +110,7 @@ unsafe extern "C" {
 }
 
 /// Where to go on after a #GP or #UD at `rip`, `None` if the fault was not expected there.
-pub fn fixup(rip: u64) -> Option<u64> {
+pub(crate) fn fixup(rip: u64) -> Option<u64> {
     [
         &raw const l0_rdmsr_insn,
         &raw const l0_wrmsr_insn,
@@ -123,7 +123,7 @@ pub fn fixup(rip: u64) -> Option<u64> {
 }
 
 /// Reads an MSR that every CPU with VMX has. L0 stops the CPU where it does not exist.
-pub fn read(msr: u32) -> u64 {
+pub(crate) fn read(msr: u32) -> u64 {
     // SAFETY: RDMSR changes nothing but its output registers; a #GP ends in L0's own handler.
     unsafe { Msr::new(msr).read() }
 }
@@ -132,13 +132,13 @@ pub fn read(msr: u32) -> u64 {
 ///
 /// # Safety
 /// The value must leave the CPU in a state in which L0's code and its memory behave as the compiler assumes.
-pub unsafe fn write(msr: u32, value: u64) {
+pub(crate) unsafe fn write(msr: u32, value: u64) {
     // SAFETY: the caller answers for the effect.
     unsafe { Msr::new(msr).write(value) };
 }
 
 /// Reads an MSR that the CPU may not have: `None` if RDMSR raised #GP.
-pub fn read_safe(msr: u32) -> Option<u64> {
+pub(crate) fn read_safe(msr: u32) -> Option<u64> {
     let mut value = 0;
     // SAFETY: the function writes one u64 through a valid pointer; its only faulting instruction has a fix-up.
     let faulted = unsafe { l0_rdmsr_safe(msr, &raw mut value) };
@@ -148,14 +148,14 @@ pub fn read_safe(msr: u32) -> Option<u64> {
 /// Writes an MSR with a value that the CPU may refuse: false if WRMSR raised #GP.
 ///
 /// For MSRs whose value L0's own code does not depend on (a host's, or VMX's); [`write`] is for the others.
-pub fn write_safe(msr: u32, value: u64) -> bool {
+pub(crate) fn write_safe(msr: u32, value: u64) -> bool {
     // SAFETY: see the function's purpose; its only faulting instruction has a fix-up.
     unsafe { l0_wrmsr_safe(msr, value) == 0 }
 }
 
 /// Writes an extended control register (XCR0 is 0): false if XSETBV raised #GP or #UD. L0 uses no state that XSAVE
 /// manages, so any value that the CPU takes is sound. CR4.OSXSAVE must be set.
-pub fn xsetbv_safe(register: u32, value: u64) -> bool {
+pub(crate) fn xsetbv_safe(register: u32, value: u64) -> bool {
     // SAFETY: L0 is soft-float; the function's only faulting instruction has a fix-up.
     unsafe { l0_xsetbv_safe(register, value) == 0 }
 }
@@ -164,7 +164,7 @@ pub fn xsetbv_safe(register: u32, value: u64) -> bool {
 ///
 /// # Safety
 /// No VMCS whose data still matters may be active on this CPU (SDM vol. 3C, "Managing VMCS Regions and Pointers").
-pub unsafe fn vmxoff_safe() -> bool {
+pub(crate) unsafe fn vmxoff_safe() -> bool {
     // SAFETY: the caller answers for the VMCSs; the function's only faulting instruction has a fix-up.
     unsafe { l0_vmxoff_safe() == 0 }
 }

@@ -16,14 +16,14 @@ use x86_64::registers::control::{Cr3, Cr3Flags};
 use x86_64::structures::paging::{PageTableFlags, PhysFrame};
 
 /// Entries of a table at any level (SDM vol. 3A, 4.2).
-pub const ENTRIES: usize = 512;
+pub(crate) const ENTRIES: usize = 512;
 /// Bytes of a large page.
-pub const LARGE_PAGE: u64 = 2 << 20;
+pub(crate) const LARGE_PAGE: u64 = 2 << 20;
 const GIB: u64 = 1 << 30;
 /// The address in CR3, in an entry of a page table or of EPT, and in IA32_APIC_BASE.
-pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+pub(crate) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Page tables always map this much, RAM or not, with 2 MiB pages.
-pub const LOW_GIB: usize = 4;
+pub(crate) const LOW_GIB: usize = 4;
 /// GiB that one page directory pointer table maps.
 const PDPT_GIB: usize = ENTRIES;
 /// Page directory pointer tables: 2 TiB of RAM, where the CPU has 1 GiB pages.
@@ -34,7 +34,7 @@ const PDS: usize = 64;
 /// Page tables with 4 KiB pages, from address 0: all of L0's private memory.
 const PTS: usize = 4;
 /// First byte that 4 KiB pages do not map.
-pub const SMALL_END: u64 = PTS as u64 * LARGE_PAGE;
+pub(crate) const SMALL_END: u64 = PTS as u64 * LARGE_PAGE;
 
 /// Flags of an entry that is for L0 or a host without limits: accessed and dirty are set from the start.
 const FLAGS: PageTableFlags = PageTableFlags::PRESENT
@@ -42,23 +42,23 @@ const FLAGS: PageTableFlags = PageTableFlags::PRESENT
     .union(PageTableFlags::ACCESSED)
     .union(PageTableFlags::DIRTY);
 /// [`FLAGS`] of an entry that names a table, or maps a page of 4 KiB.
-pub const PRESENT_WRITABLE: u64 = FLAGS.bits();
+pub(crate) const PRESENT_WRITABLE: u64 = FLAGS.bits();
 /// [`FLAGS`] of an entry that maps a large page.
-pub const PRESENT_WRITABLE_LARGE: u64 = FLAGS.union(PageTableFlags::HUGE_PAGE).bits();
+pub(crate) const PRESENT_WRITABLE_LARGE: u64 = FLAGS.union(PageTableFlags::HUGE_PAGE).bits();
 
 /// Lowest bit of an address that chooses the entry in a table at level 1 (page table) to 5; an entry maps `1 <<
 /// shift(level)` bytes.
-pub const fn shift(level: u32) -> u32 {
+pub(crate) const fn shift(level: u32) -> u32 {
     12 + 9 * (level - 1)
 }
 
 /// First byte of the page that `address` is in.
-pub const fn page_of(address: u64) -> u64 {
+pub(crate) const fn page_of(address: u64) -> u64 {
     address & !(PAGE_SIZE - 1)
 }
 
 /// One table.
-pub type Table = [u64; ENTRIES];
+pub(crate) type Table = [u64; ENTRIES];
 
 /// The PML4 of a slot, 8 KiB aligned: bit 12 of CR3 clear tells Linux' entry code, which may run on it for a moment
 /// when an NMI hits, that this is no user-space CR3 of page-table isolation.
@@ -89,7 +89,7 @@ static TABLES: Static = Static(UnsafeCell::new(Tables {
 }));
 
 /// CR3 for native calls and exits of the host in `slot`.
-pub fn l0_cr3(slot: Slot) -> u64 {
+pub(crate) fn l0_cr3(slot: Slot) -> u64 {
     let tables = TABLES.0.get();
     // SAFETY: only addresses are computed.
     let pml4 = unsafe { (&raw mut (*tables).pml4).cast::<Pml4>().add(slot.index()) };
@@ -100,14 +100,14 @@ pub fn l0_cr3(slot: Slot) -> u64 {
 ///
 /// # Safety
 /// [`init`] has run, and what the CPU uses is mapped at the same address before and after.
-pub unsafe fn load(slot: Slot) {
+pub(crate) unsafe fn load(slot: Slot) {
     let root = PhysFrame::containing_address(PhysAddr::new_truncate(l0_cr3(slot)));
     // SAFETY: the caller's word.
     unsafe { Cr3::write(root, Cr3Flags::empty()) };
 }
 
 /// The identity map of one GiB with 2 MiB pages.
-pub fn fill_directory(pd: &mut Table, gib: usize) {
+pub(crate) fn fill_directory(pd: &mut Table, gib: usize) {
     for (i, entry) in pd.iter_mut().enumerate() {
         *entry = (gib as u64 * GIB + i as u64 * LARGE_PAGE) | PRESENT_WRITABLE_LARGE;
     }
@@ -115,9 +115,9 @@ pub fn fill_directory(pd: &mut Table, gib: usize) {
 
 /// RAM that the tables could not map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unmapped {
+pub(crate) struct Unmapped {
     /// First GiB that is not mapped.
-    pub first_gib: u64,
+    pub(crate) first_gib: u64,
 }
 
 /// Fills the tables. `ram` are the ranges of RAM, `guards` the addresses of pages of L0's that must not be mapped,
@@ -128,7 +128,7 @@ pub struct Unmapped {
 ///
 /// # Safety
 /// Called once, by the boot CPU, before the tables are in use.
-pub unsafe fn init(
+pub(crate) unsafe fn init(
     ram: impl Iterator<Item = core::ops::Range<u64>>,
     guards: impl Iterator<Item = u64>,
     stub_pd: PerSlot<u64>,

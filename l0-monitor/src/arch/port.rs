@@ -4,7 +4,7 @@
 use x86_64::structures::port::{PortRead, PortWrite};
 
 /// Reads a byte.
-pub fn read8(port: u16) -> u8 {
+pub(crate) fn read8(port: u16) -> u8 {
     // SAFETY: IN touches no memory. What a device does on being read is its matter, not the language's.
     unsafe { u8::read_from_port(port) }
 }
@@ -14,7 +14,7 @@ pub fn read8(port: u16) -> u8 {
 /// # Safety
 /// The device behind `port` must not, on this value, do what Rust code relies on not to happen (DMA into memory that
 /// L0 uses, reset).
-pub unsafe fn write8(port: u16, value: u8) {
+pub(crate) unsafe fn write8(port: u16, value: u8) {
     // SAFETY: the caller answers for the device; OUT itself touches no memory.
     unsafe { u8::write_to_port(port, value) };
 }
@@ -30,7 +30,7 @@ const RESET_CPU: u8 = 1 << 2;
 ///
 /// # Safety
 /// No host may be running that has not asked for it.
-pub unsafe fn reset_machine() -> ! {
+pub(crate) unsafe fn reset_machine() -> ! {
     // SAFETY: the caller answers for the hosts; L0 itself ends here.
     unsafe {
         write8(RESET_CONTROL, HARD_RESET);

@@ -4,43 +4,43 @@
 //! register is kept whole (`from_bits_retain`), bits that the crate does not know included.
 #![expect(unsafe_code, reason = "control registers have no safe form")]
 
-pub use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
-pub use x86_64::registers::rflags::RFlags;
+pub(crate) use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
+pub(crate) use x86_64::registers::rflags::RFlags;
 
 use x86_64::instructions::{self, interrupts};
 use x86_64::registers::control::{Cr0, Cr2, Cr4};
 
 /// CR0 of L0, and of a CPU that is handed to a host. NE is fixed to 1 in VMX operation (SDM vol. 3D, appendix A.7).
-pub const CR0_L0: Cr0Flags = Cr0Flags::PROTECTED_MODE_ENABLE
+pub(crate) const CR0_L0: Cr0Flags = Cr0Flags::PROTECTED_MODE_ENABLE
     .union(Cr0Flags::MONITOR_COPROCESSOR)
     .union(Cr0Flags::EXTENSION_TYPE)
     .union(Cr0Flags::NUMERIC_ERROR)
     .union(Cr0Flags::WRITE_PROTECT)
     .union(Cr0Flags::PAGING);
 /// CR4 of L0 and of a CPU that is handed to a host, but for VMXE and OSXSAVE.
-pub const CR4_L0: Cr4Flags = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION;
+pub(crate) const CR4_L0: Cr4Flags = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION;
 /// IA32_EFER in 64-bit mode.
-pub const EFER_LONG_MODE: EferFlags = EferFlags::LONG_MODE_ENABLE.union(EferFlags::LONG_MODE_ACTIVE);
+pub(crate) const EFER_LONG_MODE: EferFlags = EferFlags::LONG_MODE_ENABLE.union(EferFlags::LONG_MODE_ACTIVE);
 /// RFLAGS with nothing set: bit 1 reads as 1 (SDM vol. 1, 3.4.3).
-pub const RFLAGS_CLEAR: u64 = 1 << 1;
+pub(crate) const RFLAGS_CLEAR: u64 = 1 << 1;
 /// DR7 at reset, and as a VM exit loads it: no breakpoint; bit 10 reads as 1 (SDM vol. 3B, "Debug Control Register
 /// (DR7)"; vol. 3C, 29.5.1).
-pub const DR7_CLEAR: u64 = 1 << 10;
+pub(crate) const DR7_CLEAR: u64 = 1 << 10;
 /// IA32_DEBUGCTL at reset, and as a VM exit loads it.
-pub const DEBUGCTL_CLEAR: u64 = 0;
+pub(crate) const DEBUGCTL_CLEAR: u64 = 0;
 
 /// CR2: linear address of the last page fault.
-pub fn cr2() -> u64 {
+pub(crate) fn cr2() -> u64 {
     Cr2::read_raw()
 }
 
 /// CR4.
-pub fn cr4() -> Cr4Flags {
+pub(crate) fn cr4() -> Cr4Flags {
     Cr4Flags::from_bits_retain(Cr4::read_raw())
 }
 
 /// Sets CR4.VMXE: VMXON is legal from then on.
-pub fn allow_vmx() {
+pub(crate) fn allow_vmx() {
     // SAFETY: the bit changes nothing else.
     unsafe { Cr4::write_raw((cr4() | Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS).bits()) };
 }
@@ -49,7 +49,7 @@ pub fn allow_vmx() {
 ///
 /// # Safety
 /// The CPU is outside VMX operation, in which the bit may not be cleared.
-pub unsafe fn forbid_vmx() {
+pub(crate) unsafe fn forbid_vmx() {
     // SAFETY: the caller's word.
     unsafe { Cr4::write_raw(cr4().difference(Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS).bits()) };
 }
@@ -58,7 +58,7 @@ pub unsafe fn forbid_vmx() {
 ///
 /// # Safety
 /// L0's page tables are in use (they need neither PCIDs nor global pages).
-pub unsafe fn normalise() {
+pub(crate) unsafe fn normalise() {
     let cr4 = CR4_L0 | cr4().intersection(Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS);
     // SAFETY: the caller says that L0's tables are in use; they work with PAE alone. CR0's value is the one that L0
     // boots with.
@@ -77,7 +77,7 @@ pub fn halt_forever() -> ! {
 }
 
 /// Waits until `done`, at most `ticks` of the TSC. False if that was too short.
-pub fn wait_until(ticks: u64, mut done: impl FnMut() -> bool) -> bool {
+pub(crate) fn wait_until(ticks: u64, mut done: impl FnMut() -> bool) -> bool {
     let start = tsc();
     loop {
         if done() {
@@ -91,7 +91,7 @@ pub fn wait_until(ticks: u64, mut done: impl FnMut() -> bool) -> bool {
 }
 
 /// The time stamp counter, not serialised.
-pub fn tsc() -> u64 {
+pub(crate) fn tsc() -> u64 {
     // SAFETY: RDTSC reads a counter.
     unsafe { core::arch::x86_64::_rdtsc() }
 }

@@ -4,7 +4,7 @@
 use super::port::{read8, write8};
 
 /// Port of Bochs and QEMU that takes characters.
-pub const DEBUG_PORT: u16 = 0xe9;
+pub(crate) const DEBUG_PORT: u16 = 0xe9;
 
 /// Offset of the line status register.
 const LINE_STATUS: u16 = 5;
@@ -14,13 +14,13 @@ const TRANSMITTER_EMPTY: u8 = 1 << 5;
 const POLLS: u32 = 100_000;
 
 /// Writes a byte to port 0xE9.
-pub fn debug_port(byte: u8) {
+pub(crate) fn debug_port(byte: u8) {
     // SAFETY: the port is either an emulator's debug port or decoded by nothing.
     unsafe { write8(DEBUG_PORT, byte) };
 }
 
 /// Writes a byte to a 16550 as firmware or a boot loader left it set up.
-pub fn uart(base: u16, byte: u8) {
+pub(crate) fn uart(base: u16, byte: u8) {
     for _ in 0..POLLS {
         if read8(base.wrapping_add(LINE_STATUS)) & TRANSMITTER_EMPTY != 0 {
             break;

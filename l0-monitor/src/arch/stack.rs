@@ -9,7 +9,7 @@ use locum_abi::MAX_CPUS;
 use crate::id::{self, APIC_IDS, CpuIndex};
 
 /// Bytes of one CPU's stack, its guard page included.
-pub const SIZE: usize = 20 * 1024;
+pub(crate) const SIZE: usize = 20 * 1024;
 
 #[repr(C, align(4096))]
 struct Stacks(UnsafeCell<[[u8; SIZE]; MAX_CPUS]>);
@@ -20,10 +20,10 @@ unsafe impl Sync for Stacks {}
 static STACKS: Stacks = Stacks(UnsafeCell::new([[0; SIZE]; MAX_CPUS]));
 
 /// Top of the stack per xAPIC id, for entry code that has no stack yet; 0 for ids that L0 does not manage.
-pub static TOP_OF: [AtomicU64; APIC_IDS] = [const { AtomicU64::new(0) }; APIC_IDS];
+pub(crate) static TOP_OF: [AtomicU64; APIC_IDS] = [const { AtomicU64::new(0) }; APIC_IDS];
 
 /// Fills [`TOP_OF`]. Called once, by the boot CPU, when the CPUs are registered.
-pub fn publish_tops() {
+pub(crate) fn publish_tops() {
     for cpu in id::all() {
         if let Some(place) = TOP_OF.get(id::apic_id(cpu) as usize) {
             place.store(top(cpu), Relaxed);
@@ -32,12 +32,12 @@ pub fn publish_tops() {
 }
 
 /// Top of a CPU's stack, 16-byte aligned.
-pub fn top(cpu: CpuIndex) -> u64 {
+pub(crate) fn top(cpu: CpuIndex) -> u64 {
     STACKS.0.get() as u64 + (cpu.get() as u64 + 1) * SIZE as u64
 }
 
 /// First byte of the page below a CPU's stack, which L0's page tables leave out.
-pub fn guard(cpu: CpuIndex) -> u64 {
+pub(crate) fn guard(cpu: CpuIndex) -> u64 {
     top(cpu) - SIZE as u64
 }
 

@@ -98,7 +98,7 @@ unsafe extern "C" {
 ///
 /// # Safety
 /// Called once by the boot CPU, with L0's page tables and descriptor tables in use, before any host runs.
-pub unsafe fn start_all(me: CpuIndex) -> usize {
+pub(crate) unsafe fn start_all(me: CpuIndex) -> usize {
     let len = (&raw const l0_ap_end).addr() - (&raw const l0_ap_start).addr();
     let mut saved = [0u8; 512];
     assert!(len <= saved.len(), "AP trampoline fits its save area");
@@ -169,7 +169,7 @@ unsafe extern "C" fn arrive() -> ! {
 
 /// Does what firmware should have done: allows VMX outside SMX and locks IA32_FEATURE_CONTROL (SDM vol. 3C, 24.7).
 /// False if VMX is missing, or locked off.
-pub fn allow_vmx() -> bool {
+pub(crate) fn allow_vmx() -> bool {
     if !crate::arch::cpuid::has_vmx() {
         return false;
     }

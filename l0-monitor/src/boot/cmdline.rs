@@ -9,36 +9,36 @@ use crate::logger::DEBUG_PORT;
 use crate::park::Wait;
 
 /// Longest command line of a host, in bytes (Linux' x86 `COMMAND_LINE_SIZE`, less the terminating zero).
-pub const HOST_LINE: usize = 2047;
+pub(crate) const HOST_LINE: usize = 2047;
 
 /// What L0 was told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Options {
+pub(crate) struct Options {
     /// Guest RAM: `pool=START-END`, hexadecimal, END exclusive, both multiples of 2 MiB.
-    pub pool: Option<Range<u64>>,
+    pub(crate) pool: Option<Range<u64>>,
     /// Where the log goes besides the ring: `log=e9`, `log=com1` to `log=com4`.
-    pub log_port: Option<u16>,
+    pub(crate) log_port: Option<u16>,
     /// CPUs that the first host uses: `host_cpus=N`. All, if not given.
-    pub host_cpus: Option<u32>,
+    pub(crate) host_cpus: Option<u32>,
     /// Whether VMCSs are compared before and after: `check=vmcs`. See [`crate::nested::fingerprint`].
-    pub check: bool,
+    pub(crate) check: bool,
     /// Whether VMCS shadowing is left alone where CPUs have it: `shadowing=off`. See [`crate::nested::shadow`].
-    pub no_shadowing: bool,
+    pub(crate) no_shadowing: bool,
     /// How parked CPUs wait: `park=hlt`, `park=mwait` or `park=spin`.
-    pub wait: Wait,
+    pub(crate) wait: Wait,
 }
 
 /// An argument that L0 does not understand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadArgument<'a> {
+pub(crate) struct BadArgument<'a> {
     /// The argument.
-    pub argument: &'a str,
+    pub(crate) argument: &'a str,
     /// What it should be.
-    pub expected: &'static str,
+    pub(crate) expected: &'static str,
 }
 
 /// Reads the arguments; those that are wrong go to `bad` and are left out.
-pub fn parse<'a>(line: &'a str, mut bad: impl FnMut(BadArgument<'a>)) -> Options {
+pub(crate) fn parse<'a>(line: &'a str, mut bad: impl FnMut(BadArgument<'a>)) -> Options {
     let mut options = Options::default();
     // GRUB does not pass the file's name, but other loaders do.
     for argument in line.split_ascii_whitespace().filter(|a| !a.starts_with('/')) {
@@ -111,14 +111,14 @@ fn log_port(value: &str) -> Option<u16> {
 
 /// The host's command line does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooLong;
+pub(crate) struct TooLong;
 
 /// The first host's command line: what Locum needs first, so that the administrator's own words win and an argument
 /// `--` ends nothing of ours.
 ///
 /// # Errors
 /// [`TooLong`] beyond [`HOST_LINE`] bytes.
-pub fn for_first_host(
+pub(crate) fn for_first_host(
     own: &str,
     maxcpus: Option<u32>,
     five_level_paging: bool,

@@ -15,7 +15,7 @@ use crate::shared::layout;
 use crate::{id, shared};
 
 /// The machine's RSDP: what GRUB copied, put where it stays, or what is in the BIOS area.
-pub fn find_rsdp(memory: &Identity, information: Information<'_>) -> Result<(u64, Rsdp), BootError> {
+pub(crate) fn find_rsdp(memory: &Identity, information: Information<'_>) -> Result<(u64, Rsdp), BootError> {
     let Some(copy) = information.rsdp() else {
         return Ok(Rsdp::find_in_bios_area(memory)?);
     };
@@ -28,7 +28,7 @@ pub fn find_rsdp(memory: &Identity, information: Information<'_>) -> Result<(u64
 }
 
 /// Collects what is known of the machine, and registers its CPUs.
-pub fn read_machine(
+pub(crate) fn read_machine(
     memory: &Identity,
     information: Information<'_>,
     rsdp_address: u64,
@@ -53,11 +53,9 @@ pub fn read_machine(
             total - taken
         );
     }
-    let max_phys_bits = cpuid::max_phys_bits();
     let mut machine = Machine {
         e820: E820Map::from_firmware(information.memory_map())?,
-        mtrrs: Mtrrs::read(max_phys_bits),
-        max_phys_bits,
+        mtrrs: Mtrrs::read(cpuid::max_phys_bits()),
         pool: options.pool.as_ref().map(|p| Span {
             start: p.start,
             end: p.end,

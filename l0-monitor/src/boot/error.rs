@@ -10,7 +10,7 @@ use super::place::NoRoom;
 
 /// What went wrong. Its text names the cause and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BootError {
+pub(crate) enum BootError {
     /// Not loaded by a Multiboot2 loader, or its information is unusable.
     Multiboot(&'static str),
     /// There is no first module.

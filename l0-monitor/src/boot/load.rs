@@ -28,11 +28,11 @@ const _: () = assert!(CMDLINE_OFFSET + (cmdline::HOST_LINE as u64) < ACPI_OFFSET
 const _: () = assert!(ACPI_OFFSET < layout::TABLES_SIZE as u64);
 
 /// Where the first host begins.
-pub struct Entry {
+pub(crate) struct Entry {
     /// 64-bit entry point of the kernel.
-    pub rip: u64,
+    pub(crate) rip: u64,
     /// Zero page, for RSI.
-    pub zero_page: u64,
+    pub(crate) zero_page: u64,
 }
 
 /// The first host's memory map.
@@ -68,7 +68,7 @@ fn host_map(machine: &Machine) -> Result<E820Map, BootError> {
 }
 
 /// Puts kernel, ramdisk, command line, zero page and ACPI tables in place.
-pub fn load(
+pub(crate) fn load(
     machine: &Machine,
     tables: &acpi::Machine<'_, Identity>,
     information: Information<'_>,

@@ -27,7 +27,7 @@ use locum_abi::Slot;
 const INFORMATION_MAX: usize = 64 * 1024;
 
 /// Entered from [`super::entry`] in long mode on the boot stack, with what GRUB left in EAX and EBX.
-pub extern "C" fn main(magic: u32, information: u32) -> ! {
+pub(crate) extern "C" fn main(magic: u32, information: u32) -> ! {
     shared::init_rings();
     logger::init();
     // Any CPU's GDT will do until L0 knows which CPU this is.

@@ -11,12 +11,12 @@ const MAPPED: u64 = 4 << 30;
 
 /// Physical memory below 4 GiB as the firmware's tables are read from it.
 #[derive(Clone, Copy, Debug)]
-pub struct Identity(());
+pub(crate) struct Identity(());
 
 impl Identity {
     /// # Safety
     /// The low 4 GiB are mapped one to one.
-    pub const unsafe fn new() -> Self {
+    pub(crate) const unsafe fn new() -> Self {
         Self(())
     }
 }
@@ -37,7 +37,7 @@ impl PhysMem for Identity {
 ///
 /// # Safety
 /// Both ranges are mapped one to one; nothing that Rust knows of lies in the destination but what the caller may write.
-pub unsafe fn move_bytes(to: u64, from: u64, len: u64) {
+pub(crate) unsafe fn move_bytes(to: u64, from: u64, len: u64) {
     // SAFETY: the caller answers for both ranges. The direction flag is clear again afterwards, as the ABI wants it.
     unsafe {
         if to <= from || to >= from.saturating_add(len) {
@@ -56,7 +56,7 @@ pub unsafe fn move_bytes(to: u64, from: u64, len: u64) {
 ///
 /// # Safety
 /// The range is mapped one to one, not empty, does not begin at 0, and nobody writes to it during `'a`.
-pub unsafe fn bytes<'a>(range: &Range<u64>) -> &'a [u8] {
+pub(crate) unsafe fn bytes<'a>(range: &Range<u64>) -> &'a [u8] {
     // SAFETY: the caller's word.
     unsafe { core::slice::from_raw_parts(range.start as *const u8, (range.end - range.start) as usize) }
 }

@@ -7,22 +7,24 @@
 
 #[cfg(target_os = "none")]
 mod ap;
-pub mod cmdline;
+pub(crate) mod cmdline;
 #[cfg(target_os = "none")]
 mod discover;
 #[cfg(target_os = "none")]
 mod entry;
+#[cfg(target_os = "none")]
 mod error;
 #[cfg(target_os = "none")]
 mod load;
 #[cfg(target_os = "none")]
 mod main;
-pub mod memory;
-pub mod multiboot;
-pub mod place;
+pub(crate) mod memory;
+pub(crate) mod multiboot;
+pub(crate) mod place;
 #[cfg(target_os = "none")]
 mod publish;
 
-pub use error::BootError;
 #[cfg(target_os = "none")]
-pub use main::main;
+pub(crate) use error::BootError;
+#[cfg(target_os = "none")]
+pub(crate) use main::main;

@@ -3,7 +3,7 @@
 //! A reader of its own: L0 needs five tags, as plain values, from bytes that it has copied away.
 
 /// What EAX holds at the entry.
-pub const BOOTLOADER_MAGIC: u32 = 0x36d7_6289;
+pub(crate) const BOOTLOADER_MAGIC: u32 = 0x36d7_6289;
 /// Fixed part: total size and a reserved word.
 const HEADER: usize = 8;
 /// Type and size of a tag.
@@ -21,23 +21,23 @@ const TAG_RSDP_V2: u32 = 15;
 
 /// The boot information.
 #[derive(Clone, Copy, Debug)]
-pub struct Information<'a>(&'a [u8]);
+pub(crate) struct Information<'a>(&'a [u8]);
 
 /// A module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Module<'a> {
+pub(crate) struct Module<'a> {
     /// Physical address.
-    pub start: u64,
+    pub(crate) start: u64,
     /// First byte after it.
-    pub end: u64,
+    pub(crate) end: u64,
     /// Its command line; without what is not UTF-8.
-    pub line: &'a str,
+    pub(crate) line: &'a str,
 }
 
 impl<'a> Information<'a> {
     /// From a copy of the whole, whose first word is its size. `None` if that size is impossible or larger than the
     /// copy.
-    pub fn new(copy: &'a [u8]) -> Option<Self> {
+    pub(crate) fn new(copy: &'a [u8]) -> Option<Self> {
         let size = u32_at(copy, 0)? as usize;
         copy.get(..size).filter(|all| all.len() >= HEADER).map(Self)
     }
@@ -56,12 +56,12 @@ impl<'a> Information<'a> {
     }
 
     /// L0's command line.
-    pub fn command_line(self) -> &'a str {
+    pub(crate) fn command_line(self) -> &'a str {
         self.tags(TAG_COMMAND_LINE).next().map_or("", text)
     }
 
     /// The modules, in the order of the boot loader's configuration.
-    pub fn modules(self) -> impl Iterator<Item = Module<'a>> {
+    pub(crate) fn modules(self) -> impl Iterator<Item = Module<'a>> {
         self.tags(TAG_MODULE).filter_map(|body| {
             let module = Module {
                 start: u32_at(body, 0)?.into(),
@@ -73,7 +73,7 @@ impl<'a> Information<'a> {
     }
 
     /// The memory map: (start, bytes, e820 type).
-    pub fn memory_map(self) -> impl Iterator<Item = (u64, u64, u32)> + Clone + use<'a> {
+    pub(crate) fn memory_map(self) -> impl Iterator<Item = (u64, u64, u32)> + Clone + use<'a> {
         let body = self.tags(TAG_MEMORY_MAP).next().unwrap_or_default();
         let entry = u32_at(body, 0).map_or(0, |size| size as usize).max(24);
         body.get(MAP_HEADER..)
@@ -83,7 +83,7 @@ impl<'a> Information<'a> {
     }
 
     /// Copy of the machine's RSDP, the newer kind if there are both.
-    pub fn rsdp(self) -> Option<&'a [u8]> {
+    pub(crate) fn rsdp(self) -> Option<&'a [u8]> {
         self.tags(TAG_RSDP_V2).next().or_else(|| self.tags(TAG_RSDP_V1).next())
     }
 }

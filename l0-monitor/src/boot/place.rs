@@ -13,33 +13,33 @@ const LIMIT: u64 = 4 << 30;
 
 /// What has to be placed.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// Bytes that the kernel needs from its load address.
-    pub kernel_room: u64,
+    pub(crate) kernel_room: u64,
     /// Alignment of that address, a power of two.
-    pub kernel_align: u64,
+    pub(crate) kernel_align: u64,
     /// Lowest such address that it takes.
-    pub kernel_lowest: u64,
+    pub(crate) kernel_lowest: u64,
     /// Bytes of the ramdisk, 0 if there is none.
-    pub ramdisk: u64,
+    pub(crate) ramdisk: u64,
 }
 
 /// Where it goes. The ramdisk is moved first, then the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Places {
+pub(crate) struct Places {
     /// Load address of the kernel.
-    pub kernel: u64,
+    pub(crate) kernel: u64,
     /// Where the ramdisk goes, `None` if there is none.
-    pub ramdisk: Option<Range<u64>>,
+    pub(crate) ramdisk: Option<Range<u64>>,
 }
 
 /// There is no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoRoom {
+pub(crate) struct NoRoom {
     /// For what.
-    pub what: &'static str,
+    pub(crate) what: &'static str,
     /// Bytes that it needs.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 /// Chooses the places: the kernel as low, the ramdisk as high as can be. `usable` are the host's ranges of RAM;
@@ -48,7 +48,7 @@ pub struct NoRoom {
 ///
 /// # Errors
 /// [`NoRoom`].
-pub fn choose<I>(usable: I, kernel_file: &Range<u64>, wanted: &Wanted) -> Result<Places, NoRoom>
+pub(crate) fn choose<I>(usable: I, kernel_file: &Range<u64>, wanted: &Wanted) -> Result<Places, NoRoom>
 where
     I: Iterator<Item = Range<u64>> + Clone,
 {

@@ -16,7 +16,7 @@ use crate::shared::layout::{self, SlotArea};
 const CONSOLES: PerSlot<u32> = PerSlot::new(0x3f8, 0x2f8);
 
 /// Writes the header.
-pub fn publish(machine: &Machine) {
+pub(crate) fn publish(machine: &Machine) {
     let at = shared::addresses();
     let slots = PerSlot::from_fn(|slot| {
         let (low_slice, low_slice_size) = shared::low_slice(slot);

@@ -10,9 +10,9 @@
 //!
 //! All that jumps is here; what is behind a door returns a value, and the door carries it out.
 
-pub mod native_call;
-pub mod native_host;
-pub mod parking;
-pub mod reset;
-pub mod vm_entry;
-pub mod vm_exit;
+pub(crate) mod native_call;
+pub(crate) mod native_host;
+pub(crate) mod parking;
+pub(crate) mod reset;
+pub(crate) mod vm_entry;
+pub(crate) mod vm_exit;

@@ -43,7 +43,7 @@ unsafe extern "C" {
 }
 
 /// Address of the native entry, the same under every L0 page table.
-pub fn entry() -> u64 {
+pub(crate) fn entry() -> u64 {
     (&raw const l0_native_entry).addr() as u64
 }
 
@@ -83,7 +83,7 @@ extern "C" fn arrive(frame: *mut Frame) -> ! {
 ///
 /// # Safety
 /// The frame is mapped at `frame` under this CR3, with the stub, and describes the host as it is to go on.
-pub unsafe fn return_native(frame: u64) -> ! {
+pub(crate) unsafe fn return_native(frame: u64) -> ! {
     // SAFETY: the stub's contract (`locum_abi::frame`): its GDT and IDT are mapped under both page tables, its stack ends
     // with the frame.
     unsafe {

@@ -15,7 +15,7 @@ use crate::shared;
 use locum_abi::Slot;
 
 /// Fills a slot's firmware page tables and GDT. Called at boot.
-pub fn install(slot: Slot) {
+pub(crate) fn install(slot: Slot) {
     let area = shared::slot_area(slot);
     // SAFETY: inside the shared region; no CPU uses them yet.
     unsafe {
@@ -36,7 +36,7 @@ pub fn install(slot: Slot) {
 /// # Safety
 /// L0 has nothing more to do on this CPU, and what is at `rip` is the host's. The CPU is on L0's page tables with
 /// interrupts off. If it is in VMX operation, no VMCS is active on it whose data matters.
-pub unsafe fn enter(slot: Slot, rip: u64, rsi: u64) -> ! {
+pub(crate) unsafe fn enter(slot: Slot, rip: u64, rsi: u64) -> ! {
     let gdtr = TableRegister {
         pad: [0; 3],
         limit: FLAT_LIMIT,

@@ -20,7 +20,7 @@ use crate::{shared, trap};
 ///
 /// # Safety
 /// Only jumped to by these two.
-pub unsafe extern "C" fn arrive() -> ! {
+pub(crate) unsafe extern "C" fn arrive() -> ! {
     let Some(cpu) = cpuid::current() else {
         registers::halt_forever()
     };
@@ -47,7 +47,7 @@ pub unsafe extern "C" fn arrive() -> ! {
 
 /// Parks this CPU, which is `cpu` and in [`Stage::Parking`], from whatever L0 was doing: the stack starts over. L0's page
 /// tables, GDT and IDT are in use and interrupts off.
-pub fn park(cpu: CpuIndex) -> ! {
+pub(crate) fn park(cpu: CpuIndex) -> ! {
     // SAFETY: nothing on the old stack is needed again, since neither function returns; the new one belongs to this
     // CPU. RSP is 16-byte aligned before the call, as the ABI wants it.
     unsafe {

@@ -75,12 +75,12 @@ fn page(slot: Slot) -> *mut u8 {
 }
 
 /// Physical address of a slot's reset vector.
-pub fn address(slot: Slot) -> u64 {
+pub(crate) fn address(slot: Slot) -> u64 {
     page(slot) as u64
 }
 
 /// Fills a slot's page. Called at boot, when the CPUs are registered.
-pub fn install(slot: Slot) {
+pub(crate) fn install(slot: Slot) {
     let code = &raw const l0_reset_vector;
     let len = (&raw const l0_reset_vector_end).addr() - code.addr();
     assert!(len <= DATA_OFFSET, "reset vector code fits before its data");

@@ -9,7 +9,7 @@ unsafe extern "C" {
 }
 
 /// Address that VM exits jump to.
-pub fn address() -> u64 {
+pub(crate) fn address() -> u64 {
     (&raw const l0_vm_exit).addr() as u64
 }
 
@@ -17,7 +17,7 @@ pub fn address() -> u64 {
 ///
 /// # Safety
 /// VMCS01 of this CPU is current, clear and filled in; `vcpu` is this CPU's.
-pub unsafe fn launch(vcpu: &'static mut VCpu) -> ! {
+pub(crate) unsafe fn launch(vcpu: &'static mut VCpu) -> ! {
     vcpu.launched = true;
     // SAFETY: the caller says that everything is in place; the assembly takes the state over.
     unsafe { l0_vm_first_enter((&raw mut *vcpu).cast()) }

@@ -1,6 +1,6 @@
 //! What the machine is: memory, memory types, IOAPICs. Found out at boot, read-only afterwards.
 
-pub mod mtrr;
+pub(crate) mod mtrr;
 
 use arrayvec::ArrayVec;
 use firmware_shim::acpi::EcamRegion;
@@ -11,64 +11,61 @@ use crate::arch::paging::page_of;
 use mtrr::Mtrrs;
 
 /// IOAPICs that L0 knows at most. Servers have one and four a socket: four sockets have 17.
-pub const MAX_IOAPICS: usize = 64;
+pub(crate) const MAX_IOAPICS: usize = 64;
 /// Windows of PCI configuration space that L0 knows at most.
-pub const MAX_ECAM: usize = 8;
+pub(crate) const MAX_ECAM: usize = 8;
 
 /// A range of physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
+pub(crate) struct Span {
     /// First byte.
-    pub start: u64,
+    pub(crate) start: u64,
     /// First byte after it.
-    pub end: u64,
+    pub(crate) end: u64,
 }
 
 /// An IOAPIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IoApic {
+pub(crate) struct IoApic {
     /// Physical address of its registers.
-    pub address: u64,
+    pub(crate) address: u64,
     /// Global system interrupt of its pin 0.
-    pub gsi_base: u32,
+    pub(crate) gsi_base: u32,
     /// Number of pins.
-    pub pins: u32,
+    pub(crate) pins: u32,
 }
 
 /// The machine.
 #[derive(Clone, Debug)]
-pub struct Machine {
+pub(crate) struct Machine {
     /// Memory map as the firmware gave it.
-    pub e820: E820Map,
+    pub(crate) e820: E820Map,
     /// IOAPICs of the MADT.
-    pub ioapics: ArrayVec<IoApic, MAX_IOAPICS>,
+    pub(crate) ioapics: ArrayVec<IoApic, MAX_IOAPICS>,
     /// There are more IOAPICs than L0 can filter: two hosts can't be kept apart.
-    pub too_many_ioapics: bool,
+    pub(crate) too_many_ioapics: bool,
     /// PCI Express configuration space.
-    pub ecam: ArrayVec<EcamRegion, MAX_ECAM>,
+    pub(crate) ecam: ArrayVec<EcamRegion, MAX_ECAM>,
     /// Memory types.
-    pub mtrrs: Mtrrs,
-    /// Width of a physical address in bits.
-    pub max_phys_bits: u8,
+    pub(crate) mtrrs: Mtrrs,
     /// Guest RAM.
-    pub pool: Option<Span>,
+    pub(crate) pool: Option<Span>,
     /// Ports of PM1a_CNT and PM1b_CNT, 0 if not there.
-    pub pm1_control: [u16; 2],
+    pub(crate) pm1_control: [u16; 2],
     /// Physical address of (a copy of) the machine's RSDP.
-    pub rsdp: u64,
+    pub(crate) rsdp: u64,
     /// APIC id of the boot CPU.
-    pub boot_apic_id: u32,
+    pub(crate) boot_apic_id: u32,
 }
 
 impl Machine {
     /// A machine of which nothing is known.
-    pub const EMPTY: Self = Self {
+    pub(crate) const EMPTY: Self = Self {
         e820: E820Map::new(),
         ioapics: ArrayVec::new_const(),
         too_many_ioapics: false,
         ecam: ArrayVec::new_const(),
         mtrrs: Mtrrs::NONE,
-        max_phys_bits: 36,
         pool: None,
         pm1_control: [0; 2],
         rsdp: 0,
@@ -76,7 +73,7 @@ impl Machine {
     };
 
     /// RAM of any kind, ACPI memory included.
-    pub fn ram(&self) -> impl Iterator<Item = Span> + '_ {
+    pub(crate) fn ram(&self) -> impl Iterator<Item = Span> + '_ {
         self.e820
             .entries()
             .iter()
@@ -97,7 +94,7 @@ impl Machine {
     }
 
     /// First byte after the last of RAM.
-    pub fn memory_end(&self) -> u64 {
+    pub(crate) fn memory_end(&self) -> u64 {
         self.ram().map(|span| span.end).max().unwrap_or(0)
     }
 }
@@ -105,13 +102,13 @@ impl Machine {
 static MACHINE: Once<Machine> = Once::new();
 
 /// Makes the machine known. Called once, at boot.
-pub fn publish(machine: Machine) -> &'static Machine {
+pub(crate) fn publish(machine: Machine) -> &'static Machine {
     MACHINE.call_once(|| machine)
 }
 
 /// Memory type at a physical address, and the first address above it where another may begin. Write-back everywhere
 /// while the machine is not known.
-pub fn memory_type(address: u64) -> (mtrr::MemoryType, u64) {
+pub(crate) fn memory_type(address: u64) -> (mtrr::MemoryType, u64) {
     MACHINE
         .get()
         .map_or((mtrr::MemoryType::WriteBack, page_of(u64::MAX)), |machine| {
@@ -120,7 +117,7 @@ pub fn memory_type(address: u64) -> (mtrr::MemoryType, u64) {
 }
 
 /// Whether there is RAM at `address`, or what is below 1 MiB up to the VGA window.
-pub fn is_memory(address: u64) -> bool {
+pub(crate) fn is_memory(address: u64) -> bool {
     const VGA: u64 = 0xa_0000;
     let ram = MACHINE.get().into_iter().flat_map(Machine::ram);
     address < VGA || ram.into_iter().any(|range| (range.start..range.end).contains(&address))

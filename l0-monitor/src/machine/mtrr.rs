@@ -9,7 +9,7 @@ use crate::arch::paging::page_of;
 /// A memory type (SDM vol. 3A, table 12-2), in the encoding that MTRRs and EPT entries share.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MemoryType {
+pub(crate) enum MemoryType {
     /// Uncacheable.
     Uncacheable = 0,
     /// Write combining.
@@ -24,7 +24,7 @@ pub enum MemoryType {
 
 impl MemoryType {
     /// From a field of an MTRR; reserved encodings count as uncacheable, the safe choice.
-    pub const fn from_raw(raw: u8) -> Self {
+    pub(crate) const fn from_raw(raw: u8) -> Self {
         match raw {
             1 => Self::WriteCombining,
             4 => Self::WriteThrough,
@@ -53,7 +53,7 @@ const FIXED_END: u64 = 0x10_0000;
 
 /// The MTRRs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mtrrs {
+pub(crate) struct Mtrrs {
     def_type: u64,
     fixed: [u64; 11],
     variable: ArrayVec<(u64, u64), MAX_VARIABLE>,
@@ -62,7 +62,7 @@ pub struct Mtrrs {
 
 impl Mtrrs {
     /// None, or disabled: everything is uncacheable.
-    pub const NONE: Self = Self {
+    pub(crate) const NONE: Self = Self {
         def_type: 0,
         fixed: [0; 11],
         variable: ArrayVec::new_const(),
@@ -70,7 +70,7 @@ impl Mtrrs {
     };
 
     /// Reads them from the CPU that runs this. Without MTRRs everything is uncacheable.
-    pub fn read(max_phys_bits: u8) -> Self {
+    pub(crate) fn read(max_phys_bits: u8) -> Self {
         let mut mtrrs = Self {
             max_phys_bits,
             ..Self::NONE
@@ -95,7 +95,7 @@ impl Mtrrs {
     }
 
     /// Memory type at a physical address, and the first address above it where another may begin (a multiple of 4 KiB).
-    pub fn lookup(&self, address: u64) -> (MemoryType, u64) {
+    pub(crate) fn lookup(&self, address: u64) -> (MemoryType, u64) {
         let top = 1u64 << self.max_phys_bits.clamp(32, 52);
         if self.def_type & ENABLED == 0 {
             return (MemoryType::Uncacheable, top.max(address.saturating_add(PAGE_SIZE)));
@@ -121,20 +121,6 @@ impl Mtrrs {
         }
         let kind = found.unwrap_or(MemoryType::from_raw(self.def_type as u8));
         (kind, end)
-    }
-
-    /// The one type of a whole range, `None` if it has several or is empty.
-    pub fn uniform(&self, range: core::ops::Range<u64>) -> Option<MemoryType> {
-        let mut at = range.start;
-        let (kind, _) = self.lookup(at);
-        while at < range.end {
-            let (here, end) = self.lookup(at);
-            if here != kind {
-                return None;
-            }
-            at = end;
-        }
-        (!range.is_empty()).then_some(kind)
     }
 
     fn fixed(&self, address: u64) -> (MemoryType, u64) {
@@ -208,6 +194,19 @@ mod tests {
         }
     }
 
+    /// The one type of a whole range.
+    fn uniform(mtrrs: &Mtrrs, range: core::ops::Range<u64>) -> Option<MemoryType> {
+        let (kind, mut at) = mtrrs.lookup(range.start);
+        while at < range.end {
+            let (here, end) = mtrrs.lookup(at);
+            if here != kind {
+                return None;
+            }
+            at = end;
+        }
+        Some(kind)
+    }
+
     #[test]
     fn fixed_ranges_rule_the_first_mib() {
         let m = pc();
@@ -215,8 +214,8 @@ mod tests {
         assert_eq!(m.lookup(0x9_ffff), (WriteBack, 0xa_0000));
         assert_eq!(m.lookup(0xa_0000), (Uncacheable, 0xa_4000));
         assert_eq!(m.lookup(0xe_0000), (WriteProtected, 0xe_1000));
-        assert_eq!(m.uniform(0xa_0000..0xc_0000), Some(Uncacheable));
-        assert_eq!(m.uniform(0x9_0000..0xb_0000), None);
+        assert_eq!(uniform(&m, 0xa_0000..0xc_0000), Some(Uncacheable));
+        assert_eq!(uniform(&m, 0x9_0000..0xb_0000), None);
     }
 
     #[test]
@@ -225,9 +224,8 @@ mod tests {
         assert_eq!(m.lookup(0x10_0000), (WriteBack, 3 * GIB));
         assert_eq!(m.lookup(3 * GIB), (Uncacheable, 4 * GIB));
         assert_eq!(m.lookup(4 * GIB), (WriteBack, 1 << 40));
-        assert_eq!(m.uniform(2 * GIB..3 * GIB), Some(WriteBack));
-        assert_eq!(m.uniform(2 * GIB..4 * GIB), None);
-        assert_eq!(m.uniform(GIB..GIB), None);
+        assert_eq!(uniform(&m, 2 * GIB..3 * GIB), Some(WriteBack));
+        assert_eq!(uniform(&m, 2 * GIB..4 * GIB), None);
     }
 
     #[test]

@@ -11,22 +11,22 @@ use crate::nested::host_area::HostArea;
 use crate::vmx::{Hardware, VmxStatus};
 
 /// How many VMCSs one CPU can have adopted: that of every virtual CPU that ran on it since it last moved.
-pub const CAPACITY: usize = 128;
+pub(crate) const CAPACITY: usize = 128;
 
 /// One adopted VMCS.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// Its physical address.
-    pub phys: u64,
+    pub(crate) phys: u64,
     /// The host's values of the replaced fields.
-    pub area: HostArea,
+    pub(crate) area: HostArea,
     /// [`fingerprint()`] from before the adoption; 0 if it was not taken, or the VMCS was used since.
-    pub fingerprint: u64,
+    pub(crate) fingerprint: u64,
 }
 
 /// The side table of one CPU.
 #[derive(Debug)]
-pub struct Adopted {
+pub(crate) struct Adopted {
     /// Position of the entry used last: nearly every look-up is for it.
     last: usize,
     /// Who gives up its place next when the table is full.
@@ -36,7 +36,7 @@ pub struct Adopted {
 
 impl Adopted {
     /// An empty table.
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
             last: 0,
             victim: 0,
@@ -45,17 +45,12 @@ impl Adopted {
     }
 
     /// Number of adopted VMCSs.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// True if there is none.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
     /// The entry of the VMCS at `phys`.
-    pub fn find(&mut self, phys: u64) -> Option<&mut Entry> {
+    pub(crate) fn find(&mut self, phys: u64) -> Option<&mut Entry> {
         if self.entries.get(self.last).is_none_or(|entry| entry.phys != phys) {
             self.last = self.entries.iter().position(|entry| entry.phys == phys)?;
         }
@@ -68,7 +63,7 @@ impl Adopted {
     ///
     /// # Errors
     /// That of a VMREAD or VMPTRLD that failed; nothing is adopted then.
-    pub fn adopt(&mut self, hw: &mut impl Hardware, phys: u64, own: &HostArea) -> Result<(), VmxStatus> {
+    pub(crate) fn adopt(&mut self, hw: &mut impl Hardware, phys: u64, own: &HostArea) -> Result<(), VmxStatus> {
         if self.find(phys).is_some() {
             return Ok(());
         }
@@ -103,7 +98,7 @@ impl Adopted {
 
     /// Makes the VMCS at `phys` current, writes the host's values back and forgets it, if it was adopted. Tells whether
     /// it is as it was, if that was to be checked.
-    pub fn give_back(&mut self, hw: &mut impl Hardware, phys: u64) -> Option<Event> {
+    pub(crate) fn give_back(&mut self, hw: &mut impl Hardware, phys: u64) -> Option<Event> {
         let entry = *self.find(phys)?;
         let mut checked = None;
         if hw.vmptrld(phys).ok() {
@@ -122,13 +117,7 @@ impl Adopted {
     }
 
     /// Address of any adopted VMCS.
-    pub fn any(&self) -> Option<u64> {
+    pub(crate) fn any(&self) -> Option<u64> {
         self.entries.last().map(|entry| entry.phys)
-    }
-}
-
-impl Default for Adopted {
-    fn default() -> Self {
-        Self::new()
     }
 }

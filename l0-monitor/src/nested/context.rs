@@ -16,7 +16,7 @@ use crate::vmx::{Hardware, VmxStatus};
 
 /// An exception for the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exception {
+pub(crate) enum Exception {
     /// #UD.
     InvalidOpcode,
     /// #GP(0).
@@ -26,17 +26,17 @@ pub enum Exception {
 }
 
 /// The CPU's state, its hardware and what is around it while an exit is served.
-pub struct Context<'a, H: Hardware> {
+pub(crate) struct Context<'a, H: Hardware> {
     /// State.
-    pub vcpu: &'a mut VCpu,
+    pub(crate) vcpu: &'a mut VCpu,
     /// Hardware.
-    pub hw: &'a mut H,
+    pub(crate) hw: &'a mut H,
     /// Partition and trace.
-    pub around: &'a dyn Surroundings<H>,
+    pub(crate) around: &'a dyn Surroundings<H>,
 }
 
 /// What an exit meets outside its CPU: the rules of the partition, and the trace.
-pub trait Surroundings<H: Hardware> {
+pub(crate) trait Surroundings<H: Hardware> {
     /// Whether the host may touch these bytes of RAM: nothing a host names is touched before this says yes.
     fn may_touch(&self, address: u64, bytes: u64) -> bool;
     /// A port access; see [`crate::partition::Partition::port`].
@@ -54,7 +54,7 @@ pub trait Surroundings<H: Hardware> {
 impl<H: Hardware> Context<'_, H> {
     /// A field of the current VMCS. VMCS01 is current and has every field that L0 asks for, so a failure can only be a
     /// bug of L0: it is traced, and 0 stands in.
-    pub fn read(&mut self, field: Field) -> u64 {
+    pub(crate) fn read(&mut self, field: Field) -> u64 {
         self.hw.vmread(field).unwrap_or_else(|status| {
             self.vmx_fail(Reason::VMREAD, status, field);
             0
@@ -62,7 +62,7 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     /// Writes a field of the current VMCS, under the same terms.
-    pub fn write(&mut self, field: Field, value: u64) {
+    pub(crate) fn write(&mut self, field: Field, value: u64) {
         let status = self.hw.vmwrite(field, value);
         if !status.ok() {
             self.vmx_fail(Reason::VMWRITE, status, field);
@@ -78,7 +78,7 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     /// A general register of the host, RSP included.
-    pub fn gpr(&mut self, register: Register) -> u64 {
+    pub(crate) fn gpr(&mut self, register: Register) -> u64 {
         if register == Register::Rsp {
             self.read(field::GUEST_RSP)
         } else {
@@ -87,7 +87,7 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     /// Sets a general register of the host.
-    pub fn set_gpr(&mut self, register: Register, value: u64) {
+    pub(crate) fn set_gpr(&mut self, register: Register, value: u64) {
         if register == Register::Rsp {
             self.write(field::GUEST_RSP, value);
         } else {
@@ -96,13 +96,13 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     /// Goes past the instruction that exited: RIP, the blocking by STI or MOV SS, and the single-step trap if RFLAGS.TF is set.
-    pub fn advance(&mut self) {
+    pub(crate) fn advance(&mut self) {
         let length = self.read(field::INSTRUCTION_LENGTH);
         self.advance_by(length);
     }
 
     /// The same for an instruction whose length the CPU does not report.
-    pub fn advance_by(&mut self, length: u64) {
+    pub(crate) fn advance_by(&mut self, length: u64) {
         let rip = self.read(field::GUEST_RIP).wrapping_add(length);
         self.write(field::GUEST_RIP, rip);
         let blocking = Interruptibility::from_bits_retain(self.read(field::GUEST_INTERRUPTIBILITY));
@@ -117,14 +117,14 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     /// Ends a VMX instruction of the host with its outcome in RFLAGS.
-    pub fn finish(&mut self, status: VmxStatus) {
+    pub(crate) fn finish(&mut self, status: VmxStatus) {
         let rflags = self.read(field::GUEST_RFLAGS);
         self.write(field::GUEST_RFLAGS, status.apply(rflags));
         self.advance();
     }
 
     /// Raises an exception at the instruction that exited.
-    pub fn inject(&mut self, exception: Exception) {
+    pub(crate) fn inject(&mut self, exception: Exception) {
         let (vector, has_code, code) = match exception {
             Exception::InvalidOpcode => (ExceptionVector::InvalidOpcode, false, 0),
             Exception::GeneralProtection => (ExceptionVector::GeneralProtection, true, 0),
@@ -144,12 +144,12 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     /// Current privilege level of the host: the DPL of SS.
-    pub fn cpl(&mut self) -> u8 {
+    pub(crate) fn cpl(&mut self) -> u8 {
         AccessRights::from_bits_retain(self.read(Segment::Ss.guest_rights())).dpl()
     }
 
     /// How the host translates addresses.
-    pub fn paging(&mut self) -> Paging {
+    pub(crate) fn paging(&mut self) -> Paging {
         Paging {
             cr3: self.read(field::GUEST_CR3),
             five_levels: Cr4Flags::from_bits_retain(self.read(field::GUEST_CR4)).contains(Cr4Flags::L5_PAGING),
@@ -158,7 +158,7 @@ impl<H: Hardware> Context<'_, H> {
 
     /// Linear address of the memory operand of the VMX instruction that exited (SDM vol. 3C, 29.2.1 "displacement" in
     /// the qualification, table 29-13 for the rest).
-    pub fn operand_address(&mut self, info: InstructionInfo) -> u64 {
+    pub(crate) fn operand_address(&mut self, info: InstructionInfo) -> u64 {
         let mut address = self.read(field::EXIT_QUALIFICATION);
         if let Some(base) = info.base() {
             address = address.wrapping_add(self.gpr(base));
@@ -176,14 +176,14 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     /// Gives a VMCS of the host its own host-state area back, if it was adopted.
-    pub fn give_back(&mut self, phys: u64) {
+    pub(crate) fn give_back(&mut self, phys: u64) {
         if let Some(checked) = self.vcpu.adopted.give_back(self.hw, phys) {
             self.around.trace(checked);
         }
     }
 
     /// Gives every VMCS of the host back; returns how many. The current VMCS is any of them afterwards.
-    pub fn give_back_all(&mut self) -> usize {
+    pub(crate) fn give_back_all(&mut self) -> usize {
         let count = self.vcpu.adopted.len();
         while let Some(phys) = self.vcpu.adopted.any() {
             self.give_back(phys);
@@ -192,7 +192,7 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     /// The exception that a failed operand access raises.
-    pub fn operand_exception(fault: Fault, linear: u64) -> Exception {
+    pub(crate) fn operand_exception(fault: Fault, linear: u64) -> Exception {
         match fault {
             Fault::Page(code) => Exception::Page(code, linear),
             Fault::Outside | Fault::NonCanonical => Exception::GeneralProtection,

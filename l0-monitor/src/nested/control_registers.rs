@@ -25,7 +25,7 @@ const CR3_PCID: u64 = 0xfff;
 
 impl<H: Hardware> Context<'_, H> {
     /// Serves a control-register exit.
-    pub fn control_register(&mut self) {
+    pub(crate) fn control_register(&mut self) {
         self.vcpu.steady.ready = false;
         let access = CrAccess::new(self.read(field::EXIT_QUALIFICATION));
         let fixed = self.vcpu.caps.fixed.cr0;

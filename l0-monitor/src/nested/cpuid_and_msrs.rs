@@ -10,7 +10,7 @@ use crate::vmx::Hardware;
 use crate::vmx::field;
 
 /// CPUID as the host gets it natively: OSXSAVE and OSPKE follow its CR4, not L0's (SDM vol. 2A, CPUID).
-pub fn cpuid_for(leaf: u32, subleaf: u32, mut regs: [u32; 4], cr4: Cr4Flags) -> [u32; 4] {
+pub(crate) fn cpuid_for(leaf: u32, subleaf: u32, mut regs: [u32; 4], cr4: Cr4Flags) -> [u32; 4] {
     let follow = |word: u32, bit: u32, on: bool| if on { word | bit } else { word & !bit };
     match (leaf, subleaf) {
         (1, _) => regs[2] = follow(regs[2], cpuid::LEAF1_ECX_OSXSAVE, cr4.contains(Cr4Flags::OSXSAVE)),
@@ -28,7 +28,7 @@ pub fn cpuid_for(leaf: u32, subleaf: u32, mut regs: [u32; 4], cr4: Cr4Flags) -> 
 
 impl<H: Hardware> Context<'_, H> {
     /// CPUID.
-    pub fn cpuid(&mut self) {
+    pub(crate) fn cpuid(&mut self) {
         let (leaf, subleaf) = (
             self.vcpu.gprs[Register::Rax] as u32,
             self.vcpu.gprs[Register::Rcx] as u32,
@@ -48,7 +48,7 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     /// RDMSR: those the bitmap names, and those outside its two ranges, which exit always.
-    pub fn rdmsr(&mut self) {
+    pub(crate) fn rdmsr(&mut self) {
         let msr = self.vcpu.gprs[Register::Rcx] as u32;
         match self.hw.rdmsr(msr) {
             Some(mut value) => {
@@ -64,7 +64,7 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     /// WRMSR, likewise.
-    pub fn wrmsr(&mut self) {
+    pub(crate) fn wrmsr(&mut self) {
         let value = self.edx_eax();
         if self.hw.wrmsr(self.vcpu.gprs[Register::Rcx] as u32, value) {
             self.advance();
@@ -74,7 +74,7 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     /// XSETBV.
-    pub fn xsetbv(&mut self) {
+    pub(crate) fn xsetbv(&mut self) {
         let value = self.edx_eax();
         if self.cpl() == 0 && self.hw.xsetbv(self.vcpu.gprs[Register::Rcx] as u32, value) {
             self.advance();
@@ -84,7 +84,7 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     /// INVD: caches are written back first, they hold others' data too.
-    pub fn invd(&mut self) {
+    pub(crate) fn invd(&mut self) {
         self.hw.wbinvd();
         self.advance();
     }

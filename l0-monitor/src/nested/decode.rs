@@ -7,18 +7,18 @@ use crate::arch::general::Register;
 
 /// A decoded access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mov {
+pub(crate) struct Mov {
     /// 1, 2, 4 or 8 bytes.
-    pub size: u8,
+    pub(crate) size: u8,
     /// What it does.
-    pub operation: Operation,
+    pub(crate) operation: Operation,
     /// Bytes of the instruction.
-    pub length: u8,
+    pub(crate) length: u8,
 }
 
 /// Direction and partner of the memory operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
+pub(crate) enum Operation {
     /// Memory to register.
     Load(Register),
     /// Register to memory.
@@ -28,7 +28,7 @@ pub enum Operation {
 }
 
 /// Decodes the instruction at the start of `bytes`. `None` if it is not such a MOV, or cut off.
-pub fn mov(bytes: &[u8]) -> Option<Mov> {
+pub(crate) fn mov(bytes: &[u8]) -> Option<Mov> {
     let mut at = 0;
     let mut operand_16 = false;
     let mut rex = 0_u8;

@@ -20,7 +20,7 @@ use crate::vmx::guest::Interruptibility;
 
 /// What happens after an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub(crate) enum Next {
     /// Continue the host (VMCS01 is current).
     Host,
     /// Enter the guest (the host's VMCS is current); true for VMLAUNCH.
@@ -35,7 +35,7 @@ pub enum Next {
 
 impl<H: Hardware> Context<'_, H> {
     /// Serves the exit that the current VMCS reports.
-    pub fn serve(&mut self) -> (Next, Reason) {
+    pub(crate) fn serve(&mut self) -> (Next, Reason) {
         let reason = ExitReason(self.read(field::EXIT_REASON) as u32);
         let basic = reason.basic();
         if self.vcpu.in_guest {
@@ -261,7 +261,7 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     /// The host's entry into its guest failed with these RFLAGS.
-    pub fn entry_failed(&mut self, rflags: u64) -> Next {
+    pub(crate) fn entry_failed(&mut self, rflags: u64) -> Next {
         if self.vcpu.in_guest {
             self.guest_entry_failed(rflags);
             return Next::Host;

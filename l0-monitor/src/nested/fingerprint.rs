@@ -14,18 +14,18 @@ static ENABLED: AtomicBool = AtomicBool::new(false);
 static SUPPORTED: [AtomicU64; FIELDS / 64] = [const { AtomicU64::new(0) }; FIELDS / 64];
 
 /// Turns the check on, for the life of L0.
-pub fn enable() {
+pub(crate) fn enable() {
     ENABLED.store(true, Ordering::Relaxed);
 }
 
 /// Whether it is on.
-pub fn enabled() -> bool {
+pub(crate) fn enabled() -> bool {
     ENABLED.load(Ordering::Relaxed)
 }
 
 /// Finds out which fields the CPU has, by reading the current VMCS, which must be L0's own: a read that fails leaves an
 /// error number in it.
-pub fn probe(hw: &mut impl Hardware) {
+pub(crate) fn probe(hw: &mut impl Hardware) {
     for number in 0..FIELDS {
         if hw.vmread(Field::from_number(number)).is_ok()
             && let Some(word) = SUPPORTED.get(number / 64)
@@ -36,7 +36,7 @@ pub fn probe(hw: &mut impl Hardware) {
 }
 
 /// A fingerprint of the current VMCS (FNV-1a over encodings and values), never 0.
-pub fn fingerprint(hw: &mut impl Hardware) -> u64 {
+pub(crate) fn fingerprint(hw: &mut impl Hardware) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for number in 0..FIELDS {
         let has = SUPPORTED

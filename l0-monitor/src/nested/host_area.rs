@@ -12,34 +12,34 @@ use crate::vmx::guest::{self, AccessRights, FLAT_LIMIT, Interruptibility, Pendin
 use crate::vmx::{Hardware, VmxStatus};
 
 /// Number of replaced fields.
-pub const FIELDS: usize = 15;
+pub(crate) const FIELDS: usize = 15;
 
 /// Index of a replaced field in a [`HostArea`].
-pub mod replaced {
+pub(crate) mod replaced {
     /// CR0.
-    pub const CR0: usize = 0;
+    pub(crate) const CR0: usize = 0;
     /// CR3.
-    pub const CR3: usize = 1;
+    pub(crate) const CR3: usize = 1;
     /// CR4.
-    pub const CR4: usize = 2;
+    pub(crate) const CR4: usize = 2;
     /// RSP.
-    pub const RSP: usize = 3;
+    pub(crate) const RSP: usize = 3;
     /// RIP.
-    pub const RIP: usize = 4;
+    pub(crate) const RIP: usize = 4;
     /// Selectors ES, CS, SS, DS, FS, GS from here on.
-    pub const SELECTORS: usize = 5;
+    pub(crate) const SELECTORS: usize = 5;
     /// FS base.
-    pub const FS_BASE: usize = 11;
+    pub(crate) const FS_BASE: usize = 11;
     /// GS base.
-    pub const GS_BASE: usize = 12;
+    pub(crate) const GS_BASE: usize = 12;
     /// GDTR base.
-    pub const GDTR_BASE: usize = 13;
+    pub(crate) const GDTR_BASE: usize = 13;
     /// IDTR base.
-    pub const IDTR_BASE: usize = 14;
+    pub(crate) const IDTR_BASE: usize = 14;
 }
 
 /// Encodings, in the order of [`HostArea`].
-pub const REPLACED: [Field; FIELDS] = [
+pub(crate) const REPLACED: [Field; FIELDS] = [
     field::HOST_CR0,
     field::HOST_CR3,
     field::HOST_CR4,
@@ -62,14 +62,14 @@ const TI_RPL: u64 = 7;
 
 /// Values of the replaced fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HostArea(pub [u64; FIELDS]);
+pub(crate) struct HostArea(pub(crate) [u64; FIELDS]);
 
 impl HostArea {
     /// All zero.
-    pub const ZERO: Self = Self([0; FIELDS]);
+    pub(crate) const ZERO: Self = Self([0; FIELDS]);
 
     /// Index of `field`, `None` if L0 leaves it alone.
-    pub fn index(field: Field) -> Option<usize> {
+    pub(crate) fn index(field: Field) -> Option<usize> {
         if field.area() != Area::Host {
             return None;
         }
@@ -78,7 +78,7 @@ impl HostArea {
 
     /// Selector of one of ES to GS.
     #[inline(always)]
-    pub const fn selector(&self, segment: Segment) -> u64 {
+    pub(crate) const fn selector(&self, segment: Segment) -> u64 {
         self.0[replaced::SELECTORS + segment as usize]
     }
 
@@ -86,7 +86,7 @@ impl HostArea {
     ///
     /// # Errors
     /// That of the VMREAD that failed: there is no current VMCS.
-    pub fn read(hw: &mut impl Hardware) -> Result<Self, VmxStatus> {
+    pub(crate) fn read(hw: &mut impl Hardware) -> Result<Self, VmxStatus> {
         let mut area = Self::ZERO;
         for (value, field) in area.0.iter_mut().zip(REPLACED) {
             *value = hw.vmread(field)?;
@@ -95,14 +95,14 @@ impl HostArea {
     }
 
     /// Writes the area of the current VMCS.
-    pub fn write(&self, hw: &mut impl Hardware) {
+    pub(crate) fn write(&self, hw: &mut impl Hardware) {
         for (value, field) in self.0.iter().zip(REPLACED) {
             hw.vmwrite(field, *value);
         }
     }
 
     /// Whether VM entry would accept these fields (SDM vol. 3C, 28.2.2 and 28.2.3); the CPU checks the others.
-    pub fn valid(&self, caps: &Caps) -> bool {
+    pub(crate) fn valid(&self, caps: &Caps) -> bool {
         let values = &self.0;
         let cr0 = Cr0Flags::from_bits_retain(values[replaced::CR0]);
         let cr4 = Cr4Flags::from_bits_retain(values[replaced::CR4]);
@@ -129,20 +129,20 @@ impl HostArea {
 
 /// What else an exit loads, read from the VMCS of the guest that exited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LoadedOnExit {
+pub(crate) struct LoadedOnExit {
     /// VM-exit controls.
-    pub exit_controls: ExitControls,
+    pub(crate) exit_controls: ExitControls,
     /// TR selector and base.
-    pub tr: [u64; 2],
+    pub(crate) tr: [u64; 2],
     /// SYSENTER_CS, ESP, EIP.
-    pub sysenter: [u64; 3],
+    pub(crate) sysenter: [u64; 3],
     /// IA32_EFER, if the exit controls load it.
-    pub efer: u64,
+    pub(crate) efer: u64,
 }
 
 impl LoadedOnExit {
     /// All zero.
-    pub const ZERO: Self = Self {
+    pub(crate) const ZERO: Self = Self {
         exit_controls: ExitControls::empty(),
         tr: [0; 2],
         sysenter: [0; 3],
@@ -153,7 +153,7 @@ impl LoadedOnExit {
     ///
     /// # Errors
     /// That of the VMREAD that failed.
-    pub fn read(hw: &mut impl Hardware) -> Result<Self, VmxStatus> {
+    pub(crate) fn read(hw: &mut impl Hardware) -> Result<Self, VmxStatus> {
         let exit_controls = ExitControls::from_bits_retain(hw.vmread(field::EXIT_CONTROLS)? as u32);
         Ok(Self {
             exit_controls,
@@ -173,16 +173,16 @@ impl LoadedOnExit {
 }
 
 /// Limit of GDTR and IDTR after an exit (SDM vol. 3C, 29.5.2).
-pub const TABLE_LIMIT: u64 = 0xffff;
+pub(crate) const TABLE_LIMIT: u64 = 0xffff;
 /// Limit of TR after an exit (29.5.2).
-pub const TSS_LIMIT: u64 = 0x67;
+pub(crate) const TSS_LIMIT: u64 = 0x67;
 
 /// Puts into the current VMCS (VMCS01) the guest state that an exit to the host leaves on hardware: SDM vol. 3C, 29.5
 /// "Loading Host State", with the limits, RFLAGS, DR7 and DEBUGCTL that it prescribes.
 ///
 /// `nmi` is true if the exit was caused by an NMI, after which NMIs are blocked (29.3.3). `efer_now` is the IA32_EFER
 /// that VMCS01 holds; only LMA and LME change where the exit controls do not load the MSR.
-pub fn load(
+pub(crate) fn load(
     hw: &mut impl Hardware,
     area: &HostArea,
     loaded: &LoadedOnExit,
@@ -271,7 +271,7 @@ fn load_segments(hw: &mut impl Hardware, area: &HostArea, loaded: &LoadedOnExit)
 /// them after the last one: what differs is looked for before anything is written. A VMREAD is cheaper than a VMWRITE,
 /// after which VM entry may check the VMCS anew (Linux commit 3af80fec6e7f).
 #[inline(always)]
-pub fn reload(hw: &mut impl Hardware, area: &HostArea, loaded: &LoadedOnExit, fixed: FixedBits) {
+pub(crate) fn reload(hw: &mut impl Hardware, area: &HostArea, loaded: &LoadedOnExit, fixed: FixedBits) {
     if registers_differ(hw, area, loaded, fixed) | segments_differ(hw, area, loaded) != 0 {
         load_registers(hw, area, loaded, fixed);
         load_segments(hw, area, loaded);

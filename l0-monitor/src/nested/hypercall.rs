@@ -21,7 +21,7 @@ const PARK_TICKS: u64 = 200_000_000;
 
 /// What happens after a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Served {
+pub(crate) enum Served {
     /// The host goes on.
     Resume,
     /// This CPU parks.
@@ -34,7 +34,7 @@ pub enum Served {
 }
 
 /// Serves the call in the host's registers. VMCS01 is current.
-pub fn serve(vcpu: &mut VCpu, hw: &mut Cpu) -> Served {
+pub(crate) fn serve(vcpu: &mut VCpu, hw: &mut Cpu) -> Served {
     let arguments = [Register::Rdi, Register::Rsi, Register::Rdx].map(|register| vcpu.gprs[register]);
     let op = Op::from_raw(vcpu.gprs[Register::Rax]);
     let call = op.ok_or(Errno::Argument).and_then(|op| Call::decode(op, arguments));

@@ -40,36 +40,36 @@
 //! Everything but `run`, `this_machine`, `transition` and `hypercall` is generic over [`crate::vmx::Hardware`] and
 //! [`context::Surroundings`], and is tested against a model of them.
 
-pub mod adopt;
-pub mod context;
-pub mod control_registers;
-pub mod cpuid_and_msrs;
-pub mod decode;
-pub mod exits;
-pub mod fingerprint;
-pub mod host_area;
-pub mod hypercall;
+pub(crate) mod adopt;
+pub(crate) mod context;
+pub(crate) mod control_registers;
+pub(crate) mod cpuid_and_msrs;
+pub(crate) mod decode;
+pub(crate) mod exits;
+pub(crate) mod fingerprint;
+pub(crate) mod host_area;
+pub(crate) mod hypercall;
 #[cfg(test)]
 pub(crate) mod model;
-pub mod regions;
-pub mod run;
-pub mod shadow;
+pub(crate) mod regions;
+pub(crate) mod run;
+pub(crate) mod shadow;
 #[cfg(test)]
 mod shadow_tests;
-pub mod steady;
-pub mod steady_path;
+pub(crate) mod steady;
+pub(crate) mod steady_path;
 #[cfg(test)]
 mod steady_tests;
 #[cfg(test)]
 mod test_bed;
 #[cfg(test)]
 mod tests;
-pub mod this_machine;
-pub mod transition;
-pub mod trapped_fields;
-pub mod vcpu;
-pub mod vmcs01;
-pub mod vmx_instructions;
-pub mod walk;
+pub(crate) mod this_machine;
+pub(crate) mod transition;
+pub(crate) mod trapped_fields;
+pub(crate) mod vcpu;
+pub(crate) mod vmcs01;
+pub(crate) mod vmx_instructions;
+pub(crate) mod walk;
 
-pub use vmcs01::HOST_VPID;
+pub(crate) use vmcs01::HOST_VPID;

@@ -11,52 +11,52 @@ use crate::vmx::hardware::Invalidate;
 use crate::vmx::{Hardware, VmxStatus};
 
 /// VMCS revision identifier of the model.
-pub const REVISION: u32 = 0x10;
+pub(crate) const REVISION: u32 = 0x10;
 
 /// The machine.
 #[derive(Debug, Default)]
-pub struct Model {
+pub(crate) struct Model {
     /// VMCS data by address.
-    pub vmcs: HashMap<u64, BTreeMap<u32, u64>>,
+    pub(crate) vmcs: HashMap<u64, BTreeMap<u32, u64>>,
     /// Addresses that are launched.
-    pub launched: Vec<u64>,
+    pub(crate) launched: Vec<u64>,
     /// Addresses that are active on this CPU.
-    pub active: BTreeSet<u64>,
+    pub(crate) active: BTreeSet<u64>,
     /// Fields that this CPU does not have.
-    pub missing: Vec<Field>,
+    pub(crate) missing: Vec<Field>,
     /// VMWRITE to every field: IA32_VMX_MISC bit 29.
-    pub writes_all: bool,
+    pub(crate) writes_all: bool,
     /// Current VMCS.
-    pub current: Option<u64>,
+    pub(crate) current: Option<u64>,
     /// VMXON region, if in VMX operation.
-    pub vmxon: Option<u64>,
+    pub(crate) vmxon: Option<u64>,
     /// Physical memory.
-    pub memory: BTreeMap<u64, u8>,
+    pub(crate) memory: BTreeMap<u64, u8>,
     /// MSRs that exist.
-    pub msrs: HashMap<u32, u64>,
+    pub(crate) msrs: HashMap<u32, u64>,
     /// What was invalidated.
-    pub invalidated: Vec<(Invalidate, u64, [u64; 2])>,
+    pub(crate) invalidated: Vec<(Invalidate, u64, [u64; 2])>,
     /// CR2.
-    pub cr2: u64,
+    pub(crate) cr2: u64,
     /// How often it was done what is dear on silicon.
-    pub done: Done,
+    pub(crate) done: Done,
 }
 
 /// Counts of what is dear.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Done {
+pub(crate) struct Done {
     /// VMREADs.
-    pub reads: u32,
+    pub(crate) reads: u32,
     /// VMWRITEs.
-    pub writes: u32,
+    pub(crate) writes: u32,
     /// VMPTRLDs.
-    pub pointers: u32,
+    pub(crate) pointers: u32,
 }
 
 impl Model {
     /// In VMX operation, with `current` current; memory below 4 GiB is the host's and mapped one to one by the page
     /// tables at 0x1000.
-    pub fn new(vmxon: u64, current: u64) -> Self {
+    pub(crate) fn new(vmxon: u64, current: u64) -> Self {
         let mut model = Self {
             vmxon: Some(vmxon),
             ..Self::default()
@@ -72,19 +72,19 @@ impl Model {
     }
 
     /// Stores a word.
-    pub fn put(&mut self, address: u64, value: u64) {
+    pub(crate) fn put(&mut self, address: u64, value: u64) {
         for (i, byte) in value.to_le_bytes().into_iter().enumerate() {
             self.memory.insert(address + i as u64, byte);
         }
     }
 
     /// A field of a VMCS, 0 if it was never written.
-    pub fn field(&self, vmcs: u64, field: Field) -> u64 {
+    pub(crate) fn field(&self, vmcs: u64, field: Field) -> u64 {
         self.vmcs.get(&vmcs).and_then(|f| f.get(&field.0)).copied().unwrap_or(0)
     }
 
     /// Writes a field of a VMCS.
-    pub fn set(&mut self, vmcs: u64, field: Field, value: u64) {
+    pub(crate) fn set(&mut self, vmcs: u64, field: Field, value: u64) {
         self.vmcs.entry(vmcs).or_default().insert(field.0, value);
     }
 
@@ -103,7 +103,7 @@ impl Model {
     }
 
     /// The host, in non-root operation under VMCS01, executes VMREAD (SDM vol. 3C, VMREAD): `None` if that exits.
-    pub fn host_vmread(&mut self, vmcs01: u64, field: Field) -> Option<Result<u64, VmxStatus>> {
+    pub(crate) fn host_vmread(&mut self, vmcs01: u64, field: Field) -> Option<Result<u64, VmxStatus>> {
         let shadow = self.shadow(vmcs01, field::VMREAD_BITMAP, field)?;
         Some(if shadow == u64::MAX {
             Err(VmxStatus::FailInvalid)
@@ -113,7 +113,7 @@ impl Model {
     }
 
     /// The host executes VMWRITE, likewise.
-    pub fn host_vmwrite(&mut self, vmcs01: u64, field: Field, value: u64) -> Option<VmxStatus> {
+    pub(crate) fn host_vmwrite(&mut self, vmcs01: u64, field: Field, value: u64) -> Option<VmxStatus> {
         let shadow = self.shadow(vmcs01, field::VMWRITE_BITMAP, field)?;
         Some(if shadow == u64::MAX {
             VmxStatus::FailInvalid

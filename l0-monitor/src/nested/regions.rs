@@ -32,7 +32,7 @@ static VMXON: PerCpu<Region> = PerCpu([const { Region::new() }; MAX_CPUS]);
 static VMCS01: PerCpu<Region> = PerCpu([const { Region::new() }; MAX_CPUS]);
 
 /// Lets every VMREAD and VMWRITE exit. Called once, at boot.
-pub fn init() {
+pub(crate) fn init() {
     for word in BITMAPS.iter().flat_map(|bitmap| &bitmap.0) {
         word.store(!0, Ordering::Relaxed);
     }
@@ -40,19 +40,19 @@ pub fn init() {
 
 /// Physical addresses of one CPU's regions.
 #[derive(Clone, Copy, Debug)]
-pub struct Regions {
+pub(crate) struct Regions {
     /// L0's VMXON region.
-    pub vmxon: u64,
+    pub(crate) vmxon: u64,
     /// VMCS01.
-    pub vmcs01: u64,
+    pub(crate) vmcs01: u64,
     /// Shadow VMCS.
-    pub shadow: u64,
+    pub(crate) shadow: u64,
     /// VMREAD and VMWRITE bitmaps, the same for all CPUs.
-    pub bitmaps: [u64; 2],
+    pub(crate) bitmaps: [u64; 2],
 }
 
 /// The regions of a CPU, with the revision identifier in place.
-pub fn prepare(cpu: CpuIndex, revision: u32) -> Regions {
+pub(crate) fn prepare(cpu: CpuIndex, revision: u32) -> Regions {
     Regions {
         vmxon: VMXON[cpu].prepare(revision),
         vmcs01: VMCS01[cpu].prepare(revision),

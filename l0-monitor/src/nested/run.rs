@@ -18,7 +18,7 @@ use crate::vmx::instructions::Cpu;
 
 /// What L0 does when an exit is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Onward {
+pub(crate) enum Onward {
     /// Enters the current VMCS: by VMLAUNCH or by VMRESUME.
     Enter {
         /// VMLAUNCH.
@@ -38,7 +38,7 @@ pub enum Onward {
 /// Every VM exit comes here first. True: it was one of the steady path, VMRESUME is next. False: it is still to be
 /// handled.
 #[inline(always)]
-pub fn steady_exit(vcpu: &mut VCpu, hw: &mut Cpu) -> bool {
+pub(crate) fn steady_exit(vcpu: &mut VCpu, hw: &mut Cpu) -> bool {
     let of_guest = vcpu.in_guest;
     let around = ThisMachine(vcpu.slot);
     let context = &mut Context {
@@ -61,7 +61,7 @@ pub fn steady_exit(vcpu: &mut VCpu, hw: &mut Cpu) -> bool {
 }
 
 /// Every other VM exit.
-pub fn exit(vcpu: &mut VCpu, hw: &mut Cpu) -> Onward {
+pub(crate) fn exit(vcpu: &mut VCpu, hw: &mut Cpu) -> Onward {
     let status = shared::status().cpu(vcpu.cpu);
     status.count(Counter::Exits);
     let of_guest = vcpu.in_guest;
@@ -81,7 +81,7 @@ pub fn exit(vcpu: &mut VCpu, hw: &mut Cpu) -> Onward {
 }
 
 /// A VM entry that did not happen, with the RFLAGS that tell why.
-pub fn entry_failed(vcpu: &mut VCpu, hw: &mut Cpu, rflags: u64) -> Onward {
+pub(crate) fn entry_failed(vcpu: &mut VCpu, hw: &mut Cpu, rflags: u64) -> Onward {
     let around = ThisMachine(vcpu.slot);
     let context = &mut Context {
         vcpu,

@@ -22,19 +22,19 @@ use crate::vmx::field::{self, Field, Segment};
 static FORBIDDEN: AtomicBool = AtomicBool::new(false);
 
 /// Never uses VMCS shadowing, for the life of L0: the slow form is tried this way on CPUs that have it.
-pub fn forbid() {
+pub(crate) fn forbid() {
     FORBIDDEN.store(true, Ordering::Relaxed);
 }
 
 /// Whether VMCS shadowing may be used.
-pub fn allowed() -> bool {
+pub(crate) fn allowed() -> bool {
     !FORBIDDEN.load(Ordering::Relaxed)
 }
 
 /// The shadowed fields; those in [`WRITTEN`] first.
 ///
 /// Counted with stock KVM 6.12 under a Linux guest: the others are used at less than one guest exit in fifty.
-pub const FIELDS: [Field; 18] = [
+pub(crate) const FIELDS: [Field; 18] = [
     field::HOST_RSP,
     field::GUEST_RIP,
     field::GUEST_INTERRUPTIBILITY,
@@ -56,47 +56,47 @@ pub const FIELDS: [Field; 18] = [
 ];
 
 /// How many of [`FIELDS`] the host also writes without an exit.
-pub const WRITTEN: usize = 8;
+pub(crate) const WRITTEN: usize = 8;
 
 /// Indexes into [`FIELDS`].
-pub mod shadowed {
+pub(crate) mod shadowed {
     /// Host RSP: replaced in the host's VMCS, so it goes between the shadow and the side table. Linux has it at another
     /// place of the stack in every KVM_RUN (`randomize_kstack_offset`).
-    pub const HOST_RSP: usize = 0;
+    pub(crate) const HOST_RSP: usize = 0;
     /// Guest RIP.
-    pub const RIP: usize = 1;
+    pub(crate) const RIP: usize = 1;
     /// Guest interruptibility.
-    pub const INTERRUPTIBILITY: usize = 2;
+    pub(crate) const INTERRUPTIBILITY: usize = 2;
     /// VM-entry interruption information.
-    pub const ENTRY: usize = 3;
+    pub(crate) const ENTRY: usize = 3;
     /// Primary processor-based controls: interrupt windows. Not shadowed where there is APICv.
-    pub const PRIMARY: usize = 4;
+    pub(crate) const PRIMARY: usize = 4;
     /// TPR threshold; likewise.
-    pub const TPR: usize = 5;
+    pub(crate) const TPR: usize = 5;
     /// VMX-preemption timer.
-    pub const TIMER: usize = 6;
+    pub(crate) const TIMER: usize = 6;
     /// Guest interrupt status: there is APICv.
-    pub const STATUS: usize = 7;
+    pub(crate) const STATUS: usize = 7;
     /// Exit reason.
-    pub const REASON: usize = 8;
+    pub(crate) const REASON: usize = 8;
     /// IDT-vectoring information.
-    pub const VECTORING: usize = 9;
+    pub(crate) const VECTORING: usize = 9;
     /// VM-exit instruction length.
-    pub const LENGTH: usize = 10;
+    pub(crate) const LENGTH: usize = 10;
     /// Guest RFLAGS.
-    pub const RFLAGS: usize = 11;
+    pub(crate) const RFLAGS: usize = 11;
     /// Access rights of the guest's CS.
-    pub const CODE: usize = 12;
+    pub(crate) const CODE: usize = 12;
     /// Access rights of the guest's SS.
-    pub const STACK: usize = 13;
+    pub(crate) const STACK: usize = 13;
     /// Exit qualification.
-    pub const QUALIFICATION: usize = 14;
+    pub(crate) const QUALIFICATION: usize = 14;
     /// VM-exit interruption information.
-    pub const INTERRUPTION: usize = 15;
+    pub(crate) const INTERRUPTION: usize = 15;
     /// Guest-physical address.
-    pub const PHYSICAL: usize = 16;
+    pub(crate) const PHYSICAL: usize = 16;
     /// PML index.
-    pub const PML: usize = 17;
+    pub(crate) const PML: usize = 17;
 }
 
 const _: () = assert!(FIELDS[shadowed::STATUS].0 == field::GUEST_INTERRUPT_STATUS.0);
@@ -106,23 +106,23 @@ const _: () = assert!(FIELDS[shadowed::PML].0 == field::PML_INDEX.0);
 
 /// The shadow VMCS of one CPU.
 #[derive(Debug)]
-pub struct Shadow {
+pub(crate) struct Shadow {
     /// Its physical address.
-    pub phys: u64,
+    pub(crate) phys: u64,
     /// Physical addresses of the VMREAD and the VMWRITE bitmap.
     bitmaps: [u64; 2],
     /// VMCS01 names it, and it stands for the host's current VMCS.
-    pub attached: bool,
+    pub(crate) attached: bool,
     /// Those of [`FIELDS`] that are shadowed on this CPU, a bit for each.
     present: u32,
     /// What both the shadow and the host's VMCS held when they were last made equal; instead of the latter the side
     /// table, for host RSP.
-    pub in_both: [u64; FIELDS.len()],
+    pub(crate) in_both: [u64; FIELDS.len()],
 }
 
 impl Shadow {
     /// On a CPU without VMCS shadowing.
-    pub const NONE: Self = Self {
+    pub(crate) const NONE: Self = Self {
         phys: 0,
         bitmaps: [0; 2],
         attached: false,
@@ -133,7 +133,7 @@ impl Shadow {
     /// Makes the shadow VMCS at `phys` ready for this CPU. Its page begins with the revision identifier, bit 31 set;
     /// the bitmaps are two pages that all CPUs share, with a bit for each encoding below 0x8000; it was all ones at
     /// first, which means that every access exits. VMCS01 is current.
-    pub fn prepare(&mut self, hw: &mut impl Hardware, phys: u64, bitmaps: [u64; 2]) {
+    pub(crate) fn prepare(&mut self, hw: &mut impl Hardware, phys: u64, bitmaps: [u64; 2]) {
         if self.phys == phys {
             return self.clear(hw);
         }
@@ -165,13 +165,8 @@ impl Shadow {
     }
 
     /// Whether `FIELDS[index]` is shadowed on this CPU.
-    pub const fn has(&self, index: usize) -> bool {
+    pub(crate) const fn has(&self, index: usize) -> bool {
         self.present >> index & 1 != 0
-    }
-
-    /// Whether the host reads `field` without an exit while the shadow is attached.
-    pub fn covers(&self, field: Field) -> bool {
-        self.fields(FIELDS.len()).any(|(_, f)| f == field)
     }
 
     fn fields(&self, count: usize) -> impl Iterator<Item = (usize, Field)> + use<> {
@@ -185,7 +180,7 @@ impl Shadow {
 
     /// The host's VMCS at `host` is its current one from now on; its host RSP is `rsp`. VMCS01 is current before and
     /// after; `controls` are its secondary controls. Does nothing on a CPU without VMCS shadowing.
-    pub fn attach(
+    pub(crate) fn attach(
         &mut self,
         hw: &mut impl Hardware,
         vmcs01: u64,
@@ -214,7 +209,7 @@ impl Shadow {
 
     /// The host has no current VMCS from now on: every VMREAD and VMWRITE exits. Nothing is taken over. VMCS01 is
     /// current before and after.
-    pub fn detach(&mut self, hw: &mut impl Hardware, controls: SecondaryControls) {
+    pub(crate) fn detach(&mut self, hw: &mut impl Hardware, controls: SecondaryControls) {
         if self.attached {
             self.attached = false;
             hw.put(field::SECONDARY_CONTROLS, controls.bits().into());
@@ -223,7 +218,7 @@ impl Shadow {
     }
 
     /// The CPU leaves VMX operation: nothing of the shadow VMCS stays behind in it.
-    pub fn clear(&mut self, hw: &mut impl Hardware) {
+    pub(crate) fn clear(&mut self, hw: &mut impl Hardware) {
         self.attached = false;
         if self.phys != 0 {
             hw.vmclear(self.phys);
@@ -231,7 +226,7 @@ impl Shadow {
     }
 
     /// Copies all fields but host RSP from the current VMCS, which is the host's. The shadow is current afterwards.
-    pub fn fill(&mut self, hw: &mut impl Hardware) {
+    pub(crate) fn fill(&mut self, hw: &mut impl Hardware) {
         let mut values = [0; FIELDS.len()];
         for (i, field) in self.fields(FIELDS.len()).skip(1) {
             values[i] = hw.get(field);
@@ -245,7 +240,7 @@ impl Shadow {
 
     /// Writes a field of the current VMCS, the shadow or the host's, unless it holds that already.
     #[inline(always)]
-    pub fn set(&mut self, hw: &mut impl Hardware, index: usize, value: u64) {
+    pub(crate) fn set(&mut self, hw: &mut impl Hardware, index: usize, value: u64) {
         if self.in_both[index] != value {
             self.in_both[index] = value;
             hw.put(FIELDS[index], value);
@@ -254,7 +249,7 @@ impl Shadow {
 
     /// Takes over what the host wrote, into its VMCS at `host`, which is current afterwards. True if there was
     /// anything.
-    pub fn flush(&mut self, hw: &mut impl Hardware, host: u64) -> bool {
+    pub(crate) fn flush(&mut self, hw: &mut impl Hardware, host: u64) -> bool {
         let before = self.in_both;
         self.take_over(hw, &host);
         before != self.in_both
@@ -262,7 +257,7 @@ impl Shadow {
 
     /// [`Self::flush`] for whoever need not know whether there was anything.
     #[inline(always)]
-    pub fn take_over(&mut self, hw: &mut impl Hardware, host: &u64) {
+    pub(crate) fn take_over(&mut self, hw: &mut impl Hardware, host: &u64) {
         let apicv = self.has(shadowed::STATUS);
         hw.select(&self.phys);
         let rsp = hw.get(field::HOST_RSP);
@@ -290,7 +285,7 @@ impl Shadow {
     }
 
     /// The area from the side table with the host RSP that was taken over since.
-    pub fn seen(&self, area: HostArea) -> HostArea {
+    pub(crate) fn seen(&self, area: HostArea) -> HostArea {
         let mut area = area;
         if self.attached {
             area.0[replaced::RSP] = self.in_both[shadowed::HOST_RSP];
@@ -300,7 +295,7 @@ impl Shadow {
 
     /// `field` of the current VMCS, which is the host's, was written: the shadow follows. Half of a 64-bit field counts
     /// as the field. Any VMCS is current afterwards.
-    pub fn refresh(&mut self, hw: &mut impl Hardware, field: Field) {
+    pub(crate) fn refresh(&mut self, hw: &mut impl Hardware, field: Field) {
         let whole = field.whole();
         if let Some((i, _)) = self.fields(FIELDS.len()).find(|(_, f)| *f == whole) {
             let value = hw.get(whole);

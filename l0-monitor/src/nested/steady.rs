@@ -8,29 +8,29 @@ use crate::vmx::exit::Reason;
 /// What the steady state is about. Void (`ready` is false) as soon as anything happens that it depends on; the next
 /// VMRESUME that is served in the ordinary way prepares it anew.
 #[derive(Clone, Copy, Debug)]
-pub struct Steady {
+pub(crate) struct Steady {
     /// The rest holds: the host is in VMX operation in 64-bit mode and has a current VMCS, which is adopted; its
     /// host-state area is valid for VM entry; CR0 and CR4 show it the bits that VMX fixes.
-    pub ready: bool,
+    pub(crate) ready: bool,
     /// The guest has run since the shadow was attached.
-    pub ran: bool,
+    pub(crate) ran: bool,
     /// Exit information in the shadow that other exits clear; see [`CLASSES`].
-    pub stale: Copies,
+    pub(crate) stale: Copies,
     /// Exits change the guest interrupt status: the host has virtual interrupts delivered.
-    pub interrupts: bool,
+    pub(crate) interrupts: bool,
     /// What else every exit may change: [`Copies::PML`] or nothing.
-    pub always: Copies,
+    pub(crate) always: Copies,
     /// Address of the host's current VMCS.
-    pub current: u64,
+    pub(crate) current: u64,
     /// The host's own area, as adopted.
-    pub area: HostArea,
+    pub(crate) area: HostArea,
     /// What else an exit loads.
-    pub loaded: LoadedOnExit,
+    pub(crate) loaded: LoadedOnExit,
 }
 
 impl Steady {
     /// Nothing is prepared.
-    pub const NONE: Self = Self {
+    pub(crate) const NONE: Self = Self {
         ready: false,
         ran: false,
         stale: Copies::empty(),
@@ -45,7 +45,7 @@ impl Steady {
 bitflags! {
     /// What is copied into the shadow VMCS after some exits only, and what else the steady path has to know of an exit.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Copies: u8 {
+    pub(crate) struct Copies: u8 {
         /// The exit qualification is defined, or else cleared (SDM vol. 3C, 29.2.1).
         const QUALIFICATION = 1 << 0;
         /// The VM-exit interruption information is valid, or else marked invalid (29.2.2).
@@ -65,7 +65,7 @@ bitflags! {
 }
 
 /// What each basic exit reason has of the exit information that is not copied always (SDM vol. 3D, appendix C).
-pub static CLASSES: [Copies; 64] = classes();
+pub(crate) static CLASSES: [Copies; 64] = classes();
 
 /// Exits that have nothing else.
 const PLAIN: [Reason; 16] = [

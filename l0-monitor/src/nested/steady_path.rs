@@ -20,7 +20,7 @@ impl<H: Hardware> Context<'_, H> {
     /// Serves the exit if it is one of the steady state's. False if not: nothing has changed then. If true, VMRESUME
     /// comes next, for the guest if `in_guest` is set.
     #[inline(always)]
-    pub fn steady(&mut self) -> bool {
+    pub(crate) fn steady(&mut self) -> bool {
         if !self.vcpu.steady.ready {
             false
         } else if self.vcpu.in_guest {
@@ -73,7 +73,7 @@ impl<H: Hardware> Context<'_, H> {
 
     /// Prepares the steady state, if the host is in it: at a VMLAUNCH or VMRESUME. VMCS01 is current; the host's VMCS
     /// is afterwards.
-    pub fn prepare_steady(&mut self, current: u64, area: HostArea) {
+    pub(crate) fn prepare_steady(&mut self, current: u64, area: HostArea) {
         let long_mode = AccessRights::from_bits_retain(self.read(Segment::Cs.guest_rights())).is_64_bit_kernel();
         let cr0 = Cr0Flags::from_bits_retain(self.read(field::CR0_SHADOW));
         let cr4 = Cr4Flags::from_bits_retain(self.read(field::CR4_SHADOW));

@@ -22,38 +22,38 @@ use crate::vmx::controls::ExitControls;
 use crate::vmx::exit::{IoAccess, Reason};
 use crate::vmx::field::{self, Field};
 
-pub const VMCS01: u64 = 0x10_0000;
-pub const OWN_VMXON: u64 = 0x10_1000;
-pub const KVM_VMXON: u64 = 0x20_0000;
-pub const GUEST: u64 = 0x20_1000;
-pub const OTHER: u64 = 0x20_2000;
-pub const SHADOW: u64 = 0x10_2000;
-pub const BITMAPS: [u64; 2] = [0x10_3000, 0x10_4000];
-pub const RIP: u64 = 0xffff_8000_0000_1000;
+pub(crate) const VMCS01: u64 = 0x10_0000;
+pub(crate) const OWN_VMXON: u64 = 0x10_1000;
+pub(crate) const KVM_VMXON: u64 = 0x20_0000;
+pub(crate) const GUEST: u64 = 0x20_1000;
+pub(crate) const OTHER: u64 = 0x20_2000;
+pub(crate) const SHADOW: u64 = 0x10_2000;
+pub(crate) const BITMAPS: [u64; 2] = [0x10_3000, 0x10_4000];
+pub(crate) const RIP: u64 = 0xffff_8000_0000_1000;
 
 /// Bits that VMX fixes on the CPU of the tests.
-pub const FIXED: FixedBits = FixedBits {
+pub(crate) const FIXED: FixedBits = FixedBits {
     cr0: Cr0Flags::NUMERIC_ERROR,
     cr4: Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS,
 };
 /// Bits of CR4 that it has: those of a Haswell, and SMAP.
-pub const CR4_ALLOWED: Cr4Flags = Cr4Flags::from_bits_truncate(0x37_67ff);
+pub(crate) const CR4_ALLOWED: Cr4Flags = Cr4Flags::from_bits_truncate(0x37_67ff);
 /// CR0 of a host.
-pub const KVM_CR0: Cr0Flags = CR0_L0.union(Cr0Flags::ALIGNMENT_MASK);
+pub(crate) const KVM_CR0: Cr0Flags = CR0_L0.union(Cr0Flags::ALIGNMENT_MASK);
 /// IA32_EFER of a host.
-pub const KVM_EFER: EferFlags = EFER_LONG_MODE
+pub(crate) const KVM_EFER: EferFlags = EFER_LONG_MODE
     .union(EferFlags::NO_EXECUTE_ENABLE)
     .union(EferFlags::SYSTEM_CALL_EXTENSIONS);
 
 /// What is around the CPU: a successor that owns RAM up to a limit; there is more RAM behind it, and devices behind that.
-pub struct Open;
+pub(crate) struct Open;
 
 std::thread_local! {
     static LIMIT: Cell<u64> = const { Cell::new(4 << 30) };
 }
 
 /// Sets the end of the host's RAM, until the next host is made.
-pub fn set_limit(limit: u64) {
+pub(crate) fn set_limit(limit: u64) {
     LIMIT.set(limit);
 }
 
@@ -86,7 +86,7 @@ impl Surroundings<Model> for Open {
 }
 
 /// An exit of this CPU.
-pub fn context<'a>(vcpu: &'a mut VCpu, hw: &'a mut Model) -> Context<'a, Model> {
+pub(crate) fn context<'a>(vcpu: &'a mut VCpu, hw: &'a mut Model) -> Context<'a, Model> {
     Context {
         vcpu,
         hw,
@@ -96,11 +96,11 @@ pub fn context<'a>(vcpu: &'a mut VCpu, hw: &'a mut Model) -> Context<'a, Model> 
 
 /// A host in VMX operation with an adopted, current VMCS, as KVM is most of the time; on a CPU with VMCS shadowing and
 /// on one without.
-pub fn nested() -> impl Iterator<Item = (Box<VCpu>, Model)> {
+pub(crate) fn nested() -> impl Iterator<Item = (Box<VCpu>, Model)> {
     [true, false].into_iter().map(nested_on)
 }
 
-pub fn nested_on(shadowing: bool) -> (Box<VCpu>, Model) {
+pub(crate) fn nested_on(shadowing: bool) -> (Box<VCpu>, Model) {
     set_limit(4 << 30);
     let mut vcpu = Box::new(VCpu::new());
     let mut hw = Model::new(KVM_VMXON, VMCS01);
@@ -156,7 +156,7 @@ pub fn nested_on(shadowing: bool) -> (Box<VCpu>, Model) {
 }
 
 /// What KVM has in a replaced field; valid for VM entry.
-pub fn kvm_value(vmcs: u64, index: usize) -> u64 {
+pub(crate) fn kvm_value(vmcs: u64, index: usize) -> u64 {
     match index {
         replaced::CR0 => KVM_CR0.bits(),
         replaced::CR3 => 0x7000_0000 + vmcs,
@@ -172,19 +172,19 @@ pub fn kvm_value(vmcs: u64, index: usize) -> u64 {
     }
 }
 
-pub fn exit_host(vcpu: &mut VCpu, hw: &mut Model, reason: Reason) -> Next {
+pub(crate) fn exit_host(vcpu: &mut VCpu, hw: &mut Model, reason: Reason) -> Next {
     hw.set(VMCS01, field::EXIT_REASON, reason.0.into());
     context(vcpu, hw).serve().0
 }
 
 /// The guest exits.
-pub fn exit_guest(vcpu: &mut VCpu, hw: &mut Model, reason: Reason) -> Next {
+pub(crate) fn exit_guest(vcpu: &mut VCpu, hw: &mut Model, reason: Reason) -> Next {
     hw.set(GUEST, field::EXIT_REASON, reason.0.into());
     context(vcpu, hw).serve().0
 }
 
 /// A VMX instruction with its memory operand at `address` (base none, 64-bit).
-pub fn instruction(vcpu: &mut VCpu, hw: &mut Model, reason: Reason, address: u64) -> VmxStatus {
+pub(crate) fn instruction(vcpu: &mut VCpu, hw: &mut Model, reason: Reason, address: u64) -> VmxStatus {
     hw.set(VMCS01, field::INSTRUCTION_INFO, 2 << 7 | 1 << 22 | 1 << 27);
     hw.set(VMCS01, field::EXIT_QUALIFICATION, address);
     assert_eq!(exit_host(vcpu, hw, reason), Next::Host);
@@ -194,7 +194,7 @@ pub fn instruction(vcpu: &mut VCpu, hw: &mut Model, reason: Reason, address: u64
 
 /// VMREAD or VMWRITE by the host: without an exit if the CPU says so, else with register operands, RAX the value, RCX
 /// the field.
-pub fn access(vcpu: &mut VCpu, hw: &mut Model, reason: Reason, field: Field, value: u64) -> (VmxStatus, u64) {
+pub(crate) fn access(vcpu: &mut VCpu, hw: &mut Model, reason: Reason, field: Field, value: u64) -> (VmxStatus, u64) {
     let direct = if reason == Reason::VMREAD {
         hw.host_vmread(VMCS01, field)
             .map(|r| r.map_or_else(|status| (status, value), |v| (VmxStatus::Succeed, v)))
@@ -204,7 +204,13 @@ pub fn access(vcpu: &mut VCpu, hw: &mut Model, reason: Reason, field: Field, val
     direct.unwrap_or_else(|| exiting_access(vcpu, hw, reason, field, value))
 }
 
-pub fn exiting_access(vcpu: &mut VCpu, hw: &mut Model, reason: Reason, field: Field, value: u64) -> (VmxStatus, u64) {
+pub(crate) fn exiting_access(
+    vcpu: &mut VCpu,
+    hw: &mut Model,
+    reason: Reason,
+    field: Field,
+    value: u64,
+) -> (VmxStatus, u64) {
     vcpu.gprs[Register::Rax] = value;
     vcpu.gprs[Register::Rcx] = field.0.into();
     hw.set(VMCS01, field::INSTRUCTION_INFO, 1 << 10 | (Register::Rcx as u64) << 28);
@@ -215,6 +221,6 @@ pub fn exiting_access(vcpu: &mut VCpu, hw: &mut Model, reason: Reason, field: Fi
     )
 }
 
-pub fn snapshot(hw: &Model) -> Vec<BTreeMap<u32, u64>> {
+pub(crate) fn snapshot(hw: &Model) -> Vec<BTreeMap<u32, u64>> {
     [GUEST, OTHER].into_iter().map(|v| hw.vmcs[&v].clone()).collect()
 }

@@ -16,7 +16,7 @@ use crate::vmx::instructions::Cpu;
 
 /// The partition and the trace ring of this machine, for the host in a slot.
 #[derive(Debug)]
-pub struct ThisMachine(pub Slot);
+pub(crate) struct ThisMachine(pub(crate) Slot);
 
 impl Surroundings<Cpu> for ThisMachine {
     fn may_touch(&self, address: u64, bytes: u64) -> bool {
@@ -45,14 +45,14 @@ impl Surroundings<Cpu> for ThisMachine {
 }
 
 /// Drops what this CPU caches of the host's translations.
-pub fn flush(vcpu: &VCpu, hw: &mut Cpu) {
+pub(crate) fn flush(vcpu: &VCpu, hw: &mut Cpu) {
     hw.invalidate(Invalidate::Ept, 1, [PARTITION.ept_pointer(vcpu.slot), 0]);
     hw.invalidate(Invalidate::Vpid, 1, [HOST_VPID, 0]);
 }
 
 /// Who is left when a host has died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Survivor {
+pub(crate) enum Survivor {
     /// The other host.
     Other,
     /// Nobody: the machine is reset, as it would be natively.
@@ -60,7 +60,7 @@ pub enum Survivor {
 }
 
 /// Declares the host in `slot` dead. What it has stays as it is until the other host takes it.
-pub fn die(slot: Slot, cpu: CpuIndex, reason: StopReason, detail: [u64; 3]) -> Survivor {
+pub(crate) fn die(slot: Slot, cpu: CpuIndex, reason: StopReason, detail: [u64; 3]) -> Survivor {
     let apic_id = id::apic_id(cpu);
     if !PARTITION.declare_dead(slot, reason, detail, apic_id) {
         return Survivor::Other;

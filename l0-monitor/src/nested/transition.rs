@@ -119,7 +119,7 @@ fn take_root(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, slot: Slot, exit_rip:
 ///
 /// # Errors
 /// [`Errno::Frame`], [`Errno::NoVmx`], [`Errno::EntryFailed`]; nothing has changed for the host then.
-pub fn enter(vcpu: &mut VCpu, hw: &mut Cpu, frame: &Frame, cpu: CpuIndex, exit_rip: u64) -> Result<(), Errno> {
+pub(crate) fn enter(vcpu: &mut VCpu, hw: &mut Cpu, frame: &Frame, cpu: CpuIndex, exit_rip: u64) -> Result<(), Errno> {
     if frame.magic != FRAME_MAGIC || frame.apic_id != id::apic_id(cpu) {
         return Err(Errno::Frame);
     }
@@ -169,7 +169,7 @@ fn on_this_machine<T>(vcpu: &mut VCpu, hw: &mut Cpu, serve: impl FnOnce(&mut Con
 ///
 /// # Errors
 /// [`Errno::NoVmx`], [`Errno::EntryFailed`].
-pub fn start(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, start: Start, exit_rip: u64) -> Result<(), Errno> {
+pub(crate) fn start(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, start: Start, exit_rip: u64) -> Result<(), Errno> {
     vcpu.pretend_bsp = start.rsi != 0;
     take_root(vcpu, hw, cpu, start.slot, exit_rip)?;
     if !vcpu.own_vmxon {
@@ -198,7 +198,7 @@ fn fill_firmware(vcpu: &VCpu, hw: &mut Cpu, rip: u64) {
 
 /// How a call to leave ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Left {
+pub(crate) enum Left {
     /// The host goes on natively, through its frame.
     Native,
     /// The host is to call once more.
@@ -211,7 +211,7 @@ pub enum Left {
 ///
 /// # Errors
 /// [`Errno::Frame`]; [`Errno::State`] while another host is being prepared or runs.
-pub fn leave(vcpu: &mut VCpu, hw: &mut Cpu, address: u64) -> Result<Left, Errno> {
+pub(crate) fn leave(vcpu: &mut VCpu, hw: &mut Cpu, address: u64) -> Result<Left, Errno> {
     check_frame(vcpu, hw, address)?;
     if move_task_register(hw)? {
         return Ok(Left::Again);
@@ -337,7 +337,7 @@ fn give_root_back(vcpu: &mut VCpu, hw: &mut Cpu) -> usize {
 }
 
 /// Gives every VMCS of the host back and clears it, so that the CPU keeps nothing of it. VMCS01 is current afterwards.
-pub fn clear_vmcss(vcpu: &mut VCpu, hw: &mut Cpu) {
+pub(crate) fn clear_vmcss(vcpu: &mut VCpu, hw: &mut Cpu) {
     vcpu.shadow.clear(hw);
     while let Some(phys) = vcpu.adopted.any() {
         on_this_machine(vcpu, hw, |context| context.give_back(phys));
@@ -348,7 +348,7 @@ pub fn clear_vmcss(vcpu: &mut VCpu, hw: &mut Cpu) {
 }
 
 /// Fills VMCS01 with a state that VM entry accepts, cleared: for a CPU whose pending INIT is the next thing to happen.
-pub fn fill_any(vcpu: &mut VCpu, hw: &mut Cpu) {
+pub(crate) fn fill_any(vcpu: &mut VCpu, hw: &mut Cpu) {
     vcpu.shadow.clear(hw);
     hw.vmclear(vcpu.vmcs01);
     hw.vmptrld(vcpu.vmcs01);
@@ -358,7 +358,7 @@ pub fn fill_any(vcpu: &mut VCpu, hw: &mut Cpu) {
 }
 
 /// The host on this CPU is gone: no VMCS of it may stay cached, and the CPU leaves VMX operation.
-pub fn clean_up(vcpu: &mut VCpu, hw: &mut Cpu) {
+pub(crate) fn clean_up(vcpu: &mut VCpu, hw: &mut Cpu) {
     clear_vmcss(vcpu, hw);
     hw.vmclear(vcpu.vmcs01);
     hw.vmxoff();

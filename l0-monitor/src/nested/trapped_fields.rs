@@ -12,7 +12,7 @@ use crate::vmx::field::Field;
 static COUNTS: [[AtomicU32; Field::NUMBERS]; 2] = [const { [const { AtomicU32::new(0) }; Field::NUMBERS] }; 2];
 
 /// Counts an access that exited. An event, if it is one of those that leave a record.
-pub fn count(field: Field, write: bool) -> Option<Event> {
+pub(crate) fn count(field: Field, write: bool) -> Option<Event> {
     let counts = &COUNTS[usize::from(write)];
     let counter = counts.get(field.number())?;
     let times = counter.fetch_add(1, Ordering::Relaxed).wrapping_add(1);

@@ -15,66 +15,66 @@ use crate::vmx::caps::Caps;
 
 /// The host's belief about VMX on this CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Belief {
+pub(crate) struct Belief {
     /// In VMX operation.
-    pub vmx_on: bool,
+    pub(crate) vmx_on: bool,
     /// The VMXON region it named, if L0 saw it.
-    pub vmxon_region: Option<u64>,
+    pub(crate) vmxon_region: Option<u64>,
     /// Its current VMCS.
-    pub current: Option<u64>,
+    pub(crate) current: Option<u64>,
 }
 
 /// Bytes below [`VCpu::gprs`] that an NMI may use as stack: exits begin with RSP in the register area.
-pub const NMI_ROOM: usize = 1024;
+pub(crate) const NMI_ROOM: usize = 1024;
 
 /// One CPU's nested state. The assembly relies on the first three fields (see `run`).
 #[repr(C, align(64))]
 #[derive(Debug)]
-pub struct VCpu {
+pub(crate) struct VCpu {
     /// See [`NMI_ROOM`].
-    pub nmi_room: [u8; NMI_ROOM],
+    pub(crate) nmi_room: [u8; NMI_ROOM],
     /// General registers of whoever runs above L0: the host, or its guest. They pass through L0 unchanged on the way
     /// from one to the other. RSP is kept in the VMCS, its place is not used.
-    pub gprs: Registers,
+    pub(crate) gprs: Registers,
     /// Top of this CPU's L0 stack.
-    pub stack_top: u64,
+    pub(crate) stack_top: u64,
     /// Slot of the host.
-    pub slot: Slot,
+    pub(crate) slot: Slot,
     /// This CPU.
-    pub cpu: CpuIndex,
+    pub(crate) cpu: CpuIndex,
     /// APIC id.
-    pub apic_id: u32,
+    pub(crate) apic_id: u32,
     /// L0's VMXON region is the one in use (not one of the host's).
-    pub own_vmxon: bool,
+    pub(crate) own_vmxon: bool,
     /// VMCS01 has been launched since it was last cleared.
-    pub launched: bool,
+    pub(crate) launched: bool,
     /// The guest runs (or is about to): the current VMCS is the host's.
-    pub in_guest: bool,
+    pub(crate) in_guest: bool,
     /// The host reads APICBASE.BSP as 1 on this CPU.
-    pub pretend_bsp: bool,
+    pub(crate) pretend_bsp: bool,
     /// Physical address of VMCS01.
-    pub vmcs01: u64,
+    pub(crate) vmcs01: u64,
     /// Physical address of L0's VMXON region.
-    pub vmxon_region: u64,
+    pub(crate) vmxon_region: u64,
     /// Changes of the slot's EPT that this CPU has seen.
-    pub ept_seen: u32,
+    pub(crate) ept_seen: u32,
     /// What the host believes.
-    pub belief: Belief,
+    pub(crate) belief: Belief,
     /// What L0 puts into the host-state area of every VMCS it enters.
-    pub own_area: HostArea,
+    pub(crate) own_area: HostArea,
     /// The VMCSs of the host whose host-state area L0 has replaced.
-    pub adopted: Adopted,
+    pub(crate) adopted: Adopted,
     /// What the steady state needs.
-    pub steady: Steady,
+    pub(crate) steady: Steady,
     /// Shadow of the host's current VMCS.
-    pub shadow: Shadow,
+    pub(crate) shadow: Shadow,
     /// Capabilities and controls.
-    pub caps: Caps,
+    pub(crate) caps: Caps,
 }
 
 impl VCpu {
     /// A CPU that was never nested.
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
             nmi_room: [0; NMI_ROOM],
             gprs: Registers::ZERO,
@@ -103,14 +103,8 @@ impl VCpu {
     }
 }
 
-impl Default for VCpu {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// Where the register area is in a [`VCpu`].
-pub const GPRS: usize = core::mem::offset_of!(VCpu, gprs);
+pub(crate) const GPRS: usize = core::mem::offset_of!(VCpu, gprs);
 const _: () = assert!(GPRS == NMI_ROOM);
 
 struct Cell(UnsafeCell<VCpu>);
@@ -124,12 +118,12 @@ static VCPUS: PerCpu<Cell> = PerCpu([const { Cell(UnsafeCell::new(VCpu::new())) 
 ///
 /// # Safety
 /// Called on that CPU, and no other reference to the state is alive: L0's doors take it once and hand it down.
-pub unsafe fn of(cpu: CpuIndex) -> &'static mut VCpu {
+pub(crate) unsafe fn of(cpu: CpuIndex) -> &'static mut VCpu {
     // SAFETY: the caller vouches for exclusive use.
     unsafe { &mut *VCPUS[cpu].0.get() }
 }
 
 /// RSP that VM exits load on `cpu`.
-pub fn exit_stack(cpu: CpuIndex) -> u64 {
+pub(crate) fn exit_stack(cpu: CpuIndex) -> u64 {
     VCPUS[cpu].0.get() as u64 + GPRS as u64
 }

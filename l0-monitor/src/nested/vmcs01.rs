@@ -17,19 +17,19 @@ use crate::vmx::field::{self, Field, Segment};
 use crate::vmx::guest::{self, AccessRights, FLAT_LIMIT, Interruptibility, PendingDebug};
 
 /// VPID of a host: the highest, KVM takes the lowest.
-pub const HOST_VPID: u64 = 0xffff;
+pub(crate) const HOST_VPID: u64 = 0xffff;
 
 /// A segment register as VMCS01 holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SegmentState {
+pub(crate) struct SegmentState {
     /// Selector.
-    pub selector: u16,
+    pub(crate) selector: u16,
     /// Access rights.
-    pub rights: AccessRights,
+    pub(crate) rights: AccessRights,
     /// Limit.
-    pub limit: u32,
+    pub(crate) limit: u32,
     /// Base.
-    pub base: u64,
+    pub(crate) base: u64,
 }
 
 impl SegmentState {
@@ -92,39 +92,39 @@ impl SegmentState {
 
 /// The state in which a host begins or goes on in non-root operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EntryState {
+pub(crate) struct EntryState {
     /// CR0 as the host sees it.
-    pub cr0: u64,
+    pub(crate) cr0: u64,
     /// CR3.
-    pub cr3: u64,
+    pub(crate) cr3: u64,
     /// CR4 as the host sees it.
-    pub cr4: u64,
+    pub(crate) cr4: u64,
     /// IA32_EFER.
-    pub efer: u64,
+    pub(crate) efer: u64,
     /// RIP.
-    pub rip: u64,
+    pub(crate) rip: u64,
     /// RSP.
-    pub rsp: u64,
+    pub(crate) rsp: u64,
     /// RFLAGS.
-    pub rflags: u64,
+    pub(crate) rflags: u64,
     /// DR7.
-    pub dr7: u64,
+    pub(crate) dr7: u64,
     /// IA32_DEBUGCTL.
-    pub debugctl: u64,
+    pub(crate) debugctl: u64,
     /// IA32_SYSENTER_CS, ESP, EIP.
-    pub sysenter: [u64; 3],
+    pub(crate) sysenter: [u64; 3],
     /// GDTR base and limit.
-    pub gdtr: (u64, u16),
+    pub(crate) gdtr: (u64, u16),
     /// IDTR base and limit.
-    pub idtr: (u64, u16),
+    pub(crate) idtr: (u64, u16),
     /// ES, CS, SS, DS, FS, GS, LDTR, TR.
-    pub segments: [SegmentState; 8],
+    pub(crate) segments: [SegmentState; 8],
 }
 
 impl EntryState {
     /// The state that a host's frame describes. `sysenter`, `efer` and `debugctl` are read from the CPU: nothing has
     /// changed them since the call.
-    pub fn from_frame(frame: &Frame, efer: u64, debugctl: u64, sysenter: [u64; 3]) -> Self {
+    pub(crate) fn from_frame(frame: &Frame, efer: u64, debugctl: u64, sysenter: [u64; 3]) -> Self {
         let selectors = &frame.selectors;
         let data = |register: usize, base| SegmentState::data(selectors[register], base);
         Self {
@@ -155,7 +155,7 @@ impl EntryState {
 
     /// 64-bit mode on an identity map, as firmware hands a CPU over: the 64-bit Linux boot protocol
     /// (Documentation/arch/x86/boot.rst) and the ACPI wakeup mailbox alike.
-    pub fn firmware(rip: u64, cr3: u64, gdt: (u64, u16), code: u16, data_selector: u16) -> Self {
+    pub(crate) fn firmware(rip: u64, cr3: u64, gdt: (u64, u16), code: u16, data_selector: u16) -> Self {
         let null = SegmentState::NULL;
         let flat = SegmentState::data(data_selector, 0);
         Self {
@@ -234,7 +234,7 @@ fn write_all(hw: &mut impl Hardware, fields: &[(Field, u64)]) {
 
 /// Fills VMCS01, which is current and clear. `tr` is what an exit loads into the task register: the host's own, since
 /// L0 uses none and a host must find its own when L0 leaves.
-pub fn fill(hw: &mut impl Hardware, vcpu: &VCpu, state: &EntryState, tr: (u16, u64)) {
+pub(crate) fn fill(hw: &mut impl Hardware, vcpu: &VCpu, state: &EntryState, tr: (u16, u64)) {
     let rules = PARTITION.enforcement(vcpu.slot, vcpu.pretend_bsp);
     let [io_a, io_b] = rules.io_bitmaps;
     let efer_now = hw.rdmsr(msr::EFER).unwrap_or(EFER_LONG_MODE.bits());

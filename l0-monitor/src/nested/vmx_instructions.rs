@@ -22,7 +22,7 @@ const BAD_POINTER: u64 = page_of(u64::MAX);
 
 /// What the exit handler does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// Continue the host.
     Host,
     /// Enter the guest: the host's VMCS is current. True for VMLAUNCH.
@@ -31,7 +31,7 @@ pub enum Outcome {
 
 impl<H: Hardware> Context<'_, H> {
     /// Serves a VMX instruction.
-    pub fn vmx_instruction(&mut self, reason: Reason) -> Outcome {
+    pub(crate) fn vmx_instruction(&mut self, reason: Reason) -> Outcome {
         if reason == Reason::VMXON {
             self.vmxon();
             return Outcome::Host;
@@ -161,7 +161,7 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     /// Lets the shadow stand for the host's current VMCS. VMCS01 is current.
-    pub fn attach_shadow(&mut self) {
+    pub(crate) fn attach_shadow(&mut self) {
         if let Some(current) = self.vcpu.belief.current
             && let Some(entry) = self.vcpu.adopted.find(current)
         {
@@ -173,7 +173,7 @@ impl<H: Hardware> Context<'_, H> {
 
     /// Ends the steady state and takes over what the host wrote to the shadow of its current VMCS. That one, or VMCS01
     /// if there is no shadow, is current afterwards.
-    pub fn leave_steady(&mut self) {
+    pub(crate) fn leave_steady(&mut self) {
         let Some(current) = self.vcpu.belief.current else {
             return;
         };
@@ -350,7 +350,7 @@ impl<H: Hardware> Context<'_, H> {
 
     /// The instruction that [`Context::vmx_instruction`] asked for failed with these RFLAGS: the host sees exactly
     /// that.
-    pub fn guest_entry_failed(&mut self, rflags: u64) {
+    pub(crate) fn guest_entry_failed(&mut self, rflags: u64) {
         self.vcpu.in_guest = false;
         let own_cr3 = self.vcpu.own_area.0[replaced::CR3];
         self.hw.vmwrite(field::HOST_CR3, own_cr3);

@@ -14,11 +14,11 @@ use crate::vmx::Hardware;
 const WORD: u64 = 8;
 
 /// Whether L0 may touch that many bytes at a physical address for the host.
-pub type MayTouch<'a> = &'a dyn Fn(u64, u64) -> bool;
+pub(crate) type MayTouch<'a> = &'a dyn Fn(u64, u64) -> bool;
 
 /// Why there is no translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// Not present: the host gets #PF, error code as given.
     Page(PageFaultErrorCode),
     /// The tables or the page lie outside the host's partition.
@@ -29,11 +29,11 @@ pub enum Fault {
 
 /// Paging of the host as far as a supervisor access by 64-bit code needs it.
 #[derive(Clone, Copy, Debug)]
-pub struct Paging {
+pub(crate) struct Paging {
     /// CR3.
-    pub cr3: u64,
+    pub(crate) cr3: u64,
     /// CR4.LA57: five levels.
-    pub five_levels: bool,
+    pub(crate) five_levels: bool,
 }
 
 impl Paging {
@@ -41,7 +41,7 @@ impl Paging {
     ///
     /// # Errors
     /// See [`Fault`].
-    pub fn translate(
+    pub(crate) fn translate(
         self,
         hw: &mut impl Hardware,
         may_touch: MayTouch<'_>,
@@ -85,7 +85,7 @@ impl Paging {
 ///
 /// # Errors
 /// See [`Fault`].
-pub fn read_words<const N: usize>(
+pub(crate) fn read_words<const N: usize>(
     hw: &mut impl Hardware,
     may_touch: MayTouch<'_>,
     paging: Paging,
@@ -117,7 +117,7 @@ pub fn read_words<const N: usize>(
 ///
 /// # Errors
 /// See [`Fault`]; nothing is written then.
-pub fn write_word(
+pub(crate) fn write_word(
     hw: &mut impl Hardware,
     may_touch: MayTouch<'_>,
     paging: Paging,

@@ -29,26 +29,26 @@ const INTX_DISABLE: u32 = 1 << 10;
 
 /// What a host left in registers that two hosts can't share.
 #[derive(Clone, Debug, Default)]
-pub struct Latches {
+pub(crate) struct Latches {
     /// Port 0xCF8.
-    pub pci_address: u32,
+    pub(crate) pci_address: u32,
     /// Index register of each IOAPIC.
-    pub ioapics: ArrayVec<u32, MAX_IOAPICS>,
+    pub(crate) ioapics: ArrayVec<u32, MAX_IOAPICS>,
     /// Where each is.
     pub(super) addresses: ArrayVec<u64, MAX_IOAPICS>,
 }
 
 /// What a host had that is being stopped, of which the hardware must be told.
 #[derive(Clone, Debug)]
-pub struct Silence {
+pub(crate) struct Silence {
     /// PCI functions.
-    pub functions: ArrayVec<u16, PCI_CAPACITY>,
+    pub(crate) functions: ArrayVec<u16, PCI_CAPACITY>,
     /// IOAPICs, and which pins of each (bit n: pin n).
-    pub pins: ArrayVec<(IoApic, [u64; IOAPIC_PINS / 64]), MAX_IOAPICS>,
+    pub(crate) pins: ArrayVec<(IoApic, [u64; IOAPIC_PINS / 64]), MAX_IOAPICS>,
 }
 
 /// Reads the latches.
-pub fn latches(hw: &mut impl Hardware, ioapics: &[IoApic]) -> Latches {
+pub(crate) fn latches(hw: &mut impl Hardware, ioapics: &[IoApic]) -> Latches {
     Latches {
         pci_address: hw.port_in(PCI_ADDRESS, 4),
         ioapics: ioapics
@@ -60,7 +60,7 @@ pub fn latches(hw: &mut impl Hardware, ioapics: &[IoApic]) -> Latches {
 }
 
 /// Puts them back: what two hosts could not share belongs to one again.
-pub fn restore(hw: &mut impl Hardware, latches: &Latches) {
+pub(crate) fn restore(hw: &mut impl Hardware, latches: &Latches) {
     hw.port_out(PCI_ADDRESS, 4, latches.pci_address);
     for (address, index) in latches.addresses.iter().zip(&latches.ioapics) {
         hw.write_phys(address + SELECT, 4, (*index).into());
@@ -68,7 +68,7 @@ pub fn restore(hw: &mut impl Hardware, latches: &Latches) {
 }
 
 /// Makes a port access.
-pub fn port(hw: &mut impl Hardware, io: IoAccess, value: u32) -> Verdict {
+pub(crate) fn port(hw: &mut impl Hardware, io: IoAccess, value: u32) -> Verdict {
     if io.input {
         return Verdict::Value(hw.port_in(io.port, io.size));
     }
@@ -78,7 +78,7 @@ pub fn port(hw: &mut impl Hardware, io: IoAccess, value: u32) -> Verdict {
 
 /// A configuration cycle. Both hosts may read bridges (class 06h: host, ISA, PM): AML looks there for the interrupt
 /// routers. Everything else of the other partition reads as all ones.
-pub fn pci(hw: &mut impl Hardware, address: u32, own: bool, io: IoAccess, value: u32) -> Verdict {
+pub(crate) fn pci(hw: &mut impl Hardware, address: u32, own: bool, io: IoAccess, value: u32) -> Verdict {
     let refused = |value: u32| {
         shared::trace(Event::PciDenied {
             address,
@@ -103,7 +103,7 @@ pub fn pci(hw: &mut impl Hardware, address: u32, own: bool, io: IoAccess, value:
 }
 
 /// An access to a register of the IOAPIC at `base`.
-pub fn ioapic(hw: &mut impl Hardware, base: u64, index: u32, write: Option<u32>) -> u32 {
+pub(crate) fn ioapic(hw: &mut impl Hardware, base: u64, index: u32, write: Option<u32>) -> u32 {
     let _window = IOAPIC_WINDOW.lock();
     hw.write_phys(base + SELECT, 4, index.into());
     match write {
@@ -116,7 +116,7 @@ pub fn ioapic(hw: &mut impl Hardware, base: u64, index: u32, write: Option<u32>)
 }
 
 /// Ends the DMA and the interrupts of what a stopped host had.
-pub fn silence(hw: &mut impl Hardware, silence: &Silence) {
+pub(crate) fn silence(hw: &mut impl Hardware, silence: &Silence) {
     for function in &silence.functions {
         let _cycle = PCI_CYCLE.lock();
         hw.port_out(PCI_ADDRESS, 4, COMMAND | u32::from(*function) << 8);

@@ -43,11 +43,11 @@ const fn span(level: u32) -> u64 {
 /// One 4 KiB table.
 #[repr(C, align(4096))]
 #[derive(Debug)]
-pub struct Table([AtomicU64; paging::ENTRIES]);
+pub(crate) struct Table([AtomicU64; paging::ENTRIES]);
 
 impl Table {
     /// An empty table.
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self([const { AtomicU64::new(0) }; paging::ENTRIES])
     }
 
@@ -56,23 +56,17 @@ impl Table {
     }
 }
 
-impl Default for Table {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// What a stretch of memory is to a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stretch {
+pub(crate) struct Stretch {
     /// Rights.
-    pub access: Access,
+    pub(crate) access: Access,
     /// Memory type, from the MTRRs.
-    pub memory_type: MemoryType,
+    pub(crate) memory_type: MemoryType,
     /// Where it is in host-physical memory, less where the host sees it: 0 but for page 0 of a successor.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// First address that may differ.
-    pub end: u64,
+    pub(crate) end: u64,
 }
 
 impl Stretch {
@@ -91,11 +85,11 @@ impl Stretch {
 
 /// No table is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exhausted;
+pub(crate) struct Exhausted;
 
 /// The EPT of one host: a root and the tables it has used so far, from a fixed store.
 #[derive(Debug)]
-pub struct Ept<'a> {
+pub(crate) struct Ept<'a> {
     tables: &'a [Table],
     used: usize,
     large_1g: bool,
@@ -103,7 +97,7 @@ pub struct Ept<'a> {
 
 impl<'a> Ept<'a> {
     /// An empty EPT over a store of tables, the first of which is the root.
-    pub const fn new(tables: &'a [Table], large_1g: bool) -> Self {
+    pub(crate) const fn new(tables: &'a [Table], large_1g: bool) -> Self {
         Self {
             tables,
             used: 1,
@@ -112,22 +106,22 @@ impl<'a> Ept<'a> {
     }
 
     /// The EPT pointer.
-    pub fn pointer(&self) -> u64 {
+    pub(crate) fn pointer(&self) -> u64 {
         self.tables.first().map_or(0, Table::address) | POINTER
     }
 
     /// Whether it has no store yet.
-    pub const fn is_empty(&self) -> bool {
+    pub(crate) const fn is_empty(&self) -> bool {
         self.tables.is_empty()
     }
 
     /// Whether anything is mapped at `address`.
-    pub fn maps(&self, address: u64) -> bool {
+    pub(crate) fn maps(&self, address: u64) -> bool {
         self.lookup(address).0 != 0
     }
 
     /// Forgets everything that the store holds, from whatever use of it before.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         for entry in self.tables.iter().flat_map(|table| &table.0) {
             entry.store(0, Ordering::Relaxed);
         }
@@ -145,7 +139,7 @@ impl<'a> Ept<'a> {
     ///
     /// # Errors
     /// [`Exhausted`]: a part may be mapped, none of it with more rights than it should have.
-    pub fn update(&mut self, start: u64, end: u64, stretch: &impl Fn(u64) -> Stretch) -> Result<(), Exhausted> {
+    pub(crate) fn update(&mut self, start: u64, end: u64, stretch: &impl Fn(u64) -> Stretch) -> Result<(), Exhausted> {
         let Some(root) = self.tables.first() else {
             return Err(Exhausted);
         };
@@ -206,7 +200,7 @@ impl<'a> Ept<'a> {
     }
 
     /// The leaf entry that maps `address` (0: nothing does) and the bytes it spans.
-    pub fn lookup(&self, address: u64) -> (u64, u64) {
+    pub(crate) fn lookup(&self, address: u64) -> (u64, u64) {
         let mut table = self.tables.first();
         for level in (1..=LEVELS).rev() {
             let size = span(level);

@@ -6,9 +6,9 @@ use super::owners::Owners;
 use crate::vmx::exit::IoAccess;
 
 /// Address of a PCI configuration cycle (PCI local bus specification 3.0, 3.2.2.3.2).
-pub const PCI_ADDRESS: u16 = 0xcf8;
+pub(crate) const PCI_ADDRESS: u16 = 0xcf8;
 /// First of the four ports of its data.
-pub const PCI_DATA: u16 = 0xcfc;
+pub(crate) const PCI_DATA: u16 = 0xcfc;
 const PCI_DATA_LAST: u16 = 0xcff;
 /// Address: the cycle is one of configuration.
 const PCI_ENABLED: u32 = 1 << 31;
@@ -22,11 +22,11 @@ const KEYBOARD: u16 = 0x64;
 const SLP_EN_UPPER: u8 = 1 << 5;
 
 /// Ports that always exit while two hosts run; PM1 control registers come on top.
-pub const FILTERED: [u16; 9] = [0xcf8, 0xcf9, 0xcfa, 0xcfb, 0xcfc, 0xcfd, 0xcfe, 0xcff, KEYBOARD];
+pub(crate) const FILTERED: [u16; 9] = [0xcf8, 0xcf9, 0xcfa, 0xcfb, 0xcfc, 0xcfd, 0xcfe, 0xcff, KEYBOARD];
 
 /// How a host's port access ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// An IN gives this.
     Value(u32),
     /// An OUT is done, or dropped.
@@ -37,7 +37,7 @@ pub enum Verdict {
 
 /// What a host's port access comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PortRule {
+pub(crate) enum PortRule {
     /// No device is asked.
     Answer(Verdict),
     /// The access is made.
@@ -56,15 +56,15 @@ pub enum PortRule {
 
 /// Registers that two hosts can't share, and where the machine's power is.
 #[derive(Clone, Copy, Debug)]
-pub struct IoFilter {
+pub(crate) struct IoFilter {
     /// 0xCF8 as each host left it.
-    pub pci_address: PerSlot<u32>,
+    pub(crate) pci_address: PerSlot<u32>,
     /// PM1a and PM1b control ports, 0 if there is none.
-    pub pm1: [u16; 2],
+    pub(crate) pm1: [u16; 2],
 }
 
 /// All ones, of an access of `size` bytes.
-pub const fn ones(size: u8) -> u32 {
+pub(crate) const fn ones(size: u8) -> u32 {
     match size {
         1 => 0xff,
         2 => 0xffff,
@@ -73,7 +73,7 @@ pub const fn ones(size: u8) -> u32 {
 }
 
 /// An access that nobody answers.
-pub const fn dropped(io: IoAccess) -> Verdict {
+pub(crate) const fn dropped(io: IoAccess) -> Verdict {
     if io.input {
         Verdict::Value(ones(io.size))
     } else {
@@ -83,13 +83,13 @@ pub const fn dropped(io: IoAccess) -> Verdict {
 
 impl IoFilter {
     /// Of a machine that is not known yet.
-    pub const NONE: Self = Self {
+    pub(crate) const NONE: Self = Self {
         pci_address: PerSlot::new(0, 0),
         pm1: [0; 2],
     };
 
     /// One byte of the bitmap of ports that always exit.
-    pub fn filtered_byte(&self, index: usize) -> u8 {
+    pub(crate) fn filtered_byte(&self, index: usize) -> u8 {
         let pm1 = self.pm1.iter().filter(|port| **port != 0);
         let pm1 = pm1.flat_map(|port| [*port, port.wrapping_add(1)]);
         FILTERED
@@ -101,7 +101,7 @@ impl IoFilter {
     }
 
     /// Decides about an IN or OUT of the host in `slot`. `value` is what an OUT writes.
-    pub fn rule(&mut self, owners: &Owners, slot: Slot, io: IoAccess, value: u32) -> PortRule {
+    pub(crate) fn rule(&mut self, owners: &Owners, slot: Slot, io: IoAccess, value: u32) -> PortRule {
         let value = value & ones(io.size);
         match io.port {
             PCI_ADDRESS if io.size == 4 => {

@@ -7,32 +7,32 @@ use locum_abi::{PerSlot, Slot};
 use super::owners::Owners;
 
 /// Offset of the index register.
-pub const SELECT: u64 = 0x00;
+pub(crate) const SELECT: u64 = 0x00;
 /// Offset of the register through which the chosen one is reached.
-pub const WINDOW: u64 = 0x10;
+pub(crate) const WINDOW: u64 = 0x10;
 /// Offset of the EOI register.
 const EOI: u64 = 0x40;
 /// Index of the version register.
-pub const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 /// Index of pin 0's redirection entry; each takes two.
-pub const ENTRY: u32 = 0x10;
+pub(crate) const ENTRY: u32 = 0x10;
 /// Redirection entry: masked.
-pub const MASKED: u32 = 1 << 16;
+pub(crate) const MASKED: u32 = 1 << 16;
 
 /// One IOAPIC.
 #[derive(Clone, Copy, Debug)]
-pub struct IoApic {
+pub(crate) struct IoApic {
     /// Physical address of its registers.
-    pub address: u64,
+    pub(crate) address: u64,
     /// GSI of its pin 0.
-    pub gsi_base: u32,
+    pub(crate) gsi_base: u32,
     /// Index register as each host left it.
-    pub index: PerSlot<u32>,
+    pub(crate) index: PerSlot<u32>,
 }
 
 /// What a host's access comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IoApicRule {
+pub(crate) enum IoApicRule {
     /// A load gives this; a store is done or dropped.
     Answer(u32),
     /// A store that would have used another host's pin.
@@ -53,7 +53,7 @@ pub enum IoApicRule {
 
 impl IoApic {
     /// An IOAPIC whose index register nobody has used.
-    pub const fn new(address: u64, gsi_base: u32) -> Self {
+    pub(crate) const fn new(address: u64, gsi_base: u32) -> Self {
         Self {
             address,
             gsi_base,
@@ -62,7 +62,7 @@ impl IoApic {
     }
 
     /// Decides about a 32-bit access of the host in `slot` at a physical address in this IOAPIC's page.
-    pub fn rule(&mut self, owners: &Owners, slot: Slot, address: u64, write: Option<u32>) -> IoApicRule {
+    pub(crate) fn rule(&mut self, owners: &Owners, slot: Slot, address: u64, write: Option<u32>) -> IoApicRule {
         let index = &mut self.index[slot];
         match (address.wrapping_sub(self.address), write) {
             (SELECT, Some(value)) => {

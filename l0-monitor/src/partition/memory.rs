@@ -1,12 +1,12 @@
 //! Who owns which physical memory: a sorted list of ranges that covers the whole address space.
 
-use locum_abi::{PerSlot, Slot};
+use locum_abi::Slot;
 
-pub use locum_abi::grant::ADDRESS_SPACE_END as END;
+pub(crate) use locum_abi::grant::ADDRESS_SPACE_END as END;
 
 /// What a range is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Belongs to the host in this slot.
     Host(Slot),
     /// Belongs to the host in this slot, and the other may read it.
@@ -23,7 +23,7 @@ pub enum Kind {
 
 /// Rights of a host on a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
+pub(crate) enum Access {
     /// None.
     None,
     /// Read and fetch.
@@ -34,7 +34,7 @@ pub enum Access {
 
 impl Kind {
     /// Rights of the host in `slot`; `sole` if it is the only host.
-    pub fn access(self, slot: Slot, sole: bool) -> Access {
+    pub(crate) fn access(self, slot: Slot, sole: bool) -> Access {
         match self {
             Self::Host(owner) => {
                 if owner == slot {
@@ -75,18 +75,18 @@ const CAPACITY: usize = 256;
 
 /// The list of ranges is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Full;
+pub(crate) struct Full;
 
 /// The map.
 #[derive(Clone, Debug)]
-pub struct Map {
+pub(crate) struct Map {
     len: usize,
     ranges: [Range; CAPACITY],
 }
 
 impl Map {
     /// Everything belongs to the host in the even slot.
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
             len: 1,
             ranges: [Range {
@@ -101,7 +101,7 @@ impl Map {
     }
 
     /// The kind of the byte at `address` and the end of the run of that kind (as far as the list tells runs apart).
-    pub fn at(&self, address: u64) -> (Kind, u64) {
+    pub(crate) fn at(&self, address: u64) -> (Kind, u64) {
         let ranges = self.ranges();
         let next = ranges.partition_point(|r| r.start <= address);
         let kind = next
@@ -112,7 +112,7 @@ impl Map {
     }
 
     /// True if all of `start..end` satisfies `test`.
-    pub fn all(&self, start: u64, end: u64, test: impl Fn(Kind) -> bool) -> bool {
+    pub(crate) fn all(&self, start: u64, end: u64, test: impl Fn(Kind) -> bool) -> bool {
         if start >= end || end > END {
             return false;
         }
@@ -131,7 +131,7 @@ impl Map {
     ///
     /// # Errors
     /// [`Full`]; the map is as before then.
-    pub fn set(&mut self, start: u64, end: u64, kind: Kind) -> Result<(), Full> {
+    pub(crate) fn set(&mut self, start: u64, end: u64, kind: Kind) -> Result<(), Full> {
         if start >= end || end > END {
             return Ok(());
         }
@@ -182,7 +182,7 @@ impl Map {
     }
 
     /// Everything that belongs to the host in `from` belongs to the one in `to`.
-    pub fn transfer(&mut self, from: Slot, to: Slot) {
+    pub(crate) fn transfer(&mut self, from: Slot, to: Slot) {
         for range in self.ranges.iter_mut().take(self.len) {
             match range.kind {
                 Kind::Host(owner) if owner == from => range.kind = Kind::Host(to),
@@ -191,26 +191,6 @@ impl Map {
             }
         }
         self.join();
-    }
-
-    /// Bytes below `end` that belong to each host.
-    pub fn owned_bytes(&self, end: u64) -> PerSlot<u64> {
-        let mut bytes = PerSlot::default();
-        let mut at = 0;
-        while at < end {
-            let (kind, run) = self.at(at);
-            if let Kind::Host(slot) = kind {
-                bytes[slot] += run.min(end) - at;
-            }
-            at = run;
-        }
-        bytes
-    }
-}
-
-impl Default for Map {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -254,8 +234,6 @@ mod tests {
                 assert_eq!(map.at((page as u64) << 12).0, Kind::Host(*owner));
             }
         }
-        let ones = model.iter().filter(|o| **o == Slot::Odd).count() as u64;
-        assert_eq!(map.owned_bytes(64 << 12)[Slot::Odd], ones << 12);
     }
 
     #[test]

@@ -14,11 +14,11 @@
 //! take two accesses have a lock of their own ([`device`]), and no CPU ever holds both.
 
 mod device;
-pub mod ept;
-pub mod io_filter;
-pub mod ioapic;
-pub mod memory;
-pub mod owners;
+pub(crate) mod ept;
+pub(crate) mod io_filter;
+pub(crate) mod ioapic;
+pub(crate) mod memory;
+pub(crate) mod owners;
 mod pages;
 #[cfg(test)]
 mod tests;
@@ -38,7 +38,7 @@ use crate::shared::{self, layout};
 use crate::stage::{self, Stage, Step};
 use crate::vmx::Hardware;
 use crate::vmx::exit::IoAccess;
-pub use device::Latches;
+pub(crate) use device::Latches;
 use device::Silence;
 use ept::{Ept, Exhausted, Stretch};
 use io_filter::{IoFilter, PortRule};
@@ -58,11 +58,11 @@ const BIOS: u64 = 0xc_0000;
 const MIB: u64 = 0x10_0000;
 
 /// The partition of this machine.
-pub static PARTITION: Partition = Partition::new();
+pub(crate) static PARTITION: Partition = Partition::new();
 
 /// Owners, hosts, and what enforces them. See the module.
 #[derive(Debug)]
-pub struct Partition {
+pub(crate) struct Partition {
     state: Mutex<State>,
     /// Changes of each slot's EPT that took rights away. A CPU compares it with what it saw last and flushes.
     ept_changes: PerSlot<AtomicU32>,
@@ -86,7 +86,7 @@ struct State {
 
 /// How a woken CPU comes up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StartMode {
+pub(crate) enum StartMode {
     /// In VMX root, L0 dormant.
     Native,
     /// In VMX non-root.
@@ -95,7 +95,7 @@ pub enum StartMode {
 
 /// What an access that EPT refused comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Violation {
+pub(crate) enum Violation {
     /// The host may make it: it is mapped now, and is made again.
     Retry,
     /// Registers of an IOAPIC, which are filtered.
@@ -108,13 +108,13 @@ pub enum Violation {
 
 /// What the CPU needs to enforce a host's rights, as physical addresses for a VMCS.
 #[derive(Clone, Copy, Debug)]
-pub struct Enforcement {
+pub(crate) struct Enforcement {
     /// EPT pointer.
-    pub eptp: u64,
+    pub(crate) eptp: u64,
     /// I/O bitmaps A and B.
-    pub io_bitmaps: [u64; 2],
+    pub(crate) io_bitmaps: [u64; 2],
     /// MSR bitmap.
-    pub msr_bitmap: u64,
+    pub(crate) msr_bitmap: u64,
 }
 
 impl Partition {
@@ -139,7 +139,7 @@ impl Partition {
     ///
     /// # Errors
     /// [`memory::Full`] if the machine is too fragmented for the list of ranges.
-    pub fn init(&self, machine: &Machine) -> Result<(), memory::Full> {
+    pub(crate) fn init(&self, machine: &Machine) -> Result<(), memory::Full> {
         let map = first_map(machine)?;
         let mut state = self.state.lock();
         state.owners.memory = map;
@@ -156,7 +156,7 @@ impl Partition {
     }
 
     /// Builds the tables of the host in `slot`, unless they exist. `large_1g`: EPT has 1 GiB pages.
-    pub fn prepare(&self, slot: Slot, large_1g: bool) {
+    pub(crate) fn prepare(&self, slot: Slot, large_1g: bool) {
         let built = {
             let mut state = self.state.lock();
             if !state.epts[slot].is_empty() {
@@ -171,7 +171,7 @@ impl Partition {
     }
 
     /// What a VMCS of the host in `slot` gets. With `bsp`, reads of IA32_APIC_BASE exit, else no MSR does.
-    pub fn enforcement(&self, slot: Slot, bsp: bool) -> Enforcement {
+    pub(crate) fn enforcement(&self, slot: Slot, bsp: bool) -> Enforcement {
         Enforcement {
             eptp: self.ept_pointer(slot),
             io_bitmaps: pages::io_bitmap_addresses(slot),
@@ -180,13 +180,13 @@ impl Partition {
     }
 
     /// EPT pointer of a slot.
-    pub fn ept_pointer(&self, slot: Slot) -> u64 {
+    pub(crate) fn ept_pointer(&self, slot: Slot) -> u64 {
         self.state.lock().epts[slot].pointer()
     }
 
     /// Number of changes of a slot's EPT.
     #[inline(always)]
-    pub fn ept_changes(&self, slot: Slot) -> u32 {
+    pub(crate) fn ept_changes(&self, slot: Slot) -> u32 {
         self.ept_changes[slot].load(Ordering::Acquire)
     }
 
@@ -199,7 +199,7 @@ impl Partition {
     }
 
     /// Whether L0 may touch these bytes for the host in `slot`.
-    pub fn may_touch(&self, slot: Slot, address: u64, bytes: u64) -> bool {
+    pub(crate) fn may_touch(&self, slot: Slot, address: u64, bytes: u64) -> bool {
         let state = self.state.lock();
         // L0's own page table maps what is mapped from the start, and no more.
         let end = address.checked_add(bytes).filter(|end| *end <= state.mapped_end);
@@ -211,29 +211,24 @@ impl Partition {
     }
 
     /// The owner of a CPU.
-    pub fn owner(&self, cpu: CpuIndex) -> Slot {
+    pub(crate) fn owner(&self, cpu: CpuIndex) -> Slot {
         self.state.lock().owners.cpu(cpu)
     }
 
     /// CPUs that the host in `slot` owns.
-    pub fn cpus(&self, slot: Slot) -> ArrayVec<CpuIndex, { locum_abi::MAX_CPUS }> {
+    pub(crate) fn cpus(&self, slot: Slot) -> ArrayVec<CpuIndex, { locum_abi::MAX_CPUS }> {
         self.state.lock().cpus(slot).collect()
     }
 
-    /// Slot of the reigning host.
-    pub fn reigning(&self) -> Slot {
-        self.state.lock().owners.reigning()
-    }
-
     /// Whether two hosts run.
-    pub fn two_hosts(&self) -> bool {
+    pub(crate) fn two_hosts(&self) -> bool {
         self.state.lock().two
     }
 
     /// How `cpu`, which is in [`Stage::Starting`], comes up in the host of `slot`; `None` if that host does not own it
     /// any more, or does not run. Whoever stops a host declares it dead under the lock and looks at the CPUs afterwards,
     /// so one of the two sees the other.
-    pub fn start_mode(&self, cpu: CpuIndex, slot: Slot) -> Option<StartMode> {
+    pub(crate) fn start_mode(&self, cpu: CpuIndex, slot: Slot) -> Option<StartMode> {
         let state = self.state.lock();
         if state.owners.cpu(cpu) != slot || state.hosts[slot] != HostState::Running {
             return None;
@@ -248,7 +243,7 @@ impl Partition {
     /// # Errors
     /// Those of [`Resource::new`] and [`Owners::give`]; [`Errno::State`] if the other host runs, or a CPU of `from` is
     /// not nested; [`Errno::NotParked`].
-    pub fn grant(&self, grant: Grant, from: Slot) -> Result<(), Errno> {
+    pub(crate) fn grant(&self, grant: Grant, from: Slot) -> Result<(), Errno> {
         let resource = Resource::new(grant, id::index_of_apic)?;
         let to = from.other();
         let mut built = None;
@@ -285,7 +280,7 @@ impl Partition {
     /// [`Errno::State`] if two hosts run already, or a CPU of `from` is not nested; [`Errno::NotOwner`] if the CPU or an
     /// address is not the successor's; [`Errno::NotParked`]; [`Errno::NoSpace`], also if there are more IOAPICs than can be
     /// filtered.
-    pub fn begin_two(
+    pub(crate) fn begin_two(
         &self,
         from: Slot,
         cpu: CpuIndex,
@@ -335,7 +330,7 @@ impl Partition {
 
     /// Undoes [`Self::begin_two`] before the successor ran: the host in `from` goes on alone, what it granted stays
     /// granted.
-    pub fn cancel_two(&self, hw: &mut impl Hardware, from: Slot) {
+    pub(crate) fn cancel_two(&self, hw: &mut impl Hardware, from: Slot) {
         device::restore(hw, &self.latches(from));
         let built = {
             let mut state = self.state.lock();
@@ -354,7 +349,7 @@ impl Partition {
     }
 
     /// What the registers hold now that two hosts can't share: the incumbent may have a configuration cycle half done.
-    pub fn read_latches(&self, hw: &mut impl Hardware) -> Latches {
+    pub(crate) fn read_latches(&self, hw: &mut impl Hardware) -> Latches {
         let ioapics = self.state.lock().ioapics.clone();
         device::latches(hw, &ioapics)
     }
@@ -371,7 +366,7 @@ impl Partition {
 
     /// Declares the host in `slot` dead. False if it was not running. What it has stays as it is until the other host
     /// takes it.
-    pub fn declare_dead(&self, slot: Slot, reason: StopReason, detail: [u64; 3], apic_id: u32) -> bool {
+    pub(crate) fn declare_dead(&self, slot: Slot, reason: StopReason, detail: [u64; 3], apic_id: u32) -> bool {
         let mut state = self.state.lock();
         if state.hosts[slot] != HostState::Running {
             return false;
@@ -385,7 +380,7 @@ impl Partition {
     ///
     /// # Errors
     /// [`Errno::State`] if there is none; or if the successor asks, unless the incumbent is dead already.
-    pub fn condemn(&self, slot: Slot) -> Result<(), Errno> {
+    pub(crate) fn condemn(&self, slot: Slot) -> Result<(), Errno> {
         let mut state = self.state.lock();
         let other = slot.other();
         let succeeds = state.two && state.owners.reigning() == other;
@@ -402,14 +397,14 @@ impl Partition {
     }
 
     /// Whether the host in `slot` may retire now: it reigns, and the other runs.
-    pub fn may_retire(&self, slot: Slot) -> bool {
+    pub(crate) fn may_retire(&self, slot: Slot) -> bool {
         let state = self.state.lock();
         state.two && state.owners.reigning() == slot && state.hosts[slot.other()] == HostState::Running
     }
 
     /// Makes one host of two, when all CPUs of the host that goes are parked: everything belongs to the host in `to`, and
     /// the other one is `then`.
-    pub fn end_two(&self, hw: &mut impl Hardware, to: Slot, then: HostState) {
+    pub(crate) fn end_two(&self, hw: &mut impl Hardware, to: Slot, then: HostState) {
         let gone = to.other();
         let (was_two, aborted) = {
             let state = self.state.lock();
@@ -460,7 +455,7 @@ impl Partition {
     ///
     /// # Errors
     /// [`Errno::State`] while another host is being prepared or runs: what this one does must be filtered.
-    pub fn leave(&self, cpu: CpuIndex, slot: Slot) -> Result<(), Errno> {
+    pub(crate) fn leave(&self, cpu: CpuIndex, slot: Slot) -> Result<(), Errno> {
         let state = self.state.lock();
         if state.two || state.hosts[slot.other()] == HostState::Preparing {
             return Err(Errno::State);
@@ -469,13 +464,13 @@ impl Partition {
     }
 
     /// Whether a bug of the host in `slot` ends it: the one that does not reign.
-    pub fn is_on_trial(&self, slot: Slot) -> bool {
+    pub(crate) fn is_on_trial(&self, slot: Slot) -> bool {
         let state = self.state.lock();
         state.two && state.owners.reigning() != slot
     }
 
     /// Serves a port access of the host in `slot`: an IN or OUT, not a string instruction. `value` is what an OUT writes.
-    pub fn port(&self, hw: &mut impl Hardware, slot: Slot, io: IoAccess, value: u32) -> io_filter::Verdict {
+    pub(crate) fn port(&self, hw: &mut impl Hardware, slot: Slot, io: IoAccess, value: u32) -> io_filter::Verdict {
         let rule = {
             let mut guard = self.state.lock();
             let state = &mut *guard;
@@ -497,7 +492,7 @@ impl Partition {
     }
 
     /// What an access of the host in `slot` comes to that its EPT refused.
-    pub fn violation(&self, slot: Slot, address: u64, write: bool) -> Violation {
+    pub(crate) fn violation(&self, slot: Slot, address: u64, write: bool) -> Violation {
         let (decision, built) = {
             let mut state = self.state.lock();
             state.violation(slot, address, write)
@@ -510,7 +505,7 @@ impl Partition {
 
     /// Serves a 32-bit access of the host in `slot` to the registers of an IOAPIC: `write` is what it stores. Returns what
     /// a load gives.
-    pub fn ioapic(&self, hw: &mut impl Hardware, slot: Slot, address: u64, write: Option<u32>) -> u32 {
+    pub(crate) fn ioapic(&self, hw: &mut impl Hardware, slot: Slot, address: u64, write: Option<u32>) -> u32 {
         let rule = {
             let mut guard = self.state.lock();
             let state = &mut *guard;

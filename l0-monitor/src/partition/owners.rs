@@ -7,15 +7,15 @@ use crate::id::{CpuIndex, PerCpu};
 use super::memory::{Kind, Map};
 
 /// PCI functions that can belong to the host that does not reign.
-pub const PCI_CAPACITY: usize = 64;
+pub(crate) const PCI_CAPACITY: usize = 64;
 /// IOAPIC pins (GSIs) accounted for.
 const PINS: usize = 1024;
 /// Pins that one IOAPIC can have (82093AA datasheet, 3.2.2: eight bits).
-pub const IOAPIC_PINS: usize = 256;
+pub(crate) const IOAPIC_PINS: usize = 256;
 
 /// A [`Grant`] of something that is there: its CPU is one of L0's, its pin one of those that are accounted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Resource {
+pub(crate) enum Resource {
     /// CPU.
     Cpu(CpuIndex),
     /// Memory or MMIO, `start..end`, page aligned.
@@ -33,7 +33,7 @@ impl Resource {
     ///
     /// # Errors
     /// [`Errno::Argument`] if it is not there.
-    pub fn new(grant: Grant, cpu: impl FnOnce(u32) -> Option<CpuIndex>) -> Result<Self, Errno> {
+    pub(crate) fn new(grant: Grant, cpu: impl FnOnce(u32) -> Option<CpuIndex>) -> Result<Self, Errno> {
         Ok(match grant {
             Grant::Cpu { apic_id } => Self::Cpu(cpu(apic_id).ok_or(Errno::Argument)?),
             Grant::Memory { start, end } => Self::Memory(start, end),
@@ -49,9 +49,9 @@ impl Resource {
 
 /// The owners.
 #[derive(Debug)]
-pub struct Owners {
+pub(crate) struct Owners {
     /// Memory.
-    pub memory: Map,
+    pub(crate) memory: Map,
     /// The host that owns what is not listed for the other.
     reigning: Slot,
     cpus: PerCpu<Slot>,
@@ -64,7 +64,7 @@ pub struct Owners {
 
 impl Owners {
     /// Everything belongs to the host in the even slot.
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
             memory: Map::new(),
             reigning: Slot::Even,
@@ -77,17 +77,17 @@ impl Owners {
     }
 
     /// Slot of the reigning host.
-    pub const fn reigning(&self) -> Slot {
+    pub(crate) const fn reigning(&self) -> Slot {
         self.reigning
     }
 
     /// Owner of a CPU.
-    pub fn cpu(&self, cpu: CpuIndex) -> Slot {
+    pub(crate) fn cpu(&self, cpu: CpuIndex) -> Slot {
         self.cpus[cpu]
     }
 
     /// Owner of a port.
-    pub fn port(&self, port: u16) -> Slot {
+    pub(crate) fn port(&self, port: u16) -> Slot {
         let other = self
             .ports
             .get(usize::from(port >> 3))
@@ -96,12 +96,12 @@ impl Owners {
     }
 
     /// Owner of a pin.
-    pub fn pin(&self, gsi: u32) -> Option<Slot> {
+    pub(crate) fn pin(&self, gsi: u32) -> Option<Slot> {
         self.pins.get(gsi as usize).copied()
     }
 
     /// Pins from `gsi_base` on that the host in `slot` owns; bit n of the words is pin n.
-    pub fn pins_of(&self, gsi_base: u32, slot: Slot) -> [u64; IOAPIC_PINS / 64] {
+    pub(crate) fn pins_of(&self, gsi_base: u32, slot: Slot) -> [u64; IOAPIC_PINS / 64] {
         let mut pins = [0; IOAPIC_PINS / 64];
         for pin in (0..IOAPIC_PINS).filter(|pin| self.pin(gsi_base.saturating_add(*pin as u32)) == Some(slot)) {
             pins[pin / 64] |= 1 << (pin % 64);
@@ -110,7 +110,7 @@ impl Owners {
     }
 
     /// Owner of a PCI function.
-    pub fn pci(&self, function: u16) -> Slot {
+    pub(crate) fn pci(&self, function: u16) -> Slot {
         let other = self
             .pci
             .get(..self.pci_len)
@@ -119,7 +119,7 @@ impl Owners {
     }
 
     /// PCI functions of the host that does not reign.
-    pub fn other_functions(&self) -> &[u16] {
+    pub(crate) fn other_functions(&self) -> &[u16] {
         self.pci.get(..self.pci_len).unwrap_or(&[])
     }
 
@@ -127,7 +127,7 @@ impl Owners {
     ///
     /// # Errors
     /// [`Errno::NotOwner`] if any of it is not `from`'s; [`Errno::NoSpace`] if a list is full. Nothing changed then.
-    pub fn give(&mut self, resource: Resource, from: Slot) -> Result<(), Errno> {
+    pub(crate) fn give(&mut self, resource: Resource, from: Slot) -> Result<(), Errno> {
         let to = from.other();
         match resource {
             Resource::Cpu(cpu) => {
@@ -179,7 +179,7 @@ impl Owners {
     }
 
     /// The host in `to` owns everything: the other retired or was aborted.
-    pub fn give_all(&mut self, to: Slot) {
+    pub(crate) fn give_all(&mut self, to: Slot) {
         self.memory.transfer(to.other(), to);
         self.cpus = PerCpu([to; MAX_CPUS]);
         self.pins = [to; PINS];
@@ -189,15 +189,9 @@ impl Owners {
     }
 
     /// One byte of the I/O bitmaps for the host in `slot`: a set bit makes the access exit.
-    pub fn io_bitmap_byte(&self, slot: Slot, index: usize) -> u8 {
+    pub(crate) fn io_bitmap_byte(&self, slot: Slot, index: usize) -> u8 {
         let byte = self.ports.get(index).copied().unwrap_or(0xff);
         if slot == self.reigning { byte } else { !byte }
-    }
-}
-
-impl Default for Owners {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -35,12 +35,12 @@ static MSR_BSP: Words<512> = Words({
 });
 
 /// The tables of a slot.
-pub fn ept_tables(slot: Slot) -> &'static [Table] {
+pub(crate) fn ept_tables(slot: Slot) -> &'static [Table] {
     &EPT[slot]
 }
 
 /// Writes a slot's I/O bitmaps; `byte` gives each byte.
-pub fn set_io_bitmap(slot: Slot, byte: impl Fn(usize) -> u8) {
+pub(crate) fn set_io_bitmap(slot: Slot, byte: impl Fn(usize) -> u8) {
     for (index, word) in IO[slot].0.iter().enumerate() {
         let bytes = core::array::from_fn(|i| byte(8 * index + i));
         word.store(u64::from_le_bytes(bytes), Ordering::Release);
@@ -48,12 +48,12 @@ pub fn set_io_bitmap(slot: Slot, byte: impl Fn(usize) -> u8) {
 }
 
 /// Addresses of a slot's I/O bitmaps A and B.
-pub fn io_bitmap_addresses(slot: Slot) -> [u64; 2] {
+pub(crate) fn io_bitmap_addresses(slot: Slot) -> [u64; 2] {
     let a = core::ptr::from_ref(&IO[slot]) as u64;
     [a, a + PAGE_SIZE]
 }
 
 /// Address of an MSR bitmap.
-pub fn msr_bitmap(bsp: bool) -> u64 {
+pub(crate) fn msr_bitmap(bsp: bool) -> u64 {
     core::ptr::from_ref(if bsp { &MSR_BSP } else { &MSR_NONE }) as u64
 }

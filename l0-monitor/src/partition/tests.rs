@@ -248,7 +248,9 @@ fn an_aborted_hosts_things_go_back() {
     partition.end_two(&mut hw, EVEN, HostState::Absent);
     assert!(partition.may_touch(EVEN, GRANTED.0, 8));
     assert!(!partition.two_hosts());
-    assert_eq!((partition.reigning(), partition.state.lock().generation), (EVEN, 0));
+    let state = partition.state.lock();
+    assert_eq!((state.owners.reigning(), state.generation), (EVEN, 0));
+    drop(state);
     assert_eq!(partition.condemn(EVEN), Err(Errno::State));
 }
 

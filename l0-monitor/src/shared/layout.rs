@@ -12,108 +12,108 @@ use crate::id::APIC_IDS;
 
 /// Physical address of the region: one 2 MiB page, since Linux maps the reset vector for its last jump with a page of
 /// that size.
-pub const BASE: u64 = 0x80_0000;
+pub(crate) const BASE: u64 = 0x80_0000;
 /// Bytes of the region.
-pub const SIZE: u64 = 0x20_0000;
+pub(crate) const SIZE: u64 = 0x20_0000;
 /// Physical address of L0's private memory.
-pub const PRIVATE_BASE: u64 = 0x10_0000;
+pub(crate) const PRIVATE_BASE: u64 = 0x10_0000;
 /// Bytes of L0's private memory.
-pub const PRIVATE_SIZE: u64 = BASE - PRIVATE_BASE;
+pub(crate) const PRIVATE_SIZE: u64 = BASE - PRIVATE_BASE;
 /// First bytes of the slices below 1 MiB that hold the trampolines of the two slots' kernels.
-pub const LOW_SLICES: [u64; SLOTS] = [0x1_0000, 0x5_0000];
+pub(crate) const LOW_SLICES: [u64; SLOTS] = [0x1_0000, 0x5_0000];
 /// Bytes of each slice.
-pub const LOW_SLICE_SIZE: u64 = 0x4_0000;
+pub(crate) const LOW_SLICE_SIZE: u64 = 0x4_0000;
 /// End of the memory below 1 MiB that hosts are given; up to the EBDA nothing is used, so that no kernel puts its
 /// trampoline there.
-pub const LOW_END: u64 = LOW_SLICES[1] + LOW_SLICE_SIZE;
+pub(crate) const LOW_END: u64 = LOW_SLICES[1] + LOW_SLICE_SIZE;
 /// Page-table pages per slot with which a module maps its stub.
-pub const STUB_PT_PAGES: usize = 16;
+pub(crate) const STUB_PT_PAGES: usize = 16;
 /// Bytes per slot for a host's firmware tables.
-pub const TABLES_SIZE: usize = 64 * 1024;
+pub(crate) const TABLES_SIZE: usize = 64 * 1024;
 /// Page tables of the firmware's identity map: a PML4, a PDPT, a page directory per GiB.
-pub const FIRMWARE_TABLES: usize = 2 + LOW_GIB;
+pub(crate) const FIRMWARE_TABLES: usize = 2 + LOW_GIB;
 /// Bytes at the end of [`Region::machine_rsdp`]'s page that stay unused.
-pub const RSDP_MAX: usize = 36;
+pub(crate) const RSDP_MAX: usize = 36;
 
 /// A page of bytes.
 #[repr(C, align(4096))]
-pub struct Page(pub [u8; PAGE_SIZE as usize]);
+pub(crate) struct Page(pub(crate) [u8; PAGE_SIZE as usize]);
 
 /// A page-aligned value: the next one starts on a page of its own.
 #[repr(C, align(4096))]
-pub struct Paged<T>(pub T);
+pub(crate) struct Paged<T>(pub(crate) T);
 
 /// Bytes of code in a [`ResetPage`].
-pub const RESET_CODE: usize = 256;
+pub(crate) const RESET_CODE: usize = 256;
 
 /// The reset vector's page: code, then what it needs, reached relative to RIP.
 #[repr(C, align(4096))]
-pub struct ResetPage {
+pub(crate) struct ResetPage {
     /// Code.
-    pub code: [u8; RESET_CODE],
+    pub(crate) code: [u8; RESET_CODE],
     /// Its data.
-    pub data: ResetData,
+    pub(crate) data: ResetData,
 }
 
 /// What the reset vector's code needs.
 #[repr(C)]
-pub struct ResetData {
+pub(crate) struct ResetData {
     /// Mode of the CPU with each APIC id: 1 nested, 0 native.
-    pub nested: [u8; APIC_IDS],
+    pub(crate) nested: [u8; APIC_IDS],
     /// Top of L0's stack per APIC id; 0 for ids that L0 does not manage.
-    pub stack: [u64; APIC_IDS],
+    pub(crate) stack: [u64; APIC_IDS],
     /// Where the code leads to.
-    pub entry: u64,
+    pub(crate) entry: u64,
     /// L0's CR3.
-    pub cr3: u64,
+    pub(crate) cr3: u64,
     /// A GDT that will do until the CPU's own is loaded.
-    pub gdtr: TableRegister,
+    pub(crate) gdtr: TableRegister,
     /// L0's IDT.
-    pub idtr: TableRegister,
+    pub(crate) idtr: TableRegister,
 }
 
 /// What one slot's host has.
 #[repr(C, align(4096))]
-pub struct SlotArea {
+pub(crate) struct SlotArea {
     /// Wakeup mailbox.
-    pub mailbox: Mailbox,
+    pub(crate) mailbox: Mailbox,
     /// Reset vector.
-    pub reset_vector: ResetPage,
+    pub(crate) reset_vector: ResetPage,
     /// GDT with which a CPU is handed to a native host.
-    pub gdt: Page,
+    pub(crate) gdt: Page,
     /// What the host sees at address 0 while nested.
-    pub page_zero: Page,
+    pub(crate) page_zero: Page,
     /// Identity map of the low 4 GiB on which a CPU is handed to a host.
-    pub firmware_tables: [Paged<Table>; FIRMWARE_TABLES],
+    pub(crate) firmware_tables: [Paged<Table>; FIRMWARE_TABLES],
     /// Page directory for the module's stub.
-    pub stub_pd: Paged<Table>,
+    pub(crate) stub_pd: Paged<Table>,
     /// Page tables for the module's stub.
-    pub stub_pt: [Paged<Table>; STUB_PT_PAGES],
+    pub(crate) stub_pt: [Paged<Table>; STUB_PT_PAGES],
     /// Zero page, command line and ACPI tables.
-    pub tables: Paged<[u8; TABLES_SIZE]>,
+    pub(crate) tables: Paged<[u8; TABLES_SIZE]>,
 }
 
 /// All of the region. Everything in it begins on a page of its own.
 #[repr(C, align(4096))]
-pub struct Region {
+pub(crate) struct Region {
     /// Where everything is.
-    pub header: Paged<Header>,
+    pub(crate) header: Paged<Header>,
     /// Modes, owners, counters.
-    pub status: Paged<Status>,
+    pub(crate) status: Paged<Status>,
     /// Trace ring.
-    pub trace: Paged<TraceRing>,
+    pub(crate) trace: Paged<TraceRing>,
     /// Log ring.
-    pub log: Paged<LogRing>,
+    pub(crate) log: Paged<LogRing>,
     /// Copy of the machine's RSDP.
-    pub machine_rsdp: Page,
+    pub(crate) machine_rsdp: Page,
     /// Per slot.
-    pub slots: [SlotArea; SLOTS],
+    pub(crate) slots: [SlotArea; SLOTS],
     /// Byte rings between the hosts.
-    pub channels: [[ChannelRing; 2]; CHANNEL_COUNT],
+    pub(crate) channels: [[ChannelRing; 2]; CHANNEL_COUNT],
 }
 
 /// Physical addresses of a slot's area: while two hosts run, no other touches it.
-pub const fn slot_area(slot: Slot) -> Range<u64> {
+pub(crate) const fn slot_area(slot: Slot) -> Range<u64> {
     let size = size_of::<SlotArea>() as u64;
     let start = BASE + core::mem::offset_of!(Region, slots) as u64 + slot.index() as u64 * size;
     start..start + size
@@ -121,11 +121,11 @@ pub const fn slot_area(slot: Slot) -> Range<u64> {
 
 /// The region, filled up: in the image it takes the memory that it is said to take.
 #[repr(C, align(4096))]
-pub union Filled {
+pub(crate) union Filled {
     /// What is in it.
-    pub region: core::mem::ManuallyDrop<Region>,
+    pub(crate) region: core::mem::ManuallyDrop<Region>,
     /// What it takes.
-    pub bytes: [u8; SIZE as usize],
+    pub(crate) bytes: [u8; SIZE as usize],
 }
 
 const _: () = assert!(size_of::<Filled>() as u64 == SIZE);
@@ -137,4 +137,4 @@ const _: () = assert!(SMALL_END == BASE);
 /// The region as a static: zero at boot, written by L0 and by hosts at any time, so only ever reached through
 /// pointers.
 #[repr(transparent)]
-pub struct Shared(pub UnsafeCell<Filled>);
+pub(crate) struct Shared(pub(crate) UnsafeCell<Filled>);

@@ -9,7 +9,7 @@ use crate::arch::registers::{Cr0Flags, Cr4Flags};
 bitflags! {
     /// IA32_FEATURE_CONTROL (SDM vol. 3C, 24.7).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct FeatureControl: u64 {
+    pub(crate) struct FeatureControl: u64 {
         /// Nobody can write the MSR any more.
         const LOCK = 1 << 0;
         /// VMXON is allowed outside SMX operation.
@@ -61,7 +61,7 @@ impl Settings {
 
 /// What the CPU lacks for L0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unfit {
+pub(crate) enum Unfit {
     /// CPUID.1:ECX.VMX is clear.
     NoVmx,
     /// Firmware locked VMX off in IA32_FEATURE_CONTROL.
@@ -80,44 +80,44 @@ const NOT_FIXED: Cr0Flags = Cr0Flags::PROTECTED_MODE_ENABLE.union(Cr0Flags::PAGI
 /// Bits of the control registers that must be 1 in VMX operation (SDM vol. 3D, appendixes A.7 and A.8): a host sees its
 /// own values of them, the CPU has these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FixedBits {
+pub(crate) struct FixedBits {
     /// Of CR0, but for PE and PG: L0 has unrestricted guest.
-    pub cr0: Cr0Flags,
+    pub(crate) cr0: Cr0Flags,
     /// Of CR4.
-    pub cr4: Cr4Flags,
+    pub(crate) cr4: Cr4Flags,
 }
 
 /// The controls of a VMCS01 and what the CPU fixes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Caps {
+pub(crate) struct Caps {
     /// VMCS revision identifier.
-    pub revision: u32,
+    pub(crate) revision: u32,
     /// Pin-based controls.
-    pub pin: PinControls,
+    pub(crate) pin: PinControls,
     /// Primary controls.
-    pub primary: PrimaryControls,
+    pub(crate) primary: PrimaryControls,
     /// Secondary controls.
-    pub secondary: SecondaryControls,
+    pub(crate) secondary: SecondaryControls,
     /// VMCS shadowing, with VMWRITE to every field. Not part of [`Self::secondary`]: it is on only while the host has a
     /// current VMCS.
-    pub shadowing: bool,
+    pub(crate) shadowing: bool,
     /// Exit controls.
-    pub exit: ExitControls,
+    pub(crate) exit: ExitControls,
     /// Entry controls, without IA-32e mode guest.
-    pub entry: EntryControls,
+    pub(crate) entry: EntryControls,
     /// Bits that must be 1 in VMX operation.
-    pub fixed: FixedBits,
+    pub(crate) fixed: FixedBits,
     /// CR4 bits that may be 1.
-    pub cr4_allowed: Cr4Flags,
+    pub(crate) cr4_allowed: Cr4Flags,
     /// EPT can map 1 GiB pages.
-    pub ept_1g: bool,
+    pub(crate) ept_1g: bool,
     /// MAXPHYADDR (CPUID.80000008H:EAX).
-    pub phys_bits: u32,
+    pub(crate) phys_bits: u32,
 }
 
 impl Caps {
     /// Of a CPU that is not known yet.
-    pub const NONE: Self = Self {
+    pub(crate) const NONE: Self = Self {
         revision: 0,
         pin: PinControls::empty(),
         primary: PrimaryControls::empty(),
@@ -139,7 +139,11 @@ impl Caps {
     ///
     /// # Errors
     /// [`Unfit`] names what is missing.
-    pub fn new(cpuid_vmx: bool, phys_bits: u32, mut rdmsr: impl FnMut(u32) -> Option<u64>) -> Result<Self, Unfit> {
+    pub(crate) fn new(
+        cpuid_vmx: bool,
+        phys_bits: u32,
+        mut rdmsr: impl FnMut(u32) -> Option<u64>,
+    ) -> Result<Self, Unfit> {
         if !cpuid_vmx {
             return Err(Unfit::NoVmx);
         }

@@ -6,13 +6,13 @@ use bitflags::bitflags;
 bitflags! {
     /// Pin-based VM-execution controls (26.6.1): L0 wants none.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct PinControls: u32 {
+    pub(crate) struct PinControls: u32 {
         const _ = !0;
     }
 
     /// Primary processor-based VM-execution controls (26.6.2).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct PrimaryControls: u32 {
+    pub(crate) struct PrimaryControls: u32 {
         /// Use I/O bitmaps.
         const IO_BITMAPS = 1 << 25;
         /// Use MSR bitmaps.
@@ -24,7 +24,7 @@ bitflags! {
 
     /// Secondary processor-based VM-execution controls (26.6.2).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct SecondaryControls: u32 {
+    pub(crate) struct SecondaryControls: u32 {
         /// Enable EPT.
         const EPT = 1 << 1;
         /// Enable RDTSCP.
@@ -50,7 +50,7 @@ bitflags! {
 
     /// Primary VM-exit controls (26.7.1).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct ExitControls: u32 {
+    pub(crate) struct ExitControls: u32 {
         /// Save debug controls.
         const SAVE_DEBUG = 1 << 2;
         /// Host address-space size: the monitor runs in 64-bit mode.
@@ -66,7 +66,7 @@ bitflags! {
 
     /// VM-entry controls (26.8.1).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct EntryControls: u32 {
+    pub(crate) struct EntryControls: u32 {
         /// Load debug controls.
         const LOAD_DEBUG = 1 << 2;
         /// IA-32e mode guest.

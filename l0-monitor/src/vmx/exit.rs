@@ -8,11 +8,11 @@ use crate::arch::general::Register;
 
 /// Basic exit reason (SDM vol. 3D, appendix C): those that L0 knows of an open set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reason(pub u16);
+pub(crate) struct Reason(pub(crate) u16);
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $code:expr;)*) => {
-        impl Reason { $($(#[$doc])* pub const $name: Self = Self($code);)* }
+        impl Reason { $($(#[$doc])* pub(crate) const $name: Self = Self($code);)* }
     };
 }
 
@@ -111,16 +111,16 @@ reasons! {
 
 /// The 32-bit exit-reason field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExitReason(pub u32);
+pub(crate) struct ExitReason(pub(crate) u32);
 
 impl ExitReason {
     /// Bits 15:0.
-    pub const fn basic(self) -> Reason {
+    pub(crate) const fn basic(self) -> Reason {
         Reason((self.0 & 0xffff) as u16)
     }
 
     /// Bit 31: the VM entry failed.
-    pub const fn entry_failure(self) -> bool {
+    pub(crate) const fn entry_failure(self) -> bool {
         self.0 >> 31 != 0
     }
 }
@@ -128,11 +128,11 @@ impl ExitReason {
 /// What interrupted, or is to interrupt: VM-exit interruption information, IDT-vectoring information and VM-entry
 /// interruption information have one format (SDM vol. 3C, 26.9.2, 26.9.3 and 26.8.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Interruption(pub u64);
+pub(crate) struct Interruption(pub(crate) u64);
 
 impl Interruption {
     /// The rest means something.
-    pub const VALID: u64 = 1 << 31;
+    pub(crate) const VALID: u64 = 1 << 31;
     /// There is an error code.
     const ERROR_CODE: u64 = 1 << 11;
     /// An IRET had ended the blocking of NMIs when the exit happened; undefined in IDT-vectoring information, and
@@ -149,22 +149,22 @@ impl Interruption {
 
     /// Whether there was such an event.
     #[inline(always)]
-    pub const fn is_valid(self) -> bool {
+    pub(crate) const fn is_valid(self) -> bool {
         self.0 & Self::VALID != 0
     }
 
     /// Valid and of type NMI.
-    pub const fn is_nmi(self) -> bool {
+    pub(crate) const fn is_nmi(self) -> bool {
         self.is_valid() && self.kind() == Self::NMI
     }
 
     /// As VM entry takes it to deliver the event of IDT-vectoring information again.
-    pub const fn again(self) -> Self {
+    pub(crate) const fn again(self) -> Self {
         Self(self.0 & !Self::NMI_UNBLOCKING)
     }
 
     /// Entry information that injects a hardware exception.
-    pub const fn exception(vector: ExceptionVector, with_error_code: bool) -> Self {
+    pub(crate) const fn exception(vector: ExceptionVector, with_error_code: bool) -> Self {
         let error_code = if with_error_code { Self::ERROR_CODE } else { 0 };
         Self(Self::VALID | error_code | Self::HARDWARE_EXCEPTION << 8 | vector as u64)
     }
@@ -173,7 +173,7 @@ impl Interruption {
 bitflags! {
     /// Qualification of an EPT violation (SDM vol. 3C, 29.2.1, "Exit Qualification for EPT Violations").
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct EptViolation: u64 {
+    pub(crate) struct EptViolation: u64 {
         /// A data write.
         const WRITE = 1 << 1;
         /// An IRET had ended the blocking of NMIs.
@@ -184,7 +184,7 @@ bitflags! {
 
 /// Qualification of a control-register access (SDM table 29-3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CrAccess {
+pub(crate) enum CrAccess {
     /// MOV to CR `cr` from general register `gpr`.
     Write {
         /// Control register number.
@@ -202,7 +202,7 @@ pub enum CrAccess {
 
 impl CrAccess {
     /// Decodes the qualification.
-    pub const fn new(qualification: u64) -> Self {
+    pub(crate) const fn new(qualification: u64) -> Self {
         match qualification >> 4 & 3 {
             0 => Self::Write {
                 cr: (qualification & 15) as u8,
@@ -217,20 +217,20 @@ impl CrAccess {
 
 /// Qualification of an I/O instruction (SDM table 29-5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IoAccess {
+pub(crate) struct IoAccess {
     /// Port.
-    pub port: u16,
+    pub(crate) port: u16,
     /// 1, 2 or 4 bytes.
-    pub size: u8,
+    pub(crate) size: u8,
     /// IN (true) or OUT.
-    pub input: bool,
+    pub(crate) input: bool,
     /// INS or OUTS.
-    pub string: bool,
+    pub(crate) string: bool,
 }
 
 impl IoAccess {
     /// Decodes the qualification.
-    pub const fn new(qualification: u64) -> Self {
+    pub(crate) const fn new(qualification: u64) -> Self {
         Self {
             port: (qualification >> 16) as u16,
             size: (qualification & 7) as u8 + 1,
@@ -242,41 +242,41 @@ impl IoAccess {
 
 /// VM-exit instruction information of the VMX instructions (SDM tables 29-13, 29-14, 29-15).
 #[derive(Clone, Copy, Debug)]
-pub struct InstructionInfo(pub u32);
+pub(crate) struct InstructionInfo(pub(crate) u32);
 
 impl InstructionInfo {
     /// Scale of the index, as a shift.
-    pub const fn scale(self) -> u32 {
+    pub(crate) const fn scale(self) -> u32 {
         self.0 & 3
     }
 
     /// First operand is a register (VMREAD, VMWRITE).
-    pub const fn is_register(self) -> bool {
+    pub(crate) const fn is_register(self) -> bool {
         self.0 & 1 << 10 != 0
     }
 
     /// Register of the first operand (VMREAD, VMWRITE).
-    pub const fn register1(self) -> Register {
+    pub(crate) const fn register1(self) -> Register {
         Register::from_bits(self.0 >> 3)
     }
 
     /// Second register operand: the field (VMREAD, VMWRITE) or the type (INVEPT, INVVPID).
-    pub const fn register2(self) -> Register {
+    pub(crate) const fn register2(self) -> Register {
         Register::from_bits(self.0 >> 28)
     }
 
     /// Address size in bytes: 2, 4 or 8.
-    pub const fn address_size(self) -> u8 {
+    pub(crate) const fn address_size(self) -> u8 {
         2 << (self.0 >> 7 & 3)
     }
 
     /// Segment register; the numbers above GS are not used.
-    pub const fn segment(self) -> Segment {
+    pub(crate) const fn segment(self) -> Segment {
         Segment::ALL[(self.0 >> 15 & 7) as usize]
     }
 
     /// Index register.
-    pub const fn index(self) -> Option<Register> {
+    pub(crate) const fn index(self) -> Option<Register> {
         if self.0 & 1 << 22 != 0 {
             None
         } else {
@@ -285,7 +285,7 @@ impl InstructionInfo {
     }
 
     /// Base register.
-    pub const fn base(self) -> Option<Register> {
+    pub(crate) const fn base(self) -> Option<Register> {
         if self.0 & 1 << 27 != 0 {
             None
         } else {

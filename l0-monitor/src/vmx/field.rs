@@ -2,7 +2,7 @@
 
 /// Width of a field, from bits 14:13 of its encoding (SDM vol. 3C, 26.11.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Width {
+pub(crate) enum Width {
     /// 16 bits.
     W16,
     /// 64 bits.
@@ -15,7 +15,7 @@ pub enum Width {
 
 /// Part of a VMCS, from bits 11:10 of an encoding (SDM vol. 3C, table 26-20, "type").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Area {
+pub(crate) enum Area {
     /// Controls.
     Control,
     /// VM-exit information: read-only.
@@ -28,14 +28,14 @@ pub enum Area {
 
 /// Encoding of a VMCS field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Field(pub u32);
+pub(crate) struct Field(pub(crate) u32);
 
 impl Field {
     /// An encoding that names no field, on any CPU: bits 31:15 are reserved.
-    pub const NONE: Self = Self(!0);
+    pub(crate) const NONE: Self = Self(!0);
 
     /// The field's width.
-    pub const fn width(self) -> Width {
+    pub(crate) const fn width(self) -> Width {
         match self.0 >> 13 & 3 {
             0 => Width::W16,
             1 => Width::W64,
@@ -45,27 +45,27 @@ impl Field {
     }
 
     /// Number of fields that have a [`Self::number`].
-    pub const NUMBERS: usize = 1024;
+    pub(crate) const NUMBERS: usize = 1024;
 
     /// A small number for each field with an index below 64 (CPUs use fewer than 40): width, then type, then index
     /// (SDM vol. 3C, table 26-20). Both halves of a 64-bit field have the same.
-    pub const fn number(self) -> usize {
+    pub(crate) const fn number(self) -> usize {
         (self.width() as usize * 4 + self.area() as usize) * 64 + (self.0 >> 1 & 63) as usize
     }
 
     /// The field of a number below [`Self::NUMBERS`].
-    pub const fn from_number(number: usize) -> Self {
+    pub(crate) const fn from_number(number: usize) -> Self {
         let (group, index) = (number / 64, number % 64);
         Self(((group / 4) << 13 | (group % 4) << 10 | (index << 1)) as u32)
     }
 
     /// The field that a register operand of VMREAD or VMWRITE names; with upper bits set, none.
-    pub const fn from_operand(code: u64) -> Self {
+    pub(crate) const fn from_operand(code: u64) -> Self {
         if code >> 32 == 0 { Self(code as u32) } else { Self::NONE }
     }
 
     /// The part of a VMCS that the field is in.
-    pub const fn area(self) -> Area {
+    pub(crate) const fn area(self) -> Area {
         match self.0 >> 10 & 3 {
             0 => Area::Control,
             1 => Area::ExitInformation,
@@ -75,12 +75,12 @@ impl Field {
     }
 
     /// The whole field, of a 64-bit field or its upper half (access type "high").
-    pub const fn whole(self) -> Self {
+    pub(crate) const fn whole(self) -> Self {
         Self(self.0 & !1)
     }
 
     /// `value` cut to the field's width, as VMWRITE does.
-    pub const fn truncate(self, value: u64) -> u64 {
+    pub(crate) const fn truncate(self, value: u64) -> u64 {
         match self.width() {
             Width::W16 => value & 0xffff,
             Width::W32 => value & 0xffff_ffff,
@@ -91,7 +91,7 @@ impl Field {
 
 macro_rules! fields {
     ($($(#[$doc:meta])* $name:ident = $code:expr;)*) => {
-        $($(#[$doc])* pub const $name: Field = Field($code);)*
+        $($(#[$doc])* pub(crate) const $name: Field = Field($code);)*
     };
 }
 
@@ -268,11 +268,11 @@ fields! {
 }
 
 /// Guest PDPTE0 to PDPTE3.
-pub const GUEST_PDPTES: [Field; 4] = [Field(0x280a), Field(0x280c), Field(0x280e), Field(0x2810)];
+pub(crate) const GUEST_PDPTES: [Field; 4] = [Field(0x280a), Field(0x280c), Field(0x280e), Field(0x2810)];
 
 /// Segment registers in the order of the encodings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Segment {
+pub(crate) enum Segment {
     /// ES.
     Es = 0,
     /// CS.
@@ -293,7 +293,7 @@ pub enum Segment {
 
 impl Segment {
     /// All eight.
-    pub const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Es,
         Self::Cs,
         Self::Ss,
@@ -305,22 +305,22 @@ impl Segment {
     ];
 
     /// Guest selector.
-    pub const fn guest_selector(self) -> Field {
+    pub(crate) const fn guest_selector(self) -> Field {
         Field(0x0800 + 2 * self as u32)
     }
 
     /// Guest limit.
-    pub const fn guest_limit(self) -> Field {
+    pub(crate) const fn guest_limit(self) -> Field {
         Field(0x4800 + 2 * self as u32)
     }
 
     /// Guest access rights.
-    pub const fn guest_rights(self) -> Field {
+    pub(crate) const fn guest_rights(self) -> Field {
         Field(0x4814 + 2 * self as u32)
     }
 
     /// Guest base.
-    pub const fn guest_base(self) -> Field {
+    pub(crate) const fn guest_base(self) -> Field {
         Field(0x6806 + 2 * self as u32)
     }
 }

@@ -5,7 +5,7 @@ use bitflags::bitflags;
 bitflags! {
     /// Access rights of a segment (table 26-2). Those of a system segment have a type in place of the first four bits.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct AccessRights: u64 {
+    pub(crate) struct AccessRights: u64 {
         /// Accessed.
         const ACCESSED = 1 << 0;
         /// Code: readable; data: writable.
@@ -53,7 +53,7 @@ bitflags! {
 
     /// Interruptibility state (26.4.2).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Interruptibility: u64 {
+    pub(crate) struct Interruptibility: u64 {
         /// Blocking by STI.
         const STI = 1 << 0;
         /// Blocking by MOV SS.
@@ -65,7 +65,7 @@ bitflags! {
 
     /// Pending debug exceptions (26.4.2).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct PendingDebug: u64 {
+    pub(crate) struct PendingDebug: u64 {
         /// BS: a single-step trap.
         const SINGLE_STEP = 1 << 14;
         const _ = !0;
@@ -74,31 +74,31 @@ bitflags! {
 
 impl AccessRights {
     /// Descriptor privilege level.
-    pub const fn dpl(self) -> u8 {
+    pub(crate) const fn dpl(self) -> u8 {
         (self.intersection(Self::DPL).bits() >> 5) as u8
     }
 
     /// The same at the privilege level in the two lowest bits of `dpl`.
-    pub const fn with_dpl(self, dpl: u16) -> Self {
+    pub(crate) const fn with_dpl(self, dpl: u16) -> Self {
         self.difference(Self::DPL)
             .union(Self::from_bits_retain((dpl as u64 & 3) << 5))
     }
 
     /// Whether code at such a segment runs in 64-bit mode at CPL 0, whatever called it.
     #[inline(always)]
-    pub const fn is_64_bit_kernel(self) -> bool {
+    pub(crate) const fn is_64_bit_kernel(self) -> bool {
         let told = Self::LONG.union(Self::DPL).union(Self::CONFORMING);
         self.intersection(told).bits() == Self::LONG.bits()
     }
 }
 
 /// Activity state (26.4.2): active.
-pub const ACTIVE: u64 = 0;
+pub(crate) const ACTIVE: u64 = 0;
 /// Limit of a flat segment.
-pub const FLAT_LIMIT: u64 = 0xffff_ffff;
+pub(crate) const FLAT_LIMIT: u64 = 0xffff_ffff;
 
 /// Whether a selector is null (SDM vol. 3A, 3.4.2): its lowest two bits do not count.
-pub const fn is_null(selector: u16) -> bool {
+pub(crate) const fn is_null(selector: u16) -> bool {
     selector & !3 == 0
 }
 

@@ -14,7 +14,7 @@ const ARITHMETIC_FLAGS: RFlags = RFlags::CARRY_FLAG
 
 /// Outcome of a VMX instruction (SDM vol. 3C, 31.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VmxStatus {
+pub(crate) enum VmxStatus {
     /// VMsucceed: all arithmetic flags clear.
     Succeed,
     /// VMfailInvalid: CF. There is no current VMCS to hold an error number.
@@ -25,7 +25,7 @@ pub enum VmxStatus {
 
 impl VmxStatus {
     /// From RFLAGS after the instruction.
-    pub const fn from_rflags(rflags: u64) -> Self {
+    pub(crate) const fn from_rflags(rflags: u64) -> Self {
         let flags = RFlags::from_bits_retain(rflags);
         if flags.contains(RFlags::CARRY_FLAG) {
             Self::FailInvalid
@@ -37,7 +37,7 @@ impl VmxStatus {
     }
 
     /// RFLAGS as the instruction leaves them: CF, PF, AF, ZF, SF, OF are clear but for the one that tells.
-    pub const fn apply(self, rflags: u64) -> u64 {
+    pub(crate) const fn apply(self, rflags: u64) -> u64 {
         let clear = RFlags::from_bits_retain(rflags).difference(ARITHMETIC_FLAGS);
         match self {
             Self::Succeed => clear,
@@ -48,14 +48,14 @@ impl VmxStatus {
     }
 
     /// True for [`VmxStatus::Succeed`].
-    pub const fn ok(self) -> bool {
+    pub(crate) const fn ok(self) -> bool {
         matches!(self, Self::Succeed)
     }
 }
 
 /// An INVEPT or INVVPID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Invalidate {
+pub(crate) enum Invalidate {
     /// INVEPT.
     Ept,
     /// INVVPID.
@@ -65,7 +65,7 @@ pub enum Invalidate {
 /// What the nested code asks of the CPU it runs on.
 ///
 /// Physical addresses that reach `read_phys` and `write_phys` have been checked against the caller's partition.
-pub trait Hardware {
+pub(crate) trait Hardware {
     /// VMREAD from the current VMCS.
     fn vmread(&mut self, field: Field) -> Result<u64, VmxStatus>;
     /// VMWRITE to the current VMCS.

@@ -16,7 +16,7 @@ use crate::arch;
 /// L0's page table maps all physical memory at its own address, and interrupts are off while L0 runs: both are
 /// established at boot and hold whenever a value of this type exists.
 #[derive(Debug)]
-pub struct Cpu(());
+pub(crate) struct Cpu(());
 
 impl Cpu {
     /// The CPU.
@@ -25,7 +25,7 @@ impl Cpu {
     /// Only L0 may make one, at CPL 0 on L0's page table with interrupts off. What is done through it must keep the
     /// memory that Rust knows of out of reach: the callers pass only addresses that the partition allows the host to
     /// touch, device registers, or L0's own page tables to read.
-    pub const unsafe fn new() -> Self {
+    pub(crate) const unsafe fn new() -> Self {
         Self(())
     }
 }

@@ -1,11 +1,11 @@
 //! VMX as the SDM describes it: fields, instructions, capabilities, exits. Nothing here knows what L0 is for.
 
-pub mod caps;
-pub mod controls;
-pub mod exit;
-pub mod field;
-pub mod guest;
-pub mod hardware;
-pub mod instructions;
+pub(crate) mod caps;
+pub(crate) mod controls;
+pub(crate) mod exit;
+pub(crate) mod field;
+pub(crate) mod guest;
+pub(crate) mod hardware;
+pub(crate) mod instructions;
 
-pub use hardware::{Hardware, VmxStatus};
+pub(crate) use hardware::{Hardware, VmxStatus};
