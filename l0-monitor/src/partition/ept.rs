@@ -90,29 +90,42 @@ pub(crate) struct Exhausted;
 /// The EPT of one host: a root and the tables it has used so far, from a fixed store.
 #[derive(Debug)]
 pub(crate) struct Ept<'a> {
-    tables: &'a [Table],
-    used: usize,
+    /// None before there is a host. (An EPT without a store is all zeroes, and takes no place in the image.)
+    store: Option<&'a [Table]>,
+    /// Tables in use below the root.
+    below: usize,
     large_1g: bool,
 }
 
 impl<'a> Ept<'a> {
+    /// An EPT without a store: it maps nothing, and can't.
+    pub(crate) const NONE: Self = Self {
+        store: None,
+        below: 0,
+        large_1g: false,
+    };
+
     /// An empty EPT over a store of tables, the first of which is the root.
     pub(crate) const fn new(tables: &'a [Table], large_1g: bool) -> Self {
         Self {
-            tables,
-            used: 1,
+            store: Some(tables),
+            below: 0,
             large_1g,
         }
     }
 
+    fn tables(&self) -> &'a [Table] {
+        self.store.unwrap_or(&[])
+    }
+
     /// The EPT pointer.
     pub(crate) fn pointer(&self) -> u64 {
-        self.tables.first().map_or(0, Table::address) | POINTER
+        self.tables().first().map_or(0, Table::address) | POINTER
     }
 
     /// Whether it has no store yet.
     pub(crate) const fn is_empty(&self) -> bool {
-        self.tables.is_empty()
+        self.store.is_none()
     }
 
     /// Whether anything is mapped at `address`.
@@ -122,16 +135,16 @@ impl<'a> Ept<'a> {
 
     /// Forgets everything that the store holds, from whatever use of it before.
     pub(crate) fn clear(&mut self) {
-        for entry in self.tables.iter().flat_map(|table| &table.0) {
+        for entry in self.tables().iter().flat_map(|table| &table.0) {
             entry.store(0, Ordering::Relaxed);
         }
-        self.used = 1;
+        self.below = 0;
     }
 
     fn table_at(&self, entry: u64) -> Option<&'a Table> {
-        self.tables
+        self.tables()
             .iter()
-            .take(self.used)
+            .take(self.below + 1)
             .find(|t| t.address() == entry & paging::ADDRESS)
     }
 
@@ -140,7 +153,7 @@ impl<'a> Ept<'a> {
     /// # Errors
     /// [`Exhausted`]: a part may be mapped, none of it with more rights than it should have.
     pub(crate) fn update(&mut self, start: u64, end: u64, stretch: &impl Fn(u64) -> Stretch) -> Result<(), Exhausted> {
-        let Some(root) = self.tables.first() else {
+        let Some(root) = self.tables().first() else {
             return Err(Exhausted);
         };
         self.fill(root, LEVELS, 0, start, end, stretch)
@@ -180,8 +193,8 @@ impl<'a> Ept<'a> {
                 (self.table_at(entry).ok_or(Exhausted)?, start, end)
             } else {
                 // What was a large page (or nothing) is made anew, whole.
-                let below = self.tables.get(self.used).ok_or(Exhausted)?;
-                self.used += 1;
+                let below = self.tables().get(self.below + 1).ok_or(Exhausted)?;
+                self.below += 1;
                 (
                     below,
                     if entry == 0 { start } else { first },
@@ -201,7 +214,7 @@ impl<'a> Ept<'a> {
 
     /// The leaf entry that maps `address` (0: nothing does) and the bytes it spans.
     pub(crate) fn lookup(&self, address: u64) -> (u64, u64) {
-        let mut table = self.tables.first();
+        let mut table = self.tables().first();
         for level in (1..=LEVELS).rev() {
             let size = span(level);
             let index = (address / size % paging::ENTRIES as u64) as usize;

@@ -80,7 +80,8 @@ pub(crate) struct Full;
 /// The map.
 #[derive(Clone, Debug)]
 pub(crate) struct Map {
-    len: usize,
+    /// How many ranges there are beside the first. (So an empty map is all zeroes, and takes no place in the image.)
+    more: usize,
     ranges: [Range; CAPACITY],
 }
 
@@ -88,7 +89,7 @@ impl Map {
     /// Everything belongs to the host in the even slot.
     pub(crate) const fn new() -> Self {
         Self {
-            len: 1,
+            more: 0,
             ranges: [Range {
                 start: 0,
                 kind: Kind::Host(Slot::Even),
@@ -96,8 +97,12 @@ impl Map {
         }
     }
 
+    const fn len(&self) -> usize {
+        self.more + 1
+    }
+
     fn ranges(&self) -> &[Range] {
-        self.ranges.get(..self.len).unwrap_or(&[])
+        self.ranges.get(..self.len()).unwrap_or(&[])
     }
 
     /// The kind of the byte at `address` and the end of the run of that kind (as far as the list tells runs apart).
@@ -136,12 +141,12 @@ impl Map {
             return Ok(());
         }
         // Two more ranges at the most: then nothing can go wrong half way.
-        if self.len + 2 > CAPACITY {
+        if self.len() + 2 > CAPACITY {
             return Err(Full);
         }
         self.split(start);
         self.split(end);
-        for range in self.ranges.iter_mut().take(self.len) {
+        for range in self.ranges.iter_mut().take(self.more + 1) {
             if range.start >= start && range.start < end {
                 range.kind = kind;
             }
@@ -157,17 +162,18 @@ impl Map {
             return;
         }
         let (kind, _) = self.at(at);
-        self.ranges.copy_within(next..self.len, next + 1);
+        let len = self.len();
+        self.ranges.copy_within(next..len, next + 1);
         if let Some(place) = self.ranges.get_mut(next) {
             *place = Range { start: at, kind };
-            self.len += 1;
+            self.more += 1;
         }
     }
 
     /// Joins neighbours of one kind.
     fn join(&mut self) {
         let mut kept = 1;
-        for i in 1..self.len {
+        for i in 1..self.len() {
             let (Some(range), Some(last)) = (self.ranges.get(i).copied(), self.ranges.get(kept - 1)) else {
                 break;
             };
@@ -178,12 +184,12 @@ impl Map {
                 kept += 1;
             }
         }
-        self.len = kept;
+        self.more = kept - 1;
     }
 
     /// Everything that belongs to the host in `from` belongs to the one in `to`.
     pub(crate) fn transfer(&mut self, from: Slot, to: Slot) {
-        for range in self.ranges.iter_mut().take(self.len) {
+        for range in self.ranges.iter_mut().take(self.more + 1) {
             match range.kind {
                 Kind::Host(owner) if owner == from => range.kind = Kind::Host(to),
                 Kind::Readable(owner) if owner == from => range.kind = Kind::Readable(to),
@@ -211,7 +217,7 @@ mod tests {
         map.transfer(Slot::Odd, Slot::Even);
         assert_eq!(map.at(0x18_0000), (Kind::Host(Slot::Even), END));
         map.set(0x10_0000, 0x18_0000, Kind::Host(Slot::Even)).unwrap();
-        assert_eq!(map.len, 1, "joined again");
+        assert_eq!(map.len(), 1, "joined again");
     }
 
     #[test]
@@ -243,8 +249,8 @@ mod tests {
         while map.set(at, at + 0x1000, Kind::Shared).is_ok() {
             at += 0x2000;
         }
-        let len = map.len;
+        let len = map.len();
         assert_eq!(map.set(at, at + 0x1000, Kind::Shared), Err(Full));
-        assert_eq!((map.len, map.at(at).0), (len, Kind::Host(Slot::Even)));
+        assert_eq!((map.len(), map.at(at).0), (len, Kind::Host(Slot::Even)));
     }
 }

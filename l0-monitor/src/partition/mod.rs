@@ -125,7 +125,7 @@ impl Partition {
                 hosts: PerSlot::new(HostState::Absent, HostState::Absent),
                 generation: 0,
                 two: false,
-                epts: PerSlot::new(Ept::new(&[], false), Ept::new(&[], false)),
+                epts: PerSlot::new(Ept::NONE, Ept::NONE),
                 io: IoFilter::NONE,
                 ioapics: ArrayVec::new_const(),
                 too_many_ioapics: false,
