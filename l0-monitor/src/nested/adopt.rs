@@ -62,12 +62,12 @@ impl Adopted {
     /// back then.
     ///
     /// # Errors
-    /// That of a VMREAD or VMPTRLD that failed; nothing is adopted then.
+    /// That of the VMPTRLD that failed; nothing is adopted then.
     pub(crate) fn adopt(&mut self, hw: &mut impl Hardware, phys: u64, own: &HostArea) -> Result<(), VmxStatus> {
         if self.find(phys).is_some() {
             return Ok(());
         }
-        let area = HostArea::read(hw)?;
+        let area = HostArea::read(hw);
         if let Some(victim) = self.victim() {
             // Whether it is the same is told only of those that are given back when their time has come.
             self.give_back(hw, victim);

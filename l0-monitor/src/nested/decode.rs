@@ -5,6 +5,9 @@
 
 use crate::arch::general::Register;
 
+/// Bytes of the longest instruction (SDM vol. 2A, 2.3.11).
+pub(crate) const LONGEST: usize = 15;
+
 /// A decoded access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mov {
@@ -93,7 +96,7 @@ pub(crate) fn mov(bytes: &[u8]) -> Option<Mov> {
         }
         _ => return None,
     };
-    (at <= bytes.len() && at <= 15).then_some(Mov {
+    (at <= bytes.len() && at <= LONGEST).then_some(Mov {
         size,
         operation,
         length: at as u8,

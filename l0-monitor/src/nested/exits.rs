@@ -3,6 +3,7 @@
 //! An exit of the guest is reflected to the host's KVM untouched; an exit of the host is served. Neither knows how it
 //! is carried out: the result is a [`Next`], and `run` applies it.
 
+use arrayvec::ArrayVec;
 use locum_abi::{Event, StopReason};
 
 use crate::arch::general::Register;
@@ -70,7 +71,7 @@ impl<H: Hardware> Context<'_, H> {
             self.vcpu.steady.stale = Copies::CLEARED;
         }
         self.hw.vmptrld(self.vcpu.vmcs01);
-        let (Ok(loaded), Some(area)) = (loaded, area) else {
+        let Some(area) = area else {
             return Next::Die(StopReason::Unhandled, [0, reason.0.into(), current]);
         };
         let efer = self.read(field::GUEST_EFER);
@@ -240,24 +241,16 @@ impl<H: Hardware> Context<'_, H> {
     /// violation.
     fn fetch_mov(&mut self, rip: u64) -> Option<decode::Mov> {
         let paging = self.paging();
-        let mut bytes = [0_u8; 15];
-        let mut have = 0;
-        for (i, byte) in bytes.iter_mut().enumerate() {
-            let Ok(phys) = paging.translate(
-                self.hw,
-                &|a, n| self.around.may_touch(a, n),
-                rip.wrapping_add(i as u64),
-                false,
-            ) else {
-                break;
-            };
-            if !self.around.may_touch(phys, 1) {
-                break;
+        let may_touch = |address, bytes| self.around.may_touch(address, bytes);
+        let mut bytes = ArrayVec::<u8, { decode::LONGEST }>::new();
+        while !bytes.is_full() {
+            let linear = rip.wrapping_add(bytes.len() as u64);
+            match paging.translate(self.hw, &may_touch, linear, false) {
+                Ok(phys) if may_touch(phys, 1) => bytes.push(self.hw.read_phys(phys, 1) as u8),
+                _ => break,
             }
-            *byte = self.hw.read_phys(phys, 1) as u8;
-            have += 1;
         }
-        decode::mov(bytes.get(..have)?)
+        decode::mov(&bytes)
     }
 
     /// The host's entry into its guest failed with these RFLAGS.

@@ -3,15 +3,14 @@
 //! A fingerprint over every field is taken before a VMCS is adopted and again when it was given back. Where neither the
 //! host wrote to it nor its guest ran in between, they must be equal; what was found goes to the trace ring.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::vmx::Hardware;
-use crate::vmx::field::{self, Field};
-
-const FIELDS: usize = Field::NUMBERS;
+use crate::vmx::field::{self, Field, PerField};
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
-static SUPPORTED: [AtomicU64; FIELDS / 64] = [const { AtomicU64::new(0) }; FIELDS / 64];
+/// The fields that this machine's CPUs have.
+static SUPPORTED: PerField<AtomicBool> = PerField([const { AtomicBool::new(false) }; _]);
 
 /// Turns the check on, for the life of L0.
 pub(crate) fn enable() {
@@ -26,11 +25,9 @@ pub(crate) fn enabled() -> bool {
 /// Finds out which fields the CPU has, by reading the current VMCS, which must be L0's own: a read that fails leaves an
 /// error number in it.
 pub(crate) fn probe(hw: &mut impl Hardware) {
-    for number in 0..FIELDS {
-        if hw.vmread(Field::from_number(number)).is_ok()
-            && let Some(word) = SUPPORTED.get(number / 64)
-        {
-            word.fetch_or(1 << (number % 64), Ordering::Relaxed);
+    for field in Field::all() {
+        if hw.vmread(field).is_ok() {
+            SUPPORTED[field].store(true, Ordering::Relaxed);
         }
     }
 }
@@ -38,15 +35,11 @@ pub(crate) fn probe(hw: &mut impl Hardware) {
 /// A fingerprint of the current VMCS (FNV-1a over encodings and values), never 0.
 pub(crate) fn fingerprint(hw: &mut impl Hardware) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for number in 0..FIELDS {
-        let has = SUPPORTED
-            .get(number / 64)
-            .is_some_and(|w| w.load(Ordering::Relaxed) >> (number % 64) & 1 != 0);
-        let field = Field::from_number(number);
-        if !has || field == field::INSTRUCTION_ERROR {
+    for field in Field::all().filter(|field| SUPPORTED[*field].load(Ordering::Relaxed)) {
+        if field == field::INSTRUCTION_ERROR {
             continue;
         }
-        for word in [u64::from(field.0), hw.vmread(field).unwrap_or(!0)] {
+        for word in [u64::from(field.0), hw.get(field)] {
             hash = (hash ^ word).wrapping_mul(0x0100_0000_01b3);
         }
     }

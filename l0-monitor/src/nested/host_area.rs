@@ -5,11 +5,11 @@
 //! uses neither a TSS nor SYSENTER.
 
 use crate::arch::registers::{Cr0Flags, Cr4Flags, DEBUGCTL_CLEAR, DR7_CLEAR, EFER_LONG_MODE, RFLAGS_CLEAR};
+use crate::vmx::Hardware;
 use crate::vmx::caps::{Caps, FixedBits};
 use crate::vmx::controls::ExitControls;
 use crate::vmx::field::{self, Area, Field, Segment};
 use crate::vmx::guest::{self, AccessRights, FLAT_LIMIT, Interruptibility, PendingDebug};
-use crate::vmx::{Hardware, VmxStatus};
 
 /// Number of replaced fields.
 pub(crate) const FIELDS: usize = 15;
@@ -68,12 +68,16 @@ impl HostArea {
     /// All zero.
     pub(crate) const ZERO: Self = Self([0; FIELDS]);
 
-    /// Index of `field`, `None` if L0 leaves it alone.
-    pub(crate) fn index(field: Field) -> Option<usize> {
+    /// The value of a field of the current VMCS, `None` if L0 leaves the field alone.
+    pub(crate) fn value(&mut self, field: Field) -> Option<&mut u64> {
         if field.area() != Area::Host {
             return None;
         }
-        REPLACED.iter().position(|f| *f == field)
+        let place = REPLACED
+            .iter()
+            .zip(&mut self.0)
+            .find(|(replaced, _)| **replaced == field);
+        place.map(|(_, value)| value)
     }
 
     /// Selector of one of ES to GS.
@@ -83,21 +87,14 @@ impl HostArea {
     }
 
     /// Reads the area of the current VMCS.
-    ///
-    /// # Errors
-    /// That of the VMREAD that failed: there is no current VMCS.
-    pub(crate) fn read(hw: &mut impl Hardware) -> Result<Self, VmxStatus> {
-        let mut area = Self::ZERO;
-        for (value, field) in area.0.iter_mut().zip(REPLACED) {
-            *value = hw.vmread(field)?;
-        }
-        Ok(area)
+    pub(crate) fn read(hw: &mut impl Hardware) -> Self {
+        Self(REPLACED.map(|field| hw.get(field)))
     }
 
     /// Writes the area of the current VMCS.
     pub(crate) fn write(&self, hw: &mut impl Hardware) {
         for (value, field) in self.0.iter().zip(REPLACED) {
-            hw.vmwrite(field, *value);
+            hw.put(field, *value);
         }
     }
 
@@ -150,25 +147,23 @@ impl LoadedOnExit {
     };
 
     /// Reads them from the current VMCS.
-    ///
-    /// # Errors
-    /// That of the VMREAD that failed.
-    pub(crate) fn read(hw: &mut impl Hardware) -> Result<Self, VmxStatus> {
-        let exit_controls = ExitControls::from_bits_retain(hw.vmread(field::EXIT_CONTROLS)? as u32);
-        Ok(Self {
+    pub(crate) fn read(hw: &mut impl Hardware) -> Self {
+        let exit_controls = ExitControls::from_bits_retain(hw.get(field::EXIT_CONTROLS) as u32);
+        Self {
             exit_controls,
-            tr: [hw.vmread(field::HOST_TR_SELECTOR)?, hw.vmread(field::HOST_TR_BASE)?],
+            tr: [field::HOST_TR_SELECTOR, field::HOST_TR_BASE].map(|field| hw.get(field)),
             sysenter: [
-                hw.vmread(field::HOST_SYSENTER_CS)?,
-                hw.vmread(field::HOST_SYSENTER_ESP)?,
-                hw.vmread(field::HOST_SYSENTER_EIP)?,
-            ],
+                field::HOST_SYSENTER_CS,
+                field::HOST_SYSENTER_ESP,
+                field::HOST_SYSENTER_EIP,
+            ]
+            .map(|field| hw.get(field)),
             efer: if exit_controls.contains(ExitControls::LOAD_EFER) {
-                hw.vmread(field::HOST_EFER)?
+                hw.get(field::HOST_EFER)
             } else {
                 0
             },
-        })
+        }
     }
 }
 

@@ -16,9 +16,8 @@ impl Region {
     }
 
     fn prepare(&self, revision: u32) -> u64 {
-        if let Some(first) = self.0.first() {
-            first.store(revision, Ordering::Relaxed);
-        }
+        let [first, ..] = &self.0;
+        first.store(revision, Ordering::Relaxed);
         core::ptr::from_ref(self) as u64
     }
 }

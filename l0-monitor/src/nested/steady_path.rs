@@ -79,10 +79,8 @@ impl<H: Hardware> Context<'_, H> {
         let cr4 = Cr4Flags::from_bits_retain(self.read(field::CR4_SHADOW));
         let fixed_bits = cr0.contains(self.vcpu.caps.fixed.cr0) && cr4.contains(self.vcpu.caps.fixed.cr4);
         self.hw.select(&current);
-        let Ok(loaded) = LoadedOnExit::read(self.hw) else {
-            return;
-        };
-        let controls = self.hw.vmread(field::SECONDARY_CONTROLS).unwrap_or(0) as u32;
+        let loaded = LoadedOnExit::read(self.hw);
+        let controls = self.hw.get(field::SECONDARY_CONTROLS) as u32;
         let controls = SecondaryControls::from_bits_retain(controls);
         let usual = loaded.exit_controls.contains(ExitControls::HOST_64)
             && !loaded.exit_controls.contains(ExitControls::SAVE_PREEMPTION_TIMER);

@@ -126,9 +126,9 @@ pub(crate) fn enter(vcpu: &mut VCpu, hw: &mut Cpu, frame: &Frame, cpu: CpuIndex,
     vcpu.pretend_bsp = false;
     let belief = take_root(vcpu, hw, cpu, PARTITION.owner(cpu), exit_rip)?;
     vcpu.belief = belief;
-    let mut now = |msr| hw.rdmsr(msr).unwrap_or(0);
-    let sysenter = msr::SYSENTER.map(&mut now);
-    let state = EntryState::from_frame(frame, now(msr::EFER), now(msr::DEBUGCTL), sysenter);
+    // MSRs that every CPU with VMX has.
+    let sysenter = msr::SYSENTER.map(msr::read);
+    let state = EntryState::from_frame(frame, msr::read(msr::EFER), msr::read(msr::DEBUGCTL), sysenter);
     vmcs01::fill(hw, vcpu, &state, (frame.selectors[TR], frame.tr_base));
     if let Some(current) = belief.current {
         let own = vcpu.own_area;

@@ -7,15 +7,15 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use locum_abi::Event;
 
-use crate::vmx::field::Field;
+use crate::vmx::field::{Field, PerField};
 
-static COUNTS: [[AtomicU32; Field::NUMBERS]; 2] = [const { [const { AtomicU32::new(0) }; Field::NUMBERS] }; 2];
+static READS: PerField<AtomicU32> = PerField([const { AtomicU32::new(0) }; _]);
+static WRITES: PerField<AtomicU32> = PerField([const { AtomicU32::new(0) }; _]);
 
 /// Counts an access that exited. An event, if it is one of those that leave a record.
 pub(crate) fn count(field: Field, write: bool) -> Option<Event> {
-    let counts = &COUNTS[usize::from(write)];
-    let counter = counts.get(field.number())?;
-    let times = counter.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+    let counts = if write { &WRITES } else { &READS };
+    let times = counts[field].fetch_add(1, Ordering::Relaxed).wrapping_add(1);
     times.is_power_of_two().then_some(Event::FieldTrapped {
         field: field.0,
         write,

@@ -237,7 +237,6 @@ fn write_all(hw: &mut impl Hardware, fields: &[(Field, u64)]) {
 pub(crate) fn fill(hw: &mut impl Hardware, vcpu: &VCpu, state: &EntryState, tr: (u16, u64)) {
     let rules = PARTITION.enforcement(vcpu.slot, vcpu.pretend_bsp);
     let [io_a, io_b] = rules.io_bitmaps;
-    let efer_now = hw.rdmsr(msr::EFER).unwrap_or(EFER_LONG_MODE.bits());
     let fields = [
         (field::PIN_CONTROLS, vcpu.caps.pin.bits().into()),
         (field::PRIMARY_CONTROLS, vcpu.caps.primary.bits().into()),
@@ -259,7 +258,7 @@ pub(crate) fn fill(hw: &mut impl Hardware, vcpu: &VCpu, state: &EntryState, tr: 
         (field::EPTP, rules.eptp),
         (field::VPID, HOST_VPID),
         (field::XSS_EXITING_BITMAP, 0),
-        (field::HOST_EFER, efer_now | EFER_LONG_MODE.bits()),
+        (field::HOST_EFER, msr::read(msr::EFER) | EFER_LONG_MODE.bits()),
         (field::HOST_SYSENTER_CS, 0),
         (field::HOST_SYSENTER_ESP, 0),
         (field::HOST_SYSENTER_EIP, 0),

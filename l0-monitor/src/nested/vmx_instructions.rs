@@ -8,7 +8,7 @@ use locum_abi::PAGE_SIZE;
 use crate::arch::paging::page_of;
 use crate::arch::registers::Cr4Flags;
 use crate::nested::context::{Context, Exception};
-use crate::nested::host_area::{HostArea, replaced};
+use crate::nested::host_area::replaced;
 use crate::nested::steady::Steady;
 use crate::nested::vcpu::Belief;
 use crate::nested::{trapped_fields, walk};
@@ -252,9 +252,10 @@ impl<H: Hardware> Context<'_, H> {
         };
         let field = Field::from_operand(code);
         self.count_trapped(code, false);
-        let replaced = HostArea::index(field);
-        let value = match replaced.and_then(|i| self.vcpu.adopted.find(current)?.area.0.get(i).copied()) {
-            Some(value) => Ok(value),
+        let entry = self.vcpu.adopted.find(current);
+        let own = entry.and_then(|entry| entry.area.value(field));
+        let value = match own {
+            Some(value) => Ok(*value),
             None => {
                 self.hw.vmptrld(current);
                 let value = self.hw.vmread(field);
@@ -295,10 +296,9 @@ impl<H: Hardware> Context<'_, H> {
         };
         let field = Field::from_operand(code);
         self.count_trapped(code, true);
-        let replaced = HostArea::index(field);
         if let Some(entry) = self.vcpu.adopted.find(current) {
             entry.fingerprint = 0;
-            if let Some(own) = replaced.and_then(|i| entry.area.0.get_mut(i)) {
+            if let Some(own) = entry.area.value(field) {
                 *own = field.truncate(value);
                 self.vcpu.steady.area = self.vcpu.shadow.seen(entry.area);
                 self.vcpu.steady.ready &= entry.area.valid(&self.vcpu.caps);

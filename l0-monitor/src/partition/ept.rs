@@ -218,9 +218,7 @@ impl<'a> Ept<'a> {
         for level in (1..=LEVELS).rev() {
             let size = span(level);
             let index = (address / size % paging::ENTRIES as u64) as usize;
-            let entry = table
-                .and_then(|t| t.0.get(index))
-                .map_or(0, |e| e.load(Ordering::Relaxed));
+            let entry = table.map_or(0, |table| table.0[index].load(Ordering::Relaxed));
             if level == 1 || entry == 0 || Flags::from_bits_retain(entry).contains(Flags::LARGE) {
                 return (entry, size);
             }

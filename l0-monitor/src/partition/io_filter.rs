@@ -88,15 +88,15 @@ impl IoFilter {
         pm1: [0; 2],
     };
 
-    /// One byte of the bitmap of ports that always exit.
-    pub(crate) fn filtered_byte(&self, index: usize) -> u8 {
+    /// The byte that has `at` in the bitmap of ports that always exit.
+    pub(crate) fn filtered_byte(&self, at: u16) -> u8 {
         let pm1 = self.pm1.iter().filter(|port| **port != 0);
         let pm1 = pm1.flat_map(|port| [*port, port.wrapping_add(1)]);
         FILTERED
             .iter()
             .copied()
             .chain(pm1)
-            .filter(|port| usize::from(port >> 3) == index)
+            .filter(|port| port >> 3 == at >> 3)
             .fold(0, |byte, port| byte | 1 << (port & 7))
     }
 
@@ -172,9 +172,9 @@ mod tests {
     #[test]
     fn what_always_exits() {
         let filter = filter();
-        assert_eq!(filter.filtered_byte(0xcf8 / 8), 0xff);
-        assert_eq!(filter.filtered_byte(KEYBOARD as usize / 8), 1 << 4);
-        assert_eq!(filter.filtered_byte(0xb004 / 8), 0x30);
+        assert_eq!(filter.filtered_byte(0xcf8), 0xff);
+        assert_eq!(filter.filtered_byte(KEYBOARD), 1 << 4);
+        assert_eq!(filter.filtered_byte(0xb004), 0x30);
         assert_eq!(filter.filtered_byte(0), 0, "port 0 is not PM1b");
     }
 

@@ -1,5 +1,6 @@
 //! Who owns which physical memory: a sorted list of ranges that covers the whole address space.
 
+use arrayvec::ArrayVec;
 use locum_abi::Slot;
 
 pub(crate) use locum_abi::grant::ADDRESS_SPACE_END as END;
@@ -64,9 +65,9 @@ impl Kind {
     }
 }
 
+/// Where another kind of memory begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Range {
-    /// First byte; the range ends where the next one starts.
+struct Change {
     start: u64,
     kind: Kind,
 }
@@ -80,40 +81,29 @@ pub(crate) struct Full;
 /// The map.
 #[derive(Clone, Debug)]
 pub(crate) struct Map {
-    /// How many ranges there are beside the first. (So an empty map is all zeroes, and takes no place in the image.)
-    more: usize,
-    ranges: [Range; CAPACITY],
+    /// Kind of the byte at address 0.
+    first: Kind,
+    /// In ascending order; each has another kind than what is before it.
+    changes: ArrayVec<Change, CAPACITY>,
 }
 
 impl Map {
     /// Everything belongs to the host in the even slot.
     pub(crate) const fn new() -> Self {
         Self {
-            more: 0,
-            ranges: [Range {
-                start: 0,
-                kind: Kind::Host(Slot::Even),
-            }; CAPACITY],
+            first: Kind::Host(Slot::Even),
+            changes: ArrayVec::new_const(),
         }
     }
 
-    const fn len(&self) -> usize {
-        self.more + 1
-    }
-
-    fn ranges(&self) -> &[Range] {
-        self.ranges.get(..self.len()).unwrap_or(&[])
-    }
-
-    /// The kind of the byte at `address` and the end of the run of that kind (as far as the list tells runs apart).
+    /// The kind of the byte at `address` and the end of the run of that kind.
     pub(crate) fn at(&self, address: u64) -> (Kind, u64) {
-        let ranges = self.ranges();
-        let next = ranges.partition_point(|r| r.start <= address);
-        let kind = next
-            .checked_sub(1)
-            .and_then(|i| ranges.get(i))
-            .map_or(Kind::Monitor, |r| r.kind);
-        (kind, ranges.get(next).map_or(END, |r| r.start))
+        let next = self.changes.partition_point(|change| change.start <= address);
+        let (before, after) = self.changes.split_at(next);
+        (
+            before.last().map_or(self.first, |change| change.kind),
+            after.first().map_or(END, |change| change.start),
+        )
     }
 
     /// True if all of `start..end` satisfies `test`.
@@ -140,63 +130,41 @@ impl Map {
         if start >= end || end > END {
             return Ok(());
         }
-        // Two more ranges at the most: then nothing can go wrong half way.
-        if self.len() + 2 > CAPACITY {
+        // Two more changes at the most: then nothing can go wrong half way.
+        if self.changes.remaining_capacity() < 2 {
             return Err(Full);
         }
-        self.split(start);
-        self.split(end);
-        for range in self.ranges.iter_mut().take(self.more + 1) {
-            if range.start >= start && range.start < end {
-                range.kind = kind;
-            }
+        let (after, _) = self.at(end);
+        self.changes.retain(|change| !(start..=end).contains(&change.start));
+        self.begin(start, kind)?;
+        self.begin(end, after)
+    }
+
+    /// Makes a kind begin at `start`, where no change is yet.
+    fn begin(&mut self, start: u64, kind: Kind) -> Result<(), Full> {
+        if start == 0 {
+            self.first = kind;
+        } else if start < END && self.at(start).0 != kind {
+            let next = self.changes.partition_point(|change| change.start < start);
+            let change = Change { start, kind };
+            self.changes.try_insert(next, change).map_err(|_| Full)?;
         }
-        self.join();
         Ok(())
-    }
-
-    /// Makes a range begin at `at`. There is room for it.
-    fn split(&mut self, at: u64) {
-        let next = self.ranges().partition_point(|r| r.start < at);
-        if at >= END || self.ranges().get(next).is_some_and(|r| r.start == at) {
-            return;
-        }
-        let (kind, _) = self.at(at);
-        let len = self.len();
-        self.ranges.copy_within(next..len, next + 1);
-        if let Some(place) = self.ranges.get_mut(next) {
-            *place = Range { start: at, kind };
-            self.more += 1;
-        }
-    }
-
-    /// Joins neighbours of one kind.
-    fn join(&mut self) {
-        let mut kept = 1;
-        for i in 1..self.len() {
-            let (Some(range), Some(last)) = (self.ranges.get(i).copied(), self.ranges.get(kept - 1)) else {
-                break;
-            };
-            if range.kind != last.kind {
-                if let Some(place) = self.ranges.get_mut(kept) {
-                    *place = range;
-                }
-                kept += 1;
-            }
-        }
-        self.more = kept - 1;
     }
 
     /// Everything that belongs to the host in `from` belongs to the one in `to`.
     pub(crate) fn transfer(&mut self, from: Slot, to: Slot) {
-        for range in self.ranges.iter_mut().take(self.more + 1) {
-            match range.kind {
-                Kind::Host(owner) if owner == from => range.kind = Kind::Host(to),
-                Kind::Readable(owner) if owner == from => range.kind = Kind::Readable(to),
-                _ => {}
-            }
-        }
-        self.join();
+        let given = |kind| match kind {
+            Kind::Host(owner) if owner == from => Kind::Host(to),
+            Kind::Readable(owner) if owner == from => Kind::Readable(to),
+            other => other,
+        };
+        self.first = given(self.first);
+        let mut last = self.first;
+        self.changes.retain(|change| {
+            change.kind = given(change.kind);
+            core::mem::replace(&mut last, change.kind) != change.kind
+        });
     }
 }
 
@@ -217,7 +185,7 @@ mod tests {
         map.transfer(Slot::Odd, Slot::Even);
         assert_eq!(map.at(0x18_0000), (Kind::Host(Slot::Even), END));
         map.set(0x10_0000, 0x18_0000, Kind::Host(Slot::Even)).unwrap();
-        assert_eq!(map.len(), 1, "joined again");
+        assert_eq!(map.changes.len(), 0, "joined again");
     }
 
     #[test]
@@ -236,6 +204,7 @@ mod tests {
             for owner in model.iter_mut().take(b).skip(a) {
                 *owner = slot;
             }
+            assert!(map.changes.is_sorted_by(|a, b| a.start < b.start && a.kind != b.kind));
             for (page, owner) in model.iter().enumerate() {
                 assert_eq!(map.at((page as u64) << 12).0, Kind::Host(*owner));
             }
@@ -249,8 +218,8 @@ mod tests {
         while map.set(at, at + 0x1000, Kind::Shared).is_ok() {
             at += 0x2000;
         }
-        let len = map.len();
+        let len = map.changes.len();
         assert_eq!(map.set(at, at + 0x1000, Kind::Shared), Err(Full));
-        assert_eq!((map.len(), map.at(at).0), (len, Kind::Host(Slot::Even)));
+        assert_eq!((map.changes.len(), map.at(at).0), (len, Kind::Host(Slot::Even)));
     }
 }

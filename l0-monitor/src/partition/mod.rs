@@ -584,9 +584,9 @@ impl State {
     /// Byte by byte, straight into the CPU's pages: L0's stacks have no room for whole bitmaps.
     fn write_bitmaps(&self) {
         for slot in Slot::ALL {
-            pages::set_io_bitmap(slot, |byte| {
+            pages::set_io_bitmap(slot, |port| {
                 if self.two {
-                    self.owners.io_bitmap_byte(slot, byte) | self.io.filtered_byte(byte)
+                    self.owners.io_bitmap_byte(slot, port) | self.io.filtered_byte(port)
                 } else {
                     0
                 }

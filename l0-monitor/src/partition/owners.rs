@@ -1,5 +1,6 @@
 //! Who owns what, and the one place where an owner changes. Pure.
 
+use arrayvec::ArrayVec;
 use locum_abi::{Errno, Grant, MAX_CPUS, Slot};
 
 use crate::id::{CpuIndex, PerCpu};
@@ -8,6 +9,8 @@ use super::memory::{Kind, Map};
 
 /// PCI functions that can belong to the host that does not reign.
 pub(crate) const PCI_CAPACITY: usize = 64;
+/// I/O ports.
+const PORTS: usize = 0x1_0000;
 /// IOAPIC pins (GSIs) accounted for.
 const PINS: usize = 1024;
 /// Pins that one IOAPIC can have (82093AA datasheet, 3.2.2: eight bits).
@@ -56,10 +59,10 @@ pub(crate) struct Owners {
     reigning: Slot,
     cpus: PerCpu<Slot>,
     /// One bit a port: set if it belongs to the host that does not reign.
-    ports: [u8; 8192],
+    ports: [u8; PORTS / 8],
     pins: [Slot; PINS],
-    pci: [u16; PCI_CAPACITY],
-    pci_len: usize,
+    /// Functions of the host that does not reign.
+    pci: ArrayVec<u16, PCI_CAPACITY>,
 }
 
 impl Owners {
@@ -69,10 +72,9 @@ impl Owners {
             memory: Map::new(),
             reigning: Slot::Even,
             cpus: PerCpu([Slot::Even; MAX_CPUS]),
-            ports: [0; 8192],
+            ports: [0; PORTS / 8],
             pins: [Slot::Even; PINS],
-            pci: [0; PCI_CAPACITY],
-            pci_len: 0,
+            pci: ArrayVec::new_const(),
         }
     }
 
@@ -88,10 +90,7 @@ impl Owners {
 
     /// Owner of a port.
     pub(crate) fn port(&self, port: u16) -> Slot {
-        let other = self
-            .ports
-            .get(usize::from(port >> 3))
-            .is_some_and(|b| b >> (port & 7) & 1 != 0);
+        let other = self.ports[usize::from(port >> 3)] >> (port & 7) & 1 != 0;
         if other { self.reigning.other() } else { self.reigning }
     }
 
@@ -111,16 +110,16 @@ impl Owners {
 
     /// Owner of a PCI function.
     pub(crate) fn pci(&self, function: u16) -> Slot {
-        let other = self
-            .pci
-            .get(..self.pci_len)
-            .is_some_and(|list| list.contains(&function));
-        if other { self.reigning.other() } else { self.reigning }
+        if self.pci.contains(&function) {
+            self.reigning.other()
+        } else {
+            self.reigning
+        }
     }
 
     /// PCI functions of the host that does not reign.
     pub(crate) fn other_functions(&self) -> &[u16] {
-        self.pci.get(..self.pci_len).unwrap_or(&[])
+        &self.pci
     }
 
     /// Changes the owner of one resource from `from` to the other slot: the only way a single resource moves.
@@ -150,11 +149,9 @@ impl Owners {
                     return Err(Errno::NotOwner);
                 }
                 if from == self.reigning {
-                    *self.pci.get_mut(self.pci_len).ok_or(Errno::NoSpace)? = function;
-                    self.pci_len += 1;
-                } else if let Some(i) = self.pci.iter().take(self.pci_len).position(|f| *f == function) {
-                    self.pci_len -= 1;
-                    self.pci.swap(i, self.pci_len);
+                    self.pci.try_push(function).map_err(|_| Errno::NoSpace)?;
+                } else {
+                    self.pci.retain(|other| *other != function);
                 }
             }
             Resource::Ports(first, last) => {
@@ -162,9 +159,7 @@ impl Owners {
                     return Err(Errno::NotOwner);
                 }
                 for port in first..=last {
-                    if let Some(byte) = self.ports.get_mut(usize::from(port >> 3)) {
-                        *byte ^= 1 << (port & 7);
-                    }
+                    self.ports[usize::from(port >> 3)] ^= 1 << (port & 7);
                 }
             }
             Resource::Pin(gsi) => {
@@ -183,14 +178,14 @@ impl Owners {
         self.memory.transfer(to.other(), to);
         self.cpus = PerCpu([to; MAX_CPUS]);
         self.pins = [to; PINS];
-        self.ports = [0; 8192];
-        self.pci_len = 0;
+        self.ports = [0; PORTS / 8];
+        self.pci.clear();
         self.reigning = to;
     }
 
-    /// One byte of the I/O bitmaps for the host in `slot`: a set bit makes the access exit.
-    pub(crate) fn io_bitmap_byte(&self, slot: Slot, index: usize) -> u8 {
-        let byte = self.ports.get(index).copied().unwrap_or(0xff);
+    /// The byte of the I/O bitmaps that has `port`, for the host in `slot`: a set bit makes the access exit.
+    pub(crate) fn io_bitmap_byte(&self, slot: Slot, port: u16) -> u8 {
+        let byte = self.ports[usize::from(port >> 3)];
         if slot == self.reigning { byte } else { !byte }
     }
 }
@@ -237,7 +232,7 @@ mod tests {
             (o.pci(0x18), o.pci(0x10), o.port(0x2f8), o.port(0x3f8)),
             (ODD, EVEN, ODD, EVEN)
         );
-        let byte = |slot, port: usize| o.io_bitmap_byte(slot, port / 8);
+        let byte = |slot, port| o.io_bitmap_byte(slot, port);
         assert_eq!((byte(EVEN, 0x2f8), byte(EVEN, 0x3f8)), (0xff, 0));
         assert_eq!((byte(ODD, 0x2f8), byte(ODD, 0x3f8)), (0, 0xff));
         o.give_all(ODD);

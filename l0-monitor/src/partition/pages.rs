@@ -39,10 +39,10 @@ pub(crate) fn ept_tables(slot: Slot) -> &'static [Table] {
     &EPT[slot]
 }
 
-/// Writes a slot's I/O bitmaps; `byte` gives each byte.
-pub(crate) fn set_io_bitmap(slot: Slot, byte: impl Fn(usize) -> u8) {
-    for (index, word) in IO[slot].0.iter().enumerate() {
-        let bytes = core::array::from_fn(|i| byte(8 * index + i));
+/// Writes a slot's I/O bitmaps; `byte` gives the byte that begins with a port.
+pub(crate) fn set_io_bitmap(slot: Slot, byte: impl Fn(u16) -> u8) {
+    for (port, word) in (0..=u16::MAX).step_by(64).zip(&IO[slot].0) {
+        let bytes = core::array::from_fn(|i| byte(port + 8 * i as u16));
         word.store(u64::from_le_bytes(bytes), Ordering::Release);
     }
 }

@@ -1,5 +1,7 @@
 //! VMCS field encodings (SDM vol. 3D, appendix B).
 
+use core::ops::Index;
+
 /// Width of a field, from bits 14:13 of its encoding (SDM vol. 3C, 26.11.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Width {
@@ -44,17 +46,18 @@ impl Field {
         }
     }
 
-    /// Number of fields that have a [`Self::number`].
-    pub(crate) const NUMBERS: usize = 1024;
+    /// All fields that have a [`Self::number`] of their own.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        (0..NUMBERS).map(Self::from_number)
+    }
 
     /// A small number for each field with an index below 64 (CPUs use fewer than 40): width, then type, then index
     /// (SDM vol. 3C, table 26-20). Both halves of a 64-bit field have the same.
-    pub(crate) const fn number(self) -> usize {
+    const fn number(self) -> usize {
         (self.width() as usize * 4 + self.area() as usize) * 64 + (self.0 >> 1 & 63) as usize
     }
 
-    /// The field of a number below [`Self::NUMBERS`].
-    pub(crate) const fn from_number(number: usize) -> Self {
+    const fn from_number(number: usize) -> Self {
         let (group, index) = (number / 64, number % 64);
         Self(((group / 4) << 13 | (group % 4) << 10 | (index << 1)) as u32)
     }
@@ -86,6 +89,22 @@ impl Field {
             Width::W32 => value & 0xffff_ffff,
             Width::W64 | Width::Natural => value,
         }
+    }
+}
+
+/// How many numbers there are.
+const NUMBERS: usize = 1024;
+
+/// One value for each VMCS field that a CPU may have. A [`Field`] indexes it, and cannot miss: encodings that no CPU has
+/// share places with others.
+#[derive(Debug)]
+pub(crate) struct PerField<T>(pub(crate) [T; NUMBERS]);
+
+impl<T> Index<Field> for PerField<T> {
+    type Output = T;
+
+    fn index(&self, field: Field) -> &T {
+        &self.0[field.number()]
     }
 }
 
@@ -348,8 +367,8 @@ mod tests {
         assert_eq!(Field::from_number(0), VPID);
         assert_eq!(Field::from_number(15 * 64 + 11), HOST_RIP);
         assert_eq!(Field::from_number(4 * 64 + 13), EPTP);
-        for number in 0..Field::NUMBERS {
-            assert_eq!(Field::from_number(number).number(), number);
+        for (number, field) in Field::all().enumerate() {
+            assert_eq!(field.number(), number);
         }
     }
 }
