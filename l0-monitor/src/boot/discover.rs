@@ -1,7 +1,7 @@
 //! Finding out about the machine: ACPI tables, CPUs, memory, MTRRs.
 #![expect(unsafe_code, reason = "reads registers of IOAPICs and copies the RSDP")]
 
-use firmware_shim::acpi::{self, MadtEntry, Rsdp};
+use firmware_shim::acpi::{self, Madt, MadtEntry, Rsdp};
 use firmware_shim::e820::E820Map;
 use locum_abi::MAX_CPUS;
 
@@ -38,6 +38,35 @@ pub(crate) fn read_machine(
     let tables = acpi::Machine::open(memory, rsdp)?;
     let madt = tables.madt()?;
     let fadt = tables.fadt()?;
+    register_cpus(&madt)?;
+    let mut machine = Machine {
+        e820: E820Map::from_firmware(information.memory_map())?,
+        mtrrs: Mtrrs::read(cpuid::max_phys_bits()),
+        pool: options.pool.as_ref().map(|p| Span {
+            start: p.start,
+            end: p.end,
+        }),
+        pm1_control: [fadt.pm1a_control(), fadt.pm1b_control()]
+            .map(|register| register.and_then(|r| r.port()).unwrap_or(0)),
+        rsdp: rsdp_address,
+        boot_apic_id: cpuid::apic_id(),
+        ..Machine::EMPTY
+    };
+    add_ioapics(&mut machine, &madt);
+    if let Some(mcfg) = tables.mcfg()? {
+        for region in mcfg.regions().filter_map(Result::ok) {
+            if machine.ecam.try_push(region).is_err() {
+                log::warn!("PCI configuration window at {:#x} is one too many", region.base);
+            }
+        }
+    }
+    if tables.has_dmar()? {
+        log::warn!("DMA remapping (DMAR) is hidden from hosts: no device passthrough to guests");
+    }
+    Ok(machine::publish(machine))
+}
+
+fn register_cpus(madt: &Madt<'_, Identity>) -> Result<(), BootError> {
     let enabled = || {
         let cpus = madt.cpus().filter_map(Result::ok);
         cpus.filter(acpi::Cpu::enabled).map(|cpu| cpu.apic_id)
@@ -53,44 +82,25 @@ pub(crate) fn read_machine(
             total - taken
         );
     }
-    let mut machine = Machine {
-        e820: E820Map::from_firmware(information.memory_map())?,
-        mtrrs: Mtrrs::read(cpuid::max_phys_bits()),
-        pool: options.pool.as_ref().map(|p| Span {
-            start: p.start,
-            end: p.end,
-        }),
-        pm1_control: [fadt.pm1a_control(), fadt.pm1b_control()]
-            .map(|register| register.and_then(|r| r.port()).unwrap_or(0)),
-        rsdp: rsdp_address,
-        boot_apic_id: cpuid::apic_id(),
-        ..Machine::EMPTY
-    };
+    Ok(())
+}
+
+fn add_ioapics(machine: &mut Machine, madt: &Madt<'_, Identity>) {
     for entry in madt.entries().filter_map(Result::ok) {
-        if let MadtEntry::IoApic { address, gsi_base, .. } = entry {
-            let address = u64::from(address);
-            let ioapic = IoApic {
-                address,
-                gsi_base,
-                pins: ioapic_pins(address),
-            };
-            if machine.ioapics.try_push(ioapic).is_err() {
-                machine.too_many_ioapics = true;
-                log::error!("IOAPIC at {address:#x} is one too many for L0 ({MAX_IOAPICS}): refreshes will be refused");
-            }
+        let MadtEntry::IoApic { address, gsi_base, .. } = entry else {
+            continue;
+        };
+        let address = u64::from(address);
+        let ioapic = IoApic {
+            address,
+            gsi_base,
+            pins: ioapic_pins(address),
+        };
+        if machine.ioapics.try_push(ioapic).is_err() {
+            machine.too_many_ioapics = true;
+            log::error!("IOAPIC at {address:#x} is one too many for L0 ({MAX_IOAPICS}): refreshes will be refused");
         }
     }
-    if let Some(mcfg) = tables.mcfg()? {
-        for region in mcfg.regions().filter_map(Result::ok) {
-            if machine.ecam.try_push(region).is_err() {
-                log::warn!("PCI configuration window at {:#x} is one too many", region.base);
-            }
-        }
-    }
-    if tables.has_dmar()? {
-        log::warn!("DMA remapping (DMAR) is hidden from hosts: no device passthrough to guests");
-    }
-    Ok(machine::publish(machine))
 }
 
 /// Number of an IOAPIC's pins (82093AA data sheet, 3.2.2: version register, bits 16-23, is one less).

@@ -1,6 +1,8 @@
 //! Putting the first host's kernel, ramdisk and tables where it will find them.
 #![expect(unsafe_code, reason = "places things in physical memory")]
 
+use core::ops::Range;
+
 use arrayvec::{ArrayString, ArrayVec};
 use firmware_shim::acpi::{self, HostFirmware, Locm};
 use firmware_shim::e820::{self, E820Error, E820Map, FirstHostMemory, MemoryType};
@@ -8,8 +10,8 @@ use firmware_shim::linux::{ENTRY_64_OFFSET, KernelImage, ZERO_PAGE_LEN, ZeroPage
 use locum_abi::{FAMILY, Slot};
 
 use super::memory::{Identity, bytes, move_bytes};
-use super::multiboot::Information;
-use super::place::{self, Wanted};
+use super::multiboot::{Information, Module};
+use super::place::{self, Places, Wanted};
 use super::{BootError, cmdline};
 use crate::arch::{cpuid, paging};
 use crate::doors::reset;
@@ -81,28 +83,10 @@ pub(crate) fn load(
     // SAFETY: GRUB put the module there, below 4 GiB; nothing is written to memory outside L0 before the last use.
     let kernel = KernelImage::parse(unsafe { bytes(&kernel_range) })?;
     let map = host_map(machine)?;
-    let usable = map
-        .entries()
-        .iter()
-        .filter(|entry| entry.kind == MemoryType::Usable)
-        .map(|entry| entry.start..entry.end);
-    let preferred = kernel.preferred_address();
-    let places = place::choose(
-        usable,
-        &kernel_range,
-        &Wanted {
-            kernel_room: kernel.init_size(),
-            kernel_align: kernel.alignment().max(paging::LARGE_PAGE),
-            kernel_lowest: preferred,
-            ramdisk: ramdisk_file.map_or(0, |file| file.end - file.start),
-        },
-    )?;
-    kernel.check_load(places.kernel, kernel.init_size())?;
+    let places = choose_places(&kernel, &kernel_range, ramdisk_file, &map)?;
 
     let base = shared::slot_field(Slot::Even, core::mem::offset_of!(SlotArea, tables));
-    let maxcpus = options.host_cpus.filter(|&n| (n as usize) < id::count());
-    let line: ArrayString<{ cmdline::HOST_LINE }> =
-        cmdline::for_first_host(kernel_file.line, maxcpus, cpuid::has_la57()).map_err(|_| BootError::CommandLine)?;
+    let line = command_line(kernel_file.line, options)?;
     let rsdp = host_tables(machine, tables, base + ACPI_OFFSET)?;
     let zero_page = ZeroPage {
         kernel: &kernel,
@@ -128,18 +112,56 @@ pub(crate) fn load(
         ramdisk.end,
         ramdisk_file.map_or(0, |file| file.start),
     );
+    // SAFETY: this is the last use of the kernel's file.
+    unsafe { move_images(&kernel, ramdisk_file, &places) };
+    Ok(Entry {
+        rip: places.kernel + ENTRY_64_OFFSET,
+        zero_page: base,
+    })
+}
+
+/// Chooses where kernel and ramdisk go.
+fn choose_places(
+    kernel: &KernelImage<'_>,
+    kernel_file: &Range<u64>,
+    ramdisk_file: Option<Module<'_>>,
+    map: &E820Map,
+) -> Result<Places, BootError> {
+    let usable = map
+        .entries()
+        .iter()
+        .filter(|entry| entry.kind == MemoryType::Usable)
+        .map(|entry| entry.start..entry.end);
+    let wanted = Wanted {
+        kernel_room: kernel.init_size(),
+        kernel_align: kernel.alignment().max(paging::LARGE_PAGE),
+        kernel_lowest: kernel.preferred_address(),
+        ramdisk: ramdisk_file.map_or(0, |file| file.end - file.start),
+    };
+    let places = place::choose(usable, kernel_file, &wanted)?;
+    kernel.check_load(places.kernel, kernel.init_size())?;
+    Ok(places)
+}
+
+/// The command line of the first host; `own` is what the administrator wrote.
+fn command_line(own: &str, options: &cmdline::Options) -> Result<ArrayString<{ cmdline::HOST_LINE }>, BootError> {
+    let maxcpus = options.host_cpus.filter(|&n| (n as usize) < id::count());
+    cmdline::for_first_host(own, maxcpus, cpuid::has_la57()).map_err(|_| BootError::CommandLine)
+}
+
+/// Moves ramdisk and kernel from where the boot loader left them to their places.
+///
+/// # Safety
+/// The places were chosen by [`choose_places`] for these files, and `kernel` is not used any more afterwards.
+unsafe fn move_images(kernel: &KernelImage<'_>, ramdisk_file: Option<Module<'_>>, places: &Places) {
     let code = kernel.code().as_ptr_range();
     let (from, len) = (code.start as u64, kernel.code().len() as u64);
     if let (Some(file), Some(place)) = (ramdisk_file, &places.ramdisk) {
         // SAFETY: usable memory of the host; the place avoids the kernel's file, which is still needed.
         unsafe { move_bytes(place.start, file.start, file.end - file.start) };
     }
-    // SAFETY: usable memory of the host, clear of the ramdisk. The kernel's file is not used after this.
+    // SAFETY: usable memory of the host, clear of the ramdisk.
     unsafe { move_bytes(places.kernel, from, len) };
-    Ok(Entry {
-        rip: places.kernel + ENTRY_64_OFFSET,
-        zero_page: base,
-    })
 }
 
 /// Makes the first host's ACPI tables at `at`; returns the address of their RSDP.

@@ -3,6 +3,8 @@
 //! Only what compilers make of `readl` and `writel` in 64-bit code: opcodes 88 to 8b and c6, c7 with ModR/M (SDM vol.
 //! 2A, chapter 2). Everything else is refused, and the host gets #GP.
 
+use bitflags::bitflags;
+
 use crate::arch::general::Register;
 
 /// Bytes of the longest instruction (SDM vol. 2A, 2.3.11).
@@ -30,76 +32,122 @@ pub(crate) enum Operation {
     StoreImmediate(u64),
 }
 
+bitflags! {
+    /// A REX prefix (SDM vol. 2A, table 2-4); empty if there is none.
+    #[derive(Clone, Copy)]
+    struct Rex: u8 {
+        const PRESENT = 1 << 6;
+        /// W: operands of 64 bits.
+        const WIDE = 1 << 3;
+        /// R: bit 3 of ModR/M.reg.
+        const REGISTER = 1 << 2;
+        const _ = !0;
+    }
+}
+
+/// A ModR/M byte (SDM vol. 2A, 2.1.5).
+#[derive(Clone, Copy)]
+struct ModRm(u8);
+
+impl ModRm {
+    /// `mode` of an operand that is a register.
+    const REGISTER: u8 = 3;
+    /// `rm` of an operand with a SIB byte.
+    const SIB: u8 = 4;
+    /// `rm`, or the base in a SIB byte, that means a displacement alone in mode 0.
+    const DISPLACEMENT: u8 = 5;
+
+    const fn mode(self) -> u8 {
+        self.0 >> 6
+    }
+
+    const fn register(self) -> u8 {
+        self.0 >> 3 & 7
+    }
+
+    const fn rm(self) -> u8 {
+        self.0 & 7
+    }
+}
+
+/// The bytes of an instruction that are still to be read.
+struct Code<'a>(&'a [u8]);
+
+impl Code<'_> {
+    fn next(&mut self) -> Option<u8> {
+        self.take(1)?.first().copied()
+    }
+
+    fn take(&mut self, count: usize) -> Option<&[u8]> {
+        let (taken, rest) = self.0.split_at_checked(count)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    /// Prefixes, of which only the operand size (true: 16 bits) and REX matter, and the opcode.
+    fn opcode(&mut self) -> Option<(bool, Rex, u8)> {
+        let mut operand_16 = false;
+        loop {
+            match self.next()? {
+                0x66 => operand_16 = true,
+                0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => {}
+                rex @ 0x40..=0x4f => return Some((operand_16, Rex::from_bits_retain(rex), self.next()?)),
+                opcode => return Some((operand_16, Rex::empty(), opcode)),
+            }
+        }
+    }
+
+    /// Goes past what follows ModR/M of a memory operand: SIB and displacement. The address is not needed, the CPU has
+    /// reported it.
+    fn skip_address(&mut self, modrm: ModRm) -> Option<()> {
+        let base = match modrm.rm() {
+            ModRm::SIB => self.next()? & 7,
+            rm => rm,
+        };
+        let displacement = match modrm.mode() {
+            ModRm::REGISTER => return None,
+            0 if base == ModRm::DISPLACEMENT => 4,
+            0 => 0,
+            1 => 1,
+            _ => 4,
+        };
+        self.take(displacement).map(drop)
+    }
+}
+
 /// Decodes the instruction at the start of `bytes`. `None` if it is not such a MOV, or cut off.
 pub(crate) fn mov(bytes: &[u8]) -> Option<Mov> {
-    let mut at = 0;
-    let mut operand_16 = false;
-    let mut rex = 0_u8;
-    let next = |at: &mut usize| -> Option<u8> {
-        let byte = *bytes.get(*at)?;
-        *at += 1;
-        Some(byte)
-    };
-    let opcode = loop {
-        match next(&mut at)? {
-            0x66 => operand_16 = true,
-            0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => {}
-            byte @ 0x40..=0x4f => {
-                rex = byte;
-                break next(&mut at)?;
-            }
-            byte => break byte,
-        }
-    };
+    let mut code = Code(bytes);
+    let (operand_16, rex, opcode) = code.opcode()?;
     let byte_sized = opcode & 1 == 0;
-    let size = match (byte_sized, rex & 8 != 0, operand_16) {
+    let size = match (byte_sized, rex.contains(Rex::WIDE), operand_16) {
         (true, ..) => 1,
         (_, true, _) => 8,
         (_, _, true) => 2,
         _ => 4,
     };
-    let modrm = next(&mut at)?;
-    let register = modrm >> 3 & 7 | (rex & 4) << 1;
-    let displacement = match (modrm >> 6, modrm & 7) {
-        (3, _) => return None,
-        (mode, 4) => {
-            let sib = next(&mut at)?;
-            match mode {
-                0 if sib & 7 == 5 => 4,
-                0 => 0,
-                1 => 1,
-                _ => 4,
-            }
-        }
-        (0, 5) => 4,
-        (0, _) => 0,
-        (1, _) => 1,
-        _ => 4,
-    };
-    at += displacement;
+    let modrm = ModRm(code.next()?);
+    let high = if rex.contains(Rex::REGISTER) { 8 } else { 0 };
+    let register = Register::from_bits(u32::from(modrm.register() | high));
+    code.skip_address(modrm)?;
     // AH to BH are never used by the accessors; without REX, byte registers 4 to 7 would mean them.
-    if byte_sized && rex == 0 && register >= 4 && opcode < 0xc0 {
-        return None;
-    }
+    let high_byte = byte_sized && rex.is_empty() && modrm.register() >= 4;
     let operation = match opcode {
-        0x88 | 0x89 => Operation::Store(Register::from_bits(register.into())),
-        0x8a | 0x8b => Operation::Load(Register::from_bits(register.into())),
-        0xc6 | 0xc7 if modrm >> 3 & 7 == 0 => {
-            let width = if size == 8 { 4 } else { usize::from(size) };
-            let raw = bytes.get(at..at + width)?;
-            at += width;
-            let mut value = 0_u64;
-            for (i, byte) in raw.iter().enumerate() {
-                value |= u64::from(*byte) << (8 * i);
-            }
+        0x88 | 0x89 if !high_byte => Operation::Store(register),
+        0x8a | 0x8b if !high_byte => Operation::Load(register),
+        0xc6 | 0xc7 if modrm.register() == 0 => {
+            // With 64-bit operands the immediate is of 32 bits, and sign-extended.
+            let raw = code.take(usize::from(size).min(4))?;
+            let value = raw.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
             Operation::StoreImmediate(if size == 8 { value as u32 as i32 as u64 } else { value })
         }
         _ => return None,
     };
-    (at <= bytes.len() && at <= LONGEST).then_some(Mov {
+    let length = bytes.len() - code.0.len();
+    (length <= LONGEST).then_some(Mov {
         size,
         operation,
-        length: at as u8,
+        length: length as u8,
     })
 }
 
