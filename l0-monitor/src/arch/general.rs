@@ -68,6 +68,17 @@ impl Register {
     }
 }
 
+/// A register that holds `old` after an instruction has written `size` bytes of it: four clear the rest, one and two keep
+/// it (SDM vol. 1, 3.4.1.1).
+pub(crate) const fn written(old: u64, size: u8, value: u64) -> u64 {
+    match size {
+        1 => old & !0xff | value & 0xff,
+        2 => old & !0xffff | value & 0xffff,
+        4 => value & 0xffff_ffff,
+        _ => value,
+    }
+}
+
 /// The values of all general registers. A [`Register`] indexes it, and cannot miss.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +108,18 @@ impl IndexMut<Register> for Registers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn narrow_writes_keep_the_rest() {
+        let sizes = [1, 2, 4, 8].map(|size| written(0x1111_2222_3333_4444, size, 0xaaaa_bbbb_cccc_dddd));
+        let wanted = [
+            0x1111_2222_3333_44dd,
+            0x1111_2222_3333_dddd,
+            0xcccc_dddd,
+            0xaaaa_bbbb_cccc_dddd,
+        ];
+        assert_eq!(sizes, wanted);
+    }
 
     #[test]
     fn numbers_are_those_of_the_encoding() {

@@ -11,6 +11,7 @@ use super::{BootError, cmdline};
 use crate::arch::cpuid;
 use crate::machine::mtrr::Mtrrs;
 use crate::machine::{self, IoApic, MAX_IOAPICS, Machine, Span};
+use crate::partition::ioapic::{SELECT, VERSION, WINDOW, last_pin};
 use crate::shared::layout;
 use crate::{id, shared};
 
@@ -103,13 +104,12 @@ fn add_ioapics(machine: &mut Machine, madt: &Madt<'_, Identity>) {
     }
 }
 
-/// Number of an IOAPIC's pins (82093AA data sheet, 3.2.2: version register, bits 16-23, is one less).
+/// Number of an IOAPIC's pins.
 fn ioapic_pins(address: u64) -> u32 {
-    const VERSION: u32 = 1;
     // SAFETY: the MADT names this address as an IOAPIC's, and no host uses it yet.
     let version = unsafe {
-        (address as *mut u32).write_volatile(VERSION);
-        ((address + 0x10) as *const u32).read_volatile()
+        ((address + SELECT) as *mut u32).write_volatile(VERSION);
+        ((address + WINDOW) as *const u32).read_volatile()
     };
-    (version >> 16 & 0xff) + 1
+    last_pin(version) + 1
 }

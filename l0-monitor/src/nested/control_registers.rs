@@ -5,12 +5,13 @@
 
 use crate::arch::registers::{Cr0Flags, Cr4Flags, EferFlags};
 use crate::nested::context::{Context, Exception};
+use crate::nested::vmcs01::HOST_VPID;
 use crate::vmx::Hardware;
 use crate::vmx::controls::EntryControls;
 use crate::vmx::exit::CrAccess;
 use crate::vmx::field::{self, Segment};
 use crate::vmx::guest::AccessRights;
-use crate::vmx::hardware::Invalidate;
+use crate::vmx::hardware::{Invalidate, SINGLE_CONTEXT};
 
 /// What LMSW writes (SDM vol. 2A, LMSW). It can set PE, and can't clear it.
 const LMSW: Cr0Flags = Cr0Flags::PROTECTED_MODE_ENABLE
@@ -131,6 +132,6 @@ impl<H: Hardware> Context<'_, H> {
 
     /// Drops the host's translations, as the MOV to the control register would have.
     fn flush(&mut self) {
-        self.hw.invalidate(Invalidate::Vpid, 1, [crate::nested::HOST_VPID, 0]);
+        self.hw.invalidate(Invalidate::Vpid, SINGLE_CONTEXT, [HOST_VPID, 0]);
     }
 }

@@ -6,7 +6,7 @@
 use arrayvec::ArrayVec;
 use locum_abi::{Event, StopReason};
 
-use crate::arch::general::Register;
+use crate::arch::general::{self, Register};
 use crate::nested::context::{Context, Exception};
 use crate::nested::decode::{self, Operation};
 use crate::nested::host_area::{self, LoadedOnExit};
@@ -136,12 +136,7 @@ impl<H: Hardware> Context<'_, H> {
         let rax = self.vcpu.gprs[Register::Rax];
         match self.around.port(self.hw, io, rax as u32) {
             Verdict::Value(value) => {
-                let merged = match io.size {
-                    1 => rax & !0xff | u64::from(value & 0xff),
-                    2 => rax & !0xffff | u64::from(value & 0xffff),
-                    _ => u64::from(value),
-                };
-                self.vcpu.gprs[Register::Rax] = merged;
+                self.vcpu.gprs[Register::Rax] = general::written(rax, io.size, value.into());
             }
             Verdict::Done => {}
             Verdict::Power => {
@@ -228,13 +223,7 @@ impl<H: Hardware> Context<'_, H> {
 
     fn load_register(&mut self, register: Register, size: u8, value: u32) {
         let old = self.gpr(register);
-        let merged = match size {
-            1 => old & !0xff | u64::from(value & 0xff),
-            2 => old & !0xffff | u64::from(value & 0xffff),
-            4 => u64::from(value),
-            _ => value as i32 as u64,
-        };
-        self.set_gpr(register, merged);
+        self.set_gpr(register, general::written(old, size, value as i32 as u64));
     }
 
     /// Fetches and decodes the instruction at `rip`; the CPU reports neither its bytes nor its length for an EPT

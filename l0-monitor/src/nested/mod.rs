@@ -71,5 +71,3 @@ pub(crate) mod vcpu;
 pub(crate) mod vmcs01;
 pub(crate) mod vmx_instructions;
 pub(crate) mod walk;
-
-pub(crate) use vmcs01::HOST_VPID;

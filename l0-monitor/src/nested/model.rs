@@ -5,6 +5,7 @@ use std::vec::Vec;
 
 use locum_abi::PAGE_SIZE;
 
+use crate::arch::paging::{PRESENT_WRITABLE, PRESENT_WRITABLE_LARGE};
 use crate::vmx::controls::SecondaryControls;
 use crate::vmx::field::{self, Area, Field};
 use crate::vmx::hardware::Invalidate;
@@ -12,6 +13,18 @@ use crate::vmx::{Hardware, VmxStatus};
 
 /// VMCS revision identifier of the model.
 pub(crate) const REVISION: u32 = 0x10;
+
+/// VM-instruction errors (SDM vol. 3C, 31.4).
+pub(crate) mod error {
+    pub(crate) const VMCLEAR_ADDRESS: u64 = 2;
+    pub(crate) const VMCLEAR_VMXON: u64 = 3;
+    pub(crate) const VMPTRLD_ADDRESS: u64 = 9;
+    pub(crate) const VMPTRLD_VMXON: u64 = 10;
+    pub(crate) const UNSUPPORTED_FIELD: u64 = 12;
+    pub(crate) const READ_ONLY_FIELD: u64 = 13;
+    pub(crate) const VMXON_IN_ROOT: u64 = 15;
+    pub(crate) const INVALID_OPERAND: u64 = 28;
+}
 
 /// The machine.
 #[derive(Debug, Default)]
@@ -61,9 +74,9 @@ impl Model {
             vmxon: Some(vmxon),
             ..Self::default()
         };
-        model.put(0x1000, 0x2003);
+        model.put(0x1000, 0x2000 | PRESENT_WRITABLE);
         for gib in 0..4 {
-            model.put(0x2000 + 8 * gib, gib << 30 | 0x83);
+            model.put(0x2000 + 8 * gib, gib << 30 | PRESENT_WRITABLE_LARGE);
         }
         model.vmcs.insert(current, BTreeMap::new());
         model.active.insert(current);
@@ -144,7 +157,7 @@ impl Hardware for Model {
     fn vmread(&mut self, field: Field) -> Result<u64, VmxStatus> {
         self.done.reads += 1;
         if !self.has(field) {
-            return Err(self.fail(12));
+            return Err(self.fail(error::UNSUPPORTED_FIELD));
         }
         self.current.map(|c| self.field(c, field)).ok_or(VmxStatus::FailInvalid)
     }
@@ -153,8 +166,8 @@ impl Hardware for Model {
         self.done.writes += 1;
         match self.current {
             None => VmxStatus::FailInvalid,
-            Some(_) if !self.has(field) => self.fail(12),
-            Some(_) if field.area() == Area::ExitInformation && !self.writes_all => self.fail(13),
+            Some(_) if !self.has(field) => self.fail(error::UNSUPPORTED_FIELD),
+            Some(_) if field.area() == Area::ExitInformation && !self.writes_all => self.fail(error::READ_ONLY_FIELD),
             Some(current) => {
                 self.set(current, field, field.truncate(value));
                 VmxStatus::Succeed
@@ -165,10 +178,10 @@ impl Hardware for Model {
     fn vmptrld(&mut self, phys: u64) -> VmxStatus {
         self.done.pointers += 1;
         if Self::bad_pointer(phys) {
-            return self.fail(9);
+            return self.fail(error::VMPTRLD_ADDRESS);
         }
         if self.vmxon == Some(phys) {
-            return self.fail(10);
+            return self.fail(error::VMPTRLD_VMXON);
         }
         self.current = Some(phys);
         self.active.insert(phys);
@@ -190,10 +203,10 @@ impl Hardware for Model {
 
     fn vmclear(&mut self, phys: u64) -> VmxStatus {
         if Self::bad_pointer(phys) {
-            return self.fail(2);
+            return self.fail(error::VMCLEAR_ADDRESS);
         }
         if self.vmxon == Some(phys) {
-            return self.fail(3);
+            return self.fail(error::VMCLEAR_VMXON);
         }
         self.active.remove(&phys);
         self.launched.retain(|l| *l != phys);
@@ -205,7 +218,7 @@ impl Hardware for Model {
 
     fn vmxon(&mut self, phys: u64) -> VmxStatus {
         if self.vmxon.is_some() {
-            return self.fail(15);
+            return self.fail(error::VMXON_IN_ROOT);
         }
         self.vmxon = Some(phys);
         self.current = None;
@@ -224,7 +237,7 @@ impl Hardware for Model {
 
     fn invalidate(&mut self, instruction: Invalidate, kind: u64, descriptor: [u64; 2]) -> VmxStatus {
         if kind > 3 {
-            return self.fail(28);
+            return self.fail(error::INVALID_OPERAND);
         }
         self.invalidated.push((instruction, kind, descriptor));
         VmxStatus::Succeed

@@ -19,7 +19,7 @@ use crate::partition::io_filter::Verdict;
 use crate::vmx::VmxStatus;
 use crate::vmx::caps::FixedBits;
 use crate::vmx::controls::ExitControls;
-use crate::vmx::exit::{IoAccess, Reason};
+use crate::vmx::exit::{InstructionInfo, IoAccess, Reason};
 use crate::vmx::field::{self, Field};
 
 pub(crate) const VMCS01: u64 = 0x10_0000;
@@ -185,7 +185,8 @@ pub(crate) fn exit_guest(vcpu: &mut VCpu, hw: &mut Model, reason: Reason) -> Nex
 
 /// A VMX instruction with its memory operand at `address` (base none, 64-bit).
 pub(crate) fn instruction(vcpu: &mut VCpu, hw: &mut Model, reason: Reason, address: u64) -> VmxStatus {
-    hw.set(VMCS01, field::INSTRUCTION_INFO, 2 << 7 | 1 << 22 | 1 << 27);
+    let info = 2 << InstructionInfo::ADDRESS_SIZE | InstructionInfo::NO_INDEX | InstructionInfo::NO_BASE;
+    hw.set(VMCS01, field::INSTRUCTION_INFO, info.into());
     hw.set(VMCS01, field::EXIT_QUALIFICATION, address);
     assert_eq!(exit_host(vcpu, hw, reason), Next::Host);
     assert_eq!(hw.current, Some(VMCS01), "VMCS01 is current whenever the host runs");
@@ -213,7 +214,8 @@ pub(crate) fn exiting_access(
 ) -> (VmxStatus, u64) {
     vcpu.gprs[Register::Rax] = value;
     vcpu.gprs[Register::Rcx] = field.0.into();
-    hw.set(VMCS01, field::INSTRUCTION_INFO, 1 << 10 | (Register::Rcx as u64) << 28);
+    let info = InstructionInfo::REGISTER | (Register::Rcx as u32) << InstructionInfo::REGISTER2;
+    hw.set(VMCS01, field::INSTRUCTION_INFO, info.into());
     assert_eq!(exit_host(vcpu, hw, reason), Next::Host);
     (
         VmxStatus::from_rflags(hw.field(VMCS01, field::GUEST_RFLAGS)),

@@ -10,7 +10,7 @@ use crate::arch::registers::{
 use crate::nested::adopt::CAPACITY;
 use crate::nested::exits::Next;
 use crate::nested::host_area::{HostArea, REPLACED, TABLE_LIMIT, TSS_LIMIT, replaced};
-use crate::nested::model::{Model, REVISION};
+use crate::nested::model::{Model, REVISION, error};
 use crate::nested::vcpu::Belief;
 use crate::vmx::caps::Caps;
 use crate::vmx::controls::EntryControls;
@@ -191,13 +191,13 @@ fn a_bad_host_area_fails_the_entry() {
 #[test]
 fn errors_are_the_cpus_own() {
     for (mut vcpu, mut hw) in nested() {
-        let error = |hw: &Model| hw.field(GUEST, field::INSTRUCTION_ERROR);
+        let found = |hw: &Model| hw.field(GUEST, field::INSTRUCTION_ERROR);
         hw.put(0x5000, 0x123);
         assert_eq!(
             instruction(&mut vcpu, &mut hw, Reason::VMPTRLD, 0x5000),
             VmxStatus::FailValid
         );
-        assert_eq!((error(&hw), vcpu.belief.current), (9, Some(GUEST)));
+        assert_eq!((found(&hw), vcpu.belief.current), (error::VMPTRLD_ADDRESS, Some(GUEST)));
         hw.put(0x5000, VMCS01 | 1 << 38);
         set_limit(1 << 38);
         assert_eq!(
@@ -205,23 +205,23 @@ fn errors_are_the_cpus_own() {
             VmxStatus::FailValid,
             "not the host's memory"
         );
-        assert_eq!(error(&hw), 2);
+        assert_eq!(found(&hw), error::VMCLEAR_ADDRESS);
         assert_eq!(
             instruction(&mut vcpu, &mut hw, Reason::VMXON, 0x5000),
             VmxStatus::FailValid
         );
-        assert_eq!(error(&hw), 15);
+        assert_eq!(found(&hw), error::VMXON_IN_ROOT);
         assert_eq!(
             access(&mut vcpu, &mut hw, Reason::VMREAD, Field(0x7ffe), 0).0,
             VmxStatus::FailValid
         );
-        assert_eq!(error(&hw), 12);
+        assert_eq!(found(&hw), error::UNSUPPORTED_FIELD);
         if !hw.writes_all {
             assert_eq!(
                 access(&mut vcpu, &mut hw, Reason::VMWRITE, field::EXIT_REASON, 0).0,
                 VmxStatus::FailValid
             );
-            assert_eq!(error(&hw), 13);
+            assert_eq!(found(&hw), error::READ_ONLY_FIELD);
         }
     }
 }

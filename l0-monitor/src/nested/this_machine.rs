@@ -11,7 +11,7 @@ use crate::partition::{PARTITION, Violation};
 use crate::shared;
 use crate::vmx::Hardware;
 use crate::vmx::exit::IoAccess;
-use crate::vmx::hardware::Invalidate;
+use crate::vmx::hardware::{Invalidate, SINGLE_CONTEXT};
 use crate::vmx::instructions::Cpu;
 
 /// The partition and the trace ring of this machine, for the host in a slot.
@@ -46,8 +46,8 @@ impl Surroundings<Cpu> for ThisMachine {
 
 /// Drops what this CPU caches of the host's translations.
 pub(crate) fn flush(vcpu: &VCpu, hw: &mut Cpu) {
-    hw.invalidate(Invalidate::Ept, 1, [PARTITION.ept_pointer(vcpu.slot), 0]);
-    hw.invalidate(Invalidate::Vpid, 1, [HOST_VPID, 0]);
+    hw.invalidate(Invalidate::Ept, SINGLE_CONTEXT, [PARTITION.ept_pointer(vcpu.slot), 0]);
+    hw.invalidate(Invalidate::Vpid, SINGLE_CONTEXT, [HOST_VPID, 0]);
 }
 
 /// Who is left when a host has died.

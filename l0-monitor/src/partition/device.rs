@@ -8,7 +8,7 @@ use locum_abi::Event;
 use spin::Mutex;
 
 use super::io_filter::{PCI_ADDRESS, PCI_DATA, Verdict, dropped};
-use super::ioapic::{ENTRY, IoApic, MASKED, SELECT, VERSION, WINDOW};
+use super::ioapic::{ENTRY, IoApic, MASKED, SELECT, VERSION, WINDOW, last_pin};
 use super::owners::{IOAPIC_PINS, PCI_CAPACITY};
 use crate::machine::MAX_IOAPICS;
 use crate::shared;
@@ -124,8 +124,7 @@ pub(crate) fn silence(hw: &mut impl Hardware, silence: &Silence) {
         hw.port_out(PCI_DATA, 2, command & !BUS_MASTER | INTX_DISABLE);
     }
     for (found, pins) in &silence.pins {
-        // One less than there are pins (bits 16 to 23).
-        let last = ioapic(hw, found.address, VERSION, None) >> 16 & 0xff;
+        let last = last_pin(ioapic(hw, found.address, VERSION, None));
         for pin in 0..=last {
             if pins[pin as usize / 64] >> (pin % 64) & 1 != 0 {
                 ioapic(hw, found.address, ENTRY + 2 * pin, Some(MASKED));

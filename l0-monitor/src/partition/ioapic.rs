@@ -19,6 +19,11 @@ pub(crate) const ENTRY: u32 = 0x10;
 /// Redirection entry: masked.
 pub(crate) const MASKED: u32 = 1 << 16;
 
+/// Last pin of an IOAPIC with this version register (82093AA data sheet, 3.2.2).
+pub(crate) const fn last_pin(version: u32) -> u32 {
+    version >> 16 & 0xff
+}
+
 /// One IOAPIC.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct IoApic {

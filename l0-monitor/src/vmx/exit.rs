@@ -245,6 +245,17 @@ impl IoAccess {
 pub(crate) struct InstructionInfo(pub(crate) u32);
 
 impl InstructionInfo {
+    /// The first operand is a register.
+    pub(crate) const REGISTER: u32 = 1 << 10;
+    /// There is no index register.
+    pub(crate) const NO_INDEX: u32 = 1 << 22;
+    /// There is no base register.
+    pub(crate) const NO_BASE: u32 = 1 << 27;
+    /// Lowest bit of the address size: 0 is 2 bytes, 1 is 4, 2 is 8.
+    pub(crate) const ADDRESS_SIZE: u32 = 7;
+    /// Lowest bit of the second register operand.
+    pub(crate) const REGISTER2: u32 = 28;
+
     /// Scale of the index, as a shift.
     pub(crate) const fn scale(self) -> u32 {
         self.0 & 3
@@ -252,7 +263,7 @@ impl InstructionInfo {
 
     /// First operand is a register (VMREAD, VMWRITE).
     pub(crate) const fn is_register(self) -> bool {
-        self.0 & 1 << 10 != 0
+        self.0 & Self::REGISTER != 0
     }
 
     /// Register of the first operand (VMREAD, VMWRITE).
@@ -262,12 +273,12 @@ impl InstructionInfo {
 
     /// Second register operand: the field (VMREAD, VMWRITE) or the type (INVEPT, INVVPID).
     pub(crate) const fn register2(self) -> Register {
-        Register::from_bits(self.0 >> 28)
+        Register::from_bits(self.0 >> Self::REGISTER2)
     }
 
     /// Address size in bytes: 2, 4 or 8.
     pub(crate) const fn address_size(self) -> u8 {
-        2 << (self.0 >> 7 & 3)
+        2 << (self.0 >> Self::ADDRESS_SIZE & 3)
     }
 
     /// Segment register; the numbers above GS are not used.
@@ -277,7 +288,7 @@ impl InstructionInfo {
 
     /// Index register.
     pub(crate) const fn index(self) -> Option<Register> {
-        if self.0 & 1 << 22 != 0 {
+        if self.0 & Self::NO_INDEX != 0 {
             None
         } else {
             Some(Register::from_bits(self.0 >> 18))
@@ -286,7 +297,7 @@ impl InstructionInfo {
 
     /// Base register.
     pub(crate) const fn base(self) -> Option<Register> {
-        if self.0 & 1 << 27 != 0 {
+        if self.0 & Self::NO_BASE != 0 {
             None
         } else {
             Some(Register::from_bits(self.0 >> 23))

@@ -62,6 +62,9 @@ pub(crate) enum Invalidate {
     Vpid,
 }
 
+/// Type of an INVEPT or INVVPID that L0 makes: the translations of one EPT pointer or VPID (SDM vol. 3C, 30.4.3.1).
+pub(crate) const SINGLE_CONTEXT: u64 = 1;
+
 /// What the nested code asks of the CPU it runs on.
 ///
 /// Physical addresses that reach `read_phys` and `write_phys` have been checked against the caller's partition.
