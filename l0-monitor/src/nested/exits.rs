@@ -232,10 +232,9 @@ impl<H: Hardware> Context<'_, H> {
         let paging = self.paging();
         let may_touch = |address, bytes| self.around.may_touch(address, bytes);
         let mut bytes = ArrayVec::<u8, { decode::LONGEST }>::new();
-        while !bytes.is_full() {
-            let linear = rip.wrapping_add(bytes.len() as u64);
-            match paging.translate(self.hw, &may_touch, linear, false) {
-                Ok(phys) if may_touch(phys, 1) => bytes.push(self.hw.read_phys(phys, 1) as u8),
+        for offset in 0..decode::LONGEST as u64 {
+            match paging.translate(self.hw, &may_touch, rip.wrapping_add(offset), false) {
+                Ok(phys) if may_touch(phys, 1) => bytes.try_push(self.hw.read_phys(phys, 1) as u8).ok()?,
                 _ => break,
             }
         }
