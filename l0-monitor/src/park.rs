@@ -118,8 +118,8 @@ pub(crate) struct Busy;
 /// How each CPU is to start that was commanded to: its stage says whose it is.
 struct Command(UnsafeCell<Option<Start>>);
 
-// SAFETY: the CPU's stage hands the command over: only the CPU that took `Step::Claim` writes it, before `Step::Command`;
-// only the addressee reads it, after.
+// SAFETY: the CPU's stage hands the command over: only the CPU that took `Step::Claim` writes it, before
+// `Step::Command`; only the addressee reads it, after.
 unsafe impl Sync for Command {}
 
 static COMMANDS: PerCpu<Command> = PerCpu([const { Command(UnsafeCell::new(None)) }; MAX_CPUS]);
@@ -150,8 +150,8 @@ pub(crate) fn poke() {
     Slot::ALL.into_iter().for_each(shared::touch_mailbox);
 }
 
-/// Waits on this CPU, which is `cpu` and in [`Stage::Parking`], until it is to run for a host: where, and in which mode.
-/// Its stage is [`Stage::Starting`] then. L0's page tables, GDT and IDT are in use and interrupts off.
+/// Waits on this CPU, which is `cpu` and in [`Stage::Parking`], until it is to run for a host: where, and in which
+/// mode. Its stage is [`Stage::Starting`] then. L0's page tables, GDT and IDT are in use and interrupts off.
 pub(crate) fn wait_for_start(cpu: CpuIndex) -> (Start, StartMode) {
     // SAFETY: parked CPUs run on L0's page tables, and no host uses this CPU's LAPIC from here on.
     let lapic = unsafe {

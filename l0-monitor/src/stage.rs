@@ -1,6 +1,7 @@
 //! Where every CPU stands between a host and L0, and who may move it: the arbitration of INIT.
 //!
-//! INIT is held pending while a CPU is in VMX root, and would *reset* it as soon as it leaves VMX operation (SDM vol. 3C,
+//! INIT is held pending while a CPU is in VMX root, and would *reset* it as soon as it leaves VMX operation (SDM vol.
+//! 3C,
 //! 25.2). So a CPU parks only after it has won its [`StageWord`], and one to which INIT was sent first goes back into
 //! non-root, where the INIT becomes an exit. In the same word a parked CPU is claimed, so that nobody takes a CPU for
 //! parked that is about to start.

@@ -1,5 +1,5 @@
-//! The general registers, numbered as instructions, exit information and VMX operands encode them in four bits (SDM vol.
-//! 2A, table 2-4 and 2.2.1.2; vol. 3C, table 29-3).
+//! The general registers, numbered as instructions, exit information and VMX operands encode them in four bits (SDM
+//! vol. 2A, table 2-4 and 2.2.1.2; vol. 3C, table 29-3).
 
 use core::ops::{Index, IndexMut};
 
@@ -68,8 +68,8 @@ impl Register {
     }
 }
 
-/// A register that holds `old` after an instruction has written `size` bytes of it: four clear the rest, one and two keep
-/// it (SDM vol. 1, 3.4.1.1).
+/// A register that holds `old` after an instruction has written `size` bytes of it: four clear the rest, one and two
+/// keep it (SDM vol. 1, 3.4.1.1).
 pub(crate) const fn written(old: u64, size: u8, value: u64) -> u64 {
     match size {
         1 => old & !0xff | value & 0xff,

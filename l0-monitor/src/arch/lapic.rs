@@ -3,9 +3,9 @@
 //! A LAPIC belongs to its CPU's host. L0 uses it to start CPUs at boot, to send INIT to the CPUs of a dead host and
 //! NMIs to itself, and, while a CPU is parked and no host uses it, its timer.
 //!
-//! The crate `x2apic` is for the owner of a LAPIC, and L0 is a guest in it: the crate takes x2APIC mode wherever CPUID has
-//! it, whatever mode a host left, and does not let task priority, spurious vector, local vectors and in-service registers
-//! be read, which a parked CPU must save, wait for and put back.
+//! The crate `x2apic` is for the owner of a LAPIC, and L0 is a guest in it: the crate takes x2APIC mode wherever CPUID
+//! has it, whatever mode a host left, and does not let task priority, spurious vector, local vectors and in-service
+//! registers be read, which a parked CPU must save, wait for and put back.
 #![expect(unsafe_code, reason = "the LAPIC is memory-mapped or behind WRMSR")]
 
 use x86_64::registers::model_specific::ApicBaseFlags;

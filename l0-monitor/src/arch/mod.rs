@@ -1,5 +1,5 @@
-//! The CPU as L0 meets it: general registers, descriptor tables, stacks, paging, LAPIC, MSRs, ports. Nothing here knows what L0 is
-//! for.
+//! The CPU as L0 meets it: general registers, descriptor tables, stacks, paging, LAPIC, MSRs, ports. Nothing here knows
+//! what L0 is for.
 
 pub(crate) mod cpuid;
 pub(crate) mod gdt;

@@ -4,8 +4,8 @@
 //! same for both. Pages are writable and executable and write-back: the MTRRs decide on memory types. L0's own first
 //! MiBs have 4 KiB pages, so that single ones (the guards below its stacks) can be left out.
 //!
-//! Entries are words with the flags of the crate `x86_64`, not its `PageTableEntry`: that asserts what is put into it, and
-//! the module of a host writes entries of these tables, too.
+//! Entries are words with the flags of the crate `x86_64`, not its `PageTableEntry`: that asserts what is put into it,
+//! and the module of a host writes entries of these tables, too.
 #![expect(unsafe_code, reason = "the CPU reads these tables")]
 
 use core::cell::UnsafeCell;

@@ -53,9 +53,9 @@ extern "C" fn arrive(frame: *mut Frame) -> ! {
     let Some(cpu) = cpuid::current() else {
         registers::halt_forever()
     };
-    // SAFETY: on the CPU itself, interrupts off, on L0's page tables; the IDT was filled at boot. No exit handler runs on
-    // a native CPU, so its state is this call's. The stub mapped its frame at this address under L0's CR3 and gives it to
-    // this CPU until it is back; the entry has already read from it.
+    // SAFETY: on the CPU itself, interrupts off, on L0's page tables; the IDT was filled at boot. No exit handler runs
+    // on a native CPU, so its state is this call's. The stub mapped its frame at this address under L0's CR3 and gives
+    // it to this CPU until it is back; the entry has already read from it.
     let (vcpu, mut hw, frame) = unsafe {
         gdt::load_segments(cpu);
         trap::load();
@@ -84,8 +84,8 @@ extern "C" fn arrive(frame: *mut Frame) -> ! {
 /// # Safety
 /// The frame is mapped at `frame` under this CR3, with the stub, and describes the host as it is to go on.
 pub(crate) unsafe fn return_native(frame: u64) -> ! {
-    // SAFETY: the stub's contract (`locum_abi::frame`): its GDT and IDT are mapped under both page tables, its stack ends
-    // with the frame.
+    // SAFETY: the stub's contract (`locum_abi::frame`): its GDT and IDT are mapped under both page tables, its stack
+    // ends with the frame.
     unsafe {
         asm!(
             "lgdt [rdi + {gdtr}]",

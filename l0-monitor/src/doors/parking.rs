@@ -45,8 +45,8 @@ pub(crate) unsafe extern "C" fn arrive() -> ! {
     park(cpu)
 }
 
-/// Parks this CPU, which is `cpu` and in [`Stage::Parking`], from whatever L0 was doing: the stack starts over. L0's page
-/// tables, GDT and IDT are in use and interrupts off.
+/// Parks this CPU, which is `cpu` and in [`Stage::Parking`], from whatever L0 was doing: the stack starts over. L0's
+/// page tables, GDT and IDT are in use and interrupts off.
 pub(crate) fn park(cpu: CpuIndex) -> ! {
     // SAFETY: nothing on the old stack is needed again, since neither function returns; the new one belongs to this
     // CPU. RSP is 16-byte aligned before the call, as the ABI wants it.

@@ -3,8 +3,9 @@
 //!
 //! One page per slot in the shared region: this code, then its data, all reached relative to RIP, because of the host's
 //! page tables only this one page is certain. The code asks CPUID for the APIC id and the page's table for the CPU's
-//! mode, which L0 keeps there ([`shared::set_reset_mode`]). A nested CPU calls L0; a native one switches to L0's page tables, GDT,
-//! IDT and its own L0 stack, then goes on in [`super::parking`]. CR4.PCIDE may be set: L0's CR3 has PCID 0.
+//! mode, which L0 keeps there ([`shared::set_reset_mode`]). A nested CPU calls L0; a native one switches to L0's page
+//! tables, GDT, IDT and its own L0 stack, then goes on in [`super::parking`]. CR4.PCIDE may be set: L0's CR3 has PCID
+//! 0.
 #![expect(unsafe_code, reason = "code is copied to where a host jumps")]
 
 use core::arch::global_asm;

@@ -125,8 +125,8 @@ extern "C" fn steady(vcpu: *mut VCpu) -> bool {
 
 /// Every other VM exit. Returns what the assembly enters with: 0 VMRESUME, 1 VMLAUNCH.
 extern "C" fn exit(vcpu: *mut VCpu) -> u8 {
-    // SAFETY: the assembly passes this CPU's state, and nobody else holds it: L0 runs on this CPU only after an exit. On
-    // L0's page tables with interrupts off, as every exit leaves it.
+    // SAFETY: the assembly passes this CPU's state, and nobody else holds it: L0 runs on this CPU only after an exit.
+    // On L0's page tables with interrupts off, as every exit leaves it.
     let (vcpu, mut hw) = unsafe { (&mut *vcpu, Cpu::new()) };
     let onward = run::exit(vcpu, &mut hw);
     carry_out(vcpu, onward)

@@ -95,7 +95,8 @@ impl<H: Hardware> Context<'_, H> {
         }
     }
 
-    /// Goes past the instruction that exited: RIP, the blocking by STI or MOV SS, and the single-step trap if RFLAGS.TF is set.
+    /// Goes past the instruction that exited: RIP, the blocking by STI or MOV SS, and the single-step trap if RFLAGS.TF
+    /// is set.
     pub(crate) fn advance(&mut self) {
         let length = self.read(field::INSTRUCTION_LENGTH);
         self.advance_by(length);

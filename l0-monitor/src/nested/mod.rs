@@ -2,12 +2,12 @@
 //!
 //! # How it works
 //! A host calls ([`transition`]), and L0 takes its state as the guest state of a VMCS of its own, VMCS01 ([`vmcs01`]),
-//! without leaving VMX operation: the host's VMCSs stay active and launched. The host goes on in VMX non-root. Its guests
-//! run on the very VMCSs that its KVM made; only the host-state area in them is L0's while they are
+//! without leaving VMX operation: the host's VMCSs stay active and launched. The host goes on in VMX non-root. Its
+//! guests run on the very VMCSs that its KVM made; only the host-state area in them is L0's while they are
 //! [adopted](adopt).
 //!
-//! Every VM exit comes from the door to [`run`], is turned into a decision by [`exits`], and carried out by `run`, which
-//! tells the door what is next:
+//! Every VM exit comes from the door to [`run`], is turned into a decision by [`exits`], and carried out by `run`,
+//! which tells the door what is next:
 //!
 //! ```text
 //!            exit of the guest                       exit of the host

@@ -136,8 +136,8 @@ fn resume(vcpu: &mut VCpu, hw: &mut Cpu) -> Onward {
     Onward::Enter { launch }
 }
 
-/// Parks this CPU; or, if INIT was sent to it, goes back into non-root so that the INIT arrives: in a state that VM entry
-/// accepts whatever the host's was. It exits before the first instruction.
+/// Parks this CPU; or, if INIT was sent to it, goes back into non-root so that the INIT arrives: in a state that VM
+/// entry accepts whatever the host's was. It exits before the first instruction.
 fn park(vcpu: &mut VCpu, hw: &mut Cpu) -> Onward {
     if stage::take(vcpu.cpu, Step::Park).is_err() {
         transition::fill_any(vcpu, hw);

@@ -3,7 +3,8 @@
 //!
 //! While the host has a current VMCS, the link pointer of VMCS01 names a *shadow VMCS*, one per CPU, and the CPU
 //! carries out the host's VMREADs and VMWRITEs of some fields there. Fields that the bitmaps leave out exit as ever, so
-//! a field is shadowed only if stock KVM uses it often enough to pay for the copying (see [`crate::nested::trapped_fields`]).
+//! a field is shadowed only if stock KVM uses it often enough to pay for the copying (see
+//! [`crate::nested::trapped_fields`]).
 //!
 //! Who holds the truth while the host runs:
 //! - for the fields in [`WRITTEN`], the shadow: the host changes them there. [`Shadow::flush`] takes them over before

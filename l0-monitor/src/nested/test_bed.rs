@@ -45,7 +45,8 @@ pub(crate) const KVM_EFER: EferFlags = EFER_LONG_MODE
     .union(EferFlags::NO_EXECUTE_ENABLE)
     .union(EferFlags::SYSTEM_CALL_EXTENSIONS);
 
-/// What is around the CPU: a successor that owns RAM up to a limit; there is more RAM behind it, and devices behind that.
+/// What is around the CPU: a successor that owns RAM up to a limit; there is more RAM behind it, and devices behind
+/// that.
 pub(crate) struct Open;
 
 std::thread_local! {

@@ -1,8 +1,8 @@
 //! Native to nested and back, on one CPU.
 //!
-//! **Entering** never leaves VMX operation. Whether the CPU is in it is found out with VMXON itself, which fails in root
-//! operation and changes nothing (SDM vol. 3C, VMXON). **Leaving** leaves VMX operation only if the host believes itself
-//! outside; otherwise the VMXON region in use, even if it is L0's, stays in use.
+//! **Entering** never leaves VMX operation. Whether the CPU is in it is found out with VMXON itself, which fails in
+//! root operation and changes nothing (SDM vol. 3C, VMXON). **Leaving** leaves VMX operation only if the host believes
+//! itself outside; otherwise the VMXON region in use, even if it is L0's, stays in use.
 //!
 //! Nothing here jumps: the doors enter VMCS01 or go back to the host when these functions have returned.
 #![expect(
@@ -164,8 +164,8 @@ fn on_this_machine<T>(vcpu: &mut VCpu, hw: &mut Cpu, serve: impl FnOnce(&mut Con
     })
 }
 
-/// Prepares a parked CPU, which is `cpu`, to start in VMX non-root: VMCS01 is current, clear and filled in afterwards, to
-/// be launched. VM exits land at `exit_rip`.
+/// Prepares a parked CPU, which is `cpu`, to start in VMX non-root: VMCS01 is current, clear and filled in afterwards,
+/// to be launched. VM exits land at `exit_rip`.
 ///
 /// # Errors
 /// [`Errno::NoVmx`], [`Errno::EntryFailed`].
@@ -205,9 +205,9 @@ pub(crate) enum Left {
     Again,
 }
 
-/// Leaves: all of the host's VMCSs get their own host-state area back, and VMX on this CPU is what the host believes. The
-/// frame is reached twice: by `address`, at which the host's stub uses it under both page tables, and by its physical
-/// address.
+/// Leaves: all of the host's VMCSs get their own host-state area back, and VMX on this CPU is what the host believes.
+/// The frame is reached twice: by `address`, at which the host's stub uses it under both page tables, and by its
+/// physical address.
 ///
 /// # Errors
 /// [`Errno::Frame`]; [`Errno::State`] while another host is being prepared or runs.
@@ -254,7 +254,8 @@ fn check_frame(vcpu: &mut VCpu, hw: &mut Cpu, address: u64) -> Result<(), Errno>
         cr3: paging::l0_cr3(slot),
         five_levels: false,
     };
-    // L0's own tables, the last two levels of which the module writes: nothing outside L0's memory is read on their word.
+    // L0's own tables, the last two levels of which the module writes: nothing outside L0's memory is read on their
+    // word.
     let own = layout::PRIVATE_BASE..=layout::BASE + layout::SIZE;
     let is_own = |a: u64, n: u64| own.contains(&a) && a.checked_add(n).is_some_and(|end| own.contains(&end));
     let mapped = |hw: &mut Cpu, address: u64| l0.translate(hw, &is_own, address, false).ok();

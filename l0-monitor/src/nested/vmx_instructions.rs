@@ -60,8 +60,8 @@ impl<H: Hardware> Context<'_, H> {
         Outcome::Host
     }
 
-    /// Executes `instruction` with the host's VMCS current, so that an error number lands there, and ends the instruction. Without
-    /// a current VMCS a VMfailValid is a VMfailInvalid.
+    /// Executes `instruction` with the host's VMCS current, so that an error number lands there, and ends the
+    /// instruction. Without a current VMCS a VMfailValid is a VMfailInvalid.
     fn on_host_vmcs(&mut self, instruction: impl FnOnce(&mut Self) -> VmxStatus) {
         let current = self.vcpu.belief.current;
         if let Some(phys) = current {

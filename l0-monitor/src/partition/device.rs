@@ -1,7 +1,7 @@
 //! Devices that both hosts reach through L0 while two run. Decisions were made before: here they are carried out.
 //!
-//! PCI configuration and IOAPICs are reached through an index register and a window, which two CPUs must not mix up: each
-//! kind has a lock for its two accesses. Nothing else is done under it, and the partition's lock is not held.
+//! PCI configuration and IOAPICs are reached through an index register and a window, which two CPUs must not mix up:
+//! each kind has a lock for its two accesses. Nothing else is done under it, and the partition's lock is not held.
 
 use arrayvec::ArrayVec;
 use locum_abi::Event;

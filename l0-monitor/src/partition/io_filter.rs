@@ -42,8 +42,8 @@ pub(crate) enum PortRule {
     Answer(Verdict),
     /// The access is made.
     Direct,
-    /// A cycle at this address of PCI configuration space is made, if the function is the host's `own` or may be read by
-    /// all.
+    /// A cycle at this address of PCI configuration space is made, if the function is the host's `own` or may be read
+    /// by all.
     Pci {
         /// Port 0xCF8 of the host.
         address: u32,
@@ -129,8 +129,8 @@ impl IoFilter {
         }
     }
 
-    /// Whether one of the bytes that are written resets by the chipset or the 8042 (commands F0h to FEh, even: pulse the
-    /// reset line), or is the upper byte of PM1 control with SLP_EN.
+    /// Whether one of the bytes that are written resets by the chipset or the 8042 (commands F0h to FEh, even: pulse
+    /// the reset line), or is the upper byte of PM1 control with SLP_EN.
     fn ends_the_machine(&self, io: IoAccess, value: u32) -> bool {
         ports(io).zip(value.to_le_bytes()).any(|(port, byte)| match port {
             RESET_CONTROL => byte & RESET_CPU != 0,

@@ -1,7 +1,7 @@
 //! The partition: who owns which CPU, page, port, pin and PCI function, and how the CPU is made to enforce it.
 //!
-//! [`Owners`](owners::Owners) and [`Map`](memory::Map) say who owns what; everything else here is derived from them: one
-//! [EPT](ept) and one pair of I/O bitmaps per slot, and what two hosts must share ([ports and PCI
+//! [`Owners`](owners::Owners) and [`Map`](memory::Map) say who owns what; everything else here is derived from them:
+//! one [EPT](ept) and one pair of I/O bitmaps per slot, and what two hosts must share ([ports and PCI
 //! configuration](io_filter), [IOAPICs](ioapic)). Owners change in [`owners::Owners::give`] and
 //! [`owners::Owners::give_all`] and nowhere else.
 //!
@@ -9,9 +9,9 @@
 //!
 //! # The lock
 //! All of it, and the states of the two hosts, is behind one lock. Each method of [`Partition`] takes it once, decides,
-//! and returns a value; what follows from that (an access to a device, a wait for another CPU, an entry into a guest) is
-//! done without it. Only memory is touched under the lock: tables of L0's and the status page. Devices whose registers
-//! take two accesses have a lock of their own ([`device`]), and no CPU ever holds both.
+//! and returns a value; what follows from that (an access to a device, a wait for another CPU, an entry into a guest)
+//! is done without it. Only memory is touched under the lock: tables of L0's and the status page. Devices whose
+//! registers take two accesses have a lock of their own ([`device`]), and no CPU ever holds both.
 
 mod device;
 pub(crate) mod ept;
@@ -226,8 +226,8 @@ impl Partition {
     }
 
     /// How `cpu`, which is in [`Stage::Starting`], comes up in the host of `slot`; `None` if that host does not own it
-    /// any more, or does not run. Whoever stops a host declares it dead under the lock and looks at the CPUs afterwards,
-    /// so one of the two sees the other.
+    /// any more, or does not run. Whoever stops a host declares it dead under the lock and looks at the CPUs
+    /// afterwards, so one of the two sees the other.
     pub(crate) fn start_mode(&self, cpu: CpuIndex, slot: Slot) -> Option<StartMode> {
         let state = self.state.lock();
         if state.owners.cpu(cpu) != slot || state.hosts[slot] != HostState::Running {
@@ -277,9 +277,9 @@ impl Partition {
     /// that two hosts can't share.
     ///
     /// # Errors
-    /// [`Errno::State`] if two hosts run already, or a CPU of `from` is not nested; [`Errno::NotOwner`] if the CPU or an
-    /// address is not the successor's; [`Errno::NotParked`]; [`Errno::NoSpace`], also if there are more IOAPICs than can be
-    /// filtered.
+    /// [`Errno::State`] if two hosts run already, or a CPU of `from` is not nested; [`Errno::NotOwner`] if the CPU or
+    /// an address is not the successor's; [`Errno::NotParked`]; [`Errno::NoSpace`], also if there are more IOAPICs than
+    /// can be filtered.
     pub(crate) fn begin_two(
         &self,
         from: Slot,
@@ -402,8 +402,8 @@ impl Partition {
         state.two && state.owners.reigning() == slot && state.hosts[slot.other()] == HostState::Running
     }
 
-    /// Makes one host of two, when all CPUs of the host that goes are parked: everything belongs to the host in `to`, and
-    /// the other one is `then`.
+    /// Makes one host of two, when all CPUs of the host that goes are parked: everything belongs to the host in `to`,
+    /// and the other one is `then`.
     pub(crate) fn end_two(&self, hw: &mut impl Hardware, to: Slot, then: HostState) {
         let gone = to.other();
         let (was_two, aborted) = {
@@ -437,8 +437,8 @@ impl Partition {
         self.changed(gone, other);
     }
 
-    /// What an aborted host had: its functions may still have DMA and interrupts under way, into memory and to CPUs that
-    /// are about to change hands.
+    /// What an aborted host had: its functions may still have DMA and interrupts under way, into memory and to CPUs
+    /// that are about to change hands.
     fn silence(&self, gone: Slot) -> Silence {
         let state = self.state.lock();
         Silence {
@@ -469,7 +469,8 @@ impl Partition {
         state.two && state.owners.reigning() != slot
     }
 
-    /// Serves a port access of the host in `slot`: an IN or OUT, not a string instruction. `value` is what an OUT writes.
+    /// Serves a port access of the host in `slot`: an IN or OUT, not a string instruction. `value` is what an OUT
+    /// writes.
     pub(crate) fn port(&self, hw: &mut impl Hardware, slot: Slot, io: IoAccess, value: u32) -> io_filter::Verdict {
         let rule = {
             let mut guard = self.state.lock();
@@ -503,8 +504,8 @@ impl Partition {
         decision
     }
 
-    /// Serves a 32-bit access of the host in `slot` to the registers of an IOAPIC: `write` is what it stores. Returns what
-    /// a load gives.
+    /// Serves a 32-bit access of the host in `slot` to the registers of an IOAPIC: `write` is what it stores. Returns
+    /// what a load gives.
     pub(crate) fn ioapic(&self, hw: &mut impl Hardware, slot: Slot, address: u64, write: Option<u32>) -> u32 {
         let rule = {
             let mut guard = self.state.lock();

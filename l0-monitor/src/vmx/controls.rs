@@ -1,5 +1,5 @@
-//! The controls of a VMCS (SDM vol. 3C, 26.6 to 26.8): those that L0 sets or asks for. Others that the CPU fixes, or that
-//! a host's KVM uses, are kept as they are.
+//! The controls of a VMCS (SDM vol. 3C, 26.6 to 26.8): those that L0 sets or asks for. Others that the CPU fixes, or
+//! that a host's KVM uses, are kept as they are.
 
 use bitflags::bitflags;
 

@@ -95,8 +95,8 @@ impl Field {
 /// How many numbers there are.
 const NUMBERS: usize = 1024;
 
-/// One value for each VMCS field that a CPU may have. A [`Field`] indexes it, and cannot miss: encodings that no CPU has
-/// share places with others.
+/// One value for each VMCS field that a CPU may have. A [`Field`] indexes it, and cannot miss: encodings that no CPU
+/// has share places with others.
 #[derive(Debug)]
 pub(crate) struct PerField<T>(pub(crate) [T; NUMBERS]);
 

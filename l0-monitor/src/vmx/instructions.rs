@@ -1,5 +1,5 @@
-//! The instructions themselves. Ports are read and written here and not with the crate `x86_64`: its accesses are `nomem`,
-//! so the compiler may move them out of the lock around a PCI configuration cycle.
+//! The instructions themselves. Ports are read and written here and not with the crate `x86_64`: its accesses are
+//! `nomem`, so the compiler may move them out of the lock around a PCI configuration cycle.
 #![expect(
     unsafe_code,
     reason = "this module is the border to the CPU: VMX, port and MMIO instructions"
