@@ -1,9 +1,15 @@
 //! A host's set of tables, laid out in one buffer: RSDP, FADT, MADT, `LOCM`, XSDT.
 
+use super::error::{AcpiError, BuildError};
+use super::fadt::FADT_REVISION_6_LEN;
+use super::header::SdtHeader;
+use super::locm::Locm;
+use super::machine::Machine;
 use super::madt_build::{self, Interrupts, Wakeup};
+use super::rsdp::{RSDP_V2_LEN, Rsdp};
+use super::signature::Signature;
 use super::sink::Sink;
-use super::{AcpiError, BuildError, FADT_REVISION_6_LEN, Locm, Machine, RSDP_V2_LEN, Rsdp, SdtHeader, Signature};
-use crate::PhysMem;
+use crate::mem::PhysMem;
 
 /// Tables of the machine that a successor sees as they are; any other describes hardware that it does not own or that
 /// L0 hides. The DSDT comes by the FADT.

@@ -1,7 +1,7 @@
 //! What can be wrong with the machine's tables, and with a request for new ones.
 
-use super::Signature;
-use crate::OutOfRange;
+use super::signature::Signature;
+use crate::mem::OutOfRange;
 
 /// The machine's tables cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

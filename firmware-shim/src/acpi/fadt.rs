@@ -1,8 +1,11 @@
 //! The machine's FADT (ACPI 6.5, 5.2.9): its power-management registers.
 
-use super::{AcpiError, Gas, SdtHeader, Signature};
-use crate::PhysMem;
+use super::error::AcpiError;
+use super::gas::Gas;
+use super::header::SdtHeader;
+use super::signature::Signature;
 use crate::bytes::{u8_at, u16_at, u32_at, u64_at};
+use crate::mem::PhysMem;
 use bitflags::bitflags;
 
 /// Length of a revision 6 FADT in bytes.

@@ -7,11 +7,12 @@
 //! | 44 | 4 | revision of the ABI |
 //! | 48 | 4 | reserved, zero |
 
-use super::header::SDT_HEADER_LEN;
+use super::error::AcpiError;
+use super::header::{SDT_HEADER_LEN, SdtHeader};
+use super::signature::Signature;
 use super::sink::Sink;
-use super::{AcpiError, SdtHeader, Signature};
-use crate::PhysMem;
 use crate::bytes::{u32_at, u64_at};
+use crate::mem::PhysMem;
 
 /// Length of the table in bytes.
 pub const LOCM_LEN: usize = SDT_HEADER_LEN + 16;

@@ -1,9 +1,14 @@
 //! The machine's root table and the tables it lists.
 
-use super::header::SDT_HEADER_LEN;
-use super::{AcpiError, Fadt, Madt, Mcfg, Rsdp, SdtHeader, Signature};
-use crate::PhysMem;
+use super::error::AcpiError;
+use super::fadt::Fadt;
+use super::header::{SDT_HEADER_LEN, SdtHeader};
+use super::madt::Madt;
+use super::mcfg::Mcfg;
+use super::rsdp::Rsdp;
+use super::signature::Signature;
 use crate::bytes::{u32_at, u64_at};
+use crate::mem::PhysMem;
 
 /// A table that the root table lists: its header was read, its contents were not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

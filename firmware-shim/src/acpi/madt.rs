@@ -1,10 +1,11 @@
 //! The machine's MADT (ACPI 6.5, 5.2.12): its CPUs and interrupt controllers.
 
-use super::header::SDT_HEADER_LEN;
-use super::madt_entry::MAX_ENTRY_LEN;
-use super::{AcpiError, LAPIC_ENABLED, LAPIC_ONLINE_CAPABLE, MadtEntry, SdtHeader, Signature};
-use crate::PhysMem;
+use super::error::AcpiError;
+use super::header::{SDT_HEADER_LEN, SdtHeader};
+use super::madt_entry::{LAPIC_ENABLED, LAPIC_ONLINE_CAPABLE, MAX_ENTRY_LEN, MadtEntry};
+use super::signature::Signature;
 use crate::bytes::{u8_at, u32_at};
+use crate::mem::PhysMem;
 
 /// MADT flag: the machine also has a PC-compatible dual 8259.
 pub const PCAT_COMPAT: u32 = 1 << 0;

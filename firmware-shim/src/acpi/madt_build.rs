@@ -1,8 +1,12 @@
 //! A host's MADT: all CPUs of the machine enabled, its own first, and the wakeup structure.
 
+use super::error::BuildError;
+use super::header::SdtHeader;
+use super::madt::{Cpu, Madt, PCAT_COMPAT};
+use super::madt_entry::{MadtEntry, WAKEUP_VERSION_1};
+use super::signature::Signature;
 use super::sink::Sink;
-use super::{BuildError, Cpu, Madt, MadtEntry, PCAT_COMPAT, SdtHeader, Signature, WAKEUP_VERSION_1};
-use crate::PhysMem;
+use crate::mem::PhysMem;
 
 /// Revision of the MADT in ACPI 6.5.
 const REVISION: u8 = 6;

@@ -1,9 +1,10 @@
 //! PCI Express configuration space in memory (PCI Firmware Specification 3.3, 4.1.2).
 
-use super::header::SDT_HEADER_LEN;
-use super::{AcpiError, SdtHeader, Signature};
-use crate::PhysMem;
+use super::error::AcpiError;
+use super::header::{SDT_HEADER_LEN, SdtHeader};
+use super::signature::Signature;
 use crate::bytes::{u8_at, u16_at, u64_at};
+use crate::mem::PhysMem;
 use core::ops::Range;
 
 const ENTRY_LEN: u32 = 16;

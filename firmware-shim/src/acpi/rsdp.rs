@@ -1,9 +1,9 @@
 //! The root system description pointer (ACPI 6.5, 5.2.5.3): where the tables start.
 
-use super::AcpiError;
+use super::error::AcpiError;
 use super::header::sum;
-use crate::PhysMem;
 use crate::bytes::{checksum, field, put, u8_at, u16_at, u32_at, u64_at};
+use crate::mem::PhysMem;
 
 /// Length of the ACPI 1.0 structure in bytes.
 pub const RSDP_V1_LEN: usize = 20;

@@ -1,6 +1,6 @@
 //! An append-only writer into the caller's buffer that goes on counting when the buffer is full.
 
-use super::BuildError;
+use super::error::BuildError;
 use super::header::{CHECKSUM_OFFSET, LENGTH_OFFSET, SdtHeader};
 use crate::bytes::{checksum, put};
 

@@ -1,6 +1,6 @@
 //! The two maps that Locum hands out.
 
-use super::{E820Error, E820Map, MemoryType};
+use super::map::{E820Error, E820Map, MemoryType};
 use core::ops::Range;
 
 /// What the first host must know of memory that is not its own.

@@ -1,6 +1,6 @@
 //! The zero page (`struct boot_params`): all that a kernel is told when it starts.
 
-use super::KernelImage;
+use super::kernel::KernelImage;
 use super::setup_header as at;
 use crate::bytes::put;
 use crate::e820::{E820Map, MemoryType};
