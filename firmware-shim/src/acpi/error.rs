@@ -34,15 +34,7 @@ pub enum AcpiError {
         /// Physical address of the table.
         addr: u64,
     },
-    /// The sum over a table's bytes is not zero.
-    #[error("{table} table at {addr:#x} has a wrong checksum; the firmware's table is damaged, update the firmware")]
-    Checksum {
-        /// Its signature.
-        table: Signature,
-        /// Its physical address.
-        addr: u64,
-    },
-    /// A table's length is below its minimum, not whole, or above [`crate::acpi::SdtHeader::MAX_LEN`].
+    /// A table's length is below its minimum or above [`crate::acpi::SdtHeader::MAX_LEN`].
     #[error("{table} table at {addr:#x} has an impossible length of {len} bytes; update the firmware")]
     Length {
         /// Its signature.

@@ -161,12 +161,12 @@ pub struct Fadt {
 }
 
 impl Fadt {
-    /// Reads and verifies the table at `addr`, of any revision from 1 to 6.
+    /// Reads the table at `addr`, of any revision from 1 to 6.
     ///
     /// # Errors
     /// [`AcpiError`] if it is damaged or shorter than ACPI 1.0's.
     pub fn read<M: PhysMem + ?Sized>(mem: &M, addr: u64) -> Result<Self, AcpiError> {
-        let header = SdtHeader::read_verified(mem, addr, Signature::FADT, FADT_REVISION_1_LEN)?;
+        let header = SdtHeader::read_named(mem, addr, Signature::FADT, FADT_REVISION_1_LEN)?;
         let mut bytes = [0; FADT_REVISION_6_LEN];
         let known = (header.length as usize).min(FADT_REVISION_6_LEN);
         mem.read(addr, bytes.split_at_mut(known).0)?;

@@ -32,7 +32,7 @@ impl Locm {
     /// # Errors
     /// [`AcpiError`] if it is damaged.
     pub fn read<M: PhysMem + ?Sized>(mem: &M, addr: u64) -> Result<Self, AcpiError> {
-        SdtHeader::read_verified(mem, addr, Signature::LOCM, LOCM_LEN)?;
+        SdtHeader::read_named(mem, addr, Signature::LOCM, LOCM_LEN)?;
         let mut raw = [0; LOCM_LEN];
         mem.read(addr, &mut raw)?;
         Ok(Self {

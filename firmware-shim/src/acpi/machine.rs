@@ -2,7 +2,7 @@
 
 use super::error::AcpiError;
 use super::fadt::Fadt;
-use super::header::{SDT_HEADER_LEN, SdtHeader};
+use super::header::{SDT_HEADER_LEN, SdtHeader, sum};
 use super::madt::Madt;
 use super::mcfg::Mcfg;
 use super::rsdp::Rsdp;
@@ -42,7 +42,7 @@ impl<'m, M: PhysMem + ?Sized> Machine<'m, M> {
     /// Opens the root table that `rsdp` points to: the XSDT if there is one, else the RSDT.
     ///
     /// # Errors
-    /// [`AcpiError`] if that table cannot be read, is damaged, or does not hold a whole number of pointers.
+    /// [`AcpiError`] if that table cannot be read or is damaged.
     pub fn open(mem: &'m M, rsdp: &Rsdp) -> Result<Self, AcpiError> {
         let (root, wide) = match (rsdp.xsdt, rsdp.rsdt) {
             (0, 0) => return Err(AcpiError::NoRootTable),
@@ -50,22 +50,12 @@ impl<'m, M: PhysMem + ?Sized> Machine<'m, M> {
             (xsdt, _) => (xsdt, true),
         };
         let signature = if wide { Signature::XSDT } else { Signature::RSDT };
-        let header = SdtHeader::read_verified(mem, root, signature, SDT_HEADER_LEN)?;
-        let machine = Self {
+        Ok(Self {
             mem,
             root,
-            header,
+            header: SdtHeader::read_named(mem, root, signature, SDT_HEADER_LEN)?,
             wide,
-        };
-        let entries = header.length - SDT_HEADER_LEN as u32;
-        if !entries.is_multiple_of(machine.entry_len()) {
-            return Err(AcpiError::Length {
-                table: signature,
-                addr: root,
-                len: header.length,
-            });
-        }
-        Ok(machine)
+        })
     }
 
     /// Header of the root table.
@@ -74,8 +64,8 @@ impl<'m, M: PhysMem + ?Sized> Machine<'m, M> {
         &self.header
     }
 
-    /// The tables in the root table's order. Null pointers, which some firmware leaves in, are passed over. The DSDT
-    /// and the FACS are not among them: the FADT points there.
+    /// The tables in the root table's order. Null pointers, which some firmware leaves in, are passed over, and so is
+    /// part of a pointer at the end. The DSDT and the FACS are not among them: the FADT points there.
     pub fn tables(&self) -> impl Iterator<Item = Result<TableRef, AcpiError>> + use<'m, M> {
         let this = *self;
         let count = (this.header.length - SDT_HEADER_LEN as u32) / this.entry_len();
@@ -92,7 +82,21 @@ impl<'m, M: PhysMem + ?Sized> Machine<'m, M> {
             .transpose()
     }
 
-    /// The FADT, verified.
+    /// The root table and those it lists whose bytes do not sum to zero. They are used all the same, as Linux does; who
+    /// reads them says so. Tables that cannot be read whole are left out.
+    pub fn wrong_checksums(&self) -> impl Iterator<Item = TableRef> + use<'m, M> {
+        let mem = self.mem;
+        let root = TableRef {
+            signature: self.header.signature,
+            address: self.root,
+            length: self.header.length,
+        };
+        core::iter::once(root)
+            .chain(self.tables().filter_map(Result::ok))
+            .filter(move |table| matches!(sum(mem, table.address, table.length), Ok(sum) if sum != 0))
+    }
+
+    /// The FADT.
     ///
     /// # Errors
     /// [`AcpiError`] if it is missing or damaged.
@@ -100,7 +104,7 @@ impl<'m, M: PhysMem + ?Sized> Machine<'m, M> {
         Fadt::read(self.mem, self.require(Signature::FADT)?)
     }
 
-    /// The MADT, verified with all its entries.
+    /// The MADT, of which all entries are whole.
     ///
     /// # Errors
     /// [`AcpiError`] if it is missing or damaged.
@@ -108,7 +112,7 @@ impl<'m, M: PhysMem + ?Sized> Machine<'m, M> {
         Madt::read(self.mem, self.require(Signature::MADT)?)
     }
 
-    /// The MCFG, verified, if the machine has PCI Express configuration space.
+    /// The MCFG, if the machine has PCI Express configuration space.
     ///
     /// # Errors
     /// [`AcpiError`] if it is damaged.

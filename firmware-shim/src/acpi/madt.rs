@@ -56,7 +56,7 @@ impl Cpu {
     }
 }
 
-/// The machine's MADT, verified with all its entries.
+/// The machine's MADT, of which all entries are whole.
 #[derive(Debug)]
 pub struct Madt<'m, M: PhysMem + ?Sized> {
     mem: &'m M,
@@ -76,12 +76,12 @@ impl<M: PhysMem + ?Sized> Clone for Madt<'_, M> {
 impl<M: PhysMem + ?Sized> Copy for Madt<'_, M> {}
 
 impl<'m, M: PhysMem + ?Sized> Madt<'m, M> {
-    /// Reads and verifies the table at `addr`, every entry included.
+    /// Reads the table at `addr` and checks every entry.
     ///
     /// # Errors
     /// [`AcpiError`] if the table or an entry is damaged.
     pub fn read(mem: &'m M, addr: u64) -> Result<Self, AcpiError> {
-        let header = SdtHeader::read_verified(mem, addr, Signature::MADT, FIRST_ENTRY as usize)?;
+        let header = SdtHeader::read_named(mem, addr, Signature::MADT, FIRST_ENTRY as usize)?;
         let mut fixed = [0; 8];
         mem.read(addr.saturating_add(SDT_HEADER_LEN as u64), &mut fixed)?;
         let mut madt = Self {

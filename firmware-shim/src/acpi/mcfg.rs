@@ -39,44 +39,37 @@ impl EcamRegion {
 pub struct Mcfg<'m, M: PhysMem + ?Sized> {
     mem: &'m M,
     addr: u64,
-    length: u32,
+    windows: u32,
 }
 
 impl<'m, M: PhysMem + ?Sized> Mcfg<'m, M> {
-    /// Reads and verifies the table at `addr`.
+    /// Reads the table at `addr`. Bytes behind the last whole window are ignored, as Linux does (`pci_parse_mcfg`): Dell
+    /// shipped tables of 62 bytes, one window and two bytes.
     ///
     /// # Errors
     /// [`AcpiError`] if it is damaged.
     pub fn read(mem: &'m M, addr: u64) -> Result<Self, AcpiError> {
-        let header = SdtHeader::read_verified(mem, addr, Signature::MCFG, FIRST_ENTRY as usize)?;
-        if !(header.length - FIRST_ENTRY).is_multiple_of(ENTRY_LEN) {
-            return Err(AcpiError::Length {
-                table: Signature::MCFG,
-                addr,
-                len: header.length,
-            });
-        }
+        let header = SdtHeader::read_named(mem, addr, Signature::MCFG, FIRST_ENTRY as usize)?;
         Ok(Self {
             mem,
             addr,
-            length: header.length,
+            windows: (header.length - FIRST_ENTRY) / ENTRY_LEN,
         })
     }
 
     /// The windows.
     pub fn regions(&self) -> impl Iterator<Item = Result<EcamRegion, AcpiError>> + use<'m, M> {
         let (mem, addr) = (self.mem, self.addr);
-        (FIRST_ENTRY..self.length)
-            .step_by(ENTRY_LEN as usize)
-            .map(move |offset| {
-                let mut raw = [0; ENTRY_LEN as usize];
-                mem.read(addr.saturating_add(u64::from(offset)), &mut raw)?;
-                Ok(EcamRegion {
-                    base: u64_at(&raw, 0),
-                    segment: u16_at(&raw, 8),
-                    first_bus: u8_at(&raw, 10),
-                    last_bus: u8_at(&raw, 11),
-                })
+        (0..self.windows).map(move |index| {
+            let mut raw = [0; ENTRY_LEN as usize];
+            let offset = FIRST_ENTRY + index * ENTRY_LEN;
+            mem.read(addr.saturating_add(u64::from(offset)), &mut raw)?;
+            Ok(EcamRegion {
+                base: u64_at(&raw, 0),
+                segment: u16_at(&raw, 8),
+                first_bus: u8_at(&raw, 10),
+                last_bus: u8_at(&raw, 11),
             })
+        })
     }
 }
