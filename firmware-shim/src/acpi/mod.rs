@@ -2,6 +2,13 @@
 //!
 //! Reading: [`Rsdp`] -> [`Machine`] (the XSDT or RSDT) -> [`Fadt`], [`Madt`], [`Mcfg`]. Making: [`first_host_tables`]
 //! and [`successor_tables`], which both lay their tables out in one buffer, RSDP first.
+//!
+//! # Why not the crate `acpi`
+//! It reads whole tables as we do, and is the witness of our tests. But it trusts firmware where L0 must not: it has no
+//! error for memory that is not there, follows a null pointer in the root table, walks an MADT for ever or beyond its
+//! end, and believes a short FADT by its revision. `tests/it/fit.rs` has a test for each, which fails once that is
+//! mended. Its types are references into the firmware's memory, and its register addresses cannot be written back. The
+//! agent reads by the same code as L0: it makes a successor's tables out of what it reads, and a table needs one reader.
 
 mod build;
 mod error;

@@ -1,8 +1,8 @@
 //! Tests of `firmware-shim` from outside, against machines made of bytes, with the `acpi` crate, `linux-boot-params`
-//! and
-//! `iasl` as independent readers.
+//! and `iasl` as independent readers.
 
 mod e820;
+mod fit;
 mod fixture;
 mod fuzz;
 mod host_tables;
