@@ -3,7 +3,7 @@
 use alloc::{string::String, vec::Vec};
 use core::fmt;
 
-use crate::{CpuNumber, Gsi, MemRange, NodeId, Owner, PciAddress, PortRange};
+use crate::{CpuNumber, Gsi, MemRange, NodeId, Owner, PciAddress, PortRange, Resource};
 
 /// Bytes, shown in MiB where that is exact.
 struct Size(u64);
@@ -190,6 +190,19 @@ pub enum PlanError {
         user: String,
     },
 
+    /// The firmware's code uses it, in both hosts.
+    #[error("{resource} cannot go: the firmware's code uses it ({region}), both hosts run that code, and L0 has no filter \
+             for it; {}", match resource {
+        Resource::Function(_) => "take it off the devices: it follows once the incumbent is gone",
+        _ => "choose other ones",
+    })]
+    UsedByFirmware {
+        /// What was asked for.
+        resource: Resource,
+        /// Name and table of the region.
+        region: String,
+    },
+
     /// Guests, but nowhere for their RAM to stay.
     #[error("guests are to be handed over, but there is no pool: boot L0 with pool=START-END, or list no guests")]
     NoPool,
@@ -228,6 +241,12 @@ pub enum Warning {
     /// The incumbent's CPUs of that node are left with remote memory only.
     #[error("the incumbent keeps CPUs of {0} but no memory there, so all their memory is remote: leave it some")]
     IncumbentNodeWithoutMemory(NodeId),
+    /// What a table of the firmware's code uses is not known.
+    #[error(
+        "what the firmware's code uses is not known in whole ({0}): take care that it needs nothing of what moves, or \
+         move RAM and CPUs only"
+    )]
+    UnreadFirmware(String),
     /// An unused function loses its interrupt.
     #[error(
         "{address} stays without {gsi}, which it shares with a function that moves: give it no driver until it is one host's"

@@ -5,7 +5,7 @@ use alloc::{string::String, vec::Vec};
 
 use rangemap::RangeSet;
 
-use crate::{ApicId, CpuNumber, Generation, Gsi, MemRange, NodeId, PciFunction, PortRange};
+use crate::{ApicId, CpuNumber, Generation, Gsi, MemRange, NodeId, PciFunction, PortRange, Resource};
 
 /// A CPU that the incumbent owns.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +72,29 @@ pub struct StayingPorts {
     pub user: String,
 }
 
+/// Something that the firmware's own code (AML) uses while the machine runs, and that L0 has no filter for. Both hosts
+/// run that code, so it must stay with the one that has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct FirmwareRegion {
+    /// What: memory, ports or a function.
+    pub resource: Resource,
+    /// Its name and table: "\\_SB_.PCI0.LPCB.PMIO of DSDT".
+    pub name: String,
+}
+
+impl FirmwareRegion {
+    /// Whether it is, or lies in part in, `resource`.
+    #[must_use]
+    pub fn touches(&self, resource: Resource) -> bool {
+        match (self.resource, resource) {
+            (Resource::Memory(own), Resource::Memory(other)) => own.overlaps(other),
+            (Resource::Ports(own), Resource::Ports(other)) => own.overlaps(other),
+            (own, other) => own == other,
+        }
+    }
+}
+
 /// Memory that belongs to neither host: left in blocks with holes by an incumbent that is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -105,6 +128,10 @@ pub struct Inventory {
     pub pins: Vec<Pin>,
     /// Ports that stay with it.
     pub staying_ports: Vec<StayingPorts>,
+    /// What the firmware's code uses and must not move.
+    pub firmware: Vec<FirmwareRegion>,
+    /// Tables of the firmware's code that could not be read, each with the cause: what they use is not known.
+    pub unread_firmware: Vec<String>,
     /// The pool. Empty if there is none.
     pub pool: Vec<MemRange>,
     /// Memory that belongs to no host ever: L0, and all of the first MiB (trampoline slices, BIOS). Wins over `ram`.
@@ -119,6 +146,11 @@ impl Inventory {
     #[must_use]
     pub fn cpu(&self, apic: ApicId) -> Option<&Cpu> {
         self.cpus.iter().find(|cpu| cpu.apic == apic)
+    }
+
+    /// What of the firmware's stands in the way of moving `resource`.
+    pub(crate) fn used_by_firmware(&self, resource: Resource) -> Option<&FirmwareRegion> {
+        self.firmware.iter().find(|region| region.touches(resource))
     }
 
     /// CPUs that the incumbent runs on.

@@ -81,7 +81,7 @@ pub mod request;
 
 pub use error::{PlanError, Warning};
 pub use ids::{ApicId, CpuNumber, Generation, Gsi, NodeId, Slot};
-pub use inventory::{BlockState, Cpu, Inventory, MemoryBlock, Pin, StayingPorts, Unreclaimed};
+pub use inventory::{BlockState, Cpu, FirmwareRegion, Inventory, MemoryBlock, Pin, StayingPorts, Unreclaimed};
 pub use partition::{Owner, Partition, Resource, Transfer, TransferError};
 pub use pci::{Bar, PciAddress, PciFunction};
 pub use plan::{Plan, Reclaim, plan};

@@ -118,7 +118,8 @@ pub fn plan(inventory: &Inventory, request: &Request) -> Result<Plan, PlanError>
     if !request.guests.is_empty() && inventory.pool.is_empty() {
         return Err(PlanError::NoPool);
     }
-    let mut warnings = Vec::new();
+    let unread = inventory.unread_firmware.iter().cloned();
+    let mut warnings: Vec<Warning> = unread.map(Warning::UnreadFirmware).collect();
     let cpus = cpus::choose(inventory, &request.cpus)?;
     let kept_cpus: Vec<Cpu> = inventory
         .online_cpus()
@@ -194,6 +195,17 @@ fn rehearse(plan: &Plan, mut partition: Partition) -> Result<(), PlanError> {
         Some(left) => Err(PlanError::Inconsistent(format!(
             "{left} would stay with an incumbent that is gone"
         ))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses what the firmware's code uses in both hosts: `resource`, on behalf of `asked`.
+fn check_firmware(inventory: &Inventory, asked: Resource, resource: Resource) -> Result<(), PlanError> {
+    match inventory.used_by_firmware(resource) {
+        Some(region) => Err(PlanError::UsedByFirmware {
+            resource: asked,
+            region: region.name.clone(),
+        }),
         None => Ok(()),
     }
 }

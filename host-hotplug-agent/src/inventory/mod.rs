@@ -47,6 +47,8 @@ pub fn take(
         functions,
         pins,
         staying_ports: staying_ports(sys, header, slot),
+        firmware: Vec::new(),
+        unread_firmware: Vec::new(),
         pool: range(header.pool, header.pool_size).into_iter().collect(),
         never_moves: merged(never_moves.into_iter().flatten().collect()),
         unreclaimed,

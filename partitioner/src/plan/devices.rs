@@ -4,7 +4,8 @@ use alloc::{collections::BTreeSet, format, string::ToString, vec::Vec};
 
 use rangemap::{RangeInclusiveSet, RangeSet};
 
-use crate::{Gsi, Inventory, MemRange, PciFunction, PlanError, PortRange, Request, Warning};
+use super::check_firmware;
+use crate::{Gsi, Inventory, MemRange, PciFunction, PlanError, PortRange, Request, Resource, Warning};
 
 /// The chosen devices.
 pub struct Devices {
@@ -37,7 +38,19 @@ pub fn choose(inventory: &Inventory, request: &Request, warnings: &mut Vec<Warni
                 why: why.clone(),
             });
         }
+        let itself = Resource::Function(address);
+        let ports = function.ports().map(Resource::Ports);
+        for resource in [itself]
+            .into_iter()
+            .chain(function.pages().map(Resource::Memory))
+            .chain(ports)
+        {
+            check_firmware(inventory, itself, resource)?;
+        }
         functions.push(function.clone());
+    }
+    for &ports in &request.ports {
+        check_firmware(inventory, Resource::Ports(ports), Resource::Ports(ports))?;
     }
     let staying: Vec<&PciFunction> = inventory
         .functions

@@ -6,7 +6,10 @@ use core::cmp::Reverse;
 
 use rangemap::RangeSet;
 
-use crate::{BlockState, BootSize, Inventory, MemRange, MemoryBlock, MemoryRequest, PlanError, Request, error::Stuck};
+use super::check_firmware;
+use crate::{
+    BlockState, BootSize, Inventory, MemRange, MemoryBlock, MemoryRequest, PlanError, Request, Resource, error::Stuck,
+};
 
 /// The chosen memory.
 pub struct Memory {
@@ -33,6 +36,7 @@ pub fn choose(inventory: &Inventory, request: &Request) -> Result<Memory, PlanEr
         .blocks
         .iter()
         .filter(|block| why_not(&ram, block).is_none())
+        .filter(|block| inventory.used_by_firmware(Resource::Memory(block.range)).is_none())
         .collect();
     candidates.sort_by_key(|block| block.range);
     let finish = |blocks: &[&MemoryBlock]| finish(inventory, &request.boot, blocks);
@@ -154,6 +158,8 @@ fn named<'a>(
                     why,
                 });
             }
+            let resource = Resource::Memory(block.range);
+            check_firmware(inventory, resource, resource)?;
             chosen.push(block);
         }
         if at != range.end() {

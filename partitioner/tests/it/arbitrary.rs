@@ -98,6 +98,8 @@ pub fn inventory() -> impl Strategy<Value = Inventory> {
                     ports: ports(0x3f8, 0x3ff),
                     user: "the console".into(),
                 }],
+                firmware: vec![],
+                unread_firmware: vec![],
                 pool: vec![],
                 never_moves: vec![mem(0, 5 * PAGE)],
                 unreclaimed: vec![],

@@ -98,6 +98,8 @@ pub fn inventory() -> Inventory {
             ports: console(Generation(0)),
             user: "ttyS0, the console".into(),
         }],
+        firmware: vec![],
+        unread_firmware: vec![],
         pool: vec![mem(0x6800_0000, 0x7fe0_0000)],
         never_moves: vec![mem(0, 10 * MIB)],
         unreclaimed: vec![],

@@ -1,9 +1,9 @@
 //! What a plan is made of, and each way in which there is none.
 
 use partitioner::{
-    Bar, BlockState, BootSize, CpuNumber, CpuRequest, Generation, Gsi, Inventory, MemRange, MemoryRequest, NodeId,
-    Owner, Partition, PlanError, Request, Resource, Slot, Transfer, TransferError, Unreclaimed, Warning, error::Stuck,
-    plan,
+    Bar, BlockState, BootSize, CpuNumber, CpuRequest, FirmwareRegion, Generation, Gsi, Inventory, MemRange,
+    MemoryRequest, NodeId, Owner, Partition, PlanError, Request, Resource, Slot, Transfer, TransferError, Unreclaimed,
+    Warning, error::Stuck, plan,
 };
 
 use crate::lab::{self, BLOCK, MIB, mem, pci, ports};
@@ -269,6 +269,74 @@ fn a_bridge_shares_a_line_only_if_a_driver_listens() {
     inventory.functions[1].driver = Some("pcieport".into());
     let error = plan(&inventory, &lab::request()).unwrap_err().to_string();
     assert!(error.contains("shared with 0000:00:01.0 (pcieport)"), "{error}");
+}
+
+fn uses(resource: Resource) -> FirmwareRegion {
+    FirmwareRegion {
+        resource,
+        name: r"\_SB_.PCI0.REGN of DSDT".into(),
+    }
+}
+
+#[test]
+fn what_the_firmwares_code_uses_stays() {
+    let with = |resource| move |inventory: &mut Inventory, _: &mut Request| inventory.firmware.push(uses(resource));
+    let words = [r"firmware's code uses it (\_SB_.PCI0.REGN of DSDT)", "no filter"];
+    for (resource, asked) in [
+        (Resource::Function(pci(3, 0)), "PCI function 0000:00:03.0 cannot go"),
+        (
+            Resource::Memory(mem(0xfebf_ffff, 0xfec0_0000)),
+            "PCI function 0000:00:03.0 cannot go",
+        ),
+        (
+            Resource::Ports(ports(0xc0bf, 0xc0c0)),
+            "PCI function 0000:00:03.0 cannot go",
+        ),
+        (Resource::Ports(ports(0x2ff, 0x300)), "I/O ports 0x2f8-0x2ff cannot go"),
+        (
+            Resource::Memory(mem(0x5000_0000, 0x5000_0010)),
+            "memory 0x50000000-0x58000000 cannot go",
+        ),
+    ] {
+        let error = refused(with(resource), &words);
+        assert!(error.to_string().starts_with(asked), "{error}");
+    }
+    let mut inventory = lab::inventory();
+    inventory.firmware = vec![
+        uses(Resource::Function(pci(2, 0))),
+        uses(Resource::Memory(mem(0xfebc_0000, 0xfebc_1000))),
+        uses(Resource::Ports(ports(0xc040, 0xc07f))),
+        uses(Resource::Memory(mem(0x4000_0000, 0x4000_0010))),
+    ];
+    let plain = plan(&lab::inventory(), &lab::request());
+    assert_eq!(
+        plan(&inventory, &lab::request()),
+        plain,
+        "what does not move is its own"
+    );
+}
+
+#[test]
+fn a_size_takes_blocks_that_the_firmwares_code_leaves_alone() {
+    let mut inventory = lab::inventory();
+    inventory.firmware = vec![uses(Resource::Memory(mem(0x6000_0000, 0x6000_0010)))];
+    let request = Request {
+        memory: MemoryRequest::Size(256 * MIB),
+        ..lab::request()
+    };
+    assert_eq!(
+        plan(&inventory, &request).unwrap().memory,
+        [mem(0x5000_0000, 0x6000_0000)]
+    );
+}
+
+#[test]
+fn unread_tables_are_warned_of() {
+    let mut inventory = lab::inventory();
+    inventory.unread_firmware = vec!["SSDT3: not implemented".into()];
+    let warnings = plan(&inventory, &lab::request()).unwrap().warnings;
+    assert_eq!(warnings, [Warning::UnreadFirmware("SSDT3: not implemented".into())]);
+    assert!(warnings[0].to_string().contains("(SSDT3: not implemented)"));
 }
 
 #[test]
