@@ -91,6 +91,13 @@ pub enum Command {
     Leave,
     /// Serve requests: run by systemd
     Daemon,
+    /// List what the firmware's AML uses, line by line: run by `doctor`, `plan` and the daemon, as a process that may die
+    #[command(name = "__aml", hide = true)]
+    Aml {
+        /// Leave out this table or method
+        #[arg(long, value_name = "NAME")]
+        skip: Vec<String>,
+    },
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@
 //!
 //! # What this is not
 //!
-//! It holds no policy, touches no device but through Linux and the module, and never parses AML. It trusts the
-//! administrator, but not the other host: messages are checked, and every wait ends.
+//! It holds no policy, touches no device but through Linux and the module, and runs AML only in a process that may die
+//! and touches nothing ([`acpi::aml`]). It trusts the administrator, but not the other host: messages are checked, and every wait ends.
 //!
 //! # How data flows through it
 //!
@@ -35,7 +35,7 @@
 //! | [`config`] | `/etc/locum/NAME.toml` |
 //! | [`error`] | what is refused before anything changes |
 //! | [`doctor`], [`cpuinfo`] | is this machine fit? |
-//! | [`sysroot`], [`inventory`], [`acpi`] | the machine as Linux shows it |
+//! | [`sysroot`], [`inventory`], [`acpi`] | the machine as Linux shows it, and what the firmware's code uses of it |
 //! | [`l0`] | the machine as L0 shows it |
 //! | [`machine`] | the machine as it can be changed: the one place of ioctls and sysfs writes |
 //! | [`load`] | the successor's image |

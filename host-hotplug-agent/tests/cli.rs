@@ -66,3 +66,59 @@ fn a_wrong_command_line_is_exit_status_2() {
     assert_eq!(locum(root.path(), &["refresh"]).status.code(), Some(2));
     assert_eq!(locum(root.path(), &["no-such-command"]).status.code(), Some(2));
 }
+
+/// A root with these tables from `tests/fixtures/aml`.
+fn with_tables(tables: &[(&str, &str)]) -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let to = root.path().join("sys/firmware/acpi/tables");
+    std::fs::create_dir_all(&to).unwrap();
+    let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/aml");
+    for (name, fixture) in tables {
+        std::fs::copy(from.join(fixture), to.join(name)).unwrap();
+    }
+    root
+}
+
+fn doctor(root: &std::path::Path) -> Vec<serde_json::Value> {
+    serde_json::from_slice(&locum(root, &["doctor", "--json"]).stdout).unwrap()
+}
+
+#[test]
+fn tables_on_which_the_interpreter_dies_or_hangs_are_one_advice_and_the_rest_is_told() {
+    let root = with_tables(&[
+        ("DSDT", "dsdt.aml"),
+        ("SSDT1", "ssdt-access-as.aml"),
+        ("SSDT2", "ssdt-endless.aml"),
+        ("SSDT3", "ssdt-plain.aml"),
+    ]);
+    let checks = doctor(root.path());
+    let advice: Vec<_> = checks.iter().filter(|check| check["name"] == "AML").collect();
+    assert_eq!(advice.len(), 1, "{checks:#?}");
+    let (verdict, found) = (&advice[0]["verdict"], advice[0]["found"].as_str().unwrap());
+    assert_eq!(verdict, "advice");
+    for cause in [
+        "SSDT1: the interpreter gave up (not yet implemented)",
+        "SSDT2: no end after 10 s",
+    ] {
+        assert!(found.contains(cause), "{found}");
+    }
+    let class = |name: &str| checks.iter().find(|check| check["name"] == name).unwrap()["details"].to_string();
+    assert!(
+        class("AML SystemIO").contains("FRST of SSDT1: 0x3000-0x3003"),
+        "said before it died"
+    );
+    assert!(class("AML SystemMemory").contains("RAMR of SSDT3: 0x48001000-0x4800100f"));
+}
+
+#[test]
+fn the_list_of_what_aml_uses_is_lines_of_json() {
+    let root = with_tables(&[("DSDT", "dsdt.aml"), ("SSDT1", "ssdt-plain.aml")]);
+    let output = locum(root.path(), &["__aml", "--skip", "SSDT1"]);
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.first().unwrap()["next"], "DSDT");
+    assert_eq!(lines.last().unwrap(), "end");
+    assert_eq!(lines.iter().filter(|line| line["region"].is_object()).count(), 13);
+    assert!(!text.contains("SSDT1"));
+}

@@ -140,6 +140,12 @@ impl PortRange {
         self.last
     }
 
+    /// Whether every port of `other` is in this range.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.first <= other.first && other.last <= self.last
+    }
+
     /// Whether some port is in both ranges.
     #[must_use]
     pub const fn overlaps(self, other: Self) -> bool {

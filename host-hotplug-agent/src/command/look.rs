@@ -19,7 +19,12 @@ pub fn doctor(sys: &SysRoot, cli: &Cli, output: Output) -> Result<ExitCode> {
         print_json(&checks)?;
     } else {
         for check in &checks {
-            print_line(&check.to_string())?;
+            let text = if cli.verbose {
+                format!("{check:#}")
+            } else {
+                check.to_string()
+            };
+            print_line(&text)?;
         }
     }
     Ok(if doctor::fit(&checks) {

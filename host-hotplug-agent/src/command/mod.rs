@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::acpi::aml;
 use crate::cli::{Cli, Command};
 use crate::daemon::{self, ipc::Question};
 use crate::sysroot::SysRoot;
@@ -37,6 +38,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         }
         Command::Abort(output) => refresh::ask(cli, &Question::Abort, *output)?,
         Command::Retry(output) => refresh::ask(cli, &Question::Retry, *output)?,
+        Command::Aml { skip } => aml::main(&sys, skip),
         Command::Daemon => daemon::run(sys, &cli.config_dir, &cli.socket)?,
     }
     Ok(ExitCode::SUCCESS)

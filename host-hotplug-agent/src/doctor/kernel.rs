@@ -1,6 +1,6 @@
 //! What the running kernel must have and how it must have been booted.
 
-use super::{Check, Verdict};
+use super::check::{Check, Verdict};
 use crate::inventory::{iomem_range, memory};
 use crate::sysroot::SysRoot;
 

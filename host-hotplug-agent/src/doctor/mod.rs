@@ -1,83 +1,15 @@
 //! `locum doctor`: is this machine and kernel fit for a refresh, and what is missing?
 
+mod check;
+mod firmware;
 mod kernel;
-
-use serde::Serialize;
 
 use crate::config::Config;
 use crate::cpuinfo::CpuFeatures;
 use crate::error::Refusal;
 use crate::machine::{Access, Device};
 use crate::sysroot::SysRoot;
-
-/// How a check came out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// As it must be.
-    Ok,
-    /// A refresh works, something is lost or slower.
-    Advice,
-    /// A refresh is not possible.
-    Missing,
-}
-
-/// One line of the diagnosis.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Check {
-    /// What was looked at.
-    pub name: &'static str,
-    /// How it came out.
-    pub verdict: Verdict,
-    /// What was found.
-    pub found: String,
-    /// What to do; none if all is well.
-    pub remedy: Option<String>,
-}
-
-impl Check {
-    fn ok(name: &'static str, found: impl Into<String>) -> Self {
-        Self {
-            name,
-            verdict: Verdict::Ok,
-            found: found.into(),
-            remedy: None,
-        }
-    }
-
-    fn bad(name: &'static str, verdict: Verdict, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            name,
-            verdict,
-            found: found.into(),
-            remedy: Some(remedy.into()),
-        }
-    }
-
-    /// `ok` with `found`, or missing with the remedy.
-    fn need(name: &'static str, fit: bool, found: impl Into<String>, remedy: &str) -> Self {
-        if fit {
-            Self::ok(name, found)
-        } else {
-            Self::bad(name, Verdict::Missing, found, remedy)
-        }
-    }
-}
-
-impl std::fmt::Display for Check {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let word = match self.verdict {
-            Verdict::Ok => "ok",
-            Verdict::Advice => "advice",
-            Verdict::Missing => "missing",
-        };
-        write!(f, "{word:<8} {}: {}", self.name, self.found)?;
-        match &self.remedy {
-            Some(remedy) => write!(f, "\n           -> {remedy}"),
-            None => Ok(()),
-        }
-    }
-}
+use check::{Check, Verdict};
 
 /// All checks.
 pub fn examine(sys: &SysRoot, config_dir: &std::path::Path) -> Vec<Check> {
@@ -86,6 +18,7 @@ pub fn examine(sys: &SysRoot, config_dir: &std::path::Path) -> Vec<Check> {
     checks.extend(in_the_way(sys));
     checks.extend(monitor(sys));
     checks.extend(kernel::checks(sys));
+    checks.extend(firmware::checks(sys));
     checks.push(configurations(config_dir));
     checks
 }

@@ -1,7 +1,9 @@
 //! The machine as this host sees it, in the words of the plan.
 
+pub mod firmware;
 mod iomem;
 pub mod irq;
+pub mod memmap;
 pub mod memory;
 pub mod pci;
 

@@ -37,6 +37,11 @@ pub fn dir(address: PciAddress) -> String {
     format!("{DIR}/{address}")
 }
 
+/// Its name in the ACPI namespace, if the firmware's code knows the function: `\_SB_.PCI0.NIC1`.
+pub fn acpi_path(sys: &SysRoot, address: PciAddress) -> Option<String> {
+    sys.read_optional(format!("{}/firmware_node/path", dir(address)))
+}
+
 fn function(sys: &SysRoot, name: &str) -> Result<PciFunction> {
     let dir = format!("{DIR}/{name}");
     let address: PciAddress = name.parse()?;

@@ -11,6 +11,7 @@ use partitioner::{MemRange, Plan};
 
 use super::Placed;
 use crate::acpi::Tables;
+use crate::inventory::memmap;
 use crate::sysroot::SysRoot;
 
 /// Most bytes that the tables made by us take.
@@ -86,7 +87,7 @@ pub fn acpi(
 /// If `/sys/firmware/memmap` cannot be read or contradicts the plan.
 pub fn memory_map(sys: &SysRoot, header: &Header, plan: &Plan) -> Result<E820Map> {
     let slot = &header.slots[plan.successor()];
-    let machine = E820Map::from_firmware(firmware_map(sys)?.iter().copied())?;
+    let machine = E820Map::from_firmware(memmap::ranges(sys)?.iter().copied())?;
     let blocks: Vec<Range<u64>> = plan.memory.iter().map(|range| range.start()..range.end()).collect();
     let slice = slot.low_slice..slot.low_slice + slot.low_slice_size;
     let pool = MemRange::with_len(header.pool, header.pool_size);
@@ -100,30 +101,4 @@ pub fn memory_map(sys: &SysRoot, header: &Header, plan: &Plan) -> Result<E820Map
             firmware: header.shared..header.shared + header.shared_size,
         },
     )?)
-}
-
-/// `/sys/firmware/memmap` as (start, length, e820 type).
-fn firmware_map(sys: &SysRoot) -> Result<Vec<(u64, u64, u32)>> {
-    const DIR: &str = "sys/firmware/memmap";
-    let mut map = Vec::new();
-    for name in sys.list(DIR)? {
-        let number = |file: &str| sys.read_number(format!("{DIR}/{name}/{file}"));
-        let (start, last) = (number("start")?, number("end")?);
-        // The words of Linux `e820_type_to_string`.
-        let kind = match sys.read(format!("{DIR}/{name}/type"))?.as_str() {
-            "System RAM" => 1,
-            "ACPI Tables" => 3,
-            "ACPI Non-volatile Storage" => 4,
-            "Unusable memory" => 5,
-            "Persistent Memory" => 7,
-            "Soft Reserved" => 0xefff_ffff,
-            _ => 2,
-        };
-        map.push((start, last.saturating_sub(start).saturating_add(1), kind));
-    }
-    ensure!(
-        !map.is_empty(),
-        "/sys/firmware/memmap is empty: use a kernel with CONFIG_FIRMWARE_MEMMAP"
-    );
-    Ok(map)
 }

@@ -3,15 +3,30 @@
 use std::fs;
 use std::path::Path;
 
-/// Writes a FADT, a DSDT, an SSDT and a MADT with these CPUs and one IOAPIC.
+/// AML as `tests/fixtures/aml/README.md` describes it.
+pub const DSDT: &[u8] = include_bytes!("../../tests/fixtures/aml/dsdt.aml");
+/// A table beside it.
+pub const SSDT_PLAIN: &[u8] = include_bytes!("../../tests/fixtures/aml/ssdt-plain.aml");
+/// One that the interpreter cannot read.
+pub const SSDT_ACCESS_AS: &[u8] = include_bytes!("../../tests/fixtures/aml/ssdt-access-as.aml");
+/// One that does not end.
+pub const SSDT_ENDLESS: &[u8] = include_bytes!("../../tests/fixtures/aml/ssdt-endless.aml");
+
+/// Writes a FADT, an MCFG, a DSDT, an SSDT and a MADT with these CPUs and one IOAPIC.
 pub fn write(root: &Path, apic_ids: &[u8]) {
     let dir = root.join("sys/firmware/acpi/tables");
     fs::create_dir_all(&dir).unwrap();
     let mut fadt = vec![0; 276 - 36];
     fadt[140 - 36..148 - 36].copy_from_slice(&0x7fff_0000u64.to_le_bytes());
+    fadt[64 - 36..68 - 36].copy_from_slice(&0x404u32.to_le_bytes());
+    fadt[89 - 36] = 2;
     fs::write(dir.join("FACP"), table(b"FACP", &fadt)).unwrap();
-    fs::write(dir.join("DSDT"), table(b"DSDT", &[0x10; 20])).unwrap();
-    fs::write(dir.join("SSDT"), table(b"SSDT", &[0x10; 7])).unwrap();
+    let mut mcfg = vec![0; 8];
+    mcfg.extend_from_slice(&0xe000_0000u64.to_le_bytes());
+    mcfg.extend_from_slice(&[0, 0, 0, 0xff, 0, 0, 0, 0]);
+    fs::write(dir.join("MCFG"), table(b"MCFG", &mcfg)).unwrap();
+    fs::write(dir.join("DSDT"), DSDT).unwrap();
+    fs::write(dir.join("SSDT"), table(b"SSDT", &[])).unwrap();
     let mut madt = 0xfee0_0000u32.to_le_bytes().to_vec();
     madt.extend_from_slice(&1u32.to_le_bytes());
     for (uid, &apic_id) in (0u8..).zip(apic_ids) {

@@ -42,6 +42,7 @@ impl Tree {
             "processor : 0\nflags : vmx constant_tsc\nvmx flags : ept unrestricted_guest\n",
         );
         tree.function("0000:00:00.0", "0x060000", 0, None, "");
+        tree.function("0000:00:1f.0", "0x060100", 0, None, "");
         tree.function(
             "0000:00:02.0",
             "0x020000",
@@ -57,6 +58,11 @@ impl Tree {
             "0xc0000000 0xc001ffff 0x40200\n0xc100 0xc13f 0x40101\n",
         );
         tree.put("sys/class/net/eth0/x", "");
+        tree.put("sys/devices/pci0000:00/firmware_node/path", "\\_SB_.PCI0\n");
+        tree.put(
+            "sys/bus/pci/devices/0000:00:1f.0/firmware_node/path",
+            "\\_SB_.PCI0.LPCB\n",
+        );
         for (irq, chip, actions) in [(0, "IO-APIC", "timer"), (9, "IO-APIC", "acpi"), (24, "PCI-MSI", "x")] {
             tree.put(format!("sys/kernel/irq/{irq}/chip_name"), format!("{chip}\n"));
             tree.put(format!("sys/kernel/irq/{irq}/actions"), format!("{actions}\n"));
@@ -73,6 +79,17 @@ impl Tree {
             tree.put(format!("sys/firmware/memmap/{index}/end"), format!("{last:#x}\n"));
             tree.put(format!("sys/firmware/memmap/{index}/type"), format!("{kind}\n"));
         }
+        tree
+    }
+
+    /// The same with a NIC that the fixture's AML has regions of: in its configuration space, in its registers.
+    pub fn with_nic_of_firmware() -> Self {
+        let tree = Self::lab();
+        tree.function("0000:00:04.0", "0x020000", 10, None, "0xc0040000 0xc005ffff 0x40200\n");
+        tree.put(
+            "sys/bus/pci/devices/0000:00:04.0/firmware_node/path",
+            "\\_SB_.PCI0.NIC4\n",
+        );
         tree
     }
 

@@ -1,10 +1,13 @@
-//! This host's ACPI tables, as Linux shows them in `/sys/firmware/acpi/tables`.
+//! This host's ACPI tables, as Linux shows them in `/sys/firmware/acpi/tables`; [`aml`]: what the code in them uses.
+
+pub mod aml;
 
 use std::fs;
 
 use anyhow::{Context, Result};
 use firmware_shim::acpi::{Machine, MadtEntry, Rsdp, Signature};
 use firmware_shim::{OutOfRange, PhysMem};
+use partitioner::MemRange;
 
 use crate::sysroot::SysRoot;
 
@@ -112,6 +115,8 @@ pub struct Interrupts {
     pub cpus: Vec<u32>,
     /// First global system interrupt of each IOAPIC, ascending.
     pub gsi_bases: Vec<u32>,
+    /// Physical addresses of the IOAPICs.
+    pub addresses: Vec<u64>,
 }
 
 impl Interrupts {
@@ -130,8 +135,9 @@ impl Interrupts {
             }
         }
         for entry in madt.entries() {
-            if let MadtEntry::IoApic { gsi_base, .. } = entry? {
+            if let MadtEntry::IoApic { address, gsi_base, .. } = entry? {
                 found.gsi_bases.push(gsi_base);
+                found.addresses.push(u64::from(address));
             }
         }
         found.gsi_bases.sort_unstable();
@@ -142,6 +148,41 @@ impl Interrupts {
     pub fn number(&self, apic_id: u32) -> Option<u32> {
         let position = self.cpus.iter().position(|&id| id == apic_id)?;
         u32::try_from(position).ok()
+    }
+}
+
+/// What other tables say about places that AML uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Platform {
+    /// Ports of the PM1 control registers; none in hardware-reduced ACPI.
+    pub pm1_control: Vec<u16>,
+    /// Windows of PCI configuration space of segment 0, from bus 0 on.
+    pub ecam: Vec<MemRange>,
+}
+
+impl Platform {
+    /// Reads the FADT and the MCFG.
+    ///
+    /// # Errors
+    /// If one is damaged, or there is no FADT.
+    pub fn read(sys: &SysRoot) -> Result<Self> {
+        let tables = Tables::read(sys, u64::MAX, |_| false)?;
+        let machine = tables.machine()?;
+        let fadt = machine.fadt().context("reading the FADT")?;
+        let registers = [fadt.pm1a_control(), fadt.pm1b_control()].into_iter().flatten();
+        let pm1_control = registers.filter_map(|register| register.port()).collect();
+        let mut ecam = Vec::new();
+        if let Some(mcfg) = machine.mcfg().context("reading the MCFG")? {
+            for region in mcfg.regions() {
+                let region = region?;
+                let end = region.range().map(|range| range.end);
+                ecam.extend(
+                    end.filter(|_| region.segment == 0)
+                        .and_then(|end| MemRange::new(region.base, end)),
+                );
+            }
+        }
+        Ok(Self { pm1_control, ecam })
     }
 }
 
@@ -159,6 +200,7 @@ mod tests {
         assert_eq!(found.number(1), Some(2));
         assert_eq!(found.number(9), None);
         assert_eq!(found.gsi_bases, [0]);
+        assert_eq!(found.addresses, [0xfec0_0000]);
     }
 
     #[test]
