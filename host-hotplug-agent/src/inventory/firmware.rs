@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use partitioner::{MemRange, PciAddress, PciFunction, PortRange, Resource};
+use partitioner::{FirmwareRegion, MemRange, PciAddress, PciFunction, PortRange, Resource};
 
 use super::{memmap, pci};
 use crate::acpi::aml::{Region, Space};
@@ -129,6 +129,20 @@ impl Ground {
         }
     }
 
+    /// The regions that must stay with the host that has them.
+    pub fn staying(&self, regions: &[Region]) -> Vec<FirmwareRegion> {
+        let mut staying = Vec::new();
+        for region in regions {
+            if let Standing::Owned(resources) = self.judge(region) {
+                staying.extend(resources.into_iter().map(|resource| FirmwareRegion {
+                    resource,
+                    name: region.to_string(),
+                }));
+            }
+        }
+        staying
+    }
+
     fn memory(&self, range: MemRange) -> Standing {
         let within = |places: &[(MemRange, &'static str)]| {
             let place = places.iter().find(|(place, _)| place.contains(range));
@@ -190,6 +204,7 @@ impl Ground {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::acpi::aml;
     use crate::testing::tree::Tree;
 
     fn region(space: Space, start: u64, length: u64, device: Option<&str>) -> Region {
@@ -260,5 +275,20 @@ mod tests {
             let standing = ground.judge(&region(space, 0x40, 4, device));
             assert_eq!(standing.to_string(), label, "{space:?} {device:?}");
         }
+    }
+
+    #[test]
+    fn what_must_stay_is_named_with_its_table() {
+        let tree = Tree::with_nic_of_firmware();
+        let staying = ground().staying(&aml::list(&tree.sys()).regions);
+        let named = |resource| staying.iter().find(|region| region.resource == resource);
+        let nic = Resource::Function("0000:00:04.0".parse().unwrap());
+        assert_eq!(named(nic).unwrap().name, r"\_SB_.PCI0.NIC4.NCFG of DSDT");
+        let registers = Resource::Memory(MemRange::new(0xc004_0000, 0xc004_0100).unwrap());
+        assert_eq!(named(registers).unwrap().name, r"\_SB_.PCI0.NIC4.NREG of DSDT");
+        let memory = staying
+            .iter()
+            .filter(|region| matches!(region.resource, Resource::Memory(_)));
+        assert_eq!(memory.count(), 1, "{staying:#?}");
     }
 }

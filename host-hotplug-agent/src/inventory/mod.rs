@@ -15,9 +15,10 @@ use partitioner::{
 
 pub use iomem::range as iomem_range;
 
-use crate::acpi::Interrupts;
+use crate::acpi::{Interrupts, aml};
 use crate::l0::view;
 use crate::sysroot::SysRoot;
+use firmware::Ground;
 
 /// Takes stock.
 ///
@@ -33,6 +34,8 @@ pub fn take(
     let madt = Interrupts::read(sys)?;
     let functions = pci::functions(sys)?;
     let pins = irq::pins(sys, &madt.gsi_bases, &functions);
+    let listing = aml::list(sys);
+    let firmware = Ground::read(sys, &functions).staying(&listing.regions);
     let range = |start, len| MemRange::with_len(start, len);
     let never_moves = [
         range(0, 1 << 20),
@@ -49,8 +52,8 @@ pub fn take(
         functions,
         pins,
         staying_ports: staying_ports(sys, header, slot),
-        firmware: Vec::new(),
-        unread_firmware: Vec::new(),
+        firmware,
+        unread_firmware: listing.unread,
         pool: range(header.pool, header.pool_size).into_iter().collect(),
         never_moves: merged(never_moves.into_iter().flatten().collect()),
         unreclaimed,

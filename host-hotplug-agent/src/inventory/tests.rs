@@ -1,8 +1,9 @@
-use partitioner::{Bar, CpuRequest, MemoryRequest, PlanError, Request, plan};
+use partitioner::{Bar, CpuRequest, MemoryRequest, PlanError, Request, Warning, plan};
 
 use super::*;
 use crate::l0::memory as l0_memory;
 use crate::testing::l0::FakeRegion;
+use crate::testing::tables::SSDT_PLAIN;
 use crate::testing::tree::Tree;
 
 fn inventory(tree: &Tree) -> Inventory {
@@ -60,6 +61,40 @@ fn what_is_busy_is_refused_with_its_user() {
     );
     let unknown = plan(&inventory(&tree), &request(&["0000:00:1e.0"])).unwrap_err();
     assert!(matches!(unknown, PlanError::UnknownFunction(_)), "{unknown}");
+}
+
+#[test]
+fn what_the_firmwares_code_uses_is_refused_with_its_region() {
+    let tree = Tree::with_nic_of_firmware();
+    let before = inventory(&tree);
+    assert_eq!(before.unread_firmware, Vec::<String>::new());
+    let error = plan(&before, &request(&["0000:00:04.0"])).unwrap_err().to_string();
+    assert!(error.contains("0000:00:04.0 cannot go"), "{error}");
+    assert!(error.contains(r"\_SB_.PCI0.NIC4.NCFG of DSDT"), "{error}");
+    assert!(plan(&before, &request(&["0000:00:03.0"])).is_ok());
+
+    // A region in memory that would be taken else, and a table that cannot be read.
+    tree.put("sys/firmware/acpi/tables/SSDT1", SSDT_PLAIN);
+    tree.put("sys/firmware/acpi/tables/SSDT2", [0x10; 40]);
+    let inventory = inventory(&tree);
+    let size = Request {
+        memory: MemoryRequest::Size(256 << 20),
+        ..request(&[])
+    };
+    let made = plan(&inventory, &size).unwrap();
+    let region = MemRange::new(0x4800_1000, 0x4800_1010).unwrap();
+    assert!(
+        made.memory.iter().all(|memory| !memory.overlaps(region)),
+        "{:?}",
+        made.memory
+    );
+    assert!(matches!(made.warnings.as_slice(), [Warning::UnreadFirmware(text)] if text.starts_with("SSDT2: ")));
+    let named = Request {
+        memory: MemoryRequest::Blocks(vec![MemRange::new(0x4800_0000, 0x5000_0000).unwrap()]),
+        ..request(&[])
+    };
+    let error = plan(&inventory, &named).unwrap_err().to_string();
+    assert!(error.contains(r"\_SB_.PCI0.RAMR of SSDT1"), "{error}");
 }
 
 #[test]
