@@ -117,6 +117,8 @@ pub struct Interrupts {
     pub gsi_bases: Vec<u32>,
     /// Physical addresses of the IOAPICs.
     pub addresses: Vec<u64>,
+    /// ISA interrupts that are at another global system interrupt than that of their number: (interrupt, GSI).
+    pub overrides: Vec<(u32, u32)>,
 }
 
 impl Interrupts {
@@ -135,13 +137,26 @@ impl Interrupts {
             }
         }
         for entry in madt.entries() {
-            if let MadtEntry::IoApic { address, gsi_base, .. } = entry? {
-                found.gsi_bases.push(gsi_base);
-                found.addresses.push(u64::from(address));
+            match entry? {
+                MadtEntry::IoApic { address, gsi_base, .. } => {
+                    found.gsi_bases.push(gsi_base);
+                    found.addresses.push(u64::from(address));
+                }
+                MadtEntry::InterruptOverride {
+                    bus: 0, source, gsi, ..
+                } if u32::from(source) != gsi => found.overrides.push((u32::from(source), gsi)),
+                _ => {}
             }
         }
         found.gsi_bases.sort_unstable();
         Ok(found)
+    }
+
+    /// The global system interrupt of Linux's interrupt `number`: the same, but for an ISA interrupt that the firmware
+    /// has wired elsewhere (Linux `mp_override_legacy_irq`).
+    pub fn gsi(&self, number: u32) -> u32 {
+        let moved = self.overrides.iter().find(|(source, _)| *source == number);
+        moved.map_or(number, |(_, gsi)| *gsi)
     }
 
     /// Linux's number of the CPU with that APIC id.

@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use partitioner::{Gsi, PciFunction, Pin};
 
 use super::pci;
+use crate::acpi::Interrupts;
 use crate::sysroot::SysRoot;
 
 /// Pins that an IOAPIC has at least, and that the last one is taken to have: the kernel does not tell user space.
 const PINS: u32 = 24;
 
-/// All IOAPIC pins with their users other than `functions`. Linux's number of an IOAPIC interrupt is its GSI
-/// (`mp_map_pin_to_irq`).
-pub fn pins(sys: &SysRoot, gsi_bases: &[u32], functions: &[PciFunction]) -> Vec<Pin> {
+/// All IOAPIC pins with their users other than `functions`.
+pub fn pins(sys: &SysRoot, madt: &Interrupts, functions: &[PciFunction]) -> Vec<Pin> {
+    let gsi_bases = &madt.gsi_bases;
     let mut users: BTreeMap<u32, Vec<String>> = BTreeMap::new();
     let end = gsi_bases.last().map_or(0, |base| base + PINS);
     for gsi in gsi_bases.first().copied().unwrap_or(0)..end {
@@ -30,14 +31,15 @@ pub fn pins(sys: &SysRoot, gsi_bases: &[u32], functions: &[PciFunction]) -> Vec<
         let (Ok(number), true) = (name.parse::<u32>(), chip.contains("IO-APIC")) else {
             continue;
         };
+        let gsi = madt.gsi(number);
         let actions = sys
             .read_optional(format!("sys/kernel/irq/{name}/actions"))
             .unwrap_or_default();
         let foreign = actions
             .split(',')
-            .filter(|action| !action.is_empty() && !belongs(sys, action, number, functions))
+            .filter(|action| !action.is_empty() && !belongs(sys, action, gsi, functions))
             .map(str::to_owned);
-        users.entry(number).or_default().extend(foreign);
+        users.entry(gsi).or_default().extend(foreign);
     }
     users
         .into_iter()

@@ -10,7 +10,7 @@ pub mod pci;
 use anyhow::{Context, Result};
 use locum_abi::{Header, Slot, Status};
 use partitioner::{
-    ApicId, Cpu, CpuNumber, Generation, Inventory, MemRange, NodeId, PortRange, StayingPorts, Unreclaimed,
+    ApicId, Cpu, CpuNumber, Generation, Gsi, Inventory, MemRange, NodeId, PortRange, StayingPorts, Unreclaimed,
 };
 
 pub use iomem::range as iomem_range;
@@ -32,8 +32,12 @@ pub fn take(
     unreclaimed: Vec<Unreclaimed>,
 ) -> Result<Inventory> {
     let madt = Interrupts::read(sys)?;
-    let functions = pci::functions(sys)?;
-    let pins = irq::pins(sys, &madt.gsi_bases, &functions);
+    let mut functions = pci::functions(sys)?;
+    for function in &mut functions {
+        // Linux tells its own number.
+        function.gsi = function.gsi.map(|number| Gsi(madt.gsi(number.0)));
+    }
+    let pins = irq::pins(sys, &madt, &functions);
     let listing = aml::list(sys);
     let firmware = Ground::read(sys, &functions).staying(&listing.regions);
     let range = |start, len| MemRange::with_len(start, len);

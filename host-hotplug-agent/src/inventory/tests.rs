@@ -3,7 +3,7 @@ use partitioner::{Bar, CpuRequest, MemoryRequest, PlanError, Request, Warning, p
 use super::*;
 use crate::l0::memory as l0_memory;
 use crate::testing::l0::FakeRegion;
-use crate::testing::tables::SSDT_PLAIN;
+use crate::testing::tables::{self, SSDT_PLAIN};
 use crate::testing::tree::Tree;
 
 fn inventory(tree: &Tree) -> Inventory {
@@ -121,6 +121,30 @@ fn cpu_0_the_last_cpu_and_too_much_memory_are_refused() {
         with(CpuRequest::Count(1), MemoryRequest::Size(2 << 30)),
         PlanError::TooMuchMemory { .. }
     ));
+}
+
+/// As an i865 board has it: the timer at pin 2, the SCI (ISA 9) at pin 20.
+#[test]
+fn pins_are_those_that_the_firmware_wired() {
+    let tree = Tree::lab();
+    let overrides = [[2, 10, 0, 0, 2, 0, 0, 0, 0, 0], [2, 10, 0, 9, 20, 0, 0, 0, 0xf, 0]];
+    tables::write_madt(tree.path(), &[0, 1, 2, 3], &overrides.concat());
+    let inventory = inventory(&tree);
+    let users = |gsi| {
+        let pin = inventory.pins.iter().find(|pin| pin.gsi == Gsi(gsi)).unwrap();
+        pin.users.join(",")
+    };
+    assert_eq!([users(0), users(2), users(9), users(20)], ["", "timer", "", "acpi"]);
+    // What Linux numbers 9 is on that pin, too.
+    let nic = inventory.functions.iter().find(|f| f.address.device() == 2).unwrap();
+    assert_eq!(nic.gsi, Some(Gsi(20)));
+    for (pin, free) in [(2, false), (20, false), (0, true), (9, true)] {
+        let request = Request {
+            pins: vec![Gsi(pin)],
+            ..request(&[])
+        };
+        assert_eq!(plan(&inventory, &request).is_ok(), free, "pin {pin}");
+    }
 }
 
 #[test]

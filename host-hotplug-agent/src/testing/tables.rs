@@ -27,6 +27,12 @@ pub fn write(root: &Path, apic_ids: &[u8]) {
     fs::write(dir.join("MCFG"), table(b"MCFG", &mcfg)).unwrap();
     fs::write(dir.join("DSDT"), DSDT).unwrap();
     fs::write(dir.join("SSDT"), table(b"SSDT", &[])).unwrap();
+    write_madt(root, apic_ids, &[]);
+}
+
+/// Writes a MADT with these CPUs, one IOAPIC, and further entries.
+pub fn write_madt(root: &Path, apic_ids: &[u8], entries: &[u8]) {
+    let dir = root.join("sys/firmware/acpi/tables");
     let mut madt = 0xfee0_0000u32.to_le_bytes().to_vec();
     madt.extend_from_slice(&1u32.to_le_bytes());
     for (uid, &apic_id) in (0u8..).zip(apic_ids) {
@@ -35,6 +41,7 @@ pub fn write(root: &Path, apic_ids: &[u8]) {
     madt.extend_from_slice(&[1, 12, 0, 0]);
     madt.extend_from_slice(&0xfec0_0000u32.to_le_bytes());
     madt.extend_from_slice(&0u32.to_le_bytes());
+    madt.extend_from_slice(entries);
     fs::write(dir.join("APIC"), table(b"APIC", &madt)).unwrap();
 }
 
