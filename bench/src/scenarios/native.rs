@@ -98,7 +98,13 @@ fn compared(run: &mut Run) -> Result<()> {
         .map(|record| record.same == Some(true))
         .collect();
     ensure!(!results.is_empty(), "L0 compared no VMCS");
-    ensure!(results.iter().all(|same| *same), "L0 left a VMCS other than it was");
+    let other = results.iter().filter(|same| !**same).count();
+    ensure!(
+        other == 0,
+        "L0 left {other} of {} VMCSs other than they were:\n{}",
+        results.len(),
+        run.sh("locum trace | tail -n 400")?
+    );
     run.check(&format!("{} VMCSs were left as they were", results.len()));
     Ok(())
 }
