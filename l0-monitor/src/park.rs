@@ -111,10 +111,6 @@ pub(crate) struct Start {
     pub(crate) slot: Slot,
 }
 
-/// The CPU is not parked, or somebody else is about to start it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Busy;
-
 /// How each CPU is to start that was commanded to: its stage says whose it is.
 struct Command(UnsafeCell<Option<Start>>);
 
@@ -124,17 +120,12 @@ unsafe impl Sync for Command {}
 
 static COMMANDS: PerCpu<Command> = PerCpu([const { Command(UnsafeCell::new(None)) }; MAX_CPUS]);
 
-/// Has a parked CPU start in VMX non-root.
-///
-/// # Errors
-/// [`Busy`].
-pub(crate) fn command(cpu: CpuIndex, start: Start) -> Result<(), Busy> {
-    stage::take(cpu, Step::Claim).map_err(|_| Busy)?;
+/// Has a CPU start in VMX non-root for which the caller took [`Step::Claim`]. It looks for that within a few ms.
+pub(crate) fn command(cpu: CpuIndex, start: Start) {
     // SAFETY: this CPU claimed the other; see the `Sync` impl.
     unsafe { *COMMANDS[cpu].0.get() = Some(start) };
-    stage::take(cpu, Step::Command).map_err(|_| Busy)?;
-    poke();
-    Ok(())
+    let told = stage::take(cpu, Step::Command);
+    debug_assert!(told.is_ok(), "a claimed CPU is nobody else's");
 }
 
 fn take_command(cpu: CpuIndex) -> Option<Start> {
@@ -143,11 +134,6 @@ fn take_command(cpu: CpuIndex) -> Option<Start> {
     }
     // SAFETY: commanded, and addressed to this CPU; see the `Sync` impl.
     unsafe { (*COMMANDS[cpu].0.get()).take() }
-}
-
-/// Makes parked CPUs look again, for instance because owners changed. They would do so by themselves soon.
-pub(crate) fn poke() {
-    Slot::ALL.into_iter().for_each(shared::touch_mailbox);
 }
 
 /// Waits on this CPU, which is `cpu` and in [`Stage::Parking`], until it is to run for a host: where, and in which
@@ -198,12 +184,7 @@ fn look(cpu: CpuIndex) -> Option<(Start, StartMode)> {
         }
         Action::Refuse => {
             if shared::clear_mailbox(slot, mailbox.head) {
-                shared::trace(Event::MailboxRefused {
-                    command: mailbox.head as u16,
-                    apic_id: (mailbox.head >> 32) as u32,
-                    vector: mailbox.vector,
-                });
-                shared::status().count_refusal();
+                refuse(mailbox);
             }
             None
         }
@@ -217,12 +198,25 @@ fn look(cpu: CpuIndex) -> Option<(Start, StartMode)> {
             };
             let begun = begin(cpu, start);
             shared::clear_mailbox(slot, mailbox.head);
+            if begun.is_none() {
+                refuse(mailbox);
+            }
             begun
         }
     }
 }
 
-/// Ends a start that was asked for by somebody who may not ask any more.
+/// Tells of a mailbox command that was not carried out.
+fn refuse(mailbox: MailboxWords) {
+    shared::trace(Event::MailboxRefused {
+        command: mailbox.head as u16,
+        apic_id: (mailbox.head >> 32) as u32,
+        vector: mailbox.vector,
+    });
+    shared::status().count_refusal();
+}
+
+/// How the CPU, in [`Stage::Starting`], begins. None, and it stays parked, if that host may not start it any more.
 fn begin(cpu: CpuIndex, start: Start) -> Option<(Start, StartMode)> {
     let mode = PARTITION.start_mode(cpu, start.slot);
     if mode.is_none() {

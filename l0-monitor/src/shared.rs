@@ -374,12 +374,6 @@ pub(crate) fn clear_mailbox(slot: Slot, head: u64) -> bool {
         .is_ok()
 }
 
-/// Wakes whoever monitors the mailbox's line, without changing the mailbox.
-pub(crate) fn touch_mailbox(slot: Slot) {
-    let head = word64(slot_area(slot).cast::<u64>());
-    head.fetch_or(0, AcqRel);
-}
-
 /// Marks where each CPU is at boot: absent, with its owner.
 pub(crate) fn init_cpus(owner: Slot) {
     let status = status();

@@ -37,6 +37,13 @@ pub(crate) fn read_machine(
     options: &cmdline::Options,
 ) -> Result<&'static Machine, BootError> {
     let tables = acpi::Machine::open(memory, rsdp)?;
+    for table in tables.wrong_checksums() {
+        log::warn!(
+            "{} table at {:#x} has a wrong checksum; it is used all the same, as Linux does",
+            table.signature,
+            table.address
+        );
+    }
     let madt = tables.madt()?;
     let fadt = tables.fadt()?;
     register_cpus(&madt)?;
@@ -54,12 +61,16 @@ pub(crate) fn read_machine(
         ..Machine::EMPTY
     };
     add_ioapics(&mut machine, &madt);
-    if let Some(mcfg) = tables.mcfg()? {
-        for region in mcfg.regions().filter_map(Result::ok) {
-            if machine.ecam.try_push(region).is_err() {
-                log::warn!("PCI configuration window at {:#x} is one too many", region.base);
+    match tables.mcfg() {
+        Ok(None) => {}
+        Ok(Some(mcfg)) => {
+            for region in mcfg.regions().filter_map(Result::ok) {
+                if machine.ecam.try_push(region).is_err() {
+                    log::warn!("PCI configuration window at {:#x} is one too many", region.base);
+                }
             }
         }
+        Err(error) => log::warn!("{error}; L0 goes without it, as Linux does"),
     }
     if tables.has_dmar()? {
         log::warn!("DMA remapping (DMAR) is hidden from hosts: no device passthrough to guests");

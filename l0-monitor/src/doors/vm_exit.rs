@@ -120,7 +120,7 @@ global_asm!(
 extern "C" fn steady(vcpu: *mut VCpu) -> bool {
     // SAFETY: as in `exit`.
     let (vcpu, mut hw) = unsafe { (&mut *vcpu, Cpu::new()) };
-    run::steady_exit(vcpu, &mut hw)
+    run::steady(vcpu, &mut hw)
 }
 
 /// Every other VM exit. Returns what the assembly enters with: 0 VMRESUME, 1 VMLAUNCH.

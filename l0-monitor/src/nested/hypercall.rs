@@ -5,13 +5,13 @@ use locum_abi::{Call, Errno, Event, HostState, Op, Slot, StopReason};
 
 use crate::arch::general::Register;
 use crate::arch::{lapic, registers};
-use crate::id::{self, CpuIndex};
+use crate::id;
 use crate::nested::context::Context;
 use crate::nested::this_machine::{ThisMachine, die};
 use crate::nested::transition;
 use crate::nested::vcpu::VCpu;
 use crate::park::{self, Start};
-use crate::partition::PARTITION;
+use crate::partition::{PARTITION, Survivor};
 use crate::shared;
 use crate::stage::{self, Step};
 use crate::vmx::instructions::Cpu;
@@ -26,6 +26,8 @@ pub(crate) enum Served {
     Resume,
     /// This CPU parks.
     Park,
+    /// The machine is reset: its last host has ended.
+    Reset,
     /// The host goes on natively.
     Leave {
         /// Address of its frame.
@@ -74,7 +76,6 @@ fn serve_call(vcpu: &mut VCpu, hw: &mut Cpu, call: Call) -> Result<Served, Errno
         Call::Ping | Call::Leave { .. } => Ok(Served::Resume),
         Call::Grant(grant) => {
             PARTITION.grant(grant, slot)?;
-            park::poke();
             Ok(Served::Resume)
         }
         Call::Start {
@@ -86,11 +87,13 @@ fn serve_call(vcpu: &mut VCpu, hw: &mut Cpu, call: Call) -> Result<Served, Errno
         Call::Retire => retire(vcpu, hw),
         Call::Park => Ok(Served::Park),
         Call::Exit { detail } => {
-            if !PARTITION.two_hosts() {
+            if !PARTITION.is_beside_another(slot) {
                 return Err(Errno::State);
             }
-            die(slot, vcpu.cpu, StopReason::PoweredOff, detail);
-            Ok(Served::Park)
+            Ok(match die(slot, vcpu.cpu, StopReason::PoweredOff, detail) {
+                Survivor::Other => Served::Park,
+                Survivor::None => Served::Reset,
+            })
         }
     }
 }
@@ -101,7 +104,6 @@ fn start(vcpu: &VCpu, hw: &mut Cpu, addresses: [u64; 2], apic_id: u32) -> Result
     let boot = id::index_of_apic(apic_id).ok_or(Errno::Argument)?;
     let latches = PARTITION.read_latches(hw);
     PARTITION.begin_two(slot, boot, vcpu.caps.ept_1g, addresses, &latches)?;
-    shared::status().host(to).set_reason(StopReason::None, [0; 3], apic_id);
     let [entry, zero_page] = addresses;
     shared::trace(Event::HostStart {
         slot: to,
@@ -113,10 +115,7 @@ fn start(vcpu: &VCpu, hw: &mut Cpu, addresses: [u64; 2], apic_id: u32) -> Result
         rsi: zero_page,
         slot: to,
     };
-    if park::command(boot, start).is_err() {
-        PARTITION.cancel_two(hw, slot);
-        return Err(Errno::NotParked);
-    }
+    park::command(boot, start);
     Ok(Served::Resume)
 }
 
@@ -137,31 +136,29 @@ fn abort(hw: &mut Cpu, slot: Slot) -> Result<Served, Errno> {
     if !parked {
         return Err(Errno::Timeout);
     }
-    PARTITION.end_two(hw, slot, HostState::Absent);
-    park::poke();
+    PARTITION.end_two(hw, slot, HostState::Absent)?;
     Ok(Served::Resume)
 }
 
 fn retire(vcpu: &mut VCpu, hw: &mut Cpu) -> Result<Served, Errno> {
     let slot = vcpu.slot;
-    if !PARTITION.may_retire(slot) {
-        return Err(Errno::State);
+    PARTITION.begin_retiring(slot)?;
+    let retired = give_everything(vcpu, hw);
+    match retired {
+        Ok(()) => shared::trace(Event::HostRetired { slot }),
+        Err(_) => PARTITION.cancel_retiring(),
     }
-    let others: arrayvec::ArrayVec<CpuIndex, { locum_abi::MAX_CPUS }> = PARTITION
-        .cpus(slot)
-        .into_iter()
-        .filter(|cpu| *cpu != vcpu.cpu)
-        .collect();
+    retired.map(|()| Served::Park)
+}
+
+fn give_everything(vcpu: &mut VCpu, hw: &mut Cpu) -> Result<(), Errno> {
+    let slot = vcpu.slot;
+    let mut others = PARTITION.cpus(slot);
+    others.retain(|cpu| *cpu != vcpu.cpu);
     if !registers::wait_until(PARK_TICKS, || others.iter().copied().all(stage::is_idle)) {
         return Err(Errno::NotParked);
     }
-    if !PARTITION.may_retire(slot) {
-        return Err(Errno::State);
-    }
     // Before their memory is the other's.
-    transition::clear_vmcss(vcpu, hw);
-    PARTITION.end_two(hw, slot.other(), HostState::Retired);
-    shared::trace(Event::HostRetired { slot });
-    park::poke();
-    Ok(Served::Park)
+    transition::leave_host_memory(vcpu, hw);
+    PARTITION.end_two(hw, slot.other(), HostState::Retired)
 }

@@ -7,10 +7,10 @@ use locum_abi::Event;
 use crate::nested::context::Context;
 use crate::nested::exits::Next;
 use crate::nested::hypercall::{self, Served};
-use crate::nested::this_machine::{Survivor, ThisMachine, die, flush};
+use crate::nested::this_machine::{ThisMachine, die, flush};
 use crate::nested::transition;
 use crate::nested::vcpu::VCpu;
-use crate::partition::PARTITION;
+use crate::partition::{PARTITION, Survivor};
 use crate::shared::{self, Counter};
 use crate::stage::{self, Step};
 use crate::vmx::exit::Reason;
@@ -38,7 +38,7 @@ pub(crate) enum Onward {
 /// Every VM exit comes here first. True: it was one of the steady path, VMRESUME is next. False: it is still to be
 /// handled.
 #[inline(always)]
-pub(crate) fn steady_exit(vcpu: &mut VCpu, hw: &mut Cpu) -> bool {
+pub(crate) fn steady(vcpu: &mut VCpu, hw: &mut Cpu) -> bool {
     let of_guest = vcpu.in_guest;
     let around = ThisMachine(vcpu.slot);
     let context = &mut Context {
@@ -109,16 +109,17 @@ fn go_on(vcpu: &mut VCpu, hw: &mut Cpu, next: Next) -> Onward {
         Next::Call => match hypercall::serve(vcpu, hw) {
             Served::Resume => resume(vcpu, hw),
             Served::Park => park(vcpu, hw),
+            Served::Reset => Onward::Reset,
             Served::Leave { frame } => Onward::Leave { frame },
         },
-        Next::Init => {
-            // L0 sent it, since the host is being stopped; or the host itself did, and then it gives the CPU up.
+        // L0 sent it, since the host is being stopped. No other INIT may be sent from then on; now VMX can be left.
+        Next::Init if stage::take(vcpu.cpu, Step::Init).is_ok() => {
             shared::trace(Event::CpuTaken { slot: vcpu.slot });
             transition::clean_up(vcpu, hw);
-            let taken = stage::take(vcpu.cpu, Step::Init).or_else(|_| stage::take(vcpu.cpu, Step::Park));
-            debug_assert!(taken.is_ok());
             Onward::Park
         }
+        // The host itself sent it: it gives the CPU up.
+        Next::Init => park(vcpu, hw),
         Next::Die(reason, detail) => {
             if die(vcpu.slot, vcpu.cpu, reason, detail) == Survivor::None {
                 return Onward::Reset;

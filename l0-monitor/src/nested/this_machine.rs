@@ -7,7 +7,7 @@ use crate::nested::context::Surroundings;
 use crate::nested::vcpu::VCpu;
 use crate::nested::vmcs01::HOST_VPID;
 use crate::partition::io_filter::Verdict;
-use crate::partition::{PARTITION, Violation};
+use crate::partition::{PARTITION, Survivor, Violation};
 use crate::shared;
 use crate::vmx::Hardware;
 use crate::vmx::exit::IoAccess;
@@ -50,32 +50,25 @@ pub(crate) fn flush(vcpu: &VCpu, hw: &mut Cpu) {
     hw.invalidate(Invalidate::Vpid, SINGLE_CONTEXT, [HOST_VPID, 0]);
 }
 
-/// Who is left when a host has died.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Survivor {
-    /// The other host.
-    Other,
-    /// Nobody: the machine is reset, as it would be natively.
-    None,
-}
-
 /// Declares the host in `slot` dead. What it has stays as it is until the other host takes it.
 pub(crate) fn die(slot: Slot, cpu: CpuIndex, reason: StopReason, detail: [u64; 3]) -> Survivor {
     let apic_id = id::apic_id(cpu);
-    if !PARTITION.declare_dead(slot, reason, detail, apic_id) {
+    let Some(survivor) = PARTITION.declare_dead(slot, reason, detail, apic_id) else {
+        // It was dead already, so the survivor is at work.
         return Survivor::Other;
-    }
+    };
     let [first, second, _] = detail;
     shared::trace(Event::HostDead {
         slot,
         reason,
         detail: [first, second],
     });
-    log::error!("the {slot:?} host died on APIC id {apic_id}: {reason:?} {detail:x?}");
-    if PARTITION.two_hosts() {
-        Survivor::Other
-    } else {
-        log::error!("no other host is there: reset");
-        Survivor::None
+    log::error!(
+        "the host in slot {} died on APIC id {apic_id}: {reason:?} {detail:x?}",
+        slot.raw()
+    );
+    if survivor == Survivor::None {
+        log::error!("no other host runs: reset");
     }
+    survivor
 }

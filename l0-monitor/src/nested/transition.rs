@@ -35,6 +35,7 @@ use crate::stage::{self, Step};
 use crate::trap;
 use crate::vmx::caps::Caps;
 use crate::vmx::field::{self, Segment};
+use crate::vmx::guest;
 use crate::vmx::instructions::Cpu;
 use crate::vmx::{Hardware, VmxStatus};
 
@@ -172,14 +173,8 @@ fn on_this_machine<T>(vcpu: &mut VCpu, hw: &mut Cpu, serve: impl FnOnce(&mut Con
 pub(crate) fn start(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, start: Start, exit_rip: u64) -> Result<(), Errno> {
     vcpu.pretend_bsp = start.rsi != 0;
     take_root(vcpu, hw, cpu, start.slot, exit_rip)?;
-    if !vcpu.own_vmxon {
-        // The CPU was still in VMX operation in a region of somebody who is gone.
-        vcpu.shadow.clear(hw);
-        hw.vmclear(vcpu.vmcs01);
-        hw.vmxoff();
-        vcpu.own_vmxon = hw.vmxon(vcpu.vmxon_region).ok();
-        hw.vmptrld(vcpu.vmcs01);
-    }
+    // The CPU may still be in VMX operation in a region of somebody who is gone.
+    vcpu.move_to_own_region(hw);
     vcpu.belief = Belief::default();
     fill_firmware(vcpu, hw, start.rip);
     flush(vcpu, hw);
@@ -348,7 +343,18 @@ pub(crate) fn clear_vmcss(vcpu: &mut VCpu, hw: &mut Cpu) {
     hw.vmptrld(vcpu.vmcs01);
 }
 
-/// Fills VMCS01 with a state that VM entry accepts, cleared: for a CPU whose pending INIT is the next thing to happen.
+/// Nothing of VMX on this CPU is in the host's memory any more: no VMCS, no VMXON region. VMCS01 is current afterwards,
+/// to be launched.
+pub(crate) fn leave_host_memory(vcpu: &mut VCpu, hw: &mut Cpu) {
+    on_this_machine(vcpu, hw, |context| context.leave_steady());
+    hw.vmptrld(vcpu.vmcs01);
+    vcpu.shadow.detach(hw, vcpu.caps.secondary);
+    clear_vmcss(vcpu, hw);
+    vcpu.move_to_own_region(hw);
+}
+
+/// Fills VMCS01 with a state that VM entry accepts, cleared: for a CPU whose pending INIT is the next thing to happen. It
+/// sleeps until then, since it has nothing to execute.
 pub(crate) fn fill_any(vcpu: &mut VCpu, hw: &mut Cpu) {
     vcpu.shadow.clear(hw);
     hw.vmclear(vcpu.vmcs01);
@@ -356,6 +362,7 @@ pub(crate) fn fill_any(vcpu: &mut VCpu, hw: &mut Cpu) {
     vcpu.in_guest = false;
     vcpu.launched = true;
     fill_firmware(vcpu, hw, 0);
+    hw.put(field::GUEST_ACTIVITY, guest::HALTED);
 }
 
 /// The host on this CPU is gone: no VMCS of it may stay cached, and the CPU leaves VMX operation.

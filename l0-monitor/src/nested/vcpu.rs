@@ -11,6 +11,7 @@ use crate::nested::adopt::Adopted;
 use crate::nested::host_area::HostArea;
 use crate::nested::shadow::Shadow;
 use crate::nested::steady::Steady;
+use crate::vmx::Hardware;
 use crate::vmx::caps::Caps;
 
 /// The host's belief about VMX on this CPU.
@@ -27,7 +28,7 @@ pub(crate) struct Belief {
 /// Bytes below [`VCpu::gprs`] that an NMI may use as stack: exits begin with RSP in the register area.
 pub(crate) const NMI_ROOM: usize = 1024;
 
-/// One CPU's nested state. The assembly relies on the first three fields (see `run`).
+/// One CPU's nested state. The assembly relies on the first three fields (see `doors/vm_exit.rs`).
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub(crate) struct VCpu {
@@ -100,6 +101,19 @@ impl VCpu {
             shadow: Shadow::NONE,
             caps: Caps::NONE,
         }
+    }
+
+    /// Leaves VMX operation in a region of the host's, if that is the one in use, and enters it in L0's own. VMCS01 is
+    /// current afterwards, to be launched if the region has changed.
+    pub(crate) fn move_to_own_region(&mut self, hw: &mut impl Hardware) {
+        if !self.own_vmxon {
+            self.shadow.clear(hw);
+            hw.vmclear(self.vmcs01);
+            hw.vmxoff();
+            self.own_vmxon = hw.vmxon(self.vmxon_region).ok();
+            self.launched = false;
+        }
+        hw.vmptrld(self.vmcs01);
     }
 }
 

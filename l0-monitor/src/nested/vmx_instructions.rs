@@ -124,16 +124,8 @@ impl<H: Hardware> Context<'_, H> {
         self.vcpu.shadow.detach(self.hw, self.vcpu.caps.secondary);
         self.give_back_all();
         self.vcpu.belief = Belief::default();
-        if !self.vcpu.own_vmxon {
-            // The host may free the region it entered with: move over to L0's own.
-            self.vcpu.shadow.clear(self.hw);
-            self.hw.vmclear(self.vcpu.vmcs01);
-            self.hw.vmxoff();
-            self.hw.vmxon(self.vcpu.vmxon_region);
-            self.vcpu.own_vmxon = true;
-            self.vcpu.launched = false;
-        }
-        self.hw.vmptrld(self.vcpu.vmcs01);
+        // The host may free the region it entered with.
+        self.vcpu.move_to_own_region(self.hw);
         self.finish(VmxStatus::Succeed);
     }
 

@@ -1,11 +1,11 @@
 //! Devices that both hosts reach through L0 while two run. Decisions were made before: here they are carried out.
 //!
 //! PCI configuration and IOAPICs are reached through an index register and a window, which two CPUs must not mix up:
-//! each kind has a lock for its two accesses. Nothing else is done under it, and the partition's lock is not held.
+//! each kind has a lock for its two accesses. The partition's lock is never held when one of them is taken.
 
 use arrayvec::ArrayVec;
 use locum_abi::Event;
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 use super::io_filter::{PCI_ADDRESS, PCI_DATA, Verdict, dropped};
 use super::ioapic::{ENTRY, IoApic, MASKED, SELECT, VERSION, WINDOW, last_pin};
@@ -18,6 +18,14 @@ use crate::vmx::exit::IoAccess;
 static PCI_CYCLE: Mutex<()> = Mutex::new(());
 static IOAPIC_WINDOW: Mutex<()> = Mutex::new(());
 
+/// No access that takes two steps is half done while this is held.
+pub(crate) struct Devices(#[expect(dead_code, reason = "held, not used")] [MutexGuard<'static, ()>; 2]);
+
+/// Waits for such accesses and keeps others out.
+pub(crate) fn lock() -> Devices {
+    Devices([PCI_CYCLE.lock(), IOAPIC_WINDOW.lock()])
+}
+
 /// Class code 06h: bridges (PCI code and ID assignment specification 1.11, 1.7).
 const CLASS_BRIDGE: u32 = 6;
 /// Offset of the register whose upper byte is the class code (PCI local bus specification 3.0, 6.1).
@@ -28,7 +36,7 @@ const BUS_MASTER: u32 = 1 << 2;
 const INTX_DISABLE: u32 = 1 << 10;
 
 /// What a host left in registers that two hosts can't share.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Latches {
     /// Port 0xCF8.
     pub(crate) pci_address: u32,
@@ -60,7 +68,7 @@ pub(crate) fn latches(hw: &mut impl Hardware, ioapics: &[IoApic]) -> Latches {
 }
 
 /// Puts them back: what two hosts could not share belongs to one again.
-pub(crate) fn restore(hw: &mut impl Hardware, latches: &Latches) {
+pub(crate) fn restore(hw: &mut impl Hardware, _: &Devices, latches: &Latches) {
     hw.port_out(PCI_ADDRESS, 4, latches.pci_address);
     for (address, index) in latches.addresses.iter().zip(&latches.ioapics) {
         hw.write_phys(address + SELECT, 4, (*index).into());
@@ -100,6 +108,17 @@ pub(crate) fn pci(hw: &mut impl Hardware, address: u32, own: bool, io: IoAccess,
     }
     hw.port_out(PCI_ADDRESS, 4, address);
     port(hw, io, value)
+}
+
+/// A 32-bit access to memory or a register, as it is.
+pub(crate) fn direct(hw: &mut impl Hardware, address: u64, write: Option<u32>) -> u32 {
+    match write {
+        Some(value) => {
+            hw.write_phys(address, 4, value.into());
+            0
+        }
+        None => hw.read_phys(address, 4) as u32,
+    }
 }
 
 /// An access to a register of the IOAPIC at `base`.

@@ -47,7 +47,9 @@ pub(crate) enum IoApicRule {
         /// What was to be stored.
         value: u32,
     },
-    /// The access is made.
+    /// The access is made as it is: there is one host.
+    Direct,
+    /// The access is made, to this register.
     Window {
         /// The IOAPIC's address.
         base: u64,

@@ -122,6 +122,11 @@ impl Map {
         true
     }
 
+    /// Whether so many ranges can be set, whatever they are.
+    pub(crate) fn has_room_for(&self, ranges: usize) -> bool {
+        self.changes.remaining_capacity() >= 2 * ranges
+    }
+
     /// Makes `start..end` of one kind. Bounds are 4 KiB aligned and within [`END`]; an empty range changes nothing.
     ///
     /// # Errors
@@ -131,7 +136,7 @@ impl Map {
             return Ok(());
         }
         // Two more changes at the most: then nothing can go wrong half way.
-        if self.changes.remaining_capacity() < 2 {
+        if !self.has_room_for(1) {
             return Err(Full);
         }
         let (after, _) = self.at(end);

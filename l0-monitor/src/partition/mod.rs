@@ -41,7 +41,7 @@ use crate::vmx::exit::IoAccess;
 pub(crate) use device::Latches;
 use device::Silence;
 use ept::{Ept, Exhausted, Stretch};
-use io_filter::{IoFilter, PortRule};
+use io_filter::{IoFilter, PortRule, Verdict};
 use ioapic::{IoApic, IoApicRule};
 use memory::{Access, Kind, Map};
 use owners::{Owners, Resource};
@@ -57,6 +57,12 @@ const VGA: u64 = 0xa_0000;
 const BIOS: u64 = 0xc_0000;
 const MIB: u64 = 0x10_0000;
 
+/// Ranges of memory that a host has at fixed places.
+const FIXED_RANGES: usize = 2;
+/// How often the registers that two hosts can't share are written until they are what their host left: it may go on
+/// writing them meanwhile.
+const LATCH_TRIES: usize = 64;
+
 /// The partition of this machine.
 pub(crate) static PARTITION: Partition = Partition::new();
 
@@ -64,7 +70,7 @@ pub(crate) static PARTITION: Partition = Partition::new();
 #[derive(Debug)]
 pub(crate) struct Partition {
     state: Mutex<State>,
-    /// Changes of each slot's EPT that took rights away. A CPU compares it with what it saw last and flushes.
+    /// Changes of each slot's EPT. A CPU compares it with what it saw last and flushes.
     ept_changes: PerSlot<AtomicU32>,
 }
 
@@ -80,8 +86,20 @@ struct State {
     ioapics: ArrayVec<IoApic, MAX_IOAPICS>,
     /// There are more than these.
     too_many_ioapics: bool,
+    /// The host that has begun to retire.
+    retiring: Option<Slot>,
     /// End of the memory that is mapped from the start.
     mapped_end: u64,
+}
+
+/// Who is left when a host has died.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Survivor {
+    /// The other host.
+    Other,
+    /// Nobody: the machine is reset, as it would be natively.
+    None,
 }
 
 /// How a woken CPU comes up.
@@ -129,6 +147,7 @@ impl Partition {
                 io: IoFilter::NONE,
                 ioapics: ArrayVec::new_const(),
                 too_many_ioapics: false,
+                retiring: None,
                 mapped_end: 0,
             }),
             ept_changes: PerSlot::new(AtomicU32::new(0), AtomicU32::new(0)),
@@ -220,17 +239,13 @@ impl Partition {
         self.state.lock().cpus(slot).collect()
     }
 
-    /// Whether two hosts run.
-    pub(crate) fn two_hosts(&self) -> bool {
-        self.state.lock().two
-    }
-
     /// How `cpu`, which is in [`Stage::Starting`], comes up in the host of `slot`; `None` if that host does not own it
     /// any more, or does not run. Whoever stops a host declares it dead under the lock and looks at the CPUs
     /// afterwards, so one of the two sees the other.
     pub(crate) fn start_mode(&self, cpu: CpuIndex, slot: Slot) -> Option<StartMode> {
         let state = self.state.lock();
-        if state.owners.cpu(cpu) != slot || state.hosts[slot] != HostState::Running {
+        let stops = state.retiring == Some(slot) || state.hosts[slot] != HostState::Running;
+        if stops || state.owners.cpu(cpu) != slot {
             return None;
         }
         let nested = |cpu| matches!(stage::of(cpu), Stage::Nested | Stage::InitSent);
@@ -299,12 +314,10 @@ impl Partition {
             if state.owners.cpu(cpu) != to || !addresses.iter().all(mine) {
                 return Err(Errno::NotOwner);
             }
-            if !stage::is_parked(cpu) {
-                return Err(Errno::NotParked);
-            }
-            if state.too_many_ioapics {
+            if state.too_many_ioapics || !state.owners.memory.has_room_for(FIXED_RANGES) {
                 return Err(Errno::NoSpace);
             }
+            stage::take(cpu, Step::Claim).map_err(|_| Errno::NotParked)?;
             state.set_fixed_memory(to).map_err(|_| Errno::NoSpace)?;
             state.io.pci_address = PerSlot::new(latches.pci_address, latches.pci_address);
             for (ioapic, latch) in state.ioapics.iter_mut().zip(&latches.ioapics) {
@@ -318,34 +331,15 @@ impl Partition {
             // What an earlier host left there must not reach this one: before it runs, under the lock.
             shared::clear_channels();
             shared::clear_mailbox(to, shared::mailbox(to).head);
+            let host = shared::status().host(to);
+            host.set_generation(state.generation.wrapping_add(1));
+            host.set_reason(StopReason::None, [0; 3], id::apic_id(cpu));
             state.set_host(to, HostState::Running);
-            let generation = state.generation.wrapping_add(1);
-            shared::status().host(to).set_generation(generation);
             built
         };
         self.changed(from, own);
         self.changed(to, other);
         Ok(())
-    }
-
-    /// Undoes [`Self::begin_two`] before the successor ran: the host in `from` goes on alone, what it granted stays
-    /// granted.
-    pub(crate) fn cancel_two(&self, hw: &mut impl Hardware, from: Slot) {
-        device::restore(hw, &self.latches(from));
-        let built = {
-            let mut state = self.state.lock();
-            state.two = false;
-            let area = layout::slot_area(from.other());
-            if state.owners.memory.set(area.start, area.end, Kind::Host(from)).is_err() {
-                // There was room for two ranges more when it was given away, and nothing else has been since.
-                debug_assert!(false, "the list of ranges is full");
-            }
-            state.set_host(from.other(), HostState::Preparing);
-            let built = state.rebuild(from);
-            state.write_bitmaps();
-            built
-        };
-        self.changed(from, built);
     }
 
     /// What the registers hold now that two hosts can't share: the incumbent may have a configuration cycle half done.
@@ -354,26 +348,31 @@ impl Partition {
         device::latches(hw, &ioapics)
     }
 
-    /// What the host in `slot` left in them.
-    fn latches(&self, slot: Slot) -> Latches {
-        let state = self.state.lock();
-        Latches {
-            pci_address: state.io.pci_address[slot],
-            ioapics: state.ioapics.iter().map(|ioapic| ioapic.index[slot]).collect(),
-            addresses: state.ioapics.iter().map(|ioapic| ioapic.address).collect(),
-        }
-    }
-
-    /// Declares the host in `slot` dead. False if it was not running. What it has stays as it is until the other host
-    /// takes it.
-    pub(crate) fn declare_dead(&self, slot: Slot, reason: StopReason, detail: [u64; 3], apic_id: u32) -> bool {
+    /// Declares the host in `slot` dead, and tells who is left; `None` if it was not running. What it has stays as it is
+    /// until the other host takes it.
+    pub(crate) fn declare_dead(
+        &self,
+        slot: Slot,
+        reason: StopReason,
+        detail: [u64; 3],
+        apic_id: u32,
+    ) -> Option<Survivor> {
         let mut state = self.state.lock();
         if state.hosts[slot] != HostState::Running {
-            return false;
+            return None;
         }
         shared::status().host(slot).set_reason(reason, detail, apic_id);
         state.set_host(slot, HostState::Dead);
-        true
+        Some(if state.is_beside_another(slot) {
+            Survivor::Other
+        } else {
+            Survivor::None
+        })
+    }
+
+    /// Whether another host runs beside the one in `slot`.
+    pub(crate) fn is_beside_another(&self, slot: Slot) -> bool {
+        self.state.lock().is_beside_another(slot)
     }
 
     /// The host in `slot` wants the other one stopped: from here on that one is dead, and starts no CPU.
@@ -396,15 +395,30 @@ impl Partition {
         }
     }
 
-    /// Whether the host in `slot` may retire now: it reigns, and the other runs.
-    pub(crate) fn may_retire(&self, slot: Slot) -> bool {
-        let state = self.state.lock();
-        state.two && state.owners.reigning() == slot && state.hosts[slot.other()] == HostState::Running
+    /// The host in `slot` is going to retire: from here on it starts no CPU.
+    ///
+    /// # Errors
+    /// [`Errno::State`] unless it reigns, and the other host runs.
+    pub(crate) fn begin_retiring(&self, slot: Slot) -> Result<(), Errno> {
+        let mut state = self.state.lock();
+        if state.owners.reigning() != slot || !state.is_beside_another(slot) {
+            return Err(Errno::State);
+        }
+        state.retiring = Some(slot);
+        Ok(())
+    }
+
+    /// It does not retire after all.
+    pub(crate) fn cancel_retiring(&self) {
+        self.state.lock().retiring = None;
     }
 
     /// Makes one host of two, when all CPUs of the host that goes are parked: everything belongs to the host in `to`,
     /// and the other one is `then`.
-    pub(crate) fn end_two(&self, hw: &mut impl Hardware, to: Slot, then: HostState) {
+    ///
+    /// # Errors
+    /// [`Errno::State`] if the host in `to` does not run (any more); nothing has changed then.
+    pub(crate) fn end_two(&self, hw: &mut impl Hardware, to: Slot, then: HostState) -> Result<(), Errno> {
         let gone = to.other();
         let (was_two, aborted) = {
             let state = self.state.lock();
@@ -413,28 +427,30 @@ impl Partition {
         if was_two && aborted {
             device::silence(hw, &self.silence(gone));
         }
-        if was_two {
-            device::restore(hw, &self.latches(to));
-        }
-        let (own, other) = {
+        // While these are held, no filtered access is half done; and the registers are what `to` left when it ends.
+        let devices = device::lock();
+        let mut latches = self.state.lock().latches(to);
+        for _ in 0..LATCH_TRIES {
+            if was_two {
+                device::restore(hw, &devices, &latches);
+            }
             let mut state = self.state.lock();
-            if state.two && state.owners.reigning() == gone {
-                state.generation = state.generation.wrapping_add(1);
-                shared::status().set_generation(state.generation);
+            let now = state.latches(to);
+            if was_two && now != latches {
+                latches = now;
+                continue;
             }
-            state.owners.give_all(to);
-            state.two = false;
-            // The other's tables lose all rights: nothing that is late can use them.
-            let built = (state.rebuild(to), state.rebuild(gone));
-            state.write_bitmaps();
-            for cpu in id::all() {
-                shared::status().cpu(cpu).set_owner(Some(to));
+            if state.hosts[to] != HostState::Running {
+                return Err(Errno::State);
             }
-            state.set_host(gone, then);
-            built
-        };
-        self.changed(to, own);
-        self.changed(gone, other);
+            let (own, other) = state.give_all(to, then);
+            drop(state);
+            drop(devices);
+            self.changed(to, own);
+            self.changed(gone, other);
+            return Ok(());
+        }
+        Err(Errno::Timeout)
     }
 
     /// What an aborted host had: its functions may still have DMA and interrupts under way, into memory and to CPUs
@@ -454,10 +470,11 @@ impl Partition {
     /// Takes [`Step::Leave`] for a CPU of the host in `slot`.
     ///
     /// # Errors
-    /// [`Errno::State`] while another host is being prepared or runs: what this one does must be filtered.
+    /// [`Errno::State`] while there is another host, or one is being prepared: what this one does must be filtered.
     pub(crate) fn leave(&self, cpu: CpuIndex, slot: Slot) -> Result<(), Errno> {
         let state = self.state.lock();
-        if state.two || state.hosts[slot.other()] == HostState::Preparing {
+        let alone = matches!(state.hosts[slot.other()], HostState::Absent | HostState::Retired);
+        if state.two || !alone {
             return Err(Errno::State);
         }
         stage::take(cpu, Step::Leave).map_err(|_| Errno::State)
@@ -471,11 +488,17 @@ impl Partition {
 
     /// Serves a port access of the host in `slot`: an IN or OUT, not a string instruction. `value` is what an OUT
     /// writes.
-    pub(crate) fn port(&self, hw: &mut impl Hardware, slot: Slot, io: IoAccess, value: u32) -> io_filter::Verdict {
+    pub(crate) fn port(&self, hw: &mut impl Hardware, slot: Slot, io: IoAccess, value: u32) -> Verdict {
         let rule = {
             let mut guard = self.state.lock();
             let state = &mut *guard;
-            state.io.rule(&state.owners, slot, io, value)
+            // One that waited for the lock while the other host ended, or whose other host is dead, is as if alone.
+            let rule = state.io.rule(&state.owners, slot, io, value);
+            match rule {
+                _ if !state.two => PortRule::Direct,
+                PortRule::Answer(Verdict::Power) if !state.is_beside_another(slot) => PortRule::Direct,
+                rule => rule,
+            }
         };
         match rule {
             PortRule::Answer(verdict) => verdict,
@@ -512,6 +535,7 @@ impl Partition {
             let state = &mut *guard;
             let page = |ioapic: &&mut IoApic| page_of(ioapic.address) == page_of(address);
             match state.ioapics.iter_mut().find(page) {
+                _ if !state.two => IoApicRule::Direct,
                 Some(ioapic) => ioapic.rule(&state.owners, slot, address, write),
                 None => IoApicRule::Answer(!0),
             }
@@ -522,12 +546,47 @@ impl Partition {
                 shared::trace(Event::PinDenied { gsi, value });
                 0
             }
+            IoApicRule::Direct => device::direct(hw, address, write),
             IoApicRule::Window { base, index } => device::ioapic(hw, base, index, write),
         }
     }
 }
 
 impl State {
+    /// Whether another host runs beside the one in `slot`: one that is dead counts as little as none.
+    fn is_beside_another(&self, slot: Slot) -> bool {
+        self.two && self.hosts[slot.other()] == HostState::Running
+    }
+
+    /// What the host in `slot` left in the registers that two hosts can't share.
+    fn latches(&self, slot: Slot) -> Latches {
+        Latches {
+            pci_address: self.io.pci_address[slot],
+            ioapics: self.ioapics.iter().map(|ioapic| ioapic.index[slot]).collect(),
+            addresses: self.ioapics.iter().map(|ioapic| ioapic.address).collect(),
+        }
+    }
+
+    /// Everything belongs to the host in `to`; the other one is `then`.
+    fn give_all(&mut self, to: Slot, then: HostState) -> (Result<(), Exhausted>, Result<(), Exhausted>) {
+        let gone = to.other();
+        if self.two && self.owners.reigning() == gone {
+            self.generation = self.generation.wrapping_add(1);
+            shared::status().set_generation(self.generation);
+        }
+        self.owners.give_all(to);
+        self.two = false;
+        self.retiring = None;
+        // The other's tables lose all rights: nothing that is late can use them.
+        let built = (self.rebuild(to), self.rebuild(gone));
+        self.write_bitmaps();
+        for cpu in id::all() {
+            shared::status().cpu(cpu).set_owner(Some(to));
+        }
+        self.set_host(gone, then);
+        built
+    }
+
     fn set_host(&mut self, slot: Slot, state: HostState) {
         self.hosts[slot] = state;
         shared::status().host(slot).set_state(state);
@@ -574,6 +633,9 @@ impl State {
                 end: run.min(type_end),
             }
         };
+        if self.epts[slot].is_empty() {
+            return Ok(());
+        }
         self.epts[slot].update(start, end, &stretch)
     }
 

@@ -224,12 +224,20 @@ fn more_ioapics_than_can_be_filtered_refuse_a_second_host() {
 }
 
 #[test]
+fn nobody_leaves_before_a_stopped_host_is_cleared_away() {
+    let partition = preparing();
+    assert_eq!(partition.condemn(EVEN), Ok(()));
+    assert_eq!(partition.leave(CpuIndex::FIRST, EVEN), Err(Errno::State));
+}
+
+#[test]
 fn who_may_stop_whom() {
     assert_eq!(alone().condemn(EVEN), Err(Errno::State), "there is nobody");
     let partition = two();
     assert_eq!(partition.condemn(ODD), Err(Errno::State), "the incumbent lives");
-    assert!(partition.declare_dead(EVEN, StopReason::TripleFault, [0; 3], 0));
-    assert!(!partition.declare_dead(EVEN, StopReason::Aborted, [0; 3], 0), "once");
+    let died = |partition: &Partition, slot| partition.declare_dead(slot, StopReason::TripleFault, [0; 3], 0);
+    assert_eq!(died(&partition, EVEN), Some(Survivor::Other));
+    assert_eq!(died(&partition, EVEN), None, "once");
     assert_eq!(partition.condemn(ODD), Ok(()));
     let partition = two();
     assert_eq!(partition.condemn(EVEN), Ok(()));
@@ -241,13 +249,51 @@ fn who_may_stop_whom() {
 }
 
 #[test]
+fn a_dead_host_is_nobodys_survivor() {
+    let partition = two();
+    let died = |slot| partition.declare_dead(slot, StopReason::TripleFault, [0; 3], 0);
+    assert_eq!(died(ODD), Some(Survivor::Other));
+    assert!(!partition.is_beside_another(EVEN));
+    assert_eq!(
+        partition.begin_retiring(EVEN),
+        Err(Errno::State),
+        "there is nobody to take over"
+    );
+    let power = IoAccess {
+        port: 0xcf9,
+        size: 1,
+        input: false,
+        string: false,
+    };
+    let mut hw = Model::new(0, 0);
+    assert_eq!(
+        partition.port(&mut hw, EVEN, power, 6),
+        Verdict::Done,
+        "it may reset the machine"
+    );
+    assert_eq!(died(EVEN), Some(Survivor::None), "the machine is reset");
+}
+
+#[test]
+fn nothing_goes_to_a_host_that_died_meanwhile() {
+    let partition = two();
+    assert_eq!(partition.begin_retiring(EVEN), Ok(()));
+    let _ = partition.declare_dead(ODD, StopReason::TripleFault, [0; 3], 0);
+    let mut hw = Model::new(0, 0);
+    assert_eq!(partition.end_two(&mut hw, ODD, HostState::Retired), Err(Errno::State));
+    partition.cancel_retiring();
+    assert!(partition.may_touch(EVEN, 0x1000_0000, 8));
+    assert_eq!(partition.state.lock().hosts[EVEN], HostState::Running);
+}
+
+#[test]
 fn an_aborted_hosts_things_go_back() {
     let partition = two();
     assert_eq!(partition.condemn(EVEN), Ok(()));
     let mut hw = Model::new(0, 0);
-    partition.end_two(&mut hw, EVEN, HostState::Absent);
+    assert_eq!(partition.end_two(&mut hw, EVEN, HostState::Absent), Ok(()));
     assert!(partition.may_touch(EVEN, GRANTED.0, 8));
-    assert!(!partition.two_hosts());
+    assert!(!partition.state.lock().two);
     let state = partition.state.lock();
     assert_eq!((state.owners.reigning(), state.generation), (EVEN, 0));
     drop(state);
@@ -257,9 +303,15 @@ fn an_aborted_hosts_things_go_back() {
 #[test]
 fn a_retired_hosts_things_are_the_successors() {
     let partition = two();
-    assert!(partition.may_retire(EVEN) && !partition.may_retire(ODD));
+    assert_eq!(partition.begin_retiring(ODD), Err(Errno::State));
+    assert_eq!(partition.begin_retiring(EVEN), Ok(()));
+    assert_eq!(
+        partition.start_mode(CpuIndex::FIRST, EVEN),
+        None,
+        "it starts no CPU any more"
+    );
     let mut hw = Model::new(0, 0);
-    partition.end_two(&mut hw, ODD, HostState::Retired);
+    assert_eq!(partition.end_two(&mut hw, ODD, HostState::Retired), Ok(()));
     assert!(partition.may_touch(ODD, 0x1000_0000, 8));
     assert!(!partition.may_touch(EVEN, 0x1000_0000, 8));
     let state = partition.state.lock();

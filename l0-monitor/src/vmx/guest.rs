@@ -94,6 +94,8 @@ impl AccessRights {
 
 /// Activity state (26.4.2): active.
 pub(crate) const ACTIVE: u64 = 0;
+/// Activity state: HLT. INIT and NMIs end it.
+pub(crate) const HALTED: u64 = 1;
 /// Limit of a flat segment.
 pub(crate) const FLAT_LIMIT: u64 = 0xffff_ffff;
 
