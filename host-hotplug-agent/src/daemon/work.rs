@@ -88,6 +88,8 @@ impl Worker {
             name,
             unreclaimed,
         )?;
+        // What a plan is refused for beyond the partitioner's rules: as `locum plan` does.
+        prepared.plan()?;
         let status = self.agent.machine.status()?;
         let mut inner = self.agent.shared.lock();
         inner.refresh.plan_for(&prepared.inventory, &prepared.request)?;

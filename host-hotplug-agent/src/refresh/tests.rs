@@ -321,6 +321,24 @@ fn the_operator_can_stop_it_and_ask_only_once() {
 }
 
 #[test]
+fn a_refresh_is_refused_for_what_its_plan_is_refused_for() {
+    let stage = Stage::new(Behaviour::Boots);
+    let file = stage.machine.tree().path().join("initrd");
+    // With so large an initramfs beside the pool the successor's kernel would die of too few threads, long after
+    // everything was taken. (Zeroes after an archive are padding.)
+    let mut initramfs = std::fs::read(&file).unwrap();
+    initramfs.resize(initramfs.len() + (96 << 20), 0);
+    std::fs::write(&file, initramfs).unwrap();
+    let error = stage.worker.begin("next").expect_err("refused");
+    assert!(
+        matches!(error.downcast_ref(), Some(Refusal::FewThreads { .. })),
+        "{error}"
+    );
+    assert!(stage.shared.lock().running.is_none());
+    stage.intact();
+}
+
+#[test]
 fn an_incumbent_that_dies_on_its_way_out_is_taken() {
     let stage = Stage::with_timeouts(Behaviour::Boots, HANG.as_secs(), 1);
     stage.world.fail(INCUMBENT, "power_off", usize::MAX);

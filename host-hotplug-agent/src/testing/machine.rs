@@ -352,7 +352,7 @@ impl Machine for FakeMachine {
     }
 
     fn publish(&self, kind: TextKind, text: &str) {
-        self.world.show(kind, text);
+        self.world.show(self.facts.slot, kind, text);
     }
 
     fn busy(&self, _busy: bool) {}

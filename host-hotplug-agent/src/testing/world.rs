@@ -66,7 +66,8 @@ pub(super) struct Inner {
     /// The successor is dead.
     pub dead: bool,
     faults: Vec<Fault>,
-    shown: BTreeMap<&'static str, String>,
+    /// By host: each has a `/sys/kernel/locum` of its own.
+    shown: BTreeMap<(Slot, &'static str), String>,
 }
 
 /// An operation that fails.
@@ -131,9 +132,13 @@ impl World {
         running.map(|((slot, _), _)| *slot).collect()
     }
 
-    /// What a file in `/sys/kernel/locum` shows.
+    /// What a file in the incumbent's `/sys/kernel/locum` shows.
     pub fn shown(&self, kind: TextKind) -> String {
-        self.lock().shown.get(key(kind)).cloned().unwrap_or_default()
+        self.lock()
+            .shown
+            .get(&(INCUMBENT, key(kind)))
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// The successor dies now.
@@ -157,8 +162,8 @@ impl World {
     }
 
     /// Shows a text in `/sys/kernel/locum`.
-    pub(super) fn show(&self, kind: TextKind, text: &str) {
-        self.lock().shown.insert(key(kind), text.to_owned());
+    pub(super) fn show(&self, slot: Slot, kind: TextKind, text: &str) {
+        self.lock().shown.insert((slot, key(kind)), text.to_owned());
     }
 
     /// Fails if the test wants it.
