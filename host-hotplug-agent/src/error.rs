@@ -92,7 +92,7 @@ pub enum Refusal {
         config: PathBuf,
     },
     /// A file of the successor that is incomplete or no such file.
-    #[error("{what} {path} is not usable: {problem}; install it anew")]
+    #[error("{what} {path} is not usable: {problem}; mend it, or install it anew")]
     BadFile {
         /// "kernel" or "initramfs".
         what: &'static str,

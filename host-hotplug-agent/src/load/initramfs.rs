@@ -1,148 +1,118 @@
-//! An initramfs: is it whole? The kernel finds out too late, when the incumbent has already given up memory.
+//! An initramfs: is it whole, and will the kernel unpack all of it? The kernel finds out too late, when the incumbent
+//! has already given up memory, and then it only logs what it does not understand and goes on without it.
 //!
-//! A file is a row of archives with zeroes between them, each plain cpio or compressed. Plain ones and the compressions
-//! whose blocks carry their lengths (lz4, zstd) are walked from end to end without unpacking; of gzip, xz and the
-//! others only the last bytes show whether they are there, as far as the format has a mark there.
+//! A file is a row of archives with zeroes between them, each plain cpio or compressed (Linux
+//! `Documentation/driver-api/early-userspace/buffer-format.rst`). What is unpacked is decided by
+//! `init/initramfs.c`, `unpack_to_rootfs`: a plain entry begins at a multiple of 4, and so does whatever follows plain
+//! entries. A compressed archive begins where the one before it ended, or after zeroes. So all places count from the
+//! start of the ramdisk, and where a compressed archive ends must be known ([`super::compressed`]).
 
-use std::ops::ControlFlow;
+use super::compressed::{self, End};
 
 const CPIO_HEADER: usize = 110;
-const LZ4_LEGACY: u32 = 0x184c_2102;
-const ZSTD: u32 = 0xfd2f_b528;
-/// Most bytes of a compressed block that `lz4 -l` writes for its 8 MiB of input.
-const LZ4_BLOCK_MAX: usize = (8 << 20) + (8 << 20) / 255 + 16;
+/// Plain entries begin at multiples of this.
+const ALIGN: usize = 4;
 
-/// Whether the file is whole; else what is wrong with it.
+/// Whether the kernel unpacks the whole file; else what is wrong with it.
 ///
 /// # Errors
 /// A sentence without the file's name.
 pub fn check(file: &[u8]) -> Result<(), String> {
-    let mut rest = file;
-    let mut archives = 0;
+    match row(file)? {
+        0 => Err("it is empty".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+/// Walks from archive to archive; returns how many there are.
+fn row(file: &[u8]) -> Result<usize, String> {
+    let mut count = 0;
+    let mut at = 0;
+    // What comes before `at`, but for zeroes, is a plain entry.
+    let mut after_plain = false;
     loop {
-        let zeroes = rest.iter().take_while(|&&byte| byte == 0).count();
-        rest = rest.split_at(zeroes).1;
-        if rest.is_empty() {
-            return if archives > 0 {
-                Ok(())
-            } else {
-                Err("it is empty".to_owned())
-            };
-        }
-        archives += 1;
-        match archive(rest)? {
-            ControlFlow::Continue(after) => rest = after,
-            ControlFlow::Break(()) => return Ok(()),
-        }
-    }
-}
-
-/// What follows the first archive, or `Break` if that cannot be known.
-fn archive(rest: &[u8]) -> Result<ControlFlow<(), &[u8]>, String> {
-    let magic = u32_at(rest, 0);
-    if rest.starts_with(b"070701") || rest.starts_with(b"070702") {
-        return cpio(rest).map(ControlFlow::Continue);
-    }
-    if magic == Some(LZ4_LEGACY) {
-        return lz4(rest).map(ControlFlow::Continue);
-    }
-    if magic == Some(ZSTD) {
-        return zstd(rest).map(ControlFlow::Continue);
-    }
-    if rest.starts_with(&[0xfd, b'7', b'z', b'X', b'Z', 0]) {
-        let end = rest.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
-        let whole = rest.get(..end).is_some_and(|archive| archive.ends_with(b"YZ"));
-        return if whole {
-            Ok(ControlFlow::Break(()))
-        } else {
-            Err("its xz archive is truncated".to_owned())
+        let rest = file.get(at..).unwrap_or_default();
+        let Some(zeroes) = rest.iter().position(|&byte| byte != 0) else {
+            return Ok(count);
         };
+        at += zeroes;
+        let rest = rest.get(zeroes..).unwrap_or_default();
+        let plain = rest.starts_with(b"0");
+        if !at.is_multiple_of(ALIGN) && (plain || after_plain) {
+            let what = if plain { "a cpio archive" } else { "an archive" };
+            return Err(format!(
+                "{what} begins at byte {at}, which is no multiple of {ALIGN}, so the kernel does not unpack it: put {} \
+                 zero bytes before it",
+                ALIGN - at % ALIGN
+            ));
+        }
+        if plain {
+            count += usize::from(!after_plain);
+            at += entry(rest)?;
+            after_plain = true;
+            continue;
+        }
+        count += 1;
+        at += match compressed::end(rest) {
+            Some(end) => match end? {
+                End::After(len) => len,
+                // It stores nothing as it is, so what looks like a plain entry is one.
+                End::Unknown => match plain_within(rest) {
+                    Some(len) => len,
+                    None => return Ok(count),
+                },
+            },
+            None => return Err(unknown(rest)),
+        };
+        after_plain = false;
     }
-    let known: [&[u8]; 4] = [&[0x1f, 0x8b, 8], b"BZh", &[0x5d, 0, 0], &[0x89, b'L', b'Z', b'O']];
-    if known.iter().any(|magic| rest.starts_with(magic)) {
-        return Ok(ControlFlow::Break(()));
-    }
-    Err("it is neither a cpio archive (newc) nor compressed by gzip, bzip2, lzma, xz, lzo, lz4 or zstd".to_owned())
 }
 
-fn cpio(mut rest: &[u8]) -> Result<&[u8], String> {
+/// Bytes of the plain entry at the start of `rest`.
+fn entry(rest: &[u8]) -> Result<usize, String> {
     let truncated = || "its cpio archive is truncated".to_owned();
-    loop {
-        let (header, after) = rest.split_at_checked(CPIO_HEADER).ok_or_else(truncated)?;
-        if !header.starts_with(b"07070") {
-            return Err("its cpio archive is damaged: an entry has no magic number".to_owned());
-        }
-        let number = |at: usize| {
-            let digits = std::str::from_utf8(header.get(at..at + 8)?).ok()?;
-            usize::from_str_radix(digits, 16).ok()
-        };
-        let damaged = || "its cpio archive is damaged: a header holds no number".to_owned();
-        let (size, name_size) = (number(54).ok_or_else(damaged)?, number(94).ok_or_else(damaged)?);
-        let name = after.get(..name_size.saturating_sub(1)).ok_or_else(truncated)?;
-        if name == super::cpio::TRAILER.as_bytes() {
-            return after.get(name_size..).ok_or_else(truncated);
-        }
-        let body = (CPIO_HEADER + name_size).next_multiple_of(4);
-        let end = body.checked_add(size).ok_or_else(damaged)?.next_multiple_of(4);
-        rest = rest.get(end..).ok_or_else(truncated)?;
+    let damaged = |what: &str| format!("its cpio archive is damaged: {what}");
+    let (header, after) = rest.split_at_checked(CPIO_HEADER).ok_or_else(truncated)?;
+    if header.starts_with(b"070707") {
+        return Err("its cpio archive is of the old format: make it by `cpio -H newc`".to_owned());
     }
-}
-
-/// Frames of `lz4 -l` (lz4 frame format, "Legacy frame"): blocks of which each is preceded by its length, no end mark.
-fn lz4(rest: &[u8]) -> Result<&[u8], String> {
-    let mut rest = rest.get(4..).unwrap_or_default();
-    loop {
-        match u32_at(rest, 0) {
-            // Another frame follows.
-            Some(LZ4_LEGACY) => rest = rest.get(4..).unwrap_or_default(),
-            // Padding, or the next archive.
-            None | Some(0) => return Ok(rest),
-            Some(size) if size as usize > LZ4_BLOCK_MAX => return Ok(rest),
-            Some(size) => {
-                rest = rest
-                    .get(4 + size as usize..)
-                    .ok_or_else(|| "its lz4 archive is truncated".to_owned())?;
-            }
-        }
+    if !header.starts_with(b"070701") && !header.starts_with(b"070702") {
+        return Err(damaged("an entry has no magic number"));
     }
-}
-
-/// Frames of zstd (RFC 8878, 3.1.1): a header, blocks with their lengths, the last one marked.
-fn zstd(rest: &[u8]) -> Result<&[u8], String> {
-    let truncated = || "its zstd archive is truncated".to_owned();
-    let descriptor = *rest.get(4).ok_or_else(truncated)?;
-    let single_segment = descriptor & 0x20 != 0;
-    let content_size = match descriptor >> 6 {
-        0 => usize::from(single_segment),
-        1 => 2,
-        2 => 4,
-        _ => 8,
+    let number = |at: usize| {
+        let digits = std::str::from_utf8(header.get(at..at + 8)?).ok()?;
+        usize::from_str_radix(digits, 16).ok()
     };
-    let dictionary = [0, 1, 2, 4].get(usize::from(descriptor & 3)).copied().unwrap_or(0);
-    let mut at = 5 + usize::from(!single_segment) + dictionary + content_size;
-    loop {
-        let (Some(&[a, b, c]), true) = (
-            rest.get(at..at + 3).and_then(|b| b.first_chunk::<3>()),
-            at <= rest.len(),
-        ) else {
-            return Err(truncated());
-        };
-        let header = u32::from_le_bytes([a, b, c, 0]);
-        let size = match (header >> 1) & 3 {
-            1 => 1,
-            3 => return Err("its zstd archive is damaged: a block of a reserved type".to_owned()),
-            _ => (header >> 3) as usize,
-        };
-        at += 3 + size;
-        if header & 1 != 0 {
-            at += if descriptor & 4 != 0 { 4 } else { 0 };
-            return rest.get(at..).ok_or_else(truncated);
-        }
+    let no_number = || damaged("a header holds no number");
+    let (size, name_size) = (number(54).ok_or_else(no_number)?, number(94).ok_or_else(no_number)?);
+    let name = after.get(..name_size).ok_or_else(truncated)?;
+    if name.last().is_some_and(|&byte| byte != 0) {
+        return Err(damaged("a name has no end"));
     }
+    let end = (CPIO_HEADER + name_size).next_multiple_of(ALIGN) + size;
+    if end > rest.len() && size > 0 {
+        return Err(truncated());
+    }
+    // Nothing need follow the last entry.
+    Ok(end.next_multiple_of(ALIGN).min(rest.len()))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk::<4>()?))
+/// Where the first plain entry is within something else.
+fn plain_within(rest: &[u8]) -> Option<usize> {
+    rest.windows(CPIO_HEADER).position(|header| {
+        let digits = header.strip_prefix(b"07070");
+        digits.is_some_and(
+            |digits| matches!(digits, [b'1' | b'2', fields @ ..] if fields.iter().all(u8::is_ascii_hexdigit)),
+        )
+    })
+}
+
+fn unknown(rest: &[u8]) -> String {
+    if rest.starts_with(&[0x04, 0x22, 0x4d, 0x18]) {
+        return "its lz4 archive is of the newer format, which the kernel does not know: compress it by `lz4 -l`"
+            .to_owned();
+    }
+    "it is neither a cpio archive (newc) nor compressed by gzip, bzip2, lzma, xz, lzo, lz4 or zstd".to_owned()
 }
 
 #[cfg(test)]
@@ -151,9 +121,33 @@ mod tests {
     use std::io::Write;
     use std::process::{Command, Stdio};
 
+    /// A zstd frame of 90 bytes, then a plain archive.
+    const UNALIGNED: &[u8] = include_bytes!("../../tests/inputs/initramfs-unaligned-cpio/zstd-unaligned-cpio.img");
+    const FRAME: usize = 90;
+
+    /// Compressions that a machine may have tools for.
+    const TOOLS: [(&str, &[&str]); 8] = [
+        ("gzip", &["-9"]),
+        ("gzip", &["-1n"]),
+        ("bzip2", &[]),
+        ("xz", &["--check=crc32"]),
+        ("xz", &["--format=lzma"]),
+        ("lzop", &["-9"]),
+        ("lz4", &["-l", "-9"]),
+        ("zstd", &["-19"]),
+    ];
+
     fn plain() -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("file"), vec![7; 300_000]).unwrap();
+        // Half of it is for nobody to compress.
+        let mut noise = 1_u32;
+        let content: Vec<u8> = (0..200_000)
+            .map(|at| {
+                noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                if at < 100_000 { (noise >> 24) as u8 } else { 7 }
+            })
+            .collect();
+        std::fs::write(dir.path().join("file"), content).unwrap();
         super::super::cpio::pack(&[dir.path().join("file")]).unwrap()
     }
 
@@ -173,23 +167,51 @@ mod tests {
         output.status.success().then_some(output.stdout)
     }
 
+    /// What lzop writes of blocks that do not become smaller.
+    fn lzo(input: &[u8]) -> Vec<u8> {
+        let mut file = b"\x89LZO\0\r\n\x1a\n\x10\x40\x20\xa0\x09\x40\x01\x05\x03\0\0\x01".to_vec();
+        // Mode, both halves of the time, the name "file", the header's checksum.
+        file.extend_from_slice(&[0; 12]);
+        file.extend_from_slice(b"\x04file\0\0\0\0");
+        for block in input.chunks(100_001) {
+            let len = u32::try_from(block.len()).unwrap().to_be_bytes();
+            file.extend_from_slice(&[&len[..], &len, &[0; 4], block].concat());
+        }
+        file.extend_from_slice(&[0; 4]);
+        file
+    }
+
+    /// `archive` by every tool that is here, with the tool's name.
+    fn by_all_tools(archive: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+        let tried = TOOLS
+            .iter()
+            .map(|(program, args)| (*program, compressed(program, args, archive)));
+        let mut all: Vec<_> = tried.filter_map(|(program, output)| Some((program, output?))).collect();
+        all.push(("lzop by hand", lzo(archive)));
+        all
+    }
+
+    fn padded(mut file: Vec<u8>, align: usize) -> Vec<u8> {
+        file.resize(file.len().next_multiple_of(align), 0);
+        file
+    }
+
     #[test]
     fn whole_files_pass_and_truncated_ones_do_not() {
         let plain = plain();
-        let mut all = vec![plain.clone()];
-        all.extend(compressed("lz4", &["-l", "-9"], &plain));
-        all.extend(compressed("zstd", &["-19"], &plain));
-        all.extend(compressed("xz", &["--check=crc32"], &plain));
-        for archive in all {
-            assert_eq!(check(&archive), Ok(()));
-            let mut row = plain.clone();
-            row.resize(row.len().next_multiple_of(512) + 512, 0);
-            row.extend_from_slice(&archive);
-            assert_eq!(check(&row), Ok(()), "after another archive");
-            row.resize(row.len() + 512, 0);
-            assert_eq!(check(&row), Ok(()), "padded");
+        let mut all = by_all_tools(&plain);
+        all.push(("plain", plain.clone()));
+        for (tool, archive) in all {
+            assert_eq!(check(&archive), Ok(()), "{tool}");
+            let row = padded([&plain[..], &[0; 512], &archive].concat(), 512);
+            assert_eq!(check(&row), Ok(()), "{tool} after another archive, and padded");
+            // Where nothing says how long it is, nobody sees that it is cut.
+            if tool == "bzip2" || archive.starts_with(&[0x5d]) {
+                continue;
+            }
             for cut in [4, 5, archive.len() / 2] {
-                assert!(check(&archive[..archive.len() - cut]).is_err(), "cut by {cut}");
+                let problem = check(&archive[..archive.len() - cut]).unwrap_err();
+                assert!(problem.contains("truncated"), "{tool} cut by {cut}: {problem}");
             }
         }
     }
@@ -203,10 +225,117 @@ mod tests {
         let mut wild = plain();
         wild[54..62].copy_from_slice(b"ffffffff");
         assert!(check(&wild).is_err());
-        for len in 0..40 {
-            let mut zstd = ZSTD.to_le_bytes().to_vec();
-            zstd.resize(4 + len, 0xff);
-            assert!(check(&zstd).is_err());
+        for magic in [
+            &[0x28, 0xb5, 0x2f, 0xfd][..],
+            &[0x1f, 0x8b, 8],
+            b"\xfd7zXZ\0",
+            b"\x89LZO\0\r\n\x1a\n",
+        ] {
+            for len in 0..40 {
+                for filler in [0x01, 0xff] {
+                    let mut file = magic.to_vec();
+                    file.resize(magic.len() + len, filler);
+                    assert!(check(&file).is_err(), "{file:x?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_plain_archive_that_does_not_begin_at_a_multiple_of_four_is_refused() {
+        let problem = check(UNALIGNED).unwrap_err();
+        assert!(
+            problem.contains("byte 90") && problem.contains("put 2 zero bytes"),
+            "{problem}"
+        );
+        let (frame, cpio) = UNALIGNED.split_at(FRAME);
+        for zeroes in 0..9 {
+            let file = [frame, &vec![0; zeroes], cpio].concat();
+            assert_eq!(
+                check(&file).is_ok(),
+                (FRAME + zeroes).is_multiple_of(4),
+                "{zeroes} zeroes between"
+            );
+        }
+        assert_eq!(check(&[cpio, frame].concat()), Ok(()), "plain first");
+    }
+
+    #[test]
+    fn after_every_compression_a_plain_archive_must_begin_at_a_multiple_of_four() {
+        let plain = plain();
+        for (tool, archive) in by_all_tools(&plain) {
+            // lz4 needs zeroes before anything else.
+            let archive = if tool == "lz4" {
+                [&archive[..], &[0; 4]].concat()
+            } else {
+                archive
+            };
+            for zeroes in 0..4 {
+                let at = archive.len() + zeroes;
+                let file = [&archive[..], &vec![0; zeroes], &plain].concat();
+                let outcome = check(&file);
+                assert_eq!(
+                    outcome.is_ok(),
+                    at.is_multiple_of(4),
+                    "{tool}, a plain archive at {at}: {outcome:?}"
+                );
+            }
+            let twice = [&archive[..], &archive].concat();
+            assert_eq!(check(&twice), Ok(()), "{tool}: compressed ones may begin anywhere");
+        }
+    }
+
+    #[test]
+    fn after_plain_entries_a_compressed_archive_must_begin_at_a_multiple_of_four() {
+        let plain = plain();
+        for zeroes in 0..5 {
+            let file = [&plain[..], &vec![0; zeroes], &UNALIGNED[..FRAME]].concat();
+            assert_eq!(check(&file).is_ok(), zeroes.is_multiple_of(4), "{zeroes} zeroes");
+        }
+        // The padding of the last name is skipped, whatever it is: the archive after it lacks its beginning.
+        let end = plain.iter().rposition(|&byte| byte != 0).unwrap() + 2;
+        assert!(check(&[&plain[..end], &UNALIGNED[..FRAME]].concat()).is_err());
+        assert_eq!(check(&plain[..end]), Ok(()), "nothing need follow");
+    }
+
+    #[test]
+    fn entries_may_have_zeroes_between_them_and_no_end_mark() {
+        let plain = plain();
+        let trailer = plain.len() - 124;
+        let spaced = [&plain[..trailer], &[0; 4096], &plain[trailer..]].concat();
+        assert_eq!(check(&spaced), Ok(()));
+        assert_eq!(check(&padded(plain[..trailer].to_vec(), 4096)), Ok(()));
+        let mut nameless = plain.clone();
+        let name_end = CPIO_HEADER + 3;
+        assert_eq!(&nameless[CPIO_HEADER..=name_end], b"tmp\0");
+        nameless[name_end] = b'x';
+        assert!(check(&nameless).unwrap_err().contains("name"));
+        let mut old = plain;
+        old[..6].copy_from_slice(b"070707");
+        assert!(check(&old).unwrap_err().contains("-H newc"));
+    }
+
+    #[test]
+    fn formats_that_the_kernel_does_not_take_are_refused_with_what_makes_them_right() {
+        let plain = plain();
+        let refused = |program: &str, args: &[&str], remedy: &str| {
+            let Some(archive) = compressed(program, args, &plain) else {
+                return;
+            };
+            let problem = check(&archive).unwrap_err();
+            assert!(problem.contains(remedy), "{program}: {problem}");
+        };
+        refused("xz", &["--check=crc64"], "--check=crc32");
+        refused("lz4", &[], "lz4 -l");
+        if let Some(mut gzip) = compressed("gzip", &["-n"], &plain) {
+            gzip[3] = 16;
+            gzip.splice(10..10, *b"a comment\0");
+            assert!(check(&gzip).unwrap_err().contains("gzip -n"));
+        }
+        if let Some(lz4) = compressed("lz4", &["-l"], &plain) {
+            let problem = check(&[&lz4[..], &plain].concat()).unwrap_err();
+            assert!(problem.contains("four zero bytes"), "{problem}");
+            assert_eq!(check(&padded([&lz4[..], &[0; 4]].concat(), 4)), Ok(()));
         }
     }
 }

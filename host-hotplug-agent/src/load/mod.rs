@@ -1,6 +1,7 @@
 //! The successor's image: its files checked, placed in its memory, described to it.
 
 pub mod cmdline;
+mod compressed;
 pub mod cpio;
 pub mod files;
 pub mod initramfs;
