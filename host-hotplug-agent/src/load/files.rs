@@ -6,12 +6,14 @@ use std::path::Path;
 use firmware_shim::linux::KernelImage;
 use partitioner::BootSize;
 
-use super::{cpio, initramfs};
+use super::{bootconfig, cpio, initramfs};
 use crate::config::Config;
 use crate::error::Refusal;
 
 /// Zeroes between two archives: a compressed one ends only where the next bytes cannot be a block of it.
 const ARCHIVE_GAP: usize = 512;
+/// Where a bootconfig begins: `tools/bootconfig` makes its length a multiple of this.
+const BOOTCONFIG_ALIGN: usize = 4;
 /// Bytes that zero page and command line take at most.
 pub const BOOT_PAGES: u64 = 4 * 4096;
 
@@ -20,7 +22,8 @@ pub const BOOT_PAGES: u64 = 4 * 4096;
 pub struct Files {
     /// The bzImage.
     pub kernel: Vec<u8>,
-    /// All initramfs files one after the other, then the archive of carried files.
+    /// All initramfs files one after the other, then the archive of carried files, then the bootconfig that one of the
+    /// files had.
     pub initramfs: Vec<u8>,
 }
 
@@ -46,13 +49,32 @@ impl Files {
         let kernel = read("kernel", &config.kernel)?;
         KernelImage::parse(&kernel).map_err(|error| bad("kernel", &config.kernel, error.to_string()))?;
         let mut all = Vec::new();
+        let mut last: Option<(&Path, Vec<u8>)> = None;
         for file in config.initramfs.as_slice() {
             let bytes = read("initramfs", file)?;
-            initramfs::check(&bytes).map_err(|problem| bad("initramfs", file, problem))?;
-            append(&mut all, bytes);
+            let wrong = |problem| bad("initramfs", file, problem);
+            initramfs::check(&bytes).map_err(wrong)?;
+            let (archives, bootconfig) = bootconfig::split(&bytes).map_err(wrong)?;
+            append(&mut all, archives);
+            if bootconfig.is_empty() {
+                continue;
+            }
+            if let Some((first, _)) = last {
+                return Err(wrong(format!(
+                    "it ends with a bootconfig, and so does {}, but the kernel reads one only: take one of them off \
+                     (`bootconfig -d`)",
+                    first.display()
+                )));
+            }
+            last = Some((file, bootconfig.to_owned()));
         }
         if !config.carry.is_empty() {
-            append(&mut all, cpio::pack(&config.carry)?);
+            append(&mut all, &cpio::pack(&config.carry)?);
+        }
+        if let Some((_, bootconfig)) = last {
+            // The kernel looks for it at the very end only.
+            all.resize(all.len().next_multiple_of(BOOTCONFIG_ALIGN), 0);
+            all.extend_from_slice(&bootconfig);
         }
         Ok(Self { kernel, initramfs: all })
     }
@@ -69,13 +91,11 @@ impl Files {
     }
 }
 
-fn append(all: &mut Vec<u8>, archive: Vec<u8>) {
-    if all.is_empty() {
-        *all = archive;
-    } else {
+fn append(all: &mut Vec<u8>, archives: &[u8]) {
+    if !all.is_empty() && !archives.is_empty() {
         all.resize((all.len() + ARCHIVE_GAP).next_multiple_of(ARCHIVE_GAP), 0);
-        all.extend_from_slice(&archive);
     }
+    all.extend_from_slice(archives);
 }
 
 #[cfg(test)]
@@ -116,6 +136,54 @@ mod tests {
         assert_eq!(initramfs::check(&files.initramfs), Ok(()));
         assert!(files.initramfs.len() > 2 * (64 << 10), "carried file and initramfs");
         assert_eq!(files.boot_size().kernel_init, 0x200_0000);
+    }
+
+    /// `tools/bootconfig -a` after a zstd archive of 90 bytes.
+    const BOOTCONFIG: &[u8] = include_bytes!("../../tests/inputs/initramfs-bootconfig/bootconfig.img");
+
+    #[test]
+    fn a_bootconfig_stays_at_the_end_of_all_that_is_put_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let alone = config(dir.path());
+        let put = |name: &str, bytes: &[u8]| {
+            fs::write(dir.path().join(name), bytes).unwrap();
+            dir.path().join(name)
+        };
+        let (archive, bootconfig) = bootconfig::split(BOOTCONFIG).unwrap();
+        let with = put("with", BOOTCONFIG);
+        let padded = put("padded", &[BOOTCONFIG, &[0; 3]].concat());
+        let text = put("text", bootconfig);
+        let plain = dir.path().join("initrd");
+        for files in [
+            vec![with.clone()],
+            vec![padded.clone()],
+            vec![with.clone(), plain.clone()],
+            vec![plain.clone(), with.clone()],
+            vec![text.clone(), plain.clone()],
+            vec![plain.clone(), text.clone()],
+        ] {
+            for carry in [vec![], alone.carry.clone()] {
+                let config = Config {
+                    initramfs: OneOrMore::More(files.clone()),
+                    carry,
+                    ..alone.clone()
+                };
+                let all = Files::read(&config, Path::new("x.toml")).unwrap().initramfs;
+                assert_eq!(initramfs::check(&all), Ok(()), "{config:?}");
+                assert!(all.ends_with(bootconfig), "{config:?}");
+                let (archives, _) = bootconfig::split(&all).unwrap();
+                let kernels = archives.windows(4).filter(|bytes| *bytes == b"HdrS").count();
+                let carries = usize::from(!config.carry.is_empty());
+                assert_eq!(kernels, usize::from(files.contains(&plain)) + carries, "{config:?}");
+                assert_eq!(archives.starts_with(archive), files[0] == with || files[0] == padded);
+            }
+        }
+        let two = Config {
+            initramfs: OneOrMore::More(vec![with, text]),
+            ..alone
+        };
+        let problem = problem(&two);
+        assert!(problem.contains("with") && problem.contains("one only"), "{problem}");
     }
 
     #[test]

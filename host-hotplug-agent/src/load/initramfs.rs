@@ -1,12 +1,13 @@
 //! An initramfs: is it whole, and will the kernel unpack all of it? The kernel finds out too late, when the incumbent
 //! has already given up memory, and then it only logs what it does not understand and goes on without it.
 //!
-//! A file is a row of archives with zeroes between them, each plain cpio or compressed (Linux
-//! `Documentation/driver-api/early-userspace/buffer-format.rst`). What is unpacked is decided by
+//! A file is a row of archives with zeroes between them, each plain cpio or compressed, and perhaps a bootconfig at its
+//! end (Linux `Documentation/driver-api/early-userspace/buffer-format.rst`). What is unpacked is decided by
 //! `init/initramfs.c`, `unpack_to_rootfs`: a plain entry begins at a multiple of 4, and so does whatever follows plain
 //! entries. A compressed archive begins where the one before it ended, or after zeroes. So all places count from the
 //! start of the ramdisk, and where a compressed archive ends must be known ([`super::compressed`]).
 
+use super::bootconfig;
 use super::compressed::{self, End};
 
 const CPIO_HEADER: usize = 110;
@@ -18,10 +19,18 @@ const ALIGN: usize = 4;
 /// # Errors
 /// A sentence without the file's name.
 pub fn check(file: &[u8]) -> Result<(), String> {
-    match row(file)? {
-        0 => Err("it is empty".to_owned()),
-        _ => Ok(()),
+    let (archives, bootconfig) = bootconfig::split(file)?;
+    let count = row(archives).map_err(|problem| match bootconfig_within(archives) {
+        Some(end) => format!(
+            "it has a bootconfig that ends at byte {end}, but the kernel looks for one at the very end only: append it \
+             last"
+        ),
+        None => problem,
+    })?;
+    if count == 0 && bootconfig.is_empty() {
+        return Err("it is empty".to_owned());
     }
+    Ok(())
 }
 
 /// Walks from archive to archive; returns how many there are.
@@ -107,6 +116,16 @@ fn plain_within(rest: &[u8]) -> Option<usize> {
     })
 }
 
+/// Where a bootconfig ends that is not the last thing in the file.
+fn bootconfig_within(file: &[u8]) -> Option<usize> {
+    let ends = bootconfig::MARK.len()..=file.len();
+    ends.into_iter().find(|&end| {
+        let before = file.get(..end).unwrap_or_default();
+        // A program that knows the mark is no bootconfig: its sum is wrong.
+        before.ends_with(bootconfig::MARK) && bootconfig::split(before).is_ok()
+    })
+}
+
 fn unknown(rest: &[u8]) -> String {
     if rest.starts_with(&[0x04, 0x22, 0x4d, 0x18]) {
         return "its lz4 archive is of the newer format, which the kernel does not know: compress it by `lz4 -l`"
@@ -121,7 +140,9 @@ mod tests {
     use std::io::Write;
     use std::process::{Command, Stdio};
 
-    /// A zstd frame of 90 bytes, then a plain archive.
+    /// A zstd frame of 90 bytes, then a bootconfig.
+    const BOOTCONFIG: &[u8] = include_bytes!("../../tests/inputs/initramfs-bootconfig/bootconfig.img");
+    /// The same frame, then a plain archive.
     const UNALIGNED: &[u8] = include_bytes!("../../tests/inputs/initramfs-unaligned-cpio/zstd-unaligned-cpio.img");
     const FRAME: usize = 90;
 
@@ -337,5 +358,37 @@ mod tests {
             assert!(problem.contains("four zero bytes"), "{problem}");
             assert_eq!(check(&padded([&lz4[..], &[0; 4]].concat(), 4)), Ok(()));
         }
+    }
+
+    #[test]
+    fn a_bootconfig_at_the_end_is_no_archive() {
+        assert_eq!(check(BOOTCONFIG), Ok(()));
+        let bootconfig = &BOOTCONFIG[FRAME..];
+        let plain = plain();
+        let mut all = by_all_tools(&plain);
+        all.push(("plain", plain.clone()));
+        for (tool, archive) in all {
+            assert_eq!(check(&[&archive[..], bootconfig].concat()), Ok(()), "after {tool}");
+            assert_eq!(
+                check(&[&padded(archive, 4)[..], bootconfig].concat()),
+                Ok(()),
+                "after {tool}"
+            );
+        }
+        assert_eq!(check(bootconfig), Ok(()), "a file of its own");
+    }
+
+    #[test]
+    fn a_bootconfig_elsewhere_is_refused() {
+        let plain = plain();
+        for after in [&[0; 4][..], &plain] {
+            let problem = check(&[BOOTCONFIG, after].concat()).unwrap_err();
+            assert!(problem.contains("bootconfig") && problem.contains("last"), "{problem}");
+        }
+        let twice = [BOOTCONFIG, &BOOTCONFIG[FRAME..]].concat();
+        assert!(check(&twice).unwrap_err().contains("bootconfig"));
+        // A program that looks for bootconfigs holds the mark, too.
+        let program = [&plain[..], b"#BOOTCONFIG\n", &[0; 4]].concat();
+        assert!(check(&program).unwrap_err().contains("neither"));
     }
 }

@@ -1,5 +1,6 @@
 //! The successor's image: its files checked, placed in its memory, described to it.
 
+pub mod bootconfig;
 pub mod cmdline;
 mod compressed;
 pub mod cpio;
