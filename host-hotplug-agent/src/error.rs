@@ -153,13 +153,15 @@ pub enum Refusal {
     },
     /// A guest whose RAM would have to be copied.
     #[error(
-        "guest {guest}: its RAM is not in the pool ({problem}): start it with `-object memory-backend-file,id=ram,mem-path=/dev/dax0.0,share=on,align=2M,size=SIZE,offset=OFFSET -machine memory-backend=ram`"
+        "guest {guest}: its RAM is not in the pool ({problem}): start it with `-object memory-backend-file,id=ram,mem-path={device},share=on,align=2M,size=SIZE,offset=OFFSET -machine memory-backend=ram`"
     )]
     NotInPool {
         /// Name in the configuration.
         guest: String,
         /// What was found.
         problem: String,
+        /// The pool's device.
+        device: String,
     },
     /// The plan is not possible.
     #[error(transparent)]

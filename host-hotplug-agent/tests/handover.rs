@@ -13,6 +13,7 @@ use locum_agent::channel::Port;
 use locum_agent::config::Guest;
 use locum_agent::deadline::Deadline;
 use locum_agent::error::Refusal;
+use locum_agent::guest::pool::Pool;
 use locum_agent::guest::qemu::Qemu;
 use locum_agent::guest::{Hypervisor, Received, Sent, Spec, Vm};
 use locum_agent::sysroot::SysRoot;
@@ -123,7 +124,7 @@ impl Lab {
     }
 
     fn hypervisor(&self) -> Qemu {
-        Qemu::new(SysRoot::default(), self.pool.to_string_lossy())
+        Qemu::new(SysRoot::default(), Pool::File(self.pool.clone()))
     }
 
     /// The target's specification: the same guest, with another socket since both are on one host.

@@ -8,8 +8,9 @@ use anyhow::Result;
 use super::{print_json, print_line};
 use crate::cli::{Cli, Output};
 use crate::daemon::ipc::{self, Question};
+use crate::guest::pool::Pool;
 use crate::guest::qemu::Qemu;
-use crate::machine::{Access, Device, Host};
+use crate::machine::{Access, Device, Host, Machine};
 use crate::refresh::Prepared;
 use crate::refresh::prepare::PlanView;
 use crate::status::DaemonStatus;
@@ -18,7 +19,7 @@ use crate::sysroot::SysRoot;
 pub fn plan(sys: &SysRoot, cli: &Cli, name: &str, output: Output) -> Result<()> {
     let host = Host::new(sys.clone(), Device::open(sys, Access::Control)?)?;
     let unreclaimed = ipc::ask(&cli.socket, &Question::Status).map_or_else(|_| Vec::new(), |status| status.unreclaimed);
-    let hypervisor = Qemu::new(sys.clone(), crate::daemon::POOL);
+    let hypervisor = Qemu::new(sys.clone(), Pool::of(&host.facts().header));
     let prepared = Prepared::new(&host, &hypervisor, &cli.config_dir, name, unreclaimed)?;
     let view = PlanView::new(&prepared)?;
     if output.json {

@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::guest::pool::Pool;
 use crate::guest::qemu::Qemu;
 use crate::machine::{Access, Device, Host, Machine};
 use crate::refresh::{Agent, Shared};
@@ -23,9 +24,6 @@ use crate::sysroot::SysRoot;
 use crate::systemd;
 use ipc::{Answer, Question};
 pub use work::Worker;
-
-/// What the path of a pool device starts with.
-pub const POOL: &str = "/dev/dax";
 
 /// Runs until it is ended.
 ///
@@ -39,9 +37,10 @@ pub fn run(sys: SysRoot, config_dir: &Path, socket: &Path) -> Result<()> {
     let status = machine.status()?;
     let own = status.hosts[machine.facts().slot].generation;
     let kept = keep::load(&sys, status.generation);
+    let pool = Pool::of(&machine.facts().header);
     let agent = Agent {
         machine,
-        hypervisor: Arc::new(Qemu::new(sys, POOL)),
+        hypervisor: Arc::new(Qemu::new(sys, pool)),
         shared: Arc::new(Shared::new(u64::from(own), kept.unreclaimed, kept.report)),
     };
     let worker = Arc::new(Worker::new(agent.clone(), config_dir.to_owned()));

@@ -1,6 +1,8 @@
 //! Guests: QEMU processes, driven over QMP.
 
 pub mod argv;
+pub mod pool;
+mod process;
 pub mod qemu;
 pub mod qmp;
 

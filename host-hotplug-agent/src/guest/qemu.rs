@@ -9,9 +9,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use partitioner::PlanError;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+use super::pool::Pool;
+use super::process::Process;
 use super::qmp::Qmp;
 use super::{Hypervisor, Received, Sent, Spec, Vm, argv};
 use crate::channel::port::PortError;
@@ -37,14 +40,13 @@ const OUTPUT_DIR: &str = "run/locum";
 #[derive(Clone, Debug)]
 pub struct Qemu {
     sys: SysRoot,
-    /// What the path of the pool's device starts with.
-    pool: String,
+    pool: Pool,
 }
 
 impl Qemu {
-    /// With the pool behind paths that start with `pool`: `/dev/dax` on real hosts.
-    pub fn new(sys: SysRoot, pool: impl Into<String>) -> Self {
-        Self { sys, pool: pool.into() }
+    /// With guests' RAM in `pool`.
+    pub fn new(sys: SysRoot, pool: Pool) -> Self {
+        Self { sys, pool }
     }
 }
 
@@ -69,18 +71,21 @@ impl Hypervisor for Qemu {
                 status,
             });
         }
-        let outside = outside_pool(&mut qmp, &self.pool, &until).map_err(refuse)?;
+        if self.pool == Pool::None {
+            return Err(PlanError::NoPool.into());
+        }
+        let pid = peer(&qmp).map_err(refuse)?;
+        let process = Process::new(&self.sys, pid);
+        let outside = self.outside_pool(&mut qmp, process, &until).map_err(refuse)?;
         if let Some(problem) = outside {
             return Err(Refusal::NotInPool {
                 guest: guest.name.clone(),
                 problem,
+                device: self.pool.device(&self.sys),
             });
         }
-        let pid = peer(&qmp).map_err(refuse)?;
         let command = if guest.command.is_empty() {
-            let path = format!("proc/{}/cmdline", pid.as_raw_nonzero());
-            let raw = fs::read(self.sys.path(path)).map_err(|error| refuse(error.into()))?;
-            argv::split(&raw)
+            process.command().map_err(|error| refuse(error.into()))?
         } else {
             guest.command.clone()
         };
@@ -88,7 +93,7 @@ impl Hypervisor for Qemu {
             name: guest.name.clone(),
             qmp: guest.qmp.clone(),
             command: argv::incoming(&command),
-            output: self.output(pid, &guest.name),
+            output: output(process, &guest.name),
             channel,
         })
     }
@@ -106,13 +111,45 @@ impl Hypervisor for Qemu {
 }
 
 impl Qemu {
-    /// Where the other QEMU's output goes: to the same file, if this one's goes to a file.
-    fn output(&self, pid: Pid, name: &str) -> PathBuf {
-        let target = fs::read_link(self.sys.path(format!("proc/{}/fd/1", pid.as_raw_nonzero())));
-        match target {
-            Ok(path) if path.is_absolute() && fs::metadata(&path).is_ok_and(|file| file.is_file()) => path,
-            _ => Path::new("/").join(OUTPUT_DIR).join(format!("{name}.log")),
+    /// Says what is wrong if some of the guest's RAM is not in the pool.
+    fn outside_pool(&self, qmp: &mut Qmp, process: Process<'_>, until: &Deadline<'_>) -> Result<Option<String>> {
+        let backends = qmp.execute("query-memdev", json!({}), until)?;
+        let backends = backends.as_array().cloned().unwrap_or_default();
+        if backends.is_empty() {
+            return Ok(Some("it has no memory backend".to_owned()));
         }
+        for backend in backends {
+            let id = backend.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
+            let path = format!("/objects/{id}");
+            let mut get = |property: &str| {
+                qmp.execute("qom-get", json!({ "path": path, "property": property }), until)
+                    .unwrap_or_default()
+            };
+            let kind = get("type");
+            if kind.as_str() != Some("memory-backend-file") {
+                return Ok(Some(format!(
+                    "`{id}` is a {}",
+                    kind.as_str().unwrap_or("backend of unknown type")
+                )));
+            }
+            let file = get("mem-path");
+            let file = Path::new(file.as_str().unwrap_or_default());
+            if let Some(problem) = self.pool.outside(&self.sys, process, file) {
+                return Ok(Some(format!("`{id}` lies in {}, {problem}", file.display())));
+            }
+            if get("share") != Value::Bool(true) {
+                return Ok(Some(format!("`{id}` is not share=on")));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Where the other QEMU's output goes: to the same file, if this one's goes to a file.
+fn output(process: Process<'_>, name: &str) -> PathBuf {
+    match fs::read_link(process.proc("fd/1")) {
+        Ok(path) if path.is_absolute() && fs::metadata(&path).is_ok_and(|file| file.is_file()) => path,
+        _ => Path::new("/").join(OUTPUT_DIR).join(format!("{name}.log")),
     }
 }
 
@@ -398,39 +435,6 @@ fn resumption(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<u64> {
             bail!("the incoming migration failed");
         }
     }
-}
-
-/// Says what is wrong if some of the guest's RAM is not in the pool.
-fn outside_pool(qmp: &mut Qmp, pool: &str, until: &Deadline<'_>) -> Result<Option<String>> {
-    let backends = qmp.execute("query-memdev", json!({}), until)?;
-    let backends = backends.as_array().cloned().unwrap_or_default();
-    if backends.is_empty() {
-        return Ok(Some("it has no memory backend".to_owned()));
-    }
-    for backend in backends {
-        let id = backend.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let path = format!("/objects/{id}");
-        let mut get = |property: &str| {
-            qmp.execute("qom-get", json!({ "path": path, "property": property }), until)
-                .unwrap_or_default()
-        };
-        let kind = get("type");
-        if kind.as_str() != Some("memory-backend-file") {
-            return Ok(Some(format!(
-                "`{id}` is a {}",
-                kind.as_str().unwrap_or("backend of unknown type")
-            )));
-        }
-        let file = get("mem-path");
-        let file = file.as_str().unwrap_or_default();
-        if !file.starts_with(pool) {
-            return Ok(Some(format!("`{id}` lies in {file}")));
-        }
-        if get("share") != Value::Bool(true) {
-            return Ok(Some(format!("`{id}` is not share=on")));
-        }
-    }
-    Ok(None)
 }
 
 /// Bytes of the guest's RAM.

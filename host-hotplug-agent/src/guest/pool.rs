@@ -1,0 +1,212 @@
+//! Is a file that holds a guest's RAM the pool?
+//!
+//! The name of a device says nothing: a server may have other device-DAX devices (persistent memory, CXL), and their
+//! numbers depend on the order in which Linux finds them. What counts is the physical memory of the device, which sysfs
+//! tells (Linux `drivers/dax/bus.c`): all of it must lie in the pool of L0's header.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use locum_abi::Header;
+use partitioner::MemRange;
+
+use super::process::Process;
+use crate::sysroot::SysRoot;
+
+const DEVICES: &str = "sys/bus/dax/devices";
+/// The pool's device if no other memory is soft reserved.
+const USUAL: &str = "/dev/dax0.0";
+
+/// Where the RAM of guests must lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pool {
+    /// Nowhere: L0 has none.
+    None,
+    /// In this physical memory.
+    Memory(MemRange),
+    /// In this plain file, which stands for the pool where two QEMUs run on one host.
+    File(PathBuf),
+}
+
+impl Pool {
+    /// L0's.
+    pub fn of(header: &Header) -> Self {
+        MemRange::with_len(header.pool, header.pool_size).map_or(Self::None, Self::Memory)
+    }
+
+    /// Says what `file`, which a QEMU names, is instead of the pool; the sentence begins "it lies in FILE, ".
+    pub fn outside(&self, sys: &SysRoot, process: Process<'_>, file: &Path) -> Option<String> {
+        let pool = match self {
+            Self::None => return Some("and there is no pool".to_owned()),
+            Self::File(pool) => return (file != pool).then(|| "another file".to_owned()),
+            Self::Memory(pool) => *pool,
+        };
+        let name = match device(sys, process, file) {
+            Ok(name) => name,
+            Err(what) => return Some(format!("{what} and no device-DAX device")),
+        };
+        let Some(ranges) = ranges(sys, &name) else {
+            return Some(format!("and /{DEVICES}/{name} does not tell where its memory is"));
+        };
+        let stray = ranges.into_iter().find(|range| !pool.contains(*range))?;
+        Some(format!("which is at {stray}, and the pool is at {pool}"))
+    }
+
+    /// The device through which this host has the pool.
+    pub fn device(&self, sys: &SysRoot) -> String {
+        let Self::Memory(pool) = self else {
+            return USUAL.to_owned();
+        };
+        let inside =
+            |name: &String| ranges(sys, name).is_some_and(|ranges| ranges.iter().all(|range| pool.contains(*range)));
+        let names = sys.list(DEVICES).unwrap_or_default();
+        let inside = names.iter().find(|name| inside(name));
+        inside.map_or_else(|| USUAL.to_owned(), |name| format!("/dev/{name}"))
+    }
+}
+
+/// The name in sysfs of the device-DAX device behind `file`; else what the file is instead.
+fn device(sys: &SysRoot, process: Process<'_>, file: &Path) -> Result<String, &'static str> {
+    let names = sys.list(DEVICES).unwrap_or_default();
+    let by_name = || {
+        let name = file.file_name().and_then(|name| name.to_str());
+        names.iter().find(|known| Some(known.as_str()) == name)
+    };
+    let Some(node) = process.file(file).and_then(|path| fs::metadata(path).ok()) else {
+        // Its `/dev` is not to be seen from here.
+        return by_name().cloned().ok_or("which is nowhere to be seen");
+    };
+    let kind = node.file_type();
+    if !kind.is_char_device() {
+        return Err(if kind.is_dir() {
+            "a directory"
+        } else if kind.is_block_device() {
+            "a block device"
+        } else {
+            "a plain file"
+        });
+    }
+    let number = format!("{}:{}", rustix::fs::major(node.rdev()), rustix::fs::minor(node.rdev()));
+    let has_number = |name: &&String| sys.read_optional(format!("{DEVICES}/{name}/dev")).as_ref() == Some(&number);
+    names.iter().find(has_number).cloned().ok_or("a character device")
+}
+
+/// The device's physical memory, which may be in pieces. `None` if it has none or Linux does not tell.
+fn ranges(sys: &SysRoot, name: &str) -> Option<Vec<MemRange>> {
+    let dir = format!("{DEVICES}/{name}");
+    let number = |file: &str| sys.read_number(format!("{dir}/{file}")).ok();
+    let pieces = sys.list(&dir).unwrap_or_default();
+    let pieces: Vec<&String> = pieces.iter().filter(|name| name.starts_with("mapping")).collect();
+    if pieces.is_empty() {
+        return Some(vec![MemRange::with_len(number("resource")?, number("size")?)?]);
+    }
+    let piece = |name: &&String| {
+        let last = number(&format!("{name}/end"))?;
+        MemRange::new(number(&format!("{name}/start"))?, last.checked_add(1)?)
+    };
+    pieces.iter().map(piece).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::tree::Tree;
+    use std::os::unix::fs::symlink;
+
+    const GIB: u64 = 1 << 30;
+
+    /// A pool from 4 to 20 GiB.
+    fn pool() -> Pool {
+        Pool::of(&Header {
+            pool: 4 * GIB,
+            pool_size: 16 * GIB,
+            ..Header::of_this_release()
+        })
+    }
+
+    fn dax(tree: &Tree, name: &str, start: u64, size: u64) {
+        let dir = format!("{DEVICES}/{name}");
+        tree.put(format!("{dir}/resource"), format!("{start:#x}\n"));
+        tree.put(format!("{dir}/size"), format!("{size}\n"));
+    }
+
+    /// What is wrong with a file that a QEMU names.
+    fn problem(tree: &Tree, file: &str) -> Option<String> {
+        let sys = tree.sys();
+        let process = Process::new(&sys, rustix::process::getpid());
+        pool().outside(&sys, process, Path::new(file))
+    }
+
+    #[test]
+    fn a_device_is_the_pool_if_its_memory_is() {
+        let tree = Tree::lab();
+        // CXL memory was found first.
+        dax(&tree, "dax0.0", 0x18_4000_0000, 0xbd_0000_0000);
+        dax(&tree, "dax1.0", 4 * GIB, 16 * GIB);
+        let stray = problem(&tree, "/dev/dax0.0").unwrap();
+        assert_eq!(
+            stray,
+            "which is at 0x1840000000-0xd540000000, and the pool is at 0x100000000-0x500000000"
+        );
+        assert_eq!(problem(&tree, "/dev/dax1.0"), None);
+        assert_eq!(pool().device(&tree.sys()), "/dev/dax1.0");
+        // One device for each guest.
+        dax(&tree, "dax1.1", 8 * GIB, 4 * GIB);
+        assert_eq!(problem(&tree, "/dev/dax1.1"), None);
+        for (start, size) in [(2 * GIB, 4 * GIB), (18 * GIB, 4 * GIB), (0, 64 * GIB), (4 * GIB, 0)] {
+            dax(&tree, "dax1.1", start, size);
+            assert!(problem(&tree, "/dev/dax1.1").is_some(), "{start:#x}, {size:#x} bytes");
+        }
+    }
+
+    #[test]
+    fn every_piece_of_a_device_must_be_in_the_pool() {
+        let tree = Tree::lab();
+        dax(&tree, "dax0.0", 4 * GIB, 2 * GIB);
+        let piece = |number: u32, start: u64| {
+            let dir = format!("{DEVICES}/dax0.0/mapping{number}");
+            tree.put(format!("{dir}/start"), format!("{start:#x}\n"));
+            tree.put(format!("{dir}/end"), format!("{:#x}\n", start + GIB - 1));
+        };
+        piece(0, 4 * GIB);
+        piece(1, 19 * GIB);
+        assert_eq!(problem(&tree, "/dev/dax0.0"), None);
+        piece(1, 20 * GIB);
+        assert!(
+            problem(&tree, "/dev/dax0.0")
+                .unwrap()
+                .contains("0x500000000-0x540000000")
+        );
+    }
+
+    #[test]
+    fn a_device_is_known_by_its_number_whatever_it_is_called() {
+        let tree = Tree::lab();
+        dax(&tree, "dax0.0", 4 * GIB, 16 * GIB);
+        // A character device that every host has stands for it.
+        tree.put(format!("{DEVICES}/dax0.0/dev"), "1:3\n");
+        tree.put("dev/x", "");
+        symlink("/dev/null", tree.path().join("dev/guests")).unwrap();
+        symlink("/dev/zero", tree.path().join("dev/dax0.0")).unwrap();
+        assert_eq!(problem(&tree, "/dev/guests"), None);
+        assert!(problem(&tree, "/dev/dax0.0").unwrap().contains("character device"));
+    }
+
+    #[test]
+    fn files_that_are_called_like_a_device_are_not_the_pool() {
+        let tree = Tree::lab();
+        dax(&tree, "dax0.0", 4 * GIB, 16 * GIB);
+        assert_eq!(
+            problem(&tree, "/dev/dax0.0"),
+            None,
+            "its node is in a namespace of its own"
+        );
+        assert!(problem(&tree, "/dev/dax0.7").unwrap().contains("nowhere"));
+        // QEMU makes the file if it is not there.
+        tree.put("dev/dax0.0", "");
+        assert!(problem(&tree, "/dev/dax0.0").unwrap().contains("plain file"));
+        tree.put("dev/dax/x", "");
+        assert!(problem(&tree, "/dev/dax").unwrap().contains("directory"));
+    }
+}
