@@ -1,23 +1,72 @@
 //! From the command line of a guest's QEMU here to the one on the other host.
 
-/// Options with an argument that do not go along.
-const DROPPED: [&str; 3] = ["incoming", "loadvm", "pidfile"];
-/// Options without one.
-const DROPPED_FLAGS: [&str; 3] = ["S", "daemonize", "only-migratable"];
+/// What concerns the start of one process and does not go along: where its state came from, its daemon's files, whether
+/// it waits. `loadstate` is Proxmox'.
+const DROPPED: [&str; 8] = [
+    "incoming",
+    "loadvm",
+    "loadstate",
+    "pidfile",
+    "S",
+    "daemonize",
+    "preconfig",
+    "only-migratable",
+];
+
+/// QEMU's options without an argument (`qemu-options.hx` of QEMU 10.0, and what older ones had).
+const FLAGS: &str = "h help version S s snapshot daemonize preconfig only-migratable mem-prealloc usb nographic \
+    full-screen no-fd-bootchk win2k-hack enable-kvm xen-attach xen-domid-restrict no-reboot no-shutdown nodefaults \
+    no-user-config enable-sync-profile perfmap jitdump no-acpi no-hpet singlestep nodefconfig enable-fips audio-help \
+    no-frame alt-grab ctrl-grab no-quit sdl curses portrait no-kvm no-kvm-irqchip no-kvm-pit-reinjection tdf";
+/// Those with one. `id` and `loadstate` are Proxmox'.
+const WITH_ARGUMENT: &str = "machine M cpu accel smp numa add-fd set global boot m mem-path k audio audiodev device \
+    name uuid fda fdb hda hdb hdc hdd cdrom blockdev drive mtdblock sd fsdev virtfs iscsi usbdevice display spice vga \
+    vnc acpitable smbios netdev nic net chardev tpmdev bios pflash kernel shim append initrd dtb compat fw_cfg serial \
+    parallel monitor qmp qmp-pretty mon debugcon pidfile overcommit gdb d D dfilter seed L xen-domid action loadvm \
+    option-rom rtc icount watchdog-action echr incoming sandbox readconfig trace plugin run-with msg dump-vmstate \
+    object id loadstate runas chroot watchdog writeconfig async-teardown soundhw balloon realtime tb-size clock";
+
+/// An option with its argument, or a word that is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Item<'a> {
+    /// Its name without dashes, empty for a word that is no option.
+    pub name: &'a str,
+    /// All of its words.
+    pub words: &'a [String],
+}
+
+/// The options after the program's name. An argument may look like an option: `-append -S`.
+pub fn items(command: &[String]) -> Vec<Item<'_>> {
+    let mut rest = command.get(1..).unwrap_or_default();
+    let mut items = Vec::new();
+    while let Some((word, after)) = rest.split_first() {
+        let name = option(word);
+        let knows = |list: &str| list.split(' ').any(|known| known == name);
+        let argument = if name.is_empty() || knows(FLAGS) {
+            false
+        } else {
+            // An option that a later QEMU or a wrapper has.
+            knows(WITH_ARGUMENT) || after.first().is_some_and(|next| option(next).is_empty())
+        };
+        let count = if argument { 2.min(rest.len()) } else { 1 };
+        let (words, after) = rest.split_at(count);
+        items.push(Item { name, words });
+        rest = after;
+    }
+    items
+}
+
+fn option(word: &str) -> &str {
+    let name = word.strip_prefix("--").or_else(|| word.strip_prefix('-'));
+    name.unwrap_or_default()
+}
 
 /// `command` made to wait for a guest's state.
 pub fn incoming(command: &[String]) -> Vec<String> {
-    let mut words = command.iter();
-    let mut out: Vec<String> = words.next().cloned().into_iter().collect();
-    while let Some(word) = words.next() {
-        let name = word
-            .strip_prefix("--")
-            .or_else(|| word.strip_prefix('-'))
-            .unwrap_or_default();
-        if DROPPED.contains(&name) {
-            words.next();
-        } else if !DROPPED_FLAGS.contains(&name) {
-            out.push(word.clone());
+    let mut out: Vec<String> = command.first().cloned().into_iter().collect();
+    for item in items(command) {
+        if !DROPPED.contains(&item.name) {
+            out.extend_from_slice(item.words);
         }
     }
     out.extend(["-incoming".to_owned(), "defer".to_owned()]);
@@ -34,6 +83,14 @@ pub fn split(cmdline: &[u8]) -> Vec<String> {
 mod tests {
     use super::*;
 
+    fn words(text: &str) -> Vec<String> {
+        text.split(' ').map(str::to_owned).collect()
+    }
+
+    fn incoming_of(text: &str) -> String {
+        incoming(&words(text)).join(" ")
+    }
+
     #[test]
     fn a_second_generation_command_line_does_not_grow() {
         let words =
@@ -45,5 +102,38 @@ mod tests {
             "qemu-system-x86_64 -M q35 -append a b -qmp unix:/run/one.qmp,server=on -incoming defer"
         );
         assert_eq!(incoming(&once), once);
+    }
+
+    #[test]
+    fn what_concerns_one_start_only_does_not_go_along() {
+        for dropped in [
+            "-incoming tcp:0:4444",
+            "--incoming defer",
+            "-incoming {\"channel-type\":\"main\"}",
+            "-loadvm snap1",
+            "-loadstate /dev/pve/vm-100-state-suspend",
+            "-pidfile /run/x.pid",
+            "-S",
+            "--S",
+            "-daemonize",
+            "--preconfig",
+            "-only-migratable",
+        ] {
+            let command = format!("kvm -id 100 {dropped} -m 512");
+            assert_eq!(incoming_of(&command), "kvm -id 100 -m 512 -incoming defer", "{dropped}");
+        }
+    }
+
+    #[test]
+    fn arguments_that_look_like_options_are_arguments() {
+        for argument in ["-S", "-incoming", "--daemonize", "-loadstate"] {
+            let command = format!("qemu-system-x86_64 -append {argument} -name {argument} -m 512");
+            assert_eq!(incoming_of(&command), format!("{command} -incoming defer"));
+        }
+        // An option that nobody here knows, with and without an argument.
+        assert_eq!(incoming_of("q -newer -S -m 1"), "q -newer -m 1 -incoming defer");
+        assert_eq!(incoming_of("q -newer x -S -m 1"), "q -newer x -m 1 -incoming defer");
+        assert_eq!(incoming_of("q disk.img -S"), "q disk.img -incoming defer");
+        assert_eq!(incoming_of("q -m"), "q -m -incoming defer");
     }
 }
