@@ -163,6 +163,28 @@ pub enum Refusal {
         /// The pool's device.
         device: String,
     },
+    /// A command line that starts one QEMU only.
+    #[error("guest {guest}: {whose} cannot be used in the successor, for it names {what}: {remedy}")]
+    OneStart {
+        /// Name in the configuration.
+        guest: String,
+        /// Whose command line.
+        whose: &'static str,
+        /// What it names.
+        what: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A guest whose disks are temporary files.
+    #[error(
+        "guest {guest}: what it writes to its disks is in temporary files of its QEMU ({option}), and the successor would not have it: start it without that option, or take it off `guests`"
+    )]
+    TemporaryDisk {
+        /// Name in the configuration.
+        guest: String,
+        /// The option.
+        option: String,
+    },
     /// The plan is not possible.
     #[error(transparent)]
     Plan(#[from] PlanError),

@@ -1,10 +1,11 @@
 //! What `locum` says of running guests before anything is changed: a QEMU that answers QMP from a table, with the
-//! command lines that tools make (`tests/inputs`).
+//! command lines that libvirt and Proxmox make (`tests/inputs`).
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use locum_abi::Header;
 use locum_agent::config::Guest;
@@ -15,6 +16,7 @@ use locum_agent::guest::{Hypervisor, Spec};
 use locum_agent::sysroot::SysRoot;
 use serde_json::{Value, json};
 
+const LIBVIRT: &str = include_str!("inputs/libvirt-inherited-fds/argv.txt");
 const OPTANE: &str = include_str!("inputs/devdax-that-is-not-the-pool/argv.txt");
 
 /// A host with one guest, whose QEMU is this process.
@@ -46,7 +48,6 @@ impl Host {
         ] {
             host.property("/objects/ram", property, value);
         }
-        host.property("/machine", "type", json!("pc-q35-9.2-machine"));
         // As in `inputs/devdax-that-is-not-the-pool/dax.txt`.
         host.dax("dax0.0", 0x1_0000_0000, 0x4_0000_0000);
         host.dax("dax1.0", 0x18_4000_0000, 0xbd_0000_0000);
@@ -71,6 +72,11 @@ impl Host {
     }
 
     fn inspect(&self) -> Result<Spec, Refusal> {
+        self.inspect_with(&[])
+    }
+
+    /// With a `command` in the configuration.
+    fn inspect_with(&self, command: &[&str]) -> Result<Spec, Refusal> {
         let qmp = self.dir.path().join("qmp");
         let _ = fs::remove_file(&qmp);
         let listener = UnixListener::bind(&qmp).unwrap();
@@ -79,7 +85,7 @@ impl Host {
         let guest = Guest {
             name: "vm".to_owned(),
             qmp,
-            command: vec![],
+            command: command.iter().map(|word| (*word).to_owned()).collect(),
             channel: None,
         };
         let outcome = self.hypervisor().inspect(&guest, 1);
@@ -120,6 +126,28 @@ fn answer(listener: &UnixListener, properties: &BTreeMap<(String, String), Value
     }
 }
 
+fn inputs() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/inputs"))
+}
+
+fn words(spec: &Spec) -> String {
+    spec.command.join(" ")
+}
+
+#[test]
+fn a_command_line_of_libvirt_is_refused_with_cause_and_remedy() {
+    let refusal = Host::new(LIBVIRT, "/dev/dax0.0").inspect().unwrap_err().to_string();
+    for part in ["fd=27", "fd=28", "vhostfd=30", "master-key.aes", "`command`"] {
+        assert!(refusal.contains(part), "{part}: {refusal}");
+    }
+    for input in ["argv-addfd.txt", "argv-json.txt"] {
+        let more = fs::read_to_string(inputs().join("libvirt-inherited-fds").join(input)).unwrap();
+        let argv = format!("qemu-system-x86_64\n{more}");
+        let refusal = Host::new(&argv, "/dev/dax0.0").inspect().unwrap_err().to_string();
+        assert!(refusal.contains("descriptor"), "{input}: {refusal}");
+    }
+}
+
 #[test]
 fn ram_in_another_device_than_the_pool_is_refused() {
     let refusal = Host::new(OPTANE, "/dev/dax1.0").inspect().unwrap_err();
@@ -141,4 +169,58 @@ fn without_a_pool_no_ram_can_be_in_it() {
     host.header.pool_size = 0;
     let refusal = host.inspect().unwrap_err();
     assert!(refusal.to_string().contains("there is no pool"), "{refusal}");
+}
+
+#[test]
+fn a_command_that_is_given_replaces_what_libvirt_made() {
+    let host = Host::new(LIBVIRT, "/dev/dax0.0");
+    let spec = host.inspect_with(&["/usr/sbin/start-vm", "vm", "-M", "q35"]).unwrap();
+    assert_eq!(words(&spec), "/usr/sbin/start-vm vm -M q35 -incoming defer");
+    let copied: Vec<&str> = LIBVIRT.lines().collect();
+    let refusal = host.inspect_with(&copied).unwrap_err();
+    assert!(matches!(&refusal, Refusal::OneStart { .. }), "{refusal}");
+    assert!(refusal.to_string().contains("its `command`"), "{refusal}");
+}
+
+#[test]
+fn a_socket_that_another_program_opened_is_no_guests() {
+    let refusal = Host::new("/usr/sbin/libvirtd\n--timeout\n120", "/dev/dax0.0")
+        .inspect()
+        .unwrap_err();
+    assert!(matches!(&refusal, Refusal::NoGuest { .. }), "{refusal}");
+    assert!(refusal.to_string().contains("libvirtd --timeout 120"), "{refusal}");
+}
+
+#[test]
+fn a_guest_that_writes_to_temporary_files_is_refused_whatever_command_is_given() {
+    for option in ["-snapshot", "-drive\nfile=/a,if=none,snapshot=on"] {
+        let host = Host::new(&format!("qemu-system-x86_64\n{option}"), "/dev/dax0.0");
+        for command in [&[][..], &["qemu-system-x86_64", "-drive", "file=/a,if=none"]] {
+            let refusal = host.inspect_with(command).unwrap_err();
+            assert!(matches!(&refusal, Refusal::TemporaryDisk { .. }), "{refusal}");
+            assert!(refusal.to_string().contains("snapshot"), "{refusal}");
+        }
+    }
+}
+
+#[test]
+fn files_are_looked_for_where_the_qemu_sees_them() {
+    let argv = "qemu-system-x86_64\n-object\nsecret,id=s,file=/etc/key\n-readconfig\nvm.cfg";
+    let host = Host::new(argv, "/dev/dax0.0");
+    let gone = host.inspect().unwrap_err().to_string();
+    assert!(
+        gone.contains("secret /etc/key") && gone.contains("-readconfig vm.cfg"),
+        "{gone}"
+    );
+    let own = |name: &str| format!("proc/{}/{name}", std::process::id());
+    host.put(&own("root/etc/key"), "");
+    host.put(&own("cwd/vm.cfg"), "[netdev \"n0\"]\n  type = \"tap\"\n  fd = \"28\"\n");
+    let named = host.inspect().unwrap_err().to_string();
+    assert!(
+        named.contains("-netdev fd=28") && !named.contains("/etc/key"),
+        "{named}"
+    );
+    host.put(&own("cwd/vm.cfg"), "[machine]\n  type = \"q35\"\n");
+    let spec = host.inspect().unwrap();
+    assert!(words(&spec).ends_with("-readconfig vm.cfg -incoming defer"));
 }

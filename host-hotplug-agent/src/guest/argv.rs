@@ -35,6 +35,13 @@ pub struct Item<'a> {
     pub words: &'a [String],
 }
 
+impl<'a> Item<'a> {
+    /// What follows the name.
+    pub fn argument(&self) -> Option<&'a str> {
+        self.words.get(1).map(String::as_str)
+    }
+}
+
 /// The options after the program's name. An argument may look like an option: `-append -S`.
 pub fn items(command: &[String]) -> Vec<Item<'_>> {
     let mut rest = command.get(1..).unwrap_or_default();
@@ -71,6 +78,28 @@ pub fn incoming(command: &[String]) -> Vec<String> {
     }
     out.extend(["-incoming".to_owned(), "defer".to_owned()]);
     out
+}
+
+/// Whether a program is QEMU by its name, and not a script that starts one.
+pub fn is_qemu(program: &str) -> bool {
+    let name = program.rsplit('/').next().unwrap_or_default();
+    name.starts_with("qemu-system-") || ["kvm", "qemu-kvm", "qemu"].contains(&name)
+}
+
+/// Whether a process has the command line of a QEMU, whatever its program is called.
+pub fn starts_qemu(command: &[String]) -> bool {
+    const MARKS: [&str; 8] = [
+        "qmp",
+        "qmp-pretty",
+        "mon",
+        "chardev",
+        "machine",
+        "M",
+        "object",
+        "readconfig",
+    ];
+    let program = command.first().map_or("", String::as_str);
+    is_qemu(program) || items(command).iter().any(|item| MARKS.contains(&item.name))
 }
 
 /// The words of `/proc/PID/cmdline`.
@@ -135,5 +164,22 @@ mod tests {
         assert_eq!(incoming_of("q -newer x -S -m 1"), "q -newer x -m 1 -incoming defer");
         assert_eq!(incoming_of("q disk.img -S"), "q disk.img -incoming defer");
         assert_eq!(incoming_of("q -m"), "q -m -incoming defer");
+    }
+
+    #[test]
+    fn a_program_is_qemu_by_its_name() {
+        for program in [
+            "/usr/bin/qemu-system-x86_64",
+            "kvm",
+            "/usr/libexec/qemu-kvm",
+            "qemu-system-x86_64-microvm",
+        ] {
+            assert!(is_qemu(program), "{program}");
+        }
+        for program in ["/guest/guest.sh", "/usr/bin/bash", "kvm-wrapper"] {
+            assert!(!is_qemu(program), "{program}");
+        }
+        assert!(starts_qemu(&words("/opt/vmm -qmp unix:/run/x")));
+        assert!(!starts_qemu(&words("/usr/sbin/libvirtd --timeout 120")));
     }
 }

@@ -1,6 +1,8 @@
 //! Guests: QEMU processes, driven over QMP.
 
 pub mod argv;
+mod bound;
+mod keyval;
 pub mod pool;
 mod process;
 pub mod qemu;
@@ -88,7 +90,8 @@ pub trait Hypervisor: Send + Sync {
     /// Looks at a running guest and says how to start its QEMU on the other host.
     ///
     /// # Errors
-    /// [`Refusal::NoGuest`], [`Refusal::GuestNotRunning`] or [`Refusal::NotInPool`].
+    /// [`Refusal::NoGuest`], [`Refusal::GuestNotRunning`], [`Refusal::NotInPool`], [`Refusal::OneStart`] or
+    /// [`Refusal::TemporaryDisk`].
     fn inspect(&self, guest: &config::Guest, channel: usize) -> Result<Spec, Refusal>;
 
     /// Takes hold of a running guest.

@@ -13,6 +13,7 @@ use partitioner::PlanError;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+use super::bound::Bound;
 use super::pool::Pool;
 use super::process::Process;
 use super::qmp::Qmp;
@@ -76,6 +77,15 @@ impl Hypervisor for Qemu {
         }
         let pid = peer(&qmp).map_err(refuse)?;
         let process = Process::new(&self.sys, pid);
+        let running = process.command().map_err(|error| refuse(error.into()))?;
+        if !argv::starts_qemu(&running) {
+            // Who opens a socket is at its other end, even if another process got it from there.
+            return Err(refuse(anyhow!(
+                "it was opened by process {} (`{}`), which is no QEMU",
+                pid.as_raw_nonzero(),
+                running.join(" ")
+            )));
+        }
         let outside = self.outside_pool(&mut qmp, process, &until).map_err(refuse)?;
         if let Some(problem) = outside {
             return Err(Refusal::NotInPool {
@@ -84,11 +94,7 @@ impl Hypervisor for Qemu {
                 device: self.pool.device(&self.sys),
             });
         }
-        let command = if guest.command.is_empty() {
-            process.command().map_err(|error| refuse(error.into()))?
-        } else {
-            guest.command.clone()
-        };
+        let command = command(guest, &running, process)?;
         Ok(Spec {
             name: guest.name.clone(),
             qmp: guest.qmp.clone(),
@@ -143,6 +149,49 @@ impl Qemu {
         }
         Ok(None)
     }
+}
+
+/// The command line to start another QEMU with, if that can be.
+fn command(guest: &config::Guest, running: &[String], process: Process<'_>) -> Result<Vec<String>, Refusal> {
+    let find = |path: &Path| process.file(path);
+    let own = Bound::of(&argv::incoming(running), Some(&find));
+    if !own.temporary.is_empty() {
+        return Err(Refusal::TemporaryDisk {
+            guest: guest.name.clone(),
+            option: own.temporary.join(", "),
+        });
+    }
+    let refuse = |bound: Bound, whose, remedy| {
+        Err(Refusal::OneStart {
+            guest: guest.name.clone(),
+            whose,
+            what: bound.to_string(),
+            remedy,
+        })
+    };
+    let given = &guest.command;
+    if given.is_empty() {
+        return match own.is_free() {
+            true => Ok(running.to_vec()),
+            false => refuse(
+                own,
+                "the command line of its QEMU",
+                "give the guest a `command` that opens and makes these itself",
+            ),
+        };
+    }
+    // A script may open descriptors for the QEMU that it starts.
+    if given.first().is_some_and(|program| argv::is_qemu(program)) {
+        let bound = Bound::of(&argv::incoming(given), None);
+        if !bound.is_free() {
+            return refuse(
+                bound,
+                "its `command`",
+                "have a script open and make these, and start QEMU",
+            );
+        }
+    }
+    Ok(given.clone())
 }
 
 /// Where the other QEMU's output goes: to the same file, if this one's goes to a file.
