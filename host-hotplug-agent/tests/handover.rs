@@ -180,6 +180,14 @@ fn a_guest_goes_over_and_back_and_its_ram_stays() {
         "{:?}",
         spec.command
     );
+    // It was started as `pc`, which every version of QEMU takes for another machine.
+    assert!(
+        spec.command
+            .iter()
+            .any(|word| word.starts_with("pc-i440fx-") && word.ends_with(",memory-backend=ram")),
+        "{:?}",
+        spec.command
+    );
 
     let until = Deadline::after(HANG);
     let mut source = hypervisor.attach(&spec).unwrap();

@@ -17,6 +17,7 @@ use locum_agent::sysroot::SysRoot;
 use serde_json::{Value, json};
 
 const LIBVIRT: &str = include_str!("inputs/libvirt-inherited-fds/argv.txt");
+const PROXMOX: &str = include_str!("inputs/proxmox-loadstate/argv.txt");
 const OPTANE: &str = include_str!("inputs/devdax-that-is-not-the-pool/argv.txt");
 
 /// A host with one guest, whose QEMU is this process.
@@ -48,6 +49,7 @@ impl Host {
         ] {
             host.property("/objects/ram", property, value);
         }
+        host.property("/machine", "type", json!("pc-q35-9.2-machine"));
         // As in `inputs/devdax-that-is-not-the-pool/dax.txt`.
         host.dax("dax0.0", 0x1_0000_0000, 0x4_0000_0000);
         host.dax("dax1.0", 0x18_4000_0000, 0xbd_0000_0000);
@@ -149,6 +151,17 @@ fn a_command_line_of_libvirt_is_refused_with_cause_and_remedy() {
 }
 
 #[test]
+fn a_guest_of_proxmox_that_woke_from_hibernation_is_started_as_what_it_is() {
+    let spec = Host::new(PROXMOX, "/dev/dax0.0").inspect().unwrap();
+    assert_eq!(
+        words(&spec),
+        "/usr/bin/kvm -id 100 -name vm,debug-threads=on \
+         -chardev socket,id=qmp,path=/var/run/qemu-server/100.qmp,server=on,wait=off -mon chardev=qmp,mode=control \
+         -machine type=pc-q35-9.2+pve0 -incoming defer"
+    );
+}
+
+#[test]
 fn ram_in_another_device_than_the_pool_is_refused() {
     let refusal = Host::new(OPTANE, "/dev/dax1.0").inspect().unwrap_err();
     assert!(matches!(&refusal, Refusal::NotInPool { .. }), "{refusal}");
@@ -175,7 +188,8 @@ fn without_a_pool_no_ram_can_be_in_it() {
 fn a_command_that_is_given_replaces_what_libvirt_made() {
     let host = Host::new(LIBVIRT, "/dev/dax0.0");
     let spec = host.inspect_with(&["/usr/sbin/start-vm", "vm", "-M", "q35"]).unwrap();
-    assert_eq!(words(&spec), "/usr/sbin/start-vm vm -M q35 -incoming defer");
+    // A script may say what it wants in place of a machine type, but not a wrong one.
+    assert_eq!(words(&spec), "/usr/sbin/start-vm vm -M pc-q35-9.2 -incoming defer");
     let copied: Vec<&str> = LIBVIRT.lines().collect();
     let refusal = host.inspect_with(&copied).unwrap_err();
     assert!(matches!(&refusal, Refusal::OneStart { .. }), "{refusal}");
@@ -189,6 +203,24 @@ fn a_socket_that_another_program_opened_is_no_guests() {
         .unwrap_err();
     assert!(matches!(&refusal, Refusal::NoGuest { .. }), "{refusal}");
     assert!(refusal.to_string().contains("libvirtd --timeout 120"), "{refusal}");
+}
+
+#[test]
+fn a_qemu_with_the_default_machine_is_started_as_what_it_is() {
+    let argv = "qemu-system-x86_64\n-m\n512";
+    let mut host = Host::new(argv, "/dev/dax0.0");
+    host.property("/machine", "type", json!("pc-i440fx-10.0-machine"));
+    let spec = host.inspect().unwrap();
+    assert_eq!(
+        words(&spec),
+        "qemu-system-x86_64 -m 512 -machine pc-i440fx-10.0 -incoming defer"
+    );
+    // One that does not tell is started as it was.
+    host.property("/machine", "type", Value::Null);
+    assert_eq!(
+        words(&host.inspect().unwrap()),
+        "qemu-system-x86_64 -m 512 -incoming defer"
+    );
 }
 
 #[test]
@@ -222,5 +254,5 @@ fn files_are_looked_for_where_the_qemu_sees_them() {
     );
     host.put(&own("cwd/vm.cfg"), "[machine]\n  type = \"q35\"\n");
     let spec = host.inspect().unwrap();
-    assert!(words(&spec).ends_with("-readconfig vm.cfg -incoming defer"));
+    assert!(words(&spec).ends_with("-readconfig vm.cfg -machine pc-q35-9.2 -incoming defer"));
 }

@@ -1,5 +1,7 @@
 //! From the command line of a guest's QEMU here to the one on the other host.
 
+use super::keyval;
+
 /// What concerns the start of one process and does not go along: where its state came from, its daemon's files, whether
 /// it waits. `loadstate` is Proxmox'.
 const DROPPED: [&str; 8] = [
@@ -40,6 +42,11 @@ impl<'a> Item<'a> {
     pub fn argument(&self) -> Option<&'a str> {
         self.words.get(1).map(String::as_str)
     }
+
+    /// Whether it is `-machine`.
+    fn is_machine(&self) -> bool {
+        ["machine", "M"].contains(&self.name)
+    }
 }
 
 /// The options after the program's name. An argument may look like an option: `-append -S`.
@@ -78,6 +85,50 @@ pub fn incoming(command: &[String]) -> Vec<String> {
     }
     out.extend(["-incoming".to_owned(), "defer".to_owned()]);
     out
+}
+
+/// `command` with the machine type by its full name: another QEMU takes an alias (q35, pc) for another machine, and then
+/// rejects the guest's state. If `command` may lack a type, so that QEMU has a default or reads it from a file, it gets one.
+pub fn with_machine(command: &[String], machine: &str, may_lack: bool) -> Vec<String> {
+    let mut out: Vec<String> = command.first().cloned().into_iter().collect();
+    let mut named = false;
+    for item in items(command) {
+        match item.argument() {
+            Some(argument) if item.is_machine() => {
+                let (argument, has_type) = typed(argument, machine);
+                named |= has_type;
+                out.extend(item.words.first().cloned());
+                out.push(argument);
+            }
+            argument => {
+                // A file may name another type. What comes later counts.
+                named &= item.name != "readconfig" || argument.is_none();
+                out.extend_from_slice(item.words);
+            }
+        }
+    }
+    if may_lack && !named {
+        out.extend(["-machine".to_owned(), machine.to_owned()]);
+    }
+    out
+}
+
+/// The argument of `-machine` with that type, and whether it has one.
+fn typed(argument: &str, machine: &str) -> (String, bool) {
+    let mut has_type = false;
+    let parts = keyval::parts(argument).into_iter().enumerate().map(|(index, part)| {
+        let (key, value) = match part.split_once('=') {
+            Some(("type", value)) => ("type=", value),
+            None if index == 0 => ("", part),
+            _ => return part.to_owned(),
+        };
+        has_type = true;
+        // Proxmox' own version of a machine type follows QEMU's.
+        let suffix = value.find('+').and_then(|at| value.get(at..)).unwrap_or_default();
+        format!("{key}{machine}{suffix}")
+    });
+    let parts: Vec<String> = parts.collect();
+    (parts.join(","), has_type)
 }
 
 /// Whether a program is QEMU by its name, and not a script that starts one.
@@ -164,6 +215,39 @@ mod tests {
         assert_eq!(incoming_of("q -newer x -S -m 1"), "q -newer x -m 1 -incoming defer");
         assert_eq!(incoming_of("q disk.img -S"), "q disk.img -incoming defer");
         assert_eq!(incoming_of("q -m"), "q -m -incoming defer");
+    }
+
+    #[test]
+    fn a_machine_type_gets_its_full_name_wherever_it_stands() {
+        let machine = |text: &str| with_machine(&words(text), "pc-q35-9.2", true).join(" ");
+        for (given, right) in [
+            ("q -M q35", "q -M pc-q35-9.2"),
+            ("q --machine q35,usb=off", "q --machine pc-q35-9.2,usb=off"),
+            ("q -machine type=q35+pve0", "q -machine type=pc-q35-9.2+pve0"),
+            (
+                "q -machine usb=off,type=q35,smm=on",
+                "q -machine usb=off,type=pc-q35-9.2,smm=on",
+            ),
+            ("q -M pc -M q35", "q -M pc-q35-9.2 -M pc-q35-9.2"),
+            ("q -M q35,a=b,,type=c", "q -M pc-q35-9.2,a=b,,type=c"),
+            ("q -M q35 -append -M", "q -M pc-q35-9.2 -append -M"),
+            ("q -append q35 -M q35", "q -append q35 -M pc-q35-9.2"),
+            // Without a type QEMU has its default, another one in each version.
+            ("q -m 1", "q -m 1 -machine pc-q35-9.2"),
+            ("q -machine usb=off", "q -machine usb=off -machine pc-q35-9.2"),
+            // What comes later counts, and a file may name a type.
+            (
+                "q -M q35 -readconfig f",
+                "q -M pc-q35-9.2 -readconfig f -machine pc-q35-9.2",
+            ),
+            ("q -readconfig f -M q35", "q -readconfig f -M pc-q35-9.2"),
+        ] {
+            assert_eq!(machine(given), right);
+            assert_eq!(machine(right), right, "a second generation does not grow");
+        }
+        // A script may have its own.
+        let script = words("/guest/guest.sh g1");
+        assert_eq!(with_machine(&script, "microvm", false), script);
     }
 
     #[test]

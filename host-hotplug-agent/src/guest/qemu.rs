@@ -95,6 +95,7 @@ impl Hypervisor for Qemu {
             });
         }
         let command = command(guest, &running, process)?;
+        let command = with_machine(&mut qmp, guest, &command, &until);
         Ok(Spec {
             name: guest.name.clone(),
             qmp: guest.qmp.clone(),
@@ -192,6 +193,32 @@ fn command(guest: &config::Guest, running: &[String], process: Process<'_>) -> R
         }
     }
     Ok(given.clone())
+}
+
+/// The command line with the machine type that runs, by its full name.
+fn with_machine(qmp: &mut Qmp, guest: &config::Guest, command: &[String], until: &Deadline<'_>) -> Vec<String> {
+    let program = command.first().map_or("", String::as_str);
+    // A script may have the option itself.
+    let may_lack = guest.command.is_empty() || argv::is_qemu(program);
+    match machine_type(qmp, until) {
+        Ok(machine) => argv::with_machine(command, &machine, may_lack),
+        Err(error) => {
+            tracing::warn!(
+                "guest {}: its QEMU does not tell its machine type ({error:#}): if the successor's is of another version, \
+                 start it with a versioned type (`-machine help`)",
+                guest.name
+            );
+            command.to_vec()
+        }
+    }
+}
+
+/// The name of the machine type, versioned if it has versions.
+fn machine_type(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<String> {
+    let class = qmp.execute("qom-get", json!({ "path": "/machine", "property": "type" }), until)?;
+    let name = class.as_str().and_then(|class| class.strip_suffix("-machine"));
+    name.map(str::to_owned)
+        .with_context(|| format!("{class} is no machine"))
 }
 
 /// Where the other QEMU's output goes: to the same file, if this one's goes to a file.
