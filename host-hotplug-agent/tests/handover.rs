@@ -266,6 +266,25 @@ fn a_target_that_does_not_start_says_why() {
 }
 
 #[test]
+fn a_target_whose_ram_is_elsewhere_does_not_get_the_guest() {
+    let Some(mut lab) = Lab::new() else { return };
+    let guest = lab.boot(&lab.in_pool());
+    let hypervisor = lab.hypervisor();
+    let spec = hypervisor.inspect(&guest, 1).unwrap();
+    let mut there = lab.target(&spec, &[]);
+    let pool = format!("mem-path={}", lab.pool.display());
+    // Not there yet: QEMU makes it.
+    let other = format!("mem-path={}", lab.path("other").display());
+    for word in &mut there.command {
+        *word = word.replace(&pool, &other);
+    }
+    let error = hypervisor.prepare(&there, &Deadline::after(HANG)).err().unwrap();
+    assert!(error.to_string().contains("not in the pool here"), "{error:#}");
+    assert!(lab.path("other").exists(), "QEMU did make it");
+    assert!(lab.counts(), "the guest goes on");
+}
+
+#[test]
 fn guests_whose_ram_is_elsewhere_are_refused_with_the_remedy() {
     for (memory, word) in [
         ("memory-backend-ram,id=ram,size=64M", "memory-backend-ram"),

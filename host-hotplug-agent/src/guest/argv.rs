@@ -131,6 +131,23 @@ fn typed(argument: &str, machine: &str) -> (String, bool) {
     (parts.join(","), has_type)
 }
 
+/// `command` with the RAM of its guest in other files, where `elsewhere` knows another one for the one that is named.
+pub fn with_ram(command: &[String], elsewhere: &dyn Fn(&str) -> Option<String>) -> Vec<String> {
+    let mut out: Vec<String> = command.first().cloned().into_iter().collect();
+    for item in items(command) {
+        let moved = match (item.name, item.argument()) {
+            ("object", Some(argument)) => keyval::with_value(argument, "mem-path", elsewhere),
+            ("mem-path", Some(argument)) => elsewhere(argument),
+            _ => None,
+        };
+        match (moved, item.words) {
+            (Some(argument), [option, ..]) => out.extend([option.clone(), argument]),
+            (_, words) => out.extend_from_slice(words),
+        }
+    }
+    out
+}
+
 /// Whether a program is QEMU by its name, and not a script that starts one.
 pub fn is_qemu(program: &str) -> bool {
     let name = program.rsplit('/').next().unwrap_or_default();
@@ -248,6 +265,29 @@ mod tests {
         // A script may have its own.
         let script = words("/guest/guest.sh g1");
         assert_eq!(with_machine(&script, "microvm", false), script);
+    }
+
+    #[test]
+    fn ram_is_found_under_its_name_on_the_other_host() {
+        let elsewhere = |file: &str| (file == "/dev/dax1.0").then(|| "/dev/dax0.0".to_owned());
+        let list = "q -object memory-backend-file,id=ram,mem-path=/dev/dax1.0,share=on -append /dev/dax1.0";
+        assert_eq!(
+            with_ram(&words(list), &elsewhere).join(" "),
+            "q -object memory-backend-file,id=ram,mem-path=/dev/dax0.0,share=on -append /dev/dax1.0"
+        );
+        let json =
+            r#"q -object {"id":"ram","mem-path":"/dev/dax1.0","qom-type":"memory-backend-file"} -mem-path /dev/dax1.0"#;
+        assert_eq!(
+            with_ram(&words(json), &elsewhere).join(" "),
+            json.replace("dax1.0", "dax0.0")
+        );
+        for same in [
+            "q -object memory-backend-file,id=r,mem-path=/dev/dax1.00,share=on",
+            "q -object iothread,id=i",
+            "q",
+        ] {
+            assert_eq!(with_ram(&words(same), &elsewhere), words(same));
+        }
     }
 
     #[test]

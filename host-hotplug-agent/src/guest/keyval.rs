@@ -24,6 +24,31 @@ pub fn pairs(argument: &str) -> Vec<Pair> {
     parts(argument).into_iter().enumerate().map(pair).collect()
 }
 
+/// The argument with another value for `key`, if `change` has one.
+pub fn with_value(argument: &str, key: &str, change: &dyn Fn(&str) -> Option<String>) -> Option<String> {
+    if let (true, Some(Value::Object(mut members))) = (argument.starts_with('{'), json(argument)) {
+        let value = members.get_mut(key)?;
+        *value = Value::String(change(value.as_str()?)?);
+        return Some(Value::Object(members).to_string());
+    }
+    let mut changed = false;
+    let parts = parts(argument).into_iter().map(|part| {
+        let value = part
+            .split_once('=')
+            .filter(|(found, _)| *found == key)
+            .map(|(_, value)| plain(value));
+        match value.and_then(|value| change(&value)) {
+            Some(value) => {
+                changed = true;
+                format!("{key}={}", value.replace(',', ",,"))
+            }
+            None => part.to_owned(),
+        }
+    });
+    let argument = parts.collect::<Vec<_>>().join(",");
+    changed.then_some(argument)
+}
+
 /// A list cut at its commas. Two commas are one in a value, and the parts still have both.
 pub fn parts(argument: &str) -> Vec<&str> {
     let mut parts = Vec::new();
@@ -139,6 +164,20 @@ mod tests {
             "=stream addr.type=fd addr.str=5"
         );
         assert_eq!(shown(""), "=");
+    }
+
+    #[test]
+    fn a_value_is_changed_where_it_stands() {
+        let change = |value: &str| (value == "/a,b").then(|| "/c,d".to_owned());
+        let with = |argument: &str| with_value(argument, "mem-path", &change);
+        assert_eq!(
+            with("file,mem-path=/a,,b,share=on").unwrap(),
+            "file,mem-path=/c,,d,share=on"
+        );
+        assert_eq!(with("{'mem-path':'/a,b'}").unwrap(), r#"{"mem-path":"/c,d"}"#);
+        for same in ["file,mem-path=/a,b", "file,path=/a,,b", r#"{"mem-path":1}"#, "{}", ""] {
+            assert_eq!(with(same), None, "{same}");
+        }
     }
 
     #[test]

@@ -31,6 +31,18 @@ pub struct Spec {
     pub output: PathBuf,
     /// Number of its channel.
     pub channel: usize,
+    /// Devices with its RAM. An older agent tells none.
+    #[serde(default)]
+    pub ram: Vec<Ram>,
+}
+
+/// A device with RAM of a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ram {
+    /// How its QEMU names it, in the command line too.
+    pub file: PathBuf,
+    /// Physical address of its memory.
+    pub at: u64,
 }
 
 /// What the sending side saw.

@@ -53,6 +53,22 @@ impl Pool {
         Some(format!("which is at {stray}, and the pool is at {pool}"))
     }
 
+    /// Where the device behind `file`, which a QEMU names, begins in physical memory.
+    pub fn address(&self, sys: &SysRoot, process: Process<'_>, file: &Path) -> Option<u64> {
+        let Self::Memory(_) = self else { return None };
+        let name = device(sys, process, file).ok()?;
+        Some(ranges(sys, &name)?.first()?.start())
+    }
+
+    /// The device of this host that begins at a physical address. Another host may give it another number.
+    pub fn device_at(&self, sys: &SysRoot, at: u64) -> Option<PathBuf> {
+        let Self::Memory(_) = self else { return None };
+        let begins =
+            |name: &&String| ranges(sys, name).is_some_and(|ranges| ranges.first().map(|r| r.start()) == Some(at));
+        let names = sys.list(DEVICES).ok()?;
+        Some(Path::new("/dev").join(names.iter().find(begins)?))
+    }
+
     /// The device through which this host has the pool.
     pub fn device(&self, sys: &SysRoot) -> String {
         let Self::Memory(pool) = self else {
@@ -151,6 +167,15 @@ mod tests {
         );
         assert_eq!(problem(&tree, "/dev/dax1.0"), None);
         assert_eq!(pool().device(&tree.sys()), "/dev/dax1.0");
+        let sys = tree.sys();
+        let process = Process::new(&sys, rustix::process::getpid());
+        let at = pool().address(&sys, process, Path::new("/dev/dax1.0")).unwrap();
+        assert_eq!(at, 4 * GIB);
+        // The other host has no CXL memory.
+        let other = Tree::lab();
+        dax(&other, "dax0.0", 4 * GIB, 16 * GIB);
+        assert_eq!(pool().device_at(&other.sys(), at), Some(PathBuf::from("/dev/dax0.0")));
+        assert_eq!(pool().device_at(&other.sys(), at + 1), None);
         // One device for each guest.
         dax(&tree, "dax1.1", 8 * GIB, 4 * GIB);
         assert_eq!(problem(&tree, "/dev/dax1.1"), None);

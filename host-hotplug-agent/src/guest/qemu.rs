@@ -17,7 +17,7 @@ use super::bound::Bound;
 use super::pool::Pool;
 use super::process::Process;
 use super::qmp::Qmp;
-use super::{Hypervisor, Received, Sent, Spec, Vm, argv};
+use super::{Hypervisor, Ram, Received, Sent, Spec, Vm, argv};
 use crate::channel::port::PortError;
 use crate::channel::{Port, stream};
 use crate::config;
@@ -86,14 +86,16 @@ impl Hypervisor for Qemu {
                 running.join(" ")
             )));
         }
-        let outside = self.outside_pool(&mut qmp, process, &until).map_err(refuse)?;
-        if let Some(problem) = outside {
-            return Err(Refusal::NotInPool {
-                guest: guest.name.clone(),
-                problem,
-                device: self.pool.device(&self.sys),
-            });
-        }
+        let files = self.in_pool(&mut qmp, process, &until).map_err(refuse)?;
+        let files = files.map_err(|problem| Refusal::NotInPool {
+            guest: guest.name.clone(),
+            problem,
+            device: self.pool.device(&self.sys),
+        })?;
+        let ram = files.into_iter().filter_map(|file| {
+            let at = self.pool.address(&self.sys, process, &file)?;
+            Some(Ram { file, at })
+        });
         let command = command(guest, &running, process)?;
         let command = with_machine(&mut qmp, guest, &command, &until);
         Ok(Spec {
@@ -102,6 +104,7 @@ impl Hypervisor for Qemu {
             command: argv::incoming(&command),
             output: output(process, &guest.name),
             channel,
+            ram: ram.collect(),
         })
     }
 
@@ -112,19 +115,34 @@ impl Hypervisor for Qemu {
     }
 
     fn prepare(&self, spec: &Spec, until: &Deadline<'_>) -> Result<Box<dyn Vm>> {
-        let vm = QemuVm::start(spec, until)?;
-        Ok(Box::new(vm))
+        let spec = self.here(spec);
+        let mut vm = QemuVm::start(&spec, until)?;
+        let process = Process::new(&self.sys, vm.pid);
+        // A QEMU makes a file that is not there: then the guest would go on with empty RAM.
+        let problem = match self.in_pool(&mut vm.qmp, process, until) {
+            Ok(Ok(_)) => return Ok(Box::new(vm)),
+            Ok(Err(problem)) => anyhow!("its RAM is not in the pool here ({problem}): make the pool a device first"),
+            Err(error) => error,
+        };
+        vm.quit()?;
+        Err(problem)
     }
 }
 
 impl Qemu {
-    /// Says what is wrong if some of the guest's RAM is not in the pool.
-    fn outside_pool(&self, qmp: &mut Qmp, process: Process<'_>, until: &Deadline<'_>) -> Result<Option<String>> {
+    /// The files with a guest's RAM, or what is wrong if some of it is not in the pool.
+    fn in_pool(
+        &self,
+        qmp: &mut Qmp,
+        process: Process<'_>,
+        until: &Deadline<'_>,
+    ) -> Result<Result<Vec<PathBuf>, String>> {
         let backends = qmp.execute("query-memdev", json!({}), until)?;
         let backends = backends.as_array().cloned().unwrap_or_default();
         if backends.is_empty() {
-            return Ok(Some("it has no memory backend".to_owned()));
+            return Ok(Err("it has no memory backend".to_owned()));
         }
+        let mut files = Vec::new();
         for backend in backends {
             let id = backend.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
             let path = format!("/objects/{id}");
@@ -134,21 +152,33 @@ impl Qemu {
             };
             let kind = get("type");
             if kind.as_str() != Some("memory-backend-file") {
-                return Ok(Some(format!(
-                    "`{id}` is a {}",
-                    kind.as_str().unwrap_or("backend of unknown type")
-                )));
+                let kind = kind.as_str().unwrap_or("backend of unknown type");
+                return Ok(Err(format!("`{id}` is a {kind}")));
             }
             let file = get("mem-path");
-            let file = Path::new(file.as_str().unwrap_or_default());
-            if let Some(problem) = self.pool.outside(&self.sys, process, file) {
-                return Ok(Some(format!("`{id}` lies in {}, {problem}", file.display())));
+            let file = PathBuf::from(file.as_str().unwrap_or_default());
+            if let Some(problem) = self.pool.outside(&self.sys, process, &file) {
+                return Ok(Err(format!("`{id}` lies in {}, {problem}", file.display())));
             }
             if get("share") != Value::Bool(true) {
-                return Ok(Some(format!("`{id}` is not share=on")));
+                return Ok(Err(format!("`{id}` is not share=on")));
             }
+            files.push(file);
         }
-        Ok(None)
+        Ok(Ok(files))
+    }
+
+    /// The specification with this host's names for the devices with the guest's RAM.
+    fn here(&self, spec: &Spec) -> Spec {
+        let elsewhere = |file: &str| {
+            let ram = spec.ram.iter().find(|ram| ram.file == Path::new(file))?;
+            let device = self.pool.device_at(&self.sys, ram.at)?;
+            (device != ram.file).then(|| device.to_string_lossy().into_owned())
+        };
+        Spec {
+            command: argv::with_ram(&spec.command, &elsewhere),
+            ..spec.clone()
+        }
     }
 }
 

@@ -57,6 +57,7 @@ impl Hypervisor for FakeHypervisor {
                 command: vec!["qemu".to_owned()],
                 output: PathBuf::new(),
                 channel,
+                ram: vec![],
             }),
             _ => Err(Refusal::NoGuest {
                 guest: guest.name.clone(),
