@@ -551,7 +551,7 @@ struct LOCUM_ALIGNED(4096) locum_mailbox {
 	__u64 wakeup_vector;
 	/* The operating system's, up to byte 2047. */
 	__u8 os[2032];
-	/* L0's own: writing here wakes parked CPUs that monitor the mailbox's first line. */
+	/* The firmware's; L0 does not use it. */
 	__u8 firmware[2048];
 };
 

@@ -67,7 +67,9 @@ pub enum Refusal {
         known: String,
     },
     /// A name that is none.
-    #[error("`{0}` is no successor's name: use letters, digits, `.`, `_` and `-`, at most 63 of them")]
+    #[error(
+        "`{0}` is no successor's name: use letters, digits, `.`, `_` and `-`, at most 63 of them, and no `.` first"
+    )]
     BadName(String),
     /// A configuration that is wrong.
     #[error("{path}, line {line}: {problem}")]

@@ -15,7 +15,7 @@
 //!                         \-> other CPUs -> doors::parking
 //!  CPU taken offline -> doors::reset -> doors::parking -> park <-> mailbox, commands
 //!                                           \-> a host, native or nested
-//!  host calls -------> doors::native_call -> nested::transition -> VM entry
+//!  native call ------> doors::native_call -> nested::transition -> VM entry
 //!  VM exit ----------> doors::vm_exit -> nested::run -> exits -> partition (who owns what)
 //! ```
 //!
@@ -38,7 +38,7 @@
 //! | [`arch`] | the CPU: registers, tables, stacks, paging, LAPIC, MSRs, ports |
 //! | [`id`] | which CPUs there are |
 //!
-//! Everything but the entry, the linker script and the panic handler compiles on the host too, where the tests run.
+//! Everything but half of `boot` and the panic handler compiles on the host too, where the tests run.
 #![no_std]
 #![warn(unreachable_pub)]
 #![allow(

@@ -15,10 +15,7 @@
 //! | 3 CPUs, `park=hlt` | 12.7 s | the default |
 //! | 3 CPUs, `park=spin` | 36.5 s | |
 //! | 3 CPUs, `park=mwait` | not measured | for real CPUs |
-#![expect(
-    unsafe_code,
-    reason = "parking switches stacks and waits with instructions that have no safe form"
-)]
+#![expect(unsafe_code, reason = "parked CPUs wait with instructions that have no safe form")]
 
 use core::arch::asm;
 use core::cell::UnsafeCell;

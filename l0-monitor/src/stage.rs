@@ -47,7 +47,7 @@ pub enum Stage {
     Native = 4,
     /// A host runs on it in non-root, or L0 serves that host.
     Nested = 5,
-    /// The same, and INIT was sent to it: its next stage is Parked, by the exit that INIT causes.
+    /// The same, and INIT was sent to it: its next stage is Parking, by the exit that INIT causes.
     InitSent = 6,
     /// On its way to the parking loop: it may still hold data of its host's VMCSs, but no INIT may be sent any more.
     Parking = 7,

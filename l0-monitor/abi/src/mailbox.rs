@@ -24,7 +24,7 @@ pub struct Mailbox {
     pub wakeup_vector: u64,
     /// The operating system's, up to byte 2047.
     pub os: [u8; 2032],
-    /// L0's own: writing here wakes parked CPUs that monitor the mailbox's first line.
+    /// The firmware's; L0 does not use it.
     pub firmware: [u8; 2048],
 }
 

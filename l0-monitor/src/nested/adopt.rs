@@ -58,7 +58,7 @@ impl Adopted {
     }
 
     /// Adopts the current VMCS, which is at `phys`: the host's area goes to the table, `own` into the VMCS. Nothing
-    /// happens if it is adopted already. Changes the current VMCS only if the table is full: the oldest entry is given
+    /// happens if it is adopted already. Changes the current VMCS only if the table is full: the next victim is given
     /// back then.
     ///
     /// # Errors

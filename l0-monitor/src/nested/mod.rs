@@ -37,7 +37,7 @@
 //! | [`hypercall`] | what a host may ask for |
 //! | [`vcpu`], [`regions`] | what L0 keeps for a CPU; pages that the CPU uses |
 //!
-//! Everything but `run`, `this_machine`, `transition` and `hypercall` is generic over [`crate::vmx::Hardware`] and
+//! Everything but `run`, `this_machine`, `transition`, `hypercall`, `vmcs01` and `regions` is generic over [`crate::vmx::Hardware`] and
 //! [`context::Surroundings`], and is tested against a model of them.
 
 pub(crate) mod adopt;

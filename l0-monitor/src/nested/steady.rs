@@ -5,7 +5,7 @@ use bitflags::bitflags;
 use crate::nested::host_area::{HostArea, LoadedOnExit};
 use crate::vmx::exit::Reason;
 
-/// What the steady state is about. Void (`ready` is false) as soon as anything happens that it depends on; the next
+/// What the steady path is about. Void (`ready` is false) as soon as anything happens that it depends on; the next
 /// VMRESUME that is served in the ordinary way prepares it anew.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Steady {
@@ -56,7 +56,7 @@ bitflags! {
         const PML = 1 << 3;
         /// An event was injected.
         const EVENT = 1 << 4;
-        /// Not for the steady state.
+        /// Not for the steady path.
         const OTHER = 1 << 7;
 
         /// Must be copied once more when the next exit has none of it.

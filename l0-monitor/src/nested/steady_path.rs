@@ -17,7 +17,7 @@ use crate::vmx::field::{self, Segment};
 use crate::vmx::guest::AccessRights;
 
 impl<H: Hardware> Context<'_, H> {
-    /// Serves the exit if it is one of the steady state's. False if not: nothing has changed then. If true, VMRESUME
+    /// Serves the exit if it is one of the steady path's. False if not: nothing has changed then. If true, VMRESUME
     /// comes next, for the guest if `in_guest` is set.
     #[inline(always)]
     pub(crate) fn steady(&mut self) -> bool {
@@ -71,7 +71,7 @@ impl<H: Hardware> Context<'_, H> {
         true
     }
 
-    /// Prepares the steady state, if the host is in it: at a VMLAUNCH or VMRESUME. VMCS01 is current; the host's VMCS
+    /// Prepares the steady path, if the host is in it: at a VMLAUNCH or VMRESUME. VMCS01 is current; the host's VMCS
     /// is afterwards.
     pub(crate) fn prepare_steady(&mut self, current: u64, area: HostArea) {
         let long_mode = AccessRights::from_bits_retain(self.read(Segment::Cs.guest_rights())).is_64_bit_kernel();

@@ -65,7 +65,7 @@ pub(crate) struct VCpu {
     pub(crate) own_area: HostArea,
     /// The VMCSs of the host whose host-state area L0 has replaced.
     pub(crate) adopted: Adopted,
-    /// What the steady state needs.
+    /// What the steady path needs.
     pub(crate) steady: Steady,
     /// Shadow of the host's current VMCS.
     pub(crate) shadow: Shadow,

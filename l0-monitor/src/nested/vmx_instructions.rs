@@ -163,7 +163,7 @@ impl<H: Hardware> Context<'_, H> {
         }
     }
 
-    /// Ends the steady state and takes over what the host wrote to the shadow of its current VMCS. That one, or VMCS01
+    /// Ends the steady path and takes over what the host wrote to the shadow of its current VMCS. That one, or VMCS01
     /// if there is no shadow, is current afterwards.
     pub(crate) fn leave_steady(&mut self) {
         let Some(current) = self.vcpu.belief.current else {

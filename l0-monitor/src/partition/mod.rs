@@ -52,7 +52,7 @@ const LAPIC_PAGE: u64 = 0xfee0_0000;
 const HPET_PAGE: u64 = 0xfed0_0000;
 /// Start of what both hosts may read below 1 MiB: what follows the slices, with the EBDA at its end. Kernels look for
 /// firmware tables there.
-const EBDA: u64 = 0x9_0000;
+const LOW_END: u64 = layout::LOW_END;
 const VGA: u64 = 0xa_0000;
 const BIOS: u64 = 0xc_0000;
 const MIB: u64 = 0x10_0000;
@@ -213,7 +213,10 @@ impl Partition {
     fn changed(&self, slot: Slot, result: Result<(), Exhausted>) {
         self.ept_changes[slot].fetch_add(1, Ordering::Release);
         if result.is_err() {
-            log::error!("the {slot:?} host's EPT is out of tables: it can't reach some of its memory");
+            log::error!(
+                "the EPT of the host in slot {} is out of tables: it can't reach some of its memory",
+                slot.raw()
+            );
         }
     }
 
@@ -695,8 +698,8 @@ fn first_map(machine: &Machine) -> Result<Map, memory::Full> {
     map.set(read_only_end, slots_end, Kind::Host(Slot::Even))?;
     map.set(slots_end, layout::BASE + layout::SIZE, Kind::Shared)?;
     // Kernels look all over low memory for what firmware and other kernels may have left there.
-    map.set(PAGE_SIZE, EBDA, Kind::Readable(Slot::Even))?;
-    map.set(EBDA, VGA, Kind::ReadOnly)?;
+    map.set(PAGE_SIZE, LOW_END, Kind::Readable(Slot::Even))?;
+    map.set(LOW_END, VGA, Kind::ReadOnly)?;
     map.set(BIOS, MIB, Kind::ReadOnly)?;
     map.set(LAPIC_PAGE, LAPIC_PAGE + PAGE_SIZE, Kind::Shared)?;
     map.set(HPET_PAGE, HPET_PAGE + PAGE_SIZE, Kind::Readable(Slot::Even))?;
