@@ -113,7 +113,12 @@ fn ranges(sys: &SysRoot, name: &str) -> Option<Vec<MemRange>> {
     let dir = format!("{DEVICES}/{name}");
     let number = |file: &str| sys.read_number(format!("{dir}/{file}")).ok();
     let pieces = sys.list(&dir).unwrap_or_default();
-    let pieces: Vec<&String> = pieces.iter().filter(|name| name.starts_with("mapping")).collect();
+    // Beside them lies the file `mapping`, to write to.
+    let is_piece = |name: &&String| {
+        let number = name.strip_prefix("mapping");
+        number.is_some_and(|number| number.parse::<u32>().is_ok())
+    };
+    let pieces: Vec<&String> = pieces.iter().filter(is_piece).collect();
     if pieces.is_empty() {
         return Some(vec![MemRange::with_len(number("resource")?, number("size")?)?]);
     }
@@ -194,6 +199,7 @@ mod tests {
             tree.put(format!("{dir}/start"), format!("{start:#x}\n"));
             tree.put(format!("{dir}/end"), format!("{:#x}\n", start + GIB - 1));
         };
+        tree.put(format!("{DEVICES}/dax0.0/mapping"), "");
         piece(0, 4 * GIB);
         piece(1, 19 * GIB);
         assert_eq!(problem(&tree, "/dev/dax0.0"), None);
