@@ -7,6 +7,7 @@ mod fixture;
 mod fuzz;
 mod host_tables;
 mod iasl;
+mod low_slices;
 mod read;
 mod witness;
 mod zero_page;
