@@ -1,9 +1,11 @@
 //! Finding out about the machine: ACPI tables, CPUs, memory, MTRRs.
 #![expect(unsafe_code, reason = "reads registers of IOAPICs and copies the RSDP")]
 
+use core::ops::Range;
+
 use firmware_shim::acpi::{self, Madt, MadtEntry, Rsdp};
-use firmware_shim::e820::E820Map;
-use locum_abi::MAX_CPUS;
+use firmware_shim::e820::{E820Map, low_slices};
+use locum_abi::{MAX_CPUS, PerSlot};
 
 use super::memory::{Identity, move_bytes};
 use super::multiboot::Information;
@@ -47,8 +49,12 @@ pub(crate) fn read_machine(
     let madt = tables.madt()?;
     let fadt = tables.fadt()?;
     register_cpus(&madt)?;
+    let e820 = E820Map::from_firmware(information.memory_map())?;
+    let [even, odd] = low_slices(&e820)?.map(|Range { start, end }| Span { start, end });
     let mut machine = Machine {
-        e820: E820Map::from_firmware(information.memory_map())?,
+        e820,
+        l0: shared::place(),
+        low_slices: PerSlot::new(even, odd),
         mtrrs: Mtrrs::read(cpuid::max_phys_bits()),
         pool: options.pool.as_ref().map(|p| Span {
             start: p.start,

@@ -5,7 +5,7 @@ use core::ops::Range;
 
 use arrayvec::{ArrayString, ArrayVec};
 use firmware_shim::acpi::{self, HostFirmware, Locm};
-use firmware_shim::e820::{self, E820Error, E820Map, FirstHostMemory, MemoryType};
+use firmware_shim::e820::{self, E820Map, FirstHostMemory, MemoryType};
 use firmware_shim::linux::{ENTRY_64_OFFSET, KernelImage, ZERO_PAGE_LEN, ZeroPage};
 use locum_abi::{FAMILY, Slot};
 
@@ -16,7 +16,7 @@ use super::{BootError, cmdline};
 use crate::arch::{cpuid, paging};
 use crate::doors::reset;
 use crate::id;
-use crate::machine::Machine;
+use crate::machine::{Machine, Span};
 use crate::shared;
 use crate::shared::layout::{self, SlotArea};
 
@@ -41,31 +41,19 @@ pub(crate) struct Entry {
 fn host_map(machine: &Machine) -> Result<E820Map, BootError> {
     let pools: ArrayVec<_, 1> = machine.pool.iter().map(|p| p.start..p.end).collect();
     let [own, other] = Slot::ALL.map(|slot| {
-        let (start, size) = shared::low_slice(slot);
-        start..start + size
+        let Span { start, end } = machine.low_slices[slot];
+        start..end
     });
-    if !machine.e820.covers(&own, |kind| kind == MemoryType::Usable) {
-        return Err(E820Error::NotAvailable {
-            what: "the first host's trampoline slice",
-            range: own,
-            wanted: "usable RAM",
-        }
-        .into());
-    }
     let mut map = e820::for_first_host(
         &machine.e820,
         &FirstHostMemory {
-            l0: layout::PRIVATE_BASE..layout::BASE + layout::SIZE,
-            firmware: layout::BASE..layout::BASE + layout::SIZE,
+            l0: machine.l0.all(),
+            firmware: machine.l0.shared(),
             pools: &pools,
             other_slice: other,
         },
     )?;
-    map.replace(
-        layout::LOW_END..layout::PRIVATE_BASE,
-        MemoryType::Usable,
-        MemoryType::Reserved,
-    )?;
+    e820::keep_low_slice(&mut map, &own)?;
     Ok(map)
 }
 

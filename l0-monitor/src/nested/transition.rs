@@ -30,7 +30,7 @@ use crate::nested::vmcs01::{self, EntryState};
 use crate::nested::walk::Paging;
 use crate::park::Start;
 use crate::partition::PARTITION;
-use crate::shared::{self, Counter, layout};
+use crate::shared::{self, Counter};
 use crate::stage::{self, Step};
 use crate::trap;
 use crate::vmx::caps::Caps;
@@ -251,7 +251,8 @@ fn check_frame(vcpu: &mut VCpu, hw: &mut Cpu, address: u64) -> Result<(), Errno>
     };
     // L0's own tables, the last two levels of which the module writes: nothing outside L0's memory is read on their
     // word.
-    let own = layout::PRIVATE_BASE..=layout::BASE + layout::SIZE;
+    let own = shared::place().all();
+    let own = own.start..=own.end;
     let is_own = |a: u64, n: u64| own.contains(&a) && a.checked_add(n).is_some_and(|end| own.contains(&end));
     let mapped = |hw: &mut Cpu, address: u64| l0.translate(hw, &is_own, address, false).ok();
     // SAFETY: the page belongs to the host, which gave it to L0 with the call; plain data.
