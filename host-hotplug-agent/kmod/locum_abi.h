@@ -68,7 +68,7 @@
 #define LOCUM_HEADER_MIN 344
 
 /* How many logical CPUs L0 manages at most. */
-#define LOCUM_MAX_CPUS 64
+#define LOCUM_MAX_CPUS 256
 
 /* Upper half of RAX of every operation ("LOCM"), so that a stray VMCALL is not taken for one of ours. */
 #define LOCUM_OP_MAGIC 5498687668034207744
@@ -681,7 +681,7 @@ _Static_assert(__builtin_offsetof(struct locum_cpu_status, guest_exits) == 40, "
 _Static_assert(__builtin_offsetof(struct locum_cpu_status, nmis) == 48, "locum_cpu_status.nmis");
 _Static_assert(__builtin_offsetof(struct locum_cpu_status, reserved2) == 56, "locum_cpu_status.reserved2");
 _Static_assert(__builtin_offsetof(struct locum_cpu_status, exits_by_reason) == 64, "locum_cpu_status.exits_by_reason");
-_Static_assert(sizeof(struct locum_status) == 45184, "locum_status");
+_Static_assert(sizeof(struct locum_status) == 180352, "locum_status");
 _Static_assert(__builtin_offsetof(struct locum_status, generation) == 0, "locum_status.generation");
 _Static_assert(__builtin_offsetof(struct locum_status, cpu_count) == 4, "locum_status.cpu_count");
 _Static_assert(__builtin_offsetof(struct locum_status, hosts) == 8, "locum_status.hosts");

@@ -32,7 +32,7 @@ const PDPTS: usize = 4;
 const PDS: usize = 64;
 
 /// Page tables with 4 KiB pages, from where L0 is: all of its private memory.
-const PTS: usize = 3;
+const PTS: usize = 8;
 /// Pages that they map.
 pub(crate) const SMALL_PAGES: usize = PTS * ENTRIES;
 
@@ -280,7 +280,7 @@ mod tests {
         assert_eq!(t.pd[0][510], (l0 - LARGE_PAGE) | PRESENT_WRITABLE_LARGE);
         assert_eq!(t.pd[0][511] & ADDRESS, t.pt.as_ptr() as u64);
         assert_eq!(t.pd[1][0] & ADDRESS, t.pt[1].as_ptr() as u64);
-        assert_eq!(t.pd[1][2], end | PRESENT_WRITABLE_LARGE);
+        assert_eq!(t.pd[1][PTS - 1], end | PRESENT_WRITABLE_LARGE);
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub(crate) fn read_machine(
     }
     let madt = tables.madt()?;
     let fadt = tables.fadt()?;
-    register_cpus(&madt)?;
+    register_cpus(&madt);
     let e820 = E820Map::from_firmware(information.memory_map())?;
     let [even, odd] = low_slices(&e820)?.map(|Range { start, end }| Span { start, end });
     let mut machine = Machine {
@@ -84,23 +84,23 @@ pub(crate) fn read_machine(
     Ok(machine::publish(machine))
 }
 
-fn register_cpus(madt: &Madt<'_, Identity>) -> Result<(), BootError> {
+/// Registers the CPUs that fit and says which do not: hosts never hear of those.
+fn register_cpus(madt: &Madt<'_, Identity>) {
     let enabled = || {
         let cpus = madt.cpus().filter_map(Result::ok);
         cpus.filter(acpi::Cpu::enabled).map(|cpu| cpu.apic_id)
     };
+    // The boot CPU first: it runs already, wherever the MADT lists it.
+    let me = cpuid::apic_id();
+    let mine = enabled().filter(|&id| id == me);
+    let taken = id::register(mine.chain(enabled().filter(|&id| id != me)));
     let total = enabled().count();
-    if total > MAX_CPUS {
-        return Err(BootError::TooManyCpus(total));
-    }
-    let taken = id::register(enabled());
     if taken < total {
         log::warn!(
-            "{} CPUs have an APIC id above 254 or one twice; they stay unused",
-            total - taken
+            "{taken} of {total} CPUs are used: L0 manages {MAX_CPUS}, with APIC ids up to 254, each once; the others stay \
+             off, and hosts do not see them"
         );
     }
-    Ok(())
 }
 
 fn add_ioapics(machine: &mut Machine, madt: &Madt<'_, Identity>) {

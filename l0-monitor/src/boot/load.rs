@@ -7,7 +7,7 @@ use arrayvec::{ArrayString, ArrayVec};
 use firmware_shim::acpi::{self, HostFirmware, Locm};
 use firmware_shim::e820::{self, E820Map, FirstHostMemory, MemoryType};
 use firmware_shim::linux::{ENTRY_64_OFFSET, KernelImage, ZERO_PAGE_LEN, ZeroPage};
-use locum_abi::{FAMILY, Slot};
+use locum_abi::{FAMILY, MAX_CPUS, Slot};
 
 use super::memory::{Identity, bytes, move_bytes};
 use super::multiboot::{Information, Module};
@@ -19,6 +19,7 @@ use crate::id;
 use crate::machine::{Machine, Span};
 use crate::shared;
 use crate::shared::layout::{self, SlotArea};
+use crate::stage;
 
 /// Place of the command line in a slot's tables, after the zero page.
 const CMDLINE_OFFSET: u64 = 0x1000;
@@ -154,8 +155,13 @@ unsafe fn move_images(kernel: &KernelImage<'_>, ramdisk_file: Option<Module<'_>>
 
 /// Makes the first host's ACPI tables at `at`; returns the address of their RSDP.
 fn host_tables(machine: &Machine, tables: &acpi::Machine<'_, Identity>, at: u64) -> Result<u64, BootError> {
+    let managed: ArrayVec<u32, MAX_CPUS> = id::all()
+        .filter(|&cpu| id::apic_id(cpu) == machine.boot_apic_id || stage::is_parked(cpu))
+        .map(id::apic_id)
+        .collect();
     let host = HostFirmware {
         cpus: &[machine.boot_apic_id],
+        managed: &managed,
         mailbox: shared::slot_field(Slot::Even, core::mem::offset_of!(SlotArea, mailbox)),
         reset_vector: reset::address(Slot::Even),
         locm: Locm {

@@ -13,7 +13,7 @@ use crate::id::APIC_IDS;
 /// Bytes of the region: one 2 MiB page, since Linux maps the reset vector for its last jump with a page of that size.
 pub(crate) const SIZE: u64 = 0x20_0000;
 /// Bytes of L0's private memory, right below the region, as the linker script has it.
-pub(crate) const PRIVATE_SIZE: u64 = 0x60_0000;
+pub(crate) const PRIVATE_SIZE: u64 = 0x100_0000;
 /// Page-table pages per slot with which a module maps its stub.
 pub(crate) const STUB_PT_PAGES: usize = 16;
 /// Bytes per slot for a host's firmware tables.
