@@ -6,7 +6,7 @@ use core::ops::Range;
 use arrayvec::{ArrayString, ArrayVec};
 use firmware_shim::acpi::{self, HostFirmware, Locm};
 use firmware_shim::e820::{self, E820Error, E820Map, FirstHostMemory, MemoryType};
-use firmware_shim::linux::{ENTRY_64_OFFSET, KernelImage, ZERO_PAGE_LEN, ZeroPage};
+use firmware_shim::linux::{ENTRY_64_OFFSET, KernelImage, Platform, Screen, ZERO_PAGE_LEN, ZeroPage};
 use locum_abi::{FAMILY, Slot};
 
 use super::memory::{Identity, bytes, move_bytes};
@@ -96,6 +96,10 @@ pub(crate) fn load(
         ramdisk: places.ramdisk.clone(),
         rsdp,
         e820: &map,
+        platform: Platform::FirstHost {
+            screen: Screen::None,
+            efi: None,
+        },
     };
     // SAFETY: the slot's tables, which nobody else uses yet; the three parts do not overlap (asserted above). The
     // command line's end is zero like all of the region.
