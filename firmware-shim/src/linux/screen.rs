@@ -122,6 +122,14 @@ pub struct ScreenError {
 }
 
 impl Screen {
+    /// Whether the kernel can be told of it.
+    ///
+    /// # Errors
+    /// [`ScreenError`].
+    pub fn check(&self) -> Result<(), ScreenError> {
+        self.info().map(|_| ())
+    }
+
     /// The structure, all zero if there is no screen.
     ///
     /// # Errors

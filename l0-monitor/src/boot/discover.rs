@@ -2,12 +2,12 @@
 #![expect(unsafe_code, reason = "reads registers of IOAPICs and copies the RSDP")]
 
 use firmware_shim::acpi::{self, Madt, MadtEntry, Rsdp};
-use firmware_shim::e820::E820Map;
+use firmware_shim::e820::{E820Map, MemoryType};
 use locum_abi::MAX_CPUS;
 
 use super::memory::{Identity, move_bytes};
 use super::multiboot::Information;
-use super::{BootError, cmdline};
+use super::{BootError, cmdline, platform};
 use crate::arch::cpuid;
 use crate::machine::mtrr::Mtrrs;
 use crate::machine::{self, IoApic, MAX_IOAPICS, Machine, Span};
@@ -36,6 +36,9 @@ pub(crate) fn read_machine(
     rsdp: &Rsdp,
     options: &cmdline::Options,
 ) -> Result<&'static Machine, BootError> {
+    if information.boot_services_run() {
+        return Err(BootError::Multiboot("EFI boot services still run"));
+    }
     let tables = acpi::Machine::open(memory, rsdp)?;
     for table in tables.wrong_checksums() {
         log::warn!(
@@ -47,8 +50,12 @@ pub(crate) fn read_machine(
     let madt = tables.madt()?;
     let fadt = tables.fadt()?;
     register_cpus(&madt)?;
+    let mut e820 = E820Map::from_firmware(information.memory_map())?;
+    for range in platform::soft_reserved(information) {
+        e820.replace(range, MemoryType::Usable, MemoryType::SoftReserved)?;
+    }
     let mut machine = Machine {
-        e820: E820Map::from_firmware(information.memory_map())?,
+        e820,
         mtrrs: Mtrrs::read(cpuid::max_phys_bits()),
         pool: options.pool.as_ref().map(|p| Span {
             start: p.start,
