@@ -6,7 +6,7 @@
 
 use anyhow::{Context, Result};
 use firmware_shim::e820::E820Map;
-use firmware_shim::linux::{ENTRY_64_OFFSET, KernelImage, ZERO_PAGE_LEN, ZeroPage};
+use firmware_shim::linux::{ENTRY_64_OFFSET, KernelImage, Platform, ZERO_PAGE_LEN, ZeroPage};
 use partitioner::MemRange;
 
 use super::files::BOOT_PAGES;
@@ -62,6 +62,7 @@ pub fn layout(files: Files, range: MemRange, cmdline: &str, rsdp: u64, e820: &E8
         ramdisk: Some(ramdisk_at..ramdisk_at + initramfs.len() as u64),
         rsdp,
         e820,
+        platform: Platform::Successor,
     }
     .write(&mut zero_page)
     .context("describing the successor's machine to its kernel")?;

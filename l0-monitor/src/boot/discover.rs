@@ -4,12 +4,12 @@
 use core::ops::Range;
 
 use firmware_shim::acpi::{self, Madt, MadtEntry, Rsdp};
-use firmware_shim::e820::{E820Map, low_slices};
+use firmware_shim::e820::{E820Map, MemoryType, low_slices};
 use locum_abi::{MAX_CPUS, PerSlot};
 
 use super::memory::{Identity, move_bytes};
 use super::multiboot::Information;
-use super::{BootError, cmdline};
+use super::{BootError, cmdline, platform};
 use crate::arch::cpuid;
 use crate::machine::mtrr::Mtrrs;
 use crate::machine::{self, IoApic, MAX_IOAPICS, Machine, Span};
@@ -38,6 +38,9 @@ pub(crate) fn read_machine(
     rsdp: &Rsdp,
     options: &cmdline::Options,
 ) -> Result<&'static Machine, BootError> {
+    if information.boot_services_run() {
+        return Err(BootError::Multiboot("EFI boot services still run"));
+    }
     let tables = acpi::Machine::open(memory, rsdp)?;
     for table in tables.wrong_checksums() {
         log::warn!(
@@ -49,7 +52,10 @@ pub(crate) fn read_machine(
     let madt = tables.madt()?;
     let fadt = tables.fadt()?;
     register_cpus(&madt);
-    let e820 = E820Map::from_firmware(information.memory_map())?;
+    let mut e820 = E820Map::from_firmware(information.memory_map())?;
+    for range in platform::soft_reserved(information) {
+        e820.replace(range, MemoryType::Usable, MemoryType::SoftReserved)?;
+    }
     let [even, odd] = low_slices(&e820)?.map(|Range { start, end }| Span { start, end });
     let mut machine = Machine {
         e820,

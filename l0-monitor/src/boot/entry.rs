@@ -29,6 +29,9 @@ global_asm!(
     ".long -(0xe85250d6 + (l0_multiboot_end - l0_multiboot_header))",
     ".short 6, 0", // modules on page boundaries
     ".long 8",
+    ".short 5, 1", // any framebuffer; optional, or the loader would insist on it where there is text
+    ".long 20, 0, 0, 0",
+    ".balign 8",
     ".short 10, 0", // relocatable
     ".long 24, {lowest}, {highest}, {image_align}, {prefer_low}",
     ".short 0, 0", // end
