@@ -17,6 +17,9 @@ const HIGHEST: u32 = u32::MAX;
 /// best the block of the trampolines, which stays anyway.
 const PREFER_LOW: u32 = 1;
 
+// There is no framebuffer tag: GRUB gives the screen all the same where there is no text mode (UEFI), and leaves the text
+// mode alone where there is one.
+//
 // The loader puts the image anywhere below 4 GiB, at a multiple of 2 MiB, and zeroes .bss. It does not say where in a
 // register.
 global_asm!(
@@ -29,9 +32,6 @@ global_asm!(
     ".long -(0xe85250d6 + (l0_multiboot_end - l0_multiboot_header))",
     ".short 6, 0", // modules on page boundaries
     ".long 8",
-    ".short 5, 1", // any framebuffer; optional, or the loader would insist on it where there is text
-    ".long 20, 0, 0, 0",
-    ".balign 8",
     ".short 10, 0", // relocatable
     ".long 24, {lowest}, {highest}, {image_align}, {prefer_low}",
     ".short 0, 0", // end
