@@ -409,8 +409,13 @@ struct locum_header {
 	__u32 status_hosts;
 	/* Offset in the status of the first struct locum_cpu_status. 0: LOCUM_FIRST_STATUS_CPUS. */
 	__u32 status_cpus;
+	/*
+	 * First address that a host can't be entered at, nor find its zero page above it: the page tables with which a
+	 * CPU is handed over map the low 4 GiB and all RAM below this. 0: 4 GiB.
+	 */
+	__u64 entry_end;
 	/* Not used, zero. */
-	__u64 reserved[3];
+	__u64 reserved[2];
 };
 
 /* The host of one slot. */
@@ -669,7 +674,8 @@ _Static_assert(__builtin_offsetof(struct locum_header, channel_count) == 368, "l
 _Static_assert(__builtin_offsetof(struct locum_header, channel_ring_size) == 372, "locum_header.channel_ring_size");
 _Static_assert(__builtin_offsetof(struct locum_header, status_hosts) == 376, "locum_header.status_hosts");
 _Static_assert(__builtin_offsetof(struct locum_header, status_cpus) == 380, "locum_header.status_cpus");
-_Static_assert(__builtin_offsetof(struct locum_header, reserved) == 384, "locum_header.reserved");
+_Static_assert(__builtin_offsetof(struct locum_header, entry_end) == 384, "locum_header.entry_end");
+_Static_assert(__builtin_offsetof(struct locum_header, reserved) == 392, "locum_header.reserved");
 _Static_assert(sizeof(struct locum_host_status) == 40, "locum_host_status");
 _Static_assert(__builtin_offsetof(struct locum_host_status, state) == 0, "locum_host_status.state");
 _Static_assert(__builtin_offsetof(struct locum_host_status, reason) == 4, "locum_host_status.reason");
