@@ -6,7 +6,7 @@ use clap::Args;
 use crate::{
     debian::kernels::{NEWEST, OLDEST},
     image::kernel::{Kernel, announce},
-    machine::bochs::Platform,
+    machine::platform::Platform,
     paths,
     progress::Progress,
     report::Report,

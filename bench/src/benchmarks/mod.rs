@@ -25,7 +25,7 @@ use serde_json::Value;
 use crate::{
     debian::kernels::{NEWEST, OLDEST},
     image::kernel::announce,
-    machine::bochs::{Platform, SKYLAKE_X},
+    machine::{bochs::SKYLAKE_X, platform::Platform},
     paths,
     steps::events::{self, EVENTS, Event},
 };
