@@ -18,6 +18,7 @@ use crate::arch::general::{Register, Registers};
 use crate::arch::registers::Cr4Flags;
 use crate::arch::{cpuid, gdt, msr, paging, registers, stack};
 use crate::id::{self, CpuIndex};
+use crate::machine_check;
 use crate::nested::context::Context;
 use crate::nested::fingerprint;
 use crate::nested::host_area::{HostArea, replaced};
@@ -84,6 +85,8 @@ fn take_root(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, slot: Slot, exit_rip:
     vcpu.apic_id = id::apic_id(cpu);
     vcpu.steady = Steady::NONE;
     vcpu.stack_top = stack::top(cpu);
+    vcpu.noted_at = machine_check::noted_at(cpu);
+    vcpu.check_waits = false;
     vcpu.own_area = own_area(hw, cpu, slot, exit_rip);
     vcpu.in_guest = false;
     vcpu.launched = false;
@@ -360,7 +363,7 @@ pub(crate) fn fill_any(vcpu: &mut VCpu, hw: &mut Cpu) {
     hw.vmclear(vcpu.vmcs01);
     hw.vmptrld(vcpu.vmcs01);
     vcpu.in_guest = false;
-    vcpu.launched = true;
+    vcpu.launched = false;
     fill_firmware(vcpu, hw, 0);
     hw.put(field::GUEST_ACTIVITY, guest::HALTED);
 }
