@@ -773,6 +773,7 @@ _Static_assert(__builtin_offsetof(struct locum_log_ring, text) == 64, "locum_log
 
 /* Offsets in struct locum_frame, for assembly. */
 #define LOCUM_FRAME_NMI 12
+#define LOCUM_FRAME_MACHINE_CHECK 24
 #define LOCUM_FRAME_RESULT 16
 #define LOCUM_FRAME_L0_CR3 48
 #define LOCUM_FRAME_L0_ENTRY 56

@@ -112,6 +112,7 @@ pub fn offsets() -> String {
     offset!(
         text,
         "NMI" = nmi,
+        "MACHINE_CHECK" = machine_check,
         "RESULT" = result,
         "L0_CR3" = l0_cr3,
         "L0_ENTRY" = l0_entry,
