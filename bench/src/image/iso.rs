@@ -43,7 +43,7 @@ const MODULES: &str = "normal multiboot2 linux iso9660 all_video mmap wrmsr";
 
 /// GRUB's own modules for each.
 const BIOS_MODULES: &str = "biosdisk";
-const UEFI_MODULES: &str = "search_fs_file";
+const UEFI_MODULES: &str = "search";
 
 /// What GRUB does first where the firmware does not tell it which device it came from.
 const UEFI_FIRST: &str = "search --file --set=root /boot/grub/grub.cfg\nset prefix=($root)/boot/grub\n";

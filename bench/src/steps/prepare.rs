@@ -79,7 +79,7 @@ pub(crate) struct MachineArgs {
     /// Fail if the module or the agent does not build, instead of booting without them
     #[arg(long)]
     pub strict: bool,
-    /// What runs the machine; kvm is untested
+    /// What runs the machine
     #[arg(long, value_enum, default_value_t)]
     pub platform: Platform,
     /// The second board
