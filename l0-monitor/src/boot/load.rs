@@ -5,9 +5,9 @@ use core::ops::Range;
 
 use arrayvec::{ArrayString, ArrayVec};
 use firmware_shim::acpi::{self, HostFirmware, HostTables, Locm};
-use firmware_shim::e820::{self, E820Error, E820Map, FirstHostMemory, MemoryType};
+use firmware_shim::e820::{self, E820Map, FirstHostMemory, MemoryType};
 use firmware_shim::linux::{ENTRY_64_OFFSET, KernelImage, ZERO_PAGE_LEN, ZeroPage};
-use locum_abi::{FAMILY, Slot};
+use locum_abi::{FAMILY, MAX_CPUS, Slot};
 
 use super::memory::{Identity, bytes, move_bytes};
 use super::multiboot::{Information, Module};
@@ -16,9 +16,10 @@ use super::{BootError, cmdline, platform};
 use crate::arch::{cpuid, paging};
 use crate::doors::reset;
 use crate::id;
-use crate::machine::Machine;
+use crate::machine::{Machine, Span};
 use crate::shared;
 use crate::shared::layout::{self, SlotArea};
+use crate::stage;
 
 /// Place of the command line in a slot's tables, after the zero page.
 const CMDLINE_OFFSET: u64 = 0x1000;
@@ -43,31 +44,19 @@ pub(crate) struct Entry {
 fn host_map(machine: &Machine) -> Result<E820Map, BootError> {
     let pools: ArrayVec<_, 1> = machine.pool.iter().map(|p| p.start..p.end).collect();
     let [own, other] = Slot::ALL.map(|slot| {
-        let (start, size) = shared::low_slice(slot);
-        start..start + size
+        let Span { start, end } = machine.low_slices[slot];
+        start..end
     });
-    if !machine.e820.covers(&own, |kind| kind == MemoryType::Usable) {
-        return Err(E820Error::NotAvailable {
-            what: "the first host's trampoline slice",
-            range: own,
-            wanted: "usable RAM",
-        }
-        .into());
-    }
     let mut map = e820::for_first_host(
         &machine.e820,
         &FirstHostMemory {
-            l0: layout::PRIVATE_BASE..layout::BASE + layout::SIZE,
-            firmware: layout::BASE..layout::BASE + layout::SIZE,
+            l0: machine.l0.all(),
+            firmware: machine.l0.shared(),
             pools: &pools,
             other_slice: other,
         },
     )?;
-    map.replace(
-        layout::LOW_END..layout::PRIVATE_BASE,
-        MemoryType::Usable,
-        MemoryType::Reserved,
-    )?;
+    e820::keep_low_slice(&mut map, &own)?;
     Ok(map)
 }
 
@@ -174,8 +163,13 @@ unsafe fn move_images(kernel: &KernelImage<'_>, ramdisk_file: Option<Module<'_>>
 
 /// Makes the first host's ACPI tables at `at`.
 fn host_tables(machine: &Machine, tables: &acpi::Machine<'_, Identity>, at: u64) -> Result<HostTables, BootError> {
+    let managed: ArrayVec<u32, MAX_CPUS> = id::all()
+        .filter(|&cpu| id::apic_id(cpu) == machine.boot_apic_id || stage::is_parked(cpu))
+        .map(id::apic_id)
+        .collect();
     let host = HostFirmware {
         cpus: &[machine.boot_apic_id],
+        managed: &managed,
         mailbox: shared::slot_field(Slot::Even, core::mem::offset_of!(SlotArea, mailbox)),
         reset_vector: reset::address(Slot::Even),
         locm: Locm {
