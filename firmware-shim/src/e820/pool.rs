@@ -15,6 +15,10 @@ const FLOOR: u64 = 1 << 30;
 const HIGH: u64 = 4 << 30;
 /// What the hosts keep of the machine's RAM, or half of it if that is less.
 const FOR_HOSTS: u64 = 4 << 30;
+/// The part of a node's RAM that stays free above its piece: Linux takes its boot-time memory from the end of RAM
+/// downwards, above all its page descriptors, which are a 64th of RAM, and blocks that hold such memory never go
+/// offline.
+const ABOVE: u64 = 32;
 
 /// How much guest RAM is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +68,8 @@ pub fn memory_block_size(end: u64) -> u64 {
     if end < LARGE_FROM { 128 << 20 } else { 2 << 30 }
 }
 
-/// Chooses a pool of `size` out of what is usable in `map`: of each node an equal part in one piece, as high as can be.
+/// Chooses a pool of `size` out of what is usable in `map`: of each node an equal part in one piece, as high as can be
+/// but for a 32nd of the node, in whole blocks, for what Linux has at the end of RAM.
 ///
 /// `nodes` are the nodes' ranges, in any order; without any, all memory is of one node, 0. A piece is of whole memory
 /// blocks, so that no block is half pool and half host: its size is rounded up to that. It is above 4 GiB if there is
@@ -127,9 +132,10 @@ impl Room {
         if wanted == 0 {
             return Ok(None);
         }
-        let found = [true, false]
+        let above = (self.bytes(node) / ABOVE).next_multiple_of(self.block);
+        let found = [(true, above), (true, 0), (false, above), (false, 0)]
             .into_iter()
-            .find_map(|high| self.highest(node, high, blocks))
+            .find_map(|(high, above)| self.highest(node, high, blocks, above))
             .or_else(|| {
                 let [whole, fine] = [(self.block, blocks), (UNIT, units)].map(|(align, size)| {
                     let piece = self.largest(node, align, size);
@@ -148,15 +154,28 @@ impl Room {
         Ok(found)
     }
 
-    /// The highest piece of exactly `size` bytes, in whole blocks.
-    fn highest(&self, node: &E820Map, high: bool, size: u64) -> Option<Range<u64>> {
+    /// The highest piece of exactly `size` bytes, in whole blocks, with `above` bytes of the node above it.
+    fn highest(&self, node: &E820Map, high: bool, size: u64, above: u64) -> Option<Range<u64>> {
         if size > self.limit(high) {
             return None;
         }
+        let end = self.runs(node, high, self.block).map(|run| run.end).max()?;
+        let most = end.checked_sub(above)?;
         self.runs(node, high, self.block)
-            .filter(|run| run.end - run.start >= size)
-            .map(|run| run.end - size..run.end)
+            .filter_map(|run| {
+                let end = run.end.min(most);
+                let start = end.checked_sub(size)?;
+                (start >= run.start).then_some(start..end)
+            })
             .max_by_key(|piece| piece.start)
+    }
+
+    /// Bytes of the node that are free.
+    fn bytes(&self, node: &E820Map) -> u64 {
+        [true, false]
+            .into_iter()
+            .flat_map(|high| self.runs(node, high, UNIT))
+            .fold(0, |sum, run| sum.saturating_add(run.end - run.start))
     }
 
     /// The largest piece of at most `size` bytes; of equal ones the highest.
