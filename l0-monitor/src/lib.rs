@@ -34,6 +34,7 @@
 //! | [`machine_check`] | machine checks that come while L0 runs |
 //! | [`stage`] | where every CPU stands: parked, native, nested, on its way |
 //! | [`vmx`] | VMX as the SDM has it |
+//! | [`fatal`] | where an error ends that L0 can't go on after |
 //! | [`logger`] | the log |
 //! | [`shared`] | what hosts see of L0, laid out in [`shared::layout`] |
 //! | [`arch`] | the CPU: registers, tables, stacks, paging, LAPIC, MSRs, ports |
@@ -59,6 +60,7 @@ extern crate std;
 mod arch;
 mod boot;
 mod doors;
+mod fatal;
 mod id;
 mod logger;
 mod machine;
@@ -71,4 +73,4 @@ pub mod stage;
 mod trap;
 mod vmx;
 
-pub use arch::registers::halt_forever;
+pub use fatal::end;

@@ -7,7 +7,9 @@ use core::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release},
 };
 
+use arrayvec::ArrayString;
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use spin::Mutex;
 
 use crate::arch::serial;
 use crate::shared;
@@ -18,15 +20,26 @@ pub(crate) use serial::DEBUG_PORT;
 /// that holds the lock may have stopped.
 const LOCK_SPINS: u32 = 1_000_000;
 
+/// Bytes of an error that are kept.
+pub(crate) const ERROR_MAX: usize = 256;
+
 static LOGGER: Logger = Logger {
     port: AtomicU16::new(0),
     busy: AtomicBool::new(false),
+    last_error: Mutex::new(ArrayString::new_const()),
 };
 
 struct Logger {
     /// Base port of a UART, [`DEBUG_PORT`], or 0 for none.
     port: AtomicU16,
     busy: AtomicBool,
+    /// The beginning of the last error.
+    last_error: Mutex<ArrayString<ERROR_MAX>>,
+}
+
+/// The beginning of the last error, without line ends; empty if there was none.
+pub(crate) fn last_error() -> ArrayString<ERROR_MAX> {
+    LOGGER.last_error.try_lock().map_or_else(ArrayString::new, |last| *last)
 }
 
 /// Installs the logger.
@@ -74,6 +87,14 @@ impl Log for Logger {
         // `Line` never fails.
         let _ = writeln!(line, "l0: {}: {}", name(record.level()), record.args());
         self.busy.store(false, Release);
+        if record.level() == Level::Error {
+            // Another CPU's error at the same time will do as well.
+            if let Some(mut last) = self.last_error.try_lock() {
+                last.clear();
+                // What does not fit is left out.
+                let _ = write!(last, "{}", record.args());
+            }
+        }
     }
 
     fn flush(&self) {}

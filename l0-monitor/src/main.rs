@@ -14,6 +14,6 @@ use l0_monitor as _;
 #[cfg(target_os = "none")]
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo) -> ! {
-    log::error!("{info}: this CPU halts");
-    l0_monitor::halt_forever()
+    log::error!("{info}: this CPU ends here");
+    l0_monitor::end()
 }

@@ -329,6 +329,18 @@ pub(crate) fn log_bytes(bytes: &[u8]) {
     written.store(at, Release);
 }
 
+/// The end of the log, as much of it as fits `buffer`.
+pub(crate) fn log_tail(buffer: &mut [u8]) -> &[u8] {
+    let written = word64(field!(log.0.written)).load(Acquire);
+    let text = field!(log.0.text).cast::<u8>();
+    let len = (buffer.len() as u64).min(written).min(LOG_BYTES as u64);
+    for (at, byte) in (written - len..written).zip(buffer.iter_mut()) {
+        // SAFETY: the index is inside the text.
+        *byte = unsafe { text.add((at % LOG_BYTES as u64) as usize).read_volatile() };
+    }
+    buffer.get(..len as usize).unwrap_or_default()
+}
+
 /// Empties all channel rings, in both directions.
 pub(crate) fn clear_channels() {
     let rings = field!(channels).cast::<ChannelRing>();

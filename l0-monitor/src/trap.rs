@@ -6,7 +6,7 @@
 //! | a machine check | under a host's CPU: noted for the host; else answered, and execution goes on (see [`crate::machine_check`]) |
 //! | #GP or #UD at an instruction of [`crate::arch::msr`] that may fault | execution goes on at its landing |
 //! | an interrupt (vector 32 and up) | nothing: only parked CPUs take interrupts, and end them in their loop |
-//! | anything else | a bug of L0 or a broken machine: traced, logged, and the CPU halts for good |
+//! | anything else | a bug of L0 or a broken machine: traced, logged, and the end of this CPU ([`fatal`]) |
 #![expect(unsafe_code, reason = "the CPU reads the table, and the handlers begin in assembly")]
 
 use core::arch::global_asm;
@@ -21,6 +21,7 @@ use x86_64::structures::gdt::SegmentSelector;
 use x86_64::structures::idt::{Entry, ExceptionVector, HandlerFunc};
 
 use crate::arch::{cpuid, gdt, lapic, msr, registers};
+use crate::fatal;
 use crate::id::CpuIndex;
 use crate::machine_check::{self, McgStatus};
 use crate::shared::{self, Counter};
@@ -258,14 +259,14 @@ extern "C" fn trap(frame: &mut TrapFrame) -> bool {
         detail,
     });
     log::error!(
-        "exception {} at {:#x} (error {:#x}, CR2 {:#x}, RSP {:#x}): this CPU halts",
+        "exception {} at {:#x} (error {:#x}, CR2 {:#x}, RSP {:#x}): this CPU ends here",
         frame.vector,
         frame.rip,
         frame.error,
         registers::cr2(),
         frame.rsp,
     );
-    registers::halt_forever()
+    fatal::end()
 }
 
 #[cfg(test)]

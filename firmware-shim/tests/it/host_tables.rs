@@ -370,7 +370,7 @@ fn a_small_buffer_says_how_much_is_missing() {
 #[test]
 fn cpus_that_l0_does_not_manage_are_left_out() {
     for build in [FIRST, SUCCESSOR] {
-        let fixture = server();
+        let fixture = bochs();
         let listed = |managed: &[u32]| {
             let mut out = [0; 4096];
             let host = HostFirmware {
@@ -385,8 +385,8 @@ fn cpus_that_l0_does_not_manage_are_left_out() {
             let madt = machine.madt().unwrap();
             madt.cpus().map(|cpu| cpu.unwrap().apic_id).collect::<Vec<_>>()
         };
-        assert_eq!(listed(&[0, 1, 2, 3]).len(), 4);
-        assert_eq!(listed(&[0, 2]), [2, 0]);
+        assert_eq!(listed(&[0, 1, 2, 3]), [2, 0, 1, 3]);
+        assert_eq!(listed(&[2, 3]), [2, 3]);
     }
 }
 

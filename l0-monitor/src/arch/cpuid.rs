@@ -57,6 +57,17 @@ pub(crate) fn has_1gib_pages() -> bool {
     __cpuid(0x8000_0000).eax >= 0x8000_0001 && __cpuid(0x8000_0001).edx & EXT1_EDX_PAGE1GB != 0
 }
 
+/// Rate of the TSC in Hz, from leaf 15H or, less exactly, leaf 16H; `None` where the CPU tells neither.
+pub(crate) fn tsc_hz() -> Option<u64> {
+    let highest = __cpuid(0).eax;
+    let exact = (highest >= 0x15).then(|| __cpuid(0x15)).and_then(|leaf| {
+        let crystal = u64::from(leaf.ecx) * u64::from(leaf.ebx);
+        crystal.checked_div(leaf.eax.into()).filter(|&hz| hz > 0)
+    });
+    let base = || (highest >= 0x16).then(|| u64::from(__cpuid(0x16).eax & 0xffff) * 1_000_000);
+    exact.or_else(|| base().filter(|&hz| hz > 0))
+}
+
 /// Width of a physical address in bits, at most 52.
 pub(crate) fn max_phys_bits() -> u8 {
     if __cpuid(0x8000_0000).eax >= 0x8000_0008 {

@@ -71,7 +71,7 @@ pub(crate) unsafe fn normalise() {
 }
 
 /// Stops this CPU for good, but for NMIs, which are noted and slept through.
-pub fn halt_forever() -> ! {
+pub(crate) fn halt_forever() -> ! {
     loop {
         interrupts::disable();
         instructions::hlt();

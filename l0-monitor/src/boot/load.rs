@@ -22,9 +22,9 @@ use crate::shared::layout::{self, SlotArea};
 use crate::stage;
 
 /// Place of the command line in a slot's tables, after the zero page.
-const CMDLINE_OFFSET: u64 = 0x1000;
+pub(super) const CMDLINE_OFFSET: u64 = 0x1000;
 /// Place of the ACPI tables in a slot's tables.
-const ACPI_OFFSET: u64 = 0x2000;
+pub(super) const ACPI_OFFSET: u64 = 0x2000;
 /// Alignment of the EFI memory map, which follows them.
 const EFI_MAP_ALIGN: u64 = 16;
 
@@ -76,7 +76,7 @@ pub(crate) fn load(
     let map = host_map(machine)?;
     let places = choose_places(&kernel, &kernel_range, ramdisk_file, &map)?;
 
-    let base = shared::slot_field(Slot::Even, core::mem::offset_of!(SlotArea, tables));
+    let base = tables_area();
     let line = command_line(kernel_file.line, options)?;
     let made = host_tables(machine, tables, base + ACPI_OFFSET)?;
     let efi_map = (base + ACPI_OFFSET + made.len as u64).next_multiple_of(EFI_MAP_ALIGN);
@@ -111,14 +111,24 @@ pub(crate) fn load(
     );
     // SAFETY: this is the last use of the kernel's file.
     unsafe { move_images(&kernel, ramdisk_file, &places) };
-    Ok(Entry {
+    Ok(entry(&places, base))
+}
+
+/// Physical address of the first host's zero page, command line and tables.
+pub(super) fn tables_area() -> u64 {
+    shared::slot_field(Slot::Even, core::mem::offset_of!(SlotArea, tables))
+}
+
+/// Where the host begins, with its kernel in place.
+pub(super) fn entry(places: &Places, zero_page: u64) -> Entry {
+    Entry {
         rip: places.kernel + ENTRY_64_OFFSET,
-        zero_page: base,
-    })
+        zero_page,
+    }
 }
 
 /// Chooses where kernel and ramdisk go.
-fn choose_places(
+pub(super) fn choose_places(
     kernel: &KernelImage<'_>,
     kernel_file: &Range<u64>,
     ramdisk_file: Option<Module<'_>>,
@@ -150,7 +160,7 @@ fn command_line(own: &str, options: &cmdline::Options) -> Result<ArrayString<{ c
 ///
 /// # Safety
 /// The places were chosen by [`choose_places`] for these files, and `kernel` is not used any more afterwards.
-unsafe fn move_images(kernel: &KernelImage<'_>, ramdisk_file: Option<Module<'_>>, places: &Places) {
+pub(super) unsafe fn move_images(kernel: &KernelImage<'_>, ramdisk_file: Option<Module<'_>>, places: &Places) {
     let code = kernel.code().as_ptr_range();
     let (from, len) = (code.start as u64, kernel.code().len() as u64);
     if let (Some(file), Some(place)) = (ramdisk_file, &places.ramdisk) {

@@ -3,6 +3,10 @@
 
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
+use core::sync::atomic::{
+    AtomicBool,
+    Ordering::{Acquire, Release},
+};
 
 use firmware_shim::acpi;
 use locum_abi::{Event, PAGE_SIZE, PerSlot};
@@ -12,15 +16,15 @@ use super::load::{Entry, load};
 use super::memory::{Identity, move_bytes};
 use super::multiboot::{BOOTLOADER_MAGIC, Information};
 use super::publish::publish;
-use super::{BootError, cmdline};
-use crate::arch::{cpuid, gdt, paging, registers, serial, stack};
+use super::{BootError, cmdline, plain};
+use crate::arch::{cpuid, gdt, paging, serial, stack};
 use crate::doors::{native_host, reset};
 use crate::id::{self, CpuIndex};
 use crate::machine::Machine;
 use crate::partition::PARTITION;
 use crate::shared::layout::SlotArea;
 use crate::stage::{self, Step};
-use crate::{logger, nested, park, shared, trap};
+use crate::{fatal, logger, nested, park, shared, trap};
 use locum_abi::Slot;
 
 /// Most of the boot information that L0 copies: command lines, memory map, modules, ACPI, and what else GRUB adds.
@@ -37,21 +41,23 @@ pub(crate) extern "C" fn main(magic: u32, information: u32) -> ! {
         gdt::load(CpuIndex::FIRST);
         trap::load();
     }
+    fatal::set_way_out(Some(plain::give_up));
     match boot(magic, information) {
         Ok(entry) => {
+            fatal::set_way_out(None);
             // SAFETY: the host's kernel is there, and L0 has nothing more to do.
             unsafe { native_host::enter(Slot::Even, entry.rip, entry.zero_page) }
         }
         Err(error) => {
             log::error!("cannot start the host: {error}");
-            registers::halt_forever()
+            plain::give_up()
         }
     }
 }
 
 fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
-    let copy = copy_information(magic, information)?;
-    let information = Information::new(copy).ok_or(BootError::Multiboot("it is damaged"))?;
+    copy_information(magic, information)?;
+    let information = self::information().ok_or(BootError::Multiboot("it is damaged"))?;
     let options = cmdline::parse(information.command_line(), |_| {});
     logger::set_port(options.log_port.unwrap_or(serial::DEBUG_PORT));
     cmdline::parse(information.command_line(), |bad| {
@@ -105,7 +111,7 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
 }
 
 /// Copies the boot information into L0's memory, before anything is written elsewhere.
-fn copy_information(magic: u32, address: u32) -> Result<&'static [u8], BootError> {
+fn copy_information(magic: u32, address: u32) -> Result<(), BootError> {
     if magic != BOOTLOADER_MAGIC {
         return Err(BootError::Multiboot("there is none"));
     }
@@ -122,8 +128,18 @@ fn copy_information(magic: u32, address: u32) -> Result<&'static [u8], BootError
     // read-only.
     unsafe {
         move_bytes(COPY.0.get() as u64, start, size as u64);
-        Ok(&*COPY.0.get())
     }
+    COPIED.store(true, Release);
+    Ok(())
+}
+
+/// What the boot loader said, once it is copied.
+pub(crate) fn information() -> Option<Information<'static>> {
+    if !COPIED.load(Acquire) {
+        return None;
+    }
+    // SAFETY: the copy is not written any more.
+    Information::new(unsafe { &*COPY.0.get() })
 }
 
 struct Copy(UnsafeCell<[u8; INFORMATION_MAX]>);
@@ -131,6 +147,7 @@ struct Copy(UnsafeCell<[u8; INFORMATION_MAX]>);
 // SAFETY: written once, by the boot CPU, before anybody reads it.
 unsafe impl Sync for Copy {}
 
+static COPIED: AtomicBool = AtomicBool::new(false);
 static COPY: Copy = Copy(UnsafeCell::new([0; INFORMATION_MAX]));
 
 /// Fills L0's page tables and the shared region's code and tables, and switches to L0's own tables.

@@ -7,7 +7,7 @@ use core::ops::Range;
 use firmware_shim::{OutOfRange, PhysMem};
 
 /// End of what the page tables of the entry map.
-const MAPPED: u64 = 4 << 30;
+pub(crate) const MAPPED: u64 = 4 << 30;
 
 /// Physical memory below 4 GiB as the firmware's tables are read from it.
 #[derive(Clone, Copy, Debug)]
