@@ -57,6 +57,16 @@ pub enum AcpiError {
         /// Its length byte.
         len: u8,
     },
+    /// An entry of the SRAT is shorter than its type, or reaches beyond the table.
+    #[error("the SRAT's entry at offset {offset} (type {kind}, {len} bytes) is malformed")]
+    SratEntry {
+        /// Offset of the entry from the table's start.
+        offset: u32,
+        /// Its type byte.
+        kind: u8,
+        /// Its length byte.
+        len: u8,
+    },
 }
 
 /// A host's tables cannot be made.

@@ -7,6 +7,7 @@ use super::madt::Madt;
 use super::mcfg::Mcfg;
 use super::rsdp::Rsdp;
 use super::signature::Signature;
+use super::srat::Srat;
 use crate::bytes::{u32_at, u64_at};
 use crate::mem::PhysMem;
 
@@ -119,6 +120,17 @@ impl<'m, M: PhysMem + ?Sized> Machine<'m, M> {
     pub fn mcfg(&self) -> Result<Option<Mcfg<'m, M>>, AcpiError> {
         match self.find(Signature::MCFG)? {
             Some(table) => Mcfg::read(self.mem, table.address).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The SRAT, if the firmware describes NUMA nodes.
+    ///
+    /// # Errors
+    /// [`AcpiError`] if it is damaged.
+    pub fn srat(&self) -> Result<Option<Srat<'m, M>>, AcpiError> {
+        match self.find(Signature::SRAT)? {
+            Some(table) => Srat::read(self.mem, table.address).map(Some),
             None => Ok(None),
         }
     }

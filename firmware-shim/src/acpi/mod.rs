@@ -1,6 +1,6 @@
 //! ACPI: the machine's tables read, a host's tables made.
 //!
-//! Reading: [`Rsdp`] -> [`Machine`] (the XSDT or RSDT) -> [`Fadt`], [`Madt`], [`Mcfg`]. Making: [`first_host_tables`]
+//! Reading: [`Rsdp`] -> [`Machine`] (the XSDT or RSDT) -> [`Fadt`], [`Madt`], [`Mcfg`], [`Srat`]. Making: [`first_host_tables`]
 //! and [`successor_tables`], which both lay their tables out in one buffer, RSDP first.
 //!
 //! # Why not the crate `acpi`
@@ -25,6 +25,7 @@ mod mcfg;
 mod rsdp;
 mod signature;
 mod sink;
+mod srat;
 
 pub use build::{HostFirmware, HostTables, SUCCESSOR_KEEPS, first_host_tables, successor_tables};
 pub use error::{AcpiError, BuildError};
@@ -38,3 +39,4 @@ pub use madt_entry::{LAPIC_ENABLED, LAPIC_ONLINE_CAPABLE, MadtEntry, WAKEUP_VERS
 pub use mcfg::{EcamRegion, Mcfg};
 pub use rsdp::{RSDP_V1_LEN, RSDP_V2_LEN, Rsdp};
 pub use signature::Signature;
+pub use srat::{NodeMemory, Srat};

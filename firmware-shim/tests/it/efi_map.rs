@@ -1,5 +1,6 @@
 //! The EFI memory map for the first host.
 
+use crate::machines;
 use firmware_shim::e820::{E820Map, MemoryType};
 use firmware_shim::efi::{Attributes, Descriptor, EfiMap, EfiMapError, EfiMemoryType, for_first_host, soft_reserved};
 use proptest::prelude::*;
@@ -110,6 +111,40 @@ fn what_is_not_the_hosts_is_reserved() {
             (0, 0x1_4000_0000, 0x2_0000_0000, WB),
         ]
     );
+}
+
+/// A server of 12 TiB.
+#[test]
+fn a_published_map() {
+    let mut host = machines::SUPERDOME2.map();
+    assert_eq!(
+        copy(&machines::SUPERDOME2_EFI, &host),
+        machines::SUPERDOME2_EFI,
+        "a host that has all of the machine gets its map"
+    );
+    let l0 = 0x6000_0000..0x6100_0000;
+    let pool = 0x420_0000_0000..0xc20_0000_0000;
+    host.set(l0, MemoryType::Reserved).unwrap();
+    host.set(pool, MemoryType::SoftReserved).unwrap();
+    let mut wanted = machines::SUPERDOME2_EFI.to_vec();
+    let split = wanted.iter().position(|d| d.1 == 0xe0_0000_1000).unwrap();
+    wanted.splice(
+        split..=split,
+        [
+            (7, 0xe0_0000_1000, 0x420_0000_0000, WB),
+            (0, 0x420_0000_0000, 0xc20_0000_0000, WB),
+        ],
+    );
+    let split = wanted.iter().position(|d| d.1 == 0x5cc0_0000).unwrap();
+    wanted.splice(
+        split..=split,
+        [
+            (7, 0x5cc0_0000, 0x6000_0000, WB),
+            (0, 0x6000_0000, 0x6100_0000, WB),
+            (7, 0x6100_0000, 0x6b30_9000, WB),
+        ],
+    );
+    assert_eq!(copy(&machines::SUPERDOME2_EFI, &host), wanted);
 }
 
 #[test]

@@ -24,6 +24,9 @@ fn read_all<M: PhysMem>(mem: &M, rsdp: &Rsdp) {
             let _ = region.range();
         }
     }
+    if let Ok(Some(srat)) = machine.srat() {
+        for _ in srat.memory() {}
+    }
     let mut out = [0; 2048];
     let _ = first_host_tables(&machine, &firmware(&[0]), TABLES, &mut out);
     let _ = successor_tables(&machine, &firmware(&[0]), TABLES, &mut out);
