@@ -46,6 +46,16 @@ const HOST: &[Check] = &[
     }),
 ];
 
+/// Where L0 can't be.
+const WITHOUT_L0: &[Check] = &[
+    ("the host runs without L0, on all CPUs", Run::without_l0),
+    ("the command line says why", |run| {
+        run.boot_error("no two usable pieces")
+    }),
+    ("the screen says why", |run| run.text_screen("no two usable pieces")),
+    ("power-off", Run::switch_off),
+];
+
 /// What L0 does for the host's CPUs.
 const CPUS: &[Check] = &[
     ("three rounds of CPU offline and online", |run| {
@@ -77,7 +87,7 @@ const OFF: &[Check] = &[
     ("power-off", Run::switch_off),
 ];
 
-/// SeaBIOS on both chipsets, and with holes where real machines have some.
+/// SeaBIOS on both chipsets, with holes where real machines have some, and with one that leaves L0 no room.
 pub(super) fn bios(dir: &Path) -> Result<()> {
     const ALL: &[&[Check]] = &[HOST, BIOS, CPUS, OFF];
     each(
@@ -105,6 +115,11 @@ pub(super) fn bios(dir: &Path) -> Result<()> {
                     .into();
                 },
                 checks: &[HOST, CPUS, &[("power-off", Run::switch_off)]],
+            },
+            Case {
+                name: "no-room",
+                machine: |args| args.board.grub = vec!["cutmem 0x20000 0x9f000".into()],
+                checks: &[WITHOUT_L0],
             },
         ],
     )

@@ -38,6 +38,49 @@ impl Run {
         Ok(())
     }
 
+    /// L0 gave the machine to the host: nothing of Locum is there, and CPUs are started as on any machine.
+    ///
+    /// # Errors
+    /// It is not so.
+    pub(crate) fn without_l0(&mut self) -> Result<()> {
+        let there = self.sh("test ! -e /sys/firmware/acpi/tables/LOCM && nproc")?;
+        ensure!(
+            there.trim() == self.report.cpus.to_string(),
+            "{} of {} CPUs are online",
+            there.trim(),
+            self.report.cpus
+        );
+        Ok(())
+    }
+
+    /// The kernel's command line has L0's error.
+    ///
+    /// # Errors
+    /// It has not.
+    pub(crate) fn boot_error(&mut self, error: &str) -> Result<()> {
+        let line = self.sh("cat /proc/cmdline")?;
+        let told = line.split_once("locum.boot_error=\"").map_or("", |(_, told)| told);
+        ensure!(told.contains(error), "the command line is {line:?}");
+        Ok(())
+    }
+
+    /// The text screen still shows what L0 wrote there: the host's console is a serial port.
+    ///
+    /// # Errors
+    /// It does not.
+    pub(crate) fn text_screen(&mut self, text: &str) -> Result<()> {
+        // 25 lines of 80 characters, each with a byte of colours.
+        let dump = self.machine.monitor("xp /4000xb 0xb8000")?;
+        let bytes = dump
+            .lines()
+            .filter_map(|line| line.split_once(": "))
+            .flat_map(|(_, bytes)| bytes.split_whitespace())
+            .filter_map(|byte| u8::from_str_radix(byte.trim_start_matches("0x"), 16).ok());
+        let shown: String = bytes.step_by(2).map(char::from).collect();
+        ensure!(shown.contains(text), "the screen shows {shown:?}");
+        Ok(())
+    }
+
     /// The host has the screen that the firmware has set up.
     ///
     /// # Errors
