@@ -1,6 +1,6 @@
 //! Why there is no plan, and what to beware of in one. Each text names the cause and the remedy.
 
-use alloc::{string::String, vec::Vec};
+use alloc::{borrow::ToOwned, format, string::String, vec::Vec};
 use core::fmt;
 
 use crate::{CpuNumber, Gsi, MemRange, NodeId, Owner, PciAddress, PortRange, Resource};
@@ -147,6 +147,17 @@ pub enum PlanError {
     /// A bridge was asked for.
     #[error("PCI function {0} is a bridge, which both hosts see and neither can move: ask for the functions behind it")]
     Bridge(PciAddress),
+    /// A function that L0 knows nothing of.
+    #[error("PCI function {address} cannot move: L0 knows PCI segment 0000 only; {}", match behind {
+        Some(endpoint) => format!("ask for {endpoint}, behind which it lies and which it follows"),
+        None => "leave it out".to_owned(),
+    })]
+    OtherSegment {
+        /// What was asked for.
+        address: PciAddress,
+        /// The function of segment 0 that it lies behind.
+        behind: Option<PciAddress>,
+    },
     /// The function is in use.
     #[error("PCI function {address} is busy: {why}; stop its use first")]
     Busy {

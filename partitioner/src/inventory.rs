@@ -122,7 +122,7 @@ pub struct Inventory {
     pub ram: Vec<MemRange>,
     /// Bytes that it can do without: what is free, or could be made so, less the headroom that the agent wants.
     pub spare: u64,
-    /// Its PCI functions, bridges included.
+    /// Its PCI functions, bridges and those of other segments included, which never move.
     pub functions: Vec<PciFunction>,
     /// Its IOAPIC pins, all of them, used or not.
     pub pins: Vec<Pin>,
@@ -151,6 +151,11 @@ impl Inventory {
     /// What of the firmware's stands in the way of moving `resource`.
     pub(crate) fn used_by_firmware(&self, resource: Resource) -> Option<&FirmwareRegion> {
         self.firmware.iter().find(|region| region.touches(resource))
+    }
+
+    /// PCI functions that L0 knows nothing of: they stay, or follow what they lie behind.
+    pub fn immovable(&self) -> impl Iterator<Item = &PciFunction> {
+        self.functions.iter().filter(|function| !function.movable())
     }
 
     /// CPUs that the incumbent runs on.

@@ -156,3 +156,74 @@ fn a_cpu_of_the_other_host_is_not_ours() {
     let inventory = take(&tree.sys(), &region.header(), &status, Slot::Even, Vec::new()).unwrap();
     assert_eq!(inventory.cpus.len(), 3);
 }
+
+/// Names, classes and resources of a server with Intel VMD.
+const VMD: &str = include_str!("../../tests/inputs/vmd-domain/pci-devices.txt");
+
+/// The lab's machine with these functions besides: address, class, a line of `resource`.
+fn with_functions(lines: &str) -> Tree {
+    let tree = Tree::lab();
+    for line in lines.lines().filter(|line| !line.starts_with('#')) {
+        let mut words = line.split_whitespace();
+        let (address, class) = (words.next().unwrap(), words.next().unwrap());
+        tree.function(address, class, 0, None, &words.collect::<Vec<_>>().join(" "));
+    }
+    tree
+}
+
+#[test]
+fn functions_of_vmds_domains_are_listed_and_stay() {
+    for domain in ["10000", "10001", "100000", "7fffffff"] {
+        let disk = format!("{domain}:01:00.0");
+        let tree = with_functions(&VMD.replace("10000:", &format!("{domain}:")));
+        let inventory = inventory(&tree);
+        let immovable: Vec<_> = inventory.immovable().map(|f| f.address.to_string()).collect();
+        assert_eq!(immovable, [format!("{domain}:00:00.0"), disk.clone()]);
+        let made = plan(&inventory, &request(&["0000:00:03.0"])).unwrap();
+        let reclaimed = &made.reclaim.functions;
+        assert!(reclaimed.iter().all(|address| address.segment() == 0), "{reclaimed:?}");
+        assert!(reclaimed.iter().any(|address| address.to_string() == "0000:17:05.5"));
+        let error = plan(&inventory, &request(&[&disk])).unwrap_err().to_string();
+        assert!(error.contains(&disk) && error.contains("segment 0000 only"), "{error}");
+    }
+}
+
+#[test]
+fn what_lies_behind_a_vmd_follows_it() {
+    // As sysfs nests them, behind a bridge of that domain.
+    let tree = with_functions(
+        "0000:17:05.5 0x010400 0xb8000000 0xb9ffffff 0x140204\n10000:00:00.0 0x060400\n\
+         10000:01:00.0 0x010802 0xb8000000 0xb8003fff 0x140204\n10000:02:00.0 0x010802 0xb8010000 0xb8013fff 0x140204\n\
+         0001:40:00.0 0x010802 0xc8000000 0xc8003fff 0x140204\n",
+    );
+    let devices = tree.path().join("sys/bus/pci/devices");
+    let nested = "sys/devices/pci0000:16/0000:17:05.5/pci10000:00/10000:00:00.0/10000:01:00.0";
+    std::fs::create_dir_all(tree.path().join(nested).parent().unwrap()).unwrap();
+    std::fs::rename(devices.join("10000:01:00.0"), tree.path().join(nested)).unwrap();
+    std::os::unix::fs::symlink(tree.path().join(nested), devices.join("10000:01:00.0")).unwrap();
+    // Its handler must not be taken for a line of the machine.
+    tree.put(format!("{nested}/irq"), "9\n");
+    let inventory = inventory(&tree);
+    let found = |address: &str| {
+        inventory
+            .functions
+            .iter()
+            .find(|f| f.address.to_string() == address)
+            .unwrap()
+    };
+    let endpoint = Some("0000:17:05.5".parse().unwrap());
+    assert_eq!(found("10000:01:00.0").behind, endpoint, "by its place in sysfs");
+    assert_eq!(found("10000:01:00.0").gsi, None);
+    assert_eq!(found("10000:02:00.0").behind, endpoint, "by its registers");
+    assert_eq!(found("0001:40:00.0").behind, None);
+    let made = plan(&inventory, &request(&["0000:17:05.5"])).unwrap();
+    assert_eq!(made.functions.len(), 1);
+    assert_eq!(made.mmio, [MemRange::new(0xb800_0000, 0xba00_0000).unwrap()]);
+    let error = plan(&inventory, &request(&["10000:01:00.0"])).unwrap_err().to_string();
+    assert!(error.contains("ask for 0000:17:05.5"), "{error}");
+    let error = plan(&inventory, &request(&["0001:40:00.0"])).unwrap_err().to_string();
+    assert!(
+        error.contains("0001:40:00.0") && error.contains("leave it out"),
+        "{error}"
+    );
+}

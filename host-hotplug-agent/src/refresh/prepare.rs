@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use locum_abi::CHANNEL_COUNT;
-use partitioner::{Inventory, MemRange, Plan, PortRange, Request, Unreclaimed, plan};
+use partitioner::{Inventory, MemRange, PciAddress, Plan, PortRange, Request, Unreclaimed, plan};
 
 use crate::config::{self, Config};
 use crate::cpuinfo::CpuFeatures;
@@ -134,6 +134,8 @@ pub struct PlanView {
     pub initramfs_bytes: usize,
     /// The plan.
     pub plan: Plan,
+    /// PCI functions that no plan moves, for they are in another segment than 0.
+    pub immovable: Vec<PciAddress>,
     /// Bytes of RAM that the successor boots with.
     pub memory_bytes: u64,
     /// Bytes that will be nobody's.
@@ -153,6 +155,11 @@ impl PlanView {
             name: prepared.name.clone(),
             kernel: prepared.config.kernel.clone(),
             initramfs_bytes: prepared.files.initramfs.len(),
+            immovable: prepared
+                .inventory
+                .immovable()
+                .map(|function| function.address)
+                .collect(),
             memory_bytes: plan.memory_bytes(),
             unreclaimed_bytes: plan.unreclaimed_bytes(),
             guests: prepared.guests.clone(),
@@ -194,6 +201,13 @@ impl std::fmt::Display for PlanView {
             "PCI         {}",
             list(plan.functions.iter().map(ToString::to_string).collect())
         )?;
+        if !self.immovable.is_empty() {
+            writeln!(
+                f,
+                "immovable   {}: in another PCI segment than 0000",
+                list(self.immovable.iter().map(ToString::to_string).collect())
+            )?;
+        }
         writeln!(
             f,
             "ports       {}",

@@ -59,6 +59,7 @@ fn function(n: u8) -> impl Strategy<Value = PciFunction> {
             bridge,
             bars: memory.into_iter().chain(io).collect(),
             gsi,
+            behind: None,
         }
     })
 }

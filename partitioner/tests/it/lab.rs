@@ -38,6 +38,7 @@ fn function(address: PciAddress, class: u32, driver: Option<&str>, bars: Vec<Bar
         bridge: class >> 16 == 6,
         bars,
         gsi: gsi.map(Gsi),
+        behind: None,
     }
 }
 
