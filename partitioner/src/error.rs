@@ -113,6 +113,16 @@ pub enum PlanError {
         /// The cause.
         why: Stuck,
     },
+    /// A block that the firmware's memory map does not call RAM.
+    #[error(
+        "memory block {range} cannot be the successor's: it is {what}, and a successor boots in ordinary RAM only; choose another"
+    )]
+    ForeignMemory {
+        /// The block.
+        range: MemRange,
+        /// What it is.
+        what: String,
+    },
     /// The block touches the pool.
     #[error("memory {range} overlaps the pool {pool}, which holds the guests' RAM: choose other blocks")]
     OverlapsPool {
@@ -252,6 +262,16 @@ pub enum Warning {
     /// The incumbent's CPUs of that node are left with remote memory only.
     #[error("the incumbent keeps CPUs of {0} but no memory there, so all their memory is remote: leave it some")]
     IncumbentNodeWithoutMemory(NodeId),
+    /// Memory that no successor finds.
+    #[error(
+        "memory {range} is {what}: no successor finds it, so it is out of use from the refresh to the machine's next boot"
+    )]
+    MemoryLost {
+        /// Where: whole blocks.
+        range: MemRange,
+        /// What it is.
+        what: String,
+    },
     /// What a table of the firmware's code uses is not known.
     #[error(
         "what the firmware's code uses is not known in whole ({0}): take care that it needs nothing of what moves, or \

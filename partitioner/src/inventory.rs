@@ -50,6 +50,10 @@ pub struct MemoryBlock {
     pub free: u64,
     /// Its NUMA node.
     pub node: NodeId,
+    /// What some of it is if no host can boot in it, since the firmware's memory map does not call it RAM: "System RAM
+    /// (kmem) that is persistent memory for the firmware".
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub foreign: Option<String>,
 }
 
 /// An IOAPIC pin.
@@ -117,8 +121,9 @@ pub struct Inventory {
     pub block_size: u64,
     /// Its memory blocks.
     pub blocks: Vec<MemoryBlock>,
-    /// Its RAM: every "System RAM" line of `/proc/iomem`, driver-managed memory included. A block that this does not
-    /// cover wholly has holes; Linux neither removes nor adds such a block.
+    /// Its RAM that a successor can have: "System RAM" of `/proc/iomem`, driver-managed memory included, as far as the
+    /// firmware's memory map knows it. A block that this does not cover wholly has holes; Linux neither removes nor adds
+    /// such a block.
     pub ram: Vec<MemRange>,
     /// Bytes that it can do without: what is free, or could be made so, less the headroom that the agent wants.
     pub spare: u64,

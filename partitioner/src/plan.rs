@@ -128,6 +128,7 @@ pub fn plan(inventory: &Inventory, request: &Request) -> Result<Plan, PlanError>
         .collect();
     let devices = devices::choose(inventory, request, &mut warnings)?;
     let memory = memory::choose(inventory, request)?;
+    memory::check_lost(inventory, &mut warnings);
     cpus::check_nodes(inventory, &cpus, &kept_cpus, &memory, &mut warnings);
     let reclaim = retire::reclaim(inventory, &kept_cpus, &memory, &devices);
     let plan = Plan {

@@ -6,6 +6,7 @@ pub mod irq;
 pub mod memmap;
 pub mod memory;
 pub mod pci;
+mod ram;
 
 use anyhow::{Context, Result};
 use locum_abi::{Header, Slot, Status};
@@ -19,6 +20,7 @@ use crate::acpi::{Interrupts, aml};
 use crate::l0::view;
 use crate::sysroot::SysRoot;
 use firmware::Ground;
+use ram::Ram;
 
 /// Takes stock.
 ///
@@ -40,6 +42,11 @@ pub fn take(
     let pins = irq::pins(sys, &madt, &functions);
     let listing = aml::list(sys);
     let firmware = Ground::read(sys, &functions).staying(&listing.regions);
+    let ram = Ram::read(sys)?;
+    let mut blocks = memory::blocks(sys)?;
+    for block in &mut blocks {
+        block.foreign = ram.foreign(block.range).map(str::to_owned);
+    }
     let range = |start, len| MemRange::with_len(start, len);
     let never_moves = [
         range(0, 1 << 20),
@@ -50,8 +57,8 @@ pub fn take(
         generation: Generation(u64::from(status.generation)),
         cpus: cpus(sys, &madt, status, slot)?,
         block_size: memory::block_size(sys)?,
-        blocks: memory::blocks(sys)?,
-        ram: iomem::ram(sys)?,
+        blocks,
+        ram: merged(ram.own),
         spare: memory::spare(sys)?,
         functions,
         pins,

@@ -227,3 +227,105 @@ fn what_lies_behind_a_vmd_follows_it() {
         "{error}"
     );
 }
+
+/// Persistent memory that Linux uses as RAM: `/proc/iomem` and `/sys/firmware/memmap` of a server.
+const KMEM_IOMEM: &str = include_str!("../../tests/inputs/kmem-blocks-not-in-e820/iomem.txt");
+const KMEM_MEMMAP: &str = include_str!("../../tests/inputs/kmem-blocks-not-in-e820/memmap.txt");
+
+/// The lab's machine, and memory from 5.25 to 6.25 GiB that Linux uses and the firmware calls by that name, if any.
+fn with_memory_above(kind: Option<&str>, iomem: &str) -> Tree {
+    let tree = Tree::lab();
+    for number in 42..50 {
+        tree.block(number, "online", "Movable");
+    }
+    let mut map = vec![(0, 0x9_ffff, "System RAM"), (0x10_0000, 0x7fff_ffff, "System RAM")];
+    if let Some(kind) = kind {
+        let range = KMEM_MEMMAP.split(' ').next().unwrap();
+        let (start, last) = range.split_once('-').unwrap();
+        let number = |text| crate::sysroot::parse_number(text).unwrap();
+        map.push((number(start), number(last), kind));
+    }
+    tree.memmap(&map);
+    tree.put("proc/iomem", format!("00001000-0004ffff : System RAM\n{iomem}"));
+    tree
+}
+
+#[test]
+fn a_successor_boots_in_ordinary_memory_only() {
+    assert!(KMEM_MEMMAP.lines().next().unwrap().ends_with(" Persistent Memory"));
+    let virtio = KMEM_IOMEM.replace("(kmem)", "(virtio_mem)");
+    for (kind, iomem, word, found_again) in [
+        (Some("Persistent Memory"), KMEM_IOMEM, "persistent memory", false),
+        (None, KMEM_IOMEM, "not in its memory map", false),
+        (None, &virtio, "not in its memory map", false),
+        (Some("Soft Reserved"), KMEM_IOMEM, "soft reserved", true),
+        (Some("Reserved"), KMEM_IOMEM, "reserved", true),
+    ] {
+        let inventory = inventory(&with_memory_above(kind, iomem));
+        let wanted = request(&[]);
+        let made = plan(&inventory, &wanted).unwrap();
+        let ordinary = MemRange::new(0x4800_0000, 0x6800_0000).unwrap();
+        assert_eq!(made.memory, [ordinary], "{kind:?}");
+        let too_much = Request {
+            memory: MemoryRequest::Size(768 << 20),
+            ..wanted.clone()
+        };
+        let error = plan(&inventory, &too_much).unwrap_err();
+        assert!(
+            matches!(error, PlanError::TooMuchMemory { could, .. } if could == 640 << 20),
+            "{error}"
+        );
+        let range = MemRange::new(0x1_7000_0000, 0x1_9000_0000).unwrap();
+        let named = Request {
+            memory: MemoryRequest::Blocks(vec![range]),
+            ..wanted
+        };
+        let error = plan(&inventory, &named).unwrap_err().to_string();
+        assert!(
+            error.contains("0x170000000-0x178000000") && error.contains(word),
+            "{error}"
+        );
+        // Either its successor adds it later, or it is told that it is gone.
+        let added = made
+            .reclaim
+            .blocks
+            .iter()
+            .filter(|block| block.range.start() >= 1 << 32)
+            .count();
+        let lost = made
+            .warnings
+            .iter()
+            .filter(|warning| matches!(warning, Warning::MemoryLost { .. }));
+        assert_eq!(
+            (added, lost.count()),
+            if found_again { (8, 0) } else { (0, 1) },
+            "{kind:?}"
+        );
+    }
+}
+
+#[test]
+fn memory_that_the_firmware_knows_is_ordinary_wherever_it_came_from() {
+    // Plugged in through ACPI, which Linux then lists in the map; and what an earlier refresh left Reserved there.
+    for (kind, name) in [("System RAM", "System RAM"), ("Reserved", "System RAM (locum)")] {
+        let iomem = KMEM_IOMEM.replace("System RAM (kmem)", name);
+        let made = plan(&inventory(&with_memory_above(Some(kind), &iomem)), &request(&[])).unwrap();
+        assert_eq!(
+            made.memory,
+            [MemRange::new(0x1_7000_0000, 0x1_9000_0000).unwrap()],
+            "{kind}"
+        );
+    }
+    // In part persistent: no block of that kind moves.
+    let tree = with_memory_above(
+        Some("System RAM"),
+        &KMEM_IOMEM.replace("System RAM (kmem)", "System RAM"),
+    );
+    tree.memmap(&[
+        (0, 0x7fff_ffff, "System RAM"),
+        (0x1_4000_0000, 0x1_8c00_0fff, "System RAM"),
+        (0x1_8c00_1000, 0x3_3fff_ffff, "Persistent Memory"),
+    ]);
+    let made = plan(&inventory(&tree), &request(&[])).unwrap();
+    assert_eq!(made.memory, [MemRange::new(0x1_6800_0000, 0x1_8800_0000).unwrap()]);
+}

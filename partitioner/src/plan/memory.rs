@@ -1,14 +1,15 @@
 //! Which memory goes. What nobody owns goes always: it costs the incumbent nothing, and it lies where no hotplug
 //! reaches, so a successor that boots there keeps the blocks around it movable.
 
-use alloc::{format, vec::Vec};
+use alloc::{format, string::String, vec::Vec};
 use core::cmp::Reverse;
 
 use rangemap::RangeSet;
 
 use super::check_firmware;
 use crate::{
-    BlockState, BootSize, Inventory, MemRange, MemoryBlock, MemoryRequest, PlanError, Request, Resource, error::Stuck,
+    BlockState, BootSize, Inventory, MemRange, MemoryBlock, MemoryRequest, PlanError, Request, Resource, Warning,
+    error::Stuck,
 };
 
 /// The chosen memory.
@@ -35,7 +36,7 @@ pub fn choose(inventory: &Inventory, request: &Request) -> Result<Memory, PlanEr
     let mut candidates: Vec<&MemoryBlock> = inventory
         .blocks
         .iter()
-        .filter(|block| why_not(&ram, block).is_none())
+        .filter(|block| why_not(&ram, block).is_ok())
         .filter(|block| inventory.used_by_firmware(Resource::Memory(block.range)).is_none())
         .collect();
     candidates.sort_by_key(|block| block.range);
@@ -70,14 +71,43 @@ pub fn choose(inventory: &Inventory, request: &Request) -> Result<Memory, PlanEr
 }
 
 /// Why Linux would not give that block away.
-fn why_not(ram: &RangeSet<u64>, block: &MemoryBlock) -> Option<Stuck> {
-    if ram.gaps(&block.range.range()).next().is_some() {
-        Some(Stuck::Holes)
+fn why_not(ram: &RangeSet<u64>, block: &MemoryBlock) -> Result<(), PlanError> {
+    let range = block.range;
+    if let Some(what) = &block.foreign {
+        Err(PlanError::ForeignMemory {
+            range,
+            what: what.clone(),
+        })
+    } else if ram.gaps(&range.range()).next().is_some() {
+        let why = Stuck::Holes;
+        Err(PlanError::NotRemovable { range, why })
     } else if !block.removable {
-        Some(Stuck::Unmovable)
+        let why = Stuck::Unmovable;
+        Err(PlanError::NotRemovable { range, why })
     } else {
-        None
+        Ok(())
     }
+}
+
+/// Warns of blocks that the incumbent uses and no successor finds.
+pub fn check_lost(inventory: &Inventory, warnings: &mut Vec<Warning>) {
+    let ram = inventory.own_ram();
+    let lost = |block: &&MemoryBlock| block.is_online() && ram.gaps(&block.range.range()).next().is_some();
+    let mut found: Vec<(MemRange, String)> = Vec::new();
+    for block in inventory.blocks.iter().filter(lost) {
+        let Some(what) = &block.foreign else { continue };
+        match found.last_mut() {
+            Some((range, last)) if range.end() == block.range.start() && last == what => {
+                *range = MemRange::new(range.start(), block.range.end()).unwrap_or(*range);
+            }
+            _ => found.push((block.range, what.clone())),
+        }
+    }
+    warnings.extend(
+        found
+            .into_iter()
+            .map(|(range, what)| Warning::MemoryLost { range, what }),
+    );
 }
 
 /// Spare bytes that giving up the blocks costs: an offline block holds nothing.
@@ -152,12 +182,7 @@ fn named<'a>(
                 break;
             }
             at = block.range.end();
-            if let Some(why) = why_not(ram, block) {
-                return Err(PlanError::NotRemovable {
-                    range: block.range,
-                    why,
-                });
-            }
+            why_not(ram, block)?;
             let resource = Resource::Memory(block.range);
             check_firmware(inventory, resource, resource)?;
             chosen.push(block);

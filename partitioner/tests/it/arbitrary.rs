@@ -129,6 +129,7 @@ fn put(inventory: &mut Inventory, n: u64, kind: Kind) {
         removable,
         free: if online { BLOCK / 4 } else { BLOCK },
         node,
+        foreign: None,
     };
     match kind {
         Kind::Absent => {}

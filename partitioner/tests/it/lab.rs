@@ -56,6 +56,7 @@ pub fn inventory() -> Inventory {
         removable: n >= 8, // movablecore=640M
         free: if n >= 8 { BLOCK } else { 0 },
         node: NodeId(0),
+        foreign: None,
     };
     let nic = |device, bar: u64, port, gsi| {
         let bars = vec![
