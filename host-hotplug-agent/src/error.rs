@@ -121,6 +121,14 @@ pub enum Refusal {
         /// Bytes there are.
         available: u64,
     },
+    /// No memory block to write the image to.
+    #[error(
+        "no memory block of the plan has room for the {needed} bytes of kernel, initramfs and tables, and memory that an earlier refresh left over cannot be written to: ask for more memory"
+    )]
+    NoBlockForImage {
+        /// Bytes needed in one range.
+        needed: u64,
+    },
     /// The successor's kernel would allow too few threads, see [`crate::load::threads`].
     #[error(
         "with {ram} MiB of memory the successor's kernel would allow next to no threads, for it takes the pool off its memory: give it at least {at_least} MiB, or less than {less_than} MiB"

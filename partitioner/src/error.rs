@@ -30,6 +30,18 @@ impl fmt::Display for Numbers<'_> {
     }
 }
 
+/// Nodes, in a sentence.
+struct Nodes<'a>(&'a [NodeId]);
+
+impl fmt::Display for Nodes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, node) in self.0.iter().enumerate() {
+            write!(f, "{}{node}", if i == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
 /// Why a block cannot be taken off Linux.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(
@@ -149,6 +161,21 @@ pub enum PlanError {
         needed: u64,
         /// Bytes in the longest range.
         longest: u64,
+    },
+
+    /// The kernel finds no place where L0 can enter it.
+    #[error(
+        "kernel, initramfs and tables need {needed} contiguous bytes below {reach:#x}, which is all that L0 maps for them, \
+         and the longest such range of the successor has {longest}: ask by address for blocks down there, boot the \
+         incumbent so that there are movable ones, or use a smaller initramfs"
+    )]
+    OutOfReach {
+        /// Bytes needed in one range.
+        needed: u64,
+        /// Bytes in the longest range below.
+        longest: u64,
+        /// Where L0's map ends.
+        reach: u64,
     },
 
     /// There is no such PCI function.
@@ -271,6 +298,35 @@ pub enum Warning {
         range: MemRange,
         /// What it is.
         what: String,
+    },
+    /// Two hosts share a core.
+    #[error(
+        "{goes} goes and {stays} stays, but both are threads of one core: each host slows the other down and shares its \
+         caches with it; ask for whole cores"
+    )]
+    SplitCore {
+        /// The thread that goes.
+        goes: CpuNumber,
+        /// One that stays.
+        stays: CpuNumber,
+    },
+    /// Guests run away from their RAM.
+    #[error(
+        "the pool is on {}, where the successor gets no CPU: until it has the whole machine, all RAM of its guests is \
+         remote; ask for CPUs there",
+        Nodes(pool)
+    )]
+    PoolFarAway {
+        /// Nodes of the pool.
+        pool: Vec<NodeId>,
+    },
+    /// Next to nothing below 4 GiB.
+    #[error(
+        "the successor has {} below 4 GiB beside its image, and memory that it adds later is none for 32-bit DMA: devices \
+         that need it (and the kernel's bounce buffers, 64 MiB) may fail; ask by address for a block down there", Size(*spare))]
+    LittleLowMemory {
+        /// Bytes.
+        spare: u64,
     },
     /// What a table of the firmware's code uses is not known.
     #[error(

@@ -19,6 +19,17 @@ pub struct Cpu {
     pub online: bool,
     /// Its NUMA node.
     pub node: NodeId,
+    /// Its core, by the lowest number of the CPUs that are threads of it. `None` if that is not known: then it is taken
+    /// for a core of its own.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub core: Option<CpuNumber>,
+}
+
+impl Cpu {
+    /// What tells its core from others.
+    pub(crate) fn core(&self) -> CpuNumber {
+        self.core.unwrap_or(self.number)
+    }
 }
 
 /// State of a memory block (`/sys/devices/system/memory/memoryN/state`).
@@ -139,6 +150,10 @@ pub struct Inventory {
     pub unread_firmware: Vec<String>,
     /// The pool. Empty if there is none.
     pub pool: Vec<MemRange>,
+    /// NUMA nodes of the pool's memory. Empty if they are not known.
+    pub pool_nodes: Vec<NodeId>,
+    /// What L0 maps for a host at its entry ends here: kernel, ramdisk and zero page of a successor lie below.
+    pub entry_reach: u64,
     /// Memory that belongs to no host ever: L0, and all of the first MiB (trampoline slices, BIOS). Wins over `ram`.
     /// Blocks with holes do not belong here: what is in them changes hands, if only at boot.
     pub never_moves: Vec<MemRange>,

@@ -17,8 +17,10 @@ use partitioner::{
 pub use iomem::range as iomem_range;
 
 use crate::acpi::{Interrupts, aml};
+use crate::guest::pool::Pool;
 use crate::l0::view;
-use crate::sysroot::SysRoot;
+use crate::load;
+use crate::sysroot::{SysRoot, parse_list};
 use firmware::Ground;
 use ram::Ram;
 
@@ -66,6 +68,8 @@ pub fn take(
         firmware,
         unread_firmware: listing.unread,
         pool: range(header.pool, header.pool_size).into_iter().collect(),
+        pool_nodes: Pool::of(header).nodes(sys),
+        entry_reach: load::REACH,
         never_moves: merged(never_moves.into_iter().flatten().collect()),
         unreclaimed,
     })
@@ -88,10 +92,17 @@ fn cpus(sys: &SysRoot, madt: &Interrupts, status: &Status, slot: Slot) -> Result
             number: CpuNumber(number),
             online,
             node: NodeId(node_of(sys, &dir)),
+            core: core(sys, &dir),
         });
     }
     cpus.sort_by_key(|cpu| cpu.number);
     Ok(cpus)
+}
+
+/// The core of a CPU that is online, by the lowest number of its threads.
+fn core(sys: &SysRoot, dir: &str) -> Option<CpuNumber> {
+    let threads = sys.read_optional(format!("{dir}/topology/thread_siblings_list"))?;
+    parse_list(&threads)?.into_iter().min().map(CpuNumber)
 }
 
 /// Where the CPU is in sysfs.

@@ -306,15 +306,18 @@ fn a_successor_boots_in_ordinary_memory_only() {
 
 #[test]
 fn memory_that_the_firmware_knows_is_ordinary_wherever_it_came_from() {
+    // One block below 4 GiB, the rest from above.
+    let wanted = Request {
+        memory: MemoryRequest::Size(768 << 20),
+        ..request(&[])
+    };
+    let low = MemRange::new(0x6000_0000, 0x6800_0000).unwrap();
     // Plugged in through ACPI, which Linux then lists in the map; and what an earlier refresh left Reserved there.
     for (kind, name) in [("System RAM", "System RAM"), ("Reserved", "System RAM (locum)")] {
         let iomem = KMEM_IOMEM.replace("System RAM (kmem)", name);
-        let made = plan(&inventory(&with_memory_above(Some(kind), &iomem)), &request(&[])).unwrap();
-        assert_eq!(
-            made.memory,
-            [MemRange::new(0x1_7000_0000, 0x1_9000_0000).unwrap()],
-            "{kind}"
-        );
+        let made = plan(&inventory(&with_memory_above(Some(kind), &iomem)), &wanted).unwrap();
+        let high = MemRange::new(0x1_6800_0000, 0x1_9000_0000).unwrap();
+        assert_eq!(made.memory, [low, high], "{kind}");
     }
     // In part persistent: no block of that kind moves.
     let tree = with_memory_above(
@@ -326,6 +329,24 @@ fn memory_that_the_firmware_knows_is_ordinary_wherever_it_came_from() {
         (0x1_4000_0000, 0x1_8c00_0fff, "System RAM"),
         (0x1_8c00_1000, 0x3_3fff_ffff, "Persistent Memory"),
     ]);
-    let made = plan(&inventory(&tree), &request(&[])).unwrap();
-    assert_eq!(made.memory, [MemRange::new(0x1_6800_0000, 0x1_8800_0000).unwrap()]);
+    let made = plan(&inventory(&tree), &wanted).unwrap();
+    assert_eq!(made.memory, [low, MemRange::new(0x1_6000_0000, 0x1_8800_0000).unwrap()]);
+}
+
+#[test]
+fn cores_are_known_by_their_threads() {
+    let tree = Tree::lab();
+    for cpu in 0..4 {
+        let siblings = format!("{},{}\n", cpu % 2, cpu % 2 + 2);
+        tree.put(
+            format!("sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"),
+            siblings,
+        );
+    }
+    let inventory = inventory(&tree);
+    let cores: Vec<_> = inventory.cpus.iter().map(|cpu| cpu.core.unwrap().0).collect();
+    assert_eq!(cores, [0, 1, 0, 1]);
+    let made = plan(&inventory, &request(&[])).unwrap();
+    assert_eq!(made.cpus.iter().map(|cpu| cpu.number.0).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(made.warnings, []);
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use locum_abi::CHANNEL_COUNT;
 use partitioner::{Inventory, MemRange, PciAddress, Plan, PortRange, Request, Unreclaimed, plan};
 
+use super::incumbent::image;
 use crate::config::{self, Config};
 use crate::cpuinfo::CpuFeatures;
 use crate::error::Refusal;
@@ -77,14 +78,15 @@ impl Prepared {
         })
     }
 
-    /// The plan.
+    /// The plan, and everything tried that can be tried without taking anything.
     ///
     /// # Errors
-    /// [`Refusal::Plan`] or [`Refusal::FewThreads`].
-    pub fn plan(&self) -> Result<Plan, Refusal> {
-        let plan = plan(&self.inventory, &self.request)?;
+    /// [`Refusal::Plan`], [`Refusal::FewThreads`], or why the image could not be loaded.
+    pub fn plan(&self, machine: &dyn Machine) -> Result<Plan> {
+        let plan = plan(&self.inventory, &self.request).map_err(Refusal::from)?;
         let bytes = |ranges: &[MemRange]| ranges.iter().map(|range| range.len()).sum();
         threads::check(bytes(&plan.memory), bytes(&self.inventory.pool), self.request.boot)?;
+        image::rehearse(machine, &self.config, &self.files, &plan)?;
         Ok(plan)
     }
 }
@@ -148,9 +150,9 @@ impl PlanView {
     /// Of a refresh that can begin.
     ///
     /// # Errors
-    /// [`Refusal::Plan`].
-    pub fn new(prepared: &Prepared) -> Result<Self, Refusal> {
-        let plan = prepared.plan()?;
+    /// As [`Prepared::plan`].
+    pub fn new(prepared: &Prepared, machine: &dyn Machine) -> Result<Self> {
+        let plan = prepared.plan(machine)?;
         Ok(Self {
             name: prepared.name.clone(),
             kernel: prepared.config.kernel.clone(),

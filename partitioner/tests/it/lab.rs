@@ -49,6 +49,7 @@ pub fn inventory() -> Inventory {
         number: CpuNumber(n),
         online: true,
         node: NodeId(0),
+        core: None,
     };
     let block = |n: u64| MemoryBlock {
         range: MemRange::with_len(n * BLOCK, BLOCK).unwrap(),
@@ -103,6 +104,8 @@ pub fn inventory() -> Inventory {
         firmware: vec![],
         unread_firmware: vec![],
         pool: vec![mem(0x6800_0000, 0x7fe0_0000)],
+        pool_nodes: vec![],
+        entry_reach: 4 << 30,
         never_moves: vec![mem(0, 10 * MIB)],
         unreclaimed: vec![],
     }

@@ -1,7 +1,7 @@
 //! The incumbent's actions.
 
 mod guests;
-mod image;
+pub mod image;
 mod talk;
 
 use std::collections::BTreeMap;
