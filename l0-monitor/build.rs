@@ -1,4 +1,5 @@
-//! Links the bare-metal binary at its fixed address.
+//! Links the bare-metal binary: position independent, since the boot loader chooses the place, with its relocations in
+//! the packed form (RELR) that `boot/entry.rs` applies.
 
 fn main() {
     println!("cargo::rerun-if-changed=l0.ld");
@@ -6,7 +7,8 @@ fn main() {
         let dir = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
         for arg in [
             &format!("-T{dir}/l0.ld"),
-            "--no-pie",
+            "-pie",
+            "--pack-dyn-relocs=relr",
             "-zmax-page-size=4096",
             "--no-dynamic-linker",
             "--build-id=none",

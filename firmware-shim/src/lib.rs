@@ -23,6 +23,7 @@
 //! # Modules
 //! - [`acpi`]: reads the machine's tables, makes a host's.
 //! - [`e820`]: memory maps.
+//! - [`efi`]: the EFI memory map.
 //! - [`linux`]: kernel files and the zero page of the 64-bit boot protocol.
 //!
 //! The stack is used for at most a few memory maps of 3 KiB each.
@@ -32,6 +33,7 @@
 pub mod acpi;
 mod bytes;
 pub mod e820;
+pub mod efi;
 pub mod linux;
 mod mem;
 

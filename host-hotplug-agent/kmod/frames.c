@@ -14,11 +14,11 @@
 #include <asm/io.h>
 #include <asm/msr.h>
 #include <asm/pgtable.h>
+#include <asm/trapnr.h>
 
 #define TOP_GIB		0xffffffffc0000000UL
 #define CODE64		0x00af9b000000ffffULL	/* present, accessed, ring 0, long mode */
 #define DATA		0x00cf93000000ffffULL	/* present, accessed, ring 0, writable */
-#define NMI_LIMIT	(3 * 16 - 1)
 #define L0_TABLE	(_PAGE_PRESENT | _PAGE_RW | _PAGE_ACCESSED)
 #define L0_PAGE		(L0_TABLE | _PAGE_DIRTY)
 
@@ -53,10 +53,18 @@ static u64 phys_of(const void *address)
 	return page_to_phys(vmalloc_to_page(address));
 }
 
+/* A 64-bit interrupt gate (SDM vol. 3A, figure "64-Bit IDT Gate Descriptors"), no IST: the stack is the frame's. */
+static void set_gate(u64 gate[2], const void *handler)
+{
+	u64 address = (u64)handler;
+
+	gate[0] = (address & 0xffff) | __KERNEL_CS << 16 | 0x8eULL << 40 | (address >> 16 & 0xffff) << 48;
+	gate[1] = address >> 32;
+}
+
 static void init_frame(struct locum_frame *frame, unsigned int cpu)
 {
 	struct stub_area *stub = area(frame);
-	u64 nmi = (u64)locum_stub_nmi;
 
 	frame->magic = LOCUM_FRAME_MAGIC;
 	frame->apic_id = locum_apic_id(cpu);
@@ -72,10 +80,9 @@ static void init_frame(struct locum_frame *frame, unsigned int cpu)
 	frame->stub_gdtr.limit = sizeof(stub->gdt) - 1;
 	frame->stub_gdtr.base = (u64)stub->gdt;
 
-	/* A 64-bit interrupt gate (SDM vol. 3A, figure "64-Bit IDT Gate Descriptors"), no IST: the stack is the frame's. */
-	stub->idt[2][0] = (nmi & 0xffff) | __KERNEL_CS << 16 | 0x8eULL << 40 | (nmi >> 16 & 0xffff) << 48;
-	stub->idt[2][1] = nmi >> 32;
-	frame->stub_idtr.limit = NMI_LIMIT;
+	set_gate(stub->idt[X86_TRAP_NMI], locum_stub_nmi);
+	set_gate(stub->idt[X86_TRAP_MC], locum_stub_machine_check);
+	frame->stub_idtr.limit = sizeof(stub->idt) - 1;
 	frame->stub_idtr.base = (u64)stub->idt;
 }
 

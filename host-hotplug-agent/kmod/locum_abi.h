@@ -68,7 +68,7 @@
 #define LOCUM_HEADER_MIN 344
 
 /* How many logical CPUs L0 manages at most. */
-#define LOCUM_MAX_CPUS 64
+#define LOCUM_MAX_CPUS 256
 
 /* Upper half of RAX of every operation ("LOCM"), so that a stray VMCALL is not taken for one of ours. */
 #define LOCUM_OP_MAGIC 5498687668034207744
@@ -302,6 +302,10 @@ enum locum_trace_kind {
 	LOCUM_TRACE_KIND_VMCS_CHECKED = 21,
 	/* `Event::FieldTrapped`. */
 	LOCUM_TRACE_KIND_FIELD_TRAPPED = 22,
+	/* `Event::MachineCheck`. */
+	LOCUM_TRACE_KIND_MACHINE_CHECK = 23,
+	/* `Event::MachineCheckBank`. */
+	LOCUM_TRACE_KIND_MACHINE_CHECK_BANK = 24,
 };
 
 /* What belongs to the host of one slot (generation parity). */
@@ -485,8 +489,11 @@ struct LOCUM_ALIGNED(4096) locum_frame {
 	__u32 nmi;
 	/* What the call returns: 0 or the negative of an enum locum_errno. */
 	__s64 result;
-	/* Not used, zero. */
-	__u64 reserved;
+	/*
+	 * Set to 1 by the stub's machine-check handler, or by L0 for a check that came before it was back in the stub;
+	 * the module raises it when it is back in the host. IA32_MCG_STATUS and the banks are as the CPU left them.
+	 */
+	__u64 machine_check;
 	/* Physical address of this frame. */
 	__u64 phys;
 	/* Address of the stub's `return_native`. */
@@ -499,7 +506,7 @@ struct LOCUM_ALIGNED(4096) locum_frame {
 	 * Stub's GDT for the time between the worlds: 64-bit code at the host's CS selector, data at its SS selector.
 	 */
 	struct locum_table_register stub_gdtr;
-	/* Stub's IDT: vector 2 sets `nmi`; all others are not expected. */
+	/* Stub's IDT: vector 2 sets `nmi`, vector 18 `machine_check`; all others are not expected. */
 	struct locum_table_register stub_idtr;
 	/* Host: where it goes on. */
 	__u64 rip;
@@ -681,7 +688,7 @@ _Static_assert(__builtin_offsetof(struct locum_cpu_status, guest_exits) == 40, "
 _Static_assert(__builtin_offsetof(struct locum_cpu_status, nmis) == 48, "locum_cpu_status.nmis");
 _Static_assert(__builtin_offsetof(struct locum_cpu_status, reserved2) == 56, "locum_cpu_status.reserved2");
 _Static_assert(__builtin_offsetof(struct locum_cpu_status, exits_by_reason) == 64, "locum_cpu_status.exits_by_reason");
-_Static_assert(sizeof(struct locum_status) == 45184, "locum_status");
+_Static_assert(sizeof(struct locum_status) == 180352, "locum_status");
 _Static_assert(__builtin_offsetof(struct locum_status, generation) == 0, "locum_status.generation");
 _Static_assert(__builtin_offsetof(struct locum_status, cpu_count) == 4, "locum_status.cpu_count");
 _Static_assert(__builtin_offsetof(struct locum_status, hosts) == 8, "locum_status.hosts");
@@ -697,7 +704,7 @@ _Static_assert(__builtin_offsetof(struct locum_frame, magic) == 0, "locum_frame.
 _Static_assert(__builtin_offsetof(struct locum_frame, apic_id) == 8, "locum_frame.apic_id");
 _Static_assert(__builtin_offsetof(struct locum_frame, nmi) == 12, "locum_frame.nmi");
 _Static_assert(__builtin_offsetof(struct locum_frame, result) == 16, "locum_frame.result");
-_Static_assert(__builtin_offsetof(struct locum_frame, reserved) == 24, "locum_frame.reserved");
+_Static_assert(__builtin_offsetof(struct locum_frame, machine_check) == 24, "locum_frame.machine_check");
 _Static_assert(__builtin_offsetof(struct locum_frame, phys) == 32, "locum_frame.phys");
 _Static_assert(__builtin_offsetof(struct locum_frame, return_native) == 40, "locum_frame.return_native");
 _Static_assert(__builtin_offsetof(struct locum_frame, l0_cr3) == 48, "locum_frame.l0_cr3");

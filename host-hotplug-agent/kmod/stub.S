@@ -6,7 +6,7 @@
  * is. So in here: no call, no thunk, no per-CPU variable, no exception table, and no stack but the frame's once CR3
  * has changed. What every word of the frame means is told in l0-monitor/abi/src/frame.rs.
  *
- * An NMI may come at any instruction. It always finds a handler that fits the tables loaded at that moment:
+ * An NMI or a machine check may come at any instruction. It always finds a handler that fits the tables loaded at that moment:
  *  - the stub's IDT is loaded before the stub's GDT, and the host's GDT before the host's IDT, because Linux's handler
  *    reads its CPU number out of the GDT, while the stub's asks only for a code segment at __KERNEL_CS;
  *  - TR and the GS base are the host's again before its IDT is, because Linux's handler runs on an IST stack;
@@ -159,8 +159,8 @@ SYM_CODE_START(locum_stub_return_native)
 	int3
 SYM_CODE_END(locum_stub_return_native)
 
-/* The stub's only interrupt handler: remembers the NMI for the module to send again. */
-SYM_CODE_START(locum_stub_nmi)
+/* Sets a word of the frame and goes on. */
+.macro REMEMBER what
 	UNWIND_HINT_UNDEFINED
 	ENDBR
 	pushq	%rax
@@ -168,11 +168,22 @@ SYM_CODE_START(locum_stub_nmi)
 	sidt	(%rsp)
 	movq	2(%rsp), %rax
 	andq	$-LOCUM_FRAME_SIZE, %rax
-	movl	$1, LOCUM_FRAME_NMI(%rax)
+	movl	$1, \what(%rax)
 	addq	$16, %rsp
 	popq	%rax
 	iretq
+.endm
+
+/* The stub's only interrupt handlers: they remember the NMI for the module to send again, and the machine check for it
+ * to raise.
+ */
+SYM_CODE_START(locum_stub_nmi)
+	REMEMBER LOCUM_FRAME_NMI
 SYM_CODE_END(locum_stub_nmi)
+
+SYM_CODE_START(locum_stub_machine_check)
+	REMEMBER LOCUM_FRAME_MACHINE_CHECK
+SYM_CODE_END(locum_stub_machine_check)
 
 /* One page exactly (.org refuses to go back). */
 	.org	locum_stub_start + LOCUM_FRAME_SIZE, 0xcc

@@ -31,6 +31,7 @@
 //! | [`park`] | CPUs that no host runs on |
 //! | [`partition`] | owners of CPUs, memory, ports, pins and PCI functions; the two hosts |
 //! | [`machine`] | what the machine is |
+//! | [`machine_check`] | machine checks that come while L0 runs |
 //! | [`stage`] | where every CPU stands: parked, native, nested, on its way |
 //! | [`vmx`] | VMX as the SDM has it |
 //! | [`logger`] | the log |
@@ -61,6 +62,7 @@ mod doors;
 mod id;
 mod logger;
 mod machine;
+mod machine_check;
 mod nested;
 mod park;
 mod partition;

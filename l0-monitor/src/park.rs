@@ -24,8 +24,9 @@ use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use locum_abi::mailbox::{NOOP, TEST, WAKEUP};
 use locum_abi::{Event, MAX_CPUS, Slot};
 
-use crate::arch::{cpuid, lapic, registers};
+use crate::arch::{cpuid, lapic, msr, registers};
 use crate::id::{self, CpuIndex, PerCpu};
+use crate::machine_check;
 use crate::partition::{PARTITION, StartMode};
 use crate::shared::{self, MailboxWords};
 use crate::stage::{self, Stage, Step};
@@ -141,6 +142,11 @@ pub(crate) fn wait_for_start(cpu: CpuIndex) -> (Start, StartMode) {
         registers::normalise();
         lapic::Parked::new()
     };
+    if machine_check::take(cpu) {
+        // It came when this was still a host's CPU, and the host has gone.
+        machine_check::answer(msr::read_safe, shared::trace);
+        msr::write_safe(msr::MCG_STATUS, 0);
+    }
     if let Err(found) = stage::take(cpu, Step::Settle) {
         log::error!("APIC id {} parks from stage {found:?}", id::apic_id(cpu));
     }
@@ -151,6 +157,7 @@ pub(crate) fn wait_for_start(cpu: CpuIndex) -> (Start, StartMode) {
         }
         wait(kind, PARTITION.owner(cpu));
         lapic.acknowledge();
+        machine_check::log(cpu);
     };
     lapic.quiet();
     // SAFETY: interrupts that are still pending are taken here, under L0's IDT; after that the LAPIC is the host's.

@@ -19,13 +19,13 @@ use locum_abi::trace::{LOG_BYTES, TRACE_RECORDS};
 use locum_abi::{ChannelRing, CpuMode, Event, Header, HostState, StopReason, TraceRecord};
 
 use crate::id::{self, APIC_IDS, CpuIndex};
-use layout::{Region, Shared, SlotArea};
+use layout::{Place, Region, Shared, SlotArea};
 use locum_abi::Slot;
 
 // SAFETY: every access goes through raw pointers, by atomic or volatile words, or happens at boot on one CPU.
 unsafe impl Sync for Shared {}
 
-/// At 0x800000 in L0's image: see the linker script.
+/// The last 2 MiB of L0's image: see the linker script.
 // SAFETY: the section is zero-initialised memory like .bss, only its place differs.
 #[unsafe(link_section = ".bss..shared")]
 static REGION: Shared = Shared(UnsafeCell::new(layout::Filled {
@@ -65,6 +65,11 @@ pub(crate) fn set_header(header: Header) {
     let place = field!(header.0);
     // SAFETY: inside the static, and only the boot CPU runs.
     unsafe { place.write_volatile(header) };
+}
+
+/// Where L0's memory is.
+pub(crate) fn place() -> Place {
+    Place::new((region() as u64).wrapping_sub(layout::PRIVATE_SIZE))
 }
 
 /// Physical address of the header.
@@ -137,11 +142,6 @@ pub(crate) fn set_reset_mode(apic_id: u32, nested: bool) {
             mode.store(u8::from(nested), Release);
         }
     }
-}
-
-/// Slice below 1 MiB of the host in `slot`: first byte and bytes.
-pub(crate) const fn low_slice(slot: Slot) -> (u64, u64) {
-    (layout::LOW_SLICES[slot.index()], layout::LOW_SLICE_SIZE)
 }
 
 /// The status.

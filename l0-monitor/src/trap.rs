@@ -3,6 +3,7 @@
 //! | what arrives | what happens |
 //! | --- | --- |
 //! | NMI | under a host's CPU: sent again, and held pending until the host runs (see [`hold_nmi`]); on a parked CPU: ignored |
+//! | a machine check | under a host's CPU: noted for the host; else answered, and execution goes on (see [`crate::machine_check`]) |
 //! | #GP or #UD at an instruction of [`crate::arch::msr`] that may fault | execution goes on at its landing |
 //! | an interrupt (vector 32 and up) | nothing: only parked CPUs take interrupts, and end them in their loop |
 //! | anything else | a bug of L0 or a broken machine: traced, logged, and the CPU halts for good |
@@ -20,6 +21,8 @@ use x86_64::structures::gdt::SegmentSelector;
 use x86_64::structures::idt::{Entry, ExceptionVector, HandlerFunc};
 
 use crate::arch::{cpuid, gdt, lapic, msr, registers};
+use crate::id::CpuIndex;
+use crate::machine_check::{self, McgStatus};
 use crate::shared::{self, Counter};
 use crate::stage::{self, Stage};
 
@@ -29,6 +32,7 @@ const INVALID_OPCODE: u64 = ExceptionVector::InvalidOpcode as u64;
 const DOUBLE_FAULT: usize = ExceptionVector::Double as usize;
 const GENERAL_PROTECTION: u64 = ExceptionVector::GeneralProtection as u64;
 const PAGE_FAULT: u64 = ExceptionVector::Page as u64;
+const MACHINE_CHECK: u64 = ExceptionVector::MachineCheck as u64;
 /// The vectors below it are for exceptions (SDM vol. 3A, 6.2).
 const FIRST_INTERRUPT: u64 = 32;
 /// Bytes between two entry stubs.
@@ -103,6 +107,12 @@ global_asm!(
 
 unsafe extern "C" {
     safe static l0_trap_stubs: u8;
+    // Of the assembly around VM entry, `doors/vm_exit.rs`.
+    safe static l0_steady_enter_look: u8;
+    safe static l0_steady_enter_again: u8;
+    safe static l0_vm_enter_look: u8;
+    safe static l0_vm_enter_last: u8;
+    safe static l0_vm_enter_again: u8;
 }
 
 /// What the stub leaves on the stack, lowest address first.
@@ -168,21 +178,65 @@ pub(crate) unsafe fn load() {
 /// host (or its guest) had, and the CPU delivers the NMI as it would have without L0: to the host, after the IRET of a
 /// handler that it is in, or as an NMI exit of the guest. A parked CPU's NMI is for nobody.
 fn hold_nmi() -> bool {
-    let Some(cpu) = cpuid::current() else {
+    let Some(cpu) = cpu_of_host() else {
         return false;
     };
-    if !matches!(stage::of(cpu), Stage::Native | Stage::Nested | Stage::InitSent) {
-        return false;
-    }
     shared::status().cpu(cpu).count(Counter::Nmis);
     lapic::send_nmi_self();
     true
+}
+
+/// This CPU, if L0 was interrupted between two moments of a host.
+fn cpu_of_host() -> Option<CpuIndex> {
+    cpuid::current().filter(|&cpu| matches!(stage::of(cpu), Stage::Native | Stage::Nested | Stage::InitSent))
+}
+
+/// How a machine check ends.
+enum Check {
+    /// The host's: return, with NMIs blocked if they were.
+    Noted,
+    /// Nobody's, and answered.
+    Answered,
+    /// What it interrupted can't go on.
+    Fatal,
+}
+
+/// A machine check came. Where VM entry is about to happen the host's must not wait for the next exit: execution goes
+/// on at the entry's beginning, which looks for it.
+fn take_machine_check(frame: &mut TrapFrame) -> Check {
+    if let Some(cpu) = cpu_of_host() {
+        machine_check::note(cpu);
+        let address = |label: *const u8| label.addr() as u64;
+        let steady = address(&raw const l0_steady_enter_look);
+        let ordinary = address(&raw const l0_vm_enter_look);
+        if (steady..ordinary).contains(&frame.rip) {
+            frame.rip = address(&raw const l0_steady_enter_again);
+        } else if (ordinary..=address(&raw const l0_vm_enter_last)).contains(&frame.rip) {
+            frame.rip = address(&raw const l0_vm_enter_again);
+        }
+        return Check::Noted;
+    }
+    let status = machine_check::answer(msr::read_safe, shared::trace);
+    msr::write_safe(msr::MCG_STATUS, 0);
+    if let Some(cpu) = cpuid::current() {
+        machine_check::remember(cpu, status);
+    }
+    if status.contains(McgStatus::RIPV) {
+        Check::Answered
+    } else {
+        Check::Fatal
+    }
 }
 
 /// Every exception and interrupt under L0 comes here. True: return with NMIs blocked.
 extern "C" fn trap(frame: &mut TrapFrame) -> bool {
     match frame.vector {
         NMI => return hold_nmi(),
+        MACHINE_CHECK => match take_machine_check(frame) {
+            Check::Noted => return true,
+            Check::Answered => return false,
+            Check::Fatal => {}
+        },
         INVALID_OPCODE | GENERAL_PROTECTION => {
             if let Some(landing) = msr::fixup(frame.rip) {
                 frame.rip = landing;

@@ -18,8 +18,11 @@ pub const SUCCESSOR_KEEPS: [Signature; 4] = [Signature::SSDT, Signature::MCFG, S
 /// What a host's tables say beyond the machine's own.
 #[derive(Clone, Copy, Debug)]
 pub struct HostFirmware<'a> {
-    /// APIC ids of the host's CPUs, its boot CPU first; the machine's other enabled CPUs follow in its own order.
+    /// APIC ids of the host's CPUs, its boot CPU first; the other CPUs follow in the machine's order.
     pub cpus: &'a [u32],
+    /// APIC ids of all CPUs that L0 manages. Others of the machine are left out: nobody would answer when a host wakes
+    /// one.
+    pub managed: &'a [u32],
     /// Physical address of the host's wakeup mailbox, one page, aligned to 4 KiB.
     pub mailbox: u64,
     /// Physical address that a CPU given up by the host jumps to.
@@ -62,6 +65,7 @@ pub fn first_host_tables<M: PhysMem + ?Sized>(
     let parts = Parts {
         fadt: fadt.for_first_host(),
         cpus: host.cpus,
+        managed: host.managed,
         interrupts: Interrupts::Legacy,
         wakeup: Wakeup {
             mailbox: host.mailbox,
@@ -91,6 +95,7 @@ pub fn successor_tables<M: PhysMem + ?Sized>(
     let parts = Parts {
         fadt: fadt.for_successor(),
         cpus: host.cpus,
+        managed: host.managed,
         interrupts: Interrupts::HardwareReduced,
         wakeup: Wakeup {
             mailbox: host.mailbox,
@@ -104,6 +109,7 @@ pub fn successor_tables<M: PhysMem + ?Sized>(
 struct Parts<'a> {
     fadt: [u8; FADT_REVISION_6_LEN],
     cpus: &'a [u32],
+    managed: &'a [u32],
     interrupts: Interrupts,
     wakeup: Wakeup,
     locm: Locm,
@@ -124,7 +130,11 @@ fn layout<M: PhysMem + ?Sized>(
     out.bytes(&parts.fadt);
 
     let madt = out.align();
-    madt_build::write(&machine.madt()?, parts.cpus, parts.interrupts, parts.wakeup, &mut out)?;
+    let cpus = madt_build::Cpus {
+        own: parts.cpus,
+        managed: parts.managed,
+    };
+    madt_build::write(&machine.madt()?, cpus, parts.interrupts, parts.wakeup, &mut out)?;
 
     let locm = out.align();
     parts.locm.write(&mut out);

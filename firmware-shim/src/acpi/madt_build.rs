@@ -1,4 +1,4 @@
-//! A host's MADT: all CPUs of the machine enabled, its own first, and the wakeup structure.
+//! A host's MADT: all CPUs that L0 manages enabled, the host's own first, and the wakeup structure.
 
 use super::error::BuildError;
 use super::header::SdtHeader;
@@ -55,14 +55,24 @@ pub(crate) struct Wakeup {
     pub reset_vector: u64,
 }
 
-/// Appends the table. `own` are the APIC ids of the host's CPUs, its boot CPU first.
+/// Which CPUs the table lists, as APIC ids.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cpus<'a> {
+    /// The host's, its boot CPU first.
+    pub own: &'a [u32],
+    /// All that there may be.
+    pub managed: &'a [u32],
+}
+
+/// Appends the table.
 pub(crate) fn write<M: PhysMem + ?Sized>(
     machine: &Madt<'_, M>,
-    own: &[u32],
+    cpus: Cpus<'_>,
     interrupts: Interrupts,
     wakeup: Wakeup,
     out: &mut Sink<'_>,
 ) -> Result<(), BuildError> {
+    let Cpus { own, managed } = cpus;
     if own.is_empty() {
         return Err(BuildError::NoCpu);
     }
@@ -91,7 +101,7 @@ pub(crate) fn write<M: PhysMem + ?Sized>(
     }
     for cpu in machine.cpus() {
         let cpu = cpu?;
-        if cpu.enabled() && !own.contains(&cpu.apic_id) {
+        if cpu.enabled() && managed.contains(&cpu.apic_id) && !own.contains(&cpu.apic_id) {
             cpu.entry().write(out);
         }
     }

@@ -97,6 +97,12 @@ pub enum E820Error {
         /// What it collides with.
         other: &'static str,
     },
+    /// There is no room for two trampoline slices.
+    #[error(
+        "below 640 KiB the memory map has no two usable pieces of 64 KiB above the first 64 KiB, so two hosts cannot \
+         both start their CPUs; turn off legacy boot support (CSM) in the firmware, or update it"
+    )]
+    NoSlices,
 }
 
 /// A memory map.

@@ -2,8 +2,12 @@
 //! filled.
 
 mod kernel;
+mod platform;
+mod screen;
 mod setup_header;
 mod zero_page;
 
 pub use kernel::{ENTRY_64_OFFSET, KernelError, KernelImage};
+pub use platform::{Efi, Platform};
+pub use screen::{Channel, Framebuffer, Screen, ScreenError, VideoFirmware};
 pub use zero_page::{ZERO_PAGE_LEN, ZeroPage, ZeroPageError};

@@ -53,6 +53,8 @@ pub const INIT_SIZE: usize = 0x260;
 /// First byte after the room for the setup header.
 pub const HEADER_ROOM_END: usize = 0x290;
 
+/// `screen_info`.
+pub const SCREEN_INFO: usize = 0x000;
 /// `acpi_rsdp_addr`, u64.
 pub const ACPI_RSDP_ADDR: usize = 0x070;
 /// `ext_ramdisk_image`, u32: high half of the address.
@@ -61,6 +63,22 @@ pub const EXT_RAMDISK_IMAGE: usize = 0x0c0;
 pub const EXT_RAMDISK_SIZE: usize = 0x0c4;
 /// `ext_cmd_line_ptr`, u32: high half of the address.
 pub const EXT_CMD_LINE_PTR: usize = 0x0c8;
+/// `efi_info.efi_loader_signature`.
+pub const EFI_LOADER_SIGNATURE: usize = 0x1c0;
+/// `efi_info.efi_systab`, u32: low half of the address.
+pub const EFI_SYSTAB: usize = 0x1c4;
+/// `efi_info.efi_memdesc_size`, u32.
+pub const EFI_MEMDESC_SIZE: usize = 0x1c8;
+/// `efi_info.efi_memdesc_version`, u32.
+pub const EFI_MEMDESC_VERSION: usize = 0x1cc;
+/// `efi_info.efi_memmap`, u32: low half of the address.
+pub const EFI_MEMMAP: usize = 0x1d0;
+/// `efi_info.efi_memmap_size`, u32, bytes.
+pub const EFI_MEMMAP_SIZE: usize = 0x1d4;
+/// `efi_info.efi_systab_hi`, u32.
+pub const EFI_SYSTAB_HI: usize = 0x1d8;
+/// `efi_info.efi_memmap_hi`, u32.
+pub const EFI_MEMMAP_HI: usize = 0x1dc;
 /// `e820_entries`, u8.
 pub const E820_ENTRIES: usize = 0x1e8;
 /// `e820_table`: entries of address u64, size u64, type u32.

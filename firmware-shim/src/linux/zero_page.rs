@@ -1,6 +1,8 @@
 //! The zero page (`struct boot_params`): all that a kernel is told when it starts.
 
 use super::kernel::KernelImage;
+use super::platform::Platform;
+use super::screen::ScreenError;
 use super::setup_header as at;
 use crate::bytes::put;
 use crate::e820::{E820Map, MemoryType};
@@ -39,6 +41,9 @@ pub enum ZeroPageError {
         /// Where it is.
         range: Range<u64>,
     },
+    /// The screen cannot be described.
+    #[error(transparent)]
+    Screen(#[from] ScreenError),
 }
 
 /// What the zero page says.
@@ -58,11 +63,12 @@ pub struct ZeroPage<'a> {
     pub rsdp: u64,
     /// The host's memory map.
     pub e820: &'a E820Map,
+    /// Screen and EFI.
+    pub platform: Platform,
 }
 
 impl ZeroPage<'_> {
-    /// Fills `out`, overwriting all of it. Screen, video mode, EFI and EDD information stay zero: the host has a serial
-    /// console and no BIOS.
+    /// Fills `out`, overwriting all of it. EDD information stays zero, as do screen and EFI if the host has none.
     ///
     /// # Errors
     /// [`ZeroPageError`]; `out` is unchanged then.
@@ -70,8 +76,13 @@ impl ZeroPage<'_> {
         let cmdline = self.command_line()?;
         self.check_placement(&cmdline)?;
         let ramdisk = self.ramdisk.clone().unwrap_or(0..0);
+        let screen = self.platform.screen_info()?;
 
         out.fill(0);
+        put(out, at::SCREEN_INFO, &screen);
+        if let Some(efi) = self.platform.efi() {
+            efi.write(out);
+        }
         put(out, at::HEADER_START, self.kernel.setup_header());
         put(out, at::TYPE_OF_LOADER, &[at::LOADER_UNDEFINED]);
         put(out, at::LOADFLAGS, &[at::LOADED_HIGH]);
@@ -133,7 +144,7 @@ impl ZeroPage<'_> {
 }
 
 /// Writes a 64-bit value as its low half at `low` and its high half at `high`.
-fn put_split(out: &mut [u8], low: usize, high: usize, value: u64) {
+pub(super) fn put_split(out: &mut [u8], low: usize, high: usize, value: u64) {
     let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
     put(out, low, &[a, b, c, d]);
     put(out, high, &[e, f, g, h]);

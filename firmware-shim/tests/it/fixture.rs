@@ -341,9 +341,21 @@ pub const LOCM: Locm = Locm {
     abi_revision: 7,
 };
 
+/// APIC ids that a test's machine may have.
+const ALL_CPUS: [u32; 256] = {
+    let mut ids = [0; 256];
+    let mut id = 0;
+    while id < ids.len() {
+        ids[id] = id as u32;
+        id += 1;
+    }
+    ids
+};
+
 pub fn firmware(cpus: &[u32]) -> HostFirmware<'_> {
     HostFirmware {
         cpus,
+        managed: &ALL_CPUS,
         mailbox: 0x80_8000,
         reset_vector: 0x80_9000,
         locm: LOCM,

@@ -5,7 +5,8 @@ use crate::witness::Reader;
 use acpi::sdt::fadt::Fadt;
 use acpi::sdt::madt::{Madt, MadtEntry};
 use firmware_shim::acpi::{
-    AcpiError, BuildError, HostFirmware, HostTables, Locm, Machine, Signature, first_host_tables, successor_tables,
+    AcpiError, BuildError, HostFirmware, HostTables, Locm, Machine, Rsdp, Signature, first_host_tables,
+    successor_tables,
 };
 
 type Build = fn(&Machine<'_, Ram>, &HostFirmware<'_>, u64, &mut [u8]) -> Result<HostTables, BuildError>;
@@ -363,6 +364,29 @@ fn a_small_buffer_says_how_much_is_missing() {
             assert!(error.to_string().contains(&format!("{} more", needed - have)));
         }
         build(&machine, &firmware(&[0]), TABLES, &mut out[..needed]).unwrap();
+    }
+}
+
+#[test]
+fn cpus_that_l0_does_not_manage_are_left_out() {
+    for build in [FIRST, SUCCESSOR] {
+        let fixture = server();
+        let listed = |managed: &[u32]| {
+            let mut out = [0; 4096];
+            let host = HostFirmware {
+                managed,
+                ..firmware(&[2])
+            };
+            let tables = build(&fixture.machine(), &host, TABLES, &mut out).unwrap();
+            let mut ram = fixture.ram.clone();
+            ram.add(TABLES, out[..tables.len].to_vec());
+            let rsdp = Rsdp::read(&ram, tables.rsdp).unwrap();
+            let machine = Machine::open(&ram, &rsdp).unwrap();
+            let madt = machine.madt().unwrap();
+            madt.cpus().map(|cpu| cpu.unwrap().apic_id).collect::<Vec<_>>()
+        };
+        assert_eq!(listed(&[0, 1, 2, 3]).len(), 4);
+        assert_eq!(listed(&[0, 2]), [2, 0]);
     }
 }
 

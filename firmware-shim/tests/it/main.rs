@@ -2,11 +2,14 @@
 //! and `iasl` as independent readers.
 
 mod e820;
+mod efi_map;
 mod fit;
 mod fixture;
 mod fuzz;
 mod host_tables;
 mod iasl;
+mod low_slices;
+mod platform;
 mod read;
 mod witness;
 mod zero_page;

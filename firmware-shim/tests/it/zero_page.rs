@@ -2,7 +2,9 @@
 
 use crate::fixture::{put, u16_at, u32_at};
 use firmware_shim::e820::{E820Map, MemoryType};
-use firmware_shim::linux::{ENTRY_64_OFFSET, KernelError, KernelImage, ZERO_PAGE_LEN, ZeroPage, ZeroPageError};
+use firmware_shim::linux::{
+    ENTRY_64_OFFSET, KernelError, KernelImage, Platform, ZERO_PAGE_LEN, ZeroPage, ZeroPageError,
+};
 use linux_boot_params::{BootParams, LINUX_BOOT_HEADER_MAGIC};
 use std::mem::offset_of;
 use std::ops::Range;
@@ -19,7 +21,7 @@ macro_rules! at {
 }
 
 /// A bzImage as Debian's 6.12 has it, with other contents.
-fn bzimage() -> Vec<u8> {
+pub fn bzimage() -> Vec<u8> {
     let mut file = vec![0; (SETUP_SECTS + 1) * 512];
     file[..HDR].fill(0xff); // code of the boot sector, sentinel included
     put(&mut file, at!(setup_sects), &[SETUP_SECTS as u8]);
@@ -169,7 +171,7 @@ fn load_addresses_are_checked() {
     low.check_load(0xf000_0000, 0x1000_0000).unwrap();
 }
 
-fn memory() -> E820Map {
+pub fn memory() -> E820Map {
     let mut map = E820Map::new();
     map.set(0x1_0000..0x5_0000, MemoryType::Usable).unwrap();
     map.set(0x80_0000..0xa0_0000, MemoryType::AcpiNvs).unwrap();
@@ -179,7 +181,7 @@ fn memory() -> E820Map {
     map
 }
 
-fn page<'a>(kernel: &'a KernelImage<'a>, e820: &'a E820Map) -> ZeroPage<'a> {
+pub fn page<'a>(kernel: &'a KernelImage<'a>, e820: &'a E820Map) -> ZeroPage<'a> {
     ZeroPage {
         kernel,
         load: 0x200_0000,
@@ -188,10 +190,11 @@ fn page<'a>(kernel: &'a KernelImage<'a>, e820: &'a E820Map) -> ZeroPage<'a> {
         ramdisk: Some(0x800_0000..0x923_4567),
         rsdp: 0x80_1000,
         e820,
+        platform: Platform::Successor,
     }
 }
 
-fn boot_params(page: &ZeroPage<'_>) -> (BootParams, [u8; ZERO_PAGE_LEN]) {
+pub fn boot_params(page: &ZeroPage<'_>) -> (BootParams, [u8; ZERO_PAGE_LEN]) {
     let mut raw = [0xaa; ZERO_PAGE_LEN];
     page.write(&mut raw).unwrap();
     #[expect(unsafe_code, reason = "plain old data read from bytes")]

@@ -31,6 +31,8 @@ pub(super) fn kind(kind: TraceKind) -> &'static str {
         TraceKind::Fault => "fault",
         TraceKind::VmcsChecked => "vmcs-checked",
         TraceKind::FieldTrapped => "field-trapped",
+        TraceKind::MachineCheck => "machine-check",
+        TraceKind::MachineCheckBank => "machine-check-bank",
     }
 }
 
@@ -147,6 +149,22 @@ pub(super) fn words(event: Event, apic_id: u16) -> String {
             if write { "VMWRITE" } else { "VMREAD" },
             vmcs::field(field)
         ),
+        Event::MachineCheck { to_host, status } => format!(
+            "a machine check came while L0 ran (IA32_MCG_STATUS {status:#x}); {}",
+            if to_host {
+                "handed to the host"
+            } else {
+                "answered, no host ran here"
+            }
+        ),
+        Event::MachineCheckBank { bank, status, address } => format!(
+            "bank {bank} says {} error: IA32_MC{bank}_STATUS {status:#x}, address {address:#x}",
+            if status & MCI_STATUS_UC != 0 {
+                "an uncorrected"
+            } else {
+                "a corrected"
+            }
+        ),
     }
 }
 
@@ -211,6 +229,10 @@ pub(super) fn fields(event: Event) -> Value {
         Event::FieldTrapped { field, write, times } => {
             json!({ "field": field, "name": vmcs::name(field), "write": write, "times": times })
         }
+        Event::MachineCheck { to_host, status } => json!({ "to_host": to_host, "mcg_status": status }),
+        Event::MachineCheckBank { bank, status, address } => {
+            json!({ "bank": bank, "mci_status": status, "mci_address": address })
+        }
     }
 }
 
@@ -225,6 +247,8 @@ fn resource(grant: Grant) -> Value {
 }
 
 const PAGE_FAULT: u8 = 14;
+/// Of IA32_MCi_STATUS, UC: the error was not corrected (SDM vol. 3B, "IA32_MCi_STATUS MSRS").
+const MCI_STATUS_UC: u64 = 1 << 61;
 
 fn host(slot: Slot) -> &'static str {
     match slot {
@@ -445,6 +469,21 @@ mod tests {
                 times: 64,
             },
             "VMREAD of guest CR0 exited 64 times so far",
+        ),
+        (
+            Event::MachineCheck {
+                to_host: false,
+                status: 5,
+            },
+            "a machine check came while L0 ran (IA32_MCG_STATUS 0x5); answered, no host ran here",
+        ),
+        (
+            Event::MachineCheckBank {
+                bank: 9,
+                status: 0xbe00_0000_0080_0400,
+                address: 0x1234_5000,
+            },
+            "bank 9 says an uncorrected error: IA32_MC9_STATUS 0xbe00000000800400, address 0x12345000",
         ),
     ];
 

@@ -6,7 +6,7 @@
 
 use anyhow::{Context, Result};
 use firmware_shim::e820::E820Map;
-use firmware_shim::linux::{ENTRY_64_OFFSET, KernelImage, ZERO_PAGE_LEN, ZeroPage};
+use firmware_shim::linux::{ENTRY_64_OFFSET, KernelImage, Platform, ZERO_PAGE_LEN, ZeroPage};
 use partitioner::{BootSize, MemRange};
 
 use super::files::BOOT_PAGES;
@@ -84,6 +84,7 @@ impl<'k> Sizes<'k> {
             ramdisk: Some(ramdisk..ramdisk + self.initramfs),
             rsdp,
             e820,
+            platform: Platform::Successor,
         }
         .write(&mut zero_page)
         .context("describing the successor's machine to its kernel")?;

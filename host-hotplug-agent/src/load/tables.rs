@@ -6,12 +6,14 @@ use anyhow::{Result, ensure};
 use firmware_shim::PhysMem;
 use firmware_shim::acpi::{HostFirmware, HostTables, Locm, Machine, Rsdp, SUCCESSOR_KEEPS, successor_tables};
 use firmware_shim::e820::{E820Map, SuccessorMemory, for_successor};
+use locum_abi::status::NO_OWNER;
 use locum_abi::{FAMILY, Header};
 use partitioner::{MemRange, Plan};
 
 use super::Placed;
 use crate::acpi::Tables;
 use crate::inventory::memmap;
+use crate::l0;
 use crate::sysroot::SysRoot;
 
 /// Most bytes that the tables made by us take.
@@ -37,8 +39,17 @@ pub fn acpi(
         "L0 gives the successor's slot no area for tables: update L0"
     );
     let cpus: Vec<u32> = plan.cpus.iter().map(|cpu| cpu.apic.0).collect();
+    let status = l0::memory::status(memory, header)?;
+    let managed: Vec<u32> = status
+        .cpus
+        .iter()
+        .take(status.cpu_count as usize)
+        .filter(|cpu| cpu.owner != NO_OWNER)
+        .map(|cpu| cpu.apic_id)
+        .collect();
     let host = HostFirmware {
         cpus: &cpus,
+        managed: &managed,
         mailbox: slot.mailbox,
         reset_vector: slot.reset_vector,
         locm: Locm {

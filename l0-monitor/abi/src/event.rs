@@ -53,11 +53,16 @@ pub enum TraceKind {
     VmcsChecked = 21,
     /// [`Event::FieldTrapped`].
     FieldTrapped = 22,
+    /// [`Event::MachineCheck`].
+    MachineCheck = 23,
+    /// [`Event::MachineCheckBank`].
+    MachineCheckBank = 24,
 }
 
 from_raw!(TraceKind: u16 {
     None, Boot, Park, Wake, MailboxRefused, Enter, Leave, CallRefused, Owner, HostStart, HostDead, HostRetired, CpuTaken,
     PortDenied, PinDenied, PciDenied, Inject, MemoryDenied, VmxFail, PowerFiltered, Fault, VmcsChecked, FieldTrapped,
+    MachineCheck, MachineCheckBank,
 });
 
 /// Something that L0 did, saw or refused.
@@ -237,6 +242,22 @@ pub enum Event {
         /// Times since boot, a power of two: only these leave a record.
         times: u64,
     },
+    /// A machine check came while L0 ran.
+    MachineCheck {
+        /// It was handed to the host whose CPU this is, which finds all that the CPU tells; else L0 answered it.
+        to_host: bool,
+        /// IA32_MCG_STATUS as it was (SDM vol. 3B, "IA32_MCG_STATUS MSR").
+        status: u64,
+    },
+    /// What a bank said when L0 answered a machine check. The record follows that of the check, of the same CPU.
+    MachineCheckBank {
+        /// Number of the bank.
+        bank: u8,
+        /// IA32_MCi_STATUS, its bit 63 (VAL) set.
+        status: u64,
+        /// IA32_MCi_ADDR; 0 if the bank has none.
+        address: u64,
+    },
 }
 
 /// "None" where a word holds an address.
@@ -307,6 +328,8 @@ impl Event {
             Self::Fault { vector, rip, detail } => (K::Fault, vector.into(), rip, detail),
             Self::VmcsChecked { same, vmcs, difference } => (K::VmcsChecked, same.into(), vmcs, difference),
             Self::FieldTrapped { field, write, times } => (K::FieldTrapped, field | flag(write, VMWRITE), times, 0),
+            Self::MachineCheck { to_host, status } => (K::MachineCheck, to_host.into(), status, 0),
+            Self::MachineCheckBank { bank, status, address } => (K::MachineCheckBank, bank.into(), status, address),
         }
     }
 
@@ -409,6 +432,15 @@ impl Event {
                 field: a & !VMWRITE,
                 write: a & VMWRITE != 0,
                 times: b,
+            },
+            TraceKind::MachineCheck => Self::MachineCheck {
+                to_host: a != 0,
+                status: b,
+            },
+            TraceKind::MachineCheckBank => Self::MachineCheckBank {
+                bank: low as u8,
+                status: b,
+                address: c,
             },
         })
     }

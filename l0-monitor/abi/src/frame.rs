@@ -7,8 +7,9 @@
 //! **Enter**, with interrupts off and on the frame's CPU:
 //! 1. the stub saves callee-saved registers and RFLAGS on the host's stack, stores RSP and the address of its resume
 //!    label in the frame, fills in all fields marked "host" below;
-//! 2. loads the frame's GDT and IDT (so that an NMI finds a handler under both CR3s; it only sets `nmi`), switches RSP
-//!    to the frame's stack, loads `l0_cr3`, jumps to `l0_entry` with RDI = address of the frame;
+//! 2. loads the frame's GDT and IDT (so that an NMI or a machine check finds a handler under both CR3s; it only sets
+//!    `nmi` or `machine_check`), switches RSP to the frame's stack, loads `l0_cr3`, jumps to `l0_entry` with RDI =
+//!    address of the frame;
 //! 3. L0 continues the host at `rip` with `rsp` in VMX non-root, RAX = 0; or, refusing, jumps to `return_native` with
 //!    RDI = address of the frame and `result` set to the negative [`crate::Errno`].
 //!
@@ -48,8 +49,9 @@ pub struct Frame {
     pub nmi: u32,
     /// What the call returns: 0 or the negative of an [`crate::Errno`].
     pub result: i64,
-    /// Not used, zero.
-    pub reserved: u64,
+    /// Set to 1 by the stub's machine-check handler, or by L0 for a check that came before it was back in the stub; the
+    /// module raises it when it is back in the host. IA32_MCG_STATUS and the banks are as the CPU left them.
+    pub machine_check: u64,
     /// Physical address of this frame.
     pub phys: u64,
     /// Address of the stub's `return_native`.
@@ -60,7 +62,7 @@ pub struct Frame {
     pub l0_entry: u64,
     /// Stub's GDT for the time between the worlds: 64-bit code at the host's CS selector, data at its SS selector.
     pub stub_gdtr: TableRegister,
-    /// Stub's IDT: vector 2 sets `nmi`; all others are not expected.
+    /// Stub's IDT: vector 2 sets `nmi`, vector 18 `machine_check`; all others are not expected.
     pub stub_idtr: TableRegister,
     /// Host: where it goes on.
     pub rip: u64,

@@ -36,7 +36,7 @@ pub const FEATURES: u64 = 0;
 pub const HEADER_MIN: u32 = 344;
 
 /// How many logical CPUs L0 manages at most.
-pub const MAX_CPUS: usize = 64;
+pub const MAX_CPUS: usize = 256;
 
 /// What belongs to the host of one slot (generation parity).
 #[repr(C)]

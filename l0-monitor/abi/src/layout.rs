@@ -191,8 +191,8 @@ mod tests {
     fn header() -> Header {
         Header {
             status: 0x1000,
-            trace: 0x2_0000,
-            log: 0x4_0000,
+            trace: 0x4_0000,
+            log: 0x8_0000,
             channels: 0x10_0000,
             ..Header::of_this_release()
         }
@@ -208,7 +208,7 @@ mod tests {
         let hosts = 0x1000 + offset_of!(Status, hosts) as u64;
         assert_eq!(layout.hosts.address(1), Some(hosts + size_of::<HostStatus>() as u64));
         assert_eq!(layout.trace.count as usize, TRACE_RECORDS);
-        let records = 0x2_0000 + offset_of!(TraceRing, records) as u64;
+        let records = 0x4_0000 + offset_of!(TraceRing, records) as u64;
         assert_eq!(
             layout.trace.address(2),
             Some(records + 2 * size_of::<TraceRecord>() as u64)
@@ -234,7 +234,12 @@ mod tests {
             status_cpus: 0,
             ..header()
         };
-        assert_eq!(Layout::of(&first), Layout::of(&header()));
+        let now = Layout::of(&header()).unwrap();
+        let cpus = Array {
+            count: FIRST_CPU_CAPACITY,
+            ..now.cpus
+        };
+        assert_eq!(Layout::of(&first), Ok(Layout { cpus, ..now }));
     }
 
     #[test]
@@ -243,11 +248,11 @@ mod tests {
             size: 4096,
             features: !0,
             cpu_status_size: 1024,
-            cpu_capacity: 256,
+            cpu_capacity: 512,
             host_status_size: 64,
             status_hosts: 128,
             status_cpus: 256,
-            status_size: 256 + 256 * 1024,
+            status_size: 256 + 512 * 1024,
             trace_record_size: 64,
             channel_count: 16,
             channel_ring_size: 4096 + (1 << 20),
@@ -255,7 +260,7 @@ mod tests {
             ..header()
         };
         let layout = Layout::of(&later).unwrap();
-        assert_eq!(layout.cpus.address(255), Some(0x1000 + 256 + 255 * 1024));
+        assert_eq!(layout.cpus.address(511), Some(0x1000 + 256 + 511 * 1024));
         assert_eq!(layout.cpus.known::<CpuStatus>(), size_of::<CpuStatus>());
         assert_eq!(layout.hosts.address(1), Some(0x1000 + 128 + 64));
         assert_eq!((layout.trace.count, layout.channel_count()), (1022, 16));
@@ -274,7 +279,7 @@ mod tests {
         damaged("header", &|header| header.size = HEADER_MIN - 1);
         damaged("status", &|header| header.cpu_status_size = 640);
         damaged("status", &|header| header.cpu_status_size = 708);
-        damaged("status", &|header| header.cpu_capacity = 65);
+        damaged("status", &|header| header.cpu_capacity = MAX_CPUS as u32 + 1);
         damaged("status", &|header| header.cpu_capacity = u32::MAX);
         damaged("status", &|header| header.status_hosts = u32::MAX);
         damaged("status", &|header| header.status = u64::MAX);

@@ -3,7 +3,7 @@
 use locum_abi::{Errno, Event, Grant, Op, Slot, StopReason, TraceKind, TraceRecord};
 
 /// One event of each kind, with the words that L0 has written for it since the first release.
-const EVENTS: [(Event, u16, u32, u64, u64); 26] = [
+const EVENTS: [(Event, u16, u32, u64, u64); 28] = [
     (Event::Boot { cpus: 4 }, 1, 4, 0, 0),
     (Event::Park { from_nested: true }, 2, 1, 0, 0),
     (
@@ -240,6 +240,27 @@ const EVENTS: [(Event, u16, u32, u64, u64); 26] = [
         1,
         0,
     ),
+    (
+        Event::MachineCheck {
+            to_host: true,
+            status: 5,
+        },
+        23,
+        1,
+        5,
+        0,
+    ),
+    (
+        Event::MachineCheckBank {
+            bank: 9,
+            status: 0xbe00_0000_0080_0400,
+            address: 0x1234_5000,
+        },
+        24,
+        9,
+        0xbe00_0000_0080_0400,
+        0x1234_5000,
+    ),
 ];
 
 #[test]
@@ -265,7 +286,7 @@ fn every_kind_keeps_its_words() {
 
 #[test]
 fn records_of_a_later_release_tell_nothing() {
-    for (kind, a) in [(0, 0), (23, 0), (8, 9), (9, 2), (10, 99)] {
+    for (kind, a) in [(0, 0), (25, 0), (8, 9), (9, 2), (10, 99)] {
         let record = TraceRecord {
             tsc: 0,
             kind,

@@ -15,6 +15,12 @@ pub(crate) const APIC_BASE: u32 = 0x1b;
 pub(crate) const FEATURE_CONTROL: u32 = 0x3a;
 /// IA32_MTRRCAP.
 pub(crate) const MTRR_CAP: u32 = 0xfe;
+/// IA32_MCG_CAP, where there is a machine-check architecture.
+pub(crate) const MCG_CAP: u32 = 0x179;
+/// IA32_MCG_STATUS.
+pub(crate) const MCG_STATUS: u32 = 0x17a;
+/// IA32_MC0_CTL; the bank's status, address and miscellaneous register follow, and then the next bank's four.
+pub(crate) const MC0_CTL: u32 = 0x400;
 /// IA32_SYSENTER_CS, IA32_SYSENTER_ESP, IA32_SYSENTER_EIP.
 pub(crate) const SYSENTER: [u32; 3] = [0x174, 0x175, 0x176];
 /// IA32_DEBUGCTL.

@@ -1,8 +1,8 @@
 //! L0's own page tables: everything at its physical address, plus a window for each slot's switch stub.
 //!
 //! One PML4 per slot, since the stubs of two hosts may lie at the same address. The lower half, an identity map, is the
-//! same for both. Pages are writable and executable and write-back: the MTRRs decide on memory types. L0's own first
-//! MiBs have 4 KiB pages, so that single ones (the guards below its stacks) can be left out.
+//! same for both. Pages are writable and executable and write-back: the MTRRs decide on memory types. L0's private
+//! memory has 4 KiB pages, so that single ones (the guards below its stacks) can be left out.
 //!
 //! Entries are words with the flags of the crate `x86_64`, not its `PageTableEntry`: that asserts what is put into it,
 //! and the module of a host writes entries of these tables, too.
@@ -31,10 +31,10 @@ const PDPTS: usize = 4;
 /// Page directories: 64 GiB of RAM, where it has not.
 const PDS: usize = 64;
 
-/// Page tables with 4 KiB pages, from address 0: all of L0's private memory.
-const PTS: usize = 4;
-/// First byte that 4 KiB pages do not map.
-pub(crate) const SMALL_END: u64 = PTS as u64 * LARGE_PAGE;
+/// Page tables with 4 KiB pages, from where L0 is: all of its private memory.
+const PTS: usize = 8;
+/// Pages that they map.
+pub(crate) const SMALL_PAGES: usize = PTS * ENTRIES;
 
 /// Flags of an entry that is for L0 or a host without limits: accessed and dirty are set from the start.
 const FLAGS: PageTableFlags = PageTableFlags::PRESENT
@@ -120,8 +120,8 @@ pub(crate) struct Unmapped {
     pub(crate) first_gib: u64,
 }
 
-/// Fills the tables. `ram` are the ranges of RAM, `guards` the addresses of pages of L0's that must not be mapped,
-/// `stub_pd` the physical addresses of the page directories for the top GiB of each slot.
+/// Fills the tables. `ram` are the ranges of RAM, `l0` where L0's private memory begins (a multiple of 2 MiB below 4
+/// GiB), `guards` the addresses of pages of it that must not be mapped, `stub_pd` the physical addresses of the page directories for the top GiB of each slot.
 ///
 /// # Errors
 /// [`Unmapped`] if there is RAM beyond what the tables can map; all below it is mapped.
@@ -130,14 +130,16 @@ pub(crate) struct Unmapped {
 /// Called once, by the boot CPU, before the tables are in use.
 pub(crate) unsafe fn init(
     ram: impl Iterator<Item = core::ops::Range<u64>>,
+    l0: u64,
     guards: impl Iterator<Item = u64>,
     stub_pd: PerSlot<u64>,
     has_1gib_pages: bool,
 ) -> Result<(), Unmapped> {
     // SAFETY: the caller says that nobody else uses the tables.
     let tables = unsafe { &mut *TABLES.0.get() };
-    tables.fill_small(guards);
-    tables.fill(ram, stub_pd, has_1gib_pages)
+    tables.fill(ram, stub_pd, has_1gib_pages)?;
+    tables.fill_small(l0, guards);
+    Ok(())
 }
 
 impl Tables {
@@ -172,15 +174,21 @@ impl Tables {
         result
     }
 
-    /// Fills the page tables of the first MiBs, without `guards`; addresses beyond them are ignored.
-    fn fill_small(&mut self, guards: impl Iterator<Item = u64>) {
+    /// Maps the memory from `l0` on with small pages, without `guards`; addresses beyond it are ignored. The low GiBs
+    /// are mapped: their directories are the first.
+    fn fill_small(&mut self, l0: u64, guards: impl Iterator<Item = u64>) {
         for (number, entry) in self.pt.as_flattened_mut().iter_mut().enumerate() {
-            *entry = (number as u64 * PAGE_SIZE) | PRESENT_WRITABLE;
+            *entry = (l0 + number as u64 * PAGE_SIZE) | PRESENT_WRITABLE;
         }
         for guard in guards {
-            if let Some(entry) = self.pt.as_flattened_mut().get_mut((guard / PAGE_SIZE) as usize) {
+            let page = guard.checked_sub(l0).map(|offset| (offset / PAGE_SIZE) as usize);
+            if let Some(entry) = page.and_then(|page| self.pt.as_flattened_mut().get_mut(page)) {
                 *entry = 0;
             }
+        }
+        let large_pages = self.pd.as_flattened_mut().iter_mut().skip((l0 / LARGE_PAGE) as usize);
+        for (entry, pt) in large_pages.zip(&self.pt) {
+            *entry = (&raw const *pt).addr() as u64 | PRESENT_WRITABLE;
         }
     }
 
@@ -205,11 +213,6 @@ impl Tables {
         };
         *free_pd += 1;
         fill_directory(pd, gib);
-        if gib == 0 {
-            for (entry, pt) in pd.iter_mut().zip(&self.pt) {
-                *entry = (&raw const *pt).addr() as u64 | PRESENT_WRITABLE;
-            }
-        }
         *entry = (&raw const *pd).addr() as u64 | PRESENT_WRITABLE;
         true
     }
@@ -264,15 +267,20 @@ mod tests {
     #[test]
     fn guards_are_left_out_and_all_else_is_mapped() {
         let mut t = tables();
-        t.fill_small([0x20_0000, 0x7f_f000, SMALL_END].into_iter());
+        // Over the border of a GiB, and so of a directory.
+        let l0 = GIB - LARGE_PAGE;
+        let end = l0 + SMALL_PAGES as u64 * PAGE_SIZE;
         assert_eq!(t.fill(core::iter::empty(), PerSlot::default(), true), Ok(()));
+        t.fill_small(l0, [l0, end - PAGE_SIZE, end, 0].into_iter());
         let small = t.pt.as_flattened();
-        assert_eq!((small[0x200], small[0x7ff]), (0, 0));
+        assert_eq!((small[0], small[SMALL_PAGES - 1]), (0, 0));
         assert_eq!(small.iter().filter(|&&e| e == 0).count(), 2);
-        assert_eq!(small[0x201], 0x20_1000 | PRESENT_WRITABLE);
+        assert_eq!(small[1], (l0 + PAGE_SIZE) | PRESENT_WRITABLE);
         assert_eq!((PRESENT_WRITABLE, PRESENT_WRITABLE_LARGE), (0x63, 0xe3));
-        assert_eq!(t.pd[0][0] & ADDRESS, t.pt.as_ptr() as u64);
-        assert_eq!(t.pd[0][PTS], SMALL_END | PRESENT_WRITABLE_LARGE);
+        assert_eq!(t.pd[0][510], (l0 - LARGE_PAGE) | PRESENT_WRITABLE_LARGE);
+        assert_eq!(t.pd[0][511] & ADDRESS, t.pt.as_ptr() as u64);
+        assert_eq!(t.pd[1][0] & ADDRESS, t.pt[1].as_ptr() as u64);
+        assert_eq!(t.pd[1][PTS - 1], end | PRESENT_WRITABLE_LARGE);
     }
 
     #[test]

@@ -17,8 +17,10 @@ pub(crate) const CR0_L0: Cr0Flags = Cr0Flags::PROTECTED_MODE_ENABLE
     .union(Cr0Flags::NUMERIC_ERROR)
     .union(Cr0Flags::WRITE_PROTECT)
     .union(Cr0Flags::PAGING);
-/// CR4 of L0 and of a CPU that is handed to a host, but for VMXE and OSXSAVE.
-pub(crate) const CR4_L0: Cr4Flags = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION;
+/// CR4 of L0, but for VMXE and OSXSAVE. Without MCE a machine check resets the machine; every 64-bit CPU has it.
+pub(crate) const CR4_L0: Cr4Flags = CR4_HOST.union(Cr4Flags::MACHINE_CHECK_EXCEPTION);
+/// CR4 of a CPU that is handed to a host: MCE is for the host to set, once it has a handler.
+pub(crate) const CR4_HOST: Cr4Flags = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION;
 /// IA32_EFER in 64-bit mode.
 pub(crate) const EFER_LONG_MODE: EferFlags = EferFlags::LONG_MODE_ENABLE.union(EferFlags::LONG_MODE_ACTIVE);
 /// RFLAGS with nothing set: bit 1 reads as 1 (SDM vol. 1, 3.4.3).

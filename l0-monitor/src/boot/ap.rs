@@ -14,9 +14,6 @@ use crate::shared;
 use crate::stage;
 use crate::vmx::caps::FeatureControl;
 
-/// Where the trampoline lies while CPUs start: conventional memory that the BIOS and GRUB leave alone. What was there
-/// is put back.
-const TRAMPOLINE: u64 = 0x8000;
 /// TSC ticks between INIT and SIPI: 10 ms at 1 GHz, and as long as CPUs of this century need at any rate.
 const INIT_TICKS: u64 = 10_000_000;
 /// TSC ticks before the second SIPI.
@@ -24,16 +21,17 @@ const SIPI_TICKS: u64 = 1_000_000;
 /// TSC ticks until a CPU is given up: above a second at any rate there is.
 const START_TICKS: u64 = 6_000_000_000;
 
-// Real mode, CS = TRAMPOLINE / 16, straight into long mode on L0's page tables.
+// Copied to a page below 640 KiB: real mode, CS = page / 16, straight into long mode on L0's page tables. In real mode
+// everything is reached by its offset in the page; two operands are linear addresses, which are filled in.
 global_asm!(
     ".pushsection .rodata",
-    ".global l0_ap_start, l0_ap_cr3, l0_ap_stack, l0_ap_entry, l0_ap_end",
+    ".global l0_ap_start, l0_ap_start64, l0_ap_jump, l0_ap_gdt, l0_ap_gdt_base, l0_ap_cr3, l0_ap_stack, l0_ap_entry, l0_ap_end",
     ".balign 16",
     "l0_ap_start:",
     ".code16",
     "cli",
     "cld",
-    "xor eax, eax",
+    "mov ax, cs",
     "mov ds, ax",
     "lgdtd [l0_ap_gdtr_at]",
     "mov eax, {cr4}",
@@ -47,7 +45,7 @@ global_asm!(
     "mov eax, {cr0}",
     "mov cr0, eax",
     ".byte 0x66, 0xea", // far jump to 64-bit code
-    ".long {base} + l0_ap_start64 - l0_ap_start",
+    "l0_ap_jump: .long 0",
     ".short {code_selector}",
     ".code64",
     "l0_ap_start64:",
@@ -59,25 +57,22 @@ global_asm!(
     "mov fs, eax",
     "mov gs, eax",
     "xor ebp, ebp",
-    "mov rsp, [l0_ap_stack_at]",
-    "call [l0_ap_entry_at]",
+    "mov rsp, [rip + l0_ap_stack]",
+    "call [rip + l0_ap_entry]",
     "ud2",
     ".balign 8",
     "l0_ap_gdt: .quad 0, 0, {code}, {data}",
     "l0_ap_gdtr:",
     ".short {limit}",
-    ".long {base} + l0_ap_gdt - l0_ap_start",
+    "l0_ap_gdt_base: .long 0",
     ".balign 8",
     "l0_ap_cr3: .quad 0",
     "l0_ap_stack: .quad 0",
     "l0_ap_entry: .quad 0",
     "l0_ap_end:",
-    ".set l0_ap_gdtr_at, {base} + l0_ap_gdtr - l0_ap_start",
-    ".set l0_ap_cr3_at, {base} + l0_ap_cr3 - l0_ap_start",
-    ".set l0_ap_stack_at, {base} + l0_ap_stack - l0_ap_start",
-    ".set l0_ap_entry_at, {base} + l0_ap_entry - l0_ap_start",
+    ".set l0_ap_gdtr_at, l0_ap_gdtr - l0_ap_start",
+    ".set l0_ap_cr3_at, l0_ap_cr3 - l0_ap_start",
     ".popsection",
-    base = const TRAMPOLINE,
     code = const gdt::CODE_DESCRIPTOR,
     data = const gdt::DATA_DESCRIPTOR,
     limit = const gdt::FLAT_LIMIT,
@@ -91,6 +86,10 @@ global_asm!(
 
 unsafe extern "C" {
     safe static l0_ap_start: u8;
+    safe static l0_ap_start64: u8;
+    safe static l0_ap_jump: u8;
+    safe static l0_ap_gdt: u8;
+    safe static l0_ap_gdt_base: u8;
     safe static l0_ap_cr3: u8;
     safe static l0_ap_stack: u8;
     safe static l0_ap_entry: u8;
@@ -98,29 +97,24 @@ unsafe extern "C" {
 }
 
 /// Starts and parks every registered CPU but `me`. Returns how many came up; the others are logged and stay absent.
+/// `page` is where the trampoline lies meanwhile, below 1 MiB; what was there is put back.
 ///
 /// # Safety
-/// Called once by the boot CPU, with L0's page tables and descriptor tables in use, before any host runs.
-pub(crate) unsafe fn start_all(me: CpuIndex) -> usize {
+/// Called once by the boot CPU, with L0's page tables and descriptor tables in use, before any host runs. `page` is a
+/// page of RAM that the firmware does not use.
+pub(crate) unsafe fn start_all(me: CpuIndex, page: u64) -> usize {
     let len = (&raw const l0_ap_end).addr() - (&raw const l0_ap_start).addr();
     let mut saved = [0u8; 512];
     assert!(len <= saved.len(), "AP trampoline fits its save area");
-    let entry: unsafe extern "C" fn() -> ! = arrive;
+    // SAFETY: the caller says that only L0 uses the page now; everything is put back below.
+    let trampoline = unsafe {
+        move_bytes(saved.as_mut_ptr() as u64, page, len as u64);
+        Trampoline::place(page, len)
+    };
     let mut started = 0;
-    // SAFETY: conventional memory that only L0 uses now; everything is put back below.
-    unsafe {
-        move_bytes(saved.as_mut_ptr() as u64, TRAMPOLINE, len as u64);
-        move_bytes(TRAMPOLINE, (&raw const l0_ap_start).addr() as u64, len as u64);
-        put(&raw const l0_ap_cr3, paging::l0_cr3(Slot::Even));
-        put(&raw const l0_ap_entry, entry as usize as u64);
-    }
     for cpu in id::all().filter(|&cpu| cpu != me) {
         // SAFETY: the CPU is not in use, and the trampoline leads it to its own stack.
-        let up = unsafe {
-            put(&raw const l0_ap_stack, stack::top(cpu));
-            start(cpu)
-        };
-        if up {
+        if unsafe { trampoline.start(cpu) } {
             started += 1;
         } else {
             log::error!("CPU with APIC id {} does not start; it stays unused", id::apic_id(cpu));
@@ -129,37 +123,68 @@ pub(crate) unsafe fn start_all(me: CpuIndex) -> usize {
     }
     // SAFETY: no CPU is in the trampoline any more: those that came up are parked. One that comes up later finds what
     // was there before, as it would after any failed start.
-    unsafe { move_bytes(TRAMPOLINE, saved.as_ptr() as u64, len as u64) };
+    unsafe { move_bytes(page, saved.as_ptr() as u64, len as u64) };
     started
 }
 
-/// Writes a word of the copied trampoline.
-///
-/// # Safety
-/// `field` is in the trampoline, which has been copied.
-unsafe fn put(field: *const u8, value: u64) {
-    let address = TRAMPOLINE as usize + (field.addr() - (&raw const l0_ap_start).addr());
-    // SAFETY: an aligned word of the copy.
-    unsafe { (address as *mut u64).write_volatile(value) };
+/// The copied code.
+struct Trampoline {
+    page: u64,
 }
 
-/// # Safety
-/// The trampoline is in place for this CPU.
-unsafe fn start(cpu: CpuIndex) -> bool {
-    let id = id::apic_id(cpu);
-    let page = (TRAMPOLINE / PAGE_SIZE) as u8;
-    let parked = || stage::is_parked(cpu);
-    // SAFETY: the caller's word.
-    unsafe {
-        lapic::send_init(id);
-        registers::wait_until(INIT_TICKS, || false);
-        lapic::send_sipi(id, page);
-        if registers::wait_until(SIPI_TICKS, parked) {
-            return true;
+impl Trampoline {
+    /// # Safety
+    /// `len` bytes at `page`, below 1 MiB, are L0's.
+    unsafe fn place(page: u64, len: usize) -> Self {
+        let this = Self { page };
+        let entry: unsafe extern "C" fn() -> ! = arrive;
+        // SAFETY: the caller's word; all of these are in the copied code. What is below 1 MiB fits 32 bits.
+        unsafe {
+            move_bytes(page, (&raw const l0_ap_start).addr() as u64, len as u64);
+            let here = |symbol| this.address(symbol) as u32;
+            (this.address(&raw const l0_ap_jump) as *mut u32).write_unaligned(here(&raw const l0_ap_start64));
+            (this.address(&raw const l0_ap_gdt_base) as *mut u32).write_unaligned(here(&raw const l0_ap_gdt));
+            this.put(&raw const l0_ap_cr3, paging::l0_cr3(Slot::Even));
+            this.put(&raw const l0_ap_entry, entry as usize as u64);
         }
-        lapic::send_sipi(id, page);
+        this
     }
-    registers::wait_until(START_TICKS, parked)
+
+    /// Where the copy has what is at `symbol` in the original.
+    fn address(&self, symbol: *const u8) -> u64 {
+        self.page + (symbol.addr() - (&raw const l0_ap_start).addr()) as u64
+    }
+
+    /// Writes a word.
+    ///
+    /// # Safety
+    /// `symbol` is an aligned word of the trampoline.
+    unsafe fn put(&self, symbol: *const u8, value: u64) {
+        // SAFETY: the caller's word.
+        unsafe { (self.address(symbol) as *mut u64).write_volatile(value) };
+    }
+
+    /// Starts a CPU; false if it does not come up.
+    ///
+    /// # Safety
+    /// The CPU is not in use.
+    unsafe fn start(&self, cpu: CpuIndex) -> bool {
+        let id = id::apic_id(cpu);
+        let page = (self.page / PAGE_SIZE) as u8;
+        let parked = || stage::is_parked(cpu);
+        // SAFETY: the stack is that CPU's own; the rest is the caller's word.
+        unsafe {
+            self.put(&raw const l0_ap_stack, stack::top(cpu));
+            lapic::send_init(id);
+            registers::wait_until(INIT_TICKS, || false);
+            lapic::send_sipi(id, page);
+            if registers::wait_until(SIPI_TICKS, parked) {
+                return true;
+            }
+            lapic::send_sipi(id, page);
+        }
+        registers::wait_until(START_TICKS, parked)
+    }
 }
 
 /// # Safety

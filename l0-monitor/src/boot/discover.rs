@@ -1,13 +1,15 @@
 //! Finding out about the machine: ACPI tables, CPUs, memory, MTRRs.
 #![expect(unsafe_code, reason = "reads registers of IOAPICs and copies the RSDP")]
 
+use core::ops::Range;
+
 use firmware_shim::acpi::{self, Madt, MadtEntry, Rsdp};
-use firmware_shim::e820::E820Map;
-use locum_abi::MAX_CPUS;
+use firmware_shim::e820::{E820Map, MemoryType, low_slices};
+use locum_abi::{MAX_CPUS, PerSlot};
 
 use super::memory::{Identity, move_bytes};
 use super::multiboot::Information;
-use super::{BootError, cmdline};
+use super::{BootError, cmdline, platform};
 use crate::arch::cpuid;
 use crate::machine::mtrr::Mtrrs;
 use crate::machine::{self, IoApic, MAX_IOAPICS, Machine, Span};
@@ -36,6 +38,9 @@ pub(crate) fn read_machine(
     rsdp: &Rsdp,
     options: &cmdline::Options,
 ) -> Result<&'static Machine, BootError> {
+    if information.boot_services_run() {
+        return Err(BootError::Multiboot("EFI boot services still run"));
+    }
     let tables = acpi::Machine::open(memory, rsdp)?;
     for table in tables.wrong_checksums() {
         log::warn!(
@@ -46,9 +51,16 @@ pub(crate) fn read_machine(
     }
     let madt = tables.madt()?;
     let fadt = tables.fadt()?;
-    register_cpus(&madt)?;
+    register_cpus(&madt);
+    let mut e820 = E820Map::from_firmware(information.memory_map())?;
+    for range in platform::soft_reserved(information) {
+        e820.replace(range, MemoryType::Usable, MemoryType::SoftReserved)?;
+    }
+    let [even, odd] = low_slices(&e820)?.map(|Range { start, end }| Span { start, end });
     let mut machine = Machine {
-        e820: E820Map::from_firmware(information.memory_map())?,
+        e820,
+        l0: shared::place(),
+        low_slices: PerSlot::new(even, odd),
         mtrrs: Mtrrs::read(cpuid::max_phys_bits()),
         pool: options.pool.as_ref().map(|p| Span {
             start: p.start,
@@ -78,23 +90,23 @@ pub(crate) fn read_machine(
     Ok(machine::publish(machine))
 }
 
-fn register_cpus(madt: &Madt<'_, Identity>) -> Result<(), BootError> {
+/// Registers the CPUs that fit and says which do not: hosts never hear of those.
+fn register_cpus(madt: &Madt<'_, Identity>) {
     let enabled = || {
         let cpus = madt.cpus().filter_map(Result::ok);
         cpus.filter(acpi::Cpu::enabled).map(|cpu| cpu.apic_id)
     };
+    // The boot CPU first: it runs already, wherever the MADT lists it.
+    let me = cpuid::apic_id();
+    let mine = enabled().filter(|&id| id == me);
+    let taken = id::register(mine.chain(enabled().filter(|&id| id != me)));
     let total = enabled().count();
-    if total > MAX_CPUS {
-        return Err(BootError::TooManyCpus(total));
-    }
-    let taken = id::register(enabled());
     if taken < total {
         log::warn!(
-            "{} CPUs have an APIC id above 254 or one twice; they stay unused",
-            total - taken
+            "{taken} of {total} CPUs are used: L0 manages {MAX_CPUS}, with APIC ids up to 254, each once; the others stay \
+             off, and hosts do not see them"
         );
     }
-    Ok(())
 }
 
 fn add_ioapics(machine: &mut Machine, madt: &Madt<'_, Identity>) {

@@ -9,7 +9,19 @@ use crate::arch::{gdt, msr, paging};
 /// Bytes of the stack until the boot CPU jumps to the host.
 const BOOT_STACK: usize = 64 * 1024;
 
-// The identity map of the low 4 GiB serves until L0's own tables are made. GRUB zeroed .bss.
+/// Lowest address at which L0 may be put: what is below are other things' places (BIOS, trampolines).
+const LOWEST: u32 = 0x10_0000;
+/// Highest address of its last byte: the entry runs in 32-bit mode, and its page tables map no more.
+const HIGHEST: u32 = u32::MAX;
+/// "Lowest possible" of the relocation tag: what stays with L0 for good shares a memory block with it, so that this is
+/// best the block of the trampolines, which stays anyway.
+const PREFER_LOW: u32 = 1;
+
+// There is no framebuffer tag: GRUB gives the screen all the same where there is no text mode (UEFI), and leaves the text
+// mode alone where there is one.
+//
+// The loader puts the image anywhere below 4 GiB, at a multiple of 2 MiB, and zeroes .bss. It does not say where in a
+// register.
 global_asm!(
     ".pushsection .multiboot2, \"a\"",
     ".balign 8",
@@ -20,6 +32,8 @@ global_asm!(
     ".long -(0xe85250d6 + (l0_multiboot_end - l0_multiboot_header))",
     ".short 6, 0", // modules on page boundaries
     ".long 8",
+    ".short 10, 0", // relocatable
+    ".long 24, {lowest}, {highest}, {image_align}, {prefer_low}",
     ".short 0, 0", // end
     ".long 8",
     "l0_multiboot_end:",
@@ -34,57 +48,96 @@ global_asm!(
     "l0_boot_stack_top:",
     ".popsection",
     //
-    ".pushsection .rodata",
+    ".pushsection .data.l0_boot, \"aw\"",
     ".balign 8",
     "l0_boot_gdt: .quad 0, 0, {code}, {data}",
     "l0_boot_gdtr:",
     ".short {limit}",
-    ".long l0_boot_gdt",
+    "l0_boot_gdtr_base: .long 0",
     ".popsection",
-    //
+    stack = const BOOT_STACK,
+    code = const gdt::CODE_DESCRIPTOR,
+    data = const gdt::DATA_DESCRIPTOR,
+    limit = const gdt::FLAT_LIMIT,
+    lowest = const LOWEST,
+    highest = const HIGHEST,
+    image_align = const paging::LARGE_PAGE,
+    prefer_low = const PREFER_LOW,
+);
+
+// The 32-bit part, in the syntax that has differences of symbols in an operand. EDI holds the address of `l0_start` from
+// the first CALL on, for which the reserved word of the boot information is stack enough: everything is reached relative
+// to it. The identity map of the low 4 GiB serves until L0's own tables are made.
+global_asm!(
     ".pushsection .text.l0_start, \"ax\"",
     ".global l0_start",
     ".code32",
     "l0_start:",
     "cli",
     "cld",
-    "mov esp, offset l0_boot_stack_top",
-    "mov ebp, eax", // magic; CPUID and WRMSR below want EAX
-    "mov esi, ebx", // boot information
+    "movl %eax, %ebp", // magic; CPUID and WRMSR below want EAX
+    "movl %ebx, %esi", // boot information
+    "leal 8(%ebx), %esp",
+    "call l0_here",
+    "l0_here:",
+    "popl %edi",
+    "leal l0_start - l0_here(%edi), %edi",
+    "leal l0_boot_stack_top - l0_start(%edi), %esp",
     // One PML4 entry, four PDPT entries, four directories of 2 MiB pages.
-    "mov dword ptr [l0_boot_pml4], offset l0_boot_pdpt + {flags}",
-    "mov eax, offset l0_boot_pd + {flags}",
-    "xor ecx, ecx",
+    "leal l0_boot_pdpt - l0_start + {flags}(%edi), %eax",
+    "movl %eax, l0_boot_pml4 - l0_start(%edi)",
+    "leal l0_boot_pd - l0_start + {flags}(%edi), %eax",
+    "xorl %ecx, %ecx",
     "2:",
-    "mov [l0_boot_pdpt + ecx * 8], eax",
-    "add eax, 4096",
-    "inc ecx",
-    "cmp ecx, 4",
+    "movl %eax, l0_boot_pdpt - l0_start(%edi, %ecx, 8)",
+    "addl $4096, %eax",
+    "incl %ecx",
+    "cmpl $4, %ecx",
     "jne 2b",
-    "mov eax, {large}",
-    "xor ecx, ecx",
+    "movl ${large}, %eax",
+    "xorl %ecx, %ecx",
     "3:",
-    "mov [l0_boot_pd + ecx * 8], eax",
-    "add eax, {large_page}",
-    "inc ecx",
-    "cmp ecx, 2048",
+    "movl %eax, l0_boot_pd - l0_start(%edi, %ecx, 8)",
+    "addl ${large_page}, %eax",
+    "incl %ecx",
+    "cmpl $2048, %ecx",
     "jne 3b",
-    "mov eax, cr4",
-    "or eax, {cr4}",
-    "mov cr4, eax",
-    "mov eax, offset l0_boot_pml4",
-    "mov cr3, eax",
-    "mov ecx, {efer}",
+    "movl %cr4, %eax",
+    "orl ${cr4}, %eax",
+    "movl %eax, %cr4",
+    "leal l0_boot_pml4 - l0_start(%edi), %eax",
+    "movl %eax, %cr3",
+    "movl ${efer}, %ecx",
     "rdmsr",
-    "or eax, {lme}",
+    "orl ${lme}, %eax",
     "wrmsr",
-    "lgdt [l0_boot_gdtr]",
-    "mov eax, {cr0}",
-    "mov cr0, eax",
-    ".byte 0xea", // far jump to 64-bit code
-    ".long l0_start64",
-    ".short {code_selector}",
+    "leal l0_boot_gdt - l0_start(%edi), %eax",
+    "movl %eax, l0_boot_gdtr_base - l0_start(%edi)",
+    "lgdt l0_boot_gdtr - l0_start(%edi)",
+    "movl ${cr0}, %eax",
+    "movl %eax, %cr0",
+    "pushl ${code_selector}",
+    "leal l0_start64 - l0_start(%edi), %eax",
+    "pushl %eax",
+    "lretl",
     ".code64",
+    ".popsection",
+    cr0 = const CR0_L0.bits(),
+    cr4 = const CR4_L0.bits(),
+    efer = const msr::EFER,
+    lme = const EferFlags::LONG_MODE_ENABLE.bits(),
+    flags = const paging::PRESENT_WRITABLE,
+    large = const paging::PRESENT_WRITABLE_LARGE,
+    large_page = const paging::LARGE_PAGE,
+    code_selector = const gdt::CODE,
+    options(att_syntax),
+);
+
+// The 64-bit part. It applies the image's relocations before any Rust runs: each word at a listed address gets the
+// image's own added. An even entry of RELR is the address of a word; an odd one has a bit for each of the 63 words that
+// follow (System V gABI, "Relocation", SHT_RELR).
+global_asm!(
+    ".pushsection .text.l0_start, \"ax\"",
     "l0_start64:",
     "mov eax, {data_selector}",
     "mov ds, eax",
@@ -94,24 +147,41 @@ global_asm!(
     "mov fs, eax",
     "mov gs, eax",
     "lea rsp, [rip + l0_boot_stack_top]",
+    "lea rbx, [rip + l0_image]",
+    "lea rdx, [rip + l0_relr]",
+    "lea r8, [rip + l0_relr_end]",
+    "4:",
+    "cmp rdx, r8",
+    "jae 8f",
+    "mov rax, [rdx]",
+    "add rdx, 8",
+    "test al, 1",
+    "jnz 5f",
+    "lea rcx, [rbx + rax]",
+    "add [rcx], rbx",
+    "add rcx, 8",
+    "jmp 4b",
+    "5:",
+    "mov r9, rcx",
+    "6:",
+    "shr rax, 1",
+    "jz 7f",
+    "test al, 1",
+    "jz 9f",
+    "add [r9], rbx",
+    "9:",
+    "add r9, 8",
+    "jmp 6b",
+    "7:",
+    "add rcx, 63 * 8",
+    "jmp 4b",
+    "8:",
     "mov edi, ebp",
     "mov esi, esi",
     "xor ebp, ebp",
     "call {main}",
     "ud2",
     ".popsection",
-    stack = const BOOT_STACK,
-    code = const gdt::CODE_DESCRIPTOR,
-    data = const gdt::DATA_DESCRIPTOR,
-    limit = const gdt::FLAT_LIMIT,
-    code_selector = const gdt::CODE,
     data_selector = const gdt::DATA,
-    cr0 = const CR0_L0.bits(),
-    cr4 = const CR4_L0.bits(),
-    efer = const msr::EFER,
-    lme = const EferFlags::LONG_MODE_ENABLE.bits(),
-    flags = const paging::PRESENT_WRITABLE,
-    large = const paging::PRESENT_WRITABLE_LARGE,
-    large_page = const paging::LARGE_PAGE,
     main = sym super::main,
 );

@@ -17,8 +17,6 @@ pub(crate) enum BootError {
     NoKernel,
     /// The machine's ACPI tables are unusable.
     Acpi(AcpiError),
-    /// The machine has more CPUs than L0 manages.
-    TooManyCpus(usize),
     /// The memory map does not allow what L0 was told.
     Memory(E820Error),
     /// RAM beyond what L0's page tables map, from this GiB on.
@@ -49,11 +47,6 @@ impl fmt::Display for BootError {
                 "no kernel was loaded; add a line `module2 /boot/vmlinuz ARGUMENTS` after multiboot2"
             ),
             Self::Acpi(error) => write!(f, "the machine's ACPI tables: {error}"),
-            Self::TooManyCpus(count) => write!(
-                f,
-                "the machine has {count} CPUs, this L0 manages {}; turn off some (or hyper-threading) in the firmware",
-                locum_abi::MAX_CPUS
-            ),
             Self::Memory(error) => write!(f, "memory map: {error}"),
             Self::Unmapped(gib) => write!(
                 f,

@@ -4,26 +4,29 @@
 use core::ops::Range;
 
 use arrayvec::{ArrayString, ArrayVec};
-use firmware_shim::acpi::{self, HostFirmware, Locm};
-use firmware_shim::e820::{self, E820Error, E820Map, FirstHostMemory, MemoryType};
+use firmware_shim::acpi::{self, HostFirmware, HostTables, Locm};
+use firmware_shim::e820::{self, E820Map, FirstHostMemory, MemoryType};
 use firmware_shim::linux::{ENTRY_64_OFFSET, KernelImage, ZERO_PAGE_LEN, ZeroPage};
-use locum_abi::{FAMILY, Slot};
+use locum_abi::{FAMILY, MAX_CPUS, Slot};
 
 use super::memory::{Identity, bytes, move_bytes};
 use super::multiboot::{Information, Module};
 use super::place::{self, Places, Wanted};
-use super::{BootError, cmdline};
+use super::{BootError, cmdline, platform};
 use crate::arch::{cpuid, paging};
 use crate::doors::reset;
 use crate::id;
-use crate::machine::Machine;
+use crate::machine::{Machine, Span};
 use crate::shared;
 use crate::shared::layout::{self, SlotArea};
+use crate::stage;
 
 /// Place of the command line in a slot's tables, after the zero page.
 const CMDLINE_OFFSET: u64 = 0x1000;
 /// Place of the ACPI tables in a slot's tables.
 const ACPI_OFFSET: u64 = 0x2000;
+/// Alignment of the EFI memory map, which follows them.
+const EFI_MAP_ALIGN: u64 = 16;
 
 const _: () = assert!(ZERO_PAGE_LEN as u64 <= CMDLINE_OFFSET);
 const _: () = assert!(CMDLINE_OFFSET + (cmdline::HOST_LINE as u64) < ACPI_OFFSET);
@@ -41,31 +44,19 @@ pub(crate) struct Entry {
 fn host_map(machine: &Machine) -> Result<E820Map, BootError> {
     let pools: ArrayVec<_, 1> = machine.pool.iter().map(|p| p.start..p.end).collect();
     let [own, other] = Slot::ALL.map(|slot| {
-        let (start, size) = shared::low_slice(slot);
-        start..start + size
+        let Span { start, end } = machine.low_slices[slot];
+        start..end
     });
-    if !machine.e820.covers(&own, |kind| kind == MemoryType::Usable) {
-        return Err(E820Error::NotAvailable {
-            what: "the first host's trampoline slice",
-            range: own,
-            wanted: "usable RAM",
-        }
-        .into());
-    }
     let mut map = e820::for_first_host(
         &machine.e820,
         &FirstHostMemory {
-            l0: layout::PRIVATE_BASE..layout::BASE + layout::SIZE,
-            firmware: layout::BASE..layout::BASE + layout::SIZE,
+            l0: machine.l0.all(),
+            firmware: machine.l0.shared(),
             pools: &pools,
             other_slice: other,
         },
     )?;
-    map.replace(
-        layout::LOW_END..layout::PRIVATE_BASE,
-        MemoryType::Usable,
-        MemoryType::Reserved,
-    )?;
+    e820::keep_low_slice(&mut map, &own)?;
     Ok(map)
 }
 
@@ -87,15 +78,21 @@ pub(crate) fn load(
 
     let base = shared::slot_field(Slot::Even, core::mem::offset_of!(SlotArea, tables));
     let line = command_line(kernel_file.line, options)?;
-    let rsdp = host_tables(machine, tables, base + ACPI_OFFSET)?;
+    let made = host_tables(machine, tables, base + ACPI_OFFSET)?;
+    let efi_map = (base + ACPI_OFFSET + made.len as u64).next_multiple_of(EFI_MAP_ALIGN);
+    let room = base + layout::TABLES_SIZE as u64 - efi_map;
+    // SAFETY: what is left of the slot's tables, which nobody else uses yet.
+    let room = unsafe { core::slice::from_raw_parts_mut(efi_map as *mut u8, room as usize) };
+    let platform = platform::for_first_host(information, &map, efi_map, room);
     let zero_page = ZeroPage {
         kernel: &kernel,
         load: places.kernel,
         cmdline: line.as_bytes(),
         cmdline_address: base + CMDLINE_OFFSET,
         ramdisk: places.ramdisk.clone(),
-        rsdp,
+        rsdp: made.rsdp,
         e820: &map,
+        platform,
     };
     // SAFETY: the slot's tables, which nobody else uses yet; the three parts do not overlap (asserted above). The
     // command line's end is zero like all of the region.
@@ -164,10 +161,15 @@ unsafe fn move_images(kernel: &KernelImage<'_>, ramdisk_file: Option<Module<'_>>
     unsafe { move_bytes(places.kernel, from, len) };
 }
 
-/// Makes the first host's ACPI tables at `at`; returns the address of their RSDP.
-fn host_tables(machine: &Machine, tables: &acpi::Machine<'_, Identity>, at: u64) -> Result<u64, BootError> {
+/// Makes the first host's ACPI tables at `at`.
+fn host_tables(machine: &Machine, tables: &acpi::Machine<'_, Identity>, at: u64) -> Result<HostTables, BootError> {
+    let managed: ArrayVec<u32, MAX_CPUS> = id::all()
+        .filter(|&cpu| id::apic_id(cpu) == machine.boot_apic_id || stage::is_parked(cpu))
+        .map(id::apic_id)
+        .collect();
     let host = HostFirmware {
         cpus: &[machine.boot_apic_id],
+        managed: &managed,
         mailbox: shared::slot_field(Slot::Even, core::mem::offset_of!(SlotArea, mailbox)),
         reset_vector: reset::address(Slot::Even),
         locm: Locm {
@@ -178,5 +180,5 @@ fn host_tables(machine: &Machine, tables: &acpi::Machine<'_, Identity>, at: u64)
     let room = layout::TABLES_SIZE as u64 - ACPI_OFFSET;
     // SAFETY: the rest of the slot's tables, which nobody else uses yet.
     let out = unsafe { core::slice::from_raw_parts_mut(at as *mut u8, room as usize) };
-    Ok(acpi::first_host_tables(tables, &host, at, out)?.rsdp)
+    Ok(acpi::first_host_tables(tables, &host, at, out)?)
 }

@@ -75,7 +75,7 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
     prepare(machine, me)?;
     publish(machine);
     // SAFETY: L0's page tables and descriptor tables are in use, and no host runs.
-    let started = unsafe { super::ap::start_all(me) };
+    let started = unsafe { super::ap::start_all(me, machine.low_slices[Slot::Odd].start) };
     PARTITION.init(machine).map_err(|_| BootError::Partition)?;
     log::info!(
         "{} CPUs ({} parked), {} MiB of RAM, pool {:#x}-{:#x}, VMX {}",
@@ -140,7 +140,7 @@ fn prepare(machine: &Machine, me: CpuIndex) -> Result<(), BootError> {
     let ram = machine.ram().map(|span| span.start..span.end);
     let guards = id::all().map(stack::guard);
     // SAFETY: only this CPU runs, still on the entry's tables.
-    unsafe { paging::init(ram, guards, stub_pd, cpuid::has_1gib_pages()) }
+    unsafe { paging::init(ram, machine.l0.all().start, guards, stub_pd, cpuid::has_1gib_pages()) }
         .map_err(|unmapped| BootError::Unmapped(unmapped.first_gib))?;
     // SAFETY: L0's tables map all that the entry's do, at the same addresses.
     unsafe {

@@ -21,6 +21,7 @@ mod main;
 pub(crate) mod memory;
 pub(crate) mod multiboot;
 pub(crate) mod place;
+pub(crate) mod platform;
 #[cfg(target_os = "none")]
 mod publish;
 

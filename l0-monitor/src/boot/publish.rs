@@ -8,7 +8,7 @@ use locum_abi::{Header, PerSlot, SlotInfo};
 use crate::arch::paging;
 use crate::doors::{native_call, reset};
 use crate::id;
-use crate::machine::Machine;
+use crate::machine::{Machine, Span};
 use crate::shared;
 use crate::shared::layout::{self, SlotArea};
 
@@ -19,7 +19,7 @@ const CONSOLES: PerSlot<u32> = PerSlot::new(0x3f8, 0x2f8);
 pub(crate) fn publish(machine: &Machine) {
     let at = shared::addresses();
     let slots = PerSlot::from_fn(|slot| {
-        let (low_slice, low_slice_size) = shared::low_slice(slot);
+        let Span { start, end } = machine.low_slices[slot];
         let field = |offset| shared::slot_field(slot, offset);
         SlotInfo {
             mailbox: field(offset_of!(SlotArea, mailbox)),
@@ -30,8 +30,8 @@ pub(crate) fn publish(machine: &Machine) {
             stub_pt: field(offset_of!(SlotArea, stub_pt)),
             stub_pt_pages: layout::STUB_PT_PAGES as u32,
             console_port: CONSOLES[slot],
-            low_slice,
-            low_slice_size,
+            low_slice: start,
+            low_slice_size: end - start,
             page_zero: shared::page_zero(slot),
             tables: field(offset_of!(SlotArea, tables)),
             tables_size: layout::TABLES_SIZE as u64,
@@ -39,9 +39,9 @@ pub(crate) fn publish(machine: &Machine) {
     });
     let [pm1a_cnt, pm1b_cnt] = machine.pm1_control;
     shared::set_header(Header {
-        shared: layout::BASE,
+        shared: machine.l0.shared().start,
         shared_size: layout::SIZE,
-        private: layout::PRIVATE_BASE,
+        private: machine.l0.private().start,
         private_size: layout::PRIVATE_SIZE,
         pool: machine.pool.map_or(0, |p| p.start),
         pool_size: machine.pool.map_or(0, |p| p.end - p.start),
@@ -51,7 +51,7 @@ pub(crate) fn publish(machine: &Machine) {
         channels: at.channels,
         slots,
         machine_rsdp: machine.rsdp,
-        image_bytes: image_bytes(),
+        image_bytes: image_bytes(machine),
         cpu_count: id::count() as u32,
         pm1a_cnt,
         pm1b_cnt,
@@ -59,9 +59,9 @@ pub(crate) fn publish(machine: &Machine) {
     });
 }
 
-fn image_bytes() -> u64 {
+fn image_bytes(machine: &Machine) -> u64 {
     unsafe extern "C" {
         safe static l0_image_end: u8;
     }
-    (&raw const l0_image_end).addr() as u64 - layout::PRIVATE_BASE
+    (&raw const l0_image_end).addr() as u64 - machine.l0.private().start
 }

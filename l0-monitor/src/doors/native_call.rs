@@ -6,10 +6,11 @@ use core::arch::{asm, global_asm};
 use locum_abi::{Errno, Event, Frame};
 
 use super::vm_entry;
-use crate::arch::{cpuid, gdt, registers, stack};
+use crate::arch::{cpuid, gdt, msr, registers, stack};
+use crate::id::CpuIndex;
 use crate::nested::{transition, vcpu};
 use crate::vmx::instructions::Cpu;
-use crate::{shared, trap};
+use crate::{machine_check, shared, trap};
 
 // RDI is the frame. The caller has saved what it needs, so every register may be used.
 global_asm!(
@@ -74,16 +75,24 @@ extern "C" fn arrive(frame: *mut Frame) -> ! {
             shared::status().count_refusal();
             frame.result = -i64::from(errno as u32);
             // SAFETY: nothing was changed, the frame is as the stub made it.
-            unsafe { return_native(address) }
+            unsafe { return_native(cpu, address) }
         }
     }
 }
 
-/// Goes back to the host through its stub.
+/// Goes back to the host through its stub, on this CPU, which is `cpu`. A machine check that L0 took goes with it.
 ///
 /// # Safety
 /// The frame is mapped at `frame` under this CR3, with the stub, and describes the host as it is to go on.
-pub(crate) unsafe fn return_native(frame: u64) -> ! {
+pub(crate) unsafe fn return_native(cpu: CpuIndex, frame: u64) -> ! {
+    if machine_check::take(cpu) {
+        shared::trace(Event::MachineCheck {
+            to_host: true,
+            status: machine_check::status(msr::read_safe).bits(),
+        });
+        // SAFETY: the caller says that the frame is there; the stub's handler is its only other writer now.
+        unsafe { (&raw mut (*(frame as *mut Frame)).machine_check).write_volatile(1) };
+    }
     // SAFETY: the stub's contract (`locum_abi::frame`): its GDT and IDT are mapped under both page tables, its stack
     // ends with the frame.
     unsafe {

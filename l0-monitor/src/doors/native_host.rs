@@ -74,7 +74,7 @@ pub(crate) unsafe fn enter(slot: Slot, rip: u64, rsi: u64) -> ! {
             "mov gs, {data:x}",
             "mov dr7, {dr7}",
             "jmp {rip}",
-            cr4 = in(reg) registers::CR4_L0.bits(),
+            cr4 = in(reg) registers::CR4_HOST.bits(),
             cr3 = in(reg) shared::firmware_cr3(slot),
             gdtr = in(reg) &raw const gdtr.limit,
             idtr = in(reg) &raw const no_idt.limit,

@@ -18,7 +18,6 @@ pub(crate) fn address() -> u64 {
 /// # Safety
 /// VMCS01 of this CPU is current, clear and filled in; `vcpu` is this CPU's.
 pub(crate) unsafe fn launch(vcpu: &'static mut VCpu) -> ! {
-    vcpu.launched = true;
     // SAFETY: the caller says that everything is in place; the assembly takes the state over.
     unsafe { l0_vm_first_enter((&raw mut *vcpu).cast()) }
 }

@@ -13,6 +13,7 @@ use crate::shared;
 use crate::vmx::instructions::Cpu;
 
 const STACK_TOP: usize = core::mem::offset_of!(VCpu, stack_top);
+const NOTED_AT: usize = core::mem::offset_of!(VCpu, noted_at);
 
 /// Registers that a call changes, and RBX, to or from the register area at RSP. RBX comes last: until then it holds the
 /// address of the `VCpu`.
@@ -62,6 +63,10 @@ macro_rules! load {
 // it. RBX holds the address of the VCpu across calls. RSP is the same when VM entry is tried, so that a failed one
 // saves the registers the same way; neither LEA nor MOV change the flags that tell why. The direction flag is clear: VM
 // exits clear it, and L0 never sets it.
+//
+// A machine check that L0 took is looked for last of all. One that comes between the look and VM entry has the trap
+// handler (`trap.rs`, which knows the labels) go back: all registers are still in the area then, but for those that the
+// steady path never saves.
 global_asm!(
     ".pushsection .text",
     ".balign 64",
@@ -72,26 +77,28 @@ global_asm!(
     "mov rsp, [rbx + {stack}]",
     "mov rdi, rbx",
     "call {steady}",
-    "test al, al",
     "lea rsp, [rbx + {gprs}]",
+    "test al, al",
     "jz 1f",
+    ".globl l0_steady_enter_look, l0_steady_enter_again, l0_vm_enter_look, l0_vm_enter_last, l0_vm_enter_again",
+    "l0_steady_enter_look:",
+    "mov rax, [rbx + {noted}]",
+    "cmp byte ptr [rax], 0",
+    "jne l0_steady_enter_again",
     caller_saved!(load),
     "vmresume",
     "jmp 3f",
-    "1:",
-    callee_saved!(save),
-    "mov rsp, [rbx + {stack}]",
-    "mov rdi, rbx",
-    "call {handle}",
-    "l0_vm_enter:",
-    "lea rsp, [rbx + {gprs}]",
+    "l0_vm_enter_look:",
+    "mov rcx, [rbx + {noted}]",
+    "cmp byte ptr [rcx], 0",
+    "jne l0_vm_enter_again",
     "cmp al, 0",
     callee_saved!(load),
     caller_saved!(load),
-    "jne 2f",
+    "jne l0_vm_enter_last",
     "vmresume",
     "jmp 3f",
-    "2:",
+    "l0_vm_enter_last:",
     "vmlaunch",
     "3:",
     caller_saved!(save),
@@ -102,6 +109,22 @@ global_asm!(
     "pop rsi",
     "mov rdi, rbx",
     "call {failed}",
+    "l0_vm_enter:", // rbx = VCpu, al = 0 VMRESUME, 1 VMLAUNCH
+    "lea rsp, [rbx + {gprs}]",
+    "jmp l0_vm_enter_look",
+    "1:",
+    callee_saved!(save),
+    "mov rsp, [rbx + {stack}]",
+    "mov rdi, rbx",
+    "call {handle}",
+    "jmp l0_vm_enter",
+    "l0_steady_enter_again:",
+    callee_saved!(save),
+    "l0_vm_enter_again:",
+    "lea rbx, [rsp - {gprs}]",
+    "mov rsp, [rbx + {stack}]",
+    "mov rdi, rbx",
+    "call {machine_check}",
     "jmp l0_vm_enter",
     ".globl l0_vm_first_enter",
     "l0_vm_first_enter:", // rdi = VCpu
@@ -111,9 +134,11 @@ global_asm!(
     ".popsection",
     gprs = const GPRS,
     stack = const STACK_TOP,
+    noted = const NOTED_AT,
     steady = sym steady,
     handle = sym exit,
     failed = sym entry_failed,
+    machine_check = sym machine_check,
 );
 
 /// Every VM exit comes here first. True: VMRESUME is next. False: it is still to be handled.
@@ -140,6 +165,14 @@ extern "C" fn entry_failed(vcpu: *mut VCpu, rflags: u64) -> u8 {
     carry_out(vcpu, onward)
 }
 
+/// A machine check came while L0 served this CPU.
+extern "C" fn machine_check(vcpu: *mut VCpu) -> u8 {
+    // SAFETY: as in `exit`.
+    let (vcpu, mut hw) = unsafe { (&mut *vcpu, Cpu::new()) };
+    let onward = run::machine_check(vcpu, &mut hw);
+    carry_out(vcpu, onward)
+}
+
 fn carry_out(vcpu: &VCpu, onward: Onward) -> u8 {
     match onward {
         Onward::Enter { launch } => u8::from(launch),
@@ -150,6 +183,6 @@ fn carry_out(vcpu: &VCpu, onward: Onward) -> u8 {
         // SAFETY: the only host has just ended.
         Onward::Reset => unsafe { port::reset_machine() },
         // SAFETY: the frame holds the host's state, and VMX is as the host believes.
-        Onward::Leave { frame } => unsafe { native_call::return_native(frame) },
+        Onward::Leave { frame } => unsafe { native_call::return_native(vcpu.cpu, frame) },
     }
 }

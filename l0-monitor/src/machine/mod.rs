@@ -5,9 +5,11 @@ pub(crate) mod mtrr;
 use arrayvec::ArrayVec;
 use firmware_shim::acpi::EcamRegion;
 use firmware_shim::e820::{E820Map, MemoryType as RangeType};
+use locum_abi::PerSlot;
 use spin::Once;
 
 use crate::arch::paging::page_of;
+use crate::shared::layout::Place;
 use mtrr::Mtrrs;
 
 /// IOAPICs that L0 knows at most. Servers have one and four a socket: four sockets have 17.
@@ -22,6 +24,11 @@ pub(crate) struct Span {
     pub(crate) start: u64,
     /// First byte after it.
     pub(crate) end: u64,
+}
+
+impl Span {
+    /// No memory.
+    pub(crate) const EMPTY: Self = Self { start: 0, end: 0 };
 }
 
 /// An IOAPIC.
@@ -48,6 +55,10 @@ pub(crate) struct Machine {
     pub(crate) ecam: ArrayVec<EcamRegion, MAX_ECAM>,
     /// Memory types.
     pub(crate) mtrrs: Mtrrs,
+    /// L0's own memory.
+    pub(crate) l0: Place,
+    /// Memory below 1 MiB for the trampolines of each slot's kernel.
+    pub(crate) low_slices: PerSlot<Span>,
     /// Guest RAM.
     pub(crate) pool: Option<Span>,
     /// Ports of PM1a_CNT and PM1b_CNT, 0 if not there.
@@ -66,6 +77,8 @@ impl Machine {
         too_many_ioapics: false,
         ecam: ArrayVec::new_const(),
         mtrrs: Mtrrs::NONE,
+        l0: Place::new(0),
+        low_slices: PerSlot::new(Span::EMPTY, Span::EMPTY),
         pool: None,
         pm1_control: [0; 2],
         rsdp: 0,

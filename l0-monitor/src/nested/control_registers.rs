@@ -5,6 +5,7 @@
 
 use crate::arch::registers::{Cr0Flags, Cr4Flags, EferFlags};
 use crate::nested::context::{Context, Exception};
+use crate::nested::machine_check::exceptions;
 use crate::nested::vmcs01::HOST_VPID;
 use crate::vmx::Hardware;
 use crate::vmx::controls::EntryControls;
@@ -126,6 +127,7 @@ impl<H: Hardware> Context<'_, H> {
         }
         self.write(field::GUEST_CR4, (value | self.vcpu.caps.fixed.cr4).bits());
         self.write(field::CR4_SHADOW, value.bits());
+        self.write(field::EXCEPTION_BITMAP, exceptions(value));
         self.flush();
         true
     }

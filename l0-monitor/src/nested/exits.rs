@@ -48,6 +48,10 @@ impl<H: Hardware> Context<'_, H> {
             return (self.reflect(reason), basic);
         }
         if reason.entry_failure() {
+            if basic == Reason::MACHINE_CHECK_AT_ENTRY {
+                self.machine_check();
+                return (Next::Host, basic);
+            }
             let rip = self.read(field::GUEST_RIP);
             let qualification = self.read(field::EXIT_QUALIFICATION);
             return (
@@ -55,6 +59,7 @@ impl<H: Hardware> Context<'_, H> {
                 basic,
             );
         }
+        self.vcpu.launched = true;
         (self.serve_host(basic), basic)
     }
 
@@ -111,6 +116,8 @@ impl<H: Hardware> Context<'_, H> {
                 }
                 self.inject(Exception::InvalidOpcode);
             }
+            Reason::EXCEPTION_NMI if self.is_machine_check() => self.machine_check_exit(),
+            Reason::MONITOR_TRAP if self.vcpu.check_waits => self.delayed_machine_check(),
             Reason::GETSEC => self.inject(Exception::InvalidOpcode),
             Reason::TRIPLE_FAULT => {
                 let rip = self.read(field::GUEST_RIP);
@@ -162,7 +169,7 @@ impl<H: Hardware> Context<'_, H> {
         let violation = self.around.violation(address, write);
         match violation {
             Violation::Retry => {
-                self.deliver_again(qualification);
+                self.deliver_again(qualification.contains(EptViolation::NMI_UNBLOCKING));
                 return Next::Host;
             }
             Violation::Fatal => {
@@ -199,12 +206,12 @@ impl<H: Hardware> Context<'_, H> {
     }
 
     /// The access that failed may have been part of the delivery of an event, or of an IRET that ended the blocking of
-    /// NMIs: both are made good, so that the retry is complete (SDM vol. 3C, 29.2.4 and 28.9).
-    fn deliver_again(&mut self, qualification: EptViolation) {
+    /// NMIs (`unblocked`): both are made good, so that the retry is complete (SDM vol. 3C, 29.2.4 and 28.9).
+    pub(super) fn deliver_again(&mut self, unblocked: bool) {
         let event = Interruption(self.read(field::IDT_VECTORING));
         let blocking = Interruptibility::from_bits_retain(self.read(field::GUEST_INTERRUPTIBILITY));
         if !event.is_valid() {
-            if qualification.contains(EptViolation::NMI_UNBLOCKING) {
+            if unblocked {
                 let blocked = blocking | Interruptibility::NMI;
                 self.write(field::GUEST_INTERRUPTIBILITY, blocked.bits());
             }

@@ -5,6 +5,7 @@
 //! uses neither a TSS nor SYSENTER.
 
 use crate::arch::registers::{Cr0Flags, Cr4Flags, DEBUGCTL_CLEAR, DR7_CLEAR, EFER_LONG_MODE, RFLAGS_CLEAR};
+use crate::nested::machine_check::exceptions;
 use crate::vmx::Hardware;
 use crate::vmx::caps::{Caps, FixedBits};
 use crate::vmx::controls::ExitControls;
@@ -107,7 +108,7 @@ impl HostArea {
         let selectors = &values[replaced::SELECTORS..replaced::FS_BASE];
         cr0.contains(caps.fixed.cr0 | Cr0Flags::PROTECTED_MODE_ENABLE | Cr0Flags::PAGING)
             && values[replaced::CR0] >> 32 == 0
-            && cr4.contains(caps.fixed.cr4 | Cr4Flags::PHYSICAL_ADDRESS_EXTENSION)
+            && cr4.contains(caps.fixed.cr4_of_vmx() | Cr4Flags::PHYSICAL_ADDRESS_EXTENSION)
             && caps.cr4_allowed.contains(cr4)
             && values[replaced::CR3] >> caps.phys_bits == 0
             && selectors.iter().all(|selector| selector & TI_RPL == 0)
@@ -189,6 +190,8 @@ pub(crate) fn load(
     load_segments(hw, area, loaded);
     hw.put(field::CR0_SHADOW, area.0[replaced::CR0]);
     hw.put(field::CR4_SHADOW, area.0[replaced::CR4]);
+    let cr4 = Cr4Flags::from_bits_retain(area.0[replaced::CR4]);
+    hw.put(field::EXCEPTION_BITMAP, exceptions(cr4));
     if !loaded.exit_controls.contains(ExitControls::LOAD_EFER) {
         hw.put(field::GUEST_EFER, efer_now | EFER_LONG_MODE.bits());
     }

@@ -29,6 +29,7 @@
 //! | [`vmx_instructions`] | the host's VMX instructions |
 //! | [`host_area`], [`adopt`] | host-state area: loading it, replacing it |
 //! | [`fingerprint`] | proof that a VMCS is the same afterwards |
+//! | [`machine_check`] | machine checks on the host's CPU |
 //! | [`control_registers`], [`cpuid_and_msrs`] | CR0, CR4; CPUID, MSRs, XCR0 |
 //! | [`shadow`] | VMREAD and VMWRITE without an exit |
 //! | [`trapped_fields`] | which fields the host's VMREADs and VMWRITEs exit for |
@@ -49,6 +50,7 @@ pub(crate) mod exits;
 pub(crate) mod fingerprint;
 pub(crate) mod host_area;
 pub(crate) mod hypercall;
+pub(crate) mod machine_check;
 #[cfg(test)]
 pub(crate) mod model;
 pub(crate) mod regions;

@@ -4,6 +4,7 @@
 
 use locum_abi::Event;
 
+use crate::machine_check;
 use crate::nested::context::Context;
 use crate::nested::exits::Next;
 use crate::nested::hypercall::{self, Served};
@@ -92,6 +93,20 @@ pub(crate) fn entry_failed(vcpu: &mut VCpu, hw: &mut Cpu, rflags: u64) -> Onward
     go_on(vcpu, hw, next)
 }
 
+/// A machine check came while L0 served this CPU: the host continues with it, and not its guest.
+pub(crate) fn machine_check(vcpu: &mut VCpu, hw: &mut Cpu) -> Onward {
+    let around = ThisMachine(vcpu.slot);
+    let context = &mut Context {
+        vcpu,
+        hw,
+        around: &around,
+    };
+    if machine_check::take(context.vcpu.cpu) {
+        context.noted_machine_check();
+    }
+    go_on(vcpu, hw, Next::Host)
+}
+
 /// Rights that the host lost must not survive in this CPU's caches (SDM vol. 3C, 30.4.3.4).
 #[inline(always)]
 fn flush_if_changed(vcpu: &mut VCpu, hw: &mut Cpu) {
@@ -132,9 +147,7 @@ fn go_on(vcpu: &mut VCpu, hw: &mut Cpu, next: Next) -> Onward {
 fn resume(vcpu: &mut VCpu, hw: &mut Cpu) -> Onward {
     flush_if_changed(vcpu, hw);
     // VMCS01 is launched but right after it was cleared to change VMXON regions.
-    let launch = !vcpu.launched;
-    vcpu.launched = true;
-    Onward::Enter { launch }
+    Onward::Enter { launch: !vcpu.launched }
 }
 
 /// Parks this CPU; or, if INIT was sent to it, goes back into non-root so that the INIT arrives: in a state that VM

@@ -77,7 +77,10 @@ impl<H: Hardware> Context<'_, H> {
         let long_mode = AccessRights::from_bits_retain(self.read(Segment::Cs.guest_rights())).is_64_bit_kernel();
         let cr0 = Cr0Flags::from_bits_retain(self.read(field::CR0_SHADOW));
         let cr4 = Cr4Flags::from_bits_retain(self.read(field::CR4_SHADOW));
-        let fixed_bits = cr0.contains(self.vcpu.caps.fixed.cr0) && cr4.contains(self.vcpu.caps.fixed.cr4);
+        let fixed_bits = cr0.contains(self.vcpu.caps.fixed.cr0)
+            && cr4
+                .intersection(Cr4Flags::from_bits_retain(area.0[replaced::CR4]))
+                .contains(self.vcpu.caps.fixed.cr4);
         self.hw.select(&current);
         let loaded = LoadedOnExit::read(self.hw);
         let controls = self.hw.get(field::SECONDARY_CONTROLS) as u32;

@@ -34,7 +34,7 @@ pub(crate) const RIP: u64 = 0xffff_8000_0000_1000;
 /// Bits that VMX fixes on the CPU of the tests.
 pub(crate) const FIXED: FixedBits = FixedBits {
     cr0: Cr0Flags::NUMERIC_ERROR,
-    cr4: Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS,
+    cr4: Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS.union(Cr4Flags::MACHINE_CHECK_EXCEPTION),
 };
 /// Bits of CR4 that it has: those of a Haswell, and SMAP.
 pub(crate) const CR4_ALLOWED: Cr4Flags = Cr4Flags::from_bits_truncate(0x37_67ff);

@@ -18,6 +18,7 @@ use crate::arch::general::{Register, Registers};
 use crate::arch::registers::Cr4Flags;
 use crate::arch::{cpuid, gdt, msr, paging, registers, stack};
 use crate::id::{self, CpuIndex};
+use crate::machine_check;
 use crate::nested::context::Context;
 use crate::nested::fingerprint;
 use crate::nested::host_area::{HostArea, replaced};
@@ -30,7 +31,7 @@ use crate::nested::vmcs01::{self, EntryState};
 use crate::nested::walk::Paging;
 use crate::park::Start;
 use crate::partition::PARTITION;
-use crate::shared::{self, Counter, layout};
+use crate::shared::{self, Counter};
 use crate::stage::{self, Step};
 use crate::trap;
 use crate::vmx::caps::Caps;
@@ -84,6 +85,8 @@ fn take_root(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, slot: Slot, exit_rip:
     vcpu.apic_id = id::apic_id(cpu);
     vcpu.steady = Steady::NONE;
     vcpu.stack_top = stack::top(cpu);
+    vcpu.noted_at = machine_check::noted_at(cpu);
+    vcpu.check_waits = false;
     vcpu.own_area = own_area(hw, cpu, slot, exit_rip);
     vcpu.in_guest = false;
     vcpu.launched = false;
@@ -251,7 +254,8 @@ fn check_frame(vcpu: &mut VCpu, hw: &mut Cpu, address: u64) -> Result<(), Errno>
     };
     // L0's own tables, the last two levels of which the module writes: nothing outside L0's memory is read on their
     // word.
-    let own = layout::PRIVATE_BASE..=layout::BASE + layout::SIZE;
+    let own = shared::place().all();
+    let own = own.start..=own.end;
     let is_own = |a: u64, n: u64| own.contains(&a) && a.checked_add(n).is_some_and(|end| own.contains(&end));
     let mapped = |hw: &mut Cpu, address: u64| l0.translate(hw, &is_own, address, false).ok();
     // SAFETY: the page belongs to the host, which gave it to L0 with the call; plain data.
@@ -360,7 +364,7 @@ pub(crate) fn fill_any(vcpu: &mut VCpu, hw: &mut Cpu) {
     hw.vmclear(vcpu.vmcs01);
     hw.vmptrld(vcpu.vmcs01);
     vcpu.in_guest = false;
-    vcpu.launched = true;
+    vcpu.launched = false;
     fill_firmware(vcpu, hw, 0);
     hw.put(field::GUEST_ACTIVITY, guest::HALTED);
 }

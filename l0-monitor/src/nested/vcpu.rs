@@ -28,7 +28,7 @@ pub(crate) struct Belief {
 /// Bytes below [`VCpu::gprs`] that an NMI may use as stack: exits begin with RSP in the register area.
 pub(crate) const NMI_ROOM: usize = 1024;
 
-/// One CPU's nested state. The assembly relies on the first three fields (see `doors/vm_exit.rs`).
+/// One CPU's nested state. The assembly relies on the first four fields (see `doors/vm_exit.rs`).
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub(crate) struct VCpu {
@@ -39,6 +39,8 @@ pub(crate) struct VCpu {
     pub(crate) gprs: Registers,
     /// Top of this CPU's L0 stack.
     pub(crate) stack_top: u64,
+    /// Address of the byte that tells of a machine check ([`crate::machine_check::noted_at`]).
+    pub(crate) noted_at: u64,
     /// Slot of the host.
     pub(crate) slot: Slot,
     /// This CPU.
@@ -47,8 +49,10 @@ pub(crate) struct VCpu {
     pub(crate) apic_id: u32,
     /// L0's VMXON region is the one in use (not one of the host's).
     pub(crate) own_vmxon: bool,
-    /// VMCS01 has been launched since it was last cleared.
+    /// VMCS01 has been launched since it was last cleared: an exit has come.
     pub(crate) launched: bool,
+    /// The host's machine check waits until the event before it is delivered.
+    pub(crate) check_waits: bool,
     /// The guest runs (or is about to): the current VMCS is the host's.
     pub(crate) in_guest: bool,
     /// The host reads APICBASE.BSP as 1 on this CPU.
@@ -80,11 +84,13 @@ impl VCpu {
             nmi_room: [0; NMI_ROOM],
             gprs: Registers::ZERO,
             stack_top: 0,
+            noted_at: 0,
             slot: Slot::Even,
             cpu: CpuIndex::FIRST,
             apic_id: 0,
             own_vmxon: false,
             launched: false,
+            check_waits: false,
             in_guest: false,
             pretend_bsp: false,
             vmcs01: 0,

@@ -7,8 +7,11 @@ use locum_abi::Frame;
 use locum_abi::frame::{CS, DS, ES, FS, GS, LDTR, SS, TR};
 
 use crate::arch::msr;
-use crate::arch::registers::{CR0_L0, CR4_L0, DEBUGCTL_CLEAR, DR7_CLEAR, EFER_LONG_MODE, EferFlags, RFLAGS_CLEAR};
+use crate::arch::registers::{
+    CR0_L0, CR4_HOST, Cr4Flags, DEBUGCTL_CLEAR, DR7_CLEAR, EFER_LONG_MODE, EferFlags, RFLAGS_CLEAR,
+};
 use crate::nested::host_area::TSS_LIMIT;
+use crate::nested::machine_check::exceptions;
 use crate::nested::vcpu::VCpu;
 use crate::partition::PARTITION;
 use crate::vmx::Hardware;
@@ -161,7 +164,7 @@ impl EntryState {
         Self {
             cr0: CR0_L0.bits(),
             cr3,
-            cr4: CR4_L0.bits(),
+            cr4: CR4_HOST.bits(),
             // NXE: Linux' 64-bit trampoline loads page tables with NX bits before it writes EFER.
             efer: (EFER_LONG_MODE | EferFlags::NO_EXECUTE_ENABLE).bits(),
             rip,
@@ -242,7 +245,10 @@ pub(crate) fn fill(hw: &mut impl Hardware, vcpu: &VCpu, state: &EntryState, tr: 
         (field::PRIMARY_CONTROLS, vcpu.caps.primary.bits().into()),
         (field::SECONDARY_CONTROLS, vcpu.caps.secondary.bits().into()),
         (field::EXIT_CONTROLS, vcpu.caps.exit.bits().into()),
-        (field::EXCEPTION_BITMAP, 0),
+        (
+            field::EXCEPTION_BITMAP,
+            exceptions(Cr4Flags::from_bits_retain(state.cr4)),
+        ),
         (field::PF_ERROR_MASK, 0),
         (field::PF_ERROR_MATCH, 0),
         (field::CR3_TARGET_COUNT, 0),

@@ -33,8 +33,9 @@ use spin::Mutex;
 use crate::arch::paging::{LARGE_PAGE, page_of};
 use crate::id::{self, CpuIndex};
 use crate::machine::mtrr::MemoryType;
-use crate::machine::{self, MAX_IOAPICS, Machine};
-use crate::shared::{self, layout};
+use crate::machine::{self, MAX_IOAPICS, Machine, Span};
+use crate::shared;
+use crate::shared::layout::Place;
 use crate::stage::{self, Stage, Step};
 use crate::vmx::Hardware;
 use crate::vmx::exit::IoAccess;
@@ -50,9 +51,6 @@ const LAPIC_PAGE: u64 = 0xfee0_0000;
 /// Where Intel's chipsets have the HPET (IA-PC HPET specification 1.0a, 2.3.1). A successor has no HPET table, but the
 /// machine's AML names the device, and Linux' driver for that waits for the counter to move: it may read.
 const HPET_PAGE: u64 = 0xfed0_0000;
-/// Start of what both hosts may read below 1 MiB: what follows the slices, with the EBDA at its end. Kernels look for
-/// firmware tables there.
-const LOW_END: u64 = layout::LOW_END;
 const VGA: u64 = 0xa_0000;
 const BIOS: u64 = 0xc_0000;
 const MIB: u64 = 0x10_0000;
@@ -90,6 +88,8 @@ struct State {
     retiring: Option<Slot>,
     /// End of the memory that is mapped from the start.
     mapped_end: u64,
+    l0: Place,
+    low_slices: PerSlot<Span>,
 }
 
 /// Who is left when a host has died.
@@ -148,6 +148,8 @@ impl Partition {
                 ioapics: ArrayVec::new_const(),
                 too_many_ioapics: false,
                 retiring: None,
+                l0: Place::new(0),
+                low_slices: PerSlot::new(Span::EMPTY, Span::EMPTY),
                 mapped_end: 0,
             }),
             ept_changes: PerSlot::new(AtomicU32::new(0), AtomicU32::new(0)),
@@ -169,6 +171,7 @@ impl Partition {
             .map(|found| IoApic::new(found.address, found.gsi_base))
             .collect();
         state.too_many_ioapics = machine.too_many_ioapics;
+        (state.l0, state.low_slices) = (machine.l0, machine.low_slices);
         state.mapped_end = machine.memory_end().max(4 << 30);
         state.set_host(Slot::Even, HostState::Running);
         Ok(())
@@ -607,9 +610,9 @@ impl State {
 
     /// What the host in `slot` has at fixed places becomes its own: trampoline slice, and what L0 has for it.
     fn set_fixed_memory(&mut self, slot: Slot) -> Result<(), memory::Full> {
-        let (slice, size) = shared::low_slice(slot);
-        let area = layout::slot_area(slot);
-        self.owners.memory.set(slice, slice + size, Kind::Readable(slot))?;
+        let Span { start, end } = self.low_slices[slot];
+        let area = self.l0.slot_area(slot);
+        self.owners.memory.set(start, end, Kind::Readable(slot))?;
         self.owners.memory.set(area.start, area.end, Kind::Host(slot))
     }
 
@@ -691,15 +694,22 @@ impl State {
 /// The map as it is when the first host starts.
 fn first_map(machine: &Machine) -> Result<Map, memory::Full> {
     let mut map = Map::new();
-    map.set(layout::PRIVATE_BASE, layout::BASE, Kind::Monitor)?;
-    let read_only_end = layout::BASE + core::mem::offset_of!(layout::Region, slots) as u64;
-    map.set(layout::BASE, read_only_end, Kind::ReadOnly)?;
-    let slots_end = layout::slot_area(Slot::Odd).end;
-    map.set(read_only_end, slots_end, Kind::Host(Slot::Even))?;
-    map.set(slots_end, layout::BASE + layout::SIZE, Kind::Shared)?;
-    // Kernels look all over low memory for what firmware and other kernels may have left there.
-    map.set(PAGE_SIZE, LOW_END, Kind::Readable(Slot::Even))?;
-    map.set(LOW_END, VGA, Kind::ReadOnly)?;
+    let l0 = machine.l0;
+    for (range, kind) in [
+        (l0.private(), Kind::Monitor),
+        (l0.readable(), Kind::ReadOnly),
+        (l0.slot_area(Slot::Even), Kind::Host(Slot::Even)),
+        (l0.slot_area(Slot::Odd), Kind::Host(Slot::Even)),
+        (l0.channels(), Kind::Shared),
+    ] {
+        map.set(range.start, range.end, kind)?;
+    }
+    // Kernels look all over low memory for what firmware and other kernels may have left there. What follows the
+    // slices, with the EBDA at its end, nobody needs to write.
+    let slices_end = Slot::ALL.map(|slot| machine.low_slices[slot].end).into_iter().max();
+    let low_end = slices_end.unwrap_or(0).clamp(PAGE_SIZE, VGA);
+    map.set(PAGE_SIZE, low_end, Kind::Readable(Slot::Even))?;
+    map.set(low_end, VGA, Kind::ReadOnly)?;
     map.set(BIOS, MIB, Kind::ReadOnly)?;
     map.set(LAPIC_PAGE, LAPIC_PAGE + PAGE_SIZE, Kind::Shared)?;
     map.set(HPET_PAGE, HPET_PAGE + PAGE_SIZE, Kind::Readable(Slot::Even))?;

@@ -19,8 +19,22 @@ const IOAPIC: u64 = 0xfec0_0000;
 /// Behind all RAM, where a device could be.
 const DEVICE: u64 = 0xe000_0000;
 
+const L0: Place = Place::new(0x20_0000);
+const LOW_SLICES: PerSlot<Span> = PerSlot::new(
+    Span {
+        start: 0x1_0000,
+        end: 0x3_0000,
+    },
+    Span {
+        start: 0x5_0000,
+        end: 0x7_0000,
+    },
+);
+
 fn machine() -> Machine {
     let mut machine = Machine::EMPTY;
+    machine.l0 = L0;
+    machine.low_slices = LOW_SLICES;
     let mut e820 = E820Map::new();
     e820.set(0..0xa_0000, RangeType::Usable).unwrap();
     e820.set(MIB..0x8000_0000, RangeType::Usable).unwrap();
@@ -70,18 +84,15 @@ fn one_host_has_everything_but_l0() {
     assert!(partition.may_touch(EVEN, 0x4800_0000, 4096));
     assert!(partition.may_touch(EVEN, POOL, 4096));
     for (address, bytes) in [
-        (layout::PRIVATE_BASE, 8),
-        (layout::BASE, 8),
+        (L0.private().start, 8),
+        (L0.shared().start, 8),
         (IOAPIC, 4),
         (u64::MAX - 3, 8),
         (1 << 50, 8),
     ] {
         assert!(!partition.may_touch(EVEN, address, bytes), "{address:#x}");
     }
-    assert_eq!(
-        partition.violation(EVEN, layout::PRIVATE_BASE, false),
-        Violation::Refused
-    );
+    assert_eq!(partition.violation(EVEN, L0.private().start, false), Violation::Refused);
     assert!(!partition.is_on_trial(EVEN));
 }
 
@@ -105,8 +116,8 @@ fn what_a_successors_access_comes_to() {
         (ODD, DEVICE, true, Violation::Refused),
         (ODD, IOAPIC, true, Violation::IoApic),
         (ODD, BIOS, true, Violation::Refused),
-        (ODD, layout::slot_area(EVEN).start, true, Violation::Fatal),
-        (EVEN, layout::slot_area(ODD).start, true, Violation::Refused),
+        (ODD, L0.slot_area(EVEN).start, true, Violation::Fatal),
+        (EVEN, L0.slot_area(ODD).start, true, Violation::Refused),
         (EVEN, GRANTED.0, true, Violation::Refused),
         (EVEN, IOAPIC, false, Violation::IoApic),
     ] {
@@ -116,7 +127,7 @@ fn what_a_successors_access_comes_to() {
             "{slot:?} {address:#x}"
         );
     }
-    assert!(partition.may_touch(ODD, layout::slot_area(ODD).start, 8));
+    assert!(partition.may_touch(ODD, L0.slot_area(ODD).start, 8));
     assert!(partition.is_on_trial(ODD) && !partition.is_on_trial(EVEN));
 }
 

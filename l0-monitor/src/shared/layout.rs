@@ -7,25 +7,13 @@ use locum_abi::channel::CHANNEL_COUNT;
 use locum_abi::frame::TableRegister;
 use locum_abi::{ChannelRing, Header, LogRing, Mailbox, PAGE_SIZE, SLOTS, Slot, Status, TraceRing};
 
-use crate::arch::paging::{LOW_GIB, SMALL_END, Table};
+use crate::arch::paging::{LOW_GIB, SMALL_PAGES, Table};
 use crate::id::APIC_IDS;
 
-/// Physical address of the region: one 2 MiB page, since Linux maps the reset vector for its last jump with a page of
-/// that size.
-pub(crate) const BASE: u64 = 0x80_0000;
-/// Bytes of the region.
+/// Bytes of the region: one 2 MiB page, since Linux maps the reset vector for its last jump with a page of that size.
 pub(crate) const SIZE: u64 = 0x20_0000;
-/// Physical address of L0's private memory.
-pub(crate) const PRIVATE_BASE: u64 = 0x10_0000;
-/// Bytes of L0's private memory.
-pub(crate) const PRIVATE_SIZE: u64 = BASE - PRIVATE_BASE;
-/// First bytes of the slices below 1 MiB that hold the trampolines of the two slots' kernels.
-pub(crate) const LOW_SLICES: [u64; SLOTS] = [0x1_0000, 0x5_0000];
-/// Bytes of each slice.
-pub(crate) const LOW_SLICE_SIZE: u64 = 0x4_0000;
-/// End of the memory below 1 MiB that hosts are given; up to the EBDA nothing is used, so that no kernel puts its
-/// trampoline there.
-pub(crate) const LOW_END: u64 = LOW_SLICES[1] + LOW_SLICE_SIZE;
+/// Bytes of L0's private memory, right below the region, as the linker script has it.
+pub(crate) const PRIVATE_SIZE: u64 = 0x100_0000;
 /// Page-table pages per slot with which a module maps its stub.
 pub(crate) const STUB_PT_PAGES: usize = 16;
 /// Bytes per slot for a host's firmware tables.
@@ -112,11 +100,49 @@ pub(crate) struct Region {
     pub(crate) channels: [[ChannelRing; 2]; CHANNEL_COUNT],
 }
 
-/// Physical addresses of a slot's area: while two hosts run, no other touches it.
-pub(crate) const fn slot_area(slot: Slot) -> Range<u64> {
-    let size = size_of::<SlotArea>() as u64;
-    let start = BASE + core::mem::offset_of!(Region, slots) as u64 + slot.index() as u64 * size;
-    start..start + size
+/// Physical addresses of L0's memory: the image that the boot loader placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place(u64);
+
+impl Place {
+    /// L0's memory begins at `start`, a multiple of 2 MiB.
+    pub(crate) const fn new(start: u64) -> Self {
+        Self(start)
+    }
+
+    /// L0's alone.
+    pub(crate) const fn private(self) -> Range<u64> {
+        self.0..self.0 + PRIVATE_SIZE
+    }
+
+    /// The shared region.
+    pub(crate) const fn shared(self) -> Range<u64> {
+        let start = self.private().end;
+        start..start + SIZE
+    }
+
+    /// Both.
+    pub(crate) const fn all(self) -> Range<u64> {
+        self.private().start..self.shared().end
+    }
+
+    /// The part of the shared region before the slots' areas, which hosts read.
+    pub(crate) const fn readable(self) -> Range<u64> {
+        let start = self.shared().start;
+        start..start + core::mem::offset_of!(Region, slots) as u64
+    }
+
+    /// A slot's area: while two hosts run, no other touches it.
+    pub(crate) const fn slot_area(self, slot: Slot) -> Range<u64> {
+        let size = size_of::<SlotArea>() as u64;
+        let start = self.readable().end + slot.index() as u64 * size;
+        start..start + size
+    }
+
+    /// What follows the slots' areas: the channels, which both hosts write.
+    pub(crate) const fn channels(self) -> Range<u64> {
+        self.slot_area(Slot::Odd).end..self.shared().end
+    }
 }
 
 /// The region, filled up: in the image it takes the memory that it is said to take.
@@ -132,7 +158,7 @@ const _: () = assert!(size_of::<Filled>() as u64 == SIZE);
 const _: () = assert!(core::mem::offset_of!(Region, header) == 0);
 const _: () = assert!(size_of::<Paged<Table>>() as u64 == PAGE_SIZE);
 const _: () = assert!(size_of::<ResetPage>() as u64 == PAGE_SIZE);
-const _: () = assert!(SMALL_END == BASE);
+const _: () = assert!(SMALL_PAGES as u64 * PAGE_SIZE >= PRIVATE_SIZE);
 
 /// The region as a static: zero at boot, written by L0 and by hosts at any time, so only ever reached through
 /// pointers.

@@ -83,8 +83,15 @@ const NOT_FIXED: Cr0Flags = Cr0Flags::PROTECTED_MODE_ENABLE.union(Cr0Flags::PAGI
 pub(crate) struct FixedBits {
     /// Of CR0, but for PE and PG: L0 has unrestricted guest.
     pub(crate) cr0: Cr0Flags,
-    /// Of CR4.
+    /// Of CR4, and MCE: a machine check under a host that has it clear would reset the machine, with the other host.
     pub(crate) cr4: Cr4Flags,
+}
+
+impl FixedBits {
+    /// Those of CR4 without which VM entry fails.
+    pub(crate) const fn cr4_of_vmx(self) -> Cr4Flags {
+        self.cr4.difference(Cr4Flags::MACHINE_CHECK_EXCEPTION)
+    }
 }
 
 /// The controls of a VMCS01 and what the CPU fixes.
@@ -157,7 +164,11 @@ impl Caps {
         }
         let mut read = |msr| rdmsr(msr).ok_or(Unfit::NoControl);
         let primary = Settings(read(msr::VMX_TRUE_PROCBASED_CTLS)?);
-        if !primary.may::<PrimaryControls>().contains(PrimaryControls::SECONDARY) {
+        let may = primary.may::<PrimaryControls>();
+        if !may.contains(PrimaryControls::MONITOR_TRAP) {
+            return Err(Unfit::NoControl);
+        }
+        if !may.contains(PrimaryControls::SECONDARY) {
             return Err(Unfit::NoUnrestricted);
         }
         let (secondary, can_shadow) = secondary(Settings(read(msr::VMX_PROCBASED_CTLS2)?))?;
@@ -181,7 +192,7 @@ impl Caps {
             entry: entry.ok_or(Unfit::NoControl)?,
             fixed: FixedBits {
                 cr0: Cr0Flags::from_bits_retain(read(msr::VMX_CR0_FIXED0)?).difference(NOT_FIXED),
-                cr4: Cr4Flags::from_bits_retain(read(msr::VMX_CR4_FIXED0)?),
+                cr4: Cr4Flags::from_bits_retain(read(msr::VMX_CR4_FIXED0)?) | Cr4Flags::MACHINE_CHECK_EXCEPTION,
             },
             cr4_allowed: Cr4Flags::from_bits_retain(read(msr::VMX_CR4_FIXED1)?),
             ept_1g: ept_vpid.contains(EptVpid::PAGE_1G),
@@ -236,7 +247,8 @@ mod tests {
         let caps = Caps::new(true, 39, haswell).unwrap();
         assert_eq!(caps.revision, 0x10);
         assert_eq!(caps.fixed.cr0, Cr0Flags::NUMERIC_ERROR);
-        assert_eq!(caps.fixed.cr4, Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS);
+        assert_eq!(caps.fixed.cr4_of_vmx(), Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS);
+        assert!(caps.fixed.cr4.contains(Cr4Flags::MACHINE_CHECK_EXCEPTION));
         assert!(!caps.secondary.contains(SecondaryControls::XSAVES), "this CPU has none");
         assert!(caps.secondary.contains(SecondaryControls::INVPCID) && caps.ept_1g);
         assert_eq!((caps.pin.bits(), caps.primary.bits()), (0x16, 0x9600_6172));

@@ -15,6 +15,8 @@ bitflags! {
     pub(crate) struct PrimaryControls: u32 {
         /// Use I/O bitmaps.
         const IO_BITMAPS = 1 << 25;
+        /// Monitor trap flag.
+        const MONITOR_TRAP = 1 << 27;
         /// Use MSR bitmaps.
         const MSR_BITMAPS = 1 << 28;
         /// Activate secondary controls.

@@ -79,6 +79,8 @@ reasons! {
     MONITOR_TRAP = 37;
     /// PAUSE.
     PAUSE = 40;
+    /// VM-entry failure due to machine-check event.
+    MACHINE_CHECK_AT_ENTRY = 41;
     /// TPR below threshold.
     TPR_BELOW_THRESHOLD = 43;
     /// APIC access.
@@ -156,6 +158,16 @@ impl Interruption {
     /// Valid and of type NMI.
     pub(crate) const fn is_nmi(self) -> bool {
         self.is_valid() && self.kind() == Self::NMI
+    }
+
+    /// Valid, and the exception with this vector.
+    pub(crate) const fn is_exception(self, vector: ExceptionVector) -> bool {
+        self.is_valid() && self.kind() == Self::HARDWARE_EXCEPTION && self.0 & 0xff == vector as u64
+    }
+
+    /// Whether an IRET had ended the blocking of NMIs.
+    pub(crate) const fn nmi_unblocking(self) -> bool {
+        self.0 & Self::NMI_UNBLOCKING != 0
     }
 
     /// As VM entry takes it to deliver the event of IDT-vectoring information again.

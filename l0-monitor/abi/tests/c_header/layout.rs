@@ -49,7 +49,7 @@ pub fn abi() -> Vec<Layout> {
             exits_by_reason;
         Status, "locum_status": generation, cpu_count, hosts, refusals, reserved, cpus;
         TableRegister, "locum_table_register": pad, limit, base;
-        Frame, "locum_frame": magic, apic_id, nmi, result, reserved, phys, return_native, l0_cr3, l0_entry, stub_gdtr,
+        Frame, "locum_frame": magic, apic_id, nmi, result, machine_check, phys, return_native, l0_cr3, l0_entry, stub_gdtr,
             stub_idtr, rip, rsp, rflags, cr0, cr3, cr4, gdtr, idtr, selectors, fs_base, gs_base, tr_base, tr_limit,
             ldtr_limit, ldtr_base, dr7, reserved2, module;
         Mailbox, "locum_mailbox": command, reserved, apic_id, wakeup_vector, os, firmware;

@@ -373,7 +373,7 @@ fn the_frame_of_release_1_is_read() {
         apic_id: 3,
         nmi: 1,
         result: -6,
-        reserved: 0,
+        machine_check: 0,
         phys: 0x1234_5000,
         return_native: 0xffff_ffff_c012_3456,
         l0_cr3: 0x10_2000,

@@ -1,0 +1,63 @@
+//! Trampoline slices: the memory below 1 MiB that each of two hosts needs to start its CPUs.
+
+use super::map::{E820Error, E820Map, MemoryType};
+use core::ops::Range;
+
+/// Bytes of a slice where there is room.
+pub const SLICE_SIZE: u64 = 0x2_0000;
+/// Bytes of the smallest slice that will do: Linux's real-mode blob (`arch/x86/realmode`) takes about 28 KiB, and a
+/// kernel that changes to five-level paging puts two more pages below it
+/// (`arch/x86/boot/compressed/pgtable_64.c`).
+pub const SLICE_SMALLEST: u64 = 0x1_0000;
+/// Where slices begin at the lowest: Linux reserves the first 64 KiB whatever the map says (`early_reserve_memory()` in
+/// `arch/x86/kernel/setup.c`).
+pub const SLICES_START: u64 = 0x1_0000;
+/// Where slices end at the highest: Linux takes what follows for the BIOS' in any case (`BIOS_START_MAX` in
+/// `arch/x86/kernel/ebda.c`).
+pub const SLICES_END: u64 = 0x9_f000;
+
+const PAGE: u64 = 0x1000;
+
+/// The slices of even and of odd generations, chosen from what is usable between [`SLICES_START`] and [`SLICES_END`]:
+/// each whole pages in one piece, as low as can be, both of one size: [`SLICE_SIZE`], or what there is room for, but
+/// not less than [`SLICE_SMALLEST`]. The same map always gives the same slices.
+///
+/// # Errors
+/// [`E820Error::NoSlices`].
+pub fn low_slices(map: &E820Map) -> Result<[Range<u64>; 2], E820Error> {
+    let mut size = SLICE_SIZE;
+    while size >= SLICE_SMALLEST {
+        let mut slices = map
+            .entries()
+            .iter()
+            .filter(|entry| entry.kind == MemoryType::Usable)
+            .flat_map(|entry| pieces(entry.start, entry.end, size));
+        if let (Some(even), Some(odd)) = (slices.next(), slices.next()) {
+            return Ok([even, odd]);
+        }
+        size -= PAGE;
+    }
+    Err(E820Error::NoSlices)
+}
+
+/// Leaves a first host no usable memory below 1 MiB but the first 64 KiB, which no kernel uses, and its slice `own`: or
+/// it puts its trampoline where the other host's will be, or where nobody expects one.
+///
+/// # Errors
+/// [`E820Error::Full`].
+pub fn keep_low_slice(map: &mut E820Map, own: &Range<u64>) -> Result<(), E820Error> {
+    const LOW_END: u64 = 0x10_0000;
+    for range in [SLICES_START..own.start, own.end..LOW_END] {
+        map.replace(range, MemoryType::Usable, MemoryType::Reserved)?;
+    }
+    Ok(())
+}
+
+/// The pieces of `size` bytes that fit into `start..end` where slices may be.
+fn pieces(start: u64, end: u64, size: u64) -> impl Iterator<Item = Range<u64>> {
+    // What is clamped is far below the end of the address space, so no sum overflows.
+    let start = start.clamp(SLICES_START, SLICES_END).next_multiple_of(PAGE);
+    let end = end.min(SLICES_END);
+    let count = end.saturating_sub(start) / size;
+    (0..count).map(move |nth| start + nth * size..start + (nth + 1) * size)
+}
