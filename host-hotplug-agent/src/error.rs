@@ -48,13 +48,13 @@ pub enum Refusal {
         "locum.ko puts this host into slot {0}, but there are slots 0 and 1 only: load the module of the same package"
     )]
     NoSlot(u32),
-    /// A CPU that cannot run L0.
-    #[error(
-        "the CPU lacks {missing} (/proc/cpuinfo): enable Intel VT-x in the firmware's set-up; Locum needs an Intel CPU with EPT and unrestricted guest"
-    )]
-    CpuUnfit {
-        /// Names of the missing features.
-        missing: String,
+    /// A machine on which no refresh goes well, see [`crate::preflight`].
+    #[error("{cause}: {remedy}")]
+    Unfit {
+        /// What was looked at, and found.
+        cause: String,
+        /// What to do.
+        remedy: String,
     },
     /// There is no configuration of that name.
     #[error("{path} cannot be read ({error}): write it, or choose one of: {known}")]

@@ -15,6 +15,7 @@ use partitioner::{
 };
 
 pub use iomem::range as iomem_range;
+pub use ram::Ram;
 
 use crate::acpi::{Interrupts, aml};
 use crate::guest::pool::Pool;
@@ -22,7 +23,6 @@ use crate::l0::view;
 use crate::load;
 use crate::sysroot::{SysRoot, parse_list};
 use firmware::Ground;
-use ram::Ram;
 
 /// Takes stock.
 ///

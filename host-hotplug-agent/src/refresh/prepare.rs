@@ -2,18 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use locum_abi::CHANNEL_COUNT;
 use partitioner::{Inventory, MemRange, PciAddress, Plan, PortRange, Request, Unreclaimed, plan};
 
 use super::incumbent::image;
 use crate::config::{self, Config};
-use crate::cpuinfo::CpuFeatures;
 use crate::error::Refusal;
 use crate::guest::{Hypervisor, Spec};
 use crate::inventory;
 use crate::load::{Files, threads};
 use crate::machine::Machine;
+use crate::preflight;
 
 /// Ports of a UART.
 const UART_PORTS: u16 = 8;
@@ -49,13 +49,7 @@ impl Prepared {
     ) -> Result<Self> {
         let config = Config::read(config_dir, name)?;
         let path = config::path(config_dir, name);
-        let features = CpuFeatures::read(machine.sys()).context("reading /proc/cpuinfo")?;
-        if !features.missing_vmx().is_empty() {
-            return Err(Refusal::CpuUnfit {
-                missing: features.missing_vmx().join(", "),
-            }
-            .into());
-        }
+        preflight::check(machine.sys())?;
         let files = Files::read(&config, &path)?;
         let facts = machine.facts();
         let inventory = inventory::take(

@@ -436,9 +436,14 @@ fn a_refused_request_changes_nothing_and_says_so_in_sysfs() {
     assert_eq!(stage.world.shown(TextKind::LastError), error);
     stage.machine.tree().put("proc/cpuinfo", "flags : svm constant_tsc\n");
     let error = stage.worker.begin("next").unwrap_err();
-    assert!(
-        matches!(error.downcast_ref(), Some(Refusal::CpuUnfit { .. })),
-        "{error}"
-    );
+    assert!(matches!(error.downcast_ref(), Some(Refusal::Unfit { .. })), "{error}");
     stage.intact();
+    // What the module would refuse when CPUs are to enter nested mode.
+    for flag in ["ibt", "user_shstk", "fred", "lass"] {
+        let cpu = format!("flags : vmx constant_tsc {flag}\nvmx flags : ept unrestricted_guest\n");
+        stage.machine.tree().put("proc/cpuinfo", cpu);
+        let error = stage.worker.begin("next").unwrap_err().to_string();
+        assert!(error.contains(flag) && error.contains("boot with"), "{error}");
+        stage.intact();
+    }
 }
