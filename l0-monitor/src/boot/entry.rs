@@ -69,8 +69,7 @@ global_asm!(
     "inc ecx",
     "cmp ecx, 2048",
     "jne 3b",
-    "mov eax, cr4",
-    "or eax, {cr4}",
+    "mov eax, {cr4}", // without LA57, which a loader may have left set
     "mov cr4, eax",
     "mov eax, offset l0_boot_pml4",
     "mov cr3, eax",

@@ -30,8 +30,11 @@ pub(crate) const LOW_END: u64 = LOW_SLICES[1] + LOW_SLICE_SIZE;
 pub(crate) const STUB_PT_PAGES: usize = 16;
 /// Bytes per slot for a host's firmware tables.
 pub(crate) const TABLES_SIZE: usize = 64 * 1024;
-/// Page tables of the firmware's identity map: a PML4, a PDPT, a page directory per GiB.
-pub(crate) const FIRMWARE_TABLES: usize = 2 + LOW_GIB;
+/// Page tables of the firmware's identity map: a PML4, a PDPT, a page directory per GiB; and a PML5 for CPUs with
+/// five-level paging.
+pub(crate) const FIRMWARE_TABLES: usize = 3 + LOW_GIB;
+/// The PML5 among them.
+pub(crate) const FIRMWARE_PML5: usize = FIRMWARE_TABLES - 1;
 /// Bytes at the end of [`Region::machine_rsdp`]'s page that stay unused.
 pub(crate) const RSDP_MAX: usize = 36;
 
@@ -66,6 +69,8 @@ pub(crate) struct ResetData {
     pub(crate) entry: u64,
     /// L0's CR3.
     pub(crate) cr3: u64,
+    /// L0's CR3 for a CPU with five-level paging.
+    pub(crate) cr3_five: u64,
     /// A GDT that will do until the CPU's own is loaded.
     pub(crate) gdtr: TableRegister,
     /// L0's IDT.
