@@ -102,8 +102,7 @@ global_asm!(
     "incl %ecx",
     "cmpl $2048, %ecx",
     "jne 3b",
-    "movl %cr4, %eax",
-    "orl ${cr4}, %eax",
+    "movl ${cr4}, %eax", // without LA57, which a loader may have left set
     "movl %eax, %cr4",
     "leal l0_boot_pml4 - l0_start(%edi), %eax",
     "movl %eax, %cr3",
