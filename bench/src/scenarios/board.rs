@@ -118,7 +118,10 @@ pub(super) fn bios(dir: &Path) -> Result<()> {
             },
             Case {
                 name: "no-room",
-                machine: |args| args.board.grub = vec!["cutmem 0x20000 0x9f000".into()],
+                machine: |args| {
+                    args.board.grub = vec!["cutmem 0x20000 0x9f000".into()];
+                    args.without_l0 = true;
+                },
                 checks: &[WITHOUT_L0],
             },
         ],

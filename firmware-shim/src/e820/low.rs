@@ -8,7 +8,7 @@ pub const SLICE_SIZE: u64 = 0x2_0000;
 /// Bytes of the smallest slice that will do: Linux's real-mode blob (`arch/x86/realmode`) takes about 28 KiB, and a
 /// kernel that changes to five-level paging puts two more pages below it
 /// (`arch/x86/boot/compressed/pgtable_64.c`).
-pub const SLICE_SMALLEST: u64 = 0x1_0000;
+pub const SLICE_SMALLEST: u64 = 0xa000;
 /// Where slices begin at the lowest: Linux reserves the first 64 KiB whatever the map says (`early_reserve_memory()` in
 /// `arch/x86/kernel/setup.c`).
 pub const SLICES_START: u64 = 0x1_0000;
@@ -18,6 +18,31 @@ pub const SLICES_END: u64 = 0x9_f000;
 
 const PAGE: u64 = 0x1000;
 
+/// Segment of the EBDA in the BIOS data area.
+pub const EBDA_SEGMENT: u64 = 0x40e;
+/// KiB of memory below the BIOS' own, in the BIOS data area.
+pub const BASE_MEMORY_KIB: u64 = 0x413;
+/// What is lower than this Linux does not believe (`BIOS_START_MIN` in `arch/x86/kernel/ebda.c`).
+const BIOS_START_MIN: u64 = 0x2_0000;
+
+/// Where the BIOS' memory below 1 MiB begins for Linux, whatever the memory map says (`reserve_bios_regions()` in
+/// `arch/x86/kernel/ebda.c`), from the words at [`EBDA_SEGMENT`] and [`BASE_MEMORY_KIB`].
+#[must_use]
+pub fn bios_start(ebda_segment: u16, base_memory_kib: u16) -> u64 {
+    let told = u64::from(base_memory_kib) << 10;
+    let start = if (BIOS_START_MIN..=SLICES_END).contains(&told) {
+        told
+    } else {
+        SLICES_END
+    };
+    let ebda = u64::from(ebda_segment) << 4;
+    if (BIOS_START_MIN..start).contains(&ebda) {
+        ebda
+    } else {
+        start
+    }
+}
+
 /// The slices of even and of odd generations, chosen from what is usable between [`SLICES_START`] and [`SLICES_END`]:
 /// each whole pages in one piece, as low as can be, both of one size: [`SLICE_SIZE`], or what there is room for, but
 /// not less than [`SLICE_SMALLEST`]. The same map always gives the same slices.
@@ -25,13 +50,21 @@ const PAGE: u64 = 0x1000;
 /// # Errors
 /// [`E820Error::NoSlices`].
 pub fn low_slices(map: &E820Map) -> Result<[Range<u64>; 2], E820Error> {
+    low_slices_below(map, SLICES_END)
+}
+
+/// [`low_slices`] that end at `end` at the highest: see [`bios_start`].
+///
+/// # Errors
+/// [`E820Error::NoSlices`].
+pub fn low_slices_below(map: &E820Map, end: u64) -> Result<[Range<u64>; 2], E820Error> {
     let mut size = SLICE_SIZE;
     while size >= SLICE_SMALLEST {
         let mut slices = map
             .entries()
             .iter()
             .filter(|entry| entry.kind == MemoryType::Usable)
-            .flat_map(|entry| pieces(entry.start, entry.end, size));
+            .flat_map(|entry| pieces(entry.start, entry.end.min(end), size));
         if let (Some(even), Some(odd)) = (slices.next(), slices.next()) {
             return Ok([even, odd]);
         }

@@ -99,7 +99,7 @@ pub enum E820Error {
     },
     /// There is no room for two trampoline slices.
     #[error(
-        "below 640 KiB the memory map has no two usable pieces of 64 KiB above the first 64 KiB, so two hosts cannot \
+        "below 640 KiB the memory map has no two usable pieces of 40 KiB above the first 64 KiB, so two hosts cannot \
          both start their CPUs; turn off legacy boot support (CSM) in the firmware, or update it"
     )]
     NoSlices,

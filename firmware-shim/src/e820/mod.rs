@@ -10,6 +10,9 @@ mod map;
 mod pool;
 
 pub use hosts::{FirstHostMemory, SuccessorMemory, for_first_host, for_successor};
-pub use low::{SLICE_SIZE, SLICE_SMALLEST, SLICES_END, SLICES_START, keep_low_slice, low_slices};
+pub use low::{
+    BASE_MEMORY_KIB, EBDA_SEGMENT, SLICE_SIZE, SLICE_SMALLEST, SLICES_END, SLICES_START, bios_start, keep_low_slice,
+    low_slices, low_slices_below,
+};
 pub use map::{CAPACITY, E820Error, E820Map, Entry, MemoryType};
 pub use pool::{POOL_PIECES, Piece, Pool, PoolSize, memory_block_size, pool_by_size};

@@ -1,7 +1,8 @@
 //! Trampoline slices on maps of real machines. Figures from their published boot logs.
 
 use firmware_shim::e820::{
-    E820Error, E820Map, MemoryType, SLICE_SMALLEST, SLICES_END, SLICES_START, keep_low_slice, low_slices,
+    E820Error, E820Map, MemoryType, SLICE_SMALLEST, SLICES_END, SLICES_START, bios_start, keep_low_slice, low_slices,
+    low_slices_below,
 };
 use proptest::prelude::*;
 use std::ops::Range;
@@ -63,17 +64,41 @@ fn smaller_slices_where_there_is_no_room_for_large_ones() {
     assert_eq!(
         low_slices(&map).unwrap(),
         [0x1_0000..0x2_0000, 0x2_0000..0x3_0000],
+        "two in one piece"
+    );
+    let map = low(&[(0, 0x2_4000)]);
+    assert_eq!(
+        low_slices(&map).unwrap(),
+        [0x1_0000..0x1_a000, 0x1_a000..0x2_4000],
         "the smallest"
     );
 }
 
 #[test]
 fn what_linux_never_takes_is_no_slice() {
-    assert_eq!(low_slices(&low(&[(0, 0x2_f000)])), Err(E820Error::NoSlices));
-    let map = low(&[(0, 0x1_0000), (0x2_0000, 0x3_0000), (0x9_0000, 0xa_0000)]);
+    assert_eq!(low_slices(&low(&[(0, 0x2_3000)])), Err(E820Error::NoSlices));
+    let map = low(&[(0, 0x1_0000), (0x2_0000, 0x3_0000), (0x9_6000, 0xa_0000)]);
     assert_eq!(low_slices(&map), Err(E820Error::NoSlices), "above 0x9f000 is the BIOS'");
     let text = E820Error::NoSlices.to_string();
-    assert!(text.contains("64 KiB") && text.contains("legacy"), "{text}");
+    assert!(text.contains("40 KiB") && text.contains("legacy"), "{text}");
+}
+
+/// GRUB's `cutmem` puts the end of the first piece there, and Linux takes all above it for the BIOS'.
+#[test]
+fn what_linux_takes_for_the_bios_is_no_slice() {
+    assert_eq!(bios_start(0, 639), SLICES_END, "a BIOS with its EBDA at 639 KiB");
+    assert_eq!(
+        (bios_start(0, 0), bios_start(0xffff, 0xffff)),
+        (SLICES_END, SLICES_END),
+        "UEFI leaves anything there"
+    );
+    assert_eq!((bios_start(0, 0xa0), bios_start(0, 0x7f)), (0x2_8000, SLICES_END));
+    assert_eq!((bios_start(0x9d80, 636), bios_start(0x1000, 160)), (0x9_d800, 0x2_8000));
+    let map = low(&[(0, 0x2_8000), (0x2_a000, 0x9_f000)]);
+    assert_eq!(
+        low_slices_below(&map, bios_start(0x9fc0, 160)).unwrap(),
+        [0x1_0000..0x1_c000, 0x1_c000..0x2_8000]
+    );
 }
 
 #[test]
@@ -87,7 +112,7 @@ fn only_usable_memory_is_a_slice() {
         MemoryType::SoftReserved,
     ] {
         let mut map = low(&[(0, 0xa_0000)]);
-        map.set(0x2_8000..0xa_0000, kind).unwrap();
+        map.set(0x2_2000..0xa_0000, kind).unwrap();
         assert_eq!(low_slices(&map), Err(E820Error::NoSlices), "{kind:?}");
     }
     assert_eq!(low_slices(&E820Map::new()), Err(E820Error::NoSlices));

@@ -69,7 +69,7 @@ pub fn take(
         unread_firmware: listing.unread,
         pool: range(header.pool, header.pool_size).into_iter().collect(),
         pool_nodes: Pool::of(header).nodes(sys),
-        entry_reach: load::REACH,
+        entry_reach: load::reach(header),
         never_moves: merged(never_moves.into_iter().flatten().collect()),
         unreclaimed,
     })

@@ -1,7 +1,7 @@
 //! `/sys/bus/pci/devices`: functions, what they decode, and who uses them.
 
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 
 use anyhow::{Context, Result};
 use partitioner::{Bar, Gsi, MemRange, PciAddress, PciFunction, PortRange};
@@ -38,6 +38,39 @@ pub fn functions(sys: &SysRoot) -> Result<Vec<PciFunction>> {
 /// Where the function is in sysfs.
 pub fn dir(address: PciAddress) -> String {
     format!("{DIR}/{address}")
+}
+
+/// The bridges above the function, where they are in sysfs; the one at the root first.
+///
+/// # Errors
+/// The function is not there.
+pub fn bridges_above(sys: &SysRoot, address: PciAddress) -> io::Result<Vec<String>> {
+    let place = fs::canonicalize(sys.path(dir(address)))?;
+    let mut names: Vec<String> = place
+        .iter()
+        .filter_map(|part| part.to_str())
+        .filter(|part| part.parse::<PciAddress>().is_ok())
+        .map(|name| format!("{DIR}/{name}"))
+        .collect();
+    // The last is the function itself.
+    names.pop();
+    Ok(names)
+}
+
+/// Forbids Linux to switch off (D3) a bridge above the function: once nothing below it is left to this host, it would, and
+/// the function's next owner reaches it through that bridge. It stays forbidden.
+///
+/// # Errors
+/// The function is not there, or a bridge does not take it.
+pub fn keep_bridges_on(sys: &SysRoot, address: PciAddress) -> io::Result<()> {
+    for bridge in bridges_above(sys, address)? {
+        let control = format!("{bridge}/power/control");
+        // Not there on kernels without CONFIG_PM, which switch nothing off.
+        if sys.exists(&control) {
+            sys.write(&control, "on")?;
+        }
+    }
+    Ok(())
 }
 
 /// Its name in the ACPI namespace, if the firmware's code knows the function: `\_SB_.PCI0.NIC1`.

@@ -350,3 +350,31 @@ fn cores_are_known_by_their_threads() {
     assert_eq!(made.cpus.iter().map(|cpu| cpu.number.0).collect::<Vec<_>>(), [1, 3]);
     assert_eq!(made.warnings, []);
 }
+
+#[test]
+fn bridges_above_a_function_that_leaves_stay_on() {
+    let tree = Tree::lab();
+    let (root, port, card) = ("0000:40:01.0", "0000:42:1c.0", "0000:43:00.0");
+    let mut place = "sys/devices/pci0000:40".to_owned();
+    std::fs::create_dir_all(tree.path().join("sys/bus/pci/devices")).unwrap();
+    for name in [root, port, card] {
+        place += &format!("/{name}");
+        // The port's kernel is without power management.
+        if name != port {
+            tree.put(format!("{place}/power/control"), "auto\n");
+        }
+        std::fs::create_dir_all(tree.path().join(&place)).unwrap();
+        let link = tree.path().join(format!("sys/bus/pci/devices/{name}"));
+        std::os::unix::fs::symlink(tree.path().join(&place), link).unwrap();
+    }
+    let sys = tree.sys();
+    pci::keep_bridges_on(&sys, card.parse().unwrap()).unwrap();
+    let control = |name| sys.read_optional(format!("sys/bus/pci/devices/{name}/power/control"));
+    assert_eq!(control(root).as_deref(), Some("on"));
+    assert_eq!(control(port), None);
+    assert_eq!(control(card).as_deref(), Some("auto"));
+    assert!(
+        pci::keep_bridges_on(&sys, "0000:49:00.0".parse().unwrap()).is_err(),
+        "no such function"
+    );
+}

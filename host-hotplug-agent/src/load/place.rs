@@ -7,6 +7,7 @@
 use anyhow::{Context, Result};
 use firmware_shim::e820::E820Map;
 use firmware_shim::linux::{ENTRY_64_OFFSET, KernelImage, Platform, ZERO_PAGE_LEN, ZeroPage};
+use locum_abi::Header;
 use partitioner::{BootSize, MemRange};
 
 use super::files::BOOT_PAGES;
@@ -26,8 +27,14 @@ pub struct Layout {
     pub zero_page: u64,
 }
 
-/// What L0 maps for a host at its entry ends here: all of the image lies below.
-pub const REACH: u64 = 4 << 30;
+/// What every L0 maps for a host at its entry.
+const FIRST_REACH: u64 = 4 << 30;
+
+/// End of what this L0 maps for a host at its entry: all of the image lies below.
+pub fn reach(header: &Header) -> u64 {
+    // 0: an L0 of before there was such a word.
+    header.entry_end.max(FIRST_REACH)
+}
 
 /// What decides where the image goes.
 #[derive(Clone, Copy, Debug)]
@@ -92,7 +99,7 @@ impl<'k> Sizes<'k> {
     }
 }
 
-/// Places the image in `range`, which is all the successor's and below [`REACH`].
+/// Places the image in `range`, which is all the successor's and below [`reach`].
 ///
 /// # Errors
 /// [`Refusal::TooSmall`], or what the kernel does not accept.
@@ -119,12 +126,12 @@ pub fn layout(files: Files, range: MemRange, cmdline: &str, rsdp: u64, e820: &E8
 }
 
 /// Where the image goes: a row of blocks that this host removes itself, since memory that was nobody's cannot be written
-/// through the module. One in the plan's boot range is preferred if the image fits there. What is beyond [`REACH`] does
-/// not count.
-pub fn row(blocks: &[MemRange], boot: MemRange, size: BootSize) -> Option<MemRange> {
+/// through the module. One in the plan's boot range is preferred if the image fits there. What is beyond `reach`
+/// does not count.
+pub fn row(blocks: &[MemRange], boot: MemRange, size: BootSize, reach: u64) -> Option<MemRange> {
     let mut rows: Vec<MemRange> = Vec::new();
     for block in blocks {
-        let Some(block) = MemRange::new(block.start(), block.end().min(REACH)) else {
+        let Some(block) = MemRange::new(block.start(), block.end().min(reach)) else {
             continue;
         };
         match rows.last_mut() {
@@ -188,17 +195,25 @@ mod tests {
         };
         let blocks = [range(128, 256), range(1024, 1152), range(1152, 1280)];
         // The boot range is nobody's memory and one block after it: too small without the former.
-        assert_eq!(row(&blocks, range(10, 256), size), Some(range(1024, 1280)));
+        assert_eq!(row(&blocks, range(10, 256), size, FIRST_REACH), Some(range(1024, 1280)));
         let small = BootSize {
             initramfs: 20 * MIB,
             ..size
         };
-        assert_eq!(row(&blocks, range(10, 256), small), Some(range(128, 256)));
-        assert_eq!(row(&blocks, range(10, 100), small), Some(range(1024, 1280)));
-        assert_eq!(row(&[], range(10, 100), small), None);
+        assert_eq!(row(&blocks, range(10, 256), small, FIRST_REACH), Some(range(128, 256)));
+        assert_eq!(
+            row(&blocks, range(10, 100), small, FIRST_REACH),
+            Some(range(1024, 1280))
+        );
+        assert_eq!(row(&[], range(10, 100), small, FIRST_REACH), None);
         // Across 4 GiB, and beyond.
         let high = [range(3968, 4224), range(8192, 8448)];
-        assert_eq!(row(&high, high[1], small), Some(range(3968, 4096)));
-        assert_eq!(row(&high[1..], high[1], small), None);
+        assert_eq!(row(&high, high[1], small, FIRST_REACH), Some(range(3968, 4096)));
+        assert_eq!(row(&high[1..], high[1], small, FIRST_REACH), None);
+        assert_eq!(row(&high[1..], high[1], small, 9 << 30), Some(high[1]), "L0 maps more");
+        let mut header = Header::of_this_release();
+        assert_eq!(reach(&header), FIRST_REACH);
+        header.entry_end = 64 << 30;
+        assert_eq!(reach(&header), 64 << 30);
     }
 }

@@ -89,6 +89,7 @@ impl Machine for Host {
     }
 
     fn remove_pci(&self, address: PciAddress) -> Result<()> {
+        pci::keep_bridges_on(&self.sys, address).context("keeping the bridges above it switched on")?;
         self.sys.write(format!("{}/remove", pci::dir(address)), "1")?;
         if self.sys.exists(pci::dir(address)) {
             bail!("PCI function {address} is still there after its removal");

@@ -175,7 +175,7 @@ fn numbers_beyond_l0s_limits_are_told() {
     assert_eq!(after(ioapics(64)), []);
     let end = |end: u64| move |facts: &mut Facts| facts.memmap.as_mut().unwrap().push((1 << 32, end - (1 << 32), 1));
     assert_eq!(after(end(2 << 40)), []);
-    gives(Level::Refuses, &["2048 GiB"], end((2 << 40) + 1));
+    gives(Level::Refuses, &["8192 GiB"], end((8 << 40) + 1));
     gives(Level::Refuses, &["64 GiB"], |facts| {
         end((64 << 30) + 1)(facts);
         cpuinfo(facts, " pdpe1gb", "");

@@ -3,8 +3,9 @@
 
 use core::ops::Range;
 
+use firmware_shim::PhysMem;
 use firmware_shim::acpi::{self, Madt, MadtEntry, Rsdp};
-use firmware_shim::e820::{E820Map, MemoryType, low_slices};
+use firmware_shim::e820::{self, E820Map, MemoryType, low_slices_below};
 use locum_abi::{MAX_CPUS, PerSlot};
 
 use super::memory::{Identity, move_bytes};
@@ -56,7 +57,7 @@ pub(crate) fn read_machine(
     for range in platform::soft_reserved(information) {
         e820.replace(range, MemoryType::Usable, MemoryType::SoftReserved)?;
     }
-    let [even, odd] = low_slices(&e820)?.map(|Range { start, end }| Span { start, end });
+    let [even, odd] = low_slices_below(&e820, bios_area(memory)?)?.map(|Range { start, end }| Span { start, end });
     let mut machine = Machine {
         e820,
         l0: shared::place(),
@@ -91,6 +92,16 @@ pub(crate) fn read_machine(
         log::warn!("DMA remapping (DMAR) is hidden from hosts: no device passthrough to guests");
     }
     Ok(machine::publish(machine))
+}
+
+/// Where Linux takes the BIOS' memory to begin.
+fn bios_area(memory: &Identity) -> Result<u64, BootError> {
+    let word = |at| {
+        let mut word = [0; 2];
+        memory.read(at, &mut word).map(|()| u16::from_le_bytes(word))
+    };
+    let told = word(e820::EBDA_SEGMENT).and_then(|ebda| Ok(e820::bios_start(ebda, word(e820::BASE_MEMORY_KIB)?)));
+    told.map_err(|error| BootError::Acpi(error.into()))
 }
 
 /// Registers the CPUs that fit and says which do not: hosts never hear of those.

@@ -8,7 +8,7 @@ use crate::preflight::finding::Finding;
 
 const GIB: u64 = 1 << 30;
 /// What L0 reaches of RAM with 1 GiB pages, and without (`arch::paging` of L0).
-const REACH_1G: u64 = 2048 * GIB;
+const REACH_1G: u64 = 8192 * GIB;
 const REACH_2M: u64 = 64 * GIB;
 /// What 32-bit DMA reaches.
 const LOW_END: u64 = 4 * GIB;

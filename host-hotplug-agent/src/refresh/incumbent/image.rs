@@ -45,7 +45,7 @@ impl Surroundings {
         );
         let blocks: Vec<MemRange> = plan.blocks.iter().map(|block| block.range).collect();
         let size = files.boot_size();
-        let range = load::row(&blocks, plan.boot, size);
+        let range = load::row(&blocks, plan.boot, size, load::reach(&facts.header));
         let range = range.ok_or(Refusal::NoBlockForImage {
             needed: size.needed_at(0),
         })?;
