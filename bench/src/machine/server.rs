@@ -53,7 +53,7 @@ const FATAL: &[(&str, &str)] = &[
     ("console1.log", "Kernel panic - not syncing"),
     ("l0.log", "this CPU halts"),
     ("l0.log", "this CPU ends here"),
-    ("l0.log", "cannot start the host"),
+    ("l0.log", "the machine resets"),
     ("bochs.log", ">>PANIC<<"),
 ];
 

@@ -146,6 +146,17 @@ impl Run {
         Ok(())
     }
 
+    /// The host pages with five levels.
+    ///
+    /// # Errors
+    /// It does not.
+    pub(crate) fn five_levels(&mut self) -> Result<()> {
+        // Linux clears the flag where it does not use the feature.
+        self.sh("grep -qw la57 /proc/cpuinfo")
+            .context("the host does not page with five levels")?;
+        Ok(())
+    }
+
     /// Both NUMA nodes have memory and CPUs.
     ///
     /// # Errors
@@ -245,8 +256,9 @@ impl Run {
     /// # Errors
     /// It is where it always is.
     pub(crate) fn kaslr(&mut self) -> Result<()> {
-        let text = self.sh("awk '$3 == \"_text\" {print $1}' /proc/kallsyms")?;
-        let place = u64::from_str_radix(text.trim(), 16).with_context(|| format!("_text is at {text:?}"))?;
+        let text = self.sh("grep -m 1 ' _text$' /proc/kallsyms")?;
+        let digits = text.split_whitespace().next().unwrap_or_default();
+        let place = u64::from_str_radix(digits, 16).with_context(|| format!("_text is at {text:?}"))?;
         ensure!(place != UNMOVED, "the kernel is at {place:#x}, as without KASLR");
         Ok(())
     }

@@ -85,9 +85,6 @@ pub(crate) struct MachineArgs {
     /// The second board
     #[command(flatten)]
     pub board: Board,
-    /// L0 will say that it can't start the host, and start it without itself
-    #[arg(skip)]
-    pub without_l0: bool,
     /// Put the stock guest's kernel into the initramfs, and its disk beside the machine
     #[arg(skip)]
     pub stock_guest: bool,
@@ -110,7 +107,6 @@ impl Default for MachineArgs {
             cmdline: String::new(),
             l0_args: String::new(),
             workload: false,
-            without_l0: false,
             stock_guest: false,
             file: Vec::new(),
             timeout: 600,
