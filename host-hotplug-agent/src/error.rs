@@ -185,6 +185,18 @@ pub enum Refusal {
         /// What to do.
         remedy: &'static str,
     },
+    /// A guest that the successor's QEMU does not take.
+    #[error(
+        "guest {guest}: {program} in the successor's initramfs knows no {what}: put a QEMU there that does, or restart the guest with one that both know"
+    )]
+    UnknownThere {
+        /// Name in the configuration.
+        guest: String,
+        /// The program, with its release.
+        program: String,
+        /// "machine type `pc-q35-10.0`" or "CPU model `EPYC`".
+        what: String,
+    },
     /// A guest whose disks are temporary files.
     #[error(
         "guest {guest}: what it writes to its disks is in temporary files of its QEMU ({option}), and the successor would not have it: start it without that option, or take it off `guests`"

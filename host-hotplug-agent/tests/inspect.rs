@@ -114,6 +114,7 @@ fn answer(listener: &UnixListener, properties: &BTreeMap<(String, String), Value
         let result = match message["execute"].as_str().unwrap() {
             "qmp_capabilities" => Some(json!({})),
             "query-status" => Some(json!({ "status": "running", "running": true })),
+            "query-version" => properties.get(&("QEMU".to_owned(), "version".to_owned())).cloned(),
             "query-memdev" => Some(json!([{ "id": "ram" }])),
             "qom-get" => properties.get(&(argument("path"), argument("property"))).cloned(),
             _ => None,
@@ -220,6 +221,13 @@ fn a_qemu_with_the_default_machine_is_started_as_what_it_is() {
         words(&spec),
         "qemu-system-x86_64 -m 512 -machine pc-i440fx-10.0 -incoming defer"
     );
+    assert_eq!(spec.release, None);
+    host.property(
+        "QEMU",
+        "version",
+        json!({ "qemu": { "major": 10, "minor": 1, "micro": 3 }, "package": "" }),
+    );
+    assert_eq!(host.inspect().unwrap().release, Some((10, 1)));
     // One that does not tell is started as it was.
     host.property("/machine", "type", Value::Null);
     assert_eq!(

@@ -7,6 +7,7 @@ pub mod pool;
 pub mod process;
 pub mod qemu;
 pub mod qmp;
+pub mod there;
 
 use std::path::PathBuf;
 
@@ -34,6 +35,9 @@ pub struct Spec {
     /// Devices with its RAM. An older agent tells none.
     #[serde(default)]
     pub ram: Vec<Ram>,
+    /// Release of the QEMU that it runs in, major and minor. Not told to the other agent.
+    #[serde(skip)]
+    pub release: Option<(u32, u32)>,
 }
 
 /// A device with RAM of a guest.

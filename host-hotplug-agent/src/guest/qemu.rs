@@ -98,6 +98,10 @@ impl Hypervisor for Qemu {
         });
         let command = command(guest, &running, process)?;
         let command = with_machine(&mut qmp, guest, &command, &until);
+        let release = release(&mut qmp, &until).unwrap_or_else(|error| {
+            tracing::warn!("guest {}: its QEMU does not tell its release ({error:#})", guest.name);
+            None
+        });
         Ok(Spec {
             name: guest.name.clone(),
             qmp: guest.qmp.clone(),
@@ -105,6 +109,7 @@ impl Hypervisor for Qemu {
             output: output(process, &guest.name),
             channel,
             ram: ram.collect(),
+            release,
         })
     }
 
@@ -241,6 +246,13 @@ fn with_machine(qmp: &mut Qmp, guest: &config::Guest, command: &[String], until:
             command.to_vec()
         }
     }
+}
+
+/// QEMU's release, major and minor.
+fn release(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<Option<(u32, u32)>> {
+    let version = qmp.execute("query-version", json!({}), until)?;
+    let number = |part| u32::try_from(version.get("qemu")?.get(part)?.as_u64()?).ok();
+    Ok(number("major").zip(number("minor")))
 }
 
 /// The name of the machine type, versioned if it has versions.

@@ -4,20 +4,28 @@ use std::collections::BTreeMap;
 
 use partitioner::{Gsi, PciFunction, Pin};
 
-use super::pci;
+use super::{ioapic, pci};
 use crate::acpi::Interrupts;
 use crate::sysroot::SysRoot;
 
-/// Pins that an IOAPIC has at least, and that the last one is taken to have: the kernel does not tell user space.
+/// Pins that an IOAPIC is taken to have that the kernel's log does not tell of.
 const PINS: u32 = 24;
+
+/// Most pins that an IOAPIC can have: eight bits tell the last one.
+const PINS_MAX: u32 = 256;
 
 /// All IOAPIC pins with their users other than `functions`.
 pub fn pins(sys: &SysRoot, madt: &Interrupts, functions: &[PciFunction]) -> Vec<Pin> {
     let gsi_bases = &madt.gsi_bases;
     let mut users: BTreeMap<u32, Vec<String>> = BTreeMap::new();
-    let end = gsi_bases.last().map_or(0, |base| base + PINS);
-    for gsi in gsi_bases.first().copied().unwrap_or(0)..end {
-        users.entry(gsi).or_default();
+    let told = ioapic::last_pins(sys);
+    for (index, &base) in gsi_bases.iter().enumerate() {
+        let next = gsi_bases.get(index + 1).copied();
+        let guess = next.unwrap_or(base.saturating_add(PINS));
+        let end = told.get(&base).map_or(guess, |last| last.saturating_add(1));
+        for gsi in base..end.min(next.unwrap_or(end)).min(base.saturating_add(PINS_MAX)) {
+            users.entry(gsi).or_default();
+        }
     }
     for function in functions {
         if let Some(gsi) = function.gsi {

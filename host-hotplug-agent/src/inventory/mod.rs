@@ -1,6 +1,7 @@
 //! The machine as this host sees it, in the words of the plan.
 
 pub mod firmware;
+mod ioapic;
 mod iomem;
 pub mod irq;
 pub mod memmap;

@@ -378,3 +378,26 @@ fn bridges_above_a_function_that_leaves_stay_on() {
         "no such function"
     );
 }
+
+#[test]
+fn an_ioapic_has_as_many_pins_as_the_kernel_found() {
+    let second = [1, 12, 1, 0, 0, 0, 0xc1, 0xfe, 160, 0, 0, 0];
+    let pins = |log: &str| {
+        let tree = Tree::lab();
+        tables::write_madt(tree.path(), &[0, 1, 2, 3], &second);
+        tree.put("dev/kmsg", log);
+        let inventory = inventory(&tree);
+        inventory.pins.iter().map(|pin| pin.gsi.0).collect::<Vec<_>>()
+    };
+    // A PCH of today has 120 (linux-surface issue 176).
+    let told = pins(
+        "6,100,0,-;Using ACPI (MADT) for SMP configuration information\n\
+         6,101,0,-;IOAPIC[0]: apic_id 2, version 32, address 0xfec00000, GSI 0-119\n SUBSYSTEM=x\n\
+         6,102,0,-;IOAPIC[1]: apic_id 3, version 32, address 0xfec10000, GSI 160-167\n",
+    );
+    assert_eq!(told, (0..120).chain(160..168).collect::<Vec<_>>());
+    // What the log has lost: all up to the next one, and 24.
+    assert_eq!(pins(""), (0..184).collect::<Vec<_>>());
+    assert_eq!(pins("6,1,0,-;IOAPIC[0]: GSI 5-3\n"), (0..184).collect::<Vec<_>>());
+    assert_eq!(pins("6,1,0,-;IOAPIC[0]: GSI 160-4294967295\n").len(), 160 + 256);
+}

@@ -1,14 +1,20 @@
 //! Where a compressed archive ends, as the kernel's decompressors see it (`lib/decompress.c` and the files that it
-//! names). Nothing is unpacked but gzip, which says nowhere how long it is.
+//! names). To know that, nothing is unpacked but gzip, which says nowhere how long it is.
 
-use miniz_oxide::inflate::TINFLStatus;
+use std::io::Read;
+
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
+use miniz_oxide::inflate::{TINFLStatus, decompress_to_vec_with_limit};
+use ruzstd::decoding::StreamingDecoder;
 
 /// Most bytes of a block that `lz4 -l` writes for its 8 MiB of input (`LZ4_compressBound`).
 const LZ4_BLOCK_MAX: usize = (8 << 20) + (8 << 20) / 255 + 16;
 const LZ4_LEGACY: u32 = 0x184c_2102;
 /// What deflate may look back at.
 const WINDOW: usize = 1 << 15;
+
+/// Most bytes that are unpacked: more fits into no successor.
+const UNPACKED_MAX: usize = 4 << 30;
 
 /// Where an archive ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,16 +43,54 @@ pub fn end(rest: &[u8]) -> Option<Result<End, String>> {
     Some(end.map(End::After))
 }
 
+/// What a whole archive holds; else the name of its format, if it cannot be unpacked here.
+///
+/// # Errors
+/// The name.
+pub fn unpack(archive: &[u8]) -> Result<Vec<u8>, &'static str> {
+    match archive.first_chunk::<2>() {
+        Some([0x1f, 0x8b]) => gunzip(archive).ok_or("gzip"),
+        Some([0x28, 0xb5]) => {
+            let mut plain = Vec::new();
+            let source = archive;
+            let decoder = StreamingDecoder::new(source).map_err(|_| "zstd")?;
+            let read = decoder.take(UNPACKED_MAX as u64).read_to_end(&mut plain);
+            read.map(|_| plain).map_err(|_| "zstd")
+        }
+        Some([0xfd, b'7']) => Err("xz"),
+        Some([0x89, b'L']) => Err("lzo"),
+        Some([0x02, 0x21]) => Err("lz4"),
+        Some(b"BZ") => Err("bzip2"),
+        _ => Err("lzma"),
+    }
+}
+
+fn gunzip(archive: &[u8]) -> Option<Vec<u8>> {
+    let (_, body) = gzip_body(archive).ok()?;
+    decompress_to_vec_with_limit(body, UNPACKED_MAX).ok()
+}
+
 fn truncated(format: &str) -> String {
     format!("its {format} archive is truncated")
 }
 
-/// RFC 1952. The kernel skips a file's name and no other field (`lib/decompress_inflate.c`).
+/// Length of a gzip archive.
 fn gzip(rest: &[u8]) -> Result<usize, String> {
+    const TRAILER: usize = 8;
+    let (header, body) = gzip_body(rest)?;
+    let len = header + inflated(body)? + TRAILER;
+    if len > rest.len() {
+        Err(truncated("gzip"))
+    } else {
+        Ok(len)
+    }
+}
+
+/// Length of a gzip archive's header, and what follows it: RFC 1952. The kernel skips a file's name and no other field (`lib/decompress_inflate.c`).
+fn gzip_body(rest: &[u8]) -> Result<(usize, &[u8]), String> {
     const NAME: u8 = 8;
     const UNKNOWN_TO_LINUX: u8 = 2 + 4 + 16;
     const HEADER: usize = 10;
-    const TRAILER: usize = 8;
     let short = || truncated("gzip");
     let (header, mut body) = rest.split_at_checked(HEADER).ok_or_else(short)?;
     if header.get(2) != Some(&8) {
@@ -64,8 +108,7 @@ fn gzip(rest: &[u8]) -> Result<usize, String> {
         let name = body.iter().position(|&byte| byte == 0).ok_or_else(short)?;
         body = body.get(name + 1..).ok_or_else(short)?;
     }
-    let len = rest.len() - body.len() + inflated(body)? + TRAILER;
-    if len > rest.len() { Err(short()) } else { Ok(len) }
+    Ok((rest.len() - body.len(), body))
 }
 
 /// Bytes of a deflate stream.

@@ -57,7 +57,7 @@ fn row(file: &[u8]) -> Result<usize, String> {
         }
         if plain {
             count += usize::from(!after_plain);
-            at += entry(rest)?;
+            at += entry(rest)?.len;
             after_plain = true;
             continue;
         }
@@ -77,8 +77,55 @@ fn row(file: &[u8]) -> Result<usize, String> {
     }
 }
 
-/// Bytes of the plain entry at the start of `rest`.
-fn entry(rest: &[u8]) -> Result<usize, String> {
+/// A file in an archive.
+pub struct Entry<'a> {
+    /// Its path, without a slash at the start.
+    pub name: &'a [u8],
+    /// Type and permissions, as `st_mode` has them.
+    pub mode: u32,
+    /// Its content: of a symbolic link, where it points.
+    pub content: &'a [u8],
+    /// Bytes to the next entry.
+    len: usize,
+}
+
+/// Shows every file of an initramfs that [`check`] accepts, as far as its archives can be unpacked here. Returns the
+/// compressions that could not.
+pub fn each_file(file: &[u8], visit: &mut dyn FnMut(&Entry<'_>)) -> Vec<&'static str> {
+    let mut opaque = Vec::new();
+    let (archives, _) = bootconfig::split(file).unwrap_or((file, &[]));
+    let mut rest = archives;
+    loop {
+        rest = entries(rest, visit);
+        let Some(Ok(end)) = compressed::end(rest) else {
+            return opaque;
+        };
+        let len = match end {
+            End::After(len) => len,
+            End::Unknown => plain_within(rest).unwrap_or(rest.len()),
+        };
+        let (archive, after) = rest.split_at_checked(len).unwrap_or((rest, &[]));
+        match compressed::unpack(archive) {
+            Ok(plain) => drop(entries(&plain, visit)),
+            Err(format) => opaque.push(format),
+        }
+        rest = after;
+    }
+}
+
+/// Shows plain entries and the zeroes between them to `visit`; returns what follows.
+fn entries<'a>(mut rest: &'a [u8], visit: &mut dyn FnMut(&Entry<'_>)) -> &'a [u8] {
+    loop {
+        let zeroes = rest.iter().position(|&byte| byte != 0).unwrap_or(rest.len());
+        rest = rest.get(zeroes..).unwrap_or_default();
+        let Ok(found) = entry(rest) else { return rest };
+        visit(&found);
+        rest = rest.get(found.len..).unwrap_or_default();
+    }
+}
+
+/// The plain entry at the start of `rest`.
+fn entry(rest: &[u8]) -> Result<Entry<'_>, String> {
     let truncated = || "its cpio archive is truncated".to_owned();
     let damaged = |what: &str| format!("its cpio archive is damaged: {what}");
     let (header, after) = rest.split_at_checked(CPIO_HEADER).ok_or_else(truncated)?;
@@ -102,8 +149,14 @@ fn entry(rest: &[u8]) -> Result<usize, String> {
     if end > rest.len() && size > 0 {
         return Err(truncated());
     }
-    // Nothing need follow the last entry.
-    Ok(end.next_multiple_of(ALIGN).min(rest.len()))
+    let content = (CPIO_HEADER + name_size).next_multiple_of(ALIGN);
+    Ok(Entry {
+        name: name.strip_suffix(b"\0").unwrap_or(name),
+        mode: number(14).and_then(|mode| u32::try_from(mode).ok()).unwrap_or(0),
+        content: rest.get(content..end).unwrap_or_default(),
+        // Nothing need follow the last entry.
+        len: end.next_multiple_of(ALIGN).min(rest.len()),
+    })
 }
 
 /// Where the first plain entry is within something else.
@@ -210,6 +263,26 @@ mod tests {
         let mut all: Vec<_> = tried.filter_map(|(program, output)| Some((program, output?))).collect();
         all.push(("lzop by hand", lzo(archive)));
         all
+    }
+
+    #[test]
+    fn files_are_shown_whatever_can_be_unpacked() {
+        let plain = plain();
+        for (tool, archive) in by_all_tools(&plain) {
+            // What follows lz4 needs zeroes before it.
+            let file = [&plain[..], &padded(archive, 4), &[0; 4], &plain].concat();
+            let mut seen = 0;
+            let opaque = each_file(&file, &mut |entry| {
+                seen += usize::from(entry.name.ends_with(b"/file") && entry.content.len() == 200_000);
+            });
+            let unpacked = ["gzip", "zstd"].contains(&tool);
+            assert_eq!(opaque.len(), usize::from(!unpacked), "{tool}");
+            // The plain archives on both sides of it are seen in any case.
+            assert_eq!(seen, 2 + usize::from(unpacked), "{tool}");
+        }
+        let mut first = None;
+        each_file(&plain, &mut |entry| first = first.take().or(Some(entry.mode)));
+        assert_eq!(first.unwrap() & 0o170_000, 0o040_000, "the directory");
     }
 
     fn padded(mut file: Vec<u8>, align: usize) -> Vec<u8> {

@@ -9,7 +9,7 @@ use partitioner::{Inventory, MemRange, PciAddress, Plan, PortRange, Request, Unr
 use super::incumbent::image;
 use crate::config::{self, Config};
 use crate::error::Refusal;
-use crate::guest::{Hypervisor, Spec};
+use crate::guest::{Hypervisor, Spec, there};
 use crate::inventory;
 use crate::load::{Files, threads};
 use crate::machine::Machine;
@@ -33,6 +33,8 @@ pub struct Prepared {
     pub inventory: Inventory,
     /// What the successor is to get.
     pub request: Request,
+    /// What to beware of beside the plan's warnings.
+    pub notes: Vec<String>,
 }
 
 impl Prepared {
@@ -62,6 +64,7 @@ impl Prepared {
         let request = request(&config, &files, console_port(machine));
         // Guests last: what is cheaper to find out comes first.
         let guests = guests(hypervisor, &config)?;
+        let notes = there::check(&files.initramfs, &guests)?;
         Ok(Self {
             name: name.to_owned(),
             config,
@@ -69,6 +72,7 @@ impl Prepared {
             guests,
             inventory,
             request,
+            notes,
         })
     }
 
@@ -138,6 +142,8 @@ pub struct PlanView {
     pub unreclaimed_bytes: u64,
     /// Guests and how they are started.
     pub guests: Vec<Spec>,
+    /// What to beware of beside the plan's warnings.
+    pub notes: Vec<String>,
 }
 
 impl PlanView {
@@ -159,6 +165,7 @@ impl PlanView {
             memory_bytes: plan.memory_bytes(),
             unreclaimed_bytes: plan.unreclaimed_bytes(),
             guests: prepared.guests.clone(),
+            notes: prepared.notes.clone(),
             plan,
         })
     }
@@ -233,6 +240,9 @@ impl std::fmt::Display for PlanView {
         )?;
         for warning in &plan.warnings {
             write!(f, "\nbeware      {warning}")?;
+        }
+        for note in &self.notes {
+            write!(f, "\nbeware      {note}")?;
         }
         Ok(())
     }

@@ -14,7 +14,8 @@ use crate::error::Refusal;
 use crate::l0::{memory, view};
 use crate::load::cpio;
 use crate::machine::{Machine, TextKind};
-use crate::refresh::{Agent, Shared};
+use crate::refresh::prepare::PlanView;
+use crate::refresh::{Agent, Prepared, Shared};
 use crate::report::Report;
 use crate::testing::kernel::bzimage;
 use crate::testing::machine::FakeMachine;
@@ -372,6 +373,21 @@ fn what_the_load_would_be_refused_for_is_refused_before_anything_is_taken() {
         "{error:#}"
     );
     stage.intact();
+}
+
+#[test]
+fn a_plan_says_what_it_could_not_look_at_and_what_stays() {
+    let stage = Stage::new(Behaviour::Boots);
+    stage.machine.tree().function("10000:01:00.0", "0x010802", 0, None, "");
+    let hypervisor = FakeHypervisor::new(&stage.world, INCUMBENT);
+    let config = stage.machine.tree().path().join("etc/locum");
+    let prepared = Prepared::new(&*stage.machine, &hypervisor, &config, "next", vec![]).unwrap();
+    let text = PlanView::new(&prepared, &*stage.machine).unwrap().to_string();
+    for guest in ["one", "two"] {
+        let note = format!("beware      guest {guest}: qemu of the successor was not looked at");
+        assert!(text.contains(&note), "{text}");
+    }
+    assert!(text.contains("immovable   10000:01:00.0: in another"), "{text}");
 }
 
 #[test]

@@ -58,6 +58,7 @@ impl Hypervisor for FakeHypervisor {
                 output: PathBuf::new(),
                 channel,
                 ram: vec![],
+                release: None,
             }),
             _ => Err(Refusal::NoGuest {
                 guest: guest.name.clone(),

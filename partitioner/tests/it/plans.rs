@@ -511,6 +511,42 @@ fn a_count_takes_whole_cores_of_one_node() {
 }
 
 #[test]
+fn a_core_that_need_not_be_split_comes_before_the_better_node() {
+    let mut inventory = two_nodes();
+    inventory.cpus[11].online = false;
+    let made = plan(&inventory, &sized(CpuRequest::Count(1), 2)).unwrap();
+    assert_eq!(numbers(&made), [3]);
+    assert_eq!(made.warnings, []);
+}
+
+#[test]
+fn functions_of_other_segments_are_nobodys_to_give() {
+    let mut inventory = lab::inventory();
+    let elsewhere = partitioner::PciAddress::new(0x1_0000, 0, 3, 0).unwrap();
+    let mut function = inventory.functions[4].clone();
+    function.address = elsewhere;
+    function.bars.clear();
+    function.gsi = None;
+    inventory.functions.push(function);
+    let partition = Partition::of(&inventory).unwrap();
+    assert_eq!(partition.owner(Resource::Function(elsewhere)), None);
+    let made = plan(&inventory, &lab::request()).unwrap();
+    let claimed = made.claims(&partition);
+    assert!(
+        claimed
+            .iter()
+            .all(|claim| claim.resource != Resource::Function(elsewhere))
+    );
+    assert!(
+        claimed
+            .iter()
+            .any(|claim| claim.resource == Resource::Function(pci(2, 0)))
+    );
+    assert!(!made.reclaim.functions.contains(&elsewhere));
+    assert_eq!(inventory.immovable().count(), 1);
+}
+
+#[test]
 fn cpus_go_where_memory_and_pool_are() {
     let mut inventory = two_nodes();
     let count = || sized(CpuRequest::Count(4), 3);
@@ -610,6 +646,14 @@ fn the_image_lies_where_l0_can_enter_it() {
     inventory.entry_reach = 1 << 30;
     let error = plan(&inventory, &by_address).unwrap_err().to_string();
     assert!(error.contains("below 0x40000000, which is all that L0 maps"), "{error}");
+    // The image fits into what nobody owns above, but that is none for DMA.
+    let mut above = two_nodes();
+    above.unreclaimed = vec![Unreclaimed {
+        range: mem(16 << 30, 17 << 30),
+        node: NodeId(1),
+    }];
+    let made = plan(&above, &on_node_1).unwrap();
+    assert_eq!(made.memory[0], mem(1 << 30, 2 << 30), "{:?}", made.memory);
     // What nobody owns is below, and is enough.
     inventory.entry_reach = 4 << 30;
     inventory.ram[0] = mem(1 << 30, 2 << 30);

@@ -106,7 +106,8 @@ fn version(process: Process<'_>) -> Option<(u32, u32)> {
     release(&String::from_utf8_lossy(&output.stdout))
 }
 
-fn release(text: &str) -> Option<(u32, u32)> {
+/// The release in such a text.
+pub fn release(text: &str) -> Option<(u32, u32)> {
     let numbers = text.split_once("version ")?.1;
     let mut numbers = numbers.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))

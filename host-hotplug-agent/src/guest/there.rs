@@ -1,0 +1,296 @@
+//! The QEMU that a guest is to go on in: does it know the guest's machine type and CPU model?
+//!
+//! It lies in the successor's initramfs, which is here. A QEMU that is looked at is not run: machine types (as
+//! `NAME-machine`), CPU models and the release are texts in the program, each ended by a zero (QEMU
+//! `include/hw/boards.h`, `target/i386/cpu.c`, `system/vl.c`). What cannot be looked at is said.
+
+use std::collections::BTreeMap;
+
+use memchr::memmem;
+
+use super::{Spec, argv};
+use crate::error::Refusal;
+use crate::load::initramfs;
+use crate::preflight::{Qemu, qemu_release};
+
+/// What every QEMU says when asked for its version.
+const MARK: &[u8] = b"QEMU emulator version ";
+/// CPU models that every QEMU makes of what there is.
+const ANYWHERE: [&str; 3] = ["host", "max", "base"];
+/// File types in a mode.
+const TYPE: u32 = 0o170_000;
+const REGULAR: u32 = 0o100_000;
+const LINK: u32 = 0o120_000;
+
+/// A QEMU in the initramfs.
+struct Program {
+    release: Option<(u32, u32)>,
+    /// Of the texts that were looked for, those in it.
+    texts: Vec<Vec<u8>>,
+}
+
+/// Looks at the QEMU of each guest. Returns what to beware of.
+///
+/// # Errors
+/// [`Refusal::UnknownThere`].
+pub fn check(initramfs: &[u8], guests: &[Spec]) -> Result<Vec<String>, Refusal> {
+    // A script starts what it likes.
+    let with_qemu = |guest: &&Spec| guest.command.first().is_some_and(|program| argv::is_qemu(program));
+    let guests: Vec<(&Spec, Wanted)> = guests
+        .iter()
+        .filter(with_qemu)
+        .map(|guest| (guest, Wanted::of(guest)))
+        .collect();
+    if guests.is_empty() {
+        return Ok(Vec::new());
+    }
+    let texts: Vec<&[u8]> = guests.iter().flat_map(|(_, wanted)| wanted.texts()).collect();
+    let (programs, links, opaque) = programs(initramfs, &texts);
+    let mut notes = Vec::new();
+    for (guest, wanted) in &guests {
+        let name = base(guest.command.first().map_or("", String::as_str));
+        let target = links.get(name).map_or(name, |target| base(target));
+        let Some(program) = programs.get(target) else {
+            let why = match opaque.first() {
+                Some(format) => format!("its initramfs is compressed by {format}"),
+                None => "it is not in its initramfs".to_owned(),
+            };
+            notes.push(format!(
+                "guest {}: {name} of the successor was not looked at ({why}): see that its release, machine types and CPU \
+                 models are those of this host",
+                guest.name
+            ));
+            continue;
+        };
+        notes.extend(judge(guest, wanted, name, program)?);
+    }
+    Ok(notes)
+}
+
+fn judge(guest: &Spec, wanted: &Wanted, name: &str, program: &Program) -> Result<Option<String>, Refusal> {
+    let release = |release: Option<(u32, u32)>| match release {
+        Some((major, minor)) => format!("{major}.{minor}"),
+        None => "of unknown release".to_owned(),
+    };
+    for text in [&wanted.machine, &wanted.cpu].into_iter().flatten() {
+        if !program.texts.contains(&text.bytes) {
+            return Err(Refusal::UnknownThere {
+                guest: guest.name.clone(),
+                program: format!("{name} ({})", release(program.release)),
+                what: text.what.clone(),
+            });
+        }
+    }
+    let (Some(here), Some(there)) = (guest.release, program.release) else {
+        return Ok(None);
+    };
+    let both = format!(
+        "it runs in QEMU {}, and {name} of the successor is {}",
+        release(Some(here)),
+        release(Some(there))
+    );
+    Ok(if there < here {
+        Some(format!(
+            "guest {}: {both}: an older QEMU may not take its state; put the same or a later one there",
+            guest.name
+        ))
+    } else if there != here && !wanted.versioned {
+        Some(format!(
+            "guest {}: {both}, and its machine type has no versions: put the same release there",
+            guest.name
+        ))
+    } else {
+        None
+    })
+}
+
+/// A text that a QEMU must have.
+struct Text {
+    what: String,
+    bytes: Vec<u8>,
+}
+
+/// What a guest needs of a QEMU.
+struct Wanted {
+    machine: Option<Text>,
+    cpu: Option<Text>,
+    /// The machine type has versions, which promise that its state fits later releases.
+    versioned: bool,
+}
+
+impl Wanted {
+    fn of(guest: &Spec) -> Self {
+        let qemu = Qemu::parse(&guest.command);
+        // Proxmox' own version of a machine type follows QEMU's.
+        let machine = qemu
+            .machine
+            .map(|name| name.split('+').next().unwrap_or_default().to_owned());
+        let versioned = machine
+            .as_ref()
+            .is_some_and(|name| name.ends_with(|c: char| c.is_ascii_digit()));
+        let machine = machine.filter(|name| !name.is_empty()).map(|name| Text {
+            bytes: format!("{name}-machine\0").into_bytes(),
+            what: format!("machine type `{name}`"),
+        });
+        let cpu = qemu
+            .cpu
+            .filter(|model| !model.is_empty() && !ANYWHERE.contains(&model.as_str()));
+        let cpu = cpu.map(|model| Text {
+            bytes: format!("{}\0", unversioned(&model)).into_bytes(),
+            what: format!("CPU model `{model}`"),
+        });
+        Self {
+            machine,
+            cpu,
+            versioned,
+        }
+    }
+
+    fn texts(&self) -> impl Iterator<Item = &[u8]> {
+        [&self.machine, &self.cpu]
+            .into_iter()
+            .flatten()
+            .map(|text| text.bytes.as_slice())
+    }
+}
+
+/// A CPU model without its version, which QEMU appends as it starts: `Skylake-Server-v4`.
+fn unversioned(model: &str) -> &str {
+    match model.rsplit_once("-v") {
+        Some((name, digits)) if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => model,
+    }
+}
+
+/// The QEMUs in an initramfs by their file names, symbolic links by theirs, and the compressions that hide others.
+fn programs(file: &[u8], texts: &[&[u8]]) -> (BTreeMap<String, Program>, BTreeMap<String, String>, Vec<&'static str>) {
+    let (mut programs, mut links) = (BTreeMap::new(), BTreeMap::new());
+    let opaque = initramfs::each_file(file, &mut |entry| {
+        let name = String::from_utf8_lossy(entry.name);
+        let name = base(&name);
+        if !argv::is_qemu(name) {
+            return;
+        }
+        match entry.mode & TYPE {
+            LINK => {
+                let target = String::from_utf8_lossy(entry.content).trim_end_matches('\0').to_owned();
+                links.insert(name.to_owned(), target);
+            }
+            REGULAR => {
+                let Some(at) = memmem::find(entry.content, MARK) else {
+                    return;
+                };
+                let line = entry.content.get(at..at + 64).unwrap_or_default();
+                let there = |text: &&&[u8]| memmem::find(entry.content, text).is_some();
+                let program = Program {
+                    release: qemu_release(&String::from_utf8_lossy(line)),
+                    texts: texts.iter().filter(there).map(|text| text.to_vec()).collect(),
+                };
+                programs.insert(name.to_owned(), program);
+            }
+            _ => {}
+        }
+    });
+    (programs, links, opaque)
+}
+
+fn base(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::cpio;
+    use std::path::PathBuf;
+
+    /// What of a QEMU is looked at.
+    fn qemu(release: &str) -> Vec<u8> {
+        let texts = format!(
+            "\x7fELF\0QEMU emulator version {release}.3 (Debian)\n{pad}\0pc-q35-9.2-machine\0microvm-machine\0Skylake-Server\0qemu64\0",
+            pad = "x".repeat(100)
+        );
+        texts.into_bytes()
+    }
+
+    /// An initramfs with that file at /usr/bin/qemu-system-x86_64, and /usr/bin/kvm that points there.
+    fn initramfs(content: &[u8]) -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("qemu-system-x86_64"), content).unwrap();
+        std::os::unix::fs::symlink("qemu-system-x86_64", dir.path().join("kvm")).unwrap();
+        cpio::pack(&[dir.path().join("qemu-system-x86_64"), dir.path().join("kvm")]).unwrap()
+    }
+
+    fn spec(command: &str, release: (u32, u32)) -> Spec {
+        Spec {
+            name: "vm1".to_owned(),
+            qmp: PathBuf::new(),
+            command: command.split(' ').map(str::to_owned).collect(),
+            output: PathBuf::new(),
+            channel: 1,
+            ram: vec![],
+            release: Some(release),
+        }
+    }
+
+    fn checked(release: &str, command: &str) -> Result<Vec<String>, Refusal> {
+        check(&initramfs(&qemu(release)), &[spec(command, (9, 2))])
+    }
+
+    #[test]
+    fn what_the_qemu_there_does_not_know_is_refused() {
+        for program in ["/usr/bin/qemu-system-x86_64", "kvm"] {
+            for good in [
+                "-machine pc-q35-9.2,accel=kvm -cpu Skylake-Server-v4,-hle",
+                "-M pc-q35-9.2+pve0 -cpu host,migratable=on",
+                "-machine type=pc-q35-9.2 -cpu qemu64",
+                "-machine microvm",
+            ] {
+                assert_eq!(
+                    checked("9.2", &format!("{program} {good}")).unwrap(),
+                    [] as [&str; 0],
+                    "{good}"
+                );
+            }
+            for (bad, words) in [
+                (
+                    "-machine pc-q35-10.0",
+                    "(9.2) in the successor's initramfs knows no machine type `pc-q35-10.0`",
+                ),
+                (
+                    "-machine pc-q35-9.2 -cpu GraniteRapids-v1",
+                    "CPU model `GraniteRapids-v1`",
+                ),
+            ] {
+                let error = checked("9.2", &format!("{program} {bad}")).unwrap_err().to_string();
+                assert!(error.contains(words) && error.contains("guest vm1"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn releases_that_may_not_fit_are_warned_of() {
+        let q35 = "kvm -machine pc-q35-9.2";
+        let older = checked("9.0", q35).unwrap();
+        assert!(older.len() == 1 && older[0].contains("older QEMU"), "{older:?}");
+        assert_eq!(checked("10.0", q35).unwrap(), [] as [&str; 0]);
+        let microvm = checked("10.0", "kvm -machine microvm").unwrap();
+        assert!(microvm.len() == 1 && microvm[0].contains("no versions"), "{microvm:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_is_said() {
+        let guest = [spec("kvm -machine pc-q35-10.0", (10, 0))];
+        let script = initramfs(b"#!/bin/sh\nexec qemu");
+        let notes = check(&script, &guest).unwrap();
+        assert!(
+            notes.len() == 1 && notes[0].contains("not in its initramfs"),
+            "{notes:?}"
+        );
+        let hidden = b"BZh91AY&SY";
+        let notes = check(hidden, &guest).unwrap();
+        assert!(notes.len() == 1 && notes[0].contains("bzip2"), "{notes:?}");
+        let by_script = [spec("/etc/locum/start-vm1 -machine pc-q35-10.0", (10, 0))];
+        assert_eq!(check(&script, &by_script).unwrap(), [] as [&str; 0]);
+    }
+}
