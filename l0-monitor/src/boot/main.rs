@@ -13,14 +13,14 @@ use super::memory::{Identity, move_bytes};
 use super::multiboot::{BOOTLOADER_MAGIC, Information};
 use super::publish::publish;
 use super::{BootError, cmdline};
-use crate::arch::{cpuid, gdt, paging, registers, serial, stack};
+use crate::arch::{cpuid, gdt, paging, port, registers, serial, stack};
 use crate::doors::{native_host, reset};
 use crate::id::{self, CpuIndex};
 use crate::machine::Machine;
 use crate::partition::PARTITION;
 use crate::shared::layout::SlotArea;
 use crate::stage::{self, Step};
-use crate::{logger, nested, park, shared, trap};
+use crate::{logger, nested, park, selftest, shared, trap};
 use locum_abi::Slot;
 
 /// Most of the boot information that L0 copies: command lines, memory map, modules, ACPI, and what else GRUB adds.
@@ -74,6 +74,9 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
     let me = cpuid::current().ok_or(BootError::Multiboot("the boot CPU is not in the MADT"))?;
     prepare(machine, me)?;
     publish(machine);
+    if options.selftest {
+        try_cpus(me);
+    }
     // SAFETY: L0's page tables and descriptor tables are in use, and no host runs.
     let started = unsafe { super::ap::start_all(me) };
     PARTITION.init(machine).map_err(|_| BootError::Partition)?;
@@ -102,6 +105,18 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
     });
     log::info!("starting the host at {:#x}; dormant from here on", entry.rip);
     Ok(entry)
+}
+
+/// Tries all CPUs in place of starting a host, and resets the machine.
+fn try_cpus(me: CpuIndex) -> ! {
+    super::ap::allow_vmx();
+    selftest::want();
+    // SAFETY: L0's page tables and descriptor tables are in use, and no host runs.
+    unsafe { super::ap::start_all(me) };
+    selftest::run(me);
+    selftest::report();
+    // SAFETY: no host runs.
+    unsafe { port::reset_machine() }
 }
 
 /// Copies the boot information into L0's memory, before anything is written elsewhere.
