@@ -26,6 +26,7 @@
 //! | --- | --- |
 //! | [`boot`] | from GRUB to the first host; runs once |
 //! | [`doors`] | every way in and out at run time |
+//! | [`selftest`] | what L0 counts on in a CPU, tried without a host |
 //! | [`nested`] | VMX root under a running KVM |
 //! | [`trap`] | exceptions and NMIs while L0 runs |
 //! | [`park`] | CPUs that no host runs on |
@@ -68,6 +69,7 @@ mod machine_check;
 mod nested;
 mod park;
 mod partition;
+mod selftest;
 mod shared;
 pub mod stage;
 mod trap;

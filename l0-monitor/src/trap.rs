@@ -12,8 +12,9 @@
 use core::arch::global_asm;
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use locum_abi::Event;
+use locum_abi::{Event, MAX_CPUS};
 use x86_64::VirtAddr;
 use x86_64::instructions::tables::lidt;
 use x86_64::structures::DescriptorTablePointer;
@@ -22,7 +23,7 @@ use x86_64::structures::idt::{Entry, ExceptionVector, HandlerFunc};
 
 use crate::arch::{cpuid, gdt, lapic, msr, registers};
 use crate::fatal;
-use crate::id::CpuIndex;
+use crate::id::{CpuIndex, PerCpu};
 use crate::machine_check::{self, McgStatus};
 use crate::shared::{self, Counter};
 use crate::stage::{self, Stage};
@@ -190,7 +191,17 @@ fn hold_nmi() -> bool {
 
 /// This CPU, if L0 was interrupted between two moments of a host.
 fn cpu_of_host() -> Option<CpuIndex> {
-    cpuid::current().filter(|&cpu| matches!(stage::of(cpu), Stage::Native | Stage::Nested | Stage::InitSent))
+    cpuid::current().filter(|&cpu| {
+        matches!(stage::of(cpu), Stage::Native | Stage::Nested | Stage::InitSent) || HELD[cpu].load(Relaxed)
+    })
+}
+
+/// CPUs that are tried without a host.
+static HELD: PerCpu<AtomicBool> = PerCpu([const { AtomicBool::new(false) }; MAX_CPUS]);
+
+/// Has what arrives on `cpu` treated as if a host were there, for the self-test.
+pub(crate) fn hold_nmis_of(cpu: CpuIndex, on: bool) {
+    HELD[cpu].store(on, Relaxed);
 }
 
 /// How a machine check ends.

@@ -7,6 +7,7 @@ mod kmod;
 mod native;
 mod refreshes;
 mod refuse;
+mod selftest;
 mod stock;
 
 use std::path::Path;
@@ -122,6 +123,12 @@ pub(crate) const CI: &[Scenario] = &[
             },
             floor::all,
         ),
+    },
+    Scenario {
+        name: "selftest",
+        about: "L0's self-test passes on three models of CPUs, and tells what VMX instructions cost there",
+        minutes: 1,
+        play: Play::Program(selftest::all),
     },
     Scenario {
         name: "kmod-oldest",

@@ -16,6 +16,8 @@ pub(crate) const LEAF1_ECX_OSXSAVE: u32 = 1 << 27;
 pub(crate) const LEAF7_ECX_OSPKE: u32 = 1 << 4;
 /// Leaf 7 ECX: five-level paging.
 const LEAF7_ECX_LA57: u32 = 1 << 16;
+/// Leaf 7 EDX: IBRS and IBPB.
+const LEAF7_EDX_IBPB: u32 = 1 << 26;
 /// Leaf 0x80000001 EDX: no-execute pages.
 const EXT1_EDX_NX: u32 = 1 << 20;
 /// Leaf 0x80000001 EDX: 1 GiB pages.
@@ -45,6 +47,11 @@ pub(crate) fn has_monitor() -> bool {
 /// Whether the CPU has five-level paging.
 pub(crate) fn has_la57() -> bool {
     __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ecx & LEAF7_ECX_LA57 != 0
+}
+
+/// Whether the CPU has the indirect branch predictor barrier.
+pub(crate) fn has_ibpb() -> bool {
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & LEAF7_EDX_IBPB != 0
 }
 
 /// Whether the CPU has no-execute pages.

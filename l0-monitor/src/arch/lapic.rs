@@ -20,8 +20,10 @@ const SVR: u32 = 0xf0;
 const ISR: u32 = 0x100;
 /// Priority classes of vectors (SDM vol. 3A, 11.8.3.1).
 const PRIORITY_CLASSES: usize = 16;
-const ICR_LOW: u32 = 0x300;
-const ICR_HIGH: u32 = 0x310;
+/// Interrupt command register, the half that sends.
+pub(crate) const ICR_LOW: u32 = 0x300;
+/// Interrupt command register, the half with the destination.
+pub(crate) const ICR_HIGH: u32 = 0x310;
 const VERSION: u32 = 0x30;
 const LVT_TIMER: u32 = 0x320;
 /// The other local vectors, each with the least "max LVT entry" of the version register of a LAPIC that has it (SDM
@@ -32,6 +34,8 @@ const TIMER_DIVIDE: u32 = 0x3e0;
 
 const ICR_NMI: u32 = 0x400;
 const ICR_INIT: u32 = 0x500;
+/// What sends INIT.
+pub(crate) const INIT: u32 = ICR_INIT | ICR_ASSERT;
 const ICR_STARTUP: u32 = 0x600;
 const ICR_ASSERT: u32 = 1 << 14;
 const ICR_PENDING: u32 = 1 << 12;
@@ -158,7 +162,12 @@ impl Access {
     }
 }
 
-/// Sends INIT to another CPU.
+/// Address of this CPU's LAPIC registers, `None` in x2APIC mode.
+pub(crate) fn registers_at() -> Option<u64> {
+    Access::new().mmio
+}
+
+/// Sends INIT to a CPU.
 ///
 /// # Safety
 /// The CPU must not run anything whose loss L0's memory safety depends on (a lock held, a table half written).

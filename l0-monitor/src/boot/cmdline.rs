@@ -24,6 +24,8 @@ pub(crate) struct Options {
     pub(crate) check: bool,
     /// Whether VMCS shadowing is left alone where CPUs have it: `shadowing=off`. See [`crate::nested::shadow`].
     pub(crate) no_shadowing: bool,
+    /// Whether CPUs are tried instead of a host started: `selftest`. See [`crate::selftest`].
+    pub(crate) selftest: bool,
     /// How parked CPUs wait: `park=hlt`, `park=mwait` or `park=spin`.
     pub(crate) wait: Wait,
 }
@@ -70,6 +72,10 @@ pub(crate) fn parse<'a>(line: &'a str, mut bad: impl FnMut(BadArgument<'a>)) -> 
                 }
                 _ => Some("park=hlt, park=mwait or park=spin"),
             },
+            "selftest" => {
+                options.selftest = value.is_empty();
+                (!options.selftest).then_some("selftest, without a value")
+            }
             "check" => {
                 options.check = value == "vmcs";
                 (!options.check).then_some("check=vmcs")
@@ -78,7 +84,7 @@ pub(crate) fn parse<'a>(line: &'a str, mut bad: impl FnMut(BadArgument<'a>)) -> 
                 options.no_shadowing = value == "off";
                 (!options.no_shadowing).then_some("shadowing=off")
             }
-            _ => Some("one of pool=, log=, host_cpus=, park=, check=, shadowing="),
+            _ => Some("one of pool=, log=, host_cpus=, park=, check=, shadowing=, selftest"),
         };
         if let Some(expected) = expected {
             bad(BadArgument { argument, expected });
@@ -153,12 +159,13 @@ mod tests {
 
     #[test]
     fn all_arguments() {
-        let (o, bad) = parse_all("/boot/l0 pool=68000000-7FE00000 log=com2 host_cpus=3 park=mwait");
+        let (o, bad) = parse_all("/boot/l0 pool=68000000-7FE00000 log=com2 host_cpus=3 park=mwait selftest");
         assert!(bad.is_empty());
         assert_eq!(o.pool, Some(0x6800_0000..0x7fe0_0000));
         assert_eq!(o.log_port, Some(0x2f8));
         assert_eq!(o.host_cpus, Some(3));
         assert_eq!(o.wait, Wait::Monitor);
+        assert!(o.selftest && !parse_all("quiet").0.selftest && !parse_all("selftest=1").0.selftest);
         assert_eq!(parse_all("pool=0x200000-0x400000").0.pool, Some(0x20_0000..0x40_0000));
     }
 

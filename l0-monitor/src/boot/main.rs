@@ -17,14 +17,14 @@ use super::memory::{Identity, move_bytes};
 use super::multiboot::{BOOTLOADER_MAGIC, Information};
 use super::publish::publish;
 use super::{BootError, cmdline, home, plain};
-use crate::arch::{cpuid, gdt, paging, serial, stack};
+use crate::arch::{cpuid, gdt, paging, port, serial, stack};
 use crate::doors::{native_host, reset};
 use crate::id::{self, CpuIndex};
 use crate::machine::Machine;
 use crate::partition::PARTITION;
 use crate::shared::layout::SlotArea;
 use crate::stage::{self, Step};
-use crate::{fatal, logger, nested, park, shared, trap};
+use crate::{fatal, logger, nested, park, selftest, shared, trap};
 use locum_abi::Slot;
 
 /// Most of the boot information that L0 copies: command lines, memory map, modules, ACPI, and what else GRUB adds.
@@ -82,8 +82,12 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
     let me = cpuid::current().ok_or(BootError::Multiboot("the boot CPU is not in the MADT"))?;
     let entry_end = prepare(machine, me)?;
     publish(machine, entry_end);
+    let trampoline = machine.low_slices[Slot::Odd].start;
+    if options.selftest {
+        try_cpus(me, trampoline);
+    }
     // SAFETY: L0's page tables and descriptor tables are in use, and no host runs.
-    let started = unsafe { super::ap::start_all(me, machine.low_slices[Slot::Odd].start) };
+    let started = unsafe { super::ap::start_all(me, trampoline) };
     PARTITION.init(machine).map_err(|_| BootError::Partition)?;
     log::info!(
         "{} CPUs ({} parked), {} MiB of RAM, pool {:#x}-{:#x}, VMX {}",
@@ -110,6 +114,18 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
     });
     log::info!("starting the host at {:#x}; dormant from here on", entry.rip);
     Ok(entry)
+}
+
+/// Tries all CPUs in place of starting a host, and resets the machine.
+fn try_cpus(me: CpuIndex, trampoline: u64) -> ! {
+    super::ap::allow_vmx();
+    selftest::want();
+    // SAFETY: L0's page tables and descriptor tables are in use, and no host runs.
+    unsafe { super::ap::start_all(me, trampoline) };
+    selftest::run(me);
+    selftest::report();
+    // SAFETY: no host runs.
+    unsafe { port::reset_machine() }
 }
 
 /// Copies the boot information into L0's memory, before anything is written elsewhere.

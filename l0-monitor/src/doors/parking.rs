@@ -13,7 +13,7 @@ use crate::park;
 use crate::partition::StartMode;
 use crate::stage::{self, Stage, Step};
 use crate::vmx::instructions::Cpu;
-use crate::{shared, trap};
+use crate::{selftest, shared, trap};
 
 /// Where [`super::reset`] and the AP trampoline lead, on this CPU's stack, with L0's page tables. The rest of L0's CPU
 /// state is loaded here.
@@ -40,6 +40,9 @@ pub(crate) unsafe extern "C" fn arrive() -> ! {
             cpuid::apic_id()
         );
         registers::halt_forever()
+    }
+    if step == Step::ComeUp && selftest::wanted() {
+        selftest::run(cpu);
     }
     shared::trace(Event::Park { from_nested: false });
     park(cpu)

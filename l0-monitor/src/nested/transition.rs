@@ -40,7 +40,11 @@ use crate::vmx::guest;
 use crate::vmx::instructions::Cpu;
 use crate::vmx::{Hardware, VmxStatus};
 
-fn caps(hw: &mut Cpu) -> Result<Caps, Errno> {
+/// The capabilities of this CPU.
+///
+/// # Errors
+/// [`Errno::NoVmx`]; the log has what is missing.
+pub(crate) fn caps(hw: &mut Cpu) -> Result<Caps, Errno> {
     let vmx = hw.cpuid(1, 0)[2] & cpuid::LEAF1_ECX_VMX != 0;
     let phys_bits = hw.cpuid(0x8000_0008, 0)[0] & 0xff;
     Caps::new(vmx, phys_bits, |msr| hw.rdmsr(msr)).map_err(|unfit| {
@@ -50,7 +54,7 @@ fn caps(hw: &mut Cpu) -> Result<Caps, Errno> {
 }
 
 /// L0's own host-state area on `cpu`; VM exits land at `exit_rip`.
-fn own_area(hw: &mut Cpu, cpu: CpuIndex, slot: Slot, exit_rip: u64) -> HostArea {
+pub(crate) fn own_area(hw: &mut Cpu, cpu: CpuIndex, slot: Slot, exit_rip: u64) -> HostArea {
     let mut cr4 = registers::CR4_L0 | Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS;
     cr4.set(Cr4Flags::OSXSAVE, hw.cpuid(1, 0)[2] & cpuid::LEAF1_ECX_XSAVE != 0);
     let mut area = HostArea::ZERO;

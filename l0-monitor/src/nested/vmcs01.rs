@@ -189,7 +189,7 @@ impl EntryState {
     }
 
     /// Writes the state to the current VMCS.
-    fn write(&self, hw: &mut impl Hardware, vcpu: &VCpu) {
+    pub(crate) fn write(&self, hw: &mut impl Hardware, vcpu: &VCpu) {
         let efer = EferFlags::from_bits_retain(self.efer);
         let mut controls = vcpu.caps.entry;
         controls.set(EntryControls::IA32E, efer.contains(EferFlags::LONG_MODE_ACTIVE));

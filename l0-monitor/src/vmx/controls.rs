@@ -4,9 +4,11 @@
 use bitflags::bitflags;
 
 bitflags! {
-    /// Pin-based VM-execution controls (26.6.1): L0 wants none.
+    /// Pin-based VM-execution controls (26.6.1): L0 wants none for a host.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) struct PinControls: u32 {
+        /// NMI exiting.
+        const NMI_EXITING = 1 << 3;
         const _ = !0;
     }
 
