@@ -16,6 +16,7 @@ use partitioner::{
 pub use iomem::range as iomem_range;
 
 use crate::acpi::{Interrupts, aml};
+use crate::guest::pool;
 use crate::l0::view;
 use crate::sysroot::SysRoot;
 use firmware::Ground;
@@ -58,7 +59,7 @@ pub fn take(
         staying_ports: staying_ports(sys, header, slot),
         firmware,
         unread_firmware: listing.unread,
-        pool: range(header.pool, header.pool_size).into_iter().collect(),
+        pool: pool::pieces(header),
         never_moves: merged(never_moves.into_iter().flatten().collect()),
         unreclaimed,
     })

@@ -9,10 +9,10 @@ use locum_abi::{MAX_CPUS, PerSlot};
 
 use super::memory::{Identity, move_bytes};
 use super::multiboot::Information;
-use super::{BootError, cmdline, platform};
+use super::{BootError, cmdline, platform, pool};
 use crate::arch::cpuid;
 use crate::machine::mtrr::Mtrrs;
-use crate::machine::{self, IoApic, MAX_IOAPICS, Machine, Span};
+use crate::machine::{self, IoApic, MAX_IOAPICS, Machine, Pool, Span};
 use crate::partition::ioapic::{SELECT, VERSION, WINDOW, last_pin};
 use crate::shared::layout;
 use crate::{id, shared};
@@ -57,15 +57,16 @@ pub(crate) fn read_machine(
         e820.replace(range, MemoryType::Usable, MemoryType::SoftReserved)?;
     }
     let [even, odd] = low_slices(&e820)?.map(|Range { start, end }| Span { start, end });
+    let l0 = shared::place();
+    let pool = options.pool.as_ref().map_or(Pool::new_const(), |wanted| {
+        pool::choose(&e820, l0.all(), nodes(&tables), wanted)
+    });
     let mut machine = Machine {
         e820,
-        l0: shared::place(),
+        l0,
         low_slices: PerSlot::new(even, odd),
         mtrrs: Mtrrs::read(cpuid::max_phys_bits()),
-        pool: options.pool.as_ref().map(|p| Span {
-            start: p.start,
-            end: p.end,
-        }),
+        pool,
         pm1_control: [fadt.pm1a_control(), fadt.pm1b_control()]
             .map(|register| register.and_then(|r| r.port()).unwrap_or(0)),
         rsdp: rsdp_address,
@@ -88,6 +89,17 @@ pub(crate) fn read_machine(
         log::warn!("DMA remapping (DMAR) is hidden from hosts: no device passthrough to guests");
     }
     Ok(machine::publish(machine))
+}
+
+/// NUMA domains and their memory; none if the firmware does not tell.
+fn nodes<'m>(tables: &acpi::Machine<'m, Identity>) -> impl Iterator<Item = (u32, Range<u64>)> + Clone + use<'m> {
+    let srat = tables.srat().unwrap_or_else(|error| {
+        log::warn!("{error}; all memory counts as of one NUMA node, as for Linux");
+        None
+    });
+    srat.into_iter()
+        .flat_map(|srat| srat.memory())
+        .map(|memory| (memory.domain, memory.range))
 }
 
 /// Registers the CPUs that fit and says which do not: hosts never hear of those.
