@@ -1,4 +1,5 @@
-//! `lab demo`: replaces a host under running guests, end to end, and reports it.
+//! `lab demo`: replaces a host under running guests, end to end, and reports it. Where there is no VMX it shows a dormant
+//! L0, and what it says.
 
 use anyhow::Result;
 use clap::Args;
@@ -6,7 +7,7 @@ use clap::Args;
 use crate::{
     debian::kernels::{NEWEST, OLDEST},
     image::kernel::{Kernel, announce},
-    machine::bochs::Platform,
+    machine::{board::Board, platform::Platform},
     paths,
     progress::Progress,
     report::Report,
@@ -34,9 +35,12 @@ pub(crate) struct DemoArgs {
     /// Kill the machine after this many emulated seconds: 100 million ticks each, some 1.4 s here
     #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
     pub timeout: u64,
-    /// What runs the machine; kvm is untested
+    /// What runs the machine. With tcg no host is replaced, for that needs VMX
     #[arg(long, value_enum, default_value_t)]
     pub platform: Platform,
+    /// The second board
+    #[command(flatten)]
+    pub board: Board,
 }
 
 /// Runs the demo; returns whether everything was shown. Leaves `target/lab/report.json`.
@@ -50,6 +54,7 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<bool> {
         cpus: args.cpus,
         timeout: args.timeout,
         platform: args.platform,
+        board: args.board.clone(),
         strict: true,
         ..MachineArgs::default()
     };
@@ -59,8 +64,12 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<bool> {
         successor: Kernel::release_of(&args.to)?,
         ..Report::default()
     };
+    let mut doctor = String::new();
     let outcome = Run::boot(&machine, Progress::new("")).and_then(|mut run| {
-        let outcome = play(&mut run, args);
+        let outcome = match args.platform {
+            Platform::Tcg => look(&mut run).map(|text| doctor = text),
+            Platform::Bochs | Platform::Kvm => play(&mut run, args),
+        };
         report = run.report.clone();
         outcome
     });
@@ -68,9 +77,37 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<bool> {
     report.error = outcome.err().map(|error| format!("{error:#}"));
     let path = paths::out().join("report.json");
     report.write(&path)?;
-    println!("{report}");
+    if args.platform == Platform::Tcg {
+        println!("{doctor}{}", without_vmx(&report));
+    } else {
+        println!("{report}");
+    }
     println!("report: {}", path.display());
     Ok(report.ok)
+}
+
+/// What a run without VMX came to.
+fn without_vmx(report: &Report) -> String {
+    match &report.error {
+        None => format!(
+            "Above is what `locum doctor` says. L0 has started the host {} and is dormant. `locum enter` was refused.\n\
+             No host was replaced: that needs VMX, and QEMU's TCG has none. `cargo lab demo` without --platform \
+             replaces one.",
+            report.incumbent
+        ),
+        Some(error) => format!("FAILED: {error}"),
+    }
+}
+
+/// A host on a board without VMX: what holds, and what the doctor says.
+fn look(run: &mut Run) -> Result<String> {
+    run.under_l0()?;
+    run.check("L0 has started the host and is dormant");
+    let doctor = run.cannot_enter()?;
+    run.check("entering nested is refused, and the doctor says that the CPU has no VMX");
+    run.switch_off()?;
+    run.check("the host powers the machine off");
+    Ok(doctor)
 }
 
 fn play(run: &mut Run, args: &DemoArgs) -> Result<()> {
@@ -82,4 +119,20 @@ fn play(run: &mut Run, args: &DemoArgs) -> Result<()> {
     run.power_off()?;
     run.check("the new host powers the machine off");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_without_vmx_claims_no_refresh() {
+        let mut report = Report {
+            incumbent: "6.12".into(),
+            ..Report::default()
+        };
+        assert!(without_vmx(&report).contains("No host was replaced: that needs VMX"));
+        report.error = Some("the host did not boot".into());
+        assert_eq!(without_vmx(&report), "FAILED: the host did not boot");
+    }
 }

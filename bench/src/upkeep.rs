@@ -8,6 +8,7 @@ use crate::{
         build,
         kernel::{self, Kernel, announce},
     },
+    machine::platform::Platform,
     paths,
     progress::say,
     tools,
@@ -35,9 +36,10 @@ pub(crate) fn fetch(kernels: &[String]) -> Result<bool> {
     tools::ensure()?;
     let names: Vec<_> = kernels.iter().map(String::as_str).collect();
     announce(&names)?;
-    let kernels = kernel::prefetch(&names)?;
+    let kernels = kernel::prefetch(&names, &[Platform::Bochs, Platform::Tcg])?;
     say(&format!("emulator: {}", Root::bochs()?.dir().display()));
     say(&format!("user space: {}", Root::host()?.dir().display()));
+    say(&format!("UEFI: {}", Root::uefi()?.dir().display()));
     for kernel in kernels {
         let dir = kernel.root().dir().display();
         say(&format!("kernel {}: {dir}", kernel.release()));

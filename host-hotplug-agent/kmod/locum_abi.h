@@ -420,8 +420,13 @@ struct locum_header {
 	__u32 status_hosts;
 	/* Offset in the status of the first struct locum_cpu_status. 0: LOCUM_FIRST_STATUS_CPUS. */
 	__u32 status_cpus;
+	/*
+	 * First address that a host can't be entered at, nor find its zero page above it: the page tables with which a
+	 * CPU is handed over map the low 4 GiB and all RAM below this. 0: 4 GiB.
+	 */
+	__u64 entry_end;
 	/* Not used, zero. */
-	__u64 reserved[3];
+	__u64 reserved[2];
 	/*
 	 * All pieces of the pool in ascending order, the first one too; then zeroes. An L0 of the first release has one
 	 * piece and none of this.
@@ -688,7 +693,8 @@ _Static_assert(__builtin_offsetof(struct locum_header, channel_count) == 368, "l
 _Static_assert(__builtin_offsetof(struct locum_header, channel_ring_size) == 372, "locum_header.channel_ring_size");
 _Static_assert(__builtin_offsetof(struct locum_header, status_hosts) == 376, "locum_header.status_hosts");
 _Static_assert(__builtin_offsetof(struct locum_header, status_cpus) == 380, "locum_header.status_cpus");
-_Static_assert(__builtin_offsetof(struct locum_header, reserved) == 384, "locum_header.reserved");
+_Static_assert(__builtin_offsetof(struct locum_header, entry_end) == 384, "locum_header.entry_end");
+_Static_assert(__builtin_offsetof(struct locum_header, reserved) == 392, "locum_header.reserved");
 _Static_assert(__builtin_offsetof(struct locum_header, pool_pieces) == 408, "locum_header.pool_pieces");
 _Static_assert(sizeof(struct locum_host_status) == 40, "locum_host_status");
 _Static_assert(__builtin_offsetof(struct locum_host_status, state) == 0, "locum_host_status.state");
@@ -787,6 +793,7 @@ _Static_assert(__builtin_offsetof(struct locum_log_ring, text) == 64, "locum_log
 
 /* Offsets in struct locum_frame, for assembly. */
 #define LOCUM_FRAME_NMI 12
+#define LOCUM_FRAME_MACHINE_CHECK 24
 #define LOCUM_FRAME_RESULT 16
 #define LOCUM_FRAME_L0_CR3 48
 #define LOCUM_FRAME_L0_ENTRY 56

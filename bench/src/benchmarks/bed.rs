@@ -21,7 +21,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::{
-    machine::{bochs::Platform, deadline::Span, layout::Layout},
+    machine::{deadline::Span, layout::Layout, platform::Platform},
     progress::Progress,
     steps::{
         Run,

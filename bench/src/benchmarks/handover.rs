@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::{
     image::build,
-    machine::{bochs::Platform, layout::Layout},
+    machine::{layout::Layout, platform::Platform},
     progress::Progress,
     report,
     steps::{Run, prepare::MachineArgs},

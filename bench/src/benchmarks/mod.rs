@@ -25,7 +25,7 @@ use serde_json::Value;
 use crate::{
     debian::kernels::{NEWEST, OLDEST},
     image::kernel::announce,
-    machine::bochs::{Platform, SKYLAKE_X},
+    machine::{bochs::SKYLAKE_X, platform::Platform},
     paths,
     steps::events::{self, EVENTS, Event},
 };
@@ -83,7 +83,7 @@ pub(crate) struct BenchArgs {
     /// Kill a machine after this many emulated seconds: 100 million ticks each, or a second of the host's clock asleep
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     pub timeout: u64,
-    /// What runs the machines; kvm is untested
+    /// What runs the machines; needs VMX
     #[arg(long, value_enum, default_value_t)]
     pub platform: Platform,
 }
@@ -93,6 +93,7 @@ pub(crate) struct BenchArgs {
 /// # Errors
 /// A result cannot be written.
 pub(crate) fn bench(args: &BenchArgs) -> Result<bool> {
+    args.platform.with_vmx()?;
     announce(&[OLDEST, NEWEST])?;
     let wants = |part| args.only.is_none_or(|only| only == part);
     let mut complete = true;

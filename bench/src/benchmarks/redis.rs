@@ -15,7 +15,7 @@ use super::{
     figure::{self, Entry, PAPER, Spread},
     model::Costs,
 };
-use crate::{machine::bochs::Platform, steps::exits::Counts};
+use crate::{machine::platform::Platform, steps::exits::Counts};
 
 /// Operations of the repetition that is traced, at most: tracing makes every exit dearer.
 const TRACED: u64 = 1000;

@@ -58,6 +58,19 @@ impl Root {
         .tree(as_it_is)
     }
 
+    /// What the second board boots by: UEFI firmware, and GRUB for it.
+    ///
+    /// # Errors
+    /// As [`Root::bochs`].
+    pub(crate) fn uefi() -> Result<Self> {
+        let packages = ["ovmf", "grub-common", "grub-efi-amd64-bin"];
+        Recipe {
+            lead: Some("ovmf"),
+            ..Recipe::new("uefi", "UEFI firmware and GRUB for it", &packages)
+        }
+        .tree(as_it_is)
+    }
+
     /// A Debian system as an operator has it in a virtual machine: kernel, initramfs, systemd, a web server. `boot/`
     /// has the kernel and its initramfs.
     ///

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     debian::{Archive, Pocket, root::Root},
+    machine::platform::Platform,
     paths,
     progress::say,
     tools,
@@ -33,6 +34,7 @@ const MODULES: &[&str] = &[
     "virtio_mmio",
     "virtio_blk",
     "virtio_net",
+    "efivarfs",
 ];
 
 /// The driver of the server's network cards. Debian's cloud kernels, which are for virtual machines, lack it: their
@@ -210,18 +212,19 @@ fn unpack(source: &Path, module: &str, target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Gets everything that a machine with these kernels needs of Debian, all at the same time.
+/// Gets everything that machines with these kernels need of Debian on these platforms, all at the same time.
 ///
 /// # Errors
 /// Something cannot be had: all of it that cannot.
-pub(crate) fn prefetch(names: &[&str]) -> Result<Vec<Kernel>> {
+pub(crate) fn prefetch(names: &[&str], platforms: &[Platform]) -> Result<Vec<Kernel>> {
     // Asked once, and said before anything else.
     Archive::today()?;
     thread::scope(|scope| {
-        let trees = [
-            scope.spawn(|| Root::bochs().map(drop)),
-            scope.spawn(|| Root::host().map(drop)),
-        ];
+        let trees: Vec<_> = platforms
+            .iter()
+            .flat_map(|platform| platform.trees())
+            .map(|get| scope.spawn(|| get().map(drop)))
+            .collect();
         let kernels: Vec<_> = names
             .iter()
             .map(|name| scope.spawn(move || Kernel::get(name)))

@@ -14,25 +14,6 @@ use crate::debian::root::Root;
 /// Instructions per second that the emulated clock assumes.
 pub(crate) const IPS: u64 = 100_000_000;
 
-/// What runs the server.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Platform {
-    /// Bochs, on any machine.
-    #[default]
-    Bochs,
-    /// QEMU/KVM with nested VMX; untested.
-    Kvm,
-}
-
-impl std::fmt::Display for Platform {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Bochs => "bochs",
-            Self::Kvm => "kvm",
-        })
-    }
-}
-
 /// CPU model with all that Locum can use: EPT, unrestricted guest, VPID, VMCS shadowing.
 pub(crate) const HASWELL: &str = "corei7_haswell_4770";
 /// The same without VMCS shadowing.

@@ -28,6 +28,8 @@ struct Shared {
 struct State {
     line: Option<TcpStream>,
     hello: Option<Hello>,
+    /// How many came.
+    hellos: u32,
     next_job: u32,
     jobs: HashMap<u32, JobState>,
 }
@@ -108,6 +110,12 @@ impl Channel {
     #[must_use]
     pub(crate) fn hello(&self) -> Option<Hello> {
         self.shared.lock().hello.clone()
+    }
+
+    /// How many hellos came on this line: one more whenever a host, or its `labd`, has started.
+    #[must_use]
+    pub(crate) fn hellos(&self) -> u32 {
+        self.shared.lock().hellos
     }
 
     /// Starts a shell command; its standard input is `input`, or empty.
@@ -248,6 +256,7 @@ impl State {
                 generation,
                 pid,
             } => {
+                self.hellos += 1;
                 self.hello = Some(Hello {
                     release,
                     generation,

@@ -8,10 +8,15 @@
 //! An emulated second is [`IPS`] ticks in which some CPU worked, or a second of Linux's clock ([`bochs::tsc_hz`]) in
 //! which all were halted. The two differ on CPUs whose TSC Linux takes for faster than it is: there, a host that sleeps
 //! for a second takes 35 times as many ticks, which pass quickly.
+//!
+//! QEMU's TCG counts nothing, and its guests see the wall clock. Its second is one of wall time, of which that share
+//! counts in which the kernel let its threads run, of the time in which they wanted to ([`share`]). So a machine that
+//! waits for a busy developer's machine is not charged for that, and one that idles is.
 
 use std::{
+    collections::HashMap,
     fmt,
-    fs::File,
+    fs::{self, File},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -27,7 +32,7 @@ pub(crate) const STALL: Duration = Duration::from_secs(300);
 /// emulator perhaps with it.
 const LATE: Duration = Duration::from_secs(5);
 
-/// A length of emulated time; of wall time where the platform has no emulated one.
+/// A length of a machine's time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Span(Duration);
 
@@ -97,6 +102,14 @@ enum Source {
         looked: Instant,
     },
     Wall(Instant),
+    Runs {
+        /// `/proc/PID/task`.
+        tasks: PathBuf,
+        /// Of each thread, at the last look.
+        seen: HashMap<String, Sched>,
+        time: Duration,
+        looked: Instant,
+    },
 }
 
 impl Clock {
@@ -118,6 +131,17 @@ impl Clock {
         Self(Source::Wall(Instant::now()))
     }
 
+    /// The clock of an emulator that is this process and counts nothing itself.
+    #[must_use]
+    pub(crate) fn runs(pid: u32) -> Self {
+        Self(Source::Runs {
+            tasks: Path::new("/proc").join(pid.to_string()).join("task"),
+            seen: HashMap::new(),
+            time: Duration::ZERO,
+            looked: Instant::now(),
+        })
+    }
+
     /// Looks at the clock.
     ///
     /// # Errors
@@ -125,6 +149,19 @@ impl Clock {
     pub(crate) fn now(&mut self) -> Result<Moment, StandsStill> {
         match &mut self.0 {
             Source::Wall(begin) => Ok(Moment(begin.elapsed())),
+            Source::Runs {
+                tasks,
+                seen,
+                time,
+                looked,
+            } => {
+                let then = std::mem::replace(looked, Instant::now());
+                let threads = Sched::of_threads(tasks);
+                let since = Sched::since(seen, &threads);
+                *seen = threads;
+                *time += share(looked.duration_since(then), since);
+                Ok(Moment(*time))
+            }
             Source::Ticks {
                 file,
                 idle_hz,
@@ -138,6 +175,54 @@ impl Clock {
                 Ok(Moment(now.time(*idle_hz)))
             }
         }
+    }
+}
+
+/// What the kernel tells of a thread (`schedstat`, Documentation/scheduler/sched-stats.rst), in nanoseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Sched {
+    /// It ran.
+    ran: u64,
+    /// It could have run, and another one did.
+    waited: u64,
+}
+
+impl Sched {
+    /// Of all threads of a process, by their ids; none where the kernel tells nothing, or the process is gone.
+    fn of_threads(tasks: &Path) -> HashMap<String, Self> {
+        let read = |thread: fs::DirEntry| {
+            let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            Some((thread.file_name().to_string_lossy().into_owned(), Self::parse(&text)?))
+        };
+        let threads = fs::read_dir(tasks).into_iter().flatten().flatten();
+        threads.filter_map(read).collect()
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut numbers = text.split_whitespace().map_while(|word| word.parse().ok());
+        Some(Self {
+            ran: numbers.next()?,
+            waited: numbers.next()?,
+        })
+    }
+
+    /// The sum over the threads that there are now, of what came since the last look.
+    fn since(before: &HashMap<String, Self>, now: &HashMap<String, Self>) -> Self {
+        let mut sum = Self::default();
+        for (thread, now) in now {
+            let before = before.get(thread).copied().unwrap_or_default();
+            sum.ran += now.ran.saturating_sub(before.ran);
+            sum.waited += now.waited.saturating_sub(before.waited);
+        }
+        sum
+    }
+}
+
+/// How much of `wall` counts for a process whose threads ran and waited so long in it.
+fn share(wall: Duration, since: Sched) -> Duration {
+    match since.ran + since.waited {
+        0 => wall,
+        wanted => wall.mul_f64(since.ran as f64 / wanted as f64),
     }
 }
 
@@ -247,6 +332,45 @@ mod tests {
         let torn = Ticks { all: 5, idle: 6 };
         assert_eq!(torn.time(IPS), Duration::from_nanos(60));
         assert_eq!(length(u64::MAX, 1), Duration::from_nanos(u64::MAX));
+    }
+
+    #[test]
+    fn who_is_kept_waiting_is_not_charged() {
+        let sched = |ran, waited| Sched { ran, waited };
+        let second = Duration::from_secs(1);
+        assert_eq!(share(second, sched(0, 0)), second, "it sleeps");
+        assert_eq!(share(second, sched(4_000_000_000, 0)), second, "four threads ran");
+        assert_eq!(share(second, sched(500_000_000, 1_500_000_000)), second / 4);
+        assert_eq!(Sched::parse("12 34 5\n"), Some(sched(12, 34)));
+        assert_eq!(Sched::parse(""), None);
+        let threads = |of: &[(&str, Sched)]| of.iter().map(|(id, sched)| ((*id).to_owned(), *sched)).collect();
+        let before = threads(&[("1", sched(10, 1)), ("2", sched(100, 100))]);
+        let now = threads(&[("1", sched(15, 1)), ("3", sched(7, 2))]);
+        assert_eq!(Sched::since(&before, &now), sched(12, 2), "2 is gone and 3 is new");
+    }
+
+    #[test]
+    fn a_process_that_sleeps_ages_and_one_that_works_is_seen_to() {
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "while :; do :; done"])
+            .spawn()
+            .unwrap();
+        let mut clock = Clock::runs(child.id());
+        let start = Moment::after_start(Span::seconds(0));
+        let begin = Instant::now();
+        let mut ran = 0;
+        while ran == 0 && begin.elapsed() < STALL {
+            std::thread::sleep(Duration::from_millis(20));
+            let Clock(Source::Runs { tasks, .. }) = &clock else {
+                panic!("another clock")
+            };
+            ran = Sched::of_threads(tasks).values().map(|sched| sched.ran).sum();
+        }
+        let now = clock.now().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(ran > 0, "the kernel tells nothing of threads");
+        assert!(now > start && now <= Moment(begin.elapsed()), "{now}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use super::{
     channel::{Channel, Hello, JobId, Output},
@@ -127,12 +127,21 @@ impl Host<'_> {
     /// As [`Host::run`].
     pub(crate) fn finish(&mut self, job: JobId, limit: Span) -> Result<Output> {
         let mut bytes = Vec::new();
+        let (generation, before) = (self.generation, self.channel().hellos());
         let status = self.wait(limit, |channel| {
             let (output, status) = channel.take(job);
             bytes.extend(output);
-            status
+            let anew = channel.hellos() > before && channel.hello().is_some_and(|hello| hello.generation == generation);
+            match status {
+                Some(status) => Some(Ok(status)),
+                None if anew => Some(Err(anyhow!(
+                    "the host has booted anew, or its labd has started anew, meanwhile"
+                ))),
+                None => None,
+            }
         });
         let text = String::from_utf8_lossy(&bytes).into_owned();
+        let status = status.flatten();
         let status =
             status.with_context(|| format!("the command's output so far:\n{}", tools::last_lines(&text, 20)))?;
         Ok(Output { status, text })
@@ -159,6 +168,21 @@ impl Host<'_> {
         text.trim()
             .parse()
             .with_context(|| format!("labd tsc printed {text:?}"))
+    }
+
+    /// Has the host reboot the machine, without its init, and waits for its `labd` to say hello again.
+    ///
+    /// # Errors
+    /// It does not within `limit`, or the machine dies.
+    pub(crate) fn reboot(&mut self, limit: Span) -> Result<Hello> {
+        let before = self.channel().hellos();
+        self.start("reboot -f")?;
+        let generation = self.generation;
+        self.wait(limit, |channel| {
+            let hello = channel.hello().filter(|hello| hello.generation == generation);
+            hello.filter(|_| channel.hellos() > before)
+        })
+        .context("waiting for the host to reboot")
     }
 
     /// Asks the kernel to power off and waits until the machine is off.

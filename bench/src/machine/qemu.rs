@@ -14,6 +14,9 @@ use anyhow::{Context, Result, ensure};
 use super::bochs::Hardware;
 use crate::debian::root::Root;
 
+/// File that has what QEMU complains of.
+pub(super) const ERRORS: &str = "qemu.err";
+
 /// The words that start the hosts' own QEMU on this machine, as the user who runs the lab.
 ///
 /// # Errors
@@ -75,6 +78,6 @@ pub(crate) fn start(hardware: &Hardware, dir: &Path) -> Result<Child> {
         .current_dir(dir)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(File::create(dir.join("bochs.err"))?);
+        .stderr(File::create(dir.join(ERRORS))?);
     command.spawn().context("starting QEMU")
 }

@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, ExitStatus},
+    sync::{Mutex, PoisonError},
     thread::sleep,
     time::Duration,
 };
@@ -11,11 +12,14 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::{
-    bochs::{self, Hardware, Platform},
+    board::Board,
+    bochs::{self, Hardware},
     channel::Channel,
     deadline::{Clock, Moment, Span},
     follow::{self, Follower},
-    qemu,
+    monitor::Monitor,
+    platform::Platform,
+    qemu, tcg,
     turns::{self, Turn},
 };
 use crate::tools;
@@ -31,13 +35,24 @@ const EXPLANATION: Span = Span::seconds(2);
 const TAIL: u64 = 1 << 16;
 
 /// All logs, in the order in which an error shows them.
-const LOGS: &[&str] = &["bochs.log", "bochs.err", "l0.log", "console1.log", "console0.log"];
+const LOGS: &[&str] = &[
+    "bochs.log",
+    "bochs.err",
+    qemu::ERRORS,
+    "l0.log",
+    "console1.log",
+    "console0.log",
+];
+
+/// What the screen showed when something failed.
+const SCREEN: &str = "screen.png";
 
 /// Signs in a log that nothing good follows.
 const FATAL: &[(&str, &str)] = &[
     ("console0.log", "Kernel panic - not syncing"),
     ("console1.log", "Kernel panic - not syncing"),
     ("l0.log", "this CPU halts"),
+    ("l0.log", "cannot start the host"),
     ("bochs.log", ">>PANIC<<"),
 ];
 
@@ -50,6 +65,7 @@ pub(crate) struct Machine {
     pub(super) end: Moment,
     signs: Vec<Sign>,
     expected: Vec<&'static str>,
+    monitor: Option<Mutex<Monitor>>,
     // Last, so that the next emulator starts when this one is gone.
     _turn: Turn,
 }
@@ -64,12 +80,14 @@ struct Sign {
 /// What to run.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
-    /// CPUs, 1 to 4.
+    /// CPUs.
     pub cpus: u32,
     /// Their model, as Bochs calls it.
     pub cpu_model: String,
-    /// RAM in MiB.
+    /// RAM of all but the second board, in MiB.
     pub memory: u32,
+    /// The second board, with [`Platform::Tcg`].
+    pub board: Board,
     /// The CD.
     pub iso: PathBuf,
     /// What runs it.
@@ -88,7 +106,7 @@ impl Machine {
     pub(crate) fn start(setup: &Setup) -> Result<Self> {
         fs::create_dir_all(&setup.dir)?;
         // What another machine left there says nothing of this one.
-        for file in LOGS.iter().chain([&bochs::TICKS]) {
+        for file in LOGS.iter().chain([&bochs::TICKS, &SCREEN]) {
             let _ = fs::remove_file(setup.dir.join(file));
         }
         let turn = turns::take()?;
@@ -100,12 +118,26 @@ impl Machine {
             iso: setup.iso.clone(),
             channels: [channels[0].port(), channels[1].port()],
         };
+        let mut monitor = None;
         let (child, clock) = match setup.platform {
             Platform::Bochs => (
                 bochs::start(&hardware, &setup.dir)?,
                 Clock::bochs(&setup.dir.join(bochs::TICKS), &setup.cpu_model),
             ),
             Platform::Kvm => (qemu::start(&hardware, &setup.dir)?, Clock::wall()),
+            Platform::Tcg => {
+                let ours = Monitor::listen()?;
+                let wires = tcg::Wires {
+                    cpus: setup.cpus,
+                    iso: &setup.iso,
+                    channels: hardware.channels,
+                    monitor: ours.port()?,
+                };
+                let child = tcg::start(&setup.board, &wires, &setup.dir)?;
+                monitor = Some(Mutex::new(ours));
+                let clock = Clock::runs(child.id());
+                (child, clock)
+            }
         };
         Ok(Self {
             dir: setup.dir.clone(),
@@ -115,6 +147,7 @@ impl Machine {
             end: Moment::after_start(setup.limit),
             signs: signs(&setup.dir),
             expected: Vec::new(),
+            monitor,
             _turn: turn,
         })
     }
@@ -135,6 +168,16 @@ impl Machine {
     /// From now on, a panic in that log does not end waits: the scenario wants it.
     pub(crate) fn expect_panic(&mut self, log: &'static str) {
         self.expected.push(log);
+    }
+
+    /// A command of QEMU's monitor for people; returns what it prints.
+    ///
+    /// # Errors
+    /// The machine has no monitor, or QEMU refuses.
+    pub(crate) fn monitor(&mut self, line: &str) -> Result<String> {
+        let monitor = self.monitor.as_mut().context("only --platform tcg has a monitor")?;
+        let monitor = monitor.get_mut().unwrap_or_else(PoisonError::into_inner);
+        monitor.human(line)
     }
 
     /// The machine's time.
@@ -235,6 +278,13 @@ impl Machine {
     #[must_use]
     pub(crate) fn failure(&self, what: &str) -> anyhow::Error {
         let mut text = format!("{what}\n(logs: {})", self.dir.display());
+        if let Some(monitor) = &self.monitor {
+            let mut monitor = monitor.lock().unwrap_or_else(PoisonError::into_inner);
+            // A QEMU that is gone has no screen.
+            if monitor.screen(&self.dir.join(SCREEN)).is_ok() {
+                text.push_str(&format!("\n(the screen: {SCREEN} there)"));
+            }
+        }
         for log in LOGS {
             let tail = tools::last_lines(&follow::tail(&self.dir.join(log), TAIL), 20);
             if !tail.trim().is_empty() {

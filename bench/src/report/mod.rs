@@ -16,7 +16,7 @@ pub(crate) struct Report {
     pub ok: bool,
     /// Why not.
     pub error: Option<String>,
-    /// `bochs` or `kvm`.
+    /// `bochs`, `tcg` or `kvm`.
     pub platform: String,
     /// CPUs of the machine.
     pub cpus: u32,

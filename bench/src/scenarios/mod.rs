@@ -1,6 +1,7 @@
 //! The end-to-end tests, by name.
 
 mod abort;
+mod board;
 mod floor;
 mod kmod;
 mod native;
@@ -133,6 +134,26 @@ pub(crate) const CI: &[Scenario] = &[
         about: "the same on the newest backports kernel",
         minutes: 2,
         play: Play::Program(|dir| kmod::check(NEXT, dir)),
+    },
+    Scenario {
+        name: "bios",
+        about: "the second board (QEMU TCG, no VMX) with SeaBIOS, q35, pc, and holes in its RAM: L0 stays dormant, the host \
+                has all that it has without L0; a broadcast machine check, reboot, power-off",
+        minutes: 2,
+        play: Play::Program(board::bios),
+    },
+    Scenario {
+        name: "uefi",
+        about: "the same with OVMF, with and without S3, and its build for SMM: 2 sockets, 2 NUMA nodes, x2APIC, KASLR; \
+                framebuffer, EFI variables",
+        minutes: 3,
+        play: Play::Program(board::uefi),
+    },
+    Scenario {
+        name: "big",
+        about: "the same with 72 CPUs and 68 GiB of RAM, most of it never touched",
+        minutes: 2,
+        play: Play::Program(board::big),
     },
     Scenario {
         name: "aborts",

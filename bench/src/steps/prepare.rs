@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::{
@@ -13,15 +13,17 @@ use crate::{
     image::{
         build,
         initramfs::Image,
-        iso::Iso,
+        iso::{Boot, Iso},
         kernel::{self, Kernel},
         stock_guest::StockGuest,
     },
     machine::{
         Setup,
-        bochs::{HASWELL, Platform},
+        board::{Board, Firmware},
+        bochs::HASWELL,
         deadline::Span,
         layout::Layout,
+        platform::Platform,
     },
     paths,
     progress::say,
@@ -34,14 +36,21 @@ use crate::{
 const CMDLINE: &str = "console=ttyS0,115200 nokaslr idle=halt acpi_irq_nobalance no_ipi_broadcast=1 \
      retain_initrd panic=0 transparent_hugepage=never";
 
+/// The same for the second board, where nothing has to go to a successor. A machine check may find CPUs that wait for
+/// this machine's own: they get so many microseconds to meet.
+const BOARD_CMDLINE: &str = "console=ttyS0,115200 retain_initrd panic=0 mce=300000000";
+
+/// Most CPUs that the lab's Bochs is good for.
+const BOCHS_CPUS: u32 = 4;
+
 /// How to build and run a machine.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct MachineArgs {
     /// Let GRUB load Linux itself, without L0
     #[arg(long)]
     pub plain: bool,
-    /// CPUs, 1 to 4
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=4))]
+    /// CPUs: 1 to 4, more with --platform tcg
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=255))]
     pub cpus: u32,
     /// Their model, as Bochs calls it
     #[arg(long, default_value = HASWELL)]
@@ -70,9 +79,12 @@ pub(crate) struct MachineArgs {
     /// Fail if the module or the agent does not build, instead of booting without them
     #[arg(long)]
     pub strict: bool,
-    /// What runs the machine; kvm is untested
+    /// What runs the machine
     #[arg(long, value_enum, default_value_t)]
     pub platform: Platform,
+    /// The second board
+    #[command(flatten)]
+    pub board: Board,
     /// Put the stock guest's kernel into the initramfs, and its disk beside the machine
     #[arg(skip)]
     pub stock_guest: bool,
@@ -100,6 +112,7 @@ impl Default for MachineArgs {
             timeout: 600,
             strict: false,
             platform: Platform::default(),
+            board: Board::default(),
             layout: Layout::USUAL,
             dir: None,
         }
@@ -111,13 +124,14 @@ impl Default for MachineArgs {
 /// # Errors
 /// Something does not build or cannot be fetched.
 pub(crate) fn prepare(args: &MachineArgs) -> Result<Setup> {
+    check(args)?;
     tools::ensure()?;
     let dir = match &args.dir {
         Some(dir) => std::path::absolute(dir)?,
         None => paths::out().join("runs").join(run_name()?),
     };
     fs::create_dir_all(&dir)?;
-    let mut kernels = kernel::prefetch(&[&args.kernel, &args.to])?;
+    let mut kernels = kernel::prefetch(&[&args.kernel, &args.to], &[args.platform])?;
     kernels.dedup_by(|a, b| a.release() == b.release());
     let initrd = dir.join("initrd");
     initramfs(args, &kernels)?.build(&initrd)?;
@@ -129,11 +143,31 @@ pub(crate) fn prepare(args: &MachineArgs) -> Result<Setup> {
         cpus: args.cpus,
         cpu_model: args.cpu_model.clone(),
         memory: args.layout.memory,
+        board: args.board.clone(),
         platform: args.platform,
         iso,
         dir,
         limit: Span::seconds(args.timeout),
     })
+}
+
+/// Makes sure that there is such a machine.
+fn check(args: &MachineArgs) -> Result<()> {
+    if args.platform == Platform::Tcg {
+        return args.board.check(args.cpus);
+    }
+    ensure!(
+        args.cpus <= BOCHS_CPUS,
+        "the lab's server has at most {BOCHS_CPUS} CPUs on --platform {}; --platform tcg has boards with more",
+        args.platform
+    );
+    ensure!(
+        args.board == Board::default(),
+        "on --platform {} there is one board; these options are for --platform tcg: --chipset, --firmware, --tcg-cpu, \
+         --memory, --sockets, --threads, --nodes, --grub, --kaslr",
+        args.platform
+    );
+    Ok(())
 }
 
 fn initramfs<'a>(args: &MachineArgs, kernels: &'a [Kernel]) -> Result<Image<'a>> {
@@ -162,9 +196,23 @@ fn cd(args: &MachineArgs, kernel: &Kernel, initrd: &Path) -> Result<Iso> {
         l0: if args.plain { None } else { Some(build::l0()?) },
         l0_args: format!("{} log=e9 host_cpus={cpus} {l0_args}", layout.l0_pool()),
         kernel: kernel.image(),
-        cmdline: format!("{CMDLINE} movablecore={}M {cmdline}", layout.movable()),
+        cmdline: format!("{} movablecore={}M {cmdline}", usual_cmdline(args), layout.movable()),
         initrd: initrd.to_owned(),
+        boot: if args.platform == Platform::Tcg && args.board.firmware != Firmware::Bios {
+            Boot::Uefi
+        } else {
+            Boot::Bios
+        },
+        before: args.board.grub.clone(),
     })
+}
+
+fn usual_cmdline(args: &MachineArgs) -> String {
+    match args.platform {
+        Platform::Tcg if args.board.kaslr => BOARD_CMDLINE.to_owned(),
+        Platform::Tcg => format!("{BOARD_CMDLINE} nokaslr"),
+        Platform::Bochs | Platform::Kvm => CMDLINE.to_owned(),
+    }
 }
 
 /// A machine is of use to somebody who works on another part even when the module or the agent is broken.

@@ -202,12 +202,15 @@ impl Run {
 
 /// The Debian trees that a run takes, by their names in the cache.
 fn trees(args: &MachineArgs) -> Result<Vec<String>> {
-    let mut trees = vec![
-        Root::bochs()?,
-        Root::host()?,
-        Kernel::get(&args.kernel)?.root().clone(),
-        Kernel::get(&args.to)?.root().clone(),
-    ];
+    let mut trees = args
+        .platform
+        .trees()
+        .iter()
+        .map(|get| get())
+        .collect::<Result<Vec<_>>>()?;
+    for kernel in [&args.kernel, &args.to] {
+        trees.push(Kernel::get(kernel)?.root().clone());
+    }
     if args.stock_guest {
         trees.push(Root::guest()?);
     }

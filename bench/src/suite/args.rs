@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::machine::bochs::Platform;
+use crate::machine::platform::Platform;
 
 /// Run every test; the last line is "N passed, N failed".
 #[derive(Debug, Clone, Args)]
@@ -26,7 +26,7 @@ pub(crate) struct TestArgs {
     /// Kill a machine after this many emulated seconds: 100 million ticks each, some 1.4 s here
     #[arg(long, value_name = "SECONDS", default_value_t = 2400)]
     pub timeout: u64,
-    /// What runs the machines; kvm is untested
+    /// What runs the machines of scenarios that do not choose it themselves; needs VMX
     #[arg(long, value_enum, default_value_t)]
     pub platform: Platform,
 }

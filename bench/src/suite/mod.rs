@@ -13,6 +13,7 @@ use anyhow::{Result, bail};
 use crate::{
     debian::kernels::{NEWEST, NEXT, OLDEST},
     image::kernel::{self, announce},
+    machine::platform::Platform,
 };
 pub(crate) use args::TestArgs;
 use workspace::Count;
@@ -26,16 +27,21 @@ pub(crate) fn test(args: &TestArgs) -> Result<bool> {
         print!("{}", choice::list()?);
         return Ok(true);
     }
+    args.platform.with_vmx()?;
     let begin = Instant::now();
     let commit = results::commit();
     let chosen = choice::choose(args)?;
     let names = [OLDEST, NEWEST, NEXT];
     announce(&names)?;
     // What the scenarios need is fetched while the workspace's tests run; a few by name fetch it themselves.
-    let wanted: &[&str] = if args.only.is_empty() { &names } else { &[] };
+    let (wanted, platforms): (&[&str], &[Platform]) = if args.only.is_empty() {
+        (&names, &[args.platform, Platform::Tcg])
+    } else {
+        (&[], &[])
+    };
     let workspace_too = args.only.is_empty() && args.shard.is_none_or(|shard| shard.number == 1);
     let (count, fetched) = thread::scope(|scope| {
-        let fetched = scope.spawn(|| kernel::prefetch(wanted));
+        let fetched = scope.spawn(|| kernel::prefetch(wanted, platforms));
         let count = if workspace_too {
             workspace::test()
         } else {

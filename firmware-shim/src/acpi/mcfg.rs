@@ -32,6 +32,18 @@ impl EcamRegion {
         let end = self.base.checked_add((u64::from(self.last_bus) + 1) << 20)?;
         (start < end).then_some(start..end)
     }
+
+    /// The page of a function of this window; `function` is bus, device, function as in requester ids. `None` if its bus
+    /// is not decoded, or the window is not aligned to its buses.
+    #[must_use]
+    pub fn page_of(&self, function: u16) -> Option<u64> {
+        let buses = u16::from(self.first_bus)..=u16::from(self.last_bus);
+        let aligned = self.base.is_multiple_of(1 << 20);
+        if !aligned || !buses.contains(&(function >> 8)) {
+            return None;
+        }
+        self.base.checked_add(u64::from(function) << 12)
+    }
 }
 
 /// The MCFG table.

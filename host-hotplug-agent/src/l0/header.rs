@@ -57,7 +57,7 @@ mod tests {
         let header = header.unwrap();
         assert_eq!(
             (header.features, header.cpu_status_size, header.reserved),
-            (0, 0, [0; 3])
+            (0, 0, [0; 2])
         );
         assert_eq!(header.pm1b_cnt, 0xb104);
     }

@@ -152,8 +152,11 @@ pub struct Header {
     pub status_hosts: u32,
     /// Offset in the status of the first [`CpuStatus`]. 0: [`FIRST_STATUS_CPUS`](crate::layout::FIRST_STATUS_CPUS).
     pub status_cpus: u32,
+    /// First address that a host can't be entered at, nor find its zero page above it: the page tables with which a CPU is
+    /// handed over map the low 4 GiB and all RAM below this. 0: 4 GiB.
+    pub entry_end: u64,
     /// Not used, zero.
-    pub reserved: [u64; 3],
+    pub reserved: [u64; 2],
     /// All pieces of the pool in ascending order, the first one too; then zeroes. An L0 of the first release has one
     /// piece and none of this.
     pub pool_pieces: [PoolPiece; POOL_PIECES],
@@ -196,7 +199,8 @@ impl Header {
             channel_ring_size: size_of::<ChannelRing>() as u32,
             status_hosts: offset_of!(Status, hosts) as u32,
             status_cpus: offset_of!(Status, cpus) as u32,
-            reserved: [0; 3],
+            entry_end: 0,
+            reserved: [0; 2],
             pool_pieces: [PoolPiece::default(); POOL_PIECES],
         }
     }

@@ -52,6 +52,17 @@ const PARK_VECTOR: u32 = 0xf0;
 /// 100 MHz that there are.
 const PARK_COUNT: u32 = 100_000;
 
+/// IA32_ARCH_CAPABILITIES: there is IA32_XAPIC_DISABLE_STATUS (SDM vol. 4, table 2-2).
+const HAS_XAPIC_DISABLE_STATUS: u64 = 1 << 21;
+/// IA32_XAPIC_DISABLE_STATUS: LAPICs can't leave x2APIC mode.
+const LEGACY_XAPIC_DISABLED: u64 = 1 << 0;
+
+/// Whether LAPICs can't leave x2APIC mode. `read` reads an MSR, `None` where there is none.
+pub(crate) fn is_x2apic_locked(read: impl Fn(u32) -> Option<u64>) -> bool {
+    let told = read(msr::ARCH_CAPABILITIES).is_some_and(|bits| bits & HAS_XAPIC_DISABLE_STATUS != 0);
+    told && read(msr::XAPIC_DISABLE_STATUS).is_some_and(|bits| bits & LEGACY_XAPIC_DISABLED != 0)
+}
+
 /// How to reach this CPU's LAPIC. Good for as long as nobody changes its mode, so only while L0 keeps the CPU.
 #[derive(Clone, Copy, Debug)]
 struct Access {
@@ -258,5 +269,25 @@ impl Parked {
             // Last: a LAPIC that is off keeps its vectors masked.
             self.lapic.write(SVR, self.svr);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn x2apic_is_locked_where_the_cpu_can_tell_and_does() {
+        let locked = |capabilities, status| {
+            is_x2apic_locked(|msr| match msr {
+                msr::ARCH_CAPABILITIES => capabilities,
+                msr::XAPIC_DISABLE_STATUS => status,
+                _ => panic!("{msr:#x}"),
+            })
+        };
+        assert!(locked(Some(1 << 21 | 1), Some(1)));
+        assert!(!locked(Some(1 << 21), Some(2)));
+        assert!(!locked(Some(1 << 20), Some(1)), "what is read there means nothing");
+        assert!(!locked(None, Some(1)) && !locked(Some(1 << 21), None));
     }
 }

@@ -9,6 +9,7 @@
 #![expect(unsafe_code, reason = "the CPU reads these tables")]
 
 use core::cell::UnsafeCell;
+use core::ops::Range;
 
 use locum_abi::{PAGE_SIZE, PerSlot, Slot};
 use x86_64::PhysAddr;
@@ -26,8 +27,8 @@ pub(crate) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 pub(crate) const LOW_GIB: usize = 4;
 /// GiB that one page directory pointer table maps.
 const PDPT_GIB: usize = ENTRIES;
-/// Page directory pointer tables: 2 TiB of RAM, where the CPU has 1 GiB pages.
-const PDPTS: usize = 4;
+/// Page directory pointer tables: 8 TiB of RAM, where the CPU has 1 GiB pages.
+pub(crate) const PDPTS: usize = 16;
 /// Page directories: 64 GiB of RAM, where it has not.
 const PDS: usize = 64;
 
@@ -113,6 +114,22 @@ pub(crate) fn fill_directory(pd: &mut Table, gib: usize) {
     }
 }
 
+/// Adds to the tables of `pdpt` a page of 1 GiB for each GiB above the low ones that has some of `ram`. Returns the end of
+/// what is mapped: 4 GiB, or what follows the last such page.
+pub(crate) fn map_high(pdpt: &mut [Table; PDPTS], ram: impl Iterator<Item = Range<u64>>) -> u64 {
+    let mut end = LOW_GIB as u64;
+    for range in ram.filter(|range| range.end > LOW_GIB as u64 * GIB && range.start < range.end) {
+        let first = (range.start / GIB).max(LOW_GIB as u64);
+        for gib in first..=(range.end - 1) / GIB {
+            if let Some(entry) = pdpt.as_flattened_mut().get_mut(gib as usize) {
+                *entry = (gib * GIB) | PRESENT_WRITABLE_LARGE;
+                end = end.max(gib + 1);
+            }
+        }
+    }
+    end * GIB
+}
+
 /// RAM that the tables could not map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unmapped {
@@ -129,7 +146,7 @@ pub(crate) struct Unmapped {
 /// # Safety
 /// Called once, by the boot CPU, before the tables are in use.
 pub(crate) unsafe fn init(
-    ram: impl Iterator<Item = core::ops::Range<u64>>,
+    ram: impl Iterator<Item = Range<u64>>,
     l0: u64,
     guards: impl Iterator<Item = u64>,
     stub_pd: PerSlot<u64>,
@@ -145,7 +162,7 @@ pub(crate) unsafe fn init(
 impl Tables {
     fn fill(
         &mut self,
-        ram: impl Iterator<Item = core::ops::Range<u64>>,
+        ram: impl Iterator<Item = Range<u64>>,
         stub_pd: PerSlot<u64>,
         has_1gib_pages: bool,
     ) -> Result<(), Unmapped> {
@@ -252,15 +269,32 @@ mod tests {
     }
 
     #[test]
+    fn a_host_above_4_gib_finds_all_ram_mapped() {
+        let mut pdpt = Box::new([[0; ENTRIES]; PDPTS]);
+        pdpt[0][3] = 1;
+        let ram = [
+            GIB..3 * GIB,
+            4 * GIB..5 * GIB + 1,
+            600 * GIB..601 * GIB,
+            9 << 40..10 << 40,
+        ];
+        assert_eq!(map_high(&mut pdpt, ram.into_iter()), 601 * GIB);
+        let mapped: std::vec::Vec<_> = (0..).zip(pdpt.as_flattened()).filter(|(_, e)| **e != 0).collect();
+        let page = |gib: u64| (gib * GIB) | PRESENT_WRITABLE_LARGE;
+        assert_eq!(mapped, [(3, &1), (4, &page(4)), (5, &page(5)), (600, &page(600))]);
+        assert_eq!(map_high(&mut pdpt, core::iter::once(0..2 * GIB)), 4 * GIB);
+    }
+
+    #[test]
     fn ram_beyond_the_tables_is_reported() {
         let mut t = tables();
         let huge = core::iter::once(4 * GIB..100 * GIB);
         assert_eq!(t.fill(huge, PerSlot::default(), false), Err(Unmapped { first_gib: 64 }));
         let mut t = tables();
-        let huge = core::iter::once(4 * GIB..3 << 40);
+        let huge = core::iter::once(4 * GIB..9 << 40);
         assert_eq!(
             t.fill(huge, PerSlot::default(), true),
-            Err(Unmapped { first_gib: 2048 })
+            Err(Unmapped { first_gib: 8192 })
         );
     }
 

@@ -10,7 +10,7 @@ use locum_abi::{MAX_CPUS, PerSlot};
 use super::memory::{Identity, move_bytes};
 use super::multiboot::Information;
 use super::{BootError, cmdline, platform, pool};
-use crate::arch::cpuid;
+use crate::arch::{cpuid, lapic, msr};
 use crate::machine::mtrr::Mtrrs;
 use crate::machine::{self, IoApic, MAX_IOAPICS, Machine, Pool, Span};
 use crate::partition::ioapic::{SELECT, VERSION, WINDOW, last_pin};
@@ -86,6 +86,9 @@ pub(crate) fn read_machine(
         Err(error) => log::warn!("{error}; L0 goes without it, as Linux does"),
     }
     if tables.has_dmar()? {
+        if lapic::is_x2apic_locked(msr::read_safe) {
+            return Err(BootError::LockedX2Apic);
+        }
         log::warn!("DMA remapping (DMAR) is hidden from hosts: no device passthrough to guests");
     }
     Ok(machine::publish(machine))

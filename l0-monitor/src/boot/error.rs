@@ -17,6 +17,8 @@ pub(crate) enum BootError {
     NoKernel,
     /// The machine's ACPI tables are unusable.
     Acpi(AcpiError),
+    /// LAPICs can't leave x2APIC mode, for which a host needs the interrupt remapping that L0 hides.
+    LockedX2Apic,
     /// The memory map does not allow what L0 was told.
     Memory(E820Error),
     /// RAM beyond what L0's page tables map, from this GiB on.
@@ -47,6 +49,11 @@ impl fmt::Display for BootError {
                 "no kernel was loaded; add a line `module2 /boot/vmlinuz ARGUMENTS` after multiboot2"
             ),
             Self::Acpi(error) => write!(f, "the machine's ACPI tables: {error}"),
+            Self::LockedX2Apic => write!(
+                f,
+                "the firmware has locked the CPUs into x2APIC mode, for which Linux wants interrupt remapping; L0 hides \
+                 that (DMAR). Turn x2APIC off in the firmware's set-up, or the switch that locks it"
+            ),
             Self::Memory(error) => write!(f, "memory map: {error}"),
             Self::Unmapped(gib) => write!(
                 f,

@@ -78,8 +78,8 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
     let tables = acpi::Machine::open(&memory, &rsdp)?;
     let machine = read_machine(&memory, information, rsdp_address, &rsdp, &options)?;
     let me = cpuid::current().ok_or(BootError::Multiboot("the boot CPU is not in the MADT"))?;
-    prepare(machine, me)?;
-    publish(machine);
+    let entry_end = prepare(machine, me)?;
+    publish(machine, entry_end);
     // SAFETY: L0's page tables and descriptor tables are in use, and no host runs.
     let started = unsafe { super::ap::start_all(me, machine.low_slices[Slot::Odd].start) };
     PARTITION.init(machine).map_err(|_| BootError::Partition)?;
@@ -150,7 +150,8 @@ static COPIED: AtomicBool = AtomicBool::new(false);
 static COPY: Copy = Copy(UnsafeCell::new([0; INFORMATION_MAX]));
 
 /// Fills L0's page tables and the shared region's code and tables, and switches to L0's own tables.
-fn prepare(machine: &Machine, me: CpuIndex) -> Result<(), BootError> {
+/// Returns the end of what a host that starts finds mapped.
+fn prepare(machine: &Machine, me: CpuIndex) -> Result<u64, BootError> {
     let stub_pd = PerSlot::from_fn(|slot| shared::slot_field(slot, offset_of!(SlotArea, stub_pd)));
     stack::publish_tops();
     let ram = machine.ram().map(|span| span.start..span.end);
@@ -163,12 +164,14 @@ fn prepare(machine: &Machine, me: CpuIndex) -> Result<(), BootError> {
         paging::load(Slot::Even);
         gdt::load(me);
     }
+    let mut entry_end = u64::MAX;
     for slot in Slot::ALL {
-        native_host::install(slot);
+        let ram = machine.ram().map(|span| span.start..span.end);
+        entry_end = entry_end.min(native_host::install(slot, ram));
         reset::install(slot);
         // SAFETY: the page is the slot's; hosts that see it instead of page 0 expect the BIOS data area there.
         unsafe { move_bytes(shared::page_zero(slot), 0, PAGE_SIZE) };
     }
     shared::init_cpus(Slot::Even);
-    Ok(())
+    Ok(entry_end)
 }

@@ -138,7 +138,7 @@ fn start_plain(information: Information<'static>) -> Result<Entry, BootError> {
         move_bytes(at, line.as_ptr() as u64, line.len() as u64);
         ((at + line.len() as u64) as *mut u8).write(0);
     }
-    native_host::install(Slot::Even);
+    native_host::install(Slot::Even, core::iter::empty());
     // SAFETY: this is the last use of the kernel's file.
     unsafe { load::move_images(&kernel, ramdisk_file, &places) };
     Ok(load::entry(&places, base))

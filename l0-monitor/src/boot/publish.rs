@@ -16,7 +16,7 @@ use crate::shared::layout::{self, SlotArea};
 const CONSOLES: PerSlot<u32> = PerSlot::new(0x3f8, 0x2f8);
 
 /// Writes the header.
-pub(crate) fn publish(machine: &Machine) {
+pub(crate) fn publish(machine: &Machine, entry_end: u64) {
     let at = shared::addresses();
     let slots = PerSlot::from_fn(|slot| {
         let Span { start, end } = machine.low_slices[slot];
@@ -59,6 +59,7 @@ pub(crate) fn publish(machine: &Machine) {
         machine_rsdp: machine.rsdp,
         image_bytes: image_bytes(machine),
         cpu_count: id::count() as u32,
+        entry_end,
         pm1a_cnt,
         pm1b_cnt,
         ..Header::of_this_release()

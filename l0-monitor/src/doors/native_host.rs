@@ -1,34 +1,46 @@
 //! Handing a CPU to a native host: the state that firmware leaves (ACPI 6.5, 5.2.12.19; Linux' 64-bit boot protocol).
 //!
-//! Long mode on an identity map of the low 4 GiB, readable, writable and executable; a flat GDT with code at 0x10 and
+//! Long mode on an identity map of the low 4 GiB and all RAM, readable, writable and executable; a flat GDT with code at 0x10 and
 //! data at 0x18; no-execute pages enabled; interrupts off; no IDT. Tables and GDT are in the shared region, so nothing
 //! of L0's private memory is used any more after the jump.
 #![expect(unsafe_code, reason = "leaves Rust for good")]
 
 use core::arch::asm;
+use core::ops::Range;
 
 use crate::arch::gdt::{CODE, DATA, FLAT, FLAT_LIMIT, TableRegister};
-use crate::arch::paging::{self, LOW_GIB, PRESENT_WRITABLE, Table};
+use crate::arch::paging::{self, PRESENT_WRITABLE, Table};
 use crate::arch::registers::{self, Cr4Flags, EferFlags};
 use crate::arch::{cpuid, msr};
 use crate::shared;
+use crate::shared::layout::FirmwareTables;
 use locum_abi::Slot;
 
-/// Fills a slot's firmware page tables and GDT. Called at boot.
-pub(crate) fn install(slot: Slot) {
+/// Fills a slot's firmware page tables and GDT; returns the end of what the tables map, all of `ram` below it included.
+/// Called at boot.
+pub(crate) fn install(slot: Slot, ram: impl Iterator<Item = Range<u64>>) -> u64 {
     let area = shared::slot_area(slot);
     // SAFETY: inside the shared region; no CPU uses them yet.
     unsafe {
-        let tables = (&raw mut (*area).firmware_tables).cast::<Table>();
-        let flags = PRESENT_WRITABLE;
-        tables.cast::<u64>().write(tables.add(1) as u64 | flags);
-        for gib in 0..LOW_GIB {
-            let directory = tables.add(2 + gib);
-            paging::fill_directory(&mut *directory, gib);
-            tables.add(1).cast::<u64>().add(gib).write(directory as u64 | flags);
-        }
         (&raw mut (*area).gdt).cast::<[u64; 4]>().write(FLAT);
+        fill(&mut (*area).firmware_tables, ram)
     }
+}
+
+fn fill(tables: &mut FirmwareTables, ram: impl Iterator<Item = Range<u64>>) -> u64 {
+    let entry = |table: &Table| table.as_ptr() as u64 | PRESENT_WRITABLE;
+    for (gib, directory) in tables.pd.iter_mut().enumerate() {
+        paging::fill_directory(directory, gib);
+    }
+    for (place, directory) in tables.pdpt.as_flattened_mut().iter_mut().zip(&tables.pd) {
+        *place = entry(directory);
+    }
+    for (place, pdpt) in tables.pml4.iter_mut().zip(&tables.pdpt) {
+        *place = entry(pdpt);
+    }
+    // Without pages of 1 GiB there are no tables for more.
+    let ram = ram.filter(|_| cpuid::has_1gib_pages());
+    paging::map_high(&mut tables.pdpt, ram)
 }
 
 /// Hands this CPU to the native host of `slot` at `rip` with RSI = `rsi`.

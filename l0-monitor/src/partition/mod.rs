@@ -171,6 +171,7 @@ impl Partition {
             .map(|found| IoApic::new(found.address, found.gsi_base))
             .collect();
         state.too_many_ioapics = machine.too_many_ioapics;
+        state.owners.ecam = machine.ecam.clone();
         (state.l0, state.low_slices) = (machine.l0, machine.low_slices);
         state.mapped_end = machine.memory_end().max(4 << 30);
         state.set_host(Slot::Even, HostState::Running);
@@ -281,6 +282,12 @@ impl Partition {
             state.owners.give(resource, from)?;
             match resource {
                 Resource::Memory(start, end) => built = Some(state.map(from, start, end)),
+                Resource::Pci(function) => {
+                    built = state
+                        .owners
+                        .ecam_page(function)
+                        .map(|(start, end)| state.map(from, start, end));
+                }
                 Resource::Cpu(cpu) => shared::status().cpu(cpu).set_owner(Some(to)),
                 _ => {}
             }

@@ -1,9 +1,11 @@
 //! Who owns what, and the one place where an owner changes. Pure.
 
 use arrayvec::ArrayVec;
-use locum_abi::{Errno, Grant, MAX_CPUS, Slot};
+use firmware_shim::acpi::EcamRegion;
+use locum_abi::{Errno, Grant, MAX_CPUS, PAGE_SIZE, Slot};
 
 use crate::id::{CpuIndex, PerCpu};
+use crate::machine::MAX_ECAM;
 
 use super::memory::{Kind, Map};
 
@@ -63,6 +65,9 @@ pub(crate) struct Owners {
     pins: [Slot; PINS],
     /// Functions of the host that does not reign.
     pci: ArrayVec<u16, PCI_CAPACITY>,
+    /// Windows of PCI Express configuration space, in which each function has a page. A page goes with its function;
+    /// those of bridges stay with the reigning host.
+    pub(crate) ecam: ArrayVec<EcamRegion, MAX_ECAM>,
 }
 
 impl Owners {
@@ -75,6 +80,7 @@ impl Owners {
             ports: [0; PORTS / 8],
             pins: [Slot::Even; PINS],
             pci: ArrayVec::new_const(),
+            ecam: ArrayVec::new_const(),
         }
     }
 
@@ -117,6 +123,13 @@ impl Owners {
         }
     }
 
+    /// The page of a function's configuration space, if it has one. Functions that hosts can own are of segment 0.
+    pub(crate) fn ecam_page(&self, function: u16) -> Option<(u64, u64)> {
+        let windows = self.ecam.iter().filter(|window| window.segment == 0);
+        let page = windows.filter_map(|window| window.page_of(function)).next()?;
+        Some((page, page.checked_add(PAGE_SIZE)?))
+    }
+
     /// PCI functions of the host that does not reign.
     pub(crate) fn other_functions(&self) -> &[u16] {
         &self.pci
@@ -147,6 +160,14 @@ impl Owners {
             Resource::Pci(function) => {
                 if self.pci(function) != from {
                     return Err(Errno::NotOwner);
+                }
+                let page = self.ecam_page(function);
+                let full = from == self.reigning && self.pci.is_full();
+                if full || (page.is_some() && !self.memory.has_room_for(1)) {
+                    return Err(Errno::NoSpace);
+                }
+                if let Some((start, end)) = page {
+                    self.give(Resource::Memory(start, end), from)?;
                 }
                 if from == self.reigning {
                     self.pci.try_push(function).map_err(|_| Errno::NoSpace)?;
@@ -243,5 +264,33 @@ mod tests {
         assert_eq!(o.memory.at(0), (Kind::Host(ODD), super::super::memory::END));
         o.give(Resource::Pci(0x10), ODD).unwrap();
         assert_eq!(o.pci(0x10), EVEN);
+    }
+
+    #[test]
+    fn a_functions_configuration_page_goes_with_it() {
+        let mut o = Owners::new();
+        let window = |base, segment, first_bus, last_bus| EcamRegion {
+            base,
+            segment,
+            first_bus,
+            last_bus,
+        };
+        o.ecam.push(window(0x7000_0000, 1, 0, 255));
+        o.ecam.push(window(0x8000_0000, 0, 1, 63));
+        assert_eq!(o.give(Resource::Pci(0x0218), EVEN), Ok(()));
+        let page = 0x8021_8000;
+        assert_eq!(o.memory.at(page), (Kind::Host(ODD), page + PAGE_SIZE));
+        assert_eq!(
+            (o.memory.at(page - 1).0, o.memory.at(0x7021_8000).0),
+            (Kind::Host(EVEN), Kind::Host(EVEN))
+        );
+        // No page: bus 0 is not decoded there.
+        assert_eq!((o.ecam_page(0x18), o.give(Resource::Pci(0x18), EVEN)), (None, Ok(())));
+        assert_eq!(o.give(Resource::Pci(0x0218), ODD), Ok(()));
+        assert_eq!(o.memory.at(page).0, Kind::Host(EVEN));
+        // A page that was given away by itself: the function stays, too.
+        o.give(Resource::Memory(page, page + PAGE_SIZE), EVEN).unwrap();
+        assert_eq!(o.give(Resource::Pci(0x0218), EVEN), Err(Errno::NotOwner));
+        assert_eq!(o.pci(0x0218), EVEN);
     }
 }

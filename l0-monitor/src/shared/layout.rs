@@ -7,7 +7,7 @@ use locum_abi::channel::CHANNEL_COUNT;
 use locum_abi::frame::TableRegister;
 use locum_abi::{ChannelRing, Header, LogRing, Mailbox, PAGE_SIZE, SLOTS, Slot, Status, TraceRing};
 
-use crate::arch::paging::{LOW_GIB, SMALL_PAGES, Table};
+use crate::arch::paging::{LOW_GIB, PDPTS, SMALL_PAGES, Table};
 use crate::id::APIC_IDS;
 
 /// Bytes of the region: one 2 MiB page, since Linux maps the reset vector for its last jump with a page of that size.
@@ -18,8 +18,6 @@ pub(crate) const PRIVATE_SIZE: u64 = 0x100_0000;
 pub(crate) const STUB_PT_PAGES: usize = 16;
 /// Bytes per slot for a host's firmware tables.
 pub(crate) const TABLES_SIZE: usize = 64 * 1024;
-/// Page tables of the firmware's identity map: a PML4, a PDPT, a page directory per GiB.
-pub(crate) const FIRMWARE_TABLES: usize = 2 + LOW_GIB;
 /// Bytes at the end of [`Region::machine_rsdp`]'s page that stay unused.
 pub(crate) const RSDP_MAX: usize = 36;
 
@@ -60,6 +58,17 @@ pub(crate) struct ResetData {
     pub(crate) idtr: TableRegister,
 }
 
+/// Page tables of the firmware's identity map.
+#[repr(C, align(4096))]
+pub(crate) struct FirmwareTables {
+    /// CR3 names it.
+    pub(crate) pml4: Table,
+    /// With pages of 1 GiB but for the first entries, which name `pd`.
+    pub(crate) pdpt: [Table; PDPTS],
+    /// The low GiBs.
+    pub(crate) pd: [Table; LOW_GIB],
+}
+
 /// What one slot's host has.
 #[repr(C, align(4096))]
 pub(crate) struct SlotArea {
@@ -71,8 +80,8 @@ pub(crate) struct SlotArea {
     pub(crate) gdt: Page,
     /// What the host sees at address 0 while nested.
     pub(crate) page_zero: Page,
-    /// Identity map of the low 4 GiB on which a CPU is handed to a host.
-    pub(crate) firmware_tables: [Paged<Table>; FIRMWARE_TABLES],
+    /// Identity map of the low 4 GiB and all RAM on which a CPU is handed to a host.
+    pub(crate) firmware_tables: FirmwareTables,
     /// Page directory for the module's stub.
     pub(crate) stub_pd: Paged<Table>,
     /// Page tables for the module's stub.

@@ -25,6 +25,7 @@ impl Fake {
             end: Moment::after_start(limit),
             signs: signs(dir.path()),
             expected: Vec::new(),
+            monitor: None,
             _turn: Turn::default(),
         };
         Self { machine, dir }

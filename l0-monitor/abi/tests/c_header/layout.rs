@@ -44,7 +44,7 @@ pub fn abi() -> Vec<Layout> {
         Header, "locum_header": magic, family, size, shared, shared_size, private, private_size, pool, pool_size, status,
             status_size, trace, trace_size, log, log_size, channels, channels_size, slots, machine_rsdp, image_bytes,
             cpu_count, pm1a_cnt, pm1b_cnt, features, cpu_status_size, cpu_capacity, host_status_size, trace_record_size,
-            channel_count, channel_ring_size, status_hosts, status_cpus, reserved, pool_pieces;
+            channel_count, channel_ring_size, status_hosts, status_cpus, entry_end, reserved, pool_pieces;
         HostStatus, "locum_host_status": state, reason, detail, generation, cpu;
         CpuStatus, "locum_cpu_status": apic_id, mode, owner, reserved, enters, leaves, exits, guest_exits, nmis, reserved2,
             exits_by_reason;
@@ -113,6 +113,7 @@ pub fn offsets() -> String {
     offset!(
         text,
         "NMI" = nmi,
+        "MACHINE_CHECK" = machine_check,
         "RESULT" = result,
         "L0_CR3" = l0_cr3,
         "L0_ENTRY" = l0_entry,

@@ -301,7 +301,8 @@ fn header() -> Header {
         channel_ring_size: 0,
         status_hosts: 0,
         status_cpus: 0,
-        reserved: [0; 3],
+        entry_end: 0,
+        reserved: [0; 2],
         pool_pieces: [PoolPiece::default(); POOL_PIECES],
     }
 }
