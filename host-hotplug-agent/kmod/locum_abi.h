@@ -70,6 +70,9 @@
 /* How many logical CPUs L0 manages at most. */
 #define LOCUM_MAX_CPUS 256
 
+/* Pieces that the pool has at most. */
+#define LOCUM_POOL_PIECES 16
+
 /* Upper half of RAX of every operation ("LOCM"), so that a stray VMCALL is not taken for one of ours. */
 #define LOCUM_OP_MAGIC 5498687668034207744
 
@@ -338,6 +341,14 @@ struct locum_slot_info {
 	__u64 tables_size;
 };
 
+/* A piece of the pool: memory of one NUMA node. Cannot grow. */
+struct locum_pool_piece {
+	/* Physical address. */
+	__u64 start;
+	/* Bytes. */
+	__u64 size;
+};
+
 /* The header page. */
 struct locum_header {
 	/* LOCUM_MAGIC. */
@@ -354,9 +365,9 @@ struct locum_header {
 	__u64 private_;
 	/* Bytes of L0's private memory. */
 	__u64 private_size;
-	/* Physical address of the pool, 0 if there is none. */
+	/* Physical address of the pool's first piece, 0 if there is no pool. */
 	__u64 pool;
-	/* Bytes of the pool. */
+	/* Bytes of the pool's first piece. */
 	__u64 pool_size;
 	/* Physical address of the struct locum_status. */
 	__u64 status;
@@ -416,6 +427,11 @@ struct locum_header {
 	__u64 entry_end;
 	/* Not used, zero. */
 	__u64 reserved[2];
+	/*
+	 * All pieces of the pool in ascending order, the first one too; then zeroes. An L0 of the first release has one
+	 * piece and none of this.
+	 */
+	struct locum_pool_piece pool_pieces[LOCUM_POOL_PIECES];
 };
 
 /* The host of one slot. */
@@ -641,7 +657,10 @@ _Static_assert(__builtin_offsetof(struct locum_slot_info, low_slice_size) == 64,
 _Static_assert(__builtin_offsetof(struct locum_slot_info, page_zero) == 72, "locum_slot_info.page_zero");
 _Static_assert(__builtin_offsetof(struct locum_slot_info, tables) == 80, "locum_slot_info.tables");
 _Static_assert(__builtin_offsetof(struct locum_slot_info, tables_size) == 88, "locum_slot_info.tables_size");
-_Static_assert(sizeof(struct locum_header) == 408, "locum_header");
+_Static_assert(sizeof(struct locum_pool_piece) == 16, "locum_pool_piece");
+_Static_assert(__builtin_offsetof(struct locum_pool_piece, start) == 0, "locum_pool_piece.start");
+_Static_assert(__builtin_offsetof(struct locum_pool_piece, size) == 8, "locum_pool_piece.size");
+_Static_assert(sizeof(struct locum_header) == 664, "locum_header");
 _Static_assert(__builtin_offsetof(struct locum_header, magic) == 0, "locum_header.magic");
 _Static_assert(__builtin_offsetof(struct locum_header, family) == 8, "locum_header.family");
 _Static_assert(__builtin_offsetof(struct locum_header, size) == 12, "locum_header.size");
@@ -676,6 +695,7 @@ _Static_assert(__builtin_offsetof(struct locum_header, status_hosts) == 376, "lo
 _Static_assert(__builtin_offsetof(struct locum_header, status_cpus) == 380, "locum_header.status_cpus");
 _Static_assert(__builtin_offsetof(struct locum_header, entry_end) == 384, "locum_header.entry_end");
 _Static_assert(__builtin_offsetof(struct locum_header, reserved) == 392, "locum_header.reserved");
+_Static_assert(__builtin_offsetof(struct locum_header, pool_pieces) == 408, "locum_header.pool_pieces");
 _Static_assert(sizeof(struct locum_host_status) == 40, "locum_host_status");
 _Static_assert(__builtin_offsetof(struct locum_host_status, state) == 0, "locum_host_status.state");
 _Static_assert(__builtin_offsetof(struct locum_host_status, reason) == 4, "locum_host_status.reason");

@@ -43,7 +43,12 @@ static bool overlaps(u64 start, u64 size, u64 other, u64 other_size)
 static bool forbidden(const struct locum_range *range)
 {
 	const struct locum_header *header = &locum.header;
+	unsigned int i;
 
+	/* An L0 of the first release tells of one piece only; what it does not tell is zero. */
+	for (i = 0; i < LOCUM_POOL_PIECES; i++)
+		if (overlaps(range->start, range->size, header->pool_pieces[i].start, header->pool_pieces[i].size))
+			return true;
 	return overlaps(range->start, range->size, header->shared, header->shared_size) ||
 	       overlaps(range->start, range->size, header->private_, header->private_size) ||
 	       overlaps(range->start, range->size, header->pool, header->pool_size);

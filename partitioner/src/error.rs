@@ -252,7 +252,7 @@ pub enum PlanError {
     },
 
     /// Guests, but nowhere for their RAM to stay.
-    #[error("guests are to be handed over, but there is no pool: boot L0 with pool=START-END, or list no guests")]
+    #[error("guests are to be handed over, but there is no pool: boot L0 with pool=, or list no guests")]
     NoPool,
     /// Two owners of one piece of memory.
     #[error("memory {range} of {owner} also belongs to {other}: {}", match (owner, other) {

@@ -7,11 +7,16 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 
 use crate::{
-    image::{build, iso::Iso},
+    image::{
+        build,
+        iso::{Boot, Iso},
+    },
     machine::{
         Machine, Setup,
-        bochs::{HASWELL, IVY_BRIDGE, Platform, SKYLAKE_X},
+        board::Board,
+        bochs::{HASWELL, IVY_BRIDGE, SKYLAKE_X},
         deadline::Span,
+        platform::Platform,
     },
     progress::say,
     tools,
@@ -60,12 +65,15 @@ fn boot(dir: &Path, model: &str) -> Result<String> {
         kernel: l0.clone(),
         cmdline: String::new(),
         initrd: l0,
+        boot: Boot::Bios,
+        before: Vec::new(),
     }
     .build(&dir.join("iso"), &iso)?;
     let setup = Setup {
         cpus: CPUS,
         cpu_model: model.to_owned(),
         memory: 512,
+        board: Board::default(),
         iso: iso.clone(),
         platform: Platform::Bochs,
         dir: dir.to_owned(),

@@ -233,23 +233,27 @@ fn nodes_with_ram<I>(map: &E820Map, nodes: I) -> ArrayVec<u32, POOL_PIECES>
 where
     I: Iterator<Item = (u32, Range<u64>)> + Clone,
 {
-    let mut numbers = ArrayVec::new_const();
+    let mut numbers = ArrayVec::<u32, POOL_PIECES>::new_const();
     if nodes.clone().next().is_none() {
         numbers.push(0);
         return numbers;
     }
-    for free in usable(map) {
-        let mut at = free.start;
-        // Node by node through a range of the map, which may span several.
-        while let Some((node, range)) = nodes
-            .clone()
-            .filter(|(_, range)| range.start < free.end && at < range.end)
-            .min_by_key(|(_, range)| range.start)
-        {
-            if !numbers.contains(&node) && numbers.try_push(node).is_err() {
-                return numbers;
-            }
-            at = range.end;
+    // The lowest usable byte of a range, if it has one.
+    let lowest = |range: &Range<u64>| {
+        usable(map)
+            .map(|free| (free.start.max(range.start), free.end.min(range.end)))
+            .filter(|(start, end)| start < end)
+            .map(|(start, _)| start)
+            .min()
+    };
+    while let Some((_, node)) = nodes
+        .clone()
+        .filter(|(node, _)| !numbers.contains(node))
+        .filter_map(|(node, range)| Some((lowest(&range)?, node)))
+        .min()
+    {
+        if numbers.try_push(node).is_err() {
+            break;
         }
     }
     numbers

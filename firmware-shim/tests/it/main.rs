@@ -12,6 +12,7 @@ mod low_slices;
 mod machines;
 mod platform;
 mod pool;
+mod published_madt;
 mod read;
 mod srat;
 mod witness;

@@ -134,6 +134,22 @@ fn hosts_keep_4_gib_or_half() {
 }
 
 #[test]
+fn nodes_below_4_gib_share_its_half() {
+    let nodes = [(0, 0..2 * GIB), (1, 2 * GIB..4 * GIB), (2, 4 * GIB..20 * GIB)];
+    let map = usable(&[(0, 4 * GIB - 512 * MIB), (4 * GIB, 20 * GIB)]);
+    let pool = pool_by_size(&map, nodes.into_iter(), PoolSize::Bytes(6 * GIB)).unwrap();
+    let half = (4 * GIB - 512 * MIB) / 2;
+    assert_eq!(
+        ranges(&pool),
+        [
+            (0, GIB, 2 * GIB),
+            (1, 4 * GIB - 512 * MIB - (half - GIB), 4 * GIB - 512 * MIB),
+            (2, 17 * GIB + 512 * MIB, 19 * GIB + 512 * MIB),
+        ]
+    );
+}
+
+#[test]
 fn pieces_of_2_mib_where_no_block_fits() {
     // Holes in every block of 128 MiB.
     let map = usable(&[(0, GIB + 3 * MIB), (GIB + 65 * MIB, GIB + 190 * MIB)]);
@@ -158,14 +174,18 @@ fn nothing_wanted_or_nothing_there_is_no_pool() {
 
 #[test]
 fn overlapping_nodes_get_disjoint_pieces() {
-    let nodes = [(0, 0..36 * GIB), (1, 4 * GIB..36 * GIB)];
-    let map = usable(&[(0, 2 * GIB), (4 * GIB, 36 * GIB)]);
-    let pool = pool_by_size(&map, nodes.into_iter(), PoolSize::Bytes(16 * GIB)).unwrap();
-    let mut last = 0;
-    for piece in &pool.pieces {
-        assert!(last <= piece.range.start);
-        last = piece.range.end;
-    }
+    let nodes = [(0, 0..20 * GIB), (1, 16 * GIB..20 * GIB), (2, 20 * GIB..36 * GIB)];
+    let map = usable(&[(0, 2 * GIB), (4 * GIB, 18 * GIB), (19 * GIB, 36 * GIB)]);
+    let pool = pool_by_size(&map, nodes.into_iter(), PoolSize::Bytes(3 * GIB)).unwrap();
+    assert_eq!(
+        ranges(&pool),
+        [
+            (1, 16 * GIB, 17 * GIB),
+            (0, 17 * GIB, 18 * GIB),
+            (2, 34 * GIB + 512 * MIB, 35 * GIB + 512 * MIB),
+        ],
+        "the first node chooses first"
+    );
 }
 
 #[test]

@@ -41,7 +41,10 @@ fn monitor(sys: &SysRoot) -> Vec<Check> {
         }
     };
     let (info, header) = (device.info(), device.header());
-    let pool = format!("{} MiB at {:#x}", header.pool_size >> 20, header.pool);
+    let pool: Vec<String> = header
+        .pool()
+        .map(|piece| format!("{} MiB at {:#x}", piece.size >> 20, piece.start))
+        .collect();
     vec![
         Check::ok(
             "module",
@@ -56,9 +59,13 @@ fn monitor(sys: &SysRoot) -> Vec<Check> {
         ),
         Check::need(
             "pool",
-            header.pool_size > 0,
-            if header.pool_size > 0 { pool } else { "none".to_owned() },
-            "give L0 the argument pool=START-END in the boot loader's entry",
+            !pool.is_empty(),
+            if pool.is_empty() {
+                "none".to_owned()
+            } else {
+                pool.join(", ")
+            },
+            "give L0 an argument such as pool=25% in the boot loader's entry, and see its log if it has one",
         ),
         Check::need(
             "TSC rate",

@@ -2,7 +2,8 @@
 //!
 //! The name of a device says nothing: a server may have other device-DAX devices (persistent memory, CXL), and their
 //! numbers depend on the order in which Linux finds them. What counts is the physical memory of the device, which sysfs
-//! tells (Linux `drivers/dax/bus.c`): all of it must lie in the pool of L0's header.
+//! tells (Linux `drivers/dax/bus.c`): all of it must lie in one piece of the pool of L0's header. Linux makes a device of
+//! each piece, so guests can have their RAM on the node where their CPUs are.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,8 +25,8 @@ const USUAL: &str = "/dev/dax0.0";
 pub enum Pool {
     /// Nowhere: L0 has none.
     None,
-    /// In this physical memory.
-    Memory(MemRange),
+    /// In one of these pieces of physical memory.
+    Memory(Vec<MemRange>),
     /// In this plain file, which stands for the pool where two QEMUs run on one host.
     File(PathBuf),
 }
@@ -33,7 +34,12 @@ pub enum Pool {
 impl Pool {
     /// L0's.
     pub fn of(header: &Header) -> Self {
-        MemRange::with_len(header.pool, header.pool_size).map_or(Self::None, Self::Memory)
+        let pieces = pieces(header);
+        if pieces.is_empty() {
+            Self::None
+        } else {
+            Self::Memory(pieces)
+        }
     }
 
     /// Says what `file`, which a QEMU names, is instead of the pool; the sentence begins "it lies in FILE, ".
@@ -41,7 +47,7 @@ impl Pool {
         let pool = match self {
             Self::None => return Some("and there is no pool".to_owned()),
             Self::File(pool) => return (file != pool).then(|| "another file".to_owned()),
-            Self::Memory(pool) => *pool,
+            Self::Memory(pieces) => pieces,
         };
         let name = match device(sys, process, file) {
             Ok(name) => name,
@@ -50,8 +56,9 @@ impl Pool {
         let Some(ranges) = ranges(sys, &name) else {
             return Some(format!("and /{DEVICES}/{name} does not tell where its memory is"));
         };
-        let stray = ranges.into_iter().find(|range| !pool.contains(*range))?;
-        Some(format!("which is at {stray}, and the pool is at {pool}"))
+        let stray = ranges.into_iter().find(|range| !holds(pool, *range))?;
+        let pool: Vec<String> = pool.iter().map(MemRange::to_string).collect();
+        Some(format!("which is at {stray}, and the pool is at {}", pool.join(", ")))
     }
 
     /// Where the device behind `file`, which a QEMU names, begins in physical memory.
@@ -77,7 +84,7 @@ impl Pool {
         };
         let mut nodes = BTreeSet::new();
         for name in sys.list(DEVICES).unwrap_or_default() {
-            let inside = ranges(sys, &name).is_some_and(|ranges| ranges.iter().all(|range| pool.contains(*range)));
+            let inside = ranges(sys, &name).is_some_and(|ranges| ranges.iter().all(|range| holds(pool, *range)));
             let node = sys.read_number(format!("{DEVICES}/{name}/target_node")).ok();
             nodes.extend(
                 node.filter(|_| inside)
@@ -88,17 +95,29 @@ impl Pool {
         nodes.into_iter().collect()
     }
 
-    /// The device through which this host has the pool.
+    /// A device through which this host has the pool.
     pub fn device(&self, sys: &SysRoot) -> String {
         let Self::Memory(pool) = self else {
             return USUAL.to_owned();
         };
         let inside =
-            |name: &String| ranges(sys, name).is_some_and(|ranges| ranges.iter().all(|range| pool.contains(*range)));
+            |name: &String| ranges(sys, name).is_some_and(|ranges| ranges.iter().all(|range| holds(pool, *range)));
         let names = sys.list(DEVICES).unwrap_or_default();
         let inside = names.iter().find(|name| inside(name));
         inside.map_or_else(|| USUAL.to_owned(), |name| format!("/dev/{name}"))
     }
+}
+
+/// The pieces of L0's pool.
+pub fn pieces(header: &Header) -> Vec<MemRange> {
+    header
+        .pool()
+        .filter_map(|piece| MemRange::with_len(piece.start, piece.size))
+        .collect()
+}
+
+fn holds(pool: &[MemRange], range: MemRange) -> bool {
+    pool.iter().any(|piece| piece.contains(range))
 }
 
 /// The name in sysfs of the device-DAX device behind `file`; else what the file is instead.
@@ -211,6 +230,34 @@ mod tests {
             dax(&tree, "dax1.1", start, size);
             assert!(problem(&tree, "/dev/dax1.1").is_some(), "{start:#x}, {size:#x} bytes");
         }
+    }
+
+    #[test]
+    fn a_device_may_be_in_any_piece_of_the_pool() {
+        let mut header = Header::of_this_release();
+        for (piece, start) in header.pool_pieces.iter_mut().zip([4 * GIB, 32 * GIB]) {
+            *piece = locum_abi::PoolPiece { start, size: 8 * GIB };
+        }
+        let pool = Pool::of(&header);
+        let tree = Tree::lab();
+        let sys = tree.sys();
+        let problem = || {
+            let process = Process::new(&sys, rustix::process::getpid());
+            pool.outside(&sys, process, Path::new("/dev/dax0.0"))
+        };
+        for start in [4 * GIB, 11 * GIB, 32 * GIB, 39 * GIB] {
+            dax(&tree, "dax0.0", start, GIB);
+            assert_eq!(problem(), None, "{start:#x}");
+            assert_eq!(pool.device(&sys), "/dev/dax0.0");
+            assert_eq!(pool.device_at(&sys, start), Some(PathBuf::from("/dev/dax0.0")));
+        }
+        dax(&tree, "dax0.0", 12 * GIB, GIB);
+        assert_eq!(
+            problem().unwrap(),
+            "which is at 0x300000000-0x340000000, and the pool is at 0x100000000-0x300000000, 0x800000000-0xa00000000"
+        );
+        dax(&tree, "dax0.0", 4 * GIB, 36 * GIB);
+        assert!(problem().is_some(), "from one piece to the other");
     }
 
     #[test]

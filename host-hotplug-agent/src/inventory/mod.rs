@@ -19,7 +19,7 @@ pub use iomem::range as iomem_range;
 pub use ram::Ram;
 
 use crate::acpi::{Interrupts, aml};
-use crate::guest::pool::Pool;
+use crate::guest::pool::{self, Pool};
 use crate::l0::view;
 use crate::load;
 use crate::sysroot::{SysRoot, parse_list};
@@ -68,7 +68,7 @@ pub fn take(
         staying_ports: staying_ports(sys, header, slot),
         firmware,
         unread_firmware: listing.unread,
-        pool: range(header.pool, header.pool_size).into_iter().collect(),
+        pool: pool::pieces(header),
         pool_nodes: Pool::of(header).nodes(sys),
         entry_reach: load::reach(header),
         never_moves: merged(never_moves.into_iter().flatten().collect()),

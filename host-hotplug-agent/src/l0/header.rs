@@ -65,6 +65,7 @@ mod tests {
     #[test]
     fn a_longer_header_with_unknown_features_is_read() {
         let header = changed(|bytes| {
+            bytes.resize(2048, 0);
             bytes[12..16].copy_from_slice(&2048_u32.to_le_bytes());
             bytes[HEADER_MIN as usize..][..8].fill(0xff);
         });

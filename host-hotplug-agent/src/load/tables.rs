@@ -8,10 +8,11 @@ use firmware_shim::acpi::{HostFirmware, HostTables, Locm, Machine, Rsdp, SUCCESS
 use firmware_shim::e820::{E820Map, SuccessorMemory, for_successor};
 use locum_abi::status::NO_OWNER;
 use locum_abi::{FAMILY, Header};
-use partitioner::{MemRange, Plan};
+use partitioner::Plan;
 
 use super::Placed;
 use crate::acpi::Tables;
+use crate::guest::pool;
 use crate::inventory::memmap;
 use crate::l0;
 use crate::sysroot::SysRoot;
@@ -101,8 +102,10 @@ pub fn memory_map(sys: &SysRoot, header: &Header, plan: &Plan) -> Result<E820Map
     let machine = E820Map::from_firmware(memmap::ranges(sys)?.iter().copied())?;
     let blocks: Vec<Range<u64>> = plan.memory.iter().map(|range| range.start()..range.end()).collect();
     let slice = slot.low_slice..slot.low_slice + slot.low_slice_size;
-    let pool = MemRange::with_len(header.pool, header.pool_size);
-    let pools: Vec<Range<u64>> = pool.iter().map(|range| range.start()..range.end()).collect();
+    let pools: Vec<Range<u64>> = pool::pieces(header)
+        .iter()
+        .map(|range| range.start()..range.end())
+        .collect();
     Ok(for_successor(
         &machine,
         &SuccessorMemory {

@@ -38,6 +38,9 @@ pub const HEADER_MIN: u32 = 344;
 /// How many logical CPUs L0 manages at most.
 pub const MAX_CPUS: usize = 256;
 
+/// Pieces that the pool has at most.
+pub const POOL_PIECES: usize = 16;
+
 /// What belongs to the host of one slot (generation parity).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -70,6 +73,16 @@ pub struct SlotInfo {
     pub tables_size: u64,
 }
 
+/// A piece of the pool: memory of one NUMA node. Cannot grow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolPiece {
+    /// Physical address.
+    pub start: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
 /// The header page.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -88,9 +101,9 @@ pub struct Header {
     pub private: u64,
     /// Bytes of L0's private memory.
     pub private_size: u64,
-    /// Physical address of the pool, 0 if there is none.
+    /// Physical address of the pool's first piece, 0 if there is no pool.
     pub pool: u64,
-    /// Bytes of the pool.
+    /// Bytes of the pool's first piece.
     pub pool_size: u64,
     /// Physical address of the [`crate::Status`].
     pub status: u64,
@@ -144,6 +157,9 @@ pub struct Header {
     pub entry_end: u64,
     /// Not used, zero.
     pub reserved: [u64; 2],
+    /// All pieces of the pool in ascending order, the first one too; then zeroes. An L0 of the first release has one
+    /// piece and none of this.
+    pub pool_pieces: [PoolPiece; POOL_PIECES],
 }
 
 impl Header {
@@ -185,7 +201,22 @@ impl Header {
             status_cpus: offset_of!(Status, cpus) as u32,
             entry_end: 0,
             reserved: [0; 2],
+            pool_pieces: [PoolPiece::default(); POOL_PIECES],
         }
+    }
+
+    /// The pool's pieces, whatever release the header is of.
+    pub fn pool(&self) -> impl Iterator<Item = PoolPiece> + '_ {
+        let only = PoolPiece {
+            start: self.pool,
+            size: self.pool_size,
+        };
+        let of_first_release = self.pool_pieces.iter().all(|piece| piece.size == 0);
+        self.pool_pieces
+            .iter()
+            .copied()
+            .chain(of_first_release.then_some(only))
+            .filter(|piece| piece.size > 0)
     }
 }
 

@@ -1,11 +1,12 @@
 //! L0's own command line, and what L0 adds to the host's.
 
-use core::ops::Range;
+use arrayvec::{ArrayString, ArrayVec};
+use firmware_shim::e820::PoolSize;
 
-use arrayvec::ArrayString;
-
+use super::pool;
 use crate::arch::paging::LARGE_PAGE;
 use crate::logger::DEBUG_PORT;
+use crate::machine::Span;
 use crate::park::Wait;
 
 /// Longest command line of a host, in bytes (Linux' x86 `COMMAND_LINE_SIZE`, less the terminating zero).
@@ -14,8 +15,9 @@ pub(crate) const HOST_LINE: usize = 2047;
 /// What L0 was told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Options {
-    /// Guest RAM: `pool=START-END`, hexadecimal, END exclusive, both multiples of 2 MiB.
-    pub(crate) pool: Option<Range<u64>>,
+    /// Guest RAM: `pool=25%`, `pool=64G`, or `pool=START-END`, hexadecimal, END exclusive, both multiples of 2 MiB; several
+    /// of these with commas between them.
+    pub(crate) pool: Option<pool::Wanted>,
     /// Where the log goes besides the ring: `log=e9`, `log=com1` to `log=com4`.
     pub(crate) log_port: Option<u16>,
     /// CPUs that the first host uses: `host_cpus=N`. All, if not given.
@@ -51,7 +53,7 @@ pub(crate) fn parse<'a>(line: &'a str, mut bad: impl FnMut(BadArgument<'a>)) -> 
                 options
                     .pool
                     .is_none()
-                    .then_some("pool=START-END, hexadecimal, multiples of 200000")
+                    .then_some("pool=25%, pool=64G, or pool=START-END, hexadecimal, multiples of 200000")
             }
             "log" => {
                 options.log_port = log_port(value);
@@ -93,11 +95,39 @@ pub(crate) fn parse<'a>(line: &'a str, mut bad: impl FnMut(BadArgument<'a>)) -> 
     options
 }
 
-fn pool(value: &str) -> Option<Range<u64>> {
+fn pool(value: &str) -> Option<pool::Wanted> {
+    if value.contains('-') {
+        let mut ranges = ArrayVec::new();
+        for part in value.split(',') {
+            ranges.try_push(span(part)?).ok()?;
+        }
+        return Some(pool::Wanted::Ranges(ranges));
+    }
+    let size = match value.strip_suffix('%') {
+        Some(percent) => PoolSize::Percent(percent.parse().ok().filter(|percent| (1..100).contains(percent))?),
+        None => PoolSize::Bytes(bytes(value)?),
+    };
+    Some(pool::Wanted::Size(size))
+}
+
+fn span(value: &str) -> Option<Span> {
     let (start, end) = value.split_once('-')?;
     let (start, end) = (hex(start)?, hex(end)?);
     let aligned = start.is_multiple_of(LARGE_PAGE) && end.is_multiple_of(LARGE_PAGE);
-    (aligned && start < end).then_some(start..end)
+    (aligned && start < end).then_some(Span { start, end })
+}
+
+/// A decimal number of mebi-, gibi- or tebibytes, not 0.
+fn bytes(value: &str) -> Option<u64> {
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    let shift = match unit {
+        "M" | "m" => 20,
+        "G" | "g" => 30,
+        "T" | "t" => 40,
+        _ => return None,
+    };
+    let number: u64 = digits.parse().ok().filter(|&number| number > 0)?;
+    number.checked_mul(1 << shift)
 }
 
 fn hex(digits: &str) -> Option<u64> {
@@ -149,6 +179,7 @@ pub(crate) fn for_first_host(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use locum_abi::POOL_PIECES;
     use std::vec::Vec;
 
     fn parse_all(line: &str) -> (Options, Vec<&str>) {
@@ -161,12 +192,57 @@ mod tests {
     fn all_arguments() {
         let (o, bad) = parse_all("/boot/l0 pool=68000000-7FE00000 log=com2 host_cpus=3 park=mwait selftest");
         assert!(bad.is_empty());
-        assert_eq!(o.pool, Some(0x6800_0000..0x7fe0_0000));
+        assert_eq!(o.pool, ranges(&[(0x6800_0000, 0x7fe0_0000)]));
         assert_eq!(o.log_port, Some(0x2f8));
         assert_eq!(o.host_cpus, Some(3));
         assert_eq!(o.wait, Wait::Monitor);
         assert!(o.selftest && !parse_all("quiet").0.selftest && !parse_all("selftest=1").0.selftest);
-        assert_eq!(parse_all("pool=0x200000-0x400000").0.pool, Some(0x20_0000..0x40_0000));
+    }
+
+    fn ranges(ranges: &[(u64, u64)]) -> Option<pool::Wanted> {
+        let spans = ranges.iter().map(|&(start, end)| Span { start, end });
+        Some(pool::Wanted::Ranges(spans.collect()))
+    }
+
+    #[test]
+    fn a_pool_by_address_or_by_size() {
+        let pool = |value: &str| parse_all(&std::format!("pool={value}")).0.pool;
+        let size = |size| Some(pool::Wanted::Size(size));
+        assert_eq!(pool("0x200000-0x400000"), ranges(&[(0x20_0000, 0x40_0000)]));
+        assert_eq!(
+            pool("100000000-200000000,600000000-700000000"),
+            ranges(&[(1 << 32, 2 << 32), (6 << 32, 7 << 32)])
+        );
+        assert_eq!(pool("25%"), size(PoolSize::Percent(25)));
+        assert_eq!(pool("1%"), size(PoolSize::Percent(1)));
+        assert_eq!(pool("64G"), size(PoolSize::Bytes(64 << 30)));
+        assert_eq!(pool("512m"), size(PoolSize::Bytes(512 << 20)));
+        assert_eq!(pool("2T"), size(PoolSize::Bytes(2 << 40)));
+        for wrong in [
+            "",
+            "%",
+            "0%",
+            "100%",
+            "-5%",
+            "256%",
+            "64",
+            "G",
+            "0G",
+            "1.5G",
+            "64GB",
+            "é",
+            "17592186044416T",
+            "200000-",
+            "-",
+            "200000-400000,",
+            "200000-400000,25%",
+            "200001-400000",
+            "400000-400000",
+        ] {
+            assert_eq!(pool(wrong), None, "{wrong}");
+        }
+        let many = ["200000-400000"; POOL_PIECES + 1].join(",");
+        assert_eq!(pool(&many), None);
     }
 
     #[test]

@@ -10,10 +10,10 @@ use locum_abi::{MAX_CPUS, PerSlot};
 
 use super::memory::{Identity, move_bytes};
 use super::multiboot::Information;
-use super::{BootError, cmdline, platform};
+use super::{BootError, cmdline, platform, pool};
 use crate::arch::{cpuid, lapic, msr};
 use crate::machine::mtrr::Mtrrs;
-use crate::machine::{self, IoApic, MAX_IOAPICS, Machine, Span};
+use crate::machine::{self, IoApic, MAX_IOAPICS, Machine, Pool, Span};
 use crate::partition::ioapic::{SELECT, VERSION, WINDOW, last_pin};
 use crate::shared::layout;
 use crate::{id, shared};
@@ -58,15 +58,16 @@ pub(crate) fn read_machine(
         e820.replace(range, MemoryType::Usable, MemoryType::SoftReserved)?;
     }
     let [even, odd] = low_slices_below(&e820, bios_area(memory)?)?.map(|Range { start, end }| Span { start, end });
+    let l0 = shared::place();
+    let pool = options.pool.as_ref().map_or(Pool::new_const(), |wanted| {
+        pool::choose(&e820, l0.all(), nodes(&tables), wanted)
+    });
     let mut machine = Machine {
         e820,
-        l0: shared::place(),
+        l0,
         low_slices: PerSlot::new(even, odd),
         mtrrs: Mtrrs::read(cpuid::max_phys_bits()),
-        pool: options.pool.as_ref().map(|p| Span {
-            start: p.start,
-            end: p.end,
-        }),
+        pool,
         pm1_control: [fadt.pm1a_control(), fadt.pm1b_control()]
             .map(|register| register.and_then(|r| r.port()).unwrap_or(0)),
         rsdp: rsdp_address,
@@ -102,6 +103,17 @@ fn bios_area(memory: &Identity) -> Result<u64, BootError> {
     };
     let told = word(e820::EBDA_SEGMENT).and_then(|ebda| Ok(e820::bios_start(ebda, word(e820::BASE_MEMORY_KIB)?)));
     told.map_err(|error| BootError::Acpi(error.into()))
+}
+
+/// NUMA domains and their memory; none if the firmware does not tell.
+fn nodes<'m>(tables: &acpi::Machine<'m, Identity>) -> impl Iterator<Item = (u32, Range<u64>)> + Clone + use<'m> {
+    let srat = tables.srat().unwrap_or_else(|error| {
+        log::warn!("{error}; all memory counts as of one NUMA node, as for Linux");
+        None
+    });
+    srat.into_iter()
+        .flat_map(|srat| srat.memory())
+        .map(|memory| (memory.domain, memory.range))
 }
 
 /// Registers the CPUs that fit and says which do not: hosts never hear of those.

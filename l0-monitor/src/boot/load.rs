@@ -7,7 +7,7 @@ use arrayvec::{ArrayString, ArrayVec};
 use firmware_shim::acpi::{self, HostFirmware, HostTables, Locm};
 use firmware_shim::e820::{self, E820Map, FirstHostMemory, MemoryType};
 use firmware_shim::linux::{ENTRY_64_OFFSET, KernelImage, ZERO_PAGE_LEN, ZeroPage};
-use locum_abi::{FAMILY, MAX_CPUS, Slot};
+use locum_abi::{FAMILY, MAX_CPUS, POOL_PIECES, Slot};
 
 use super::memory::{Identity, bytes, move_bytes};
 use super::multiboot::{Information, Module};
@@ -42,7 +42,7 @@ pub(crate) struct Entry {
 
 /// The first host's memory map.
 fn host_map(machine: &Machine) -> Result<E820Map, BootError> {
-    let pools: ArrayVec<_, 1> = machine.pool.iter().map(|p| p.start..p.end).collect();
+    let pools: ArrayVec<_, POOL_PIECES> = machine.pool.iter().map(|p| p.start..p.end).collect();
     let [own, other] = Slot::ALL.map(|slot| {
         let Span { start, end } = machine.low_slices[slot];
         start..end

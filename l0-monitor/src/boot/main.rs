@@ -90,12 +90,11 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
     let started = unsafe { super::ap::start_all(me, trampoline) };
     PARTITION.init(machine).map_err(|_| BootError::Partition)?;
     log::info!(
-        "{} CPUs ({} parked), {} MiB of RAM, pool {:#x}-{:#x}, VMX {}",
+        "{} CPUs ({} parked), {} MiB of RAM, a pool of {} MiB, VMX {}",
         id::count(),
         started,
         machine.ram().map(|r| r.end - r.start).sum::<u64>() >> 20,
-        machine.pool.map_or(0, |p| p.start),
-        machine.pool.map_or(0, |p| p.end),
+        machine.pool.iter().map(|p| p.end - p.start).sum::<u64>() >> 20,
         if super::ap::allow_vmx() {
             "on"
         } else {

@@ -26,6 +26,7 @@ pub(crate) mod place;
 #[cfg(target_os = "none")]
 mod plain;
 pub(crate) mod platform;
+pub(crate) mod pool;
 #[cfg(target_os = "none")]
 mod publish;
 

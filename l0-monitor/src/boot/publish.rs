@@ -3,7 +3,7 @@
 
 use core::mem::offset_of;
 
-use locum_abi::{Header, PerSlot, SlotInfo};
+use locum_abi::{Header, POOL_PIECES, PerSlot, PoolPiece, SlotInfo};
 
 use crate::arch::paging;
 use crate::doors::{native_call, reset};
@@ -38,13 +38,19 @@ pub(crate) fn publish(machine: &Machine, entry_end: u64) {
         }
     });
     let [pm1a_cnt, pm1b_cnt] = machine.pm1_control;
+    let mut pieces = [PoolPiece::default(); POOL_PIECES];
+    for (piece, span) in pieces.iter_mut().zip(&machine.pool) {
+        piece.start = span.start;
+        piece.size = span.end - span.start;
+    }
     shared::set_header(Header {
         shared: machine.l0.shared().start,
         shared_size: layout::SIZE,
         private: machine.l0.private().start,
         private_size: layout::PRIVATE_SIZE,
-        pool: machine.pool.map_or(0, |p| p.start),
-        pool_size: machine.pool.map_or(0, |p| p.end - p.start),
+        pool: pieces[0].start,
+        pool_size: pieces[0].size,
+        pool_pieces: pieces,
         status: at.status,
         trace: at.trace,
         log: at.log,

@@ -5,7 +5,7 @@ pub(crate) mod mtrr;
 use arrayvec::ArrayVec;
 use firmware_shim::acpi::EcamRegion;
 use firmware_shim::e820::{E820Map, MemoryType as RangeType};
-use locum_abi::PerSlot;
+use locum_abi::{POOL_PIECES, PerSlot};
 use spin::Once;
 
 use crate::arch::paging::page_of;
@@ -30,6 +30,9 @@ impl Span {
     /// No memory.
     pub(crate) const EMPTY: Self = Self { start: 0, end: 0 };
 }
+
+/// Pieces of guest RAM, in ascending order.
+pub(crate) type Pool = ArrayVec<Span, POOL_PIECES>;
 
 /// An IOAPIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +63,7 @@ pub(crate) struct Machine {
     /// Memory below 1 MiB for the trampolines of each slot's kernel.
     pub(crate) low_slices: PerSlot<Span>,
     /// Guest RAM.
-    pub(crate) pool: Option<Span>,
+    pub(crate) pool: Pool,
     /// Ports of PM1a_CNT and PM1b_CNT, 0 if not there.
     pub(crate) pm1_control: [u16; 2],
     /// Physical address of (a copy of) the machine's RSDP.
@@ -79,7 +82,7 @@ impl Machine {
         mtrrs: Mtrrs::NONE,
         l0: Place::new(0),
         low_slices: PerSlot::new(Span::EMPTY, Span::EMPTY),
-        pool: None,
+        pool: Pool::new_const(),
         pm1_control: [0; 2],
         rsdp: 0,
         boot_apic_id: 0,

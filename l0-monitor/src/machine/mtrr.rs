@@ -175,6 +175,9 @@ fn combine(a: MemoryType, b: MemoryType) -> MemoryType {
 }
 
 #[cfg(test)]
+mod published;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use MemoryType::{Uncacheable, WriteBack, WriteProtected, WriteThrough};

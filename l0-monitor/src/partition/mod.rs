@@ -727,8 +727,8 @@ fn first_map(machine: &Machine) -> Result<Map, memory::Full> {
             map.set(start, end, Kind::Shared)?;
         }
     }
-    if let Some(pool) = machine.pool {
-        map.set(pool.start, pool.end, Kind::Shared)?;
+    for piece in &machine.pool {
+        map.set(piece.start, piece.end, Kind::Shared)?;
     }
     for ioapic in &machine.ioapics {
         let page = page_of(ioapic.address);

@@ -14,7 +14,7 @@ const EVEN: Slot = Slot::Even;
 const ODD: Slot = Slot::Odd;
 /// Memory that the tests grant.
 const GRANTED: (u64, u64) = (0x4800_0000, 0x5000_0000);
-const POOL: u64 = 0x6000_0000;
+const POOL: [u64; 2] = [0x6000_0000, 0x7000_0000];
 const IOAPIC: u64 = 0xfec0_0000;
 /// Behind all RAM, where a device could be.
 const DEVICE: u64 = 0xe000_0000;
@@ -39,10 +39,12 @@ fn machine() -> Machine {
     e820.set(0..0xa_0000, RangeType::Usable).unwrap();
     e820.set(MIB..0x8000_0000, RangeType::Usable).unwrap();
     machine.e820 = e820;
-    machine.pool = Some(Span {
-        start: POOL,
-        end: POOL + MIB,
-    });
+    for start in POOL {
+        machine.pool.push(Span {
+            start,
+            end: start + MIB,
+        });
+    }
     machine.ioapics.push(FoundIoApic {
         address: IOAPIC,
         gsi_base: 0,
@@ -82,7 +84,9 @@ fn two() -> Partition {
 fn one_host_has_everything_but_l0() {
     let partition = alone();
     assert!(partition.may_touch(EVEN, 0x4800_0000, 4096));
-    assert!(partition.may_touch(EVEN, POOL, 4096));
+    for start in POOL {
+        assert!(partition.may_touch(EVEN, start, 4096));
+    }
     for (address, bytes) in [
         (L0.private().start, 8),
         (L0.shared().start, 8),
@@ -94,6 +98,21 @@ fn one_host_has_everything_but_l0() {
     }
     assert_eq!(partition.violation(EVEN, L0.private().start, false), Violation::Refused);
     assert!(!partition.is_on_trial(EVEN));
+}
+
+#[test]
+fn every_piece_of_the_pool_is_both_hosts() {
+    let partition = preparing();
+    for host in [EVEN, ODD] {
+        for start in POOL {
+            assert!(partition.may_touch(host, start, 4096), "{start:#x}");
+            assert!(partition.may_touch(host, start + MIB - 8, 8), "{start:#x}");
+        }
+    }
+    assert!(
+        !partition.may_touch(ODD, POOL[1] + MIB, 8),
+        "what follows it is the first host's"
+    );
 }
 
 #[test]

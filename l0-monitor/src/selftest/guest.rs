@@ -12,7 +12,7 @@ use crate::id::CpuIndex;
 use crate::nested::regions::Regions;
 use crate::nested::vcpu::VCpu;
 use crate::nested::vmcs01::EntryState;
-use crate::shared::layout;
+use crate::shared;
 use crate::vmx::controls::{PinControls, PrimaryControls, SecondaryControls};
 use crate::vmx::exit::{ExitReason, Reason};
 use crate::vmx::field::{self, Field};
@@ -425,7 +425,8 @@ fn fill_ept() -> u64 {
                 .add(gib)
                 .write_volatile(directory | RWX);
         }
-        for page in layout::PRIVATE_BASE / LARGE_PAGE..(layout::BASE + layout::SIZE).div_ceil(LARGE_PAGE) {
+        let l0 = shared::place().all();
+        for page in l0.start / LARGE_PAGE..l0.end.div_ceil(LARGE_PAGE) {
             pd.add(page as usize).write_volatile(large(page * LARGE_PAGE));
         }
         if let Some(lapic) = lapic::registers_at() {

@@ -10,6 +10,7 @@ pub type Table = &'static [(&'static str, &'static str)];
 /// Types of `locum_abi.h`. All are named to cbindgen, which by itself exports only what a function mentions.
 pub const TYPES: Table = &[
     ("SlotInfo", "locum_slot_info"),
+    ("PoolPiece", "locum_pool_piece"),
     ("Header", "locum_header"),
     ("CpuMode", "locum_cpu_mode"),
     ("HostState", "locum_host_state"),
@@ -46,6 +47,7 @@ pub const CONSTANTS: Table = &[
     ("FIRST_STATUS_CPUS", "LOCUM_FIRST_STATUS_CPUS"),
     ("CHANNEL_DATA", "LOCUM_CHANNEL_DATA"),
     ("MAX_CPUS", "LOCUM_MAX_CPUS"),
+    ("POOL_PIECES", "LOCUM_POOL_PIECES"),
     ("SLOTS", "LOCUM_SLOTS"),
     ("PAGE_SIZE", "LOCUM_PAGE_SIZE"),
     ("EXIT_REASONS", "LOCUM_EXIT_REASONS"),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use locum_abi::channel::RING_DATA;
 use locum_abi::frame::{FRAME_MAGIC, Frame, TableRegister};
-use locum_abi::header::{Header, SlotInfo};
+use locum_abi::header::{Header, POOL_PIECES, PoolPiece, SlotInfo};
 use locum_abi::layout::{self, Layout};
 use locum_abi::status::{CpuStatus, HostStatus, NO_OWNER};
 use locum_abi::uapi::{self, Call, Cycle, Info, Range, Switch, Text, TextKind};
@@ -303,6 +303,7 @@ fn header() -> Header {
         status_cpus: 0,
         entry_end: 0,
         reserved: [0; 2],
+        pool_pieces: [PoolPiece::default(); POOL_PIECES],
     }
 }
 
@@ -320,6 +321,18 @@ fn the_header_of_release_1_is_read() {
     assert_eq!(size_of::<LogRing>(), 32768);
     assert_eq!((size_of::<ChannelRing>(), RING_DATA), (69632, 65536));
     assert_eq!((CHANNEL_COUNT, SLOTS), (4, 2));
+}
+
+#[test]
+fn the_pool_of_release_1_is_its_only_piece() {
+    let mut header = header();
+    let piece = |start, size| PoolPiece { start, size };
+    assert_eq!(header.pool().collect::<Vec<_>>(), [piece(0x6800_0000, 0x17e0_0000)]);
+    header.pool_pieces[0] = piece(0x6800_0000, 0x17e0_0000);
+    header.pool_pieces[1] = piece(0x1_0000_0000, 0x4000_0000);
+    let both = [header.pool_pieces[0], header.pool_pieces[1]];
+    assert_eq!(header.pool().collect::<Vec<_>>(), both, "the first one once");
+    assert_eq!(Header::of_this_release().pool().count(), 0);
 }
 
 #[test]
