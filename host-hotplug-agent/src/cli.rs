@@ -38,6 +38,8 @@ pub struct Output {
 pub enum Command {
     /// Tell whether this machine and kernel are fit for Locum, and what is missing
     Doctor(Output),
+    /// Tell what of this machine Locum cannot do with, or only at a loss; needs neither L0 nor the module
+    Preflight(Output),
     /// Show what a refresh to NAME would move; changes nothing
     Plan {
         /// Successor: NAME.toml in the configuration directory

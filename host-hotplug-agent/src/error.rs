@@ -48,13 +48,13 @@ pub enum Refusal {
         "locum.ko puts this host into slot {0}, but there are slots 0 and 1 only: load the module of the same package"
     )]
     NoSlot(u32),
-    /// A CPU that cannot run L0.
-    #[error(
-        "the CPU lacks {missing} (/proc/cpuinfo): enable Intel VT-x in the firmware's set-up; Locum needs an Intel CPU with EPT and unrestricted guest"
-    )]
-    CpuUnfit {
-        /// Names of the missing features.
-        missing: String,
+    /// A machine on which no refresh goes well, see [`crate::preflight`].
+    #[error("{cause}: {remedy}")]
+    Unfit {
+        /// What was looked at, and found.
+        cause: String,
+        /// What to do.
+        remedy: String,
     },
     /// There is no configuration of that name.
     #[error("{path} cannot be read ({error}): write it, or choose one of: {known}")]
@@ -120,6 +120,14 @@ pub enum Refusal {
         needed: u64,
         /// Bytes there are.
         available: u64,
+    },
+    /// No memory block to write the image to.
+    #[error(
+        "no memory block of the plan has room for the {needed} bytes of kernel, initramfs and tables, and memory that an earlier refresh left over cannot be written to: ask for more memory"
+    )]
+    NoBlockForImage {
+        /// Bytes needed in one range.
+        needed: u64,
     },
     /// The successor's kernel would allow too few threads, see [`crate::load::threads`].
     #[error(

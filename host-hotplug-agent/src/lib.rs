@@ -34,7 +34,7 @@
 //! | [`cli`], [`command`] | the command line, and each command |
 //! | [`config`] | `/etc/locum/NAME.toml` |
 //! | [`error`] | what is refused before anything changes |
-//! | [`doctor`], [`cpuinfo`] | is this machine fit? |
+//! | [`preflight`], [`doctor`] | is this machine fit? The first without L0, too |
 //! | [`sysroot`], [`inventory`], [`acpi`] | the machine as Linux shows it, and what the firmware's code uses of it |
 //! | [`l0`] | the machine as L0 shows it |
 //! | [`machine`] | the machine as it can be changed: the one place of ioctls and sysfs writes |
@@ -57,7 +57,6 @@ pub mod cli;
 mod clock;
 pub mod command;
 pub mod config;
-mod cpuinfo;
 mod daemon;
 pub mod deadline;
 mod doctor;
@@ -67,6 +66,7 @@ mod inventory;
 mod l0;
 mod load;
 pub mod machine;
+mod preflight;
 mod refresh;
 mod report;
 mod status;

@@ -28,6 +28,26 @@ fn doctor_prints_every_check_as_json_and_fails() {
 }
 
 #[test]
+fn preflight_needs_no_l0_and_fails_where_something_refuses() {
+    let root = tempfile::tempdir().unwrap();
+    let json = locum(root.path(), &["preflight", "--json"]);
+    assert_eq!(json.status.code(), Some(1), "an empty machine");
+    let findings: Vec<serde_json::Value> = serde_json::from_slice(&json.stdout).unwrap();
+    assert!(
+        findings.iter().any(|finding| finding["level"] == "refuses"),
+        "{findings:?}"
+    );
+    for finding in &findings {
+        assert_eq!(finding["level"] == "fine", finding["remedy"].is_null(), "{finding}");
+    }
+    let human = locum(root.path(), &["preflight"]);
+    assert_eq!(human.status.code(), Some(1));
+    let text = String::from_utf8(human.stdout).unwrap();
+    assert_eq!(text.lines().count(), findings.len(), "one line each: {text}");
+    assert!(text.starts_with("refuses  CPU: "), "{text}");
+}
+
+#[test]
 fn every_command_without_l0_says_so_in_one_line() {
     let root = tempfile::tempdir().unwrap();
     for args in [

@@ -125,6 +125,12 @@ pub(crate) fn firmware_cr3(slot: Slot) -> u64 {
     unsafe { &raw mut (*slot_area(slot)).firmware_tables as u64 }
 }
 
+/// The same for a CPU with five-level paging.
+pub(crate) fn firmware_cr3_five(slot: Slot) -> u64 {
+    // SAFETY: only an address is computed.
+    unsafe { &raw mut (*slot_area(slot)).firmware_tables.pml5 as u64 }
+}
+
 /// Physical address of the GDT with which a CPU is handed to the host of `slot`.
 pub(crate) fn firmware_gdt(slot: Slot) -> u64 {
     // SAFETY: only an address is computed.

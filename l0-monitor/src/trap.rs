@@ -54,7 +54,7 @@ unsafe impl Sync for Idt {}
 static IDT: Idt = Idt(UnsafeCell::new(MaybeUninit::zeroed()));
 
 // Vectors 8, 10-14, 17, 21, 29 and 30 push an error code (SDM vol. 3A, table 6-1); the others get a zero, so that all
-// frames look alike.
+// frames look alike. L0 runs with CET off; ENDBR64 is for events that come before it is.
 global_asm!(
     ".pushsection .text",
     ".global l0_trap_stubs",
@@ -63,6 +63,7 @@ global_asm!(
     ".set vector, 0",
     ".rept 256",
     ".balign 16",
+    "endbr64",
     ".if (vector == 8) || (vector >= 10 && vector <= 14) || (vector == 17) || (vector == 21) || (vector == 29) || (vector == 30)",
     ".else",
     "push 0",

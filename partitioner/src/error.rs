@@ -1,6 +1,6 @@
 //! Why there is no plan, and what to beware of in one. Each text names the cause and the remedy.
 
-use alloc::{string::String, vec::Vec};
+use alloc::{borrow::ToOwned, format, string::String, vec::Vec};
 use core::fmt;
 
 use crate::{CpuNumber, Gsi, MemRange, NodeId, Owner, PciAddress, PortRange, Resource};
@@ -25,6 +25,18 @@ impl fmt::Display for Numbers<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, number) in self.0.iter().enumerate() {
             write!(f, "{}{}", if i == 0 { "" } else { "," }, number.0)?;
+        }
+        Ok(())
+    }
+}
+
+/// Nodes, in a sentence.
+struct Nodes<'a>(&'a [NodeId]);
+
+impl fmt::Display for Nodes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, node) in self.0.iter().enumerate() {
+            write!(f, "{}{node}", if i == 0 { "" } else { ", " })?;
         }
         Ok(())
     }
@@ -113,6 +125,16 @@ pub enum PlanError {
         /// The cause.
         why: Stuck,
     },
+    /// A block that the firmware's memory map does not call RAM.
+    #[error(
+        "memory block {range} cannot be the successor's: it is {what}, and a successor boots in ordinary RAM only; choose another"
+    )]
+    ForeignMemory {
+        /// The block.
+        range: MemRange,
+        /// What it is.
+        what: String,
+    },
     /// The block touches the pool.
     #[error("memory {range} overlaps the pool {pool}, which holds the guests' RAM: choose other blocks")]
     OverlapsPool {
@@ -141,12 +163,38 @@ pub enum PlanError {
         longest: u64,
     },
 
+    /// The kernel finds no place where L0 can enter it.
+    #[error(
+        "kernel, initramfs and tables need {needed} contiguous bytes below {reach:#x}, which is all that L0 maps for them, \
+         and the longest such range of the successor has {longest}: ask by address for blocks down there, boot the \
+         incumbent so that there are movable ones, or use a smaller initramfs"
+    )]
+    OutOfReach {
+        /// Bytes needed in one range.
+        needed: u64,
+        /// Bytes in the longest range below.
+        longest: u64,
+        /// Where L0's map ends.
+        reach: u64,
+    },
+
     /// There is no such PCI function.
     #[error("PCI function {0} does not exist: choose one that `ls /sys/bus/pci/devices` shows")]
     UnknownFunction(PciAddress),
     /// A bridge was asked for.
     #[error("PCI function {0} is a bridge, which both hosts see and neither can move: ask for the functions behind it")]
     Bridge(PciAddress),
+    /// A function that L0 knows nothing of.
+    #[error("PCI function {address} cannot move: L0 knows PCI segment 0000 only; {}", match behind {
+        Some(endpoint) => format!("ask for {endpoint}, behind which it lies and which it follows"),
+        None => "leave it out".to_owned(),
+    })]
+    OtherSegment {
+        /// What was asked for.
+        address: PciAddress,
+        /// The function of segment 0 that it lies behind.
+        behind: Option<PciAddress>,
+    },
     /// The function is in use.
     #[error("PCI function {address} is busy: {why}; stop its use first")]
     Busy {
@@ -241,6 +289,45 @@ pub enum Warning {
     /// The incumbent's CPUs of that node are left with remote memory only.
     #[error("the incumbent keeps CPUs of {0} but no memory there, so all their memory is remote: leave it some")]
     IncumbentNodeWithoutMemory(NodeId),
+    /// Memory that no successor finds.
+    #[error(
+        "memory {range} is {what}: no successor finds it, so it is out of use from the refresh to the machine's next boot"
+    )]
+    MemoryLost {
+        /// Where: whole blocks.
+        range: MemRange,
+        /// What it is.
+        what: String,
+    },
+    /// Two hosts share a core.
+    #[error(
+        "{goes} goes and {stays} stays, but both are threads of one core: each host slows the other down and shares its \
+         caches with it; ask for whole cores"
+    )]
+    SplitCore {
+        /// The thread that goes.
+        goes: CpuNumber,
+        /// One that stays.
+        stays: CpuNumber,
+    },
+    /// Guests run away from their RAM.
+    #[error(
+        "the pool is on {}, where the successor gets no CPU: until it has the whole machine, all RAM of its guests is \
+         remote; ask for CPUs there",
+        Nodes(pool)
+    )]
+    PoolFarAway {
+        /// Nodes of the pool.
+        pool: Vec<NodeId>,
+    },
+    /// Next to nothing below 4 GiB.
+    #[error(
+        "the successor has {} below 4 GiB beside its image, and memory that it adds later is none for 32-bit DMA: devices \
+         that need it (and the kernel's bounce buffers, 64 MiB) may fail; ask by address for a block down there", Size(*spare))]
+    LittleLowMemory {
+        /// Bytes.
+        spare: u64,
+    },
     /// What a table of the firmware's code uses is not known.
     #[error(
         "what the firmware's code uses is not known in whole ({0}): take care that it needs nothing of what moves, or \

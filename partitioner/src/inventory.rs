@@ -19,6 +19,17 @@ pub struct Cpu {
     pub online: bool,
     /// Its NUMA node.
     pub node: NodeId,
+    /// Its core, by the lowest number of the CPUs that are threads of it. `None` if that is not known: then it is taken
+    /// for a core of its own.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub core: Option<CpuNumber>,
+}
+
+impl Cpu {
+    /// What tells its core from others.
+    pub(crate) fn core(&self) -> CpuNumber {
+        self.core.unwrap_or(self.number)
+    }
 }
 
 /// State of a memory block (`/sys/devices/system/memory/memoryN/state`).
@@ -50,6 +61,10 @@ pub struct MemoryBlock {
     pub free: u64,
     /// Its NUMA node.
     pub node: NodeId,
+    /// What some of it is if no host can boot in it, since the firmware's memory map does not call it RAM: "System RAM
+    /// (kmem) that is persistent memory for the firmware".
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub foreign: Option<String>,
 }
 
 /// An IOAPIC pin.
@@ -117,12 +132,13 @@ pub struct Inventory {
     pub block_size: u64,
     /// Its memory blocks.
     pub blocks: Vec<MemoryBlock>,
-    /// Its RAM: every "System RAM" line of `/proc/iomem`, driver-managed memory included. A block that this does not
-    /// cover wholly has holes; Linux neither removes nor adds such a block.
+    /// Its RAM that a successor can have: "System RAM" of `/proc/iomem`, driver-managed memory included, as far as the
+    /// firmware's memory map knows it. A block that this does not cover wholly has holes; Linux neither removes nor adds
+    /// such a block.
     pub ram: Vec<MemRange>,
     /// Bytes that it can do without: what is free, or could be made so, less the headroom that the agent wants.
     pub spare: u64,
-    /// Its PCI functions, bridges included.
+    /// Its PCI functions, bridges and those of other segments included, which never move.
     pub functions: Vec<PciFunction>,
     /// Its IOAPIC pins, all of them, used or not.
     pub pins: Vec<Pin>,
@@ -134,6 +150,10 @@ pub struct Inventory {
     pub unread_firmware: Vec<String>,
     /// The pool. Empty if there is none.
     pub pool: Vec<MemRange>,
+    /// NUMA nodes of the pool's memory. Empty if they are not known.
+    pub pool_nodes: Vec<NodeId>,
+    /// What L0 maps for a host at its entry ends here: kernel, ramdisk and zero page of a successor lie below.
+    pub entry_reach: u64,
     /// Memory that belongs to no host ever: L0, and all of the first MiB (trampoline slices, BIOS). Wins over `ram`.
     /// Blocks with holes do not belong here: what is in them changes hands, if only at boot.
     pub never_moves: Vec<MemRange>,
@@ -151,6 +171,11 @@ impl Inventory {
     /// What of the firmware's stands in the way of moving `resource`.
     pub(crate) fn used_by_firmware(&self, resource: Resource) -> Option<&FirmwareRegion> {
         self.firmware.iter().find(|region| region.touches(resource))
+    }
+
+    /// PCI functions that L0 knows nothing of: they stay, or follow what they lie behind.
+    pub fn immovable(&self) -> impl Iterator<Item = &PciFunction> {
+        self.functions.iter().filter(|function| !function.movable())
     }
 
     /// CPUs that the incumbent runs on.

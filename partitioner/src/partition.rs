@@ -138,6 +138,7 @@ impl Partition {
             functions: inventory
                 .functions
                 .iter()
+                .filter(|function| function.movable())
                 .map(|function| (function.address, host))
                 .collect(),
             ports,

@@ -6,6 +6,9 @@ use core::{fmt, str::FromStr};
 use crate::{Gsi, MemRange, PortRange};
 
 /// Address of a PCI function. Written `SSSS:BB:DD.F` as in `/sys/bus/pci/devices`; the segment may be left out.
+///
+/// What Linux calls a domain is the segment of ACPI up to 0xffff. Above that are domains that Linux made up: those behind
+/// Intel VMD (`drivers/pci/controller/vmd.c`), which it writes with as many digits as they need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -13,7 +16,7 @@ use crate::{Gsi, MemRange, PortRange};
     serde(into = "String", try_from = "String")
 )]
 pub struct PciAddress {
-    segment: u16,
+    segment: u32,
     bus: u8,
     device: u8,
     function: u8,
@@ -22,7 +25,7 @@ pub struct PciAddress {
 impl PciAddress {
     /// The function at that place, or `None` if `device` is above 31 or `function` above 7.
     #[must_use]
-    pub const fn new(segment: u16, bus: u8, device: u8, function: u8) -> Option<Self> {
+    pub const fn new(segment: u32, bus: u8, device: u8, function: u8) -> Option<Self> {
         if device < 32 && function < 8 {
             Some(Self {
                 segment,
@@ -35,9 +38,9 @@ impl PciAddress {
         }
     }
 
-    /// Segment group (ACPI `_SEG`), 0 on most machines.
+    /// Segment group (ACPI `_SEG`), 0 on most machines; above 0xffff a domain of Linux's own.
     #[must_use]
-    pub const fn segment(self) -> u16 {
+    pub const fn segment(self) -> u32 {
         self.segment
     }
 
@@ -81,14 +84,14 @@ impl FromStr for PciAddress {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let hex = |digits: &str, most: usize| {
             let plain = (1..=most).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit());
-            plain.then(|| u16::from_str_radix(digits, 16).ok()).flatten()
+            plain.then(|| u32::from_str_radix(digits, 16).ok()).flatten()
         };
         let parse = || {
             let (rest, function) = text.trim().rsplit_once('.')?;
             let (rest, device) = rest.rsplit_once(':')?;
             let (segment, bus) = rest.rsplit_once(':').unwrap_or(("0", rest));
             let byte = |digits, most| u8::try_from(hex(digits, most)?).ok();
-            Self::new(hex(segment, 4)?, byte(bus, 2)?, byte(device, 2)?, byte(function, 1)?)
+            Self::new(hex(segment, 8)?, byte(bus, 2)?, byte(device, 2)?, byte(function, 1)?)
         };
         parse().ok_or_else(|| ParsePciAddressError(text.into()))
     }
@@ -128,9 +131,18 @@ pub struct PciFunction {
     pub bars: Vec<Bar>,
     /// IOAPIC pin of its INTx line; `None` if it has none or uses MSI only.
     pub gsi: Option<Gsi>,
+    /// The function of segment 0 that it lies behind and follows, if it is in a domain that this one opens (Intel VMD).
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub behind: Option<PciAddress>,
 }
 
 impl PciFunction {
+    /// Whether L0 can give it to one host or the other: it knows the functions of segment 0 only.
+    #[must_use]
+    pub const fn movable(&self) -> bool {
+        self.address.segment == 0
+    }
+
     /// Pages that its memory BARs touch: what must be mapped for its owner and for nobody else.
     pub fn pages(&self) -> impl Iterator<Item = MemRange> {
         self.bars.iter().filter_map(|bar| match bar {
@@ -168,6 +180,12 @@ mod tests {
         assert_eq!(address.to_string(), "0000:00:1f.3");
         assert_eq!("0000:00:1f.3".parse(), Ok(address));
         assert_eq!("00:1f.3".parse(), Ok(address));
+        assert_eq!("00000000:00:1f.3".parse(), Ok(address), "as tools of others write it");
+        for segment in [1, 0xffff, 0x1_0000, 0x10_0003, 0x7fff_ffff, u32::MAX] {
+            let behind = PciAddress::new(segment, 1, 0, 0).unwrap();
+            assert_eq!(behind.to_string().parse(), Ok(behind));
+        }
+        assert_eq!(PciAddress::new(0x1_0000, 0, 0, 0).unwrap().to_string(), "10000:00:00.0");
         for bad in [
             "",
             "00:20.0",
@@ -175,7 +193,8 @@ mod tests {
             "1f.3",
             "0:0:0:0.0",
             "00:+1.0",
-            "00000:00:01.0",
+            "000000000:00:01.0",
+            "100000000:00:01.0",
             "00:001.0",
             "eth0",
         ] {

@@ -120,15 +120,21 @@ pub fn plan(inventory: &Inventory, request: &Request) -> Result<Plan, PlanError>
     }
     let unread = inventory.unread_firmware.iter().cloned();
     let mut warnings: Vec<Warning> = unread.map(Warning::UnreadFirmware).collect();
-    let cpus = cpus::choose(inventory, &request.cpus)?;
+    let cpus = cpus::choose(inventory, request)?;
     let kept_cpus: Vec<Cpu> = inventory
         .online_cpus()
         .filter(|cpu| !cpus.contains(cpu))
         .cloned()
         .collect();
     let devices = devices::choose(inventory, request, &mut warnings)?;
-    let memory = memory::choose(inventory, request)?;
+    let memory = memory::choose(inventory, request, &cpus)?;
+    memory::check_lost(inventory, &mut warnings);
+    memory::check_low(inventory, &request.boot, &memory, &mut warnings);
+    cpus::check_cores(&cpus, &kept_cpus, &mut warnings);
     cpus::check_nodes(inventory, &cpus, &kept_cpus, &memory, &mut warnings);
+    if !request.guests.is_empty() {
+        cpus::check_pool(inventory, &cpus, &mut warnings);
+    }
     let reclaim = retire::reclaim(inventory, &kept_cpus, &memory, &devices);
     let plan = Plan {
         generation: inventory.generation,

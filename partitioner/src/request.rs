@@ -14,7 +14,7 @@ use crate::{CpuNumber, Gsi, MemRange, PciAddress, PortRange, range::PAGE};
 pub enum CpuRequest {
     /// These, by the incumbent's numbers. The first one boots the successor.
     List(Vec<CpuNumber>),
-    /// So many, those with the highest numbers.
+    /// So many: whole cores of one node with memory if that can be, those with the highest numbers.
     Count(usize),
 }
 

@@ -1,4 +1,4 @@
-//! Commands that only look: `doctor`, `status`, `trace`, `log`.
+//! Commands that only look: `doctor`, `preflight`, `status`, `trace`, `log`.
 
 use std::process::ExitCode;
 
@@ -10,6 +10,7 @@ use crate::daemon::ipc::{self, Question};
 use crate::doctor;
 use crate::l0::{L0View, memory, trace as ring};
 use crate::machine::{Access, Device};
+use crate::preflight::{self, Level};
 use crate::status::StatusView;
 use crate::sysroot::SysRoot;
 
@@ -32,6 +33,19 @@ pub fn doctor(sys: &SysRoot, cli: &Cli, output: Output) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+pub fn preflight(sys: &SysRoot, output: Output) -> Result<ExitCode> {
+    let findings = preflight::examine(sys);
+    if output.json {
+        print_json(&findings)?;
+    } else {
+        for finding in &findings {
+            print_line(&finding.to_string())?;
+        }
+    }
+    let refuses = findings.iter().any(|finding| finding.level == Level::Refuses);
+    Ok(if refuses { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 pub fn status(sys: &SysRoot, cli: &Cli, output: Output) -> Result<()> {

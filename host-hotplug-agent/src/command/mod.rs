@@ -22,6 +22,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
     let sys = SysRoot::at(&cli.root);
     match &cli.command {
         Command::Doctor(output) => return look::doctor(&sys, cli, *output),
+        Command::Preflight(output) => return look::preflight(&sys, *output),
         Command::Status(output) => look::status(&sys, cli, *output)?,
         Command::Trace { newest, output } => look::trace(&sys, *newest, *output)?,
         Command::Log(output) => look::log(&sys, *output)?,

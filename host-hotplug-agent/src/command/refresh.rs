@@ -21,7 +21,7 @@ pub fn plan(sys: &SysRoot, cli: &Cli, name: &str, output: Output) -> Result<()> 
     let unreclaimed = ipc::ask(&cli.socket, &Question::Status).map_or_else(|_| Vec::new(), |status| status.unreclaimed);
     let hypervisor = Qemu::new(sys.clone(), Pool::of(&host.facts().header));
     let prepared = Prepared::new(&host, &hypervisor, &cli.config_dir, name, unreclaimed)?;
-    let view = PlanView::new(&prepared)?;
+    let view = PlanView::new(&prepared, &host)?;
     if output.json {
         print_json(&view)
     } else {

@@ -89,7 +89,7 @@ impl Worker {
             unreclaimed,
         )?;
         // What a plan is refused for beyond the partitioner's rules: as `locum plan` does.
-        prepared.plan()?;
+        prepared.plan(&*self.agent.machine)?;
         let status = self.agent.machine.status()?;
         let mut inner = self.agent.shared.lock();
         inner.refresh.plan_for(&prepared.inventory, &prepared.request)?;

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::preflight::{Finding, Level};
+
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -59,6 +61,22 @@ impl Check {
             Self::ok(name, found)
         } else {
             Self::bad(name, Verdict::Missing, found, remedy)
+        }
+    }
+}
+
+impl From<Finding> for Check {
+    fn from(finding: Finding) -> Self {
+        Self {
+            name: finding.name,
+            verdict: match finding.level {
+                Level::Fine => Verdict::Ok,
+                Level::Hurts => Verdict::Advice,
+                Level::Refuses => Verdict::Missing,
+            },
+            found: finding.found,
+            remedy: finding.remedy,
+            details: Vec::new(),
         }
     }
 }

@@ -98,7 +98,7 @@ fn routing(sys: &SysRoot, tables: &[Routing], functions: &[PciFunction]) -> Chec
 }
 
 /// Segment and bus below a bridge, by the bridge's name in the namespace.
-fn bus_below(sys: &SysRoot, bridge: &str, functions: &[PciFunction]) -> Option<(u16, u8)> {
+fn bus_below(sys: &SysRoot, bridge: &str, functions: &[PciFunction]) -> Option<(u32, u8)> {
     for name in sys.list("sys/devices").unwrap_or_default() {
         let Some((segment, bus)) = name.strip_prefix("pci").and_then(|name| name.split_once(':')) else {
             continue;
@@ -109,7 +109,7 @@ fn bus_below(sys: &SysRoot, bridge: &str, functions: &[PciFunction]) -> Option<(
             == Some(bridge)
         {
             return Some((
-                u16::from_str_radix(segment, 16).ok()?,
+                u32::from_str_radix(segment, 16).ok()?,
                 u8::from_str_radix(bus, 16).ok()?,
             ));
         }

@@ -5,17 +5,16 @@ mod firmware;
 mod kernel;
 
 use crate::config::Config;
-use crate::cpuinfo::CpuFeatures;
 use crate::error::Refusal;
 use crate::machine::{Access, Device};
+use crate::preflight;
 use crate::sysroot::SysRoot;
 use check::{Check, Verdict};
 
 /// All checks.
 pub fn examine(sys: &SysRoot, config_dir: &std::path::Path) -> Vec<Check> {
     let mut checks = Vec::new();
-    checks.push(cpu(sys));
-    checks.extend(in_the_way(sys));
+    checks.extend(preflight::for_refresh(sys).into_iter().map(Check::from));
     checks.extend(monitor(sys));
     checks.extend(kernel::checks(sys));
     checks.extend(firmware::checks(sys));
@@ -26,50 +25,6 @@ pub fn examine(sys: &SysRoot, config_dir: &std::path::Path) -> Vec<Check> {
 /// Whether nothing is missing.
 pub fn fit(checks: &[Check]) -> bool {
     checks.iter().all(|check| check.verdict != Verdict::Missing)
-}
-
-fn cpu(sys: &SysRoot) -> Check {
-    const NAME: &str = "CPU";
-    const REMEDY: &str =
-        "enable Intel VT-x in the firmware's set-up; Locum needs an Intel CPU with EPT and unrestricted guest";
-    match CpuFeatures::read(sys) {
-        Ok(features) => {
-            let missing = features.missing();
-            let found = if missing.is_empty() {
-                "vmx, ept, unrestricted_guest, constant_tsc".to_owned()
-            } else {
-                format!("without {}", missing.join(", "))
-            };
-            if features.missing_vmx().is_empty() && !missing.is_empty() {
-                Check::bad(
-                    NAME,
-                    Verdict::Advice,
-                    found,
-                    "guests' clocks may go wrong when the TSC's rate changes",
-                )
-            } else {
-                Check::need(NAME, missing.is_empty(), found, REMEDY)
-            }
-        }
-        Err(error) => Check::bad(NAME, Verdict::Missing, error.to_string(), "mount /proc"),
-    }
-}
-
-/// What the kernel uses of the CPU that L0 does not know; `None` if that cannot be told.
-fn in_the_way(sys: &SysRoot) -> Option<Check> {
-    const NAME: &str = "CPU state";
-    let features = CpuFeatures::read(sys).ok()?;
-    let (flags, arguments): (Vec<_>, Vec<_>) = features.in_the_way().iter().copied().unzip();
-    Some(if flags.is_empty() {
-        Check::ok(NAME, "nothing that L0 does not carry over")
-    } else {
-        Check::bad(
-            NAME,
-            Verdict::Missing,
-            format!("{} in use", flags.join(", ")),
-            format!("boot with {}", arguments.join(" ")),
-        )
-    })
 }
 
 fn monitor(sys: &SysRoot) -> Vec<Check> {

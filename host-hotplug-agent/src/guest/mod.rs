@@ -1,10 +1,10 @@
 //! Guests: QEMU processes, driven over QMP.
 
 pub mod argv;
-mod bound;
-mod keyval;
+pub mod bound;
+pub mod keyval;
 pub mod pool;
-mod process;
+pub mod process;
 pub mod qemu;
 pub mod qmp;
 

@@ -5,12 +5,13 @@
 //! tells (Linux `drivers/dax/bus.c`): all of it must lie in one piece of the pool of L0's header. Linux makes a device of
 //! each piece, so guests can have their RAM on the node where their CPUs are.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use locum_abi::Header;
-use partitioner::MemRange;
+use partitioner::{MemRange, NodeId};
 
 use super::process::Process;
 use crate::sysroot::SysRoot;
@@ -74,6 +75,24 @@ impl Pool {
             |name: &&String| ranges(sys, name).is_some_and(|ranges| ranges.first().map(|r| r.start()) == Some(at));
         let names = sys.list(DEVICES).ok()?;
         Some(Path::new("/dev").join(names.iter().find(begins)?))
+    }
+
+    /// NUMA nodes of the pool, as far as its devices tell (`target_node`, Linux `drivers/dax/bus.c`).
+    pub fn nodes(&self, sys: &SysRoot) -> Vec<NodeId> {
+        let Self::Memory(pool) = self else {
+            return Vec::new();
+        };
+        let mut nodes = BTreeSet::new();
+        for name in sys.list(DEVICES).unwrap_or_default() {
+            let inside = ranges(sys, &name).is_some_and(|ranges| ranges.iter().all(|range| holds(pool, *range)));
+            let node = sys.read_number(format!("{DEVICES}/{name}/target_node")).ok();
+            nodes.extend(
+                node.filter(|_| inside)
+                    .and_then(|node| u32::try_from(node).ok())
+                    .map(NodeId),
+            );
+        }
+        nodes.into_iter().collect()
     }
 
     /// A device through which this host has the pool.
@@ -191,6 +210,10 @@ mod tests {
         );
         assert_eq!(problem(&tree, "/dev/dax1.0"), None);
         assert_eq!(pool().device(&tree.sys()), "/dev/dax1.0");
+        assert_eq!(pool().nodes(&tree.sys()), []);
+        tree.put(format!("{DEVICES}/dax0.0/target_node"), "2\n");
+        tree.put(format!("{DEVICES}/dax1.0/target_node"), "1\n");
+        assert_eq!(pool().nodes(&tree.sys()), [NodeId(1)]);
         let sys = tree.sys();
         let process = Process::new(&sys, rustix::process::getpid());
         let at = pool().address(&sys, process, Path::new("/dev/dax1.0")).unwrap();

@@ -5,19 +5,20 @@ use partitioner::MemRange;
 
 use crate::sysroot::SysRoot;
 
-/// Every "System RAM" range, driver-managed ones ("System RAM (locum)") included.
+/// Every "System RAM" range, with the driver that manages it ("System RAM (locum)") if one does.
 ///
 /// # Errors
 /// If the file cannot be read, or hides addresses from this user.
-pub fn ram(sys: &SysRoot) -> Result<Vec<MemRange>> {
+pub fn ram(sys: &SysRoot) -> Result<Vec<(MemRange, Option<String>)>> {
     let text = sys.read("proc/iomem")?;
     let mut ranges = Vec::new();
     for line in text.lines() {
         let Some((addresses, name)) = line.trim().split_once(" : ") else {
             continue;
         };
-        if name.starts_with("System RAM") {
-            ranges.extend(range(addresses));
+        if let Some(driver) = name.strip_prefix("System RAM") {
+            let driver = driver.trim().strip_prefix('(').and_then(|name| name.strip_suffix(')'));
+            ranges.extend(range(addresses).map(|range| (range, driver.map(str::to_owned))));
         }
     }
     if ranges.is_empty() {
@@ -58,7 +59,9 @@ mod tests {
         .unwrap();
         let found = ram(&sys).unwrap();
         assert_eq!(found.len(), 3);
-        assert_eq!(found[2], MemRange::new(0x4800_0000, 0x5000_0000).unwrap());
+        let added = MemRange::new(0x4800_0000, 0x5000_0000).unwrap();
+        assert_eq!(found[2], (added, Some("locum".to_owned())));
+        assert_eq!(found[0].1, None);
         std::fs::write(&file, "00000000-00000000 : System RAM\n").unwrap();
         assert!(ram(&sys).unwrap_err().to_string().contains("root"));
     }

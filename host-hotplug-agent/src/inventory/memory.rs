@@ -19,7 +19,7 @@ pub fn block_size(sys: &SysRoot) -> Result<u64> {
     u64::from_str_radix(&text, 16).with_context(|| format!("block_size_bytes is `{text}`"))
 }
 
-/// Every memory block of this host.
+/// Every memory block of this host. What it is for the firmware is not told.
 ///
 /// # Errors
 /// If a block's files cannot be read.
@@ -50,6 +50,7 @@ pub fn blocks(sys: &SysRoot) -> Result<Vec<MemoryBlock>> {
             removable: state == BlockState::Offline || movable,
             free: 0,
             node: NodeId(node_of(sys, &dir)),
+            foreign: None,
         });
     }
     blocks.sort_by_key(|block| block.range);

@@ -6,6 +6,7 @@ pub mod irq;
 pub mod memmap;
 pub mod memory;
 pub mod pci;
+mod ram;
 
 use anyhow::{Context, Result};
 use locum_abi::{Header, Slot, Status};
@@ -14,11 +15,13 @@ use partitioner::{
 };
 
 pub use iomem::range as iomem_range;
+pub use ram::Ram;
 
 use crate::acpi::{Interrupts, aml};
-use crate::guest::pool;
+use crate::guest::pool::{self, Pool};
 use crate::l0::view;
-use crate::sysroot::SysRoot;
+use crate::load;
+use crate::sysroot::{SysRoot, parse_list};
 use firmware::Ground;
 
 /// Takes stock.
@@ -41,6 +44,11 @@ pub fn take(
     let pins = irq::pins(sys, &madt, &functions);
     let listing = aml::list(sys);
     let firmware = Ground::read(sys, &functions).staying(&listing.regions);
+    let ram = Ram::read(sys)?;
+    let mut blocks = memory::blocks(sys)?;
+    for block in &mut blocks {
+        block.foreign = ram.foreign(block.range).map(str::to_owned);
+    }
     let range = |start, len| MemRange::with_len(start, len);
     let never_moves = [
         range(0, 1 << 20),
@@ -51,8 +59,8 @@ pub fn take(
         generation: Generation(u64::from(status.generation)),
         cpus: cpus(sys, &madt, status, slot)?,
         block_size: memory::block_size(sys)?,
-        blocks: memory::blocks(sys)?,
-        ram: iomem::ram(sys)?,
+        blocks,
+        ram: merged(ram.own),
         spare: memory::spare(sys)?,
         functions,
         pins,
@@ -60,6 +68,8 @@ pub fn take(
         firmware,
         unread_firmware: listing.unread,
         pool: pool::pieces(header),
+        pool_nodes: Pool::of(header).nodes(sys),
+        entry_reach: load::REACH,
         never_moves: merged(never_moves.into_iter().flatten().collect()),
         unreclaimed,
     })
@@ -82,10 +92,17 @@ fn cpus(sys: &SysRoot, madt: &Interrupts, status: &Status, slot: Slot) -> Result
             number: CpuNumber(number),
             online,
             node: NodeId(node_of(sys, &dir)),
+            core: core(sys, &dir),
         });
     }
     cpus.sort_by_key(|cpu| cpu.number);
     Ok(cpus)
+}
+
+/// The core of a CPU that is online, by the lowest number of its threads.
+fn core(sys: &SysRoot, dir: &str) -> Option<CpuNumber> {
+    let threads = sys.read_optional(format!("{dir}/topology/thread_siblings_list"))?;
+    parse_list(&threads)?.into_iter().min().map(CpuNumber)
 }
 
 /// Where the CPU is in sysfs.

@@ -14,6 +14,8 @@ const FLAG_IO: u64 = 0x100;
 const FLAG_MEM: u64 = 0x200;
 /// Base class of bridges (PCI Code and ID Assignment Specification).
 const BRIDGE: u32 = 0x06;
+/// Above it Linux numbers domains that no firmware knows.
+const LAST_SEGMENT: u32 = 0xffff;
 /// BARs 0 to 5 and the expansion ROM; later lines are bridge windows.
 const OWN_RESOURCES: usize = 7;
 
@@ -29,6 +31,7 @@ pub fn functions(sys: &SysRoot) -> Result<Vec<PciFunction>> {
     for name in sys.list(DIR)? {
         functions.push(function(sys, &name).with_context(|| format!("PCI function {name}"))?);
     }
+    note_endpoints(sys, &mut functions);
     Ok(functions)
 }
 
@@ -52,6 +55,8 @@ fn function(sys: &SysRoot, name: &str) -> Result<PciFunction> {
     }
     let irq = sys.read_number(format!("{dir}/irq")).unwrap_or(0);
     let msi = sys.list(format!("{dir}/msi_irqs")).is_ok_and(|irqs| !irqs.is_empty());
+    // A made-up domain has no interrupt lines (`drivers/pci/controller/vmd.c`).
+    let lines = address.segment() <= LAST_SEGMENT && !msi;
     Ok(PciFunction {
         address,
         class,
@@ -61,9 +66,33 @@ fn function(sys: &SysRoot, name: &str) -> Result<PciFunction> {
         bars,
         gsi: u32::try_from(irq)
             .ok()
-            .filter(|&irq| irq != 0 && irq != 0xff && !msi)
+            .filter(|&irq| irq != 0 && irq != 0xff && lines)
             .map(Gsi),
+        behind: None,
     })
+}
+
+/// Notes behind which function of segment 0 those of other domains lie: as sysfs nests them, else by whose registers
+/// theirs are among.
+fn note_endpoints(sys: &SysRoot, functions: &mut [PciFunction]) {
+    let endpoints: Vec<PciFunction> = functions.iter().filter(|f| f.movable() && !f.bridge).cloned().collect();
+    for function in functions.iter_mut().filter(|function| !function.movable()) {
+        let address = function.address;
+        let place = fs::canonicalize(sys.path(dir(address))).unwrap_or_default();
+        let above: Vec<PciAddress> = place
+            .iter()
+            .filter_map(|name| name.to_str()?.parse().ok())
+            .filter(|above: &PciAddress| above.segment() != address.segment())
+            .collect();
+        let among = |endpoint: &&PciFunction| {
+            let holds = |page: MemRange| endpoint.pages().any(|own| own.contains(page));
+            function.pages().next().is_some() && function.pages().all(holds)
+        };
+        function.behind = match above.last() {
+            Some(above) => Some(*above),
+            None => endpoints.iter().find(among).map(|endpoint| endpoint.address),
+        };
+    }
 }
 
 /// A line of `resource`: first and last address, flags.

@@ -156,3 +156,197 @@ fn a_cpu_of_the_other_host_is_not_ours() {
     let inventory = take(&tree.sys(), &region.header(), &status, Slot::Even, Vec::new()).unwrap();
     assert_eq!(inventory.cpus.len(), 3);
 }
+
+/// Names, classes and resources of a server with Intel VMD.
+const VMD: &str = include_str!("../../tests/inputs/vmd-domain/pci-devices.txt");
+
+/// The lab's machine with these functions besides: address, class, a line of `resource`.
+fn with_functions(lines: &str) -> Tree {
+    let tree = Tree::lab();
+    for line in lines.lines().filter(|line| !line.starts_with('#')) {
+        let mut words = line.split_whitespace();
+        let (address, class) = (words.next().unwrap(), words.next().unwrap());
+        tree.function(address, class, 0, None, &words.collect::<Vec<_>>().join(" "));
+    }
+    tree
+}
+
+#[test]
+fn functions_of_vmds_domains_are_listed_and_stay() {
+    for domain in ["10000", "10001", "100000", "7fffffff"] {
+        let disk = format!("{domain}:01:00.0");
+        let tree = with_functions(&VMD.replace("10000:", &format!("{domain}:")));
+        let inventory = inventory(&tree);
+        let immovable: Vec<_> = inventory.immovable().map(|f| f.address.to_string()).collect();
+        assert_eq!(immovable, [format!("{domain}:00:00.0"), disk.clone()]);
+        let made = plan(&inventory, &request(&["0000:00:03.0"])).unwrap();
+        let reclaimed = &made.reclaim.functions;
+        assert!(reclaimed.iter().all(|address| address.segment() == 0), "{reclaimed:?}");
+        assert!(reclaimed.iter().any(|address| address.to_string() == "0000:17:05.5"));
+        let error = plan(&inventory, &request(&[&disk])).unwrap_err().to_string();
+        assert!(error.contains(&disk) && error.contains("segment 0000 only"), "{error}");
+    }
+}
+
+#[test]
+fn what_lies_behind_a_vmd_follows_it() {
+    // As sysfs nests them, behind a bridge of that domain.
+    let tree = with_functions(
+        "0000:17:05.5 0x010400 0xb8000000 0xb9ffffff 0x140204\n10000:00:00.0 0x060400\n\
+         10000:01:00.0 0x010802 0xb8000000 0xb8003fff 0x140204\n10000:02:00.0 0x010802 0xb8010000 0xb8013fff 0x140204\n\
+         0001:40:00.0 0x010802 0xc8000000 0xc8003fff 0x140204\n",
+    );
+    let devices = tree.path().join("sys/bus/pci/devices");
+    let nested = "sys/devices/pci0000:16/0000:17:05.5/pci10000:00/10000:00:00.0/10000:01:00.0";
+    std::fs::create_dir_all(tree.path().join(nested).parent().unwrap()).unwrap();
+    std::fs::rename(devices.join("10000:01:00.0"), tree.path().join(nested)).unwrap();
+    std::os::unix::fs::symlink(tree.path().join(nested), devices.join("10000:01:00.0")).unwrap();
+    // Its handler must not be taken for a line of the machine.
+    tree.put(format!("{nested}/irq"), "9\n");
+    let inventory = inventory(&tree);
+    let found = |address: &str| {
+        inventory
+            .functions
+            .iter()
+            .find(|f| f.address.to_string() == address)
+            .unwrap()
+    };
+    let endpoint = Some("0000:17:05.5".parse().unwrap());
+    assert_eq!(found("10000:01:00.0").behind, endpoint, "by its place in sysfs");
+    assert_eq!(found("10000:01:00.0").gsi, None);
+    assert_eq!(found("10000:02:00.0").behind, endpoint, "by its registers");
+    assert_eq!(found("0001:40:00.0").behind, None);
+    let made = plan(&inventory, &request(&["0000:17:05.5"])).unwrap();
+    assert_eq!(made.functions.len(), 1);
+    assert_eq!(made.mmio, [MemRange::new(0xb800_0000, 0xba00_0000).unwrap()]);
+    let error = plan(&inventory, &request(&["10000:01:00.0"])).unwrap_err().to_string();
+    assert!(error.contains("ask for 0000:17:05.5"), "{error}");
+    let error = plan(&inventory, &request(&["0001:40:00.0"])).unwrap_err().to_string();
+    assert!(
+        error.contains("0001:40:00.0") && error.contains("leave it out"),
+        "{error}"
+    );
+}
+
+/// Persistent memory that Linux uses as RAM: `/proc/iomem` and `/sys/firmware/memmap` of a server.
+const KMEM_IOMEM: &str = include_str!("../../tests/inputs/kmem-blocks-not-in-e820/iomem.txt");
+const KMEM_MEMMAP: &str = include_str!("../../tests/inputs/kmem-blocks-not-in-e820/memmap.txt");
+
+/// The lab's machine, and memory from 5.25 to 6.25 GiB that Linux uses and the firmware calls by that name, if any.
+fn with_memory_above(kind: Option<&str>, iomem: &str) -> Tree {
+    let tree = Tree::lab();
+    for number in 42..50 {
+        tree.block(number, "online", "Movable");
+    }
+    let mut map = vec![(0, 0x9_ffff, "System RAM"), (0x10_0000, 0x7fff_ffff, "System RAM")];
+    if let Some(kind) = kind {
+        let range = KMEM_MEMMAP.split(' ').next().unwrap();
+        let (start, last) = range.split_once('-').unwrap();
+        let number = |text| crate::sysroot::parse_number(text).unwrap();
+        map.push((number(start), number(last), kind));
+    }
+    tree.memmap(&map);
+    tree.put("proc/iomem", format!("00001000-0004ffff : System RAM\n{iomem}"));
+    tree
+}
+
+#[test]
+fn a_successor_boots_in_ordinary_memory_only() {
+    assert!(KMEM_MEMMAP.lines().next().unwrap().ends_with(" Persistent Memory"));
+    let virtio = KMEM_IOMEM.replace("(kmem)", "(virtio_mem)");
+    for (kind, iomem, word, found_again) in [
+        (Some("Persistent Memory"), KMEM_IOMEM, "persistent memory", false),
+        (None, KMEM_IOMEM, "not in its memory map", false),
+        (None, &virtio, "not in its memory map", false),
+        (Some("Soft Reserved"), KMEM_IOMEM, "soft reserved", true),
+        (Some("Reserved"), KMEM_IOMEM, "reserved", true),
+    ] {
+        let inventory = inventory(&with_memory_above(kind, iomem));
+        let wanted = request(&[]);
+        let made = plan(&inventory, &wanted).unwrap();
+        let ordinary = MemRange::new(0x4800_0000, 0x6800_0000).unwrap();
+        assert_eq!(made.memory, [ordinary], "{kind:?}");
+        let too_much = Request {
+            memory: MemoryRequest::Size(768 << 20),
+            ..wanted.clone()
+        };
+        let error = plan(&inventory, &too_much).unwrap_err();
+        assert!(
+            matches!(error, PlanError::TooMuchMemory { could, .. } if could == 640 << 20),
+            "{error}"
+        );
+        let range = MemRange::new(0x1_7000_0000, 0x1_9000_0000).unwrap();
+        let named = Request {
+            memory: MemoryRequest::Blocks(vec![range]),
+            ..wanted
+        };
+        let error = plan(&inventory, &named).unwrap_err().to_string();
+        assert!(
+            error.contains("0x170000000-0x178000000") && error.contains(word),
+            "{error}"
+        );
+        // Either its successor adds it later, or it is told that it is gone.
+        let added = made
+            .reclaim
+            .blocks
+            .iter()
+            .filter(|block| block.range.start() >= 1 << 32)
+            .count();
+        let lost = made
+            .warnings
+            .iter()
+            .filter(|warning| matches!(warning, Warning::MemoryLost { .. }));
+        assert_eq!(
+            (added, lost.count()),
+            if found_again { (8, 0) } else { (0, 1) },
+            "{kind:?}"
+        );
+    }
+}
+
+#[test]
+fn memory_that_the_firmware_knows_is_ordinary_wherever_it_came_from() {
+    // One block below 4 GiB, the rest from above.
+    let wanted = Request {
+        memory: MemoryRequest::Size(768 << 20),
+        ..request(&[])
+    };
+    let low = MemRange::new(0x6000_0000, 0x6800_0000).unwrap();
+    // Plugged in through ACPI, which Linux then lists in the map; and what an earlier refresh left Reserved there.
+    for (kind, name) in [("System RAM", "System RAM"), ("Reserved", "System RAM (locum)")] {
+        let iomem = KMEM_IOMEM.replace("System RAM (kmem)", name);
+        let made = plan(&inventory(&with_memory_above(Some(kind), &iomem)), &wanted).unwrap();
+        let high = MemRange::new(0x1_6800_0000, 0x1_9000_0000).unwrap();
+        assert_eq!(made.memory, [low, high], "{kind}");
+    }
+    // In part persistent: no block of that kind moves.
+    let tree = with_memory_above(
+        Some("System RAM"),
+        &KMEM_IOMEM.replace("System RAM (kmem)", "System RAM"),
+    );
+    tree.memmap(&[
+        (0, 0x7fff_ffff, "System RAM"),
+        (0x1_4000_0000, 0x1_8c00_0fff, "System RAM"),
+        (0x1_8c00_1000, 0x3_3fff_ffff, "Persistent Memory"),
+    ]);
+    let made = plan(&inventory(&tree), &wanted).unwrap();
+    assert_eq!(made.memory, [low, MemRange::new(0x1_6000_0000, 0x1_8800_0000).unwrap()]);
+}
+
+#[test]
+fn cores_are_known_by_their_threads() {
+    let tree = Tree::lab();
+    for cpu in 0..4 {
+        let siblings = format!("{},{}\n", cpu % 2, cpu % 2 + 2);
+        tree.put(
+            format!("sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"),
+            siblings,
+        );
+    }
+    let inventory = inventory(&tree);
+    let cores: Vec<_> = inventory.cpus.iter().map(|cpu| cpu.core.unwrap().0).collect();
+    assert_eq!(cores, [0, 1, 0, 1]);
+    let made = plan(&inventory, &request(&[])).unwrap();
+    assert_eq!(made.cpus.iter().map(|cpu| cpu.number.0).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(made.warnings, []);
+}

@@ -115,6 +115,8 @@ pub fn host(memory: &dyn PhysMem, header: &Header, slot: Slot) -> Result<HostSta
 #[cfg(test)]
 mod tests {
     use super::*;
+    use locum_abi::MAX_CPUS;
+
     use crate::testing::l0::{FIRST_HEADER, FIRST_STATUS, FakeRegion};
 
     #[test]
@@ -157,24 +159,24 @@ mod tests {
             host_status_size: 64,
             status_cpus: 256,
             cpu_status_size: 768,
-            cpu_capacity: 256,
-            status_size: 256 + 256 * 768,
+            cpu_capacity: 1024,
+            status_size: 256 + 1024 * 768,
             ..Header::of_this_release()
         };
         let mut there = vec![0; header.status_size as usize];
         let mut put = |at: usize, value: u32| there[at..at + 4].copy_from_slice(&value.to_le_bytes());
         put(0, 9);
-        put(4, 200);
+        put(4, 1000);
         put(128 + 64 + 32, 8);
-        for cpu in 0..200 {
+        for cpu in 0..1000 {
             put(256 + 768 * cpu, cpu as u32);
         }
         let memory = Pieces(&[(0x1000, &there)]);
         let status = status(&memory, &header).unwrap();
         assert_eq!((status.generation, status.hosts[Slot::Odd].generation), (9, 8));
         assert_eq!(
-            (status.cpu_count, status.cpus[63].apic_id),
-            (64, 63),
+            (status.cpu_count, status.cpus[MAX_CPUS - 1].apic_id),
+            (MAX_CPUS as u32, MAX_CPUS as u32 - 1),
             "as many as there is room for"
         );
         assert_eq!(host(&memory, &header, Slot::Odd).unwrap().generation, 8);

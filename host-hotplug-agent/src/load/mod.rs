@@ -11,7 +11,7 @@ pub mod tables;
 pub mod threads;
 
 pub use files::Files;
-pub use place::{Layout, layout};
+pub use place::{Layout, REACH, Sizes, layout, row};
 
 /// Bytes and where in physical memory they go.
 #[derive(Clone, Debug, PartialEq, Eq)]

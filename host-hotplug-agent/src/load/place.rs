@@ -7,7 +7,7 @@
 use anyhow::{Context, Result};
 use firmware_shim::e820::E820Map;
 use firmware_shim::linux::{ENTRY_64_OFFSET, KernelImage, Platform, ZERO_PAGE_LEN, ZeroPage};
-use partitioner::MemRange;
+use partitioner::{BootSize, MemRange};
 
 use super::files::BOOT_PAGES;
 use super::{Files, Placed};
@@ -26,7 +26,73 @@ pub struct Layout {
     pub zero_page: u64,
 }
 
-/// Places the image in `range`, which is all the successor's.
+/// What L0 maps for a host at its entry ends here: all of the image lies below.
+pub const REACH: u64 = 4 << 30;
+
+/// What decides where the image goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes<'k> {
+    kernel: KernelImage<'k>,
+    initramfs: u64,
+}
+
+impl<'k> Sizes<'k> {
+    /// Of these files.
+    ///
+    /// # Errors
+    /// If the kernel is none.
+    pub fn of(kernel: &'k [u8], initramfs: &[u8]) -> Result<Self> {
+        Ok(Self {
+            kernel: KernelImage::parse(kernel)?,
+            initramfs: initramfs.len() as u64,
+        })
+    }
+
+    /// Where kernel and initramfs begin in `range`, and the zero page that says so.
+    ///
+    /// # Errors
+    /// [`Refusal::TooSmall`], or what the kernel does not accept.
+    pub fn describe(
+        &self,
+        range: MemRange,
+        cmdline: &str,
+        rsdp: u64,
+        e820: &E820Map,
+    ) -> Result<(u64, u64, [u8; ZERO_PAGE_LEN])> {
+        let kernel = &self.kernel;
+        let too_small = || Refusal::TooSmall {
+            needed: kernel.init_size() + self.initramfs + BOOT_PAGES,
+            available: range.len(),
+        };
+        let lowest = (range.start() + BOOT_PAGES).max(kernel.preferred_address());
+        let load = lowest
+            .checked_next_multiple_of(kernel.alignment())
+            .ok_or_else(too_small)?;
+        let ramdisk = range
+            .end()
+            .checked_sub(self.initramfs)
+            .map(|start| start / PAGE * PAGE)
+            .filter(|&start| load.checked_add(kernel.init_size()).is_some_and(|end| end <= start))
+            .ok_or_else(too_small)?;
+        kernel.check_load(load, ramdisk - load)?;
+        let mut zero_page = [0; ZERO_PAGE_LEN];
+        ZeroPage {
+            kernel,
+            load,
+            cmdline: cmdline.as_bytes(),
+            cmdline_address: range.start() + PAGE,
+            ramdisk: Some(ramdisk..ramdisk + self.initramfs),
+            rsdp,
+            e820,
+            platform: Platform::Successor,
+        }
+        .write(&mut zero_page)
+        .context("describing the successor's machine to its kernel")?;
+        Ok((load, ramdisk, zero_page))
+    }
+}
+
+/// Places the image in `range`, which is all the successor's and below [`REACH`].
 ///
 /// # Errors
 /// [`Refusal::TooSmall`], or what the kernel does not accept.
@@ -35,50 +101,41 @@ pub fn layout(files: Files, range: MemRange, cmdline: &str, rsdp: u64, e820: &E8
         kernel: file,
         initramfs,
     } = files;
-    let kernel = KernelImage::parse(&file)?;
-    let too_small = || Refusal::TooSmall {
-        needed: kernel.init_size() + initramfs.len() as u64 + BOOT_PAGES,
-        available: range.len(),
-    };
-    let zero_page_at = range.start();
-    let cmdline_at = zero_page_at + PAGE;
-    let lowest = (range.start() + BOOT_PAGES).max(kernel.preferred_address());
-    let load = lowest
-        .checked_next_multiple_of(kernel.alignment())
-        .ok_or_else(too_small)?;
-    let ramdisk_at = range
-        .end()
-        .checked_sub(initramfs.len() as u64)
-        .map(|start| start / PAGE * PAGE)
-        .filter(|&start| load.checked_add(kernel.init_size()).is_some_and(|end| end <= start))
-        .ok_or_else(too_small)?;
-    kernel.check_load(load, ramdisk_at - load)?;
-    let mut zero_page = [0; ZERO_PAGE_LEN];
-    ZeroPage {
-        kernel: &kernel,
-        load,
-        cmdline: cmdline.as_bytes(),
-        cmdline_address: cmdline_at,
-        ramdisk: Some(ramdisk_at..ramdisk_at + initramfs.len() as u64),
-        rsdp,
-        e820,
-        platform: Platform::Successor,
-    }
-    .write(&mut zero_page)
-    .context("describing the successor's machine to its kernel")?;
+    let sizes = Sizes::of(&file, &initramfs)?;
+    let (load, ramdisk, zero_page) = sizes.describe(range, cmdline, rsdp, e820)?;
     let mut line = cmdline.as_bytes().to_vec();
     line.push(0);
-    let code = kernel.code().to_vec();
+    let code = sizes.kernel.code().to_vec();
     Ok(Layout {
         entry: load + ENTRY_64_OFFSET,
-        zero_page: zero_page_at,
+        zero_page: range.start(),
         pieces: vec![
             Placed::bytes("kernel", load, code),
-            Placed::bytes("initramfs", ramdisk_at, initramfs),
-            Placed::bytes("command line", cmdline_at, line),
-            Placed::bytes("zero page", zero_page_at, zero_page.to_vec()),
+            Placed::bytes("initramfs", ramdisk, initramfs),
+            Placed::bytes("command line", range.start() + PAGE, line),
+            Placed::bytes("zero page", range.start(), zero_page.to_vec()),
         ],
     })
+}
+
+/// Where the image goes: a row of blocks that this host removes itself, since memory that was nobody's cannot be written
+/// through the module. One in the plan's boot range is preferred if the image fits there. What is beyond [`REACH`] does
+/// not count.
+pub fn row(blocks: &[MemRange], boot: MemRange, size: BootSize) -> Option<MemRange> {
+    let mut rows: Vec<MemRange> = Vec::new();
+    for block in blocks {
+        let Some(block) = MemRange::new(block.start(), block.end().min(REACH)) else {
+            continue;
+        };
+        match rows.last_mut() {
+            Some(row) if row.end() == block.start() => {
+                *row = MemRange::new(row.start(), block.end()).unwrap_or(*row);
+            }
+            _ => rows.push(block),
+        }
+    }
+    rows.into_iter()
+        .max_by_key(|row| (size.fits(*row), row.overlaps(boot), row.len()))
 }
 
 #[cfg(test)]
@@ -117,5 +174,31 @@ mod tests {
         let error = place(40 << 20, 16 << 20).unwrap_err();
         assert!(error.to_string().contains("raise `memory`"), "{error}");
         assert!(place(8 << 20, 16 << 20).is_err());
+    }
+
+    #[test]
+    fn the_image_goes_where_it_fits_and_can_be_written() {
+        const MIB: u64 = 1 << 20;
+        let range = |start, end| MemRange::new(start * MIB, end * MIB).unwrap();
+        let size = BootSize {
+            kernel_init: 64 * MIB,
+            kernel_align: 2 * MIB,
+            initramfs: 70 * MIB,
+            tables: 0,
+        };
+        let blocks = [range(128, 256), range(1024, 1152), range(1152, 1280)];
+        // The boot range is nobody's memory and one block after it: too small without the former.
+        assert_eq!(row(&blocks, range(10, 256), size), Some(range(1024, 1280)));
+        let small = BootSize {
+            initramfs: 20 * MIB,
+            ..size
+        };
+        assert_eq!(row(&blocks, range(10, 256), small), Some(range(128, 256)));
+        assert_eq!(row(&blocks, range(10, 100), small), Some(range(1024, 1280)));
+        assert_eq!(row(&[], range(10, 100), small), None);
+        // Across 4 GiB, and beyond.
+        let high = [range(3968, 4224), range(8192, 8448)];
+        assert_eq!(row(&high, high[1], small), Some(range(3968, 4096)));
+        assert_eq!(row(&high[1..], high[1], small), None);
     }
 }

@@ -2,17 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use locum_abi::CHANNEL_COUNT;
-use partitioner::{Inventory, MemRange, Plan, PortRange, Request, Unreclaimed, plan};
+use partitioner::{Inventory, MemRange, PciAddress, Plan, PortRange, Request, Unreclaimed, plan};
 
+use super::incumbent::image;
 use crate::config::{self, Config};
-use crate::cpuinfo::CpuFeatures;
 use crate::error::Refusal;
 use crate::guest::{Hypervisor, Spec};
 use crate::inventory;
 use crate::load::{Files, threads};
 use crate::machine::Machine;
+use crate::preflight;
 
 /// Ports of a UART.
 const UART_PORTS: u16 = 8;
@@ -48,13 +49,7 @@ impl Prepared {
     ) -> Result<Self> {
         let config = Config::read(config_dir, name)?;
         let path = config::path(config_dir, name);
-        let features = CpuFeatures::read(machine.sys()).context("reading /proc/cpuinfo")?;
-        if !features.missing_vmx().is_empty() {
-            return Err(Refusal::CpuUnfit {
-                missing: features.missing_vmx().join(", "),
-            }
-            .into());
-        }
+        preflight::check(machine.sys())?;
         let files = Files::read(&config, &path)?;
         let facts = machine.facts();
         let inventory = inventory::take(
@@ -77,14 +72,15 @@ impl Prepared {
         })
     }
 
-    /// The plan.
+    /// The plan, and everything tried that can be tried without taking anything.
     ///
     /// # Errors
-    /// [`Refusal::Plan`] or [`Refusal::FewThreads`].
-    pub fn plan(&self) -> Result<Plan, Refusal> {
-        let plan = plan(&self.inventory, &self.request)?;
+    /// [`Refusal::Plan`], [`Refusal::FewThreads`], or why the image could not be loaded.
+    pub fn plan(&self, machine: &dyn Machine) -> Result<Plan> {
+        let plan = plan(&self.inventory, &self.request).map_err(Refusal::from)?;
         let bytes = |ranges: &[MemRange]| ranges.iter().map(|range| range.len()).sum();
         threads::check(bytes(&plan.memory), bytes(&self.inventory.pool), self.request.boot)?;
+        image::rehearse(machine, &self.config, &self.files, &plan)?;
         Ok(plan)
     }
 }
@@ -134,6 +130,8 @@ pub struct PlanView {
     pub initramfs_bytes: usize,
     /// The plan.
     pub plan: Plan,
+    /// PCI functions that no plan moves, for they are in another segment than 0.
+    pub immovable: Vec<PciAddress>,
     /// Bytes of RAM that the successor boots with.
     pub memory_bytes: u64,
     /// Bytes that will be nobody's.
@@ -146,13 +144,18 @@ impl PlanView {
     /// Of a refresh that can begin.
     ///
     /// # Errors
-    /// [`Refusal::Plan`].
-    pub fn new(prepared: &Prepared) -> Result<Self, Refusal> {
-        let plan = prepared.plan()?;
+    /// As [`Prepared::plan`].
+    pub fn new(prepared: &Prepared, machine: &dyn Machine) -> Result<Self> {
+        let plan = prepared.plan(machine)?;
         Ok(Self {
             name: prepared.name.clone(),
             kernel: prepared.config.kernel.clone(),
             initramfs_bytes: prepared.files.initramfs.len(),
+            immovable: prepared
+                .inventory
+                .immovable()
+                .map(|function| function.address)
+                .collect(),
             memory_bytes: plan.memory_bytes(),
             unreclaimed_bytes: plan.unreclaimed_bytes(),
             guests: prepared.guests.clone(),
@@ -194,6 +197,13 @@ impl std::fmt::Display for PlanView {
             "PCI         {}",
             list(plan.functions.iter().map(ToString::to_string).collect())
         )?;
+        if !self.immovable.is_empty() {
+            writeln!(
+                f,
+                "immovable   {}: in another PCI segment than 0000",
+                list(self.immovable.iter().map(ToString::to_string).collect())
+            )?;
+        }
         writeln!(
             f,
             "ports       {}",

@@ -339,6 +339,42 @@ fn a_refresh_is_refused_for_what_its_plan_is_refused_for() {
 }
 
 #[test]
+fn what_the_load_would_be_refused_for_is_refused_before_anything_is_taken() {
+    // A command line that is too long for the kernel.
+    let stage = Stage::new(Behaviour::Boots);
+    let file = stage.machine.tree().path().join("etc/locum/next.toml");
+    let config = fs::read_to_string(&file).unwrap();
+    fs::write(&file, config.replace("console=ttyS1", &"x".repeat(2000))).unwrap();
+    let error = format!("{:#}", stage.worker.begin("next").expect_err("refused"));
+    assert!(error.contains("command line"), "{error}");
+    stage.intact();
+
+    // A memory map that the successor's cannot be made from.
+    let stage = Stage::new(Behaviour::Boots);
+    fs::remove_dir_all(stage.machine.tree().path().join("sys/firmware/memmap")).unwrap();
+    stage.worker.begin("next").expect_err("refused");
+    stage.intact();
+
+    // All that is asked for is memory that nobody owns, and the image cannot be written there.
+    let stage = Stage::new(Behaviour::Boots);
+    let left = partitioner::Unreclaimed {
+        range: partitioner::MemRange::new(0xa0_0000, 0x4800_0000).unwrap(),
+        node: partitioner::NodeId(0),
+    };
+    stage
+        .machine
+        .tree()
+        .put("proc/iomem", "48000000-67ffffff : System RAM\n");
+    stage.shared.lock().refresh = partitioner::Refresh::idle(partitioner::Generation(0), vec![left]);
+    let error = stage.worker.begin("next").expect_err("refused");
+    assert!(
+        matches!(error.downcast_ref(), Some(Refusal::NoBlockForImage { .. })),
+        "{error:#}"
+    );
+    stage.intact();
+}
+
+#[test]
 fn an_incumbent_that_dies_on_its_way_out_is_taken() {
     let stage = Stage::with_timeouts(Behaviour::Boots, HANG.as_secs(), 1);
     stage.world.fail(INCUMBENT, "power_off", usize::MAX);
@@ -400,9 +436,14 @@ fn a_refused_request_changes_nothing_and_says_so_in_sysfs() {
     assert_eq!(stage.world.shown(TextKind::LastError), error);
     stage.machine.tree().put("proc/cpuinfo", "flags : svm constant_tsc\n");
     let error = stage.worker.begin("next").unwrap_err();
-    assert!(
-        matches!(error.downcast_ref(), Some(Refusal::CpuUnfit { .. })),
-        "{error}"
-    );
+    assert!(matches!(error.downcast_ref(), Some(Refusal::Unfit { .. })), "{error}");
     stage.intact();
+    // What the module would refuse when CPUs are to enter nested mode.
+    for flag in ["ibt", "user_shstk", "fred", "lass"] {
+        let cpu = format!("flags : vmx constant_tsc {flag}\nvmx flags : ept unrestricted_guest\n");
+        stage.machine.tree().put("proc/cpuinfo", cpu);
+        let error = stage.worker.begin("next").unwrap_err().to_string();
+        assert!(error.contains(flag) && error.contains("boot with"), "{error}");
+        stage.intact();
+    }
 }

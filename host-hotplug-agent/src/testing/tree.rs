@@ -67,18 +67,11 @@ impl Tree {
             tree.put(format!("sys/kernel/irq/{irq}/chip_name"), format!("{chip}\n"));
             tree.put(format!("sys/kernel/irq/{irq}/actions"), format!("{actions}\n"));
         }
-        for (index, (start, last, kind)) in [
-            (0u64, 0x9_ffffu64, "System RAM"),
+        tree.memmap(&[
+            (0, 0x9_ffff, "System RAM"),
             (0x10_0000, 0x7ffe_ffff, "System RAM"),
             (0x7fff_0000, 0x7fff_ffff, "ACPI Tables"),
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            tree.put(format!("sys/firmware/memmap/{index}/start"), format!("{start:#x}\n"));
-            tree.put(format!("sys/firmware/memmap/{index}/end"), format!("{last:#x}\n"));
-            tree.put(format!("sys/firmware/memmap/{index}/type"), format!("{kind}\n"));
-        }
+        ]);
         tree
     }
 
@@ -109,6 +102,16 @@ impl Tree {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, text).unwrap();
         path
+    }
+
+    /// Makes the firmware's memory map: first and last byte, type.
+    pub fn memmap(&self, ranges: &[(u64, u64, &str)]) {
+        let _ = fs::remove_dir_all(self.path().join("sys/firmware/memmap"));
+        for (index, (start, last, kind)) in ranges.iter().enumerate() {
+            self.put(format!("sys/firmware/memmap/{index}/start"), format!("{start:#x}\n"));
+            self.put(format!("sys/firmware/memmap/{index}/end"), format!("{last:#x}\n"));
+            self.put(format!("sys/firmware/memmap/{index}/type"), format!("{kind}\n"));
+        }
     }
 
     /// Makes a memory block.

@@ -69,6 +69,8 @@ struct Pml4(Table);
 #[repr(C, align(4096))]
 struct Tables {
     pml4: PerSlot<Pml4>,
+    /// For a CPU with five-level paging: the PML4 serves for both ends of the address space.
+    pml5: PerSlot<Pml4>,
     stub_pdpt: PerSlot<Table>,
     pdpt: [Table; PDPTS],
     pd: [Table; PDS],
@@ -83,6 +85,7 @@ unsafe impl Sync for Static {}
 
 static TABLES: Static = Static(UnsafeCell::new(Tables {
     pml4: PerSlot::new(Pml4([0; ENTRIES]), Pml4([0; ENTRIES])),
+    pml5: PerSlot::new(Pml4([0; ENTRIES]), Pml4([0; ENTRIES])),
     stub_pdpt: PerSlot::new([0; ENTRIES], [0; ENTRIES]),
     pdpt: [[0; ENTRIES]; PDPTS],
     pd: [[0; ENTRIES]; PDS],
@@ -95,6 +98,14 @@ pub(crate) fn l0_cr3(slot: Slot) -> u64 {
     // SAFETY: only addresses are computed.
     let pml4 = unsafe { (&raw mut (*tables).pml4).cast::<Pml4>().add(slot.index()) };
     pml4 as u64
+}
+
+/// [`l0_cr3`] for a CPU with five-level paging, which can't be switched off in 64-bit mode.
+pub(crate) fn l0_cr3_five(slot: Slot) -> u64 {
+    let tables = TABLES.0.get();
+    // SAFETY: only addresses are computed.
+    let pml5 = unsafe { (&raw mut (*tables).pml5).cast::<Pml4>().add(slot.index()) };
+    pml5 as u64
 }
 
 /// Loads CR3 for a host's slot, without a PCID.
@@ -187,6 +198,9 @@ impl Tables {
             }
             pml4.0[ENTRIES - 1] = (&raw const *stub_pdpt).addr() as u64 | PRESENT_WRITABLE;
             stub_pdpt[ENTRIES - 1] = stub_pd[slot] | PRESENT_WRITABLE;
+            let pml4 = (&raw const *pml4).addr() as u64 | PRESENT_WRITABLE;
+            let pml5 = &mut self.pml5[slot].0;
+            (pml5[0], pml5[ENTRIES - 1]) = (pml4, pml4);
         }
         result
     }
@@ -243,6 +257,7 @@ mod tests {
     fn tables() -> Box<Tables> {
         Box::new(Tables {
             pml4: PerSlot::new(Pml4([0; ENTRIES]), Pml4([0; ENTRIES])),
+            pml5: PerSlot::new(Pml4([0; ENTRIES]), Pml4([0; ENTRIES])),
             stub_pdpt: PerSlot::new([0; ENTRIES], [0; ENTRIES]),
             pdpt: [[0; ENTRIES]; PDPTS],
             pd: [[0; ENTRIES]; PDS],
@@ -266,6 +281,11 @@ mod tests {
         assert_eq!(t.stub_pdpt[Slot::Odd][511], 0x83_a000 | PRESENT_WRITABLE);
         assert_eq!(t.pml4[Slot::Even].0[0], t.pml4[Slot::Odd].0[0]);
         assert_ne!(t.pml4[Slot::Even].0[511], t.pml4[Slot::Odd].0[511]);
+        for slot in Slot::ALL {
+            let pml4 = (&raw const t.pml4[slot]).addr() as u64 | PRESENT_WRITABLE;
+            assert_eq!((t.pml5[slot].0[0], t.pml5[slot].0[511]), (pml4, pml4));
+            assert!(t.pml5[slot].0[1..511].iter().all(|&e| e == 0));
+        }
     }
 
     #[test]

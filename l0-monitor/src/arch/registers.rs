@@ -21,6 +21,10 @@ pub(crate) const CR0_L0: Cr0Flags = Cr0Flags::PROTECTED_MODE_ENABLE
 pub(crate) const CR4_L0: Cr4Flags = CR4_HOST.union(Cr4Flags::MACHINE_CHECK_EXCEPTION);
 /// CR4 of a CPU that is handed to a host: MCE is for the host to set, once it has a handler.
 pub(crate) const CR4_HOST: Cr4Flags = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION;
+/// What L0 leaves in CR4 as a host had it: VMXE can't be cleared in VMX operation, and LA57 not in 64-bit mode.
+pub(crate) const CR4_KEPT: Cr4Flags = Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS.union(Cr4Flags::L5_PAGING);
+/// CR4.CET: control-flow enforcement. L0 runs without.
+pub(crate) const CR4_CET: Cr4Flags = Cr4Flags::CONTROL_FLOW_ENFORCEMENT;
 /// IA32_EFER in 64-bit mode.
 pub(crate) const EFER_LONG_MODE: EferFlags = EferFlags::LONG_MODE_ENABLE.union(EferFlags::LONG_MODE_ACTIVE);
 /// RFLAGS with nothing set: bit 1 reads as 1 (SDM vol. 1, 3.4.3).
@@ -56,12 +60,12 @@ pub(crate) unsafe fn forbid_vmx() {
     unsafe { Cr4::write_raw(cr4().difference(Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS).bits()) };
 }
 
-/// Brings CR0 and CR4 to L0's own values; CR4.VMXE stays as it is, since clearing it in VMX operation faults.
+/// Brings CR0 and CR4 to L0's own values, but for [`CR4_KEPT`].
 ///
 /// # Safety
 /// L0's page tables are in use (they need neither PCIDs nor global pages).
 pub(crate) unsafe fn normalise() {
-    let cr4 = CR4_L0 | cr4().intersection(Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS);
+    let cr4 = CR4_L0 | cr4().intersection(CR4_KEPT);
     // SAFETY: the caller says that L0's tables are in use; they work with PAE alone. CR0's value is the one that L0
     // boots with.
     unsafe {

@@ -151,14 +151,14 @@ pub(crate) struct TooLong;
 pub(crate) fn for_first_host(
     own: &str,
     maxcpus: Option<u32>,
-    five_level_paging: bool,
+    no_five_levels: bool,
 ) -> Result<ArrayString<HOST_LINE>, TooLong> {
     use core::fmt::Write;
     let mut line = ArrayString::new();
     let mut write = || {
         write!(line, "no_ipi_broadcast=1 acpi_irq_nobalance")?;
-        if five_level_paging {
-            // L0's page tables have four levels, and the reset vector can't change that.
+        if no_five_levels {
+            // A dormant L0 does without, but a CPU that pages with five levels can't become nested yet.
             write!(line, " no5lvl")?;
         }
         if let Some(n) = maxcpus {

@@ -3,14 +3,13 @@
 
 use core::arch::global_asm;
 
+use super::home;
 use crate::arch::registers::{CR0_L0, CR4_L0, EferFlags};
 use crate::arch::{gdt, msr, paging};
 
 /// Bytes of the stack until the boot CPU jumps to the host.
 const BOOT_STACK: usize = 64 * 1024;
 
-/// Lowest address at which L0 may be put: what is below are other things' places (BIOS, trampolines).
-const LOWEST: u32 = 0x10_0000;
 /// Highest address of its last byte: the entry runs in 32-bit mode, and its page tables map no more.
 const HIGHEST: u32 = u32::MAX;
 /// "Lowest possible" of the relocation tag: what stays with L0 for good shares a memory block with it, so that this is
@@ -40,6 +39,7 @@ global_asm!(
     ".popsection",
     //
     ".pushsection .bss.l0_boot, \"aw\", @nobits",
+    ".global l0_boot_pml4, l0_boot_pdpt, l0_boot_pd",
     ".balign 4096",
     "l0_boot_pml4: .skip 4096",
     "l0_boot_pdpt: .skip 4096",
@@ -59,7 +59,7 @@ global_asm!(
     code = const gdt::CODE_DESCRIPTOR,
     data = const gdt::DATA_DESCRIPTOR,
     limit = const gdt::FLAT_LIMIT,
-    lowest = const LOWEST,
+    lowest = const home::LOWEST as u32,
     highest = const HIGHEST,
     image_align = const paging::LARGE_PAGE,
     prefer_low = const PREFER_LOW,
@@ -102,8 +102,7 @@ global_asm!(
     "incl %ecx",
     "cmpl $2048, %ecx",
     "jne 3b",
-    "movl %cr4, %eax",
-    "orl ${cr4}, %eax",
+    "movl ${cr4}, %eax", // without LA57, which a loader may have left set
     "movl %eax, %cr4",
     "leal l0_boot_pml4 - l0_start(%edi), %eax",
     "movl %eax, %cr3",
@@ -175,6 +174,12 @@ global_asm!(
     "7:",
     "add rcx, 63 * 8",
     "jmp 4b",
+    "jmp 8f",
+    ".global l0_moved",
+    "l0_moved:", // here from `home`: RDX is CR3, EDI and ESI as for `main`
+    "mov cr3, rdx",
+    "lea rsp, [rip + l0_boot_stack_top]",
+    "mov ebp, edi",
     "8:",
     "mov edi, ebp",
     "mov esi, esi",

@@ -153,7 +153,9 @@ pub(super) fn choose_places(
 /// The command line of the first host; `own` is what the administrator wrote.
 fn command_line(own: &str, options: &cmdline::Options) -> Result<ArrayString<{ cmdline::HOST_LINE }>, BootError> {
     let maxcpus = options.host_cpus.filter(|&n| (n as usize) < id::count());
-    cmdline::for_first_host(own, maxcpus, cpuid::has_la57()).map_err(|_| BootError::CommandLine)
+    // Without VMX no refresh asks for it.
+    let five_levels_in_the_way = cpuid::has_la57() && super::ap::allow_vmx();
+    cmdline::for_first_host(own, maxcpus, five_levels_in_the_way).map_err(|_| BootError::CommandLine)
 }
 
 /// Moves ramdisk and kernel from where the boot loader left them to their places.

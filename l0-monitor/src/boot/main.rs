@@ -16,7 +16,7 @@ use super::load::{Entry, load};
 use super::memory::{Identity, move_bytes};
 use super::multiboot::{BOOTLOADER_MAGIC, Information};
 use super::publish::publish;
-use super::{BootError, cmdline, plain};
+use super::{BootError, cmdline, home, plain};
 use crate::arch::{cpuid, gdt, paging, serial, stack};
 use crate::doors::{native_host, reset};
 use crate::id::{self, CpuIndex};
@@ -32,6 +32,8 @@ const INFORMATION_MAX: usize = 64 * 1024;
 
 /// Entered from [`super::entry`] in long mode on the boot stack, with what GRUB left in EAX and EBX.
 pub(crate) extern "C" fn main(magic: u32, information: u32) -> ! {
+    // SAFETY: the first that happens here.
+    unsafe { home::settle(magic, information) };
     shared::init_rings();
     logger::init();
     // Any CPU's GDT will do until L0 knows which CPU this is.

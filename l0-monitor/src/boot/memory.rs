@@ -52,6 +52,17 @@ pub(crate) unsafe fn move_bytes(to: u64, from: u64, len: u64) {
     }
 }
 
+/// Fills memory with zeroes.
+///
+/// # Safety
+/// As for the destination of [`move_bytes`].
+pub(crate) unsafe fn clear(at: u64, len: u64) {
+    // SAFETY: the caller's word.
+    unsafe {
+        asm!("rep stosb", inout("rdi") at => _, inout("rcx") len => _, in("al") 0_u8, options(nostack));
+    }
+}
+
 /// The bytes of a range.
 ///
 /// # Safety

@@ -15,6 +15,7 @@ pub(crate) mod display;
 mod entry;
 #[cfg(target_os = "none")]
 mod error;
+pub(crate) mod home;
 #[cfg(target_os = "none")]
 mod load;
 #[cfg(target_os = "none")]

@@ -99,7 +99,7 @@ impl<'a> Information<'a> {
     }
 
     /// Contents of all tags of a type, in order.
-    fn tags(self, wanted: u32) -> impl Iterator<Item = &'a [u8]> {
+    fn tags(self, wanted: u32) -> impl Iterator<Item = &'a [u8]> + Clone {
         let mut rest = self.0.get(HEADER..).unwrap_or_default();
         core::iter::from_fn(move || {
             let (kind, size) = (u32_at(rest, 0)?, u32_at(rest, 4)? as usize);
@@ -117,7 +117,7 @@ impl<'a> Information<'a> {
     }
 
     /// The modules, in the order of the boot loader's configuration.
-    pub(crate) fn modules(self) -> impl Iterator<Item = Module<'a>> {
+    pub(crate) fn modules(self) -> impl Iterator<Item = Module<'a>> + Clone {
         self.tags(TAG_MODULE).filter_map(|body| {
             let module = Module {
                 start: u32_at(body, 0)?.into(),

@@ -1,6 +1,7 @@
 //! Handing a CPU to a native host: the state that firmware leaves (ACPI 6.5, 5.2.12.19; Linux' 64-bit boot protocol).
 //!
-//! Long mode on an identity map of the low 4 GiB and all RAM, readable, writable and executable; a flat GDT with code at 0x10 and
+//! Long mode on an identity map of the low 4 GiB and all RAM, readable, writable and executable, of five levels if the
+//! last host on the CPU had it so (Linux changes to what it wants by itself, in `trampoline_start64`); a flat GDT with code at 0x10 and
 //! data at 0x18; no-execute pages enabled; interrupts off; no IDT. Tables and GDT are in the shared region, so nothing
 //! of L0's private memory is used any more after the jump.
 #![expect(unsafe_code, reason = "leaves Rust for good")]
@@ -12,8 +13,7 @@ use crate::arch::gdt::{CODE, DATA, FLAT, FLAT_LIMIT, TableRegister};
 use crate::arch::paging::{self, PRESENT_WRITABLE, Table};
 use crate::arch::registers::{self, Cr4Flags, EferFlags};
 use crate::arch::{cpuid, msr};
-use crate::shared;
-use crate::shared::layout::FirmwareTables;
+use crate::shared::{self, layout::FirmwareTables};
 use locum_abi::Slot;
 
 /// Fills a slot's firmware page tables and GDT; returns the end of what the tables map, all of `ram` below it included.
@@ -35,6 +35,7 @@ fn fill(tables: &mut FirmwareTables, ram: impl Iterator<Item = Range<u64>>) -> u
     for (place, directory) in tables.pdpt.as_flattened_mut().iter_mut().zip(&tables.pd) {
         *place = entry(directory);
     }
+    tables.pml5[0] = entry(&tables.pml4);
     for (place, pdpt) in tables.pml4.iter_mut().zip(&tables.pdpt) {
         *place = entry(pdpt);
     }
@@ -66,6 +67,12 @@ pub(crate) unsafe fn enter(slot: Slot, rip: u64, rsi: u64) -> ! {
         // SAFETY: L0's and the firmware's page tables have no such bits.
         unsafe { msr::write(msr::EFER, msr::read(msr::EFER) | EferFlags::NO_EXECUTE_ENABLE.bits()) };
     }
+    let five_levels = registers::cr4().intersection(Cr4Flags::L5_PAGING);
+    let cr3 = if five_levels.is_empty() {
+        shared::firmware_cr3(slot)
+    } else {
+        shared::firmware_cr3_five(slot)
+    };
     // SAFETY: the firmware tables map everything below 4 GiB where it is, so also this code and this stack, and the GDT
     // has the selectors that are loaded. The rest is the caller's word.
     unsafe {
@@ -86,8 +93,8 @@ pub(crate) unsafe fn enter(slot: Slot, rip: u64, rsi: u64) -> ! {
             "mov gs, {data:x}",
             "mov dr7, {dr7}",
             "jmp {rip}",
-            cr4 = in(reg) registers::CR4_HOST.bits(),
-            cr3 = in(reg) shared::firmware_cr3(slot),
+            cr4 = in(reg) (registers::CR4_HOST | five_levels).bits(),
+            cr3 = in(reg) cr3,
             gdtr = in(reg) &raw const gdtr.limit,
             idtr = in(reg) &raw const no_idt.limit,
             code = const CODE as i32,

@@ -3,9 +3,12 @@
 //!
 //! One page per slot in the shared region: this code, then its data, all reached relative to RIP, because of the host's
 //! page tables only this one page is certain. The code asks CPUID for the APIC id and the page's table for the CPU's
-//! mode, which L0 keeps there ([`shared::set_reset_mode`]). A nested CPU calls L0; a native one switches to L0's page
-//! tables, GDT, IDT and its own L0 stack, then goes on in [`super::parking`]. CR4.PCIDE may be set: L0's CR3 has PCID
-//! 0.
+//! mode, which L0 keeps there ([`shared::set_reset_mode`]). A nested CPU calls L0; a native one switches to L0's CR4,
+//! page tables, GDT, IDT and its own L0 stack, then goes on in [`super::parking`].
+//!
+//! The host jumps here as its CR4 has it. With CET, an indirect jump must meet ENDBR64, and L0's own code has none
+//! behind this, and no shadow stack: so CET is switched off first. LA57 can't be switched in 64-bit mode: L0 has page
+//! tables of five levels for such a CPU.
 #![expect(unsafe_code, reason = "code is copied to where a host jumps")]
 
 use core::arch::global_asm;
@@ -13,6 +16,7 @@ use core::arch::global_asm;
 use locum_abi::{Op, Slot};
 
 use crate::arch::gdt::{self, TableRegister};
+use crate::arch::registers::{CR4_KEPT, CR4_L0, Cr4Flags};
 use crate::arch::{paging, stack};
 use crate::id::{self, CpuIndex};
 use crate::shared::{
@@ -29,6 +33,7 @@ global_asm!(
     ".global l0_reset_vector, l0_reset_vector_end",
     ".balign 16",
     "l0_reset_vector:",
+    "endbr64",
     "cli",
     "cld",
     "mov eax, 1",
@@ -40,8 +45,14 @@ global_asm!(
     "mov rsp, [rsi + rbx * 8 + {stack}]",
     "test rsp, rsp",
     "jz 3f",
-    "mov rax, [rsi + {cr3}]",
-    "mov cr3, rax",
+    "mov rax, cr4",
+    "mov rcx, [rsi + {cr3}]",
+    "bt eax, {la57}",
+    "cmovc rcx, [rsi + {cr3_five}]",
+    "and eax, {kept}",
+    "or eax, {cr4}",
+    "mov cr4, rax",
+    "mov cr3, rcx",
     "lgdt [rsi + {gdtr}]",
     "lidt [rsi + {idtr}]",
     "call [rsi + {entry}]",
@@ -56,6 +67,10 @@ global_asm!(
     data = const DATA_OFFSET,
     stack = const core::mem::offset_of!(ResetData, stack),
     cr3 = const core::mem::offset_of!(ResetData, cr3),
+    cr3_five = const core::mem::offset_of!(ResetData, cr3_five),
+    la57 = const Cr4Flags::L5_PAGING.bits().trailing_zeros(),
+    kept = const CR4_KEPT.bits(),
+    cr4 = const CR4_L0.bits(),
     gdtr = const core::mem::offset_of!(ResetData, gdtr) + TABLE_REGISTER_OPERAND,
     idtr = const core::mem::offset_of!(ResetData, idtr) + TABLE_REGISTER_OPERAND,
     entry = const core::mem::offset_of!(ResetData, entry),
@@ -98,6 +113,7 @@ pub(crate) fn install(slot: Slot) {
         let entry: unsafe extern "C" fn() -> ! = super::parking::arrive;
         (&raw mut (*data).entry).write(entry as usize as u64);
         (&raw mut (*data).cr3).write(paging::l0_cr3(slot));
+        (&raw mut (*data).cr3_five).write(paging::l0_cr3_five(slot));
         let gdtr = TableRegister {
             pad: [0; 3],
             limit: gdt::GDT_LIMIT,

@@ -52,6 +52,8 @@ pub(crate) struct ResetData {
     pub(crate) entry: u64,
     /// L0's CR3.
     pub(crate) cr3: u64,
+    /// L0's CR3 for a CPU with five-level paging.
+    pub(crate) cr3_five: u64,
     /// A GDT that will do until the CPU's own is loaded.
     pub(crate) gdtr: TableRegister,
     /// L0's IDT.
@@ -63,6 +65,8 @@ pub(crate) struct ResetData {
 pub(crate) struct FirmwareTables {
     /// CR3 names it.
     pub(crate) pml4: Table,
+    /// CR3 names it on CPUs with five-level paging.
+    pub(crate) pml5: Table,
     /// With pages of 1 GiB but for the first entries, which name `pd`.
     pub(crate) pdpt: [Table; PDPTS],
     /// The low GiBs.

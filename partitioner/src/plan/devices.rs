@@ -29,6 +29,12 @@ pub fn choose(inventory: &Inventory, request: &Request, warnings: &mut Vec<Warni
         let Some(function) = inventory.functions.iter().find(|function| function.address == address) else {
             return Err(PlanError::UnknownFunction(address));
         };
+        if !function.movable() {
+            return Err(PlanError::OtherSegment {
+                address,
+                behind: function.behind,
+            });
+        }
         if function.bridge {
             return Err(PlanError::Bridge(address));
         }
@@ -55,7 +61,7 @@ pub fn choose(inventory: &Inventory, request: &Request, warnings: &mut Vec<Warni
     let staying: Vec<&PciFunction> = inventory
         .functions
         .iter()
-        .filter(|function| !request.functions.contains(&function.address))
+        .filter(|function| !goes(request, function))
         .collect();
     Ok(Devices {
         mmio: mmio(&functions, &staying)?,
@@ -63,6 +69,12 @@ pub fn choose(inventory: &Inventory, request: &Request, warnings: &mut Vec<Warni
         pins: pins(inventory, request, &functions, &staying, warnings)?,
         functions,
     })
+}
+
+/// Whether the function goes to the successor: asked for, or behind one that is.
+fn goes(request: &Request, function: &PciFunction) -> bool {
+    let asked = |address| request.functions.contains(&address);
+    asked(function.address) || function.behind.is_some_and(asked)
 }
 
 fn mmio(functions: &[PciFunction], staying: &[&PciFunction]) -> Result<Vec<MemRange>, PlanError> {

@@ -18,7 +18,8 @@ pub struct Reclaim {
     pub blocks: Vec<MemoryBlock>,
     /// CPUs to bring online.
     pub cpus: Vec<ApicId>,
-    /// PCI functions to find by a rescan. Bridges are visible already.
+    /// PCI functions to find by a rescan. Bridges are visible already, other segments too, and what lies behind a
+    /// function comes with its driver.
     pub functions: Vec<PciAddress>,
     /// Memory that becomes nobody's: it lies in blocks with holes, and Linux adds whole blocks only.
     pub unreclaimed: Vec<Unreclaimed>,
@@ -41,7 +42,7 @@ pub fn reclaim(inventory: &Inventory, kept: &[Cpu], memory: &Memory, devices: &D
     let functions = inventory
         .functions
         .iter()
-        .filter(|function| !function.bridge && !moved(function.address));
+        .filter(|function| function.movable() && !function.bridge && !moved(function.address));
     Reclaim {
         blocks,
         cpus: kept.iter().map(|cpu| cpu.apic).collect(),

@@ -59,6 +59,7 @@ fn function(n: u8) -> impl Strategy<Value = PciFunction> {
             bridge,
             bars: memory.into_iter().chain(io).collect(),
             gsi,
+            behind: None,
         }
     })
 }
@@ -71,13 +72,15 @@ pub fn inventory() -> impl Strategy<Value = Inventory> {
     let cpus = vec((prop::bool::weighted(0.9), 0u32..2), 2..8);
     let memory = vec(kind(), 4..20);
     let pins = vec(prop::bool::weighted(0.05), 12);
-    (cpus, memory, functions(), pins, 0u64..20, 0u64..4).prop_map(
-        |(cpus, memory, functions, pins, spare, generation)| {
+    let flags = (any::<bool>(), prop::bool::weighted(0.3));
+    (cpus, memory, functions(), pins, 0u64..20, 0u64..4, flags).prop_map(
+        |(cpus, memory, functions, pins, spare, generation, (cores, low))| {
             let cpu = |(n, (online, node)): (u32, (bool, u32))| Cpu {
                 apic: ApicId(n * 2),
                 number: CpuNumber(n),
                 online: online || n == 0,
                 node: NodeId(node),
+                core: cores.then_some(CpuNumber(n - n % 2)),
             };
             let mut inventory = Inventory {
                 generation: Generation(generation),
@@ -101,6 +104,8 @@ pub fn inventory() -> impl Strategy<Value = Inventory> {
                 firmware: vec![],
                 unread_firmware: vec![],
                 pool: vec![],
+                pool_nodes: vec![],
+                entry_reach: if low { 8 * BLOCK } else { 4 << 30 },
                 never_moves: vec![mem(0, 5 * PAGE)],
                 unreclaimed: vec![],
             };
@@ -128,6 +133,7 @@ fn put(inventory: &mut Inventory, n: u64, kind: Kind) {
         removable,
         free: if online { BLOCK / 4 } else { BLOCK },
         node,
+        foreign: None,
     };
     match kind {
         Kind::Absent => {}

@@ -38,6 +38,7 @@ fn function(address: PciAddress, class: u32, driver: Option<&str>, bars: Vec<Bar
         bridge: class >> 16 == 6,
         bars,
         gsi: gsi.map(Gsi),
+        behind: None,
     }
 }
 
@@ -48,6 +49,7 @@ pub fn inventory() -> Inventory {
         number: CpuNumber(n),
         online: true,
         node: NodeId(0),
+        core: None,
     };
     let block = |n: u64| MemoryBlock {
         range: MemRange::with_len(n * BLOCK, BLOCK).unwrap(),
@@ -55,6 +57,7 @@ pub fn inventory() -> Inventory {
         removable: n >= 8, // movablecore=640M
         free: if n >= 8 { BLOCK } else { 0 },
         node: NodeId(0),
+        foreign: None,
     };
     let nic = |device, bar: u64, port, gsi| {
         let bars = vec![
@@ -101,6 +104,8 @@ pub fn inventory() -> Inventory {
         firmware: vec![],
         unread_firmware: vec![],
         pool: vec![mem(0x6800_0000, 0x7fe0_0000)],
+        pool_nodes: vec![],
+        entry_reach: 4 << 30,
         never_moves: vec![mem(0, 10 * MIB)],
         unreclaimed: vec![],
     }

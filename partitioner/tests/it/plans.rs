@@ -429,3 +429,194 @@ fn a_partition_refuses_wrong_moves() {
     partition.transfer(there.reversed()).unwrap();
     assert_eq!(partition, before);
 }
+
+/// Two nodes with cores of two threads, as Linux numbers them: first threads 0 to 3 (node 0) and 4 to 7 (node 1), then
+/// the second ones. 2 GiB below 4 GiB on node 0, then blocks of 1 GiB: 4 to 8 GiB on node 0, 8 to 12 on node 1.
+fn two_nodes() -> Inventory {
+    const GIB: u64 = 1 << 30;
+    let mut inventory = lab::inventory();
+    let cpu = |n: u32| partitioner::Cpu {
+        apic: partitioner::ApicId(n % 8 * 2 + n / 8),
+        number: CpuNumber(n),
+        online: true,
+        node: NodeId(n % 8 / 4),
+        core: Some(CpuNumber(n % 8)),
+    };
+    inventory.cpus = (0..16).map(cpu).collect();
+    inventory.block_size = GIB;
+    inventory.blocks = (0..12)
+        .filter(|n| !(2..4).contains(n))
+        .map(|n| partitioner::MemoryBlock {
+            range: mem(n * GIB, (n + 1) * GIB),
+            state: BlockState::Online,
+            removable: n > 0,
+            free: 0,
+            node: NodeId((n / 8) as u32),
+            foreign: None,
+        })
+        .collect();
+    inventory.ram = vec![mem(MIB, 2 * GIB), mem(4 * GIB, 12 * GIB)];
+    inventory.spare = 8 * GIB;
+    inventory.pool = vec![mem(12 * GIB, 13 * GIB)];
+    inventory.entry_reach = 64 * GIB;
+    inventory
+}
+
+fn sized(cpus: CpuRequest, gib: u64) -> Request {
+    Request {
+        cpus,
+        memory: MemoryRequest::Size(gib << 30),
+        functions: vec![],
+        guests: vec!["guest".into()],
+        ..lab::request()
+    }
+}
+
+fn numbers(plan: &partitioner::Plan) -> Vec<u32> {
+    plan.cpus.iter().map(|cpu| cpu.number.0).collect()
+}
+
+#[test]
+fn a_count_takes_whole_cores_of_one_node() {
+    let inventory = two_nodes();
+    let chosen = |count| numbers(&plan(&inventory, &sized(CpuRequest::Count(count), 2)).unwrap());
+    assert_eq!(chosen(2), [7, 15]);
+    assert_eq!(chosen(4), [6, 7, 14, 15]);
+    assert_eq!(chosen(8), [4, 5, 6, 7, 12, 13, 14, 15]);
+    assert_eq!(
+        chosen(10),
+        [3, 4, 5, 6, 7, 11, 12, 13, 14, 15],
+        "whole cores of two nodes"
+    );
+    for count in 1..=15 {
+        let made = plan(&inventory, &sized(CpuRequest::Count(count), 2)).unwrap();
+        assert_eq!(made.cpus.len(), count);
+        let split = made
+            .warnings
+            .iter()
+            .filter(|w| matches!(w, Warning::SplitCore { .. }))
+            .count();
+        assert_eq!(split, count % 2, "{count} CPUs");
+    }
+    // Threads that are offline run no host.
+    let mut inventory = two_nodes();
+    inventory.cpus[15].online = false;
+    let made = plan(&inventory, &sized(CpuRequest::Count(1), 2)).unwrap();
+    assert_eq!(numbers(&made), [7]);
+    assert!(
+        made.warnings.iter().all(|w| !matches!(w, Warning::SplitCore { .. })),
+        "{:?}",
+        made.warnings
+    );
+}
+
+#[test]
+fn cpus_go_where_memory_and_pool_are() {
+    let mut inventory = two_nodes();
+    let count = || sized(CpuRequest::Count(4), 3);
+    for block in &mut inventory.blocks[8..] {
+        block.removable = false;
+    }
+    let made = plan(&inventory, &count()).unwrap();
+    assert_eq!(numbers(&made), [2, 3, 10, 11], "node 1 has too little memory to give");
+    assert_eq!(made.memory, [mem(1 << 30, 2 << 30), mem(6 << 30, 8 << 30)]);
+    let mut inventory = two_nodes();
+    inventory.pool_nodes = vec![NodeId(0)];
+    assert_eq!(numbers(&plan(&inventory, &count()).unwrap()), [2, 3, 10, 11]);
+    // Memory that is asked for by address decides, too.
+    let by_address = Request {
+        memory: MemoryRequest::Blocks(vec![mem(8 << 30, 10 << 30)]),
+        ..count()
+    };
+    let made = plan(&inventory, &by_address).unwrap();
+    assert_eq!(numbers(&made), [6, 7, 14, 15]);
+    let far = Warning::PoolFarAway { pool: vec![NodeId(0)] };
+    assert!(made.warnings.contains(&far), "{:?}", made.warnings);
+    let without_guests = Request {
+        guests: vec![],
+        ..by_address
+    };
+    assert!(!plan(&inventory, &without_guests).unwrap().warnings.contains(&far));
+}
+
+#[test]
+fn memory_comes_from_the_nodes_of_the_cpus() {
+    let inventory = two_nodes();
+    let list = |numbers: &[u32], gib| plan(&inventory, &sized(cpus(numbers), gib)).unwrap();
+    assert_eq!(list(&[2, 10], 3).memory, [mem(1 << 30, 2 << 30), mem(6 << 30, 8 << 30)]);
+    let below = mem(1 << 30, 2 << 30);
+    assert_eq!(
+        list(&[7, 15], 3).memory,
+        [below, mem(10 << 30, 12 << 30)],
+        "the zone DMA32"
+    );
+    assert_eq!(
+        list(&[7, 15], 6).memory,
+        [below, mem(7 << 30, 12 << 30)],
+        "the rest is remote"
+    );
+    let split = list(&[2, 3, 11], 2).warnings;
+    assert!(
+        split.contains(&Warning::SplitCore {
+            goes: CpuNumber(2),
+            stays: CpuNumber(10)
+        }),
+        "{split:?}"
+    );
+    assert_eq!(
+        split.iter().filter(|w| matches!(w, Warning::SplitCore { .. })).count(),
+        1
+    );
+}
+
+#[test]
+fn the_image_lies_where_l0_can_enter_it() {
+    let mut inventory = two_nodes();
+    let low = Warning::LittleLowMemory { spare: 0 };
+    let on_node_1 = sized(cpus(&[7, 15]), 3);
+    let down_there = inventory.blocks[1].clone();
+    inventory.blocks[1].removable = false;
+    let high = plan(&inventory, &on_node_1).unwrap();
+    assert_eq!(high.memory, [mem(9 << 30, 12 << 30)]);
+    assert!(high.warnings.contains(&low), "no zone DMA32: {:?}", high.warnings);
+    inventory.entry_reach = 4 << 30;
+    assert!(matches!(
+        plan(&inventory, &on_node_1),
+        Err(PlanError::OutOfReach { longest: 0, .. })
+    ));
+    inventory.blocks[1] = down_there;
+    let made = plan(&inventory, &on_node_1).unwrap();
+    assert_eq!(made.memory, [mem(1 << 30, 2 << 30), mem(10 << 30, 12 << 30)]);
+    assert_eq!(made.boot, mem(1 << 30, 2 << 30));
+    assert!(!made.warnings.contains(&low), "{:?}", made.warnings);
+    // In part beyond it: only what is below counts.
+    inventory.entry_reach = (1 << 30) + (512 << 20);
+    assert_eq!(
+        plan(&inventory, &on_node_1).unwrap_err(),
+        PlanError::OutOfReach {
+            needed: on_node_1.boot.needed_at(0),
+            longest: 0,
+            reach: inventory.entry_reach,
+        }
+    );
+    let by_address = Request {
+        memory: MemoryRequest::Blocks(vec![mem(1 << 30, 2 << 30)]),
+        ..on_node_1.clone()
+    };
+    assert_eq!(
+        plan(&inventory, &by_address).unwrap().boot,
+        mem(1 << 30, inventory.entry_reach)
+    );
+    inventory.entry_reach = 1 << 30;
+    let error = plan(&inventory, &by_address).unwrap_err().to_string();
+    assert!(error.contains("below 0x40000000, which is all that L0 maps"), "{error}");
+    // What nobody owns is below, and is enough.
+    inventory.entry_reach = 4 << 30;
+    inventory.ram[0] = mem(1 << 30, 2 << 30);
+    inventory.unreclaimed = vec![Unreclaimed {
+        range: mem(16 * MIB, 1 << 30),
+        node: NodeId(0),
+    }];
+    let made = plan(&inventory, &on_node_1).unwrap();
+    assert_eq!(made.memory, [mem(16 * MIB, 1 << 30), mem(9 << 30, 12 << 30)]);
+}

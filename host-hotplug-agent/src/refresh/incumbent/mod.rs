@@ -1,7 +1,7 @@
 //! The incumbent's actions.
 
 mod guests;
-mod image;
+pub mod image;
 mod talk;
 
 use std::collections::BTreeMap;
@@ -172,7 +172,7 @@ fn grant(resource: Resource) -> Grant {
     }
 }
 
-/// L0 knows segment 0 only, and the configuration names no other.
+/// L0 knows segment 0 only, and no plan moves a function of another.
 fn requester_id(address: PciAddress) -> u16 {
     u16::from_be_bytes([address.bus(), address.device() << 3 | address.function()])
 }
