@@ -164,21 +164,25 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn chosen(usable: &[Range<u64>], taken: &[Range<u64>]) -> Option<u64> {
-        choose(usable.iter().cloned(), taken.iter().cloned(), 18 * MIB)
+    fn chosen<const N: usize>(usable: &[Range<u64>], taken: [Range<u64>; N]) -> Option<u64> {
+        choose(usable.iter().cloned(), taken.into_iter(), 18 * MIB)
     }
 
     #[test]
     fn the_lowest_place_that_holds_nothing() {
         let usable = [0..640 << 10, MIB..8 * MIB, 9 * MIB..64 * MIB, 100 * MIB..200 * MIB];
-        assert_eq!(chosen(&usable, &[]), Some(10 * MIB));
-        assert_eq!(chosen(&usable, &[11 * MIB..12 * MIB]), Some(12 * MIB));
+        assert_eq!(chosen(&usable, []), Some(10 * MIB));
+        assert_eq!(chosen(&usable, [11 * MIB..12 * MIB]), Some(12 * MIB));
         let taken = [30 * MIB..41 * MIB, 10 * MIB..20 * MIB, 50 * MIB..51 * MIB];
-        assert_eq!(chosen(&usable, &taken), Some(100 * MIB));
-        assert_eq!(chosen(&usable, &[0..181 * MIB]), Some(182 * MIB));
-        assert_eq!(chosen(&usable, &[0..183 * MIB]), None);
-        assert_eq!(chosen(&[4094 * MIB..5000 * MIB], &[]), None, "the entry maps 4 GiB");
-        assert_eq!(chosen(&[0..u64::MAX], &[0..u64::MAX - 5]), None);
+        assert_eq!(chosen(&usable, taken), Some(100 * MIB));
+        assert_eq!(chosen(&usable, [0..181 * MIB]), Some(182 * MIB));
+        assert_eq!(chosen(&usable, [0..183 * MIB]), None);
+        assert_eq!(
+            chosen(&[4094 * MIB..5000 * MIB, 0..0], []),
+            None,
+            "the entry maps 4 GiB"
+        );
+        assert_eq!(chosen(&[0..u64::MAX, 0..0], [0..u64::MAX - 5]), None);
     }
 
     #[test]
