@@ -299,6 +299,17 @@ pub enum Warning {
         /// What it is.
         what: String,
     },
+    /// Functions that L0 keeps no host off.
+    #[error(
+        "{count} PCI functions are in other segments than 0000 ({first}): they stay, but L0 filters no access to their \
+         configuration space; have the successor load no drivers for them"
+    )]
+    OtherSegments {
+        /// One of them.
+        first: PciAddress,
+        /// How many there are.
+        count: usize,
+    },
     /// Two hosts share a core.
     #[error(
         "{goes} goes and {stays} stays, but both are threads of one core: each host slows the other down and shares its \

@@ -120,6 +120,7 @@ pub fn plan(inventory: &Inventory, request: &Request) -> Result<Plan, PlanError>
     }
     let unread = inventory.unread_firmware.iter().cloned();
     let mut warnings: Vec<Warning> = unread.map(Warning::UnreadFirmware).collect();
+    warnings.extend(devices::other_segments(inventory));
     let cpus = cpus::choose(inventory, request)?;
     let kept_cpus: Vec<Cpu> = inventory
         .online_cpus()

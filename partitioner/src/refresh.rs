@@ -153,6 +153,17 @@ impl Refresh {
         self.plan.as_ref().ok_or(PlanRefused::Refused(Refused::NothingPlanned))
     }
 
+    /// The state as it is sent with [`Action::Entrust`]: without the plan's warnings. They have been told, and the other
+    /// agent, if it is older, may not know their kinds.
+    #[must_use]
+    pub fn to_send(&self) -> Self {
+        let mut sent = self.clone();
+        if let Some(plan) = &mut sent.plan {
+            plan.warnings.clear();
+        }
+        sent
+    }
+
     /// The successor's side of a refresh, made from what the incumbent's agent has sent while performing
     /// [`Action::Entrust`]. The first thing to do is in [`Refresh::next_action`].
     ///

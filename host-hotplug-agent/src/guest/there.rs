@@ -11,7 +11,7 @@ use memchr::memmem;
 use super::{Spec, argv};
 use crate::error::Refusal;
 use crate::load::initramfs;
-use crate::preflight::{Qemu, qemu_release};
+use crate::preflight::Qemu;
 
 /// What every QEMU says when asked for its version.
 const MARK: &[u8] = b"QEMU emulator version ";
@@ -177,13 +177,12 @@ fn programs(file: &[u8], texts: &[&[u8]]) -> (BTreeMap<String, Program>, BTreeMa
                 links.insert(name.to_owned(), target);
             }
             REGULAR => {
-                let Some(at) = memmem::find(entry.content, MARK) else {
+                if memmem::find(entry.content, MARK).is_none() {
                     return;
-                };
-                let line = entry.content.get(at..at + 64).unwrap_or_default();
+                }
                 let there = |text: &&&[u8]| memmem::find(entry.content, text).is_some();
                 let program = Program {
-                    release: qemu_release(&String::from_utf8_lossy(line)),
+                    release: release(entry.content),
                     texts: texts.iter().filter(there).map(|text| text.to_vec()).collect(),
                 };
                 programs.insert(name.to_owned(), program);
@@ -192,6 +191,16 @@ fn programs(file: &[u8], texts: &[&[u8]]) -> (BTreeMap<String, Program>, BTreeMa
         }
     });
     (programs, links, opaque)
+}
+
+/// The release of a QEMU, major and minor, from its program: "QEMU emulator version 10.0.13 (Debian ...)".
+pub fn release(program: &[u8]) -> Option<(u32, u32)> {
+    const LONGEST: usize = 32;
+    let at = memmem::find(program, MARK)? + MARK.len();
+    let text = program.get(at..)?;
+    let text = String::from_utf8_lossy(text.get(..LONGEST).unwrap_or(text));
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 fn base(path: &str) -> &str {
@@ -276,6 +285,15 @@ mod tests {
         assert_eq!(checked("10.0", q35).unwrap(), [] as [&str; 0]);
         let microvm = checked("10.0", "kvm -machine microvm").unwrap();
         assert!(microvm.len() == 1 && microvm[0].contains("no versions"), "{microvm:?}");
+    }
+
+    #[test]
+    fn releases_are_read_from_programs() {
+        assert_eq!(release(&qemu("10.0")), Some((10, 0)));
+        assert_eq!(release(b"QEMU emulator version 9.2.4"), Some((9, 2)));
+        for text in ["", "QEMU emulator version %s", "QEMU emulator version 9"] {
+            assert_eq!(release(text.as_bytes()), None, "{text}");
+        }
     }
 
     #[test]

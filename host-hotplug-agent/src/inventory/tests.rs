@@ -180,6 +180,7 @@ fn functions_of_vmds_domains_are_listed_and_stay() {
         let immovable: Vec<_> = inventory.immovable().map(|f| f.address.to_string()).collect();
         assert_eq!(immovable, [format!("{domain}:00:00.0"), disk.clone()]);
         let made = plan(&inventory, &request(&["0000:00:03.0"])).unwrap();
+        assert_eq!(made.warnings, []);
         let reclaimed = &made.reclaim.functions;
         assert!(reclaimed.iter().all(|address| address.segment() == 0), "{reclaimed:?}");
         assert!(reclaimed.iter().any(|address| address.to_string() == "0000:17:05.5"));
@@ -218,6 +219,8 @@ fn what_lies_behind_a_vmd_follows_it() {
     assert_eq!(found("0001:40:00.0").behind, None);
     let made = plan(&inventory, &request(&["0000:17:05.5"])).unwrap();
     assert_eq!(made.functions.len(), 1);
+    let first = "0001:40:00.0".parse().unwrap();
+    assert_eq!(made.warnings, [Warning::OtherSegments { first, count: 1 }]);
     assert_eq!(made.mmio, [MemRange::new(0xb800_0000, 0xba00_0000).unwrap()]);
     let error = plan(&inventory, &request(&["10000:01:00.0"])).unwrap_err().to_string();
     assert!(error.contains("ask for 0000:17:05.5"), "{error}");

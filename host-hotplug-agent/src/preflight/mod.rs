@@ -10,7 +10,7 @@ mod facts;
 mod finding;
 mod rules;
 
-pub use facts::{Facts, Qemu, release as qemu_release};
+pub use facts::{Facts, Qemu};
 pub use finding::{Finding, Level};
 
 use crate::error::Refusal;

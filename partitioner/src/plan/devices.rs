@@ -7,6 +7,9 @@ use rangemap::{RangeInclusiveSet, RangeSet};
 use super::check_firmware;
 use crate::{Gsi, Inventory, MemRange, PciFunction, PlanError, PortRange, Request, Resource, Warning};
 
+/// Above it Linux numbers domains that no firmware knows (`drivers/pci/controller/vmd.c`).
+const LAST_SEGMENT: u32 = 0xffff;
+
 /// The chosen devices.
 pub struct Devices {
     /// PCI functions that go.
@@ -69,6 +72,14 @@ pub fn choose(inventory: &Inventory, request: &Request, warnings: &mut Vec<Warni
         pins: pins(inventory, request, &functions, &staying, warnings)?,
         functions,
     })
+}
+
+/// Warns of functions that the firmware put where L0 filters nothing. What lies behind a VMD is out of reach without that.
+pub fn other_segments(inventory: &Inventory) -> Option<Warning> {
+    let own = |function: &&PciFunction| !function.bridge && function.address.segment() <= LAST_SEGMENT;
+    let first = inventory.immovable().find(own)?.address;
+    let count = inventory.immovable().filter(own).count();
+    Some(Warning::OtherSegments { first, count })
 }
 
 /// Whether the function goes to the successor: asked for, or behind one that is.

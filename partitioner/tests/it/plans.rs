@@ -547,6 +547,19 @@ fn functions_of_other_segments_are_nobodys_to_give() {
 }
 
 #[test]
+fn warnings_stay_with_the_operator() {
+    let mut inventory = lab::inventory();
+    inventory.unread_firmware = vec!["SSDT3: not implemented".into()];
+    let mut refresh = partitioner::Refresh::idle(inventory.generation, vec![]);
+    refresh.plan_for(&inventory, &lab::request()).unwrap();
+    assert_eq!(refresh.plan().unwrap().warnings.len(), 1);
+    let sent = refresh.to_send();
+    let mut plan = refresh.plan().unwrap().clone();
+    plan.warnings.clear();
+    assert_eq!((sent.plan(), sent.partition()), (Some(&plan), refresh.partition()));
+}
+
+#[test]
 fn cpus_go_where_memory_and_pool_are() {
     let mut inventory = two_nodes();
     let count = || sized(CpuRequest::Count(4), 3);

@@ -16,7 +16,7 @@ pub use cpuinfo::parse as parse_cpuinfo;
 #[cfg(test)]
 pub use msr::CpuMsrs;
 pub use msr::Msrs;
-pub use qemu::{Qemu, release};
+pub use qemu::Qemu;
 
 use crate::acpi::{Interrupts, Platform};
 use crate::inventory::{Ram, memmap, memory, pci};

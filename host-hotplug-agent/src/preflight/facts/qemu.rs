@@ -1,6 +1,7 @@
 //! QEMUs that run, by their command lines.
 
-use std::process::{Command, Stdio};
+use std::fs::File;
+use std::io::Read;
 
 use rustix::process::Pid;
 
@@ -8,7 +9,11 @@ use crate::guest::argv;
 use crate::guest::bound::Bound;
 use crate::guest::keyval::{Pair, pairs};
 use crate::guest::process::Process;
+use crate::guest::there;
 use crate::sysroot::SysRoot;
+
+/// Bytes that are read of a program.
+const LARGEST: u64 = 512 << 20;
 
 /// One of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,29 +104,10 @@ fn value(pairs: &[Pair], keys: &[&str]) -> Option<String> {
     keys.iter().find_map(find)
 }
 
-/// What the program says of itself: "QEMU emulator version 10.0.13 (Debian ...)".
+/// The release of the program. It is not run: whoever called it so may be anybody.
 fn version(process: Process<'_>) -> Option<(u32, u32)> {
-    let mut program = Command::new(process.proc("exe"));
-    let output = program.arg("--version").stdin(Stdio::null()).output().ok()?;
-    release(&String::from_utf8_lossy(&output.stdout))
-}
-
-/// The release in such a text.
-pub fn release(text: &str) -> Option<(u32, u32)> {
-    let numbers = text.split_once("version ")?.1;
-    let mut numbers = numbers.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn releases_are_read() {
-        let text = "QEMU emulator version 10.0.13 (Debian 1:10.0.13+ds-0+deb13u1)\nCopyright (c) 2003-2025\n";
-        assert_eq!(release(text), Some((10, 0)));
-        assert_eq!(release("pve-qemu version 9.2.0"), Some((9, 2)));
-        assert_eq!(release("sh: no"), None);
-    }
+    let program = File::open(process.proc("exe")).ok()?;
+    let mut bytes = Vec::new();
+    program.take(LARGEST).read_to_end(&mut bytes).ok()?;
+    there::release(&bytes)
 }

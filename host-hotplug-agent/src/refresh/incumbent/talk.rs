@@ -127,7 +127,7 @@ impl Incumbent {
     pub(super) fn entrust(&mut self) -> Result<()> {
         let (refresh, report): (Refresh, _) = {
             let inner = self.agent.shared.lock();
-            (inner.refresh.clone(), inner.report.clone().unwrap_or_default())
+            (inner.refresh.to_send(), inner.report.clone().unwrap_or_default())
         };
         self.tell(&Message::Entrust {
             refresh: Box::new(refresh),
