@@ -59,6 +59,8 @@ pub(crate) const VMX_TRUE_PROCBASED_CTLS: u32 = 0x48e;
 pub(crate) const VMX_TRUE_EXIT_CTLS: u32 = 0x48f;
 /// IA32_VMX_TRUE_ENTRY_CTLS.
 pub(crate) const VMX_TRUE_ENTRY_CTLS: u32 = 0x490;
+/// IA32_S_CET, where there is CET.
+pub(crate) const S_CET: u32 = 0x6a2;
 /// First MSR of the x2APIC's registers; a register at MMIO offset `o` is MSR `X2APIC + o / 16`.
 pub(crate) const X2APIC: u32 = 0x800;
 /// IA32_EFER.
