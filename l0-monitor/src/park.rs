@@ -150,6 +150,10 @@ pub(crate) fn wait_for_start(cpu: CpuIndex) -> (Start, StartMode) {
     if let Err(found) = stage::take(cpu, Step::Settle) {
         log::error!("APIC id {} parks from stage {found:?}", id::apic_id(cpu));
     }
+    if cpuid::has_cet() {
+        // CR4.CET is off, and the next host finds the MSR as reset leaves it.
+        msr::write_safe(msr::S_CET, 0);
+    }
     let kind = wait_kind();
     let (start, mode) = loop {
         if let Some(found) = look(cpu) {

@@ -14,7 +14,7 @@ use crate::{
     machine::{
         Machine, Setup,
         board::Board,
-        bochs::{HASWELL, IVY_BRIDGE, SKYLAKE_X},
+        bochs::{HASWELL, IVY_BRIDGE, SKYLAKE_X, TIGER_LAKE},
         deadline::Span,
         platform::Platform,
     },
@@ -24,8 +24,13 @@ use crate::{
 
 /// CPUs of each machine.
 const CPUS: u32 = 2;
-/// The models, and what the self-test says there of VMCS shadowing.
-const MODELS: [(&str, &str); 3] = [(HASWELL, "ok"), (SKYLAKE_X, "ok"), (IVY_BRIDGE, "absent")];
+/// The models, and what the self-test says there of VMCS shadowing and of CET.
+const MODELS: [(&str, &str, &str); 4] = [
+    (HASWELL, "ok", "absent"),
+    (SKYLAKE_X, "ok", "absent"),
+    (IVY_BRIDGE, "absent", "absent"),
+    (TIGER_LAKE, "ok", "ok"),
+];
 /// How long a machine may take.
 const LIMIT: Span = Span::seconds(120);
 /// What L0 begins its last line with.
@@ -45,9 +50,9 @@ struct Cost {
 /// Every model.
 pub(super) fn all(dir: &Path) -> Result<()> {
     tools::ensure()?;
-    for (model, shadowing) in MODELS {
+    for (model, shadowing, cet) in MODELS {
         let log = boot(&dir.join(model), model)?;
-        check(&log, shadowing).with_context(|| format!("on {model}:\n{log}"))?;
+        check(&log, shadowing, cet).with_context(|| format!("on {model}:\n{log}"))?;
         say(&format!("selftest: {CPUS} CPUs of {model} passed"));
     }
     Ok(())
@@ -87,7 +92,7 @@ fn boot(dir: &Path, model: &str) -> Result<String> {
     Ok(log)
 }
 
-fn check(log: &str, shadowing: &str) -> Result<()> {
+fn check(log: &str, shadowing: &str, cet: &str) -> Result<()> {
     let said: Vec<&str> = log
         .lines()
         .filter_map(|line| line.split_once("l0: info: ").map(|(_, said)| said))
@@ -104,11 +109,9 @@ fn check(log: &str, shadowing: &str) -> Result<()> {
         for outcome in ["vmx ok", "vmxon ok", "guest ok", "nmi ok", "ept ok", "init ok"] {
             ensure!(line.contains(outcome), "no {outcome:?} in {line:?}");
         }
-        for check in ["shadow-cleared", "shadow"] {
-            ensure!(
-                line.contains(&format!(" {check} {shadowing}")),
-                "not {shadowing}: {line:?}"
-            );
+        for (check, outcome) in [("shadow-cleared", shadowing), ("shadow", shadowing), ("cet", cet)] {
+            let told = format!(" {check} {outcome}");
+            ensure!(line.contains(&told), "no {told:?} in {line:?}");
         }
     }
     let costs = costs(&said)?;
@@ -141,7 +144,8 @@ mod tests {
 
     /// What L0 wrote on an emulated Haswell, cut to the costs that are checked.
     fn log() -> String {
-        let cpu = "vmx ok vmxon ok guest ok shadow-cleared ok shadow ok nmi ok ept ok init ok init-held absent";
+        let cpu =
+            "vmx ok vmxon ok guest ok shadow-cleared ok shadow ok nmi ok ept ok cet absent init ok init-held absent";
         let mut lines = vec![
             format!("selftest: APIC id 0: {cpu}"),
             format!("selftest: APIC id 1: {cpu}"),
@@ -156,17 +160,18 @@ mod tests {
 
     #[test]
     fn a_good_table_passes_and_each_lie_does_not() {
-        check(&log(), "ok").unwrap();
+        check(&log(), "ok", "absent").unwrap();
         for (was, lie) in [
             ("ended: passed on 2", "ended: FAILED on 1 of 2"),
             ("APIC id 1", "APIC"),
             (" shadow ok", " shadow absent"),
             ("ept ok", "ept FAILED(0x1)"),
+            ("cet absent", "cet FAILED(0x15)"),
             ("[vmptrld]", "[vmclear]"),
             ("mid = 17.9", "mid = 1.0"),
             ("low = 7.5", "low = 0.0"),
         ] {
-            assert!(check(&log().replace(was, lie), "ok").is_err(), "{lie}");
+            assert!(check(&log().replace(was, lie), "ok", "absent").is_err(), "{lie}");
         }
     }
 }

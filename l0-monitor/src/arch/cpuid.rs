@@ -16,6 +16,10 @@ pub(crate) const LEAF1_ECX_OSXSAVE: u32 = 1 << 27;
 pub(crate) const LEAF7_ECX_OSPKE: u32 = 1 << 4;
 /// Leaf 7 ECX: five-level paging.
 const LEAF7_ECX_LA57: u32 = 1 << 16;
+/// Leaf 7 ECX: CET, shadow stacks.
+const LEAF7_ECX_SHSTK: u32 = 1 << 7;
+/// Leaf 7 EDX: CET, indirect branch tracking.
+const LEAF7_EDX_IBT: u32 = 1 << 20;
 /// Leaf 7 EDX: IBRS and IBPB.
 const LEAF7_EDX_IBPB: u32 = 1 << 26;
 /// Leaf 0x80000001 EDX: no-execute pages.
@@ -47,6 +51,16 @@ pub(crate) fn has_monitor() -> bool {
 /// Whether the CPU has five-level paging.
 pub(crate) fn has_la57() -> bool {
     __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ecx & LEAF7_ECX_LA57 != 0
+}
+
+/// Whether the CPU has CET, in whole or in part: IA32_S_CET is there.
+pub(crate) fn has_cet() -> bool {
+    __cpuid(0).eax >= 7 && (__cpuid_count(7, 0).ecx & LEAF7_ECX_SHSTK != 0 || has_ibt())
+}
+
+/// Whether the CPU has indirect branch tracking.
+pub(crate) fn has_ibt() -> bool {
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & LEAF7_EDX_IBT != 0
 }
 
 /// Whether the CPU has the indirect branch predictor barrier.

@@ -63,6 +63,8 @@ pub(crate) const VMX_TRUE_ENTRY_CTLS: u32 = 0x490;
 pub(crate) const XAPIC_DISABLE_STATUS: u32 = 0xbd;
 /// IA32_ARCH_CAPABILITIES.
 pub(crate) const ARCH_CAPABILITIES: u32 = 0x10a;
+/// IA32_S_CET, where there is CET.
+pub(crate) const S_CET: u32 = 0x6a2;
 /// First MSR of the x2APIC's registers; a register at MMIO offset `o` is MSR `X2APIC + o / 16`.
 pub(crate) const X2APIC: u32 = 0x800;
 /// IA32_EFER.

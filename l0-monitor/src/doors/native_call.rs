@@ -8,6 +8,7 @@ use locum_abi::{Errno, Event, Frame};
 use super::vm_entry;
 use crate::arch::{cpuid, gdt, msr, registers, stack};
 use crate::id::CpuIndex;
+use crate::machine_check::McgStatus;
 use crate::nested::{transition, vcpu};
 use crate::vmx::instructions::Cpu;
 use crate::{machine_check, shared, trap};
@@ -93,10 +94,13 @@ extern "C" fn arrive(frame: *mut Frame) -> ! {
 /// # Safety
 /// The frame is mapped at `frame` under this CR3, with the stub, and describes the host as it is to go on.
 pub(crate) unsafe fn return_native(cpu: CpuIndex, frame: u64) -> ! {
-    if machine_check::take(cpu) {
+    if machine_check::take(cpu)
+        && let status = machine_check::status(msr::read_safe)
+        && status.contains(McgStatus::MCIP)
+    {
         shared::trace(Event::MachineCheck {
             to_host: true,
-            status: machine_check::status(msr::read_safe).bits(),
+            status: status.bits(),
         });
         // SAFETY: the caller says that the frame is there; the stub's handler is its only other writer now.
         unsafe { (&raw mut (*(frame as *mut Frame)).machine_check).write_volatile(1) };

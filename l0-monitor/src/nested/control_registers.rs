@@ -3,7 +3,7 @@
 //! The rules are those of MOV to a control register (SDM vol. 2B, "MOV—Move to/from Control Registers") and of entering
 //! and leaving IA-32e mode (SDM vol. 3A, 10.8.5).
 
-use crate::arch::registers::{Cr0Flags, Cr4Flags, EferFlags};
+use crate::arch::registers::{CR4_CET, Cr0Flags, Cr4Flags, EferFlags};
 use crate::nested::context::{Context, Exception};
 use crate::nested::machine_check::exceptions;
 use crate::nested::vmcs01::HOST_VPID;
@@ -62,6 +62,7 @@ impl<H: Hardware> Context<'_, H> {
         if value.bits() >> 32 != 0
             || (pages && !value.contains(Cr0Flags::PROTECTED_MODE_ENABLE))
             || (value.contains(Cr0Flags::NOT_WRITE_THROUGH) && !value.contains(Cr0Flags::CACHE_DISABLE))
+            || (self.has_cet() && !value.contains(Cr0Flags::WRITE_PROTECT))
         {
             return false;
         }
@@ -93,6 +94,10 @@ impl<H: Hardware> Context<'_, H> {
         true
     }
 
+    fn has_cet(&mut self) -> bool {
+        Cr4Flags::from_bits_retain(self.read(field::GUEST_CR4)).contains(CR4_CET)
+    }
+
     fn set_long_mode(&mut self, mut efer: EferFlags, active: bool) {
         let mut controls = EntryControls::from_bits_retain(self.read(field::ENTRY_CONTROLS) as u32);
         controls.set(EntryControls::IA32E, active);
@@ -122,7 +127,9 @@ impl<H: Hardware> Context<'_, H> {
             && !old.contains(Cr4Flags::PCID)
             && (!long_mode || self.read(field::GUEST_CR3) & CR3_PCID != 0);
         let leaves_long_mode = long_mode && !value.contains(Cr4Flags::PHYSICAL_ADDRESS_EXTENSION);
-        if !self.vcpu.caps.cr4_allowed.contains(value) || leaves_vmx || bad_pcide || leaves_long_mode {
+        let cr0 = Cr0Flags::from_bits_retain(self.read(field::GUEST_CR0));
+        let bad_cet = value.contains(CR4_CET) && !cr0.contains(Cr0Flags::WRITE_PROTECT);
+        if !self.vcpu.caps.cr4_allowed.contains(value) || leaves_vmx || bad_pcide || leaves_long_mode || bad_cet {
             return false;
         }
         self.write(field::GUEST_CR4, (value | self.vcpu.caps.fixed.cr4).bits());

@@ -4,7 +4,7 @@
 //! stays the host's: the CPU then loads the host's values at the exit, which is what the host is to find. L0 itself
 //! uses neither a TSS nor SYSENTER.
 
-use crate::arch::registers::{Cr0Flags, Cr4Flags, DEBUGCTL_CLEAR, DR7_CLEAR, EFER_LONG_MODE, RFLAGS_CLEAR};
+use crate::arch::registers::{CR4_CET, Cr0Flags, Cr4Flags, DEBUGCTL_CLEAR, DR7_CLEAR, EFER_LONG_MODE, RFLAGS_CLEAR};
 use crate::nested::machine_check::exceptions;
 use crate::vmx::Hardware;
 use crate::vmx::caps::{Caps, FixedBits};
@@ -110,6 +110,7 @@ impl HostArea {
             && values[replaced::CR0] >> 32 == 0
             && cr4.contains(caps.fixed.cr4_of_vmx() | Cr4Flags::PHYSICAL_ADDRESS_EXTENSION)
             && caps.cr4_allowed.contains(cr4)
+            && (!cr4.contains(CR4_CET) || cr0.contains(Cr0Flags::WRITE_PROTECT))
             && values[replaced::CR3] >> caps.phys_bits == 0
             && selectors.iter().all(|selector| selector & TI_RPL == 0)
             && values[replaced::SELECTORS + Segment::Cs as usize] != 0

@@ -5,7 +5,7 @@ use x86_64::structures::idt::{ExceptionVector, PageFaultErrorCode};
 
 use crate::arch::general::Register;
 use crate::arch::registers::{
-    CR0_L0, Cr0Flags, Cr4Flags, DEBUGCTL_CLEAR, DR7_CLEAR, EFER_LONG_MODE, EferFlags, RFLAGS_CLEAR,
+    CR0_L0, CR4_CET, Cr0Flags, Cr4Flags, DEBUGCTL_CLEAR, DR7_CLEAR, EFER_LONG_MODE, EferFlags, RFLAGS_CLEAR,
 };
 use crate::nested::adopt::CAPACITY;
 use crate::nested::exits::Next;
@@ -314,6 +314,44 @@ fn init_is_seen_under_host_and_guest() {
         exit_host(&mut vcpu, &mut hw, Reason::VMRESUME);
         assert_eq!(exit_guest(&mut vcpu, &mut hw, Reason::INIT), Next::Init);
         assert_eq!((hw.current, vcpu.in_guest), (Some(VMCS01), false));
+    }
+}
+
+/// SDM vol. 2B, MOV to a control register, and vol. 3C, 28.2.2: CR4.CET is set only while CR0.WP is.
+#[test]
+fn cet_wants_write_protection() {
+    let gp = Interruption::exception(ExceptionVector::GeneralProtection, true);
+    for (mut vcpu, mut hw) in nested() {
+        vcpu.caps.cr4_allowed |= CR4_CET;
+        hw.set(VMCS01, field::GUEST_EFER, EFER_LONG_MODE.bits());
+        let cr4 = Cr4Flags::from_bits_retain(kvm_value(GUEST, replaced::CR4));
+        let no_wp = KVM_CR0.difference(Cr0Flags::WRITE_PROTECT);
+        let mut write = |hw: &mut Model, register, value| {
+            hw.set(VMCS01, field::ENTRY_INTERRUPTION, 0);
+            vcpu.gprs[Register::Rax] = value;
+            hw.set(VMCS01, field::EXIT_QUALIFICATION, register);
+            exit_host(&mut vcpu, hw, Reason::CR_ACCESS);
+            injected(hw) != gp
+        };
+        hw.set(VMCS01, field::GUEST_CR4, cr4.bits());
+        hw.set(VMCS01, field::GUEST_CR0, no_wp.bits());
+        assert!(!write(&mut hw, 4, (cr4 | CR4_CET).bits()));
+        assert_eq!(hw.field(VMCS01, field::GUEST_CR4), cr4.bits());
+        hw.set(VMCS01, field::GUEST_CR0, KVM_CR0.bits());
+        assert!(write(&mut hw, 4, (cr4 | CR4_CET).bits()));
+        assert_eq!(hw.field(VMCS01, field::GUEST_CR4), (cr4 | CR4_CET).bits());
+        assert!(!write(&mut hw, 0, no_wp.bits()));
+        assert!(write(&mut hw, 0, KVM_CR0.bits()));
+
+        let mut area = HostArea::read(&mut hw);
+        for (i, value) in area.0.iter_mut().enumerate() {
+            *value = kvm_value(GUEST, i);
+        }
+        area.0[replaced::CR3] = 0x7000_0000;
+        area.0[replaced::CR4] |= CR4_CET.bits();
+        assert!(area.valid(&vcpu.caps));
+        area.0[replaced::CR0] = no_wp.bits();
+        assert!(!area.valid(&vcpu.caps));
     }
 }
 

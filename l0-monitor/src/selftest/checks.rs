@@ -1,7 +1,7 @@
 //! What each CPU is tried for. See [`Check`].
 #![expect(unsafe_code, reason = "brings the CPU into VMX operation, and sends INIT to it")]
 
-use crate::arch::{lapic, registers, stack};
+use crate::arch::{cpuid, lapic, msr, registers, stack};
 use crate::id::{self, CpuIndex};
 use crate::nested::vcpu::{self, VCpu};
 use crate::nested::{regions, transition};
@@ -14,6 +14,7 @@ use crate::vmx::exit::{Interruption, Reason};
 use crate::vmx::field;
 use crate::vmx::instructions::Cpu;
 use locum_abi::Slot;
+use x86_64::structures::idt::ExceptionVector;
 
 /// Tries this CPU, which is `cpu`.
 pub(super) fn run(cpu: CpuIndex) -> Tried {
@@ -54,6 +55,7 @@ fn in_vmx(vcpu: &VCpu, hw: &mut Cpu, cpu: CpuIndex, tried: &mut Tried) {
             }
             tried.note(Check::NmiHeld, nmi(&mut guest, cpu));
             tried.note(Check::Ept, ept(&mut guest));
+            tried.note(Check::Cet, cet(&mut guest));
             costs::measure(&mut guest, vcpu.caps.revision, tried);
             if !tried.note(Check::Init, init(&mut guest, cpu)) {
                 // It may come yet, and would reset the CPU outside VMX operation.
@@ -184,6 +186,51 @@ fn ept(guest: &mut Guest<'_>) -> Outcome {
         }
     }
     Outcome::Passed
+}
+
+/// IA32_S_CET, ENDBR_EN: indirect branches of the supervisor are tracked (SDM vol. 1, 17.3.1).
+const ENDBR_EN: u64 = 1 << 2;
+
+/// A host's IA32_S_CET stays in the CPU while L0 runs, and means nothing there.
+fn cet(guest: &mut Guest<'_>) -> Outcome {
+    if !cpuid::has_ibt() {
+        return Outcome::Absent;
+    }
+    let before = guest.hw.rdmsr(msr::S_CET).unwrap_or(0);
+    if !guest.hw.wrmsr(msr::S_CET, ENDBR_EN) {
+        return Outcome::Failed(before);
+    }
+    guest.set_cet(true);
+    let outcome = tracked(guest);
+    guest.set_cet(false);
+    guest.hw.wrmsr(msr::S_CET, before);
+    outcome
+}
+
+fn tracked(guest: &mut Guest<'_>) -> Outcome {
+    for (endbr, reason) in [(true, Reason::VMCALL), (false, Reason::EXCEPTION_NMI)] {
+        let registers = Registers {
+            rbx: Guest::landing(endbr),
+            ..Registers::default()
+        };
+        let outcome = exited(guest.run(Code::Jump, registers), reason);
+        if outcome != Outcome::Passed {
+            return outcome;
+        }
+        if registers::cr4().contains(registers::CR4_CET) {
+            return Outcome::Failed(registers::cr4().bits());
+        }
+        let left = guest.hw.rdmsr(msr::S_CET).unwrap_or(0);
+        if endbr && left != ENDBR_EN {
+            return Outcome::Failed(left);
+        }
+    }
+    let event = Interruption(guest.hw.get(field::EXIT_INTERRUPTION));
+    if event.is_exception(ExceptionVector::ControlProtection) {
+        Outcome::Passed
+    } else {
+        Outcome::Failed(event.0)
+    }
 }
 
 /// The guest sends INIT to its own CPU: as one of a dead host's, which runs, gets it from another.

@@ -6,7 +6,10 @@ use core::cell::UnsafeCell;
 
 use locum_abi::Slot;
 
+use x86_64::structures::idt::ExceptionVector;
+
 use crate::arch::paging::{ENTRIES, LARGE_PAGE, LOW_GIB, Table, page_of};
+use crate::arch::registers::{CR4_CET, Cr4Flags};
 use crate::arch::{gdt, lapic, msr, paging, registers};
 use crate::id::CpuIndex;
 use crate::nested::regions::Regions;
@@ -34,7 +37,7 @@ pub(super) struct Registers {
 global_asm!(
     ".pushsection .text",
     ".global l0_selftest_enter, l0_selftest_exit, l0_selftest_rounds, l0_selftest_unblock",
-    ".global l0_selftest_call, l0_selftest_load, l0_selftest_read, l0_selftest_write, l0_selftest_init",
+    ".global l0_selftest_call, l0_selftest_load, l0_selftest_read, l0_selftest_write, l0_selftest_init, l0_selftest_jump, l0_selftest_landing",
     "l0_selftest_enter:", // rdi = registers, esi = 1 to launch
     "push rbp", "push rbx", "push r12", "push r13", "push r14", "push r15", "push rdi",
     "mov eax, {host_rsp}",
@@ -126,8 +129,13 @@ global_asm!(
     "dec ecx",
     "jnz 4b",
     "jmp l0_selftest_call",
+    "l0_selftest_jump:",
+    "jmp rbx",
     "l0_selftest_write:",
     "vmwrite rcx, rax",
+    "jmp l0_selftest_call",
+    "l0_selftest_landing:",
+    "endbr64",
     "l0_selftest_call:",
     "vmcall",
     "jmp l0_selftest_call",
@@ -150,6 +158,8 @@ unsafe extern "C" {
     safe static l0_selftest_read: u8;
     safe static l0_selftest_write: u8;
     safe static l0_selftest_init: u8;
+    safe static l0_selftest_jump: u8;
+    safe static l0_selftest_landing: u8;
 }
 
 /// How often the guest that sent INIT looks whether it is still there.
@@ -168,6 +178,8 @@ pub(super) enum Code {
     Write,
     /// Sends the IPI in RAX to the APIC id in RCX, by the LAPIC at RBX, or as an x2APIC if that is 0; then waits.
     Init,
+    /// Jumps to RBX.
+    Jump,
 }
 
 impl Code {
@@ -178,6 +190,7 @@ impl Code {
             Self::Read => &raw const l0_selftest_read,
             Self::Write => &raw const l0_selftest_write,
             Self::Init => &raw const l0_selftest_init,
+            Self::Jump => &raw const l0_selftest_jump,
         };
         label.addr() as u64
     }
@@ -342,6 +355,25 @@ impl<'a> Guest<'a> {
         let mut controls = self.vcpu.caps.pin;
         controls.set(PinControls::NMI_EXITING, on);
         self.hw.put(field::PIN_CONTROLS, controls.bits().into());
+    }
+
+    /// The guest has CR4.CET set, and its #CP exits; or neither.
+    pub(super) fn set_cet(&mut self, on: bool) {
+        let mut cr4 = Cr4Flags::from_bits_retain(self.hw.get(field::GUEST_CR4));
+        cr4.set(CR4_CET, on);
+        self.hw.put(field::GUEST_CR4, cr4.bits());
+        let exceptions = u64::from(on) << ExceptionVector::ControlProtection as u64;
+        self.hw.put(field::EXCEPTION_BITMAP, exceptions);
+    }
+
+    /// Where the guest can jump to VMCALL: at ENDBR64, or not.
+    pub(super) fn landing(endbr: bool) -> u64 {
+        let label = if endbr {
+            &raw const l0_selftest_landing
+        } else {
+            &raw const l0_selftest_call
+        };
+        label.addr() as u64
     }
 
     /// The guest accesses MSRs without exits, or none.

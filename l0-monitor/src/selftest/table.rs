@@ -23,6 +23,8 @@ pub(crate) enum Check {
     NmiHeld,
     /// A page taken out of the EPT is gone after INVEPT, and back when it was given back.
     Ept,
+    /// The guest has indirect branches tracked as the MSRs say that L0 leaves alone, while L0 has CR4.CET clear.
+    Cet,
     /// An INIT that comes while the guest runs exits.
     Init,
     /// An INIT that came in VMX root is held, and exits at the next VM entry.
@@ -30,7 +32,7 @@ pub(crate) enum Check {
 }
 
 /// How many checks there are.
-const CHECKS: usize = 9;
+const CHECKS: usize = 10;
 
 impl Check {
     const ALL: [Self; CHECKS] = [
@@ -41,6 +43,7 @@ impl Check {
         Self::Shadow,
         Self::NmiHeld,
         Self::Ept,
+        Self::Cet,
         Self::Init,
         Self::InitHeld,
     ];
@@ -54,6 +57,7 @@ impl Check {
             Self::Shadow => "shadow",
             Self::NmiHeld => "nmi",
             Self::Ept => "ept",
+            Self::Cet => "cet",
             Self::Init => "init",
             Self::InitHeld => "init-held",
         }
@@ -271,7 +275,7 @@ mod tests {
         let (good, lines) = lines(bad);
         assert!(!good);
         assert!(
-            lines[0].contains("shadow-cleared ok shadow absent nmi ok ept FAILED(0x12) init ok"),
+            lines[0].contains("shadow-cleared ok shadow absent nmi ok ept FAILED(0x12) cet ok init ok"),
             "{}",
             lines[0]
         );
