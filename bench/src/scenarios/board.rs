@@ -79,6 +79,9 @@ const LAYOUT: &[Check] = &[
     ("two NUMA nodes", Run::two_nodes),
 ];
 
+/// A pool by size.
+const POOL: &[Check] = &[("a piece of the pool on each node", Run::pool_on_both_nodes)];
+
 /// The end.
 const OFF: &[Check] = &[
     ("reboot", Run::reboot),
@@ -152,8 +155,12 @@ pub(super) fn uefi(dir: &Path) -> Result<()> {
             },
             Case {
                 name: "smm",
-                machine: |args| server(args, Firmware::UefiSmm),
-                checks: ALL,
+                machine: |args| {
+                    server(args, Firmware::UefiSmm);
+                    // The later one counts.
+                    args.l0_args = "pool=25%".into();
+                },
+                checks: &[HOST, POOL, UEFI, KASLR, LAYOUT, CPUS, OFF],
             },
         ],
     )

@@ -251,6 +251,19 @@ impl Run {
         Ok(())
     }
 
+    /// Each of two nodes has a device of the pool.
+    ///
+    /// # Errors
+    /// One has none.
+    pub(crate) fn pool_on_both_nodes(&mut self) -> Result<()> {
+        let nodes = self.sh("cat /sys/bus/dax/devices/*/target_node | sort -u")?;
+        ensure!(
+            nodes.split_whitespace().eq(["0", "1"]),
+            "the pool is on the nodes {nodes:?}"
+        );
+        Ok(())
+    }
+
     /// With KASLR on, the kernel is elsewhere than without.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use check::{Check, Verdict};
 pub fn examine(sys: &SysRoot, config_dir: &std::path::Path) -> Vec<Check> {
     let mut checks = Vec::new();
     checks.extend(preflight::for_refresh(sys).into_iter().map(Check::from));
+    checks.extend(boot_error(sys));
     checks.extend(monitor(sys));
     checks.extend(kernel::checks(sys));
     checks.extend(firmware::checks(sys));
@@ -25,6 +26,18 @@ pub fn examine(sys: &SysRoot, config_dir: &std::path::Path) -> Vec<Check> {
 /// Whether nothing is missing.
 pub fn fit(checks: &[Check]) -> bool {
     checks.iter().all(|check| check.verdict != Verdict::Missing)
+}
+
+/// Why L0 started this host without itself, if it did: L0 writes that to the end of the kernel's command line.
+fn boot_error(sys: &SysRoot) -> Option<Check> {
+    let line = sys.read_optional("proc/cmdline")?;
+    let (_, told) = line.rsplit_once("locum.boot_error=\"")?;
+    Some(Check::bad(
+        "boot",
+        Verdict::Missing,
+        format!("L0 gave up: {}", told.trim_end_matches('"')),
+        "correct what it names, and boot the entry with Locum again",
+    ))
 }
 
 fn monitor(sys: &SysRoot) -> Vec<Check> {
@@ -112,6 +125,23 @@ fn configurations(dir: &std::path::Path) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn why_l0_gave_up_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let sys = SysRoot::at(dir.path());
+        std::fs::create_dir(dir.path().join("proc")).unwrap();
+        let line = |text: &str| std::fs::write(dir.path().join("proc/cmdline"), text).unwrap();
+        line("root=/dev/sda1 ro\n");
+        assert_eq!(boot_error(&sys).map(|check| check.to_string()), None);
+        line("root=/dev/sda1 ro locum.boot_error=\"cannot start the host: no room\"\n");
+        let check = boot_error(&sys).unwrap();
+        assert_eq!(check.verdict, Verdict::Missing);
+        assert!(
+            check.to_string().contains("L0 gave up: cannot start the host: no room"),
+            "{check}"
+        );
+    }
 
     #[test]
     fn a_machine_without_anything_gets_a_remedy_for_everything() {

@@ -164,25 +164,27 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn chosen<const N: usize>(usable: &[Range<u64>], taken: [Range<u64>; N]) -> Option<u64> {
-        choose(usable.iter().cloned(), taken.into_iter(), 18 * MIB)
+    fn chosen(usable: &[(u64, u64)], taken: &[(u64, u64)]) -> Option<u64> {
+        let range = |&(start, end): &(u64, u64)| start..end;
+        choose(usable.iter().map(range), taken.iter().map(range), 18 * MIB)
     }
 
     #[test]
     fn the_lowest_place_that_holds_nothing() {
-        let usable = [0..640 << 10, MIB..8 * MIB, 9 * MIB..64 * MIB, 100 * MIB..200 * MIB];
-        assert_eq!(chosen(&usable, []), Some(10 * MIB));
-        assert_eq!(chosen(&usable, [11 * MIB..12 * MIB]), Some(12 * MIB));
-        let taken = [30 * MIB..41 * MIB, 10 * MIB..20 * MIB, 50 * MIB..51 * MIB];
-        assert_eq!(chosen(&usable, taken), Some(100 * MIB));
-        assert_eq!(chosen(&usable, [0..181 * MIB]), Some(182 * MIB));
-        assert_eq!(chosen(&usable, [0..183 * MIB]), None);
-        assert_eq!(
-            chosen(&[4094 * MIB..5000 * MIB, 0..0], []),
-            None,
-            "the entry maps 4 GiB"
-        );
-        assert_eq!(chosen(&[0..u64::MAX, 0..0], [0..u64::MAX - 5]), None);
+        let usable = [
+            (0, 640 << 10),
+            (MIB, 8 * MIB),
+            (9 * MIB, 64 * MIB),
+            (100 * MIB, 200 * MIB),
+        ];
+        assert_eq!(chosen(&usable, &[]), Some(10 * MIB));
+        assert_eq!(chosen(&usable, &[(11 * MIB, 12 * MIB)]), Some(12 * MIB));
+        let taken = [(30 * MIB, 41 * MIB), (10 * MIB, 20 * MIB), (50 * MIB, 51 * MIB)];
+        assert_eq!(chosen(&usable, &taken), Some(100 * MIB));
+        assert_eq!(chosen(&usable, &[(0, 181 * MIB)]), Some(182 * MIB));
+        assert_eq!(chosen(&usable, &[(0, 183 * MIB)]), None);
+        assert_eq!(chosen(&[(4094 * MIB, 5000 * MIB)], &[]), None, "the entry maps 4 GiB");
+        assert_eq!(chosen(&[(0, u64::MAX)], &[(0, u64::MAX - 5)]), None);
     }
 
     #[test]
