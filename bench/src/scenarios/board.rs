@@ -52,7 +52,8 @@ const WITHOUT_L0: &[Check] = &[
     ("the command line says why", |run| {
         run.boot_error("no two usable pieces")
     }),
-    ("the screen says why", |run| run.text_screen("no two usable pieces")),
+    // What came before it, the kernel's own loader scrolls away.
+    ("the screen said what comes", |run| run.text_screen("without Locum")),
     ("power-off", Run::switch_off),
 ];
 
