@@ -21,7 +21,9 @@ use crate::id::{self, CpuIndex, PerCpu};
 use table::Tried;
 
 static WANTED: AtomicBool = AtomicBool::new(false);
-static RESULTS: Mutex<PerCpu<Option<Tried>>> = Mutex::new(PerCpu([const { None }; MAX_CPUS]));
+/// Whether each CPU has tried itself, and what it found. All zeroes at first, which an `Option` would not be, so that the
+/// image need not hold it.
+static RESULTS: Mutex<PerCpu<(bool, Tried)>> = Mutex::new(PerCpu([(false, Tried::NOTHING); MAX_CPUS]));
 
 /// Has CPUs try themselves as they come up. Called at boot, before any is started.
 pub(crate) fn want() {
@@ -37,12 +39,15 @@ pub(crate) fn wanted() -> bool {
 /// operation. It is so again afterwards, or if an INIT of the test has got stuck, in VMX root, where that is held.
 pub(crate) fn run(cpu: CpuIndex) {
     let tried = checks::run(cpu);
-    RESULTS.lock()[cpu] = Some(tried);
+    RESULTS.lock()[cpu] = (true, tried);
 }
 
 /// Writes the table of all CPUs to the log. True if nothing has failed.
 pub(crate) fn report() -> bool {
     let results = RESULTS.lock();
-    let cpus = id::all().map(|cpu| (id::apic_id(cpu), results[cpu].as_ref()));
+    let cpus = id::all().map(|cpu| {
+        let (tried, found) = &results[cpu];
+        (id::apic_id(cpu), tried.then_some(found))
+    });
     table::write(cpus, |line| log::info!("{line}"))
 }

@@ -149,6 +149,12 @@ pub(crate) struct Tried {
 }
 
 impl Tried {
+    /// Before a CPU tries itself.
+    pub(super) const NOTHING: Self = Self {
+        outcomes: [Outcome::NotTried; CHECKS],
+        costs: [None; COSTS],
+    };
+
     /// Notes how a check ended; true if it passed.
     pub(super) const fn note(&mut self, check: Check, outcome: Outcome) -> bool {
         self.outcomes[check as usize] = outcome;
