@@ -3,7 +3,8 @@
 //! [`entry`] brings the boot CPU from GRUB's 32-bit state to long mode and calls [`main`]. That copies what GRUB said
 //! ([`multiboot`]), reads the machine's tables into [`crate::machine::Machine`] ([`discover`]), fills the shared region
 //! ([`publish`]), starts and parks all other CPUs ([`ap`]), puts the host's kernel and ramdisk where they belong
-//! ([`load`]) and jumps. If something is in the way of that, it says so and starts the host without L0 ([`plain`]). After that L0 is dormant: the ways back in are [`crate::doors`].
+//! ([`load`]) and jumps. After that L0 is dormant: the ways back in are [`crate::doors`]. If something is in the way, L0 says
+//! so and starts the host without itself ([`plain`]).
 
 #[cfg(target_os = "none")]
 mod ap;
