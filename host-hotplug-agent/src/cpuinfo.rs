@@ -11,13 +11,7 @@ const NEEDED: [(&str, &str); 4] = [
 ];
 
 /// Features whose state L0 does not carry over, as `flags` names them while Linux uses them, and how to boot without.
-const IN_THE_WAY: [(&str, &str); 5] = [
-    ("ibt", "ibt=off"),
-    ("user_shstk", "nousershstk"),
-    ("fred", "fred=off"),
-    ("lass", "clearcpuid=lass"),
-    ("la57", "no5lvl"),
-];
+const IN_THE_WAY: [(&str, &str); 3] = [("fred", "fred=off"), ("lass", "clearcpuid=lass"), ("la57", "no5lvl")];
 
 /// What `/proc/cpuinfo` says about features.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -93,7 +87,7 @@ mod tests {
         let new = "flags : fpu vmx constant_tsc la57 ibt lass\n";
         assert_eq!(
             CpuFeatures::parse(new).in_the_way(),
-            [("ibt", "ibt=off"), ("lass", "clearcpuid=lass"), ("la57", "no5lvl")]
+            [("lass", "clearcpuid=lass"), ("la57", "no5lvl")]
         );
     }
 }
