@@ -21,12 +21,24 @@
 
 /*
  * What of CR4 L0 carries over. With any other bit set the CPU refuses to enter: each is a feature that L0 does not know, and
- * some would not even let it start. LASS, which Linux 7.3 uses, faults on the stub's jump to L0, below the upper half.
+ * some would not even let it start. With CET, MSRs and SSP stay in the CPU while L0 runs; but a shadow stack of the kernel's
+ * own, which Linux has none of, would not fit the stub's far return. LASS, which Linux 7.3 uses, faults on the stub's jump
+ * to L0, below the upper half.
  */
 #define KNOWN_CR4 (X86_CR4_VME | X86_CR4_PVI | X86_CR4_TSD | X86_CR4_DE | X86_CR4_PSE | X86_CR4_PAE | X86_CR4_MCE | \
 		   X86_CR4_PGE | X86_CR4_PCE | X86_CR4_OSFXSR | X86_CR4_OSXMMEXCPT | X86_CR4_UMIP | X86_CR4_VMXE | \
 		   X86_CR4_SMXE | X86_CR4_FSGSBASE | X86_CR4_PCIDE | X86_CR4_OSXSAVE | X86_CR4_SMEP | X86_CR4_SMAP | \
-		   X86_CR4_PKE)
+		   X86_CR4_PKE | X86_CR4_CET)
+
+/* On this CPU. */
+static bool carried_over(void)
+{
+	unsigned long cr4 = native_read_cr4();
+
+	if (cr4 & ~KNOWN_CR4)
+		return false;
+	return !(cr4 & X86_CR4_CET) || !(__rdmsr(MSR_IA32_S_CET) & CET_SHSTK_EN);
+}
 
 /**
  * struct outcome - of one CPU
@@ -95,7 +107,7 @@ static void switch_this_cpu(struct job *work)
 	outcome->ticks = 0;
 	if (locum_cpu_mode(cpu) == work->to)
 		return;
-	if (native_read_cr4() & ~KNOWN_CR4) {
+	if (!carried_over()) {
 		outcome->error = -EOPNOTSUPP;
 		return;
 	}
@@ -162,8 +174,8 @@ static bool takes_part(unsigned int cpu, int asked)
 
 static const char *remedy(int error)
 {
-	if (error == -EOPNOTSUPP && native_read_cr4() & ~KNOWN_CR4)
-		return "this kernel uses CET, FRED, LASS, 5-level paging or what is newer still, which L0 does not know yet: boot with ibt=off nousershstk fred=off clearcpuid=lass no5lvl";
+	if (error == -EOPNOTSUPP && !carried_over())
+		return "this kernel uses FRED, LASS, 5-level paging or what is newer still, which L0 does not know yet: boot with fred=off clearcpuid=lass no5lvl";
 	if (error == -EOPNOTSUPP)
 		return "the CPU lacks VMX, EPT or unrestricted guest, or the firmware disabled VMX: enable it in the firmware's setup";
 	return "see L0's trace (locum trace)";

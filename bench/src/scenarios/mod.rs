@@ -17,7 +17,7 @@ use anyhow::Result;
 use crate::{
     debian::kernels::{NEXT, OLDEST},
     machine::{
-        bochs::{IVY_BRIDGE, SKYLAKE_X},
+        bochs::{IVY_BRIDGE, SKYLAKE_X, TIGER_LAKE},
         layout::Layout,
     },
     steps::{Run, prepare::MachineArgs},
@@ -198,6 +198,18 @@ pub(crate) const BY_NAME: &[Scenario] = &[
         about: "A to B to A' under a microvm and a q35 with two vCPUs, virtio disk and net; nothing unreclaimed grows",
         minutes: 15,
         play: Play::On(|_| {}, |run| refreshes::all(run, &["g1", "g2"], 2)),
+    },
+    Scenario {
+        name: "refresh-cet",
+        about: "4 CPUs with CET, both hosts tracking indirect branches (IBT), two guests, one refresh",
+        minutes: 10,
+        play: Play::On(
+            |args| args.cpu_model = TIGER_LAKE.into(),
+            |run| {
+                run.sh("dmesg | grep -q 'Indirect Branch Tracking enabled'")?;
+                refreshes::all(run, &["g1", "g2"], 1)
+            },
+        ),
     },
     Scenario {
         name: "plain-kvm",

@@ -10,13 +10,7 @@ use crate::preflight::finding::Finding;
 const NEEDED: [&str; 3] = ["vmx", "ept", "unrestricted_guest"];
 /// Features whose state L0 does not carry over, as `flags` names them while Linux uses them, and how to boot without.
 /// `kmod/switch.c` (`KNOWN_CR4`) refuses them at the last moment.
-const IN_THE_WAY: [(&str, &str); 5] = [
-    ("ibt", "ibt=off"),
-    ("user_shstk", "nousershstk"),
-    ("fred", "fred=off"),
-    ("lass", "clearcpuid=lass"),
-    ("la57", "no5lvl"),
-];
+const IN_THE_WAY: [(&str, &str); 3] = [("fred", "fred=off"), ("lass", "clearcpuid=lass"), ("la57", "no5lvl")];
 /// Of these, what L0 has the first host leave out by itself.
 const LEFT_OUT_BY_L0: &str = "la57";
 /// IA32_FEATURE_CONTROL: nobody can write it any more; VMXON is allowed outside SMX (SDM vol. 3C, 24.7).
