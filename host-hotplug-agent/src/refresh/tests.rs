@@ -455,7 +455,7 @@ fn a_refused_request_changes_nothing_and_says_so_in_sysfs() {
     assert!(matches!(error.downcast_ref(), Some(Refusal::Unfit { .. })), "{error}");
     stage.intact();
     // What the module would refuse when CPUs are to enter nested mode.
-    for flag in ["ibt", "user_shstk", "fred", "lass"] {
+    for flag in ["fred", "lass"] {
         let cpu = format!("flags : vmx constant_tsc {flag}\nvmx flags : ept unrestricted_guest\n");
         stage.machine.tree().put("proc/cpuinfo", cpu);
         let error = stage.worker.begin("next").unwrap_err().to_string();
