@@ -73,14 +73,17 @@ impl<'m, M: PhysMem + ?Sized> Machine<'m, M> {
         (0..count).filter_map(move |index| this.table(index).transpose())
     }
 
-    /// The first table of that name.
-    ///
-    /// # Errors
-    /// [`AcpiError`] if an entry before it cannot be read.
-    pub fn find(&self, signature: Signature) -> Result<Option<TableRef>, AcpiError> {
+    /// The first table of that name. Entries whose table cannot be read are passed over, as ACPICA does with those that it
+    /// cannot install (`acpi_tb_parse_root_table`).
+    pub fn find(&self, signature: Signature) -> Option<TableRef> {
         self.tables()
-            .find(|table| table.is_err() || table.is_ok_and(|t| t.signature == signature))
-            .transpose()
+            .filter_map(Result::ok)
+            .find(|table| table.signature == signature)
+    }
+
+    /// Why entries of the root table cannot be read; no host gets them.
+    pub fn unreadable(&self) -> impl Iterator<Item = AcpiError> + use<'m, M> {
+        self.tables().filter_map(Result::err)
     }
 
     /// The root table and those it lists whose bytes do not sum to zero. They are used all the same, as Linux does; who
@@ -118,7 +121,7 @@ impl<'m, M: PhysMem + ?Sized> Machine<'m, M> {
     /// # Errors
     /// [`AcpiError`] if it is damaged.
     pub fn mcfg(&self) -> Result<Option<Mcfg<'m, M>>, AcpiError> {
-        match self.find(Signature::MCFG)? {
+        match self.find(Signature::MCFG) {
             Some(table) => Mcfg::read(self.mem, table.address).map(Some),
             None => Ok(None),
         }
@@ -129,22 +132,20 @@ impl<'m, M: PhysMem + ?Sized> Machine<'m, M> {
     /// # Errors
     /// [`AcpiError`] if it is damaged.
     pub fn srat(&self) -> Result<Option<Srat<'m, M>>, AcpiError> {
-        match self.find(Signature::SRAT)? {
+        match self.find(Signature::SRAT) {
             Some(table) => Srat::read(self.mem, table.address).map(Some),
             None => Ok(None),
         }
     }
 
     /// Whether the firmware describes DMA remapping units (VT-d).
-    ///
-    /// # Errors
-    /// [`AcpiError`] if the root table's entries cannot be read.
-    pub fn has_dmar(&self) -> Result<bool, AcpiError> {
-        Ok(self.find(Signature::DMAR)?.is_some())
+    #[must_use]
+    pub fn has_dmar(&self) -> bool {
+        self.find(Signature::DMAR).is_some()
     }
 
     fn require(&self, signature: Signature) -> Result<u64, AcpiError> {
-        match self.find(signature)? {
+        match self.find(signature) {
             Some(table) => Ok(table.address),
             None => Err(AcpiError::Missing(signature)),
         }

@@ -390,6 +390,25 @@ fn cpus_that_l0_does_not_manage_are_left_out() {
     }
 }
 
+/// As with a null pointer: Linux goes on without it.
+#[test]
+fn an_entry_that_cannot_be_read_is_left_out() {
+    const NOWHERE: u64 = 0xdead_0000;
+    let mut fixture = server();
+    let count = (u32_at(fixture.ram.table(fixture.root), 4) - 36) / 8;
+    let last = 36 + 8 * (count as usize - 1);
+    let lost = u64_at(fixture.ram.table(fixture.root), last);
+    put(fixture.ram.at_mut(fixture.root), last, &NOWHERE.to_le_bytes());
+    fixture.ram.reseal(fixture.root);
+    for build in [FIRST, SUCCESSOR] {
+        let (ram, tables) = built(&fixture, build, &[0]);
+        let xsdt = ram.table(tables.xsdt);
+        let listed: Vec<u64> = xsdt[36..].chunks(8).map(|entry| u64_at(entry, 0)).collect();
+        assert!(listed.len() > 3 && listed.contains(&tables.locm));
+        assert!(!listed.contains(&NOWHERE) && !listed.contains(&lost), "{listed:x?}");
+    }
+}
+
 #[test]
 fn impossible_requests_are_refused() {
     let fixture = server();

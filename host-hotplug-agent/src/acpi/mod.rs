@@ -227,7 +227,7 @@ mod tests {
         let kept: Vec<u64> = tables.kept(base).map(|(at, _)| at).collect();
         assert_eq!(kept, [base]);
         let machine = tables.machine().unwrap();
-        assert_eq!(machine.find(Signature::SSDT).unwrap().unwrap().address, base);
+        assert_eq!(machine.find(Signature::SSDT).unwrap().address, base);
         assert!(machine.fadt().is_ok());
     }
 }

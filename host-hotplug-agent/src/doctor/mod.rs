@@ -28,14 +28,15 @@ pub fn fit(checks: &[Check]) -> bool {
     checks.iter().all(|check| check.verdict != Verdict::Missing)
 }
 
-/// Why L0 started this host without itself, if it did: L0 writes that to the end of the kernel's command line.
+/// Why L0 started this host without itself, if it did: L0 writes that to the kernel's command line.
 fn boot_error(sys: &SysRoot) -> Option<Check> {
     let line = sys.read_optional("proc/cmdline")?;
-    let (_, told) = line.rsplit_once("locum.boot_error=\"")?;
+    let (_, told) = line.split_once("locum.boot_error=\"")?;
+    let (told, _) = told.split_once('"').unwrap_or((told, ""));
     Some(Check::bad(
         "boot",
         Verdict::Missing,
-        format!("L0 gave up: {}", told.trim_end_matches('"')),
+        format!("L0 gave up: {told}"),
         "correct what it names, and boot the entry with Locum again",
     ))
 }
@@ -134,13 +135,14 @@ mod tests {
         let line = |text: &str| std::fs::write(dir.path().join("proc/cmdline"), text).unwrap();
         line("root=/dev/sda1 ro\n");
         assert_eq!(boot_error(&sys).map(|check| check.to_string()), None);
-        line("root=/dev/sda1 ro locum.boot_error=\"cannot start the host: no room\"\n");
+        line("locum.boot_error=\"cannot start the host: no room\" root=/dev/sda1 ro\n");
         let check = boot_error(&sys).unwrap();
         assert_eq!(check.verdict, Verdict::Missing);
         assert!(
             check.to_string().contains("L0 gave up: cannot start the host: no room"),
             "{check}"
         );
+        assert!(!check.to_string().contains("sda1"), "{check}");
     }
 
     #[test]

@@ -26,7 +26,13 @@ const HARD_RESET: u8 = 1 << 1;
 /// The change of this bit from 0 to 1 resets.
 const RESET_CPU: u8 = 1 << 2;
 
-/// Resets the machine, as a triple fault does without L0; if the chipset does not, this CPU stops.
+/// Command port of the 8042, and its command to pulse the reset line.
+const KEYBOARD: u16 = 0x64;
+const PULSE_RESET: u8 = 0xfe;
+/// TSC ticks that a reset may take: a second at any rate there is.
+const RESET_TICKS: u64 = 6_000_000_000;
+
+/// Resets the machine: by the chipset, else by the 8042, else by a triple fault.
 ///
 /// # Safety
 /// No host may be running that has not asked for it.
@@ -35,6 +41,10 @@ pub(crate) unsafe fn reset_machine() -> ! {
     unsafe {
         write8(RESET_CONTROL, HARD_RESET);
         write8(RESET_CONTROL, HARD_RESET | RESET_CPU);
+        super::registers::wait_until(RESET_TICKS, || false);
+        write8(KEYBOARD, PULSE_RESET);
+        super::registers::wait_until(RESET_TICKS, || false);
+        let none = super::gdt::TableRegister::default();
+        core::arch::asm!("lidt [{}]", "ud2", in(reg) &raw const none.limit, options(noreturn));
     }
-    super::registers::halt_forever()
 }

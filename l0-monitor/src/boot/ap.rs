@@ -118,6 +118,9 @@ pub(crate) unsafe fn start_all(me: CpuIndex, page: u64) -> usize {
             started += 1;
         } else {
             log::error!("CPU with APIC id {} does not start; it stays unused", id::apic_id(cpu));
+            // It may still come, when the page is another's: it waits for a SIPI again.
+            // SAFETY: nobody runs on it.
+            unsafe { lapic::send_init(id::apic_id(cpu)) };
             shared::status().cpu(cpu).set_owner(None);
         }
     }

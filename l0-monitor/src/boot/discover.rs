@@ -50,6 +50,9 @@ pub(crate) fn read_machine(
             table.address
         );
     }
+    for error in tables.unreadable() {
+        log::warn!("an entry of the root table: {error}; it is left out");
+    }
     let madt = tables.madt()?;
     let fadt = tables.fadt()?;
     register_cpus(&madt);
@@ -78,7 +81,9 @@ pub(crate) fn read_machine(
     match tables.mcfg() {
         Ok(None) => {}
         Ok(Some(mcfg)) => {
-            for region in mcfg.regions().filter_map(Result::ok) {
+            // No host can be given functions of other segments.
+            let regions = mcfg.regions().filter_map(Result::ok);
+            for region in regions.filter(|region| region.segment == 0) {
                 if machine.ecam.try_push(region).is_err() {
                     log::warn!("PCI configuration window at {:#x} is one too many", region.base);
                 }
@@ -86,7 +91,7 @@ pub(crate) fn read_machine(
         }
         Err(error) => log::warn!("{error}; L0 goes without it, as Linux does"),
     }
-    if tables.has_dmar()? {
+    if tables.has_dmar() {
         if lapic::is_x2apic_locked(msr::read_safe) {
             return Err(BootError::LockedX2Apic);
         }
@@ -141,6 +146,10 @@ fn add_ioapics(machine: &mut Machine, madt: &Madt<'_, Identity>) {
             continue;
         };
         let address = u64::from(address);
+        if address == 0 {
+            log::warn!("an IOAPIC at address 0 is left out, as Linux does");
+            continue;
+        }
         let ioapic = IoApic {
             address,
             gsi_base,

@@ -8,7 +8,7 @@ use crate::arch::registers::{CR0_L0, CR4_L0, EferFlags};
 use crate::arch::{gdt, msr, paging};
 
 /// Bytes of the stack until the boot CPU jumps to the host.
-const BOOT_STACK: usize = 64 * 1024;
+const BOOT_STACK: usize = 128 * 1024;
 
 /// Highest address of its last byte: the entry runs in 32-bit mode, and its page tables map no more.
 const HIGHEST: u32 = u32::MAX;
@@ -185,6 +185,12 @@ global_asm!(
     "mov esi, esi",
     "xor ebp, ebp",
     "call {main}",
+    "ud2",
+    ".global l0_on_boot_stack",
+    "l0_on_boot_stack:", // RDI: where to go for good, from whatever stack
+    "lea rsp, [rip + l0_boot_stack_top]",
+    "xor ebp, ebp",
+    "call rdi",
     "ud2",
     ".popsection",
     data_selector = const gdt::DATA,

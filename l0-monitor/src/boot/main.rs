@@ -17,7 +17,7 @@ use super::memory::{Identity, move_bytes};
 use super::multiboot::{BOOTLOADER_MAGIC, Information};
 use super::publish::publish;
 use super::{BootError, cmdline, home, plain};
-use crate::arch::{cpuid, gdt, paging, port, serial, stack};
+use crate::arch::{cpuid, gdt, paging, serial, stack};
 use crate::doors::{native_host, reset};
 use crate::id::{self, CpuIndex};
 use crate::machine::Machine;
@@ -28,7 +28,7 @@ use crate::{fatal, logger, nested, park, selftest, shared, trap};
 use locum_abi::Slot;
 
 /// Most of the boot information that L0 copies: command lines, memory map, modules, ACPI, and what else GRUB adds.
-const INFORMATION_MAX: usize = 64 * 1024;
+const INFORMATION_MAX: usize = 256 * 1024;
 
 /// Entered from [`super::entry`] in long mode on the boot stack, with what GRUB left in EAX and EBX.
 pub(crate) extern "C" fn main(magic: u32, information: u32) -> ! {
@@ -101,8 +101,9 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
             "missing or locked off by the firmware: no refresh is possible"
         },
     );
-    let entry = load(machine, &tables, information, &options)?;
+    // Nothing can fail after `load`, which overwrites what the boot loader left.
     stage::take(me, Step::Boot).map_err(|_| BootError::Multiboot("it was booted twice"))?;
+    let entry = load(machine, &tables, information, &options)?;
     shared::trace(Event::Boot {
         cpus: id::count() as u32,
     });
@@ -117,14 +118,15 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
 
 /// Tries all CPUs in place of starting a host, and resets the machine.
 fn try_cpus(me: CpuIndex, trampoline: u64) -> ! {
+    // There is to be no host, whatever happens.
+    fatal::set_way_out(Some(plain::reset));
     super::ap::allow_vmx();
     selftest::want();
     // SAFETY: L0's page tables and descriptor tables are in use, and no host runs.
     unsafe { super::ap::start_all(me, trampoline) };
     selftest::run(me);
     selftest::report();
-    // SAFETY: no host runs.
-    unsafe { port::reset_machine() }
+    plain::reset()
 }
 
 /// Copies the boot information into L0's memory, before anything is written elsewhere.
@@ -139,7 +141,7 @@ fn copy_information(magic: u32, address: u32) -> Result<(), BootError> {
     // SAFETY: below 4 GiB, so mapped; nobody writes there.
     let size = unsafe { (start as *const u32).read_unaligned() } as usize;
     if size > INFORMATION_MAX {
-        return Err(BootError::Multiboot("it is longer than 64 KiB"));
+        return Err(BootError::Multiboot("it is longer than 256 KiB"));
     }
     // SAFETY: as above; the copy has room for `size` bytes, and only the boot CPU, here, ever touches it before it is
     // read-only.

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use crate::arch::paging::page_of;
 
-/// A kernel is never loaded below this: below are old devices' memory and L0.
+/// A kernel is never loaded below this: below are old devices' memory and, as a rule, L0.
 const KERNEL_FLOOR: u64 = 16 << 20;
 /// Ramdisks go below this if they can: memory above it is the first to be given to a successor.
 const RAMDISK_PREFERRED_END: u64 = 1 << 30;

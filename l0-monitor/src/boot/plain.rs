@@ -29,8 +29,16 @@ const ASSUMED_TSC_HZ: u64 = 2_000_000_000;
 const SHOWN: usize = 2048;
 
 /// L0 has logged why it can't go on. Never returns, and may be called at any time while the boot CPU boots, on the tables
-/// of the entry or on L0's.
+/// of the entry or on L0's, and on any stack: the one for double faults is too small for what follows.
 pub(crate) fn give_up() -> ! {
+    unsafe extern "C" {
+        fn l0_on_boot_stack(go: extern "C" fn() -> !) -> !;
+    }
+    // SAFETY: nothing that is on the stack is needed again.
+    unsafe { l0_on_boot_stack(go_on_without) }
+}
+
+extern "C" fn go_on_without() -> ! {
     // Whatever fails from here on, a reset is what is left.
     fatal::set_way_out(Some(reset));
     let entry = match information() {
@@ -61,7 +69,8 @@ pub(crate) fn give_up() -> ! {
     }
 }
 
-fn reset() -> ! {
+/// Resets the machine, on which no host was started.
+pub(super) fn reset() -> ! {
     // SAFETY: no host was started.
     unsafe { port::reset_machine() }
 }
@@ -97,6 +106,9 @@ fn show_log() {
 /// Puts the host's kernel where it would be without L0. All memory but L0's own, which has its page tables, zero page and
 /// command line, and where other CPUs may be parked, is the host's.
 fn start_plain(information: Information<'static>) -> Result<Entry, BootError> {
+    if information.boot_services_run() {
+        return Err(BootError::Multiboot("EFI boot services still run"));
+    }
     let mut modules = information.modules();
     let kernel_file = modules.next().ok_or(BootError::NoKernel)?;
     let ramdisk_file = modules.next();
@@ -146,7 +158,8 @@ fn start_plain(information: Information<'static>) -> Result<Entry, BootError> {
 
 /// What the administrator wrote, and, if there is room, why Locum is not there: `/proc/cmdline` is what is left of it.
 fn command_line(own: &str) -> Result<ArrayString<{ cmdline::HOST_LINE }>, BootError> {
-    let mut line = ArrayString::from(own.trim()).map_err(|_| BootError::CommandLine)?;
+    let own = own.trim();
+    let mut line = ArrayString::new();
     let mut reason = ArrayString::<256>::new();
     let error = logger::last_error();
     // Quotes would end the argument.
@@ -155,9 +168,9 @@ fn command_line(own: &str) -> Result<ArrayString<{ cmdline::HOST_LINE }>, BootEr
             break;
         }
     }
-    let whole = line;
-    if write!(line, " locum.boot_error=\"{reason}\"").is_err() {
-        line = whole;
+    // In front: what follows an argument `--` is for init.
+    if write!(line, "locum.boot_error=\"{reason}\" {own}").is_err() {
+        line = ArrayString::from(own).map_err(|_| BootError::CommandLine)?;
     }
     Ok(line)
 }
