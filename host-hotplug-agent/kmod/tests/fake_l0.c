@@ -117,7 +117,7 @@ static void later_release(struct locum_header *header)
 	header->host_status_size = sizeof(struct locum_host_status) + 24;
 	header->status_hosts = 128;
 	header->cpu_status_size = sizeof(struct locum_cpu_status) + 64;
-	header->cpu_capacity = 2 * LOCUM_MAX_CPUS;
+	header->cpu_capacity = LOCUM_MAX_CPUS + 1;
 	header->status_cpus = 256;
 	header->status_size = header->status_cpus + header->cpu_capacity * header->cpu_status_size;
 	header->channel_count = LOCUM_CHANNEL_COUNT + 1;
