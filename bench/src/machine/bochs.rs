@@ -68,7 +68,7 @@ pub(crate) struct Hardware {
     pub cpus: u32,
     /// Their model, as Bochs calls it.
     pub cpu_model: String,
-    /// RAM in MiB. What is beyond 3072 lies above 4 GiB, less the GiB below that.
+    /// RAM in MiB, at most 3072.
     pub memory: u32,
     /// The CD it boots.
     pub iso: std::path::PathBuf,

@@ -40,12 +40,6 @@ impl Layout {
         successor: 768,
     };
 
-    /// With RAM above 4 GiB.
-    pub(crate) const HIGH: Self = Self {
-        memory: 5120,
-        ..Self::USUAL
-    };
-
     /// L0's argument.
     #[must_use]
     pub(crate) fn l0_pool(&self) -> String {
@@ -87,7 +81,7 @@ mod tests {
 
     #[test]
     fn parts_lie_one_behind_the_other() {
-        for layout in [Layout::USUAL, Layout::LARGE, Layout::HIGH] {
+        for layout in [Layout::USUAL, Layout::LARGE] {
             assert!(1024 + layout.successor <= layout.pool);
             assert!(layout.pool < layout.pool_end && layout.pool_end < layout.memory);
             assert!(layout.successor > layout.pool_end - layout.pool);

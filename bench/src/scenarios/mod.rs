@@ -12,7 +12,7 @@ mod stock;
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::{
     debian::kernels::{NEXT, OLDEST},
@@ -198,24 +198,6 @@ pub(crate) const BY_NAME: &[Scenario] = &[
         about: "A to B to A' under a microvm and a q35 with two vCPUs, virtio disk and net; nothing unreclaimed grows",
         minutes: 15,
         play: Play::On(|_| {}, |run| refreshes::all(run, &["g1", "g2"], 2)),
-    },
-    Scenario {
-        name: "above-4g",
-        about: "RAM above 4 GiB, and a successor that has no other; a guest, one refresh",
-        minutes: 10,
-        play: Play::On(
-            |args| {
-                args.layout = Layout::HIGH;
-                // The later one counts. The emulated board has 3 GiB below 4 GiB, and the rest above.
-                args.cmdline = "movablecore=1G".into();
-            },
-            |run| {
-                refreshes::all(run, &["g1"], 1)?;
-                run.sh("grep -q ': Kernel code' /proc/iomem && awk '/Kernel code/ {exit length($1) < 18}' /proc/iomem")
-                    .context("the successor's kernel is below 4 GiB")?;
-                Ok(())
-            },
-        ),
     },
     Scenario {
         name: "refresh-cet",
