@@ -129,16 +129,19 @@ pub(crate) fn fill_directory(pd: &mut Table, gib: usize) {
 /// what is mapped: 4 GiB, or what follows the last such page.
 pub(crate) fn map_high(pdpt: &mut [Table; PDPTS], ram: impl Iterator<Item = Range<u64>>) -> u64 {
     let mut end = LOW_GIB as u64;
-    for range in ram.filter(|range| range.end > LOW_GIB as u64 * GIB && range.start < range.end) {
-        let first = (range.start / GIB).max(LOW_GIB as u64);
-        for gib in first..=(range.end - 1) / GIB {
-            if let Some(entry) = pdpt.as_flattened_mut().get_mut(gib as usize) {
-                *entry = (gib * GIB) | PRESENT_WRITABLE_LARGE;
-                end = end.max(gib + 1);
-            }
+    for gib in high_gibs(ram) {
+        if let Some(entry) = pdpt.as_flattened_mut().get_mut(gib as usize) {
+            *entry = (gib * GIB) | PRESENT_WRITABLE_LARGE;
+            end = end.max(gib + 1);
         }
     }
     end * GIB
+}
+
+/// The GiBs above the low ones that have some of `ram`, range by range.
+fn high_gibs(ram: impl Iterator<Item = Range<u64>>) -> impl Iterator<Item = u64> {
+    ram.filter(|range| range.end > LOW_GIB as u64 * GIB && range.start < range.end)
+        .flat_map(|range| (range.start / GIB).max(LOW_GIB as u64)..=(range.end - 1) / GIB)
 }
 
 /// RAM that the tables could not map.
@@ -149,7 +152,8 @@ pub(crate) struct Unmapped {
 }
 
 /// Fills the tables. `ram` are the ranges of RAM, `l0` where L0's private memory begins (a multiple of 2 MiB below 4
-/// GiB), `guards` the addresses of pages of it that must not be mapped, `stub_pd` the physical addresses of the page directories for the top GiB of each slot.
+/// GiB), `guards` the addresses of pages of it that must not be mapped, `stub_pd` the physical addresses of the page
+/// directories for the top GiB of each slot.
 ///
 /// # Errors
 /// [`Unmapped`] if there is RAM beyond what the tables can map; all below it is mapped.
@@ -177,20 +181,12 @@ impl Tables {
         stub_pd: PerSlot<u64>,
         has_1gib_pages: bool,
     ) -> Result<(), Unmapped> {
-        let mut result = Ok(());
         let mut free_pd = 0;
         for gib in 0..LOW_GIB {
             self.map_gib(gib, false, &mut free_pd);
         }
-        for range in ram.filter(|range| range.end > LOW_GIB as u64 * GIB && range.start < range.end) {
-            let first = (range.start / GIB).max(LOW_GIB as u64);
-            for gib in first..=(range.end - 1) / GIB {
-                if !self.map_gib(gib as usize, has_1gib_pages, &mut free_pd) {
-                    result = Err(Unmapped { first_gib: gib });
-                    break;
-                }
-            }
-        }
+        // The ranges ascend, so all below the first that can't be mapped is.
+        let unmapped = high_gibs(ram).find(|&gib| !self.map_gib(gib as usize, has_1gib_pages, &mut free_pd));
         for slot in Slot::ALL {
             let (pml4, stub_pdpt) = (&mut self.pml4[slot], &mut self.stub_pdpt[slot]);
             for (entry, pdpt) in pml4.0.iter_mut().zip(&self.pdpt) {
@@ -202,7 +198,7 @@ impl Tables {
             let pml5 = &mut self.pml5[slot].0;
             (pml5[0], pml5[ENTRIES - 1]) = (pml4, pml4);
         }
-        result
+        unmapped.map_or(Ok(()), |first_gib| Err(Unmapped { first_gib }))
     }
 
     /// Maps the memory from `l0` on with small pages, without `guards`; addresses beyond it are ignored. The low GiBs

@@ -5,7 +5,7 @@ use core::ops::Range;
 
 use firmware_shim::PhysMem;
 use firmware_shim::acpi::{self, Madt, MadtEntry, Rsdp};
-use firmware_shim::e820::{self, E820Map, MemoryType, low_slices_below};
+use firmware_shim::e820::{self, low_slices_below};
 use locum_abi::{MAX_CPUS, PerSlot};
 
 use super::memory::{Identity, move_bytes};
@@ -56,10 +56,7 @@ pub(crate) fn read_machine(
     let madt = tables.madt()?;
     let fadt = tables.fadt()?;
     register_cpus(&madt);
-    let mut e820 = E820Map::from_firmware(information.memory_map())?;
-    for range in platform::soft_reserved(information) {
-        e820.replace(range, MemoryType::Usable, MemoryType::SoftReserved)?;
-    }
+    let e820 = platform::memory_map(information)?;
     let [even, odd] = low_slices_below(&e820, bios_area(memory)?)?.map(|Range { start, end }| Span { start, end });
     let l0 = shared::place();
     let pool = options.pool.as_ref().map_or(Pool::new_const(), |wanted| {

@@ -9,14 +9,13 @@
 
 use core::ops::Range;
 
+use super::memory::MAPPED;
 use crate::arch::paging::LARGE_PAGE;
 
 /// L0 is put at this address or above: below are other things' places (BIOS, trampolines).
 pub(crate) const LOWEST: u64 = 0x10_0000;
-/// Its last byte is below this: the entry's page tables map no more.
-const END: u64 = 4 << 30;
 
-/// The lowest place for `size` bytes within one of `usable`, clear of all `taken`; a multiple of 2 MiB.
+/// The lowest place for `size` bytes within one of `usable` and what the entry's page tables map, clear of all `taken`; a multiple of 2 MiB.
 pub(crate) fn choose<U, T>(usable: U, taken: T, size: u64) -> Option<u64>
 where
     U: Iterator<Item = Range<u64>>,
@@ -26,7 +25,7 @@ where
         .filter_map(|range| {
             let mut start = range.start.max(LOWEST).checked_next_multiple_of(LARGE_PAGE)?;
             loop {
-                let end = start.checked_add(size).filter(|&end| end <= range.end.min(END))?;
+                let end = start.checked_add(size).filter(|&end| end <= range.end.min(MAPPED))?;
                 // Each step goes beyond one of the few ranges in the way, so this ends.
                 let Some(hit) = taken.clone().find(|t| t.start < end && start < t.end) else {
                     return Some(start);

@@ -190,7 +190,7 @@ impl<'a> Information<'a> {
     }
 
     /// Where the loader put L0, if it was free to choose.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for an image that can be moved"))]
+    #[cfg_attr(not(test), expect(dead_code, reason = "L0 asks the CPU where it runs"))]
     pub(crate) fn load_base(self) -> Option<u32> {
         u32_at(self.tags(TAG_LOAD_BASE).next()?, 0)
     }

@@ -6,7 +6,7 @@ use core::fmt::Write;
 
 use arrayvec::ArrayString;
 use firmware_shim::acpi::Rsdp;
-use firmware_shim::e820::{E820Map, MemoryType};
+use firmware_shim::e820::MemoryType;
 use firmware_shim::linux::{KernelImage, ZERO_PAGE_LEN, ZeroPage};
 use locum_abi::Slot;
 
@@ -115,10 +115,7 @@ fn start_plain(information: Information<'static>) -> Result<Entry, BootError> {
     let kernel_range = kernel_file.start..kernel_file.end;
     // SAFETY: as in `load::load`: GRUB put it there, and what was written since is in L0's own memory.
     let kernel = KernelImage::parse(unsafe { bytes(&kernel_range) })?;
-    let mut map = E820Map::from_firmware(information.memory_map())?;
-    for range in platform::soft_reserved(information) {
-        map.replace(range, MemoryType::Usable, MemoryType::SoftReserved)?;
-    }
+    let mut map = platform::memory_map(information)?;
     map.set(shared::place().all(), MemoryType::Reserved)?;
     let places = load::choose_places(&kernel, &kernel_range, ramdisk_file, &map)?;
     let base = load::tables_area();

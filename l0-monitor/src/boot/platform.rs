@@ -2,7 +2,7 @@
 //!
 //! Neither is worth a host that does not start: what cannot be passed on is left out with a warning.
 
-use firmware_shim::e820::E820Map;
+use firmware_shim::e820::{E820Error, E820Map, MemoryType};
 use firmware_shim::efi::{self, EfiMap, EfiMapError};
 use firmware_shim::linux::{Channel, Efi, Framebuffer, Platform, Screen, VideoFirmware};
 
@@ -17,8 +17,20 @@ pub(crate) fn for_first_host(information: Information<'_>, host: &E820Map, addre
     }
 }
 
+/// The machine's memory map as both of the firmware's have it.
+///
+/// # Errors
+/// [`E820Error::Full`].
+pub(crate) fn memory_map(information: Information<'_>) -> Result<E820Map, E820Error> {
+    let mut map = E820Map::from_firmware(information.memory_map())?;
+    for range in soft_reserved(information) {
+        map.replace(range, MemoryType::Usable, MemoryType::SoftReserved)?;
+    }
+    Ok(map)
+}
+
 /// What the EFI memory map sets aside, though the loader calls it usable.
-pub(crate) fn soft_reserved(information: Information<'_>) -> impl Iterator<Item = core::ops::Range<u64>> {
+fn soft_reserved(information: Information<'_>) -> impl Iterator<Item = core::ops::Range<u64>> {
     machine_map(information)
         .and_then(Result::ok)
         .into_iter()
