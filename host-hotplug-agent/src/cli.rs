@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
+
+use crate::l0::trace;
 
 /// Replaces this machine's Linux/KVM host under its running guests.
 #[derive(Debug, Parser)]
@@ -70,6 +73,9 @@ pub enum Command {
         /// Only the newest COUNT records
         #[arg(long, short = 'n', default_value_t = usize::MAX, hide_default_value = true, value_name = "COUNT")]
         newest: usize,
+        /// Only records of this kind; may be given more than once
+        #[arg(long = "kind", value_name = "KIND", value_parser = PossibleValuesParser::new(trace::kinds()))]
+        kinds: Vec<String>,
         /// How to print
         #[command(flatten)]
         output: Output,

@@ -35,16 +35,6 @@ pub(crate) struct Status {
     pub last_report: Option<Refresh>,
 }
 
-/// One record of `locum trace --json`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(crate) struct TraceRecord {
-    /// What it is about.
-    pub kind: String,
-    /// `vmcs-checked`: the VMCS is as it was before.
-    #[serde(default)]
-    pub same: Option<bool>,
-}
-
 /// One CPU.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(crate) struct Cpu {

@@ -194,6 +194,12 @@ pub(crate) const BY_NAME: &[Scenario] = &[
         play: Play::Program(kmod::every),
     },
     Scenario {
+        name: "cycles",
+        about: "3,000 times in and out of nested under two guests: every VMCS is left as it was",
+        minutes: 15,
+        play: Play::On(|args| args.l0_args = "check=vmcs".into(), native::cycles),
+    },
+    Scenario {
         name: "three-generations",
         about: "A to B to A' under a microvm and a q35 with two vCPUs, virtio disk and net; nothing unreclaimed grows",
         minutes: 15,

@@ -61,9 +61,9 @@ pub fn status(sys: &SysRoot, cli: &Cli, output: Output) -> Result<()> {
     }
 }
 
-pub fn trace(sys: &SysRoot, newest: usize, output: Output) -> Result<()> {
+pub fn trace(sys: &SysRoot, newest: usize, kinds: &[String], output: Output) -> Result<()> {
     let device = Device::open(sys, Access::Look)?;
-    let records = ring::records(&device, device.header(), newest)?;
+    let records = ring::records(&device, device.header(), newest, kinds)?;
     if output.json {
         return print_json(&records);
     }

@@ -24,7 +24,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Doctor(output) => return look::doctor(&sys, cli, *output),
         Command::Preflight(output) => return look::preflight(&sys, *output),
         Command::Status(output) => look::status(&sys, cli, *output)?,
-        Command::Trace { newest, output } => look::trace(&sys, *newest, *output)?,
+        Command::Trace { newest, kinds, output } => look::trace(&sys, *newest, kinds, *output)?,
         Command::Log(output) => look::log(&sys, *output)?,
         Command::Cycle {
             count,

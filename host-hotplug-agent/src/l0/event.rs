@@ -141,9 +141,19 @@ pub(super) fn words(event: Event, apic_id: u16) -> String {
         Event::VmcsChecked { same: true, vmcs, .. } => format!("VMCS {vmcs:#x} was given back as it was"),
         Event::VmcsChecked {
             same: false,
+            field: Some(field),
             vmcs,
             difference,
-        } => format!("VMCS {vmcs:#x} was given back changed (fingerprints differ by {difference:#x})"),
+        } => format!(
+            "VMCS {vmcs:#x} was given back changed: {} by {difference:#x}",
+            vmcs::field(field)
+        ),
+        Event::VmcsChecked {
+            same: false,
+            field: None,
+            vmcs,
+            ..
+        } => format!("VMCS {vmcs:#x} was given back with several fields changed"),
         Event::FieldTrapped { field, write, times } => format!(
             "{} of {} exited {times} times so far",
             if write { "VMWRITE" } else { "VMREAD" },
@@ -223,8 +233,14 @@ pub(super) fn fields(event: Event) -> Value {
         } => json!({ "instruction": instruction, "rflags": rflags, "field": field }),
         Event::PowerFiltered { port, value } => json!({ "port": port, "value": value }),
         Event::Fault { vector, rip, detail } => json!({ "vector": vector, "rip": rip, "detail": detail }),
-        Event::VmcsChecked { same, vmcs, difference } => {
-            json!({ "same": same, "vmcs": vmcs, "difference": difference })
+        Event::VmcsChecked {
+            same,
+            field,
+            vmcs,
+            difference,
+        } => {
+            let name = field.and_then(vmcs::name);
+            json!({ "same": same, "field": field, "name": name, "vmcs": vmcs, "difference": difference })
         }
         Event::FieldTrapped { field, write, times } => {
             json!({ "field": field, "name": vmcs::name(field), "write": write, "times": times })
@@ -457,10 +473,29 @@ mod tests {
         (
             Event::VmcsChecked {
                 same: true,
+                field: None,
                 vmcs: 0x5000,
                 difference: 0,
             },
             "VMCS 0x5000 was given back as it was",
+        ),
+        (
+            Event::VmcsChecked {
+                same: false,
+                field: Some(0x681e),
+                vmcs: 0x5000,
+                difference: 2,
+            },
+            "VMCS 0x5000 was given back changed: guest RIP by 0x2",
+        ),
+        (
+            Event::VmcsChecked {
+                same: false,
+                field: None,
+                vmcs: 0x5000,
+                difference: 2,
+            },
+            "VMCS 0x5000 was given back with several fields changed",
         ),
         (
             Event::FieldTrapped {

@@ -68,21 +68,35 @@ impl fmt::Display for Record {
     }
 }
 
-/// The newest `limit` records, oldest first. Records that were overwritten while they were read are left out.
+/// The kinds of records that there are, each in one word.
+pub fn kinds() -> impl Iterator<Item = &'static str> {
+    (TraceKind::None as u16 + 1..)
+        .map_while(TraceKind::from_raw)
+        .map(event::kind)
+}
+
+/// The newest `limit` records of these `kinds` (of any kind, if none is named), oldest first. Records that were
+/// overwritten while they were read are left out.
 ///
 /// # Errors
 /// If the ring cannot be read.
-pub fn records(memory: &dyn PhysMem, header: &Header, limit: usize) -> Result<Vec<Record>> {
+pub fn records(memory: &dyn PhysMem, header: &Header, limit: usize, kinds: &[String]) -> Result<Vec<Record>> {
     let context = || format!("L0's trace ring at {:#x}", header.trace);
     let ring = memory::layout(header)?.trace;
     let written = memory::copy::<u64>(memory, header.trace).with_context(context)?;
     let capacity = u64::from(ring.count);
-    let wanted = capacity.min(limit as u64).min(written);
     let mut records = Vec::new();
-    for number in written - wanted..written {
+    for number in (written.saturating_sub(capacity)..written).rev() {
+        if records.len() == limit {
+            break;
+        }
         let raw: TraceRecord = memory::element(memory, &ring, (number % capacity) as u32).with_context(context)?;
-        records.push(Record::new(number, &raw));
+        let record = Record::new(number, &raw);
+        if kinds.is_empty() || kinds.iter().any(|kind| kind == record.kind) {
+            records.push(record);
+        }
     }
+    records.reverse();
     let now = memory::copy::<u64>(memory, header.trace).with_context(context)?;
     let oldest = now.saturating_sub(capacity);
     records.retain(|record| record.number >= oldest);
@@ -131,14 +145,16 @@ mod tests {
         for n in 0..total {
             region.trace(Event::Boot { cpus: n }, 1);
         }
-        let records = records(&region, &region.header(), 3).unwrap();
+        let records = records(&region, &region.header(), 3, &[]).unwrap();
         assert_eq!(
             records.iter().map(|r| r.fields["cpus"].clone()).collect::<Vec<_>>(),
             [total - 3, total - 2, total - 1]
         );
         assert_eq!(records[0].kind, "boot");
         assert_eq!(
-            super::records(&region, &region.header(), usize::MAX).unwrap().len(),
+            super::records(&region, &region.header(), usize::MAX, &[])
+                .unwrap()
+                .len(),
             TRACE_RECORDS
         );
     }
@@ -147,7 +163,7 @@ mod tests {
     fn a_record_is_told_in_words_and_in_json() {
         let region = FakeRegion::new(2);
         region.trace(Event::HostRetired { slot: Slot::Odd }, 1);
-        let records = records(&region, &region.header(), 1).unwrap();
+        let records = records(&region, &region.header(), 1, &[]).unwrap();
         assert_eq!(
             records[0].to_string(),
             "      0                0 APIC 1   host-retired      the odd host retired"
@@ -186,7 +202,7 @@ mod tests {
     fn the_trace_of_the_first_release_is_told() {
         let memory = Pieces(&[(0x80_0000, FIRST_HEADER), (0x81_0000, FIRST_TRACE)]);
         let header = super::super::header::read(&memory, 0x80_0000).unwrap();
-        let records = records(&memory, &header, usize::MAX).unwrap();
+        let records = records(&memory, &header, usize::MAX, &[]).unwrap();
         assert_eq!(records.len(), 26);
         assert!(records.iter().all(|record| record.kind != "unknown"));
         assert_eq!((records[25].tsc, records[25].apic_id), (1_000_025, 1));

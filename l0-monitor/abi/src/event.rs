@@ -228,9 +228,12 @@ pub enum Event {
     VmcsChecked {
         /// It is as it was before.
         same: bool,
+        /// Encoding of the field that is not, if it is one alone.
+        field: Option<u32>,
         /// Its address.
         vmcs: u64,
-        /// How the fingerprints differ.
+        /// The sum of all fields, less what it was before (modulo 2^32): for one field of no more than 32 bits, how much
+        /// more it holds now.
         difference: u64,
     },
     /// The host's VMREADs or VMWRITEs of one field exited again.
@@ -266,6 +269,10 @@ const NO_ADDRESS: u64 = !0;
 const WRITE: u32 = 1 << 24;
 /// In `a` of [`Event::FieldTrapped`]: VMWRITE.
 const VMWRITE: u32 = 1 << 31;
+/// In `a` of [`Event::VmcsChecked`]: it is as it was.
+const SAME: u32 = 1;
+/// In `a` of [`Event::VmcsChecked`]: the upper 16 bits are the encoding of the one field that is not.
+const ONE_FIELD: u32 = 1 << 1;
 
 impl Event {
     /// Kind and words of a record.
@@ -326,7 +333,15 @@ impl Event {
             } => (K::VmxFail, instruction.into(), rflags, field),
             Self::PowerFiltered { port, value } => (K::PowerFiltered, port.into(), value.into(), 0),
             Self::Fault { vector, rip, detail } => (K::Fault, vector.into(), rip, detail),
-            Self::VmcsChecked { same, vmcs, difference } => (K::VmcsChecked, same.into(), vmcs, difference),
+            Self::VmcsChecked {
+                same,
+                field,
+                vmcs,
+                difference,
+            } => {
+                let a = field.map_or(0, |field| field << 16 | ONE_FIELD) | flag(same, SAME);
+                (K::VmcsChecked, a, vmcs, difference)
+            }
             Self::FieldTrapped { field, write, times } => (K::FieldTrapped, field | flag(write, VMWRITE), times, 0),
             Self::MachineCheck { to_host, status } => (K::MachineCheck, to_host.into(), status, 0),
             Self::MachineCheckBank { bank, status, address } => (K::MachineCheckBank, bank.into(), status, address),
@@ -424,7 +439,8 @@ impl Event {
                 detail: c,
             },
             TraceKind::VmcsChecked => Self::VmcsChecked {
-                same: a != 0,
+                same: a & SAME != 0,
+                field: (a & ONE_FIELD != 0).then_some(high),
                 vmcs: b,
                 difference: c,
             },

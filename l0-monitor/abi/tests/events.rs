@@ -3,7 +3,7 @@
 use locum_abi::{Errno, Event, Grant, Op, Slot, StopReason, TraceKind, TraceRecord};
 
 /// One event of each kind, with the words that L0 has written for it since the first release.
-const EVENTS: [(Event, u16, u32, u64, u64); 28] = [
+const EVENTS: [(Event, u16, u32, u64, u64); 30] = [
     (Event::Boot { cpus: 4 }, 1, 4, 0, 0),
     (Event::Park { from_nested: true }, 2, 1, 0, 0),
     (
@@ -210,6 +210,7 @@ const EVENTS: [(Event, u16, u32, u64, u64); 28] = [
     (
         Event::VmcsChecked {
             same: true,
+            field: None,
             vmcs: 0x5000,
             difference: 0,
         },
@@ -217,6 +218,30 @@ const EVENTS: [(Event, u16, u32, u64, u64); 28] = [
         1,
         0x5000,
         0,
+    ),
+    (
+        Event::VmcsChecked {
+            same: false,
+            field: Some(0x681e),
+            vmcs: 0x5000,
+            difference: 2,
+        },
+        21,
+        0x681e_0002,
+        0x5000,
+        2,
+    ),
+    (
+        Event::VmcsChecked {
+            same: false,
+            field: None,
+            vmcs: 0x5000,
+            difference: 2,
+        },
+        21,
+        0,
+        0x5000,
+        2,
     ),
     (
         Event::FieldTrapped {

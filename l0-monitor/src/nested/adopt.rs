@@ -6,7 +6,7 @@
 use arrayvec::ArrayVec;
 use locum_abi::Event;
 
-use crate::nested::fingerprint::{self, fingerprint};
+use crate::nested::fingerprint::{self, Fingerprint};
 use crate::nested::host_area::HostArea;
 use crate::vmx::{Hardware, VmxStatus};
 
@@ -20,8 +20,8 @@ pub(crate) struct Entry {
     pub(crate) phys: u64,
     /// The host's values of the replaced fields.
     pub(crate) area: HostArea,
-    /// [`fingerprint()`] from before the adoption; 0 if it was not taken, or the VMCS was used since.
-    pub(crate) fingerprint: u64,
+    /// From before the adoption; none if it was not taken, or the VMCS was used since.
+    pub(crate) fingerprint: Option<Fingerprint>,
 }
 
 /// The side table of one CPU.
@@ -76,7 +76,7 @@ impl Adopted {
                 return Err(status);
             }
         }
-        let fingerprint = if fingerprint::enabled() { fingerprint(hw) } else { 0 };
+        let fingerprint = fingerprint::enabled().then(|| Fingerprint::take(hw));
         own.write(hw);
         self.last = self.entries.len();
         self.entries.push(Entry {
@@ -103,12 +103,13 @@ impl Adopted {
         let mut checked = None;
         if hw.vmptrld(phys).ok() {
             entry.area.write(hw);
-            if entry.fingerprint != 0 {
-                let difference = fingerprint(hw) ^ entry.fingerprint;
+            if let Some(before) = entry.fingerprint {
+                let now = Fingerprint::take(hw);
                 checked = Some(Event::VmcsChecked {
-                    same: difference == 0,
+                    same: now == before,
+                    field: now.field_that_differs(before).map(|field| field.0),
                     vmcs: phys,
-                    difference,
+                    difference: now.above(before).into(),
                 });
             }
         }

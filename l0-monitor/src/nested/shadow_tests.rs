@@ -4,6 +4,7 @@ use std::boxed::Box;
 use std::vec::Vec;
 
 use crate::nested::exits::Next;
+use crate::nested::fingerprint::{self, Fingerprint};
 use crate::nested::host_area::replaced;
 use crate::nested::model::Model;
 use crate::nested::shadow::{FIELDS, Shadow, WRITTEN};
@@ -11,10 +12,10 @@ use crate::nested::test_bed::{
     BITMAPS, GUEST, OTHER, SHADOW, VMCS01, access, context, exit_host, instruction, nested_on,
 };
 use crate::nested::vcpu::VCpu;
-use crate::vmx::VmxStatus;
 use crate::vmx::controls::SecondaryControls;
 use crate::vmx::exit::Reason;
 use crate::vmx::field::{self, Field};
+use crate::vmx::{Hardware, VmxStatus};
 
 fn write(vcpu: &mut VCpu, hw: &mut Model, field: Field, value: u64) {
     assert_eq!(access(vcpu, hw, Reason::VMWRITE, field, value).0, VmxStatus::Succeed);
@@ -244,8 +245,32 @@ fn outside_vmx_operation_nothing_of_it_is_left() {
 #[test]
 fn a_written_vmcs_is_not_compared_with_what_it_was() {
     let (mut vcpu, mut hw) = shadowed();
-    vcpu.adopted.find(GUEST).unwrap().fingerprint = 1;
+    vcpu.adopted.find(GUEST).unwrap().fingerprint = Some(Fingerprint::take(&mut hw));
     hw.host_vmwrite(VMCS01, field::GUEST_RIP, 0x999);
     context(&mut vcpu, &mut hw).leave_steady();
-    assert_eq!(vcpu.adopted.find(GUEST).unwrap().fingerprint, 0);
+    assert_eq!(vcpu.adopted.find(GUEST).unwrap().fingerprint, None);
+}
+
+#[test]
+fn fingerprints_tell_which_field_differs() {
+    let (_, mut hw) = shadowed();
+    hw.vmptrld(VMCS01);
+    fingerprint::probe(&mut hw);
+    hw.vmptrld(GUEST);
+    let before = Fingerprint::take(&mut hw);
+    assert_eq!(Fingerprint::take(&mut hw), before);
+    assert_eq!(before.field_that_differs(before), None);
+    for field in [field::GUEST_RIP, field::EXIT_REASON, field::GUEST_INTERRUPTIBILITY] {
+        let old = hw.get(field);
+        hw.set(GUEST, field, old ^ 8);
+        let now = Fingerprint::take(&mut hw);
+        assert_eq!(now.field_that_differs(before), Some(field));
+        assert_eq!(u64::from(now.above(before)), (old ^ 8).wrapping_sub(old) & 0xffff_ffff);
+        hw.set(GUEST, field, old);
+    }
+    hw.set(GUEST, field::GUEST_RIP, 0x1234_5678);
+    hw.set(GUEST, field::GUEST_RSP, 0x8765_4321_0000);
+    let now = Fingerprint::take(&mut hw);
+    assert_ne!(now, before);
+    assert_eq!(now.field_that_differs(before), None, "two differ");
 }

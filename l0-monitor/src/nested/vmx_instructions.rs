@@ -175,7 +175,7 @@ impl<H: Hardware> Context<'_, H> {
             changed |= self.vcpu.shadow.flush(self.hw, current);
         }
         if changed && let Some(entry) = self.vcpu.adopted.find(current) {
-            entry.fingerprint = 0;
+            entry.fingerprint = None;
             entry.area = self.vcpu.shadow.seen(entry.area);
         }
     }
@@ -289,7 +289,7 @@ impl<H: Hardware> Context<'_, H> {
         let field = Field::from_operand(code);
         self.count_trapped(code, true);
         if let Some(entry) = self.vcpu.adopted.find(current) {
-            entry.fingerprint = 0;
+            entry.fingerprint = None;
             if let Some(own) = entry.area.value(field) {
                 *own = field.truncate(value);
                 self.vcpu.steady.area = self.vcpu.shadow.seen(entry.area);
@@ -325,7 +325,7 @@ impl<H: Hardware> Context<'_, H> {
             self.finish(VmxStatus::FailInvalid);
             return Outcome::Host;
         };
-        entry.fingerprint = 0;
+        entry.fingerprint = None;
         let area = entry.area;
         let valid = area.valid(&self.vcpu.caps);
         self.hw.vmptrld(self.vcpu.vmcs01);
