@@ -65,15 +65,27 @@ fn alike(run: &mut Run) -> Result<()> {
     run.check_guests()
 }
 
-/// CPUID leaves and MSRs of every CPU, in hexadecimal; nothing where there is no such MSR.
+/// CPUID leaves and MSRs of every CPU, in hexadecimal; nothing where there is no such MSR. One program, since to start
+/// one is what takes long in the emulator.
 fn view(run: &mut Run) -> Result<String> {
-    let text = run.sh(&format!(
-        "hex() {{ od -An -v -tx4; }}; \
-         for c in 0 1 2 3; do for leaf in 0 0x80000000; do \
-         dd if=/dev/cpu/$c/cpuid bs=16 count=24 iflag=skip_bytes skip=$((leaf)) 2>/dev/null | hex; done; \
-         for m in {MSRS}; do echo $m $(dd if=/dev/cpu/$c/msr bs=8 count=1 iflag=skip_bytes skip=$((m)) 2>/dev/null | hex); \
-         done; done"
-    ))?;
+    const VIEW: &str = r#"
+        for my $cpu (0 .. 3) {
+            open(my $cpuid, "<", "/dev/cpu/$cpu/cpuid") or die "cpuid: $!";
+            for my $leaf (0, 0x80000000) {
+                sysseek($cpuid, $leaf, 0);
+                for (1 .. 24) {
+                    sysread($cpuid, my $value, 16) == 16 or die "leaf after $leaf: $!";
+                    print unpack("H*", $value), "\n";
+                }
+            }
+            open(my $msr, "<", "/dev/cpu/$cpu/msr") or die "msr: $!";
+            for my $number (@ARGV) {
+                sysseek($msr, $number =~ /^0x/ ? hex $number : $number, 0);
+                my $there = sysread($msr, my $value, 8);
+                print "$number ", $there ? unpack("H*", $value) : "", "\n";
+            }
+        }"#;
+    let text = run.sh(&format!("perl -e '{VIEW}' {MSRS}"))?;
     ensure!(text.lines().count() > 250, "too little to compare:\n{text}");
     Ok(text)
 }

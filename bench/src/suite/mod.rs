@@ -55,6 +55,10 @@ pub(crate) fn test(args: &TestArgs) -> Result<bool> {
             for played in play::all(&chosen, args, &commit) {
                 let word = if played.ok { "ok" } else { "FAILED" };
                 println!("{:>6} s  {:<22} {word}", played.seconds, played.scenario);
+                // Once more, since of a long log often only the end is kept.
+                for line in played.error.iter().flat_map(|error| error.lines()) {
+                    println!("          {line}");
+                }
                 if played.ok {
                     count.passed += 1;
                 } else {

@@ -56,10 +56,7 @@ fn one(scenario: &Scenario, args: &TestArgs, commit: &str) -> Played {
         scenario: scenario.name.to_owned(),
         ok: outcome.is_ok(),
         seconds,
-        error: outcome.err().map(|error| {
-            let text = error.to_string();
-            text.lines().next().unwrap_or_default().to_owned()
-        }),
+        error: outcome.err().map(|error| shortened(&format!("{error:#}"))),
         kernels: [report.incumbent, report.successor]
             .into_iter()
             .filter(|release| !release.is_empty())
@@ -71,6 +68,18 @@ fn one(scenario: &Scenario, args: &TestArgs, commit: &str) -> Played {
         say(&format!("the result cannot be kept: {error:#}"));
     }
     played
+}
+
+/// The first lines of an error that may carry a whole log.
+fn shortened(text: &str) -> String {
+    const LINES: usize = 30;
+    let mut lines: Vec<_> = text.lines().take(LINES).collect();
+    let left = text.lines().count() - lines.len();
+    let rest = format!("... {left} lines more, above");
+    if left > 0 {
+        lines.push(&rest);
+    }
+    lines.join("\n")
 }
 
 fn play(scenario: &Scenario, args: &TestArgs, report: &mut Report) -> Result<()> {
@@ -106,4 +115,16 @@ fn play(scenario: &Scenario, args: &TestArgs, report: &mut Report) -> Result<()>
         fs::remove_file(iso)?;
     }
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shortened;
+
+    #[test]
+    fn a_long_error_is_shortened_and_says_so() {
+        assert_eq!(shortened("one\ntwo"), "one\ntwo");
+        let long = "line\n".repeat(32);
+        assert!(shortened(&long).ends_with("line\n... 2 lines more, above"));
+    }
 }

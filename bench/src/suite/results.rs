@@ -26,7 +26,7 @@ pub(super) struct Played {
     pub commit: String,
     /// Whether it passed.
     pub ok: bool,
-    /// Why not, in short.
+    /// Why not: the first lines.
     pub error: Option<String>,
     /// Seconds of wall time.
     pub seconds: u64,
