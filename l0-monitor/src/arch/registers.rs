@@ -32,6 +32,8 @@ pub(crate) const RFLAGS_CLEAR: u64 = 1 << 1;
 /// DR7 at reset, and as a VM exit loads it: no breakpoint; bit 10 reads as 1 (SDM vol. 3B, "Debug Control Register
 /// (DR7)"; vol. 3C, 29.5.1).
 pub(crate) const DR7_CLEAR: u64 = 1 << 10;
+/// IA32_DEBUGCTL bit 1: single-step on branches (SDM vol. 3B, 19.4.1).
+pub(crate) const DEBUGCTL_BTF: u64 = 1 << 1;
 /// IA32_DEBUGCTL at reset, and as a VM exit loads it.
 pub(crate) const DEBUGCTL_CLEAR: u64 = 0;
 

@@ -4,7 +4,7 @@ use locum_abi::Event;
 use x86_64::structures::idt::{ExceptionVector, PageFaultErrorCode};
 
 use crate::arch::general::Register;
-use crate::arch::registers::{Cr4Flags, RFlags};
+use crate::arch::registers::{Cr4Flags, DEBUGCTL_BTF, EferFlags, RFlags};
 use crate::nested::vcpu::VCpu;
 use crate::nested::walk::{Fault, Paging};
 use crate::partition::Violation;
@@ -95,8 +95,8 @@ impl<H: Hardware> Context<'_, H> {
         }
     }
 
-    /// Goes past the instruction that exited: RIP, the blocking by STI or MOV SS, and the single-step trap if RFLAGS.TF
-    /// is set.
+    /// Goes past the instruction that exited: RIP, the blocking by STI or MOV SS, RFLAGS.RF (SDM vol. 3B, 19.3.1.1), and
+    /// the single-step trap if RFLAGS.TF is set and not for branches alone (DEBUGCTL.BTF, 19.4.3).
     pub(crate) fn advance(&mut self) {
         let length = self.read(field::INSTRUCTION_LENGTH);
         self.advance_by(length);
@@ -111,7 +111,12 @@ impl<H: Hardware> Context<'_, H> {
         if blocking.intersects(instruction) {
             self.write(field::GUEST_INTERRUPTIBILITY, blocking.difference(instruction).bits());
         }
-        if RFlags::from_bits_retain(self.read(field::GUEST_RFLAGS)).contains(RFlags::TRAP_FLAG) {
+        let rflags = RFlags::from_bits_retain(self.read(field::GUEST_RFLAGS));
+        if rflags.contains(RFlags::RESUME_FLAG) {
+            let rflags = rflags.difference(RFlags::RESUME_FLAG);
+            self.write(field::GUEST_RFLAGS, rflags.bits());
+        }
+        if rflags.contains(RFlags::TRAP_FLAG) && self.read(field::GUEST_DEBUGCTL) & DEBUGCTL_BTF == 0 {
             let pending = PendingDebug::from_bits_retain(self.read(field::GUEST_PENDING_DEBUG));
             self.write(field::GUEST_PENDING_DEBUG, (pending | PendingDebug::SINGLE_STEP).bits());
         }
@@ -124,7 +129,8 @@ impl<H: Hardware> Context<'_, H> {
         self.advance();
     }
 
-    /// Raises an exception at the instruction that exited.
+    /// Raises an exception at the instruction that exited. It is a fault, for which the CPU saves RFLAGS with RF set (SDM
+    /// vol. 3B, 19.3.1.1); an injected one is saved as it stands in the VMCS (vol. 3C, 28.6.1.1).
     pub(crate) fn inject(&mut self, exception: Exception) {
         let (vector, has_code, code) = match exception {
             Exception::InvalidOpcode => (ExceptionVector::InvalidOpcode, false, 0),
@@ -140,6 +146,8 @@ impl<H: Hardware> Context<'_, H> {
             error: code as u16,
             rip,
         });
+        let rflags = RFlags::from_bits_retain(self.read(field::GUEST_RFLAGS)) | RFlags::RESUME_FLAG;
+        self.write(field::GUEST_RFLAGS, rflags.bits());
         self.write(field::ENTRY_INTERRUPTION, Interruption::exception(vector, has_code).0);
         self.write(field::ENTRY_ERROR_CODE, code);
     }
@@ -147,6 +155,14 @@ impl<H: Hardware> Context<'_, H> {
     /// Current privilege level of the host: the DPL of SS.
     pub(crate) fn cpl(&mut self) -> u8 {
         AccessRights::from_bits_retain(self.read(Segment::Ss.guest_rights())).dpl()
+    }
+
+    /// Whether the host executes 32- or 16-bit code in IA-32e mode, or virtual-8086 code.
+    pub(crate) fn is_compatibility_mode(&mut self) -> bool {
+        let efer = EferFlags::from_bits_retain(self.read(field::GUEST_EFER));
+        let code = AccessRights::from_bits_retain(self.read(Segment::Cs.guest_rights()));
+        let virtual_8086 = RFlags::from_bits_retain(self.read(field::GUEST_RFLAGS)).contains(RFlags::VIRTUAL_8086_MODE);
+        virtual_8086 || efer.contains(EferFlags::LONG_MODE_ACTIVE) && !code.contains(AccessRights::LONG)
     }
 
     /// How the host translates addresses.

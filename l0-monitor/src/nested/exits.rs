@@ -114,7 +114,7 @@ impl<H: Hardware> Context<'_, H> {
                 if self.cpl() == 0 && locum_abi::Op::from_raw(self.vcpu.gprs[Register::Rax]).is_some() {
                     return Next::Call;
                 }
-                self.inject(Exception::InvalidOpcode);
+                self.vmcall();
             }
             Reason::EXCEPTION_NMI if self.is_machine_check() => self.machine_check_exit(),
             Reason::MONITOR_TRAP if self.vcpu.check_waits => self.delayed_machine_check(),

@@ -16,6 +16,7 @@ pub(crate) const REVISION: u32 = 0x10;
 
 /// VM-instruction errors (SDM vol. 3C, 31.4).
 pub(crate) mod error {
+    pub(crate) const VMCALL_IN_ROOT: u64 = 1;
     pub(crate) const VMCLEAR_ADDRESS: u64 = 2;
     pub(crate) const VMCLEAR_VMXON: u64 = 3;
     pub(crate) const VMPTRLD_ADDRESS: u64 = 9;
@@ -229,6 +230,10 @@ impl Hardware for Model {
         self.vmxon = None;
         self.current = None;
         VmxStatus::Succeed
+    }
+
+    fn vmcall(&mut self) -> VmxStatus {
+        self.fail(error::VMCALL_IN_ROOT)
     }
 
     fn vmptrst(&mut self) -> u64 {

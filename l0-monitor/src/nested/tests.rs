@@ -5,18 +5,20 @@ use x86_64::structures::idt::{ExceptionVector, PageFaultErrorCode};
 
 use crate::arch::general::Register;
 use crate::arch::registers::{
-    CR0_L0, CR4_CET, Cr0Flags, Cr4Flags, DEBUGCTL_CLEAR, DR7_CLEAR, EFER_LONG_MODE, EferFlags, RFLAGS_CLEAR,
+    CR0_L0, CR4_CET, Cr0Flags, Cr4Flags, DEBUGCTL_BTF, DEBUGCTL_CLEAR, DR7_CLEAR, EFER_LONG_MODE, EferFlags,
+    RFLAGS_CLEAR, RFlags,
 };
 use crate::nested::adopt::CAPACITY;
+use crate::nested::context::Exception;
 use crate::nested::exits::Next;
 use crate::nested::host_area::{HostArea, REPLACED, TABLE_LIMIT, TSS_LIMIT, replaced};
 use crate::nested::model::{Model, REVISION, error};
-use crate::nested::vcpu::Belief;
+use crate::nested::vcpu::{Belief, VCpu};
 use crate::vmx::caps::Caps;
 use crate::vmx::controls::EntryControls;
 use crate::vmx::exit::{Interruption, Reason};
 use crate::vmx::field::{self, Field, Segment};
-use crate::vmx::guest::{AccessRights, Interruptibility};
+use crate::vmx::guest::{AccessRights, Interruptibility, PendingDebug};
 use crate::vmx::{Hardware, VmxStatus};
 
 use crate::nested::test_bed::*;
@@ -436,15 +438,82 @@ fn host_area_rules() {
 }
 
 #[test]
-fn stray_vmcalls_are_undefined() {
+fn a_stray_vmcall_ends_as_natively() {
     for (mut vcpu, mut hw) in nested() {
-        vcpu.gprs[Register::Rax] = 1;
-        assert_eq!(exit_host(&mut vcpu, &mut hw, Reason::VMCALL), Next::Host);
+        let vmcall = |vcpu: &mut VCpu, hw: &mut Model| {
+            hw.set(VMCS01, field::GUEST_RIP, RIP);
+            hw.set(VMCS01, field::ENTRY_INTERRUPTION, 0);
+            vcpu.gprs[Register::Rax] = 1;
+            assert_eq!(exit_host(vcpu, hw, Reason::VMCALL), Next::Host);
+            let passed = hw.field(VMCS01, field::GUEST_RIP) != RIP;
+            (
+                injected(hw),
+                passed,
+                VmxStatus::from_rflags(hw.field(VMCS01, field::GUEST_RFLAGS)),
+            )
+        };
+        let undefined = Interruption::exception(ExceptionVector::InvalidOpcode, false);
+        let protection = Interruption::exception(ExceptionVector::GeneralProtection, true);
+        // In VMX root operation at CPL 0: VMfail with error 1.
         assert_eq!(
-            injected(&hw),
-            Interruption::exception(ExceptionVector::InvalidOpcode, false)
+            vmcall(&mut vcpu, &mut hw),
+            (Interruption(0), true, VmxStatus::FailValid)
         );
+        assert_eq!(hw.field(GUEST, field::INSTRUCTION_ERROR), error::VMCALL_IN_ROOT);
+        let current = vcpu.belief.current.take();
+        assert_eq!(
+            vmcall(&mut vcpu, &mut hw),
+            (Interruption(0), true, VmxStatus::FailInvalid)
+        );
+        vcpu.belief.current = current;
+        // Above CPL 0: #GP; a call to L0 is none there.
+        hw.set(VMCS01, Segment::Ss.guest_rights(), AccessRights::DPL.bits());
+        assert_eq!(vmcall(&mut vcpu, &mut hw).0, protection);
+        vcpu.gprs[Register::Rax] = locum_abi::Op::Ping as u64;
+        assert_eq!(exit_host(&mut vcpu, &mut hw, Reason::VMCALL), Next::Host);
+        assert_eq!(injected(&hw), protection);
+        // In compatibility mode: #UD, whatever the privilege level.
+        let code = hw.field(VMCS01, Segment::Cs.guest_rights());
+        let compatible = AccessRights::from_bits_retain(code).difference(AccessRights::LONG);
+        hw.set(VMCS01, field::GUEST_EFER, EFER_LONG_MODE.bits());
+        hw.set(VMCS01, Segment::Cs.guest_rights(), compatible.bits());
+        assert_eq!(vmcall(&mut vcpu, &mut hw).0, undefined);
+        hw.set(
+            VMCS01,
+            Segment::Cs.guest_rights(),
+            (compatible | AccessRights::LONG).bits(),
+        );
+        // Outside VMX operation: #UD.
+        hw.set(VMCS01, Segment::Ss.guest_rights(), 0);
+        vcpu.belief.vmx_on = false;
+        assert_eq!(vmcall(&mut vcpu, &mut hw).0, undefined);
         vcpu.gprs[Register::Rax] = locum_abi::Op::Ping as u64;
         assert_eq!(exit_host(&mut vcpu, &mut hw, Reason::VMCALL), Next::Call);
+    }
+}
+
+#[test]
+fn a_fault_is_raised_with_the_resume_flag_and_an_instruction_clears_it() {
+    const RF: u64 = RFlags::RESUME_FLAG.bits();
+    for (mut vcpu, mut hw) in nested() {
+        let rflags = hw.field(VMCS01, field::GUEST_RFLAGS);
+        context(&mut vcpu, &mut hw).inject(Exception::InvalidOpcode);
+        assert_eq!(hw.field(VMCS01, field::GUEST_RFLAGS), rflags | RF);
+        context(&mut vcpu, &mut hw).advance_by(3);
+        assert_eq!(hw.field(VMCS01, field::GUEST_RFLAGS), rflags);
+    }
+}
+
+#[test]
+fn the_single_step_trap_follows_an_instruction_unless_it_is_for_branches() {
+    for (mut vcpu, mut hw) in nested() {
+        hw.set(VMCS01, field::GUEST_RFLAGS, RFLAGS_CLEAR | RFlags::TRAP_FLAG.bits());
+        hw.set(VMCS01, field::GUEST_DEBUGCTL, DEBUGCTL_BTF);
+        context(&mut vcpu, &mut hw).advance_by(3);
+        assert_eq!(hw.field(VMCS01, field::GUEST_PENDING_DEBUG), 0);
+        hw.set(VMCS01, field::GUEST_DEBUGCTL, 0);
+        context(&mut vcpu, &mut hw).advance_by(3);
+        let step = PendingDebug::SINGLE_STEP.bits();
+        assert_eq!(hw.field(VMCS01, field::GUEST_PENDING_DEBUG), step);
     }
 }

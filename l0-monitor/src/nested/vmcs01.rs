@@ -264,6 +264,7 @@ pub(crate) fn fill(hw: &mut impl Hardware, vcpu: &VCpu, state: &EntryState, tr: 
         (field::EPTP, rules.eptp),
         (field::VPID, HOST_VPID),
         (field::XSS_EXITING_BITMAP, 0),
+        (field::PCONFIG_EXITING_BITMAP, 0),
         (field::HOST_EFER, msr::read(msr::EFER) | EFER_LONG_MODE.bits()),
         (field::HOST_SYSENTER_CS, 0),
         (field::HOST_SYSENTER_ESP, 0),

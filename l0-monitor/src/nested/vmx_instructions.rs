@@ -60,6 +60,18 @@ impl<H: Hardware> Context<'_, H> {
         Outcome::Host
     }
 
+    /// VMCALL that is no call to L0, as natively in VMX root operation (SDM vol. 3C, VMCALL): of all VMX instructions it
+    /// alone exits before the checks of mode and privilege.
+    pub(crate) fn vmcall(&mut self) {
+        if !self.vcpu.belief.vmx_on || self.is_compatibility_mode() {
+            self.inject(Exception::InvalidOpcode);
+        } else if self.cpl() != 0 {
+            self.inject(Exception::GeneralProtection);
+        } else {
+            self.on_host_vmcs(|context| context.hw.vmcall());
+        }
+    }
+
     /// Executes `instruction` with the host's VMCS current, so that an error number lands there, and ends the
     /// instruction. Without a current VMCS a VMfailValid is a VMfailInvalid.
     fn on_host_vmcs(&mut self, instruction: impl FnOnce(&mut Self) -> VmxStatus) {

@@ -209,7 +209,8 @@ fn secondary(settings: Settings) -> Result<(SecondaryControls, bool), Unfit> {
         | SecondaryControls::RDTSCP
         | SecondaryControls::INVPCID
         | SecondaryControls::XSAVES
-        | SecondaryControls::USER_WAIT;
+        | SecondaryControls::USER_WAIT
+        | SecondaryControls::PCONFIG;
     let may = settings.may::<SecondaryControls>();
     let controls = settings.with(needed).ok_or(Unfit::NoUnrestricted)?;
     Ok((controls | wanted & may, may.contains(SecondaryControls::VMCS_SHADOWING)))
@@ -255,6 +256,18 @@ mod tests {
         assert_eq!((caps.exit.bits(), caps.entry.bits()), (0x0013_6fff, 0x91ff));
         assert!(caps.shadowing && !caps.secondary.contains(SecondaryControls::VMCS_SHADOWING));
         assert!(!Caps::new(true, 39, with(msr::VMX_MISC, 0)).unwrap().shadowing);
+    }
+
+    #[test]
+    fn instructions_that_would_be_undefined_are_enabled() {
+        let all = with(msr::VMX_PROCBASED_CTLS2, 0xffff_ffff_0000_0000);
+        let caps = Caps::new(true, 39, all).unwrap();
+        let enabled = SecondaryControls::RDTSCP
+            | SecondaryControls::INVPCID
+            | SecondaryControls::XSAVES
+            | SecondaryControls::USER_WAIT
+            | SecondaryControls::PCONFIG;
+        assert!(caps.secondary.contains(enabled));
     }
 
     #[test]

@@ -49,6 +49,8 @@ bitflags! {
         const XSAVES = 1 << 20;
         /// Enable user-level wait and pause.
         const USER_WAIT = 1 << 26;
+        /// Enable PCONFIG.
+        const PCONFIG = 1 << 27;
         const _ = !0;
     }
 

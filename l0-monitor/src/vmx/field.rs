@@ -152,6 +152,8 @@ fields! {
     VMWRITE_BITMAP = 0x2028;
     /// XSS-exiting bitmap.
     XSS_EXITING_BITMAP = 0x202c;
+    /// PCONFIG-exiting bitmap.
+    PCONFIG_EXITING_BITMAP = 0x203e;
     /// Guest-physical address of an EPT violation or misconfiguration.
     GUEST_PHYSICAL_ADDRESS = 0x2400;
     /// VMCS link pointer.

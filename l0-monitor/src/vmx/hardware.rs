@@ -87,6 +87,8 @@ pub(crate) trait Hardware {
     fn vmxon(&mut self, phys: u64) -> VmxStatus;
     /// VMXOFF.
     fn vmxoff(&mut self) -> VmxStatus;
+    /// VMCALL, in VMX root operation.
+    fn vmcall(&mut self) -> VmxStatus;
     /// VMPTRST.
     fn vmptrst(&mut self) -> u64;
     /// INVEPT or INVVPID with a descriptor.

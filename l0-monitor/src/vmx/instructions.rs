@@ -92,6 +92,10 @@ impl Hardware for Cpu {
         vmx!("vmxoff",)
     }
 
+    fn vmcall(&mut self) -> VmxStatus {
+        vmx!("vmcall",)
+    }
+
     fn vmptrst(&mut self) -> u64 {
         let mut phys = 0_u64;
         // SAFETY: stores to the local variable only.
