@@ -195,7 +195,7 @@ pub(crate) const BY_NAME: &[Scenario] = &[
     },
     Scenario {
         name: "cycles",
-        about: "3,000 times in and out of nested under two guests: every VMCS is left as it was",
+        about: "8,000 times in and out of nested under two guests: every VMCS is left as it was",
         minutes: 15,
         play: Play::On(|args| args.l0_args = "check=vmcs".into(), native::cycles),
     },
