@@ -7,6 +7,7 @@
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/poll.h>
+#include <linux/security.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <asm/tsc.h>
@@ -181,6 +182,12 @@ static long device_ioctl(struct file *file, unsigned int asked, unsigned long po
 	return error;
 }
 
+/* What can be read here holds addresses and memory that the kernel keeps to itself: as for /dev/mem. */
+static int device_open(struct inode *inode, struct file *file)
+{
+	return security_locked_down(LOCKDOWN_DEV_MEM);
+}
+
 static int device_release(struct inode *inode, struct file *file)
 {
 	locum_listen_end(file);
@@ -194,6 +201,7 @@ static loff_t device_llseek(struct file *file, loff_t offset, int whence)
 
 static const struct file_operations operations = {
 	.owner = THIS_MODULE,
+	.open = device_open,
 	.release = device_release,
 	.llseek = device_llseek,
 	.read = locum_read,
@@ -208,7 +216,7 @@ static struct miscdevice device = {
 	.minor = MISC_DYNAMIC_MINOR,
 	.name = "locum",
 	.fops = &operations,
-	.mode = 0644,
+	.mode = 0600,
 };
 
 /**

@@ -2,7 +2,7 @@
 /*
  * What `locum.ko` offers to programs: `/dev/locum`, its ioctls, and the channels.
  *
- * `/dev/locum` (mode 0644) is the module's control device.
+ * `/dev/locum` (mode 0600) is the module's control device.
  *
  * *Files.* Opened read-only it allows LOCUM_IOC_INFO and reading L0's header, status, trace and log. Everything else
  * needs an open for reading and writing; others get -EPERM.

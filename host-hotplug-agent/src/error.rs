@@ -15,7 +15,9 @@ pub enum Refusal {
     )]
     NoModule,
     /// The device cannot be opened.
-    #[error("/dev/locum cannot be opened ({0}): run as root")]
+    #[error(
+        "/dev/locum cannot be opened ({0}): run as root; under a kernel that is locked down (Secure Boot) not even root may"
+    )]
     NoAccess(std::io::Error),
     /// No L0 below this host.
     #[error(

@@ -9,8 +9,10 @@ void test_access(void)
 	struct locum_status status;
 	static char page[4096], back[4096];
 	unsigned int word = 0;
+	struct stat file;
 	void *map;
 
+	CHECK(!fstat(device, &file) && (file.st_mode & 0777) == 0600);
 	/* A program without the right to write sees status, trace and log, nothing else. */
 	CHECK(!ioctl(reader, LOCUM_IOC_INFO, &machine));
 	CHECK(pread(reader, &status, sizeof(status), header.status) == sizeof(status));

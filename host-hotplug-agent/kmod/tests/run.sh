@@ -54,9 +54,12 @@ if grep -q nol0 /proc/cmdline; then
 else
 	insmod /locum.ko && check fake; rmmod locum && insmod /locum.ko && echo RELOADED
 	rmmod locum
-	check family 2; insmod /locum.ko && echo FOREIGN; check family 1
+	family=$(check family 2); insmod /locum.ko && echo FOREIGN; check family "$family"
 	# Less than any L0's.
-	check size 343; insmod /locum.ko && echo TRUNCATED
+	size=$(check size 343); insmod /locum.ko && echo TRUNCATED
+	check size "$size"; insmod /locum.ko
+	mount -t securityfs securityfs /sys/kernel/security && echo integrity > /sys/kernel/security/lockdown
+	(: < /dev/locum) 2> /dev/null && echo NOT LOCKED
 fi
 echo END
 poweroff -f
@@ -145,6 +148,8 @@ for release in first later; do
 	holds "a header that is too short is refused" silent '^TRUNCATED'
 	holds "what L0 does not know is told" says 'L0 is older than operation 0x4c4f434d00000000'
 	holds "the module unloads and loads again" says '^RELOADED'
+	holds "a kernel that is locked down" says 'Lockdown: .*mem.* is restricted'
+	holds "shows nobody what is in memory" silent '^NOT LOCKED'
 	holds "the kernel has nothing to complain of" silent "$trouble"
 	add_inner
 done

@@ -31,9 +31,9 @@ pub struct Device {
 /// What the file is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Information, status, trace, log: for every user.
+    /// Information, status, trace, log.
     Look,
-    /// Everything: for root.
+    /// Everything.
     Control,
 }
 

@@ -140,8 +140,10 @@ pub fn lockdown(facts: &Facts) -> Vec<Finding> {
         None | Some("none") => Vec::new(),
         Some(mode) => vec![Finding::refuses(
             "lockdown",
-            format!("the kernel is locked down ({mode}): it loads no unsigned locum.ko"),
-            "turn Secure Boot off, or boot without lockdown=, or sign the module with a key that the kernel knows",
+            format!(
+                "the kernel is locked down ({mode}): it loads no unsigned locum.ko, and nobody may see physical memory"
+            ),
+            "turn Secure Boot off, or boot without lockdown=",
         )],
     }
 }
