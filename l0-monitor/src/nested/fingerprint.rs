@@ -13,6 +13,9 @@ static ENABLED: AtomicBool = AtomicBool::new(false);
 /// The fields that this machine's CPUs have.
 static SUPPORTED: PerField<AtomicBool> = PerField([const { AtomicBool::new(false) }; _]);
 
+/// Whether [`SUPPORTED`] is known.
+static PROBED: AtomicBool = AtomicBool::new(false);
+
 /// Turns the check on, for the life of L0.
 pub(crate) fn enable() {
     ENABLED.store(true, Ordering::Relaxed);
@@ -24,13 +27,17 @@ pub(crate) fn enabled() -> bool {
 }
 
 /// Finds out which fields the CPU has, by reading the current VMCS, which must be L0's own: a read that fails leaves an
-/// error number in it.
+/// error number in it. Once only, since an emulator may log each failure; CPUs that come at the same time find the same.
 pub(crate) fn probe(hw: &mut impl Hardware) {
+    if PROBED.load(Ordering::Acquire) {
+        return;
+    }
     for field in Field::all() {
         if hw.vmread(field).is_ok() {
             SUPPORTED[field].store(true, Ordering::Relaxed);
         }
     }
+    PROBED.store(true, Ordering::Release);
 }
 
 /// A fingerprint of a VMCS: two sums over its fields, so that the difference of two tells which field it was. Small,
