@@ -73,6 +73,9 @@
 /* Pieces that the pool has at most. */
 #define LOCUM_POOL_PIECES 16
 
+/* Ranges of blank memory at most. */
+#define LOCUM_BLANK_RANGES 8
+
 /* Upper half of RAX of every operation ("LOCM"), so that a stray VMCALL is not taken for one of ours. */
 #define LOCUM_OP_MAGIC 5498687668034207744
 
@@ -349,6 +352,17 @@ struct locum_pool_piece {
 	__u64 size;
 };
 
+/*
+ * Memory of the firmware's, whole pages, that reads as zeroes for a host that does not reign, and is the reigning
+ * host's: where its error sources say whether there is a report. Cannot grow.
+ */
+struct locum_blank_range {
+	/* Physical address. */
+	__u64 start;
+	/* Bytes. */
+	__u64 size;
+};
+
 /* The header page. */
 struct locum_header {
 	/* LOCUM_MAGIC. */
@@ -432,6 +446,8 @@ struct locum_header {
 	 * piece and none of this.
 	 */
 	struct locum_pool_piece pool_pieces[LOCUM_POOL_PIECES];
+	/* Blank memory; then zeroes. An L0 without this has none. */
+	struct locum_blank_range blank[LOCUM_BLANK_RANGES];
 };
 
 /* The host of one slot. */
@@ -660,7 +676,10 @@ _Static_assert(__builtin_offsetof(struct locum_slot_info, tables_size) == 88, "l
 _Static_assert(sizeof(struct locum_pool_piece) == 16, "locum_pool_piece");
 _Static_assert(__builtin_offsetof(struct locum_pool_piece, start) == 0, "locum_pool_piece.start");
 _Static_assert(__builtin_offsetof(struct locum_pool_piece, size) == 8, "locum_pool_piece.size");
-_Static_assert(sizeof(struct locum_header) == 664, "locum_header");
+_Static_assert(sizeof(struct locum_blank_range) == 16, "locum_blank_range");
+_Static_assert(__builtin_offsetof(struct locum_blank_range, start) == 0, "locum_blank_range.start");
+_Static_assert(__builtin_offsetof(struct locum_blank_range, size) == 8, "locum_blank_range.size");
+_Static_assert(sizeof(struct locum_header) == 792, "locum_header");
 _Static_assert(__builtin_offsetof(struct locum_header, magic) == 0, "locum_header.magic");
 _Static_assert(__builtin_offsetof(struct locum_header, family) == 8, "locum_header.family");
 _Static_assert(__builtin_offsetof(struct locum_header, size) == 12, "locum_header.size");
@@ -696,6 +715,7 @@ _Static_assert(__builtin_offsetof(struct locum_header, status_cpus) == 380, "loc
 _Static_assert(__builtin_offsetof(struct locum_header, entry_end) == 384, "locum_header.entry_end");
 _Static_assert(__builtin_offsetof(struct locum_header, reserved) == 392, "locum_header.reserved");
 _Static_assert(__builtin_offsetof(struct locum_header, pool_pieces) == 408, "locum_header.pool_pieces");
+_Static_assert(__builtin_offsetof(struct locum_header, blank) == 664, "locum_header.blank");
 _Static_assert(sizeof(struct locum_host_status) == 40, "locum_host_status");
 _Static_assert(__builtin_offsetof(struct locum_host_status, state) == 0, "locum_host_status.state");
 _Static_assert(__builtin_offsetof(struct locum_host_status, reason) == 4, "locum_host_status.reason");

@@ -1,6 +1,7 @@
-//! A host's set of tables, laid out in one buffer: RSDP, FADT, MADT, `LOCM`, XSDT.
+//! A host's set of tables, laid out in one buffer: RSDP, FADT, MADT, `LOCM`, for a successor the HEST, XSDT.
 
 use super::error::{AcpiError, BuildError};
+use super::errors::{ErrorSources, lies_in};
 use super::fadt::FADT_REVISION_6_LEN;
 use super::header::SdtHeader;
 use super::locm::Locm;
@@ -10,10 +11,31 @@ use super::rsdp::{RSDP_V2_LEN, Rsdp};
 use super::signature::Signature;
 use super::sink::Sink;
 use crate::mem::PhysMem;
+use core::ops::Range;
 
 /// Tables of the machine that a successor sees as they are; any other describes hardware that it does not own or that
 /// L0 hides. The DSDT comes by the FADT.
-pub const SUCCESSOR_KEEPS: [Signature; 4] = [Signature::SSDT, Signature::MCFG, Signature::SRAT, Signature::SLIT];
+///
+/// - SPMI names the management processor's registers. They are the incumbent's until it retires: till then they read as
+///   all ones, by which Linux takes them for not there (`kcs_detect()`, `smic_detect()`, `bt_detect()` in
+///   `drivers/char/ipmi`), and a driver that is loaded later finds them.
+/// - The BERT is seen if what it names is among [`HostFirmware::blank`]. A HEST is made anew, see [`super::Hest`].
+///
+/// Left out for good are those whose registers are a protocol between one kernel and the firmware that Linux begins at
+/// its boot, when the incumbent still uses it:
+/// - ERST: commands by SMI, with state between them. Linux reads all records at boot (pstore), and believes from then
+///   on what it saw.
+/// - EINJ: the same, to make errors for tests.
+/// - PCCT: one command at a time for each channel, in memory that both sides write. Linux asks for the limits of CPUs at
+///   boot (CPPC), and would take the answer to the incumbent's command for its own.
+pub const SUCCESSOR_KEEPS: [Signature; 6] = [
+    Signature::SSDT,
+    Signature::MCFG,
+    Signature::SRAT,
+    Signature::SLIT,
+    Signature::SPMI,
+    Signature::BERT,
+];
 
 /// What a host's tables say beyond the machine's own.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +51,9 @@ pub struct HostFirmware<'a> {
     pub reset_vector: u64,
     /// Contents of the `LOCM` table.
     pub locm: Locm,
+    /// Memory that reads as zeroes for a successor until it reigns; `None`: it gets neither HEST nor BERT. A first host
+    /// has the machine's own in any case.
+    pub blank: Option<&'a [Range<u64>]>,
 }
 
 /// Where the tables made are, all physical addresses.
@@ -44,6 +69,10 @@ pub struct HostTables {
     pub madt: u64,
     /// The `LOCM` table.
     pub locm: u64,
+    /// The HEST that was made for a successor, 0 if there is none.
+    pub hest: u64,
+    /// Its error sources.
+    pub error_sources: ErrorSources,
     /// Bytes of the buffer that are used.
     pub len: usize,
 }
@@ -72,13 +101,14 @@ pub fn first_host_tables<M: PhysMem + ?Sized>(
             reset_vector: host.reset_vector,
         },
         locm: host.locm,
+        blank: None,
     };
     const HIDDEN: [Signature; 4] = [Signature::FADT, Signature::MADT, Signature::DMAR, Signature::LOCM];
     layout(machine, &parts, |sig| !HIDDEN.contains(&sig), phys, out)
 }
 
-/// Makes a successor's tables: a hardware-reduced FADT, its MADT, `LOCM`, and of the machine's those in
-/// [`SUCCESSOR_KEEPS`], by address.
+/// Makes a successor's tables: a hardware-reduced FADT, its MADT, `LOCM`, a HEST with those of the machine's error
+/// sources that it can have, and of the machine's those in [`SUCCESSOR_KEEPS`], by address. A damaged HEST or BERT is left out.
 ///
 /// `machine` is the machine's own set, not that of the incumbent. `out` is overwritten; its first byte will live at
 /// physical address `phys`, a multiple of 16.
@@ -102,8 +132,12 @@ pub fn successor_tables<M: PhysMem + ?Sized>(
             reset_vector: host.reset_vector,
         },
         locm: host.locm,
+        blank: host.blank,
     };
-    layout(machine, &parts, |sig| SUCCESSOR_KEEPS.contains(&sig), phys, out)
+    let boot_errors = machine.boot_error_region().ok().flatten();
+    let bert = boot_errors.is_some_and(|region| lies_in(&region, host.blank.unwrap_or_default()));
+    let keeps = |sig| SUCCESSOR_KEEPS.contains(&sig) && (sig != Signature::BERT || bert);
+    layout(machine, &parts, keeps, phys, out)
 }
 
 struct Parts<'a> {
@@ -113,6 +147,8 @@ struct Parts<'a> {
     interrupts: Interrupts,
     wakeup: Wakeup,
     locm: Locm,
+    /// Given for a successor: it gets a HEST.
+    blank: Option<&'a [Range<u64>]>,
 }
 
 fn layout<M: PhysMem + ?Sized>(
@@ -139,8 +175,13 @@ fn layout<M: PhysMem + ?Sized>(
     let locm = out.align();
     parts.locm.write(&mut out);
 
+    let (hest, error_sources) = match parts.blank {
+        Some(blank) => write_hest(machine, blank, &mut out)?,
+        None => (0, ErrorSources::default()),
+    };
+
     let xsdt = out.align();
-    write_xsdt(machine, keeps, [fadt, madt, locm], &mut out)?;
+    write_xsdt(machine, keeps, [fadt, madt, locm, hest], &mut out)?;
 
     let oem_id = machine.root_header().oem_id;
     out.patch(0, &Rsdp::encode(oem_id, xsdt));
@@ -150,15 +191,31 @@ fn layout<M: PhysMem + ?Sized>(
         fadt,
         madt,
         locm,
+        hest,
+        error_sources,
         len: out.finish()?,
     })
+}
+
+/// A successor's HEST and its sources; 0 if the machine has none that can be read.
+fn write_hest<M: PhysMem + ?Sized>(
+    machine: &Machine<'_, M>,
+    blank: &[Range<u64>],
+    out: &mut Sink<'_>,
+) -> Result<(u64, ErrorSources), BuildError> {
+    let Ok(Some(hest)) = machine.hest() else {
+        return Ok((0, ErrorSources::default()));
+    };
+    let address = out.align();
+    let sources = hest.write(blank, out)?;
+    Ok((address, sources))
 }
 
 /// Our FADT first, as firmware does, then the machine's tables in its order, then the rest of ours.
 fn write_xsdt<M: PhysMem + ?Sized>(
     machine: &Machine<'_, M>,
     keeps: impl Fn(Signature) -> bool,
-    [fadt, madt, locm]: [u64; 3],
+    [fadt, madt, locm, hest]: [u64; 4],
     out: &mut Sink<'_>,
 ) -> Result<(), AcpiError> {
     let table = out.open(&SdtHeader {
@@ -175,6 +232,9 @@ fn write_xsdt<M: PhysMem + ?Sized>(
         }
     }
     out.u64(locm);
+    if hest != 0 {
+        out.u64(hest);
+    }
     out.close(table);
     Ok(())
 }

@@ -67,6 +67,22 @@ pub enum AcpiError {
         /// Its length byte.
         len: u8,
     },
+    /// A source of the HEST is of a kind that is not known, or reaches beyond the table.
+    #[error("the HEST's source at offset {offset} (type {kind}) is malformed or unknown")]
+    HestSource {
+        /// Offset of the source from the table's start.
+        offset: u32,
+        /// Its type.
+        kind: u16,
+    },
+    /// The BERT's region is empty, or wraps around the end of the address space.
+    #[error("the BERT names {len:#x} bytes at {start:#x}, which is no memory")]
+    BootErrorRegion {
+        /// Where it begins.
+        start: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
 }
 
 /// A host's tables cannot be made.

@@ -1,6 +1,7 @@
 //! The machine's root table and the tables it lists.
 
 use super::error::AcpiError;
+use super::errors::{Hest, boot_error_region};
 use super::fadt::Fadt;
 use super::header::{SDT_HEADER_LEN, SdtHeader, sum};
 use super::madt::Madt;
@@ -10,6 +11,7 @@ use super::signature::Signature;
 use super::srat::Srat;
 use crate::bytes::{u32_at, u64_at};
 use crate::mem::PhysMem;
+use core::ops::Range;
 
 /// A table that the root table lists: its header was read, its contents were not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +136,28 @@ impl<'m, M: PhysMem + ?Sized> Machine<'m, M> {
     pub fn srat(&self) -> Result<Option<Srat<'m, M>>, AcpiError> {
         match self.find(Signature::SRAT) {
             Some(table) => Srat::read(self.mem, table.address).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The HEST, if the firmware reports hardware errors.
+    ///
+    /// # Errors
+    /// [`AcpiError`] if it is damaged.
+    pub fn hest(&self) -> Result<Option<Hest<'m, M>>, AcpiError> {
+        match self.find(Signature::HEST) {
+            Some(table) => Hest::read(self.mem, table.address).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The region of the boot error record that the BERT names, if there is one.
+    ///
+    /// # Errors
+    /// [`AcpiError`] if the BERT is damaged.
+    pub fn boot_error_region(&self) -> Result<Option<Range<u64>>, AcpiError> {
+        match self.find(Signature::BERT) {
+            Some(table) => boot_error_region(self.mem, table.address).map(Some),
             None => Ok(None),
         }
     }

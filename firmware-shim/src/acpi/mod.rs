@@ -1,6 +1,6 @@
 //! ACPI: the machine's tables read, a host's tables made.
 //!
-//! Reading: [`Rsdp`] -> [`Machine`] (the XSDT or RSDT) -> [`Fadt`], [`Madt`], [`Mcfg`], [`Srat`]. Making: [`first_host_tables`]
+//! Reading: [`Rsdp`] -> [`Machine`] (the XSDT or RSDT) -> [`Fadt`], [`Madt`], [`Mcfg`], [`Srat`], [`Hest`]. Making: [`first_host_tables`]
 //! and [`successor_tables`], which both lay their tables out in one buffer, RSDP first.
 //!
 //! # Why not the crate `acpi`
@@ -12,6 +12,7 @@
 
 mod build;
 mod error;
+mod errors;
 mod fadt;
 mod fadt_build;
 mod gas;
@@ -29,6 +30,7 @@ mod srat;
 
 pub use build::{HostFirmware, HostTables, SUCCESSOR_KEEPS, first_host_tables, successor_tables};
 pub use error::{AcpiError, BuildError};
+pub use errors::{ErrorSources, Hest};
 pub use fadt::{BootArch, FADT_REVISION_6_LEN, Fadt, FadtFlags};
 pub use gas::{Gas, SPACE_SYSTEM_IO, SPACE_SYSTEM_MEMORY};
 pub use header::{SDT_HEADER_LEN, SdtHeader};

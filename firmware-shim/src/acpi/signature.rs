@@ -27,6 +27,12 @@ impl Signature {
     pub const SRAT: Self = Self(*b"SRAT");
     /// NUMA distances.
     pub const SLIT: Self = Self(*b"SLIT");
+    /// Sources of hardware errors that the firmware reports.
+    pub const HEST: Self = Self(*b"HEST");
+    /// Hardware errors of before the machine's boot.
+    pub const BERT: Self = Self(*b"BERT");
+    /// The machine's management processor (IPMI 2.0, appendix C3).
+    pub const SPMI: Self = Self(*b"SPMI");
     /// Ours: where to find L0.
     pub const LOCM: Self = Self(*b"LOCM");
 }

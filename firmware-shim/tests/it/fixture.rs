@@ -359,5 +359,6 @@ pub fn firmware(cpus: &[u32]) -> HostFirmware<'_> {
         mailbox: 0x80_8000,
         reset_vector: 0x80_9000,
         locm: LOCM,
+        blank: None,
     }
 }

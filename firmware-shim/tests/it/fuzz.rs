@@ -1,7 +1,8 @@
 //! Arbitrary and damaged input: errors, never panics.
 
+use crate::errors;
 use crate::fixture::{Fixture, Ram, TABLES, bochs, firmware, server};
-use firmware_shim::acpi::{Machine, Rsdp, first_host_tables, successor_tables};
+use firmware_shim::acpi::{HostFirmware, Machine, Rsdp, first_host_tables, successor_tables};
 use firmware_shim::linux::KernelImage;
 use firmware_shim::{PhysMem, Pieces};
 use proptest::prelude::*;
@@ -27,13 +28,22 @@ fn read_all<M: PhysMem>(mem: &M, rsdp: &Rsdp) {
     if let Ok(Some(srat)) = machine.srat() {
         for _ in srat.memory() {}
     }
+    let _ = machine.boot_error_region();
+    if let Ok(Some(hest)) = machine.hest() {
+        for _ in hest.registers() {}
+    }
     let mut out = [0; 2048];
     let _ = first_host_tables(&machine, &firmware(&[0]), TABLES, &mut out);
-    let _ = successor_tables(&machine, &firmware(&[0]), TABLES, &mut out);
+    let everything = 0..u64::MAX;
+    let successor = HostFirmware {
+        blank: Some(std::slice::from_ref(&everything)),
+        ..firmware(&[0])
+    };
+    let _ = successor_tables(&machine, &successor, TABLES, &mut out);
 }
 
-fn fixtures() -> [Fixture; 2] {
-    [bochs(), server()]
+fn fixtures() -> [Fixture; 3] {
+    [bochs(), server(), errors::machine()]
 }
 
 #[test]
@@ -60,8 +70,8 @@ proptest! {
 
     #[test]
     fn damaged_tables_with_right_checksums(
-        which in 0usize..2,
-        damage in prop::collection::vec((0usize..12, 0usize..300, any::<u8>()), 1..8),
+        which in 0usize..3,
+        damage in prop::collection::vec((0usize..20, 0usize..300, any::<u8>()), 1..8),
     ) {
         let mut fixture = fixtures()[which].clone();
         let rsdp = Rsdp::read(&fixture.ram, fixture.rsdp).unwrap();

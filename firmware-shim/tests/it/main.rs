@@ -3,6 +3,7 @@
 
 mod e820;
 mod efi_map;
+mod errors;
 mod fit;
 mod fixture;
 mod fuzz;

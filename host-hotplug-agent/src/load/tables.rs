@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use anyhow::{Result, ensure};
 use firmware_shim::PhysMem;
-use firmware_shim::acpi::{HostFirmware, HostTables, Locm, Machine, Rsdp, SUCCESSOR_KEEPS, successor_tables};
+use firmware_shim::acpi::{
+    BuildError, HostFirmware, HostTables, Locm, Machine, Rsdp, SUCCESSOR_KEEPS, successor_tables,
+};
 use firmware_shim::e820::{E820Map, SuccessorMemory, for_successor};
 use locum_abi::status::NO_OWNER;
 use locum_abi::{FAMILY, Header};
@@ -48,6 +50,10 @@ pub fn acpi(
         .filter(|cpu| cpu.owner != NO_OWNER)
         .map(|cpu| cpu.apic_id)
         .collect();
+    let blank: Vec<Range<u64>> = header
+        .blank()
+        .map(|range| range.start..range.start.saturating_add(range.size))
+        .collect();
     let host = HostFirmware {
         cpus: &cpus,
         managed: &managed,
@@ -57,18 +63,19 @@ pub fn acpi(
             header_page: header_address,
             abi_revision: FAMILY,
         },
+        blank: (!blank.is_empty()).then_some(&blank),
     };
     let mut made = vec![0; MADE.min(usize::try_from(slot.tables_size)?)];
     let mut pieces = Vec::new();
     let in_place = Rsdp::read(memory, header.machine_rsdp)
         .and_then(|rsdp| Machine::open(memory, &rsdp).and_then(|machine| machine.madt().map(|_| rsdp)));
     let tables: HostTables = match in_place {
-        Ok(rsdp) => successor_tables(&Machine::open(memory, &rsdp)?, &host, slot.tables, &mut made)?,
+        Ok(rsdp) => make(&Machine::open(memory, &rsdp)?, &host, slot.tables, &mut made)?,
         Err(error) => {
             tracing::debug!("the machine's own tables cannot be seen ({error}); this host's are copied");
             let base = slot.tables + made.len() as u64;
             let copies = Tables::read(sys, base, |signature| SUCCESSOR_KEEPS.contains(&signature))?;
-            let tables = successor_tables(&copies.machine()?, &host, slot.tables, &mut made)?;
+            let tables = make(&copies.machine()?, &host, slot.tables, &mut made)?;
             pieces.extend(
                 copies
                     .kept(base)
@@ -77,6 +84,14 @@ pub fn acpi(
             tables
         }
     };
+    let sources = tables.error_sources;
+    if sources.kept + sources.left_out > 0 {
+        tracing::info!(
+            "of the firmware's error sources the successor hears {} once it reigns, {} not",
+            sources.kept,
+            sources.left_out
+        );
+    }
     made.truncate(tables.len);
     pieces.push(Placed::bytes("ACPI tables", slot.tables, made));
     let end = pieces
@@ -91,6 +106,22 @@ pub fn acpi(
         slot.tables_size
     );
     Ok((pieces, tables.rsdp))
+}
+
+/// Makes the tables at `at`; without the firmware's error sources if there is no room for them.
+fn make<M: PhysMem + ?Sized>(
+    machine: &Machine<'_, M>,
+    host: &HostFirmware<'_>,
+    at: u64,
+    out: &mut [u8],
+) -> Result<HostTables, BuildError> {
+    match successor_tables(machine, host, at, out) {
+        Err(error @ BuildError::TooSmall { .. }) if host.blank.is_some() => {
+            tracing::warn!("{error}: the successor goes without the firmware's error sources (HEST)");
+            successor_tables(machine, &HostFirmware { blank: None, ..*host }, at, out)
+        }
+        tables => tables,
+    }
 }
 
 /// The successor's memory map.
@@ -115,4 +146,40 @@ pub fn memory_map(sys: &SysRoot, header: &Header, plan: &Plan) -> Result<E820Map
             firmware: header.shared..header.shared + header.shared_size,
         },
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::tables;
+
+    #[test]
+    fn error_sources_do_not_stand_in_the_way_of_a_refresh() {
+        const REGISTER: u64 = 0x7000_0000;
+        const AT: u64 = 0x94_0000;
+        let dir = tempfile::tempdir().unwrap();
+        tables::write(dir.path(), &[0, 1]);
+        tables::write_hest(dir.path(), REGISTER);
+        let own = Tables::read(&SysRoot::at(dir.path()), u64::MAX, |_| false).unwrap();
+        let blank = [REGISTER..REGISTER + 0x1000];
+        let host = HostFirmware {
+            cpus: &[0],
+            managed: &[0, 1],
+            mailbox: 0x82_0000,
+            reset_vector: 0x83_0000,
+            locm: Locm {
+                header_page: 0x80_0000,
+                abi_revision: FAMILY,
+            },
+            blank: Some(&blank),
+        };
+        let mut out = vec![0; 4096];
+        let machine = own.machine().unwrap();
+        let tables = make(&machine, &host, AT, &mut out).unwrap();
+        assert!(tables.hest > AT);
+        assert_eq!((tables.error_sources.kept, tables.error_sources.left_out), (1, 0));
+        let smaller = make(&machine, &host, AT, &mut out[..tables.len - 16]).unwrap();
+        assert_eq!((smaller.hest, smaller.error_sources.kept), (0, 0));
+        assert!(make(&machine, &host, AT, &mut out[..smaller.len - 1]).is_err());
+    }
 }

@@ -45,6 +45,18 @@ pub fn write_madt(root: &Path, apic_ids: &[u8], entries: &[u8]) {
     fs::write(dir.join("APIC"), table(b"APIC", &madt)).unwrap();
 }
 
+/// Writes a HEST with one generic source whose register is at `register`.
+pub fn write_hest(root: &Path, register: u64) {
+    let mut source = [0; 64];
+    source[..2].copy_from_slice(&9u16.to_le_bytes());
+    source[7] = 1;
+    source[21] = 64;
+    source[24..32].copy_from_slice(&register.to_le_bytes());
+    source[32..34].copy_from_slice(&[3, 28]);
+    let body = [1u32.to_le_bytes().as_slice(), &source].concat();
+    fs::write(root.join("sys/firmware/acpi/tables/HEST"), table(b"HEST", &body)).unwrap();
+}
+
 fn table(signature: &[u8; 4], body: &[u8]) -> Vec<u8> {
     let mut table = signature.to_vec();
     table.extend_from_slice(&(36 + body.len() as u32).to_le_bytes());

@@ -41,6 +41,9 @@ pub const MAX_CPUS: usize = 256;
 /// Pieces that the pool has at most.
 pub const POOL_PIECES: usize = 16;
 
+/// Ranges of blank memory at most.
+pub const BLANK_RANGES: usize = 8;
+
 /// What belongs to the host of one slot (generation parity).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -77,6 +80,17 @@ pub struct SlotInfo {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolPiece {
+    /// Physical address.
+    pub start: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Memory of the firmware's, whole pages, that reads as zeroes for a host that does not reign, and is the reigning
+/// host's: where its error sources say whether there is a report. Cannot grow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlankRange {
     /// Physical address.
     pub start: u64,
     /// Bytes.
@@ -160,6 +174,8 @@ pub struct Header {
     /// All pieces of the pool in ascending order, the first one too; then zeroes. An L0 of the first release has one
     /// piece and none of this.
     pub pool_pieces: [PoolPiece; POOL_PIECES],
+    /// Blank memory; then zeroes. An L0 without this has none.
+    pub blank: [BlankRange; BLANK_RANGES],
 }
 
 impl Header {
@@ -202,7 +218,13 @@ impl Header {
             entry_end: 0,
             reserved: [0; 2],
             pool_pieces: [PoolPiece::default(); POOL_PIECES],
+            blank: [BlankRange::default(); BLANK_RANGES],
         }
+    }
+
+    /// Memory that reads as zeroes for a host that does not reign.
+    pub fn blank(&self) -> impl Iterator<Item = BlankRange> + '_ {
+        self.blank.iter().copied().filter(|range| range.size > 0)
     }
 
     /// The pool's pieces, whatever release the header is of.

@@ -42,7 +42,8 @@ pub use event::{Event, TraceKind};
 pub use frame::Frame;
 pub use grant::{Grant, ResourceKind};
 pub use header::{
-    FAMILY, FEATURES, HEADER_MIN, Header, LOCM_SIGNATURE, MAGIC, MAX_CPUS, POOL_PIECES, PoolPiece, SlotInfo,
+    BLANK_RANGES, BlankRange, FAMILY, FEATURES, HEADER_MIN, Header, LOCM_SIGNATURE, MAGIC, MAX_CPUS, POOL_PIECES,
+    PoolPiece, SlotInfo,
 };
 pub use hypercall::{Call, Errno, Op};
 pub use layout::{HeaderError, Layout};

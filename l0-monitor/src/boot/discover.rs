@@ -10,7 +10,7 @@ use locum_abi::{MAX_CPUS, PerSlot};
 
 use super::memory::{Identity, move_bytes};
 use super::multiboot::Information;
-use super::{BootError, cmdline, platform, pool};
+use super::{BootError, blank, cmdline, platform, pool};
 use crate::arch::{cpuid, lapic, msr};
 use crate::machine::mtrr::Mtrrs;
 use crate::machine::{self, IoApic, MAX_IOAPICS, Machine, Pool, Span};
@@ -88,6 +88,7 @@ pub(crate) fn read_machine(
         }
         Err(error) => log::warn!("{error}; L0 goes without it, as Linux does"),
     }
+    machine.blank = blank::choose(&machine.e820, error_sources(&tables), |at| machine.mtrrs.lookup(at).0);
     if tables.has_dmar() {
         if lapic::is_x2apic_locked(msr::read_safe) {
             return Err(BootError::LockedX2Apic);
@@ -116,6 +117,19 @@ fn nodes<'m>(tables: &acpi::Machine<'m, Identity>) -> impl Iterator<Item = (u32,
     srat.into_iter()
         .flat_map(|srat| srat.memory())
         .map(|memory| (memory.domain, memory.range))
+}
+
+/// Where the firmware's error sources say whether there is a report.
+fn error_sources<'m>(tables: &acpi::Machine<'m, Identity>) -> impl Iterator<Item = Range<u64>> + use<'m> {
+    let hest = tables.hest().unwrap_or_else(|error| {
+        log::warn!("{error}; successors go without it");
+        None
+    });
+    let record = tables.boot_error_region().unwrap_or_else(|error| {
+        log::warn!("{error}; successors go without it");
+        None
+    });
+    hest.into_iter().flat_map(|hest| hest.registers()).chain(record)
 }
 
 /// Registers the CPUs that fit and says which do not: hosts never hear of those.

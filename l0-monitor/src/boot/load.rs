@@ -188,6 +188,7 @@ fn host_tables(machine: &Machine, tables: &acpi::Machine<'_, Identity>, at: u64)
             header_page: shared::header_address(),
             abi_revision: FAMILY,
         },
+        blank: None,
     };
     let room = layout::TABLES_SIZE as u64 - ACPI_OFFSET;
     // SAFETY: the rest of the slot's tables, which nobody else uses yet.

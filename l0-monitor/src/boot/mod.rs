@@ -8,6 +8,7 @@
 
 #[cfg(target_os = "none")]
 mod ap;
+pub(crate) mod blank;
 pub(crate) mod cmdline;
 #[cfg(target_os = "none")]
 mod discover;

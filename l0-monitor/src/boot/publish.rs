@@ -3,7 +3,7 @@
 
 use core::mem::offset_of;
 
-use locum_abi::{Header, POOL_PIECES, PerSlot, PoolPiece, SlotInfo};
+use locum_abi::{BLANK_RANGES, BlankRange, Header, POOL_PIECES, PerSlot, PoolPiece, SlotInfo};
 
 use crate::arch::paging;
 use crate::doors::{native_call, reset};
@@ -43,6 +43,11 @@ pub(crate) fn publish(machine: &Machine, entry_end: u64) {
         piece.start = span.start;
         piece.size = span.end - span.start;
     }
+    let mut blank = [BlankRange::default(); BLANK_RANGES];
+    for (range, span) in blank.iter_mut().zip(&machine.blank) {
+        range.start = span.start;
+        range.size = span.end - span.start;
+    }
     shared::set_header(Header {
         shared: machine.l0.shared().start,
         shared_size: layout::SIZE,
@@ -51,6 +56,7 @@ pub(crate) fn publish(machine: &Machine, entry_end: u64) {
         pool: pieces[0].start,
         pool_size: pieces[0].size,
         pool_pieces: pieces,
+        blank,
         status: at.status,
         trace: at.trace,
         log: at.log,

@@ -5,7 +5,7 @@ pub(crate) mod mtrr;
 use arrayvec::ArrayVec;
 use firmware_shim::acpi::EcamRegion;
 use firmware_shim::e820::{E820Map, MemoryType as RangeType};
-use locum_abi::{POOL_PIECES, PerSlot};
+use locum_abi::{BLANK_RANGES, POOL_PIECES, PerSlot};
 use spin::Once;
 
 use crate::arch::paging::page_of;
@@ -33,6 +33,9 @@ impl Span {
 
 /// Pieces of guest RAM, in ascending order.
 pub(crate) type Pool = ArrayVec<Span, POOL_PIECES>;
+
+/// Where a host that does not reign reads zeroes, in ascending order; see [`locum_abi::BlankRange`].
+pub(crate) type Blank = ArrayVec<Span, BLANK_RANGES>;
 
 /// An IOAPIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +67,8 @@ pub(crate) struct Machine {
     pub(crate) low_slices: PerSlot<Span>,
     /// Guest RAM.
     pub(crate) pool: Pool,
+    /// The firmware's error sources, in Reserved memory.
+    pub(crate) blank: Blank,
     /// Ports of PM1a_CNT and PM1b_CNT, 0 if not there.
     pub(crate) pm1_control: [u16; 2],
     /// Physical address of (a copy of) the machine's RSDP.
@@ -83,6 +88,7 @@ impl Machine {
         l0: Place::new(0),
         low_slices: PerSlot::new(Span::EMPTY, Span::EMPTY),
         pool: Pool::new_const(),
+        blank: Blank::new_const(),
         pm1_control: [0; 2],
         rsdp: 0,
         boot_apic_id: 0,

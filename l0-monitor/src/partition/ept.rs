@@ -63,7 +63,7 @@ pub(crate) struct Stretch {
     pub(crate) access: Access,
     /// Memory type, from the MTRRs.
     pub(crate) memory_type: MemoryType,
-    /// Where it is in host-physical memory, less where the host sees it: 0 but for page 0 of a successor.
+    /// Where it is in host-physical memory, less where the host sees it: 0 but for page 0 and blank pages of a successor.
     pub(crate) offset: u64,
     /// First address that may differ.
     pub(crate) end: u64,

@@ -12,6 +12,9 @@ pub(crate) enum Kind {
     Host(Slot),
     /// Belongs to the host in this slot, and the other may read it.
     Readable(Slot),
+    /// Belongs to the host in this slot, and the other reads zeroes there: the firmware's registers of which a kernel takes
+    /// reports.
+    Blank(Slot),
     /// L0's private memory: no host.
     Monitor,
     /// Both hosts: the pool, the local APIC page, the channels.
@@ -44,7 +47,7 @@ impl Kind {
                     Access::None
                 }
             }
-            Self::Readable(owner) => {
+            Self::Readable(owner) | Self::Blank(owner) => {
                 if owner == slot {
                     Access::Full
                 } else {
@@ -162,6 +165,7 @@ impl Map {
         let given = |kind| match kind {
             Kind::Host(owner) if owner == from => Kind::Host(to),
             Kind::Readable(owner) if owner == from => Kind::Readable(to),
+            Kind::Blank(owner) if owner == from => Kind::Blank(to),
             other => other,
         };
         self.first = given(self.first);

@@ -638,6 +638,15 @@ impl State {
                 };
             }
             let (kind, run) = map.at(address);
+            if kind == Kind::Blank(slot.other()) {
+                let page = page_of(address);
+                return Stretch {
+                    access: kind.access(slot, sole),
+                    memory_type: MemoryType::WriteBack,
+                    offset: pages::zeroes().wrapping_sub(page),
+                    end: page + PAGE_SIZE,
+                };
+            }
             let (memory_type, type_end) = machine::memory_type(address);
             Stretch {
                 access: kind.access(slot, sole),
@@ -726,6 +735,9 @@ fn first_map(machine: &Machine) -> Result<Map, memory::Full> {
             let (start, end) = (page_of(range.start), range.end.next_multiple_of(PAGE_SIZE));
             map.set(start, end, Kind::Shared)?;
         }
+    }
+    for range in &machine.blank {
+        map.set(range.start, range.end, Kind::Blank(Slot::Even))?;
     }
     for piece in &machine.pool {
         map.set(piece.start, piece.end, Kind::Shared)?;

@@ -2,13 +2,14 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use locum_abi::{PAGE_SIZE, PerSlot, Slot};
+use locum_abi::{BLANK_RANGES, PAGE_SIZE, PerSlot, Slot};
 
 use super::ept::Table;
 use crate::arch::msr;
 
-/// EPT tables per slot: enough for 4 GiB in 2 MiB pages, two dozen regions split to 4 KiB, and 100 GiB on top.
-const EPT_TABLES: usize = 160;
+/// EPT tables per slot: enough for 4 GiB in 2 MiB pages, two dozen regions split to 4 KiB, blank ranges split likewise
+/// (none is longer than a table maps), and 100 GiB on top.
+const EPT_TABLES: usize = 160 + 2 * BLANK_RANGES;
 
 static EPT: PerSlot<[Table; EPT_TABLES]> = PerSlot::new(
     [const { Table::new() }; EPT_TABLES],
@@ -33,6 +34,13 @@ static MSR_BSP: Words<512> = Words({
     words[msr::APIC_BASE as usize / 64] = AtomicU64::new(1 << (msr::APIC_BASE % 64));
     words
 });
+
+static ZEROES: Words<512> = Words::new();
+
+/// Address of a page that is zero for good.
+pub(crate) fn zeroes() -> u64 {
+    core::ptr::from_ref(&ZEROES) as u64
+}
 
 /// The tables of a slot.
 pub(crate) fn ept_tables(slot: Slot) -> &'static [Table] {

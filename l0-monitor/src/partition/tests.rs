@@ -19,6 +19,12 @@ const IOAPIC: u64 = 0xfec0_0000;
 /// Behind all RAM, where a device could be.
 const DEVICE: u64 = 0xe000_0000;
 
+/// Reserved memory with registers of the firmware's.
+const BLANK: Span = Span {
+    start: 0x8100_0000,
+    end: 0x8100_2000,
+};
+
 const L0: Place = Place::new(0x20_0000);
 const LOW_SLICES: PerSlot<Span> = PerSlot::new(
     Span {
@@ -38,7 +44,9 @@ fn machine() -> Machine {
     let mut e820 = E820Map::new();
     e820.set(0..0xa_0000, RangeType::Usable).unwrap();
     e820.set(MIB..0x8000_0000, RangeType::Usable).unwrap();
+    e820.set(0x8000_0000..0x8200_0000, RangeType::Reserved).unwrap();
     machine.e820 = e820;
+    machine.blank.push(BLANK);
     for start in POOL {
         machine.pool.push(Span {
             start,
@@ -148,6 +156,51 @@ fn what_a_successors_access_comes_to() {
     }
     assert!(partition.may_touch(ODD, L0.slot_area(ODD).start, 8));
     assert!(partition.is_on_trial(ODD) && !partition.is_on_trial(EVEN));
+}
+
+/// What the EPT of the host in `slot` has at `address`, made anew.
+fn mapped(partition: &Partition, slot: Slot, address: u64) -> u64 {
+    let tables: std::vec::Vec<_> = (0..16).map(|_| ept::Table::new()).collect();
+    let mut state = partition.state.lock();
+    let kept = core::mem::replace(&mut state.epts[slot], Ept::new(tables.leak(), false));
+    state
+        .map(slot, BLANK.start - LARGE_PAGE, BLANK.end + LARGE_PAGE)
+        .unwrap();
+    let (entry, _) = state.epts[slot].lookup(address);
+    state.epts[slot] = kept;
+    entry
+}
+
+#[test]
+fn the_firmwares_reports_are_the_reigning_hosts() {
+    const ALL: u64 = 7;
+    const WRITE: u64 = 2;
+    let partition = two();
+    let page = |entry: u64| entry & crate::arch::paging::ADDRESS;
+    for address in [BLANK.start, BLANK.end - PAGE_SIZE] {
+        let own = mapped(&partition, EVEN, address);
+        assert_eq!((page(own), own & ALL), (address, ALL));
+        let blank = mapped(&partition, ODD, address);
+        assert_eq!(page(blank), pages::zeroes(), "{address:#x}");
+        assert_eq!(blank & WRITE, 0, "what a successor writes there goes nowhere");
+        assert_eq!(partition.violation(ODD, address, true), Violation::Refused);
+        assert!(partition.may_touch(EVEN, address, 8) && !partition.may_touch(ODD, address, 8));
+    }
+    for beside in [BLANK.start - PAGE_SIZE, BLANK.end] {
+        assert_eq!(mapped(&partition, ODD, beside), 0, "{beside:#x}");
+        assert_eq!(mapped(&partition, EVEN, beside) & ALL, ALL, "{beside:#x}");
+    }
+    // The incumbent has retired.
+    {
+        let mut state = partition.state.lock();
+        state.owners.give_all(ODD);
+        state.two = false;
+    }
+    assert_eq!(page(mapped(&partition, ODD, BLANK.start)), BLANK.start);
+    assert!(partition.may_touch(ODD, BLANK.start, 8));
+    // The next successor is in the other slot.
+    partition.state.lock().two = true;
+    assert_eq!(page(mapped(&partition, EVEN, BLANK.start)), pages::zeroes());
 }
 
 #[test]

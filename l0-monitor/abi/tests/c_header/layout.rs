@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use locum_abi::channel::ChannelRing;
 use locum_abi::frame::{self, Frame, TableRegister};
-use locum_abi::header::{Header, PoolPiece, SlotInfo};
+use locum_abi::header::{BlankRange, Header, PoolPiece, SlotInfo};
 use locum_abi::mailbox::Mailbox;
 use locum_abi::status::{CpuStatus, HostStatus, Status};
 use locum_abi::trace::{LogRing, TraceRecord, TraceRing};
@@ -41,10 +41,12 @@ pub fn abi() -> Vec<Layout> {
         SlotInfo, "locum_slot_info": mailbox, reset_vector, l0_cr3, l0_entry, stub_pd, stub_pt, stub_pt_pages,
             console_port, low_slice, low_slice_size, page_zero, tables, tables_size;
         PoolPiece, "locum_pool_piece": start, size;
+        BlankRange, "locum_blank_range": start, size;
         Header, "locum_header": magic, family, size, shared, shared_size, private, private_size, pool, pool_size, status,
             status_size, trace, trace_size, log, log_size, channels, channels_size, slots, machine_rsdp, image_bytes,
             cpu_count, pm1a_cnt, pm1b_cnt, features, cpu_status_size, cpu_capacity, host_status_size, trace_record_size,
-            channel_count, channel_ring_size, status_hosts, status_cpus, entry_end, reserved, pool_pieces;
+            channel_count, channel_ring_size, status_hosts, status_cpus, entry_end, reserved, pool_pieces,
+            blank;
         HostStatus, "locum_host_status": state, reason, detail, generation, cpu;
         CpuStatus, "locum_cpu_status": apic_id, mode, owner, reserved, enters, leaves, exits, guest_exits, nmis, reserved2,
             exits_by_reason;

@@ -11,6 +11,7 @@ pub type Table = &'static [(&'static str, &'static str)];
 pub const TYPES: Table = &[
     ("SlotInfo", "locum_slot_info"),
     ("PoolPiece", "locum_pool_piece"),
+    ("BlankRange", "locum_blank_range"),
     ("Header", "locum_header"),
     ("CpuMode", "locum_cpu_mode"),
     ("HostState", "locum_host_state"),
@@ -48,6 +49,7 @@ pub const CONSTANTS: Table = &[
     ("CHANNEL_DATA", "LOCUM_CHANNEL_DATA"),
     ("MAX_CPUS", "LOCUM_MAX_CPUS"),
     ("POOL_PIECES", "LOCUM_POOL_PIECES"),
+    ("BLANK_RANGES", "LOCUM_BLANK_RANGES"),
     ("SLOTS", "LOCUM_SLOTS"),
     ("PAGE_SIZE", "LOCUM_PAGE_SIZE"),
     ("EXIT_REASONS", "LOCUM_EXIT_REASONS"),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use locum_abi::channel::RING_DATA;
 use locum_abi::frame::{FRAME_MAGIC, Frame, TableRegister};
-use locum_abi::header::{Header, POOL_PIECES, PoolPiece, SlotInfo};
+use locum_abi::header::{BLANK_RANGES, BlankRange, Header, POOL_PIECES, PoolPiece, SlotInfo};
 use locum_abi::layout::{self, Layout};
 use locum_abi::status::{CpuStatus, HostStatus, NO_OWNER};
 use locum_abi::uapi::{self, Call, Cycle, Info, Range, Switch, Text, TextKind};
@@ -304,6 +304,7 @@ fn header() -> Header {
         entry_end: 0,
         reserved: [0; 2],
         pool_pieces: [PoolPiece::default(); POOL_PIECES],
+        blank: [BlankRange::default(); BLANK_RANGES],
     }
 }
 
