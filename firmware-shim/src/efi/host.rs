@@ -73,6 +73,21 @@ pub fn soft_reserved<'a>(machine: &EfiMap<'a>) -> impl Iterator<Item = Range<u64
         .filter_map(|descriptor| descriptor.range())
 }
 
+/// Memory of boot services. It is RAM for a kernel, but tables that are read later lie there (ESRT, memory attributes):
+/// Linux sets them aside when it runs, and cannot do so for what its own image or ramdisk lies on
+/// (`efi_reserve_boot_services()` in `arch/x86/platform/efi/quirks.c`).
+pub fn boot_services<'a>(machine: &EfiMap<'a>) -> impl Iterator<Item = Range<u64>> + Clone + use<'a> {
+    machine
+        .descriptors()
+        .filter(|descriptor| {
+            matches!(
+                descriptor.kind,
+                EfiMemoryType::BOOT_SERVICES_CODE | EfiMemoryType::BOOT_SERVICES_DATA
+            )
+        })
+        .filter_map(|descriptor| descriptor.range())
+}
+
 /// Whole pages of `range` that are usable in `host`, in ascending order.
 fn usable(host: &E820Map, range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
     host.entries()

@@ -62,12 +62,12 @@ impl<'a> EfiMap<'a> {
     }
 
     /// The descriptors, in the firmware's order.
-    pub fn descriptors(&self) -> impl Iterator<Item = Descriptor> + use<'a> {
+    pub fn descriptors(&self) -> impl Iterator<Item = Descriptor> + Clone + use<'a> {
         self.raw().map(Descriptor::read)
     }
 
     /// The descriptors as bytes, with what newer firmware may have put behind the fields known here.
-    pub(super) fn raw(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    pub(super) fn raw(&self) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
         self.bytes.chunks_exact(self.stride)
     }
 }

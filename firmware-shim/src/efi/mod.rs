@@ -9,5 +9,5 @@ mod host;
 mod map;
 
 pub use descriptor::{Attributes, DESCRIPTOR_MIN, Descriptor, EFI_PAGE, EfiMemoryType};
-pub use host::{MapForHost, for_first_host, soft_reserved};
+pub use host::{MapForHost, boot_services, for_first_host, soft_reserved};
 pub use map::{EfiMap, EfiMapError};

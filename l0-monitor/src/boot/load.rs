@@ -74,7 +74,7 @@ pub(crate) fn load(
     // SAFETY: GRUB put the module there, below 4 GiB; nothing is written to memory outside L0 before the last use.
     let kernel = KernelImage::parse(unsafe { bytes(&kernel_range) })?;
     let map = host_map(machine)?;
-    let places = choose_places(&kernel, &kernel_range, ramdisk_file, &map)?;
+    let places = choose_places(information, &kernel, &kernel_range, ramdisk_file, &map)?;
 
     let base = tables_area();
     let line = command_line(kernel_file.line, options)?;
@@ -129,6 +129,7 @@ pub(super) fn entry(places: &Places, zero_page: u64) -> Entry {
 
 /// Chooses where kernel and ramdisk go.
 pub(super) fn choose_places(
+    information: Information<'_>,
     kernel: &KernelImage<'_>,
     kernel_file: &Range<u64>,
     ramdisk_file: Option<Module<'_>>,
@@ -145,7 +146,7 @@ pub(super) fn choose_places(
         kernel_lowest: kernel.preferred_address(),
         ramdisk: ramdisk_file.map_or(0, |file| file.end - file.start),
     };
-    let places = place::choose(usable, kernel_file, &wanted)?;
+    let places = place::choose(usable, platform::boot_services(information), kernel_file, &wanted)?;
     kernel.check_load(places.kernel, kernel.init_size())?;
     Ok(places)
 }

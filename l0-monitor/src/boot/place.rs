@@ -42,25 +42,24 @@ pub(crate) struct NoRoom {
     pub(crate) bytes: u64,
 }
 
-/// Chooses the places: the kernel as low, the ramdisk as high as can be. `usable` are the host's ranges of RAM;
-/// `kernel_file` is where the boot loader left the kernel, which must survive moving the ramdisk. Ranges may overlap
-/// their sources otherwise: L0 moves, it does not copy.
+/// Chooses the places: the kernel as low, the ramdisk as high as can be. `usable` are the host's ranges of RAM, of which
+/// `spared` are taken only if nothing else will do; `kernel_file` is where the boot loader left the kernel, which must
+/// survive moving the ramdisk. Ranges may overlap their sources otherwise: L0 moves, it does not copy.
 ///
 /// # Errors
 /// [`NoRoom`].
-pub(crate) fn choose<I>(usable: I, kernel_file: &Range<u64>, wanted: &Wanted) -> Result<Places, NoRoom>
+pub(crate) fn choose<I, S>(usable: I, spared: S, kernel_file: &Range<u64>, wanted: &Wanted) -> Result<Places, NoRoom>
 where
     I: Iterator<Item = Range<u64>> + Clone,
+    S: Iterator<Item = Range<u64>> + Clone,
 {
-    let lowest = wanted.kernel_lowest.max(KERNEL_FLOOR);
-    let kernel = usable
-        .clone()
-        .filter_map(|range| {
-            let start = align_up(range.start.max(lowest), wanted.kernel_align)?;
-            let end = start.checked_add(wanted.kernel_room)?;
-            (end <= range.end.min(LIMIT)).then_some(start)
+    let spare = |yes: bool| spared.clone().filter(move |_| yes);
+    let kernel = [true, false]
+        .into_iter()
+        .find_map(|yes| {
+            let places = usable.clone().filter_map(|range| lowest(&range, wanted, spare(yes)));
+            places.min()
         })
-        .min()
         .ok_or(NoRoom {
             what: "the kernel",
             bytes: wanted.kernel_room,
@@ -69,12 +68,15 @@ where
         return Ok(Places { kernel, ramdisk: None });
     }
     let taken = [kernel..kernel + wanted.kernel_room, kernel_file.clone()];
-    let ramdisk = [RAMDISK_PREFERRED_END, LIMIT]
+    let limits = [RAMDISK_PREFERRED_END, LIMIT];
+    let ramdisk = [true, false]
         .into_iter()
-        .find_map(|limit| {
+        .flat_map(|yes| limits.map(|limit| (yes, limit)))
+        .find_map(|(yes, limit)| {
+            let taken = taken.iter().cloned().chain(spare(yes));
             usable
                 .clone()
-                .filter_map(|range| highest(&range, limit, wanted.ramdisk, &taken))
+                .filter_map(|range| highest(&range, limit, wanted.ramdisk, taken.clone()))
                 .max()
         })
         .ok_or(NoRoom {
@@ -87,17 +89,40 @@ where
     })
 }
 
+/// Lowest place for the kernel inside `range`, clear of `taken`.
+fn lowest<T>(range: &Range<u64>, wanted: &Wanted, taken: T) -> Option<u64>
+where
+    T: Iterator<Item = Range<u64>> + Clone,
+{
+    let floor = wanted.kernel_lowest.max(KERNEL_FLOOR);
+    let mut start = align_up(range.start.max(floor), wanted.kernel_align)?;
+    // Each step goes beyond one of the ranges in the way, so this ends.
+    loop {
+        let end = start.checked_add(wanted.kernel_room)?;
+        if end > range.end.min(LIMIT) {
+            return None;
+        }
+        let Some(hit) = taken.clone().find(|t| start < t.end && t.start < end) else {
+            return Some(start);
+        };
+        start = align_up(hit.end, wanted.kernel_align)?;
+    }
+}
+
 fn align_up(value: u64, align: u64) -> Option<u64> {
     value.checked_next_multiple_of(align.max(1))
 }
 
 /// Highest page-aligned start of `len` bytes inside `range`, below `limit`, clear of `taken`.
-fn highest(range: &Range<u64>, limit: u64, len: u64, taken: &[Range<u64>]) -> Option<u64> {
+fn highest<T>(range: &Range<u64>, limit: u64, len: u64, taken: T) -> Option<u64>
+where
+    T: Iterator<Item = Range<u64>> + Clone,
+{
     let floor = range.start.max(KERNEL_FLOOR);
     let mut start = page_of(range.end.min(limit).checked_sub(len)?);
-    // Each step goes below one of the few ranges in the way, so this ends.
+    // Each step goes below one of the ranges in the way, so this ends.
     while start >= floor {
-        let Some(hit) = taken.iter().find(|t| start < t.end && t.start < start + len) else {
+        let Some(hit) = taken.clone().find(|t| start < t.end && t.start < start + len) else {
             return Some(start);
         };
         start = page_of(hit.start.checked_sub(len)?);
@@ -110,6 +135,15 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+
+    /// [`choose`] where nothing is spared.
+    fn choose(
+        usable: impl Iterator<Item = Range<u64>> + Clone,
+        kernel_file: &Range<u64>,
+        wanted: &Wanted,
+    ) -> Result<Places, NoRoom> {
+        super::choose(usable, core::iter::empty(), kernel_file, wanted)
+    }
 
     fn wanted() -> Wanted {
         Wanted {
@@ -162,5 +196,24 @@ mod tests {
             ..wanted()
         };
         assert!(choose(usable.into_iter(), &(0..0), &huge).is_err());
+    }
+
+    #[test]
+    fn what_boot_services_had_is_taken_last() {
+        let usable = [10 * MIB..900 * MIB, 2048 * MIB..2500 * MIB];
+        let place = |spared: &[Range<u64>]| {
+            super::choose(usable.iter().cloned(), spared.iter().cloned(), &(0..0), &wanted()).unwrap()
+        };
+        // As on most boards: some of it where a kernel goes, most of it at the end of low RAM.
+        let p = place(&[70 * MIB..70 * MIB + 0x1000, 17 * MIB..18 * MIB, 850 * MIB..880 * MIB]);
+        assert_eq!(p.kernel, 72 * MIB);
+        assert_eq!(p.ramdisk, Some(750 * MIB..850 * MIB));
+        // Rather above 1 GiB than there.
+        let p = place(&[100 * MIB..500 * MIB, 500 * MIB..890 * MIB]);
+        assert_eq!((p.kernel, p.ramdisk), (16 * MIB, Some(2400 * MIB..2500 * MIB)));
+        // If nothing else fits, there.
+        let halves = [0..500 * MIB, 500 * MIB..1 << 40];
+        let p = place(&halves);
+        assert_eq!((p.kernel, p.ramdisk), (16 * MIB, Some(800 * MIB..900 * MIB)));
     }
 }

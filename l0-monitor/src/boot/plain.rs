@@ -117,7 +117,7 @@ fn start_plain(information: Information<'static>) -> Result<Entry, BootError> {
     let kernel = KernelImage::parse(unsafe { bytes(&kernel_range) })?;
     let mut map = platform::memory_map(information)?;
     map.set(shared::place().all(), MemoryType::Reserved)?;
-    let places = load::choose_places(&kernel, &kernel_range, ramdisk_file, &map)?;
+    let places = load::choose_places(information, &kernel, &kernel_range, ramdisk_file, &map)?;
     let base = load::tables_area();
     let line = command_line(kernel_file.line)?;
     // SAFETY: the low 4 GiB are mapped one to one, by the entry's tables and by L0's.

@@ -37,6 +37,14 @@ fn soft_reserved(information: Information<'_>) -> impl Iterator<Item = core::ops
         .flat_map(|map| efi::soft_reserved(&map))
 }
 
+/// Where EFI's boot services were.
+pub(crate) fn boot_services(information: Information<'_>) -> impl Iterator<Item = core::ops::Range<u64>> + Clone {
+    machine_map(information)
+        .and_then(Result::ok)
+        .into_iter()
+        .flat_map(|map| efi::boot_services(&map))
+}
+
 fn screen(information: Information<'_>) -> Screen {
     let Some(told) = information.screen() else {
         return Screen::None;
@@ -122,6 +130,9 @@ mod tests {
         // EfiConventionalMemory, write-back, of 2 MiB; then as much set aside (EFI_MEMORY_SP).
         body.extend(words(&[7, 0, 0, 0, 0, 0, 512, 0, 8, 0, 0, 0]));
         body.extend(words(&[7, 0, 0x20_0000, 0, 0, 0, 512, 0, 0x4_0008, 0, 0, 0]));
+        // What boot services had, code and data, of a page each.
+        body.extend(words(&[3, 0, 0x40_0000, 0, 0, 0, 1, 0, 8, 0, 0, 0]));
+        body.extend(words(&[4, 0, 0x50_0000, 0, 0, 0, 1, 0, 8, 0, 0, 0]));
         (TAG_EFI_MAP, body)
     }
 
@@ -142,24 +153,26 @@ mod tests {
             (TAG_EFI64, words(&[0x7e9e_c018, 0])),
             efi_map(48),
         ];
-        let mut room = [0xaa; 200];
+        let mut room = [0xaa; 300];
         let (screen, efi) = told(&tags, &mut room);
         assert!(matches!(screen, Screen::Framebuffer(f) if f.firmware == VideoFirmware::Efi && f.width == 1280));
         let efi = efi.unwrap();
         assert_eq!((efi.system_table, efi.map_address), (0x7e9e_c018, ADDRESS));
         assert_eq!(
             (efi.map.len, efi.map.stride),
-            (3 * 48, 48),
+            (5 * 48, 48),
             "split at the end of the host's memory"
         );
-        let kinds: Vec<_> = room[..3 * 48].chunks(48).map(|d| d[0]).collect();
-        assert_eq!(kinds, [7, 0, 0]);
-        assert_eq!(room[3 * 48..], [0xaa; 200 - 3 * 48]);
+        let kinds: Vec<_> = room[..5 * 48].chunks(48).map(|d| d[0]).collect();
+        assert_eq!(kinds, [7, 0, 0, 0, 0]);
+        assert_eq!(room[5 * 48..], [0xaa; 300 - 5 * 48]);
 
         let raw = build(&tags);
         let mut aside = soft_reserved(Information::new(&raw).unwrap());
         assert_eq!(aside.next(), Some(0x20_0000..0x40_0000));
         assert_eq!(aside.next(), None);
+        let services: Vec<_> = boot_services(Information::new(&raw).unwrap()).collect();
+        assert_eq!(services, [0x40_0000..0x40_1000, 0x50_0000..0x50_1000]);
     }
 
     #[test]
@@ -172,14 +185,14 @@ mod tests {
             std::vec![screen.clone(), table.clone(), efi_map(44)],
             std::vec![screen.clone(), (TAG_EFI32, words(&[0x1000])), efi_map(48)],
         ] {
-            let (screen, efi) = told(&tags, &mut [0; 200]);
+            let (screen, efi) = told(&tags, &mut [0; 300]);
             assert!(
                 matches!(screen, Screen::Framebuffer(_)),
                 "the screen is passed on all the same"
             );
             assert_eq!(efi, None);
         }
-        assert_eq!(told(&[table, efi_map(48)], &mut [0; 3 * 48 - 1]).1, None, "no room");
+        assert_eq!(told(&[table, efi_map(48)], &mut [0; 5 * 48 - 1]).1, None, "no room");
         let raw = build(&[efi_map(44)]);
         assert_eq!(soft_reserved(Information::new(&raw).unwrap()).count(), 0);
     }
