@@ -1,4 +1,4 @@
-//! Putting the first host's kernel, ramdisk and tables where it will find them.
+//! Putting the first host's kernel, ramdisk and tables where it will find them, with L0 or without it.
 #![expect(unsafe_code, reason = "places things in physical memory")]
 
 use core::ops::Range;
@@ -22,9 +22,9 @@ use crate::shared::layout::{self, SlotArea};
 use crate::stage;
 
 /// Place of the command line in a slot's tables, after the zero page.
-pub(super) const CMDLINE_OFFSET: u64 = 0x1000;
+const CMDLINE_OFFSET: u64 = 0x1000;
 /// Place of the ACPI tables in a slot's tables.
-pub(super) const ACPI_OFFSET: u64 = 0x2000;
+const ACPI_OFFSET: u64 = 0x2000;
 /// Alignment of the EFI memory map, which follows them.
 const EFI_MAP_ALIGN: u64 = 16;
 
@@ -67,74 +67,119 @@ pub(crate) fn load(
     information: Information<'_>,
     options: &cmdline::Options,
 ) -> Result<Entry, BootError> {
-    let mut modules = information.modules();
-    let kernel_file = modules.next().ok_or(BootError::NoKernel)?;
-    let ramdisk_file = modules.next();
-    let kernel_range = kernel_file.start..kernel_file.end;
-    // SAFETY: GRUB put the module there, below 4 GiB; nothing is written to memory outside L0 before the last use.
-    let kernel = KernelImage::parse(unsafe { bytes(&kernel_range) })?;
+    let files = Files::of(information)?;
     let map = host_map(machine)?;
-    let places = choose_places(information, &kernel, &kernel_range, ramdisk_file, &map)?;
+    let line = command_line(files.line, options)?;
+    let made = host_tables(machine, tables, tables_area() + ACPI_OFFSET)?;
+    let told = Told {
+        map: &map,
+        line: &line,
+        rsdp: made.rsdp,
+        tables: made.len as u64,
+    };
+    // SAFETY: L0 needs nothing more outside its own memory.
+    unsafe { start(information, &files, &told) }
+}
 
+/// What the boot loader loaded for the host.
+pub(super) struct Files<'a> {
+    kernel: KernelImage<'a>,
+    /// Where its file is.
+    kernel_file: Range<u64>,
+    /// The host's command line as the administrator wrote it.
+    pub(super) line: &'a str,
+    ramdisk_file: Option<Module<'a>>,
+}
+
+impl<'a> Files<'a> {
+    /// The first two modules.
+    pub(super) fn of(information: Information<'a>) -> Result<Self, BootError> {
+        let mut modules = information.modules();
+        let Module { start, end, line } = modules.next().ok_or(BootError::NoKernel)?;
+        let kernel_file = start..end;
+        // SAFETY: GRUB put the module there, below 4 GiB; nothing is written to memory outside L0 before the last use.
+        let kernel = KernelImage::parse(unsafe { bytes(&kernel_file) })?;
+        Ok(Self {
+            kernel,
+            kernel_file,
+            line,
+            ramdisk_file: modules.next(),
+        })
+    }
+}
+
+/// What the host is told, with L0 or without it.
+pub(super) struct Told<'a> {
+    /// Its memory.
+    pub(super) map: &'a E820Map,
+    /// Its command line.
+    pub(super) line: &'a str,
+    /// Where its RSDP is, 0 if there is none.
+    pub(super) rsdp: u64,
+    /// Bytes of ACPI tables that were made at [`ACPI_OFFSET`].
+    pub(super) tables: u64,
+}
+
+/// Writes zero page, command line and copy of the EFI map into the slot's tables, and moves kernel and ramdisk to their
+/// places. What fails, fails before anything is moved.
+///
+/// # Safety
+/// Nothing is needed any more that lies in the host's usable memory, but `files`.
+pub(super) unsafe fn start(
+    information: Information<'_>,
+    files: &Files<'_>,
+    told: &Told<'_>,
+) -> Result<Entry, BootError> {
+    let places = choose_places(information, files, told.map)?;
     let base = tables_area();
-    let line = command_line(kernel_file.line, options)?;
-    let made = host_tables(machine, tables, base + ACPI_OFFSET)?;
-    let efi_map = (base + ACPI_OFFSET + made.len as u64).next_multiple_of(EFI_MAP_ALIGN);
+    let efi_map = (base + ACPI_OFFSET + told.tables).next_multiple_of(EFI_MAP_ALIGN);
     let room = base + layout::TABLES_SIZE as u64 - efi_map;
     // SAFETY: what is left of the slot's tables, which nobody else uses yet.
     let room = unsafe { core::slice::from_raw_parts_mut(efi_map as *mut u8, room as usize) };
-    let platform = platform::for_first_host(information, &map, efi_map, room);
     let zero_page = ZeroPage {
-        kernel: &kernel,
+        kernel: &files.kernel,
         load: places.kernel,
-        cmdline: line.as_bytes(),
+        cmdline: told.line.as_bytes(),
         cmdline_address: base + CMDLINE_OFFSET,
         ramdisk: places.ramdisk.clone(),
-        rsdp: made.rsdp,
-        e820: &map,
-        platform,
+        rsdp: told.rsdp,
+        e820: told.map,
+        platform: platform::for_first_host(information, told.map, efi_map, room),
     };
-    // SAFETY: the slot's tables, which nobody else uses yet; the three parts do not overlap (asserted above). The
-    // command line's end is zero like all of the region.
+    // SAFETY: the slot's tables, which nobody else uses yet; the parts do not overlap (asserted above). The byte after
+    // the command line is its terminating zero: an earlier attempt may have left a longer one.
     unsafe {
         zero_page.write(&mut *(base as *mut [u8; ZERO_PAGE_LEN]))?;
-        move_bytes(base + CMDLINE_OFFSET, line.as_ptr() as u64, line.len() as u64);
+        let (at, len) = (base + CMDLINE_OFFSET, told.line.len() as u64);
+        move_bytes(at, told.line.as_ptr() as u64, len);
+        ((at + len) as *mut u8).write(0);
     }
     let ramdisk = places.ramdisk.clone().unwrap_or(0..0);
     log::info!(
-        "kernel at {:#x} (file at {:#x}), ramdisk at {:#x}-{:#x} (file at {:#x}), command line: {line}",
+        "kernel at {:#x} (file at {:#x}), ramdisk at {:#x}-{:#x} (file at {:#x}), command line: {}",
         places.kernel,
-        kernel_file.start,
+        files.kernel_file.start,
         ramdisk.start,
         ramdisk.end,
-        ramdisk_file.map_or(0, |file| file.start),
+        files.ramdisk_file.map_or(0, |file| file.start),
+        told.line,
     );
-    // SAFETY: this is the last use of the kernel's file.
-    unsafe { move_images(&kernel, ramdisk_file, &places) };
-    Ok(entry(&places, base))
+    // SAFETY: the caller's word; this is the last use of the kernel's file.
+    unsafe { move_images(files, &places) };
+    Ok(Entry {
+        rip: places.kernel + ENTRY_64_OFFSET,
+        zero_page: base,
+    })
 }
 
 /// Physical address of the first host's zero page, command line and tables.
-pub(super) fn tables_area() -> u64 {
+fn tables_area() -> u64 {
     shared::slot_field(Slot::Even, core::mem::offset_of!(SlotArea, tables))
 }
 
-/// Where the host begins, with its kernel in place.
-pub(super) fn entry(places: &Places, zero_page: u64) -> Entry {
-    Entry {
-        rip: places.kernel + ENTRY_64_OFFSET,
-        zero_page,
-    }
-}
-
 /// Chooses where kernel and ramdisk go.
-pub(super) fn choose_places(
-    information: Information<'_>,
-    kernel: &KernelImage<'_>,
-    kernel_file: &Range<u64>,
-    ramdisk_file: Option<Module<'_>>,
-    map: &E820Map,
-) -> Result<Places, BootError> {
+fn choose_places(information: Information<'_>, files: &Files<'_>, map: &E820Map) -> Result<Places, BootError> {
+    let kernel = &files.kernel;
     let usable = map
         .entries()
         .iter()
@@ -144,9 +189,10 @@ pub(super) fn choose_places(
         kernel_room: kernel.init_size(),
         kernel_align: kernel.alignment().max(paging::LARGE_PAGE),
         kernel_lowest: kernel.preferred_address(),
-        ramdisk: ramdisk_file.map_or(0, |file| file.end - file.start),
+        ramdisk: files.ramdisk_file.map_or(0, |file| file.end - file.start),
     };
-    let places = place::choose(usable, platform::boot_services(information), kernel_file, &wanted)?;
+    let spared = platform::boot_services(information);
+    let places = place::choose(usable, spared, &files.kernel_file, &wanted)?;
     kernel.check_load(places.kernel, kernel.init_size())?;
     Ok(places)
 }
@@ -162,11 +208,12 @@ fn command_line(own: &str, options: &cmdline::Options) -> Result<ArrayString<{ c
 /// Moves ramdisk and kernel from where the boot loader left them to their places.
 ///
 /// # Safety
-/// The places were chosen by [`choose_places`] for these files, and `kernel` is not used any more afterwards.
-pub(super) unsafe fn move_images(kernel: &KernelImage<'_>, ramdisk_file: Option<Module<'_>>, places: &Places) {
-    let code = kernel.code().as_ptr_range();
-    let (from, len) = (code.start as u64, kernel.code().len() as u64);
-    if let (Some(file), Some(place)) = (ramdisk_file, &places.ramdisk) {
+/// The places were chosen by [`choose_places`] for these files, which are not used any more afterwards; what lay in those
+/// places is not needed.
+unsafe fn move_images(files: &Files<'_>, places: &Places) {
+    let code = files.kernel.code();
+    let (from, len) = (code.as_ptr() as u64, code.len() as u64);
+    if let (Some(file), Some(place)) = (files.ramdisk_file, &places.ramdisk) {
         // SAFETY: usable memory of the host; the place avoids the kernel's file, which is still needed.
         unsafe { move_bytes(place.start, file.start, file.end - file.start) };
     }

@@ -7,18 +7,17 @@ use core::fmt::Write;
 use arrayvec::ArrayString;
 use firmware_shim::acpi::Rsdp;
 use firmware_shim::e820::MemoryType;
-use firmware_shim::linux::{KernelImage, ZERO_PAGE_LEN, ZeroPage};
 use locum_abi::Slot;
 
 use super::display::{self, VGA_TEXT};
-use super::load::{self, Entry};
+use super::load::{self, Entry, Files, Told};
 use super::main::information;
-use super::memory::{Identity, bytes, move_bytes};
+use super::memory::Identity;
 use super::multiboot::Information;
 use super::{BootError, cmdline, platform};
 use crate::arch::{cpuid, port, registers};
 use crate::doors::native_host;
-use crate::shared::{self, layout};
+use crate::shared;
 use crate::{fatal, logger};
 
 /// How long the screen can be read before anything replaces it, in seconds.
@@ -109,48 +108,22 @@ fn start_plain(information: Information<'static>) -> Result<Entry, BootError> {
     if information.boot_services_run() {
         return Err(BootError::Multiboot("EFI boot services still run"));
     }
-    let mut modules = information.modules();
-    let kernel_file = modules.next().ok_or(BootError::NoKernel)?;
-    let ramdisk_file = modules.next();
-    let kernel_range = kernel_file.start..kernel_file.end;
-    // SAFETY: as in `load::load`: GRUB put it there, and what was written since is in L0's own memory.
-    let kernel = KernelImage::parse(unsafe { bytes(&kernel_range) })?;
+    let files = Files::of(information)?;
     let mut map = platform::memory_map(information)?;
     map.set(shared::place().all(), MemoryType::Reserved)?;
-    let places = load::choose_places(information, &kernel, &kernel_range, ramdisk_file, &map)?;
-    let base = load::tables_area();
-    let line = command_line(kernel_file.line)?;
+    let line = command_line(files.line)?;
     // SAFETY: the low 4 GiB are mapped one to one, by the entry's tables and by L0's.
     let rsdp =
         super::discover::find_rsdp(&unsafe { Identity::new() }, information).map_or(0, |(at, _): (u64, Rsdp)| at);
-    // SAFETY: what follows the command line in the slot's tables, which no host uses.
-    let room = unsafe {
-        core::slice::from_raw_parts_mut(
-            (base + load::ACPI_OFFSET) as *mut u8,
-            layout::TABLES_SIZE - load::ACPI_OFFSET as usize,
-        )
-    };
-    let zero_page = ZeroPage {
-        kernel: &kernel,
-        load: places.kernel,
-        cmdline: line.as_bytes(),
-        cmdline_address: base + load::CMDLINE_OFFSET,
-        ramdisk: places.ramdisk.clone(),
-        rsdp,
-        e820: &map,
-        platform: platform::for_first_host(information, &map, base + load::ACPI_OFFSET, room),
-    };
-    // SAFETY: the slot's tables, as above; the byte after the command line is its terminating zero.
-    unsafe {
-        zero_page.write(&mut *(base as *mut [u8; ZERO_PAGE_LEN]))?;
-        let at = base + load::CMDLINE_OFFSET;
-        move_bytes(at, line.as_ptr() as u64, line.len() as u64);
-        ((at + line.len() as u64) as *mut u8).write(0);
-    }
     native_host::install(Slot::Even, core::iter::empty());
-    // SAFETY: this is the last use of the kernel's file.
-    unsafe { load::move_images(&kernel, ramdisk_file, &places) };
-    Ok(load::entry(&places, base))
+    let told = Told {
+        map: &map,
+        line: &line,
+        rsdp,
+        tables: 0,
+    };
+    // SAFETY: what was written since the boot loader ended is in L0's own memory, and L0 does nothing more.
+    unsafe { load::start(information, &files, &told) }
 }
 
 /// What the administrator wrote, and, if there is room, why Locum is not there: `/proc/cmdline` is what is left of it.
