@@ -26,7 +26,7 @@
 //! - [`efi`]: the EFI memory map.
 //! - [`linux`]: kernel files and the zero page of the 64-bit boot protocol.
 //!
-//! The stack is used for at most a few memory maps of 3 KiB each.
+//! The stack is used for at most a few memory maps of 6 KiB each.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -3,8 +3,9 @@
 use arrayvec::ArrayVec;
 use core::ops::Range;
 
-/// Entries that the zero page has room for (Linux `E820_MAX_ENTRIES_ZEROPAGE`).
-pub const CAPACITY: usize = 128;
+/// Entries of a map at most: twice what the zero page has room for. Servers with EFI have come to more than that; a kernel
+/// is told of the rest by a list beside the zero page.
+pub const CAPACITY: usize = 256;
 
 /// What a range of physical memory may be used for (Linux `enum e820_type`; ACPI 6.5, 15.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,7 +72,7 @@ pub struct Entry {
 pub enum E820Error {
     /// More entries than a host can be told of.
     #[error(
-        "the memory map needs more than {CAPACITY} entries, the boot protocol's limit; give the host fewer, larger ranges"
+        "the memory map needs more than {CAPACITY} entries, which is all that Locum keeps; give the host fewer, larger ranges"
     )]
     Full,
     /// A range ends before it starts.

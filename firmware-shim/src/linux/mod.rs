@@ -10,4 +10,4 @@ mod zero_page;
 pub use kernel::{ENTRY_64_OFFSET, KernelError, KernelImage};
 pub use platform::{Efi, Platform};
 pub use screen::{Channel, Framebuffer, Screen, ScreenError, VideoFirmware};
-pub use zero_page::{ZERO_PAGE_LEN, ZeroPage, ZeroPageError};
+pub use zero_page::{E820_REST_LEN, ZERO_PAGE_LEN, ZeroPage, ZeroPageError};

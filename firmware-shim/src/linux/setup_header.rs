@@ -85,6 +85,17 @@ pub const E820_ENTRIES: usize = 0x1e8;
 pub const E820_TABLE: usize = 0x2d0;
 /// Length of an e820 entry in bytes.
 pub const E820_ENTRY_LEN: usize = 20;
+/// Entries that there is room for (Linux `E820_MAX_ENTRIES_ZEROPAGE`).
+pub const E820_ENTRIES_MAX: usize = 128;
+/// Bytes before the data of a node of the list at [`SETUP_DATA`] (`struct setup_data`): next u64, type u32, length of the
+/// data u32.
+pub const SETUP_NODE_LEN: usize = 16;
+/// Offset of the node's type.
+pub const SETUP_NODE_TYPE: usize = 8;
+/// Offset of the length of the node's data.
+pub const SETUP_NODE_DATA_LEN: usize = 12;
+/// Type of a node with further e820 entries.
+pub const SETUP_E820_EXT: u32 = 1;
 
 /// `xloadflags`: the kernel has the 64-bit entry point.
 pub const XLF_KERNEL_64: u16 = 1 << 0;

@@ -5,11 +5,13 @@ use super::platform::Platform;
 use super::screen::ScreenError;
 use super::setup_header as at;
 use crate::bytes::put;
-use crate::e820::{E820Map, MemoryType};
+use crate::e820::{self, E820Map, Entry, MemoryType};
 use core::ops::Range;
 
 /// Length of the zero page in bytes.
 pub const ZERO_PAGE_LEN: usize = 4096;
+/// Length in bytes of the room for what of a memory map does not fit the zero page.
+pub const E820_REST_LEN: usize = at::SETUP_NODE_LEN + (e820::CAPACITY - at::E820_ENTRIES_MAX) * at::E820_ENTRY_LEN;
 
 /// The kernel cannot be told what it was to be told.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -63,16 +65,20 @@ pub struct ZeroPage<'a> {
     pub rsdp: u64,
     /// The host's memory map.
     pub e820: &'a E820Map,
+    /// Physical address at which the caller puts the rest of the map, where the kernel reads [`E820_REST_LEN`] bytes at
+    /// most.
+    pub e820_rest: u64,
     /// Screen and EFI.
     pub platform: Platform,
 }
 
 impl ZeroPage<'_> {
-    /// Fills `out`, overwriting all of it. EDD information stays zero, as do screen and EFI if the host has none.
+    /// Fills `out`, overwriting all of it. EDD information stays zero, as do screen and EFI if the host has none. What of
+    /// the memory map does not fit goes to `rest`, which is all zero if there is nothing.
     ///
     /// # Errors
-    /// [`ZeroPageError`]; `out` is unchanged then.
-    pub fn write(&self, out: &mut [u8; ZERO_PAGE_LEN]) -> Result<(), ZeroPageError> {
+    /// [`ZeroPageError`]; `out` and `rest` are unchanged then.
+    pub fn write(&self, out: &mut [u8; ZERO_PAGE_LEN], rest: &mut [u8; E820_REST_LEN]) -> Result<(), ZeroPageError> {
         let cmdline = self.command_line()?;
         self.check_placement(&cmdline)?;
         let ramdisk = self.ramdisk.clone().unwrap_or(0..0);
@@ -86,7 +92,12 @@ impl ZeroPage<'_> {
         put(out, at::HEADER_START, self.kernel.setup_header());
         put(out, at::TYPE_OF_LOADER, &[at::LOADER_UNDEFINED]);
         put(out, at::LOADFLAGS, &[at::LOADED_HIGH]);
-        put(out, at::SETUP_DATA, &[0; 8]);
+        let setup_data = if put_e820(out, rest, self.e820) {
+            self.e820_rest
+        } else {
+            0
+        };
+        put(out, at::SETUP_DATA, &setup_data.to_le_bytes());
         if let Ok(load) = u32::try_from(self.load) {
             put(out, at::CODE32_START, &load.to_le_bytes());
         }
@@ -99,7 +110,6 @@ impl ZeroPage<'_> {
             ramdisk.end.saturating_sub(ramdisk.start),
         );
         put(out, at::ACPI_RSDP_ADDR, &self.rsdp.to_le_bytes());
-        put_e820(out, self.e820);
         Ok(())
     }
 
@@ -120,9 +130,11 @@ impl ZeroPage<'_> {
     fn check_placement(&self, cmdline: &Range<u64>) -> Result<(), ZeroPageError> {
         let kernel = self.load..self.load.saturating_add(self.kernel.init_size());
         let ramdisk = self.ramdisk.as_ref();
+        let rest = self.e820_rest..self.e820_rest.saturating_add(E820_REST_LEN as u64);
         let placed = [
             ("the kernel", Some(&kernel)),
             ("the command line", Some(cmdline)),
+            ("the rest of the memory map", Some(&rest)),
             ("the ramdisk", ramdisk),
         ];
         for (what, range) in placed {
@@ -130,8 +142,9 @@ impl ZeroPage<'_> {
             if range.end > 1 << 32 && !self.kernel.above_4g() {
                 return Err(ZeroPageError::Above4G { what, end: range.end });
             }
-            // Linux copies the command line early and keeps the original nowhere, so firmware memory will do for it.
-            let accept = |kind| kind == MemoryType::Usable || (range == cmdline && kind != MemoryType::Unusable);
+            // Linux copies these two early and keeps the originals nowhere, so firmware memory will do for them.
+            let copied = range == cmdline || *range == rest;
+            let accept = |kind| kind == MemoryType::Usable || (copied && kind != MemoryType::Unusable);
             if !self.e820.covers(range, accept) {
                 return Err(ZeroPageError::NotInRam {
                     what,
@@ -150,12 +163,29 @@ pub(super) fn put_split(out: &mut [u8], low: usize, high: usize, value: u64) {
     put(out, high, &[e, f, g, h]);
 }
 
-fn put_e820(out: &mut [u8], map: &E820Map) {
+/// Fills in the table of the zero page and a node with the rest (`e820__memory_setup_extended()` in
+/// `arch/x86/kernel/e820.c`); whether there is any.
+fn put_e820(out: &mut [u8], rest: &mut [u8], map: &E820Map) -> bool {
     let entries = map.entries();
-    // The map's capacity is the table's, and 128 fits a byte.
-    put(out, at::E820_ENTRIES, &[entries.len() as u8]);
+    let (first, more) = entries.split_at(entries.len().min(at::E820_ENTRIES_MAX));
+    // At most 128, which fits a byte.
+    put(out, at::E820_ENTRIES, &[first.len() as u8]);
+    put_entries(out, at::E820_TABLE, first);
+    rest.fill(0);
+    if more.is_empty() {
+        return false;
+    }
+    // At most as many as a map has.
+    let bytes = (more.len() * at::E820_ENTRY_LEN) as u32;
+    put(rest, at::SETUP_NODE_TYPE, &at::SETUP_E820_EXT.to_le_bytes());
+    put(rest, at::SETUP_NODE_DATA_LEN, &bytes.to_le_bytes());
+    put_entries(rest, at::SETUP_NODE_LEN, more);
+    true
+}
+
+fn put_entries(out: &mut [u8], start: usize, entries: &[Entry]) {
     for (index, entry) in entries.iter().enumerate() {
-        let offset = at::E820_TABLE + index * at::E820_ENTRY_LEN;
+        let offset = start + index * at::E820_ENTRY_LEN;
         put(out, offset, &entry.start.to_le_bytes());
         put(out, offset + 8, &(entry.end - entry.start).to_le_bytes());
         put(out, offset + 16, &entry.kind.raw().to_le_bytes());

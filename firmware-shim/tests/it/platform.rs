@@ -3,7 +3,8 @@
 use crate::zero_page::{boot_params, bzimage, memory, page};
 use firmware_shim::efi::MapForHost;
 use firmware_shim::linux::{
-    Channel, Efi, Framebuffer, KernelImage, Platform, Screen, VideoFirmware, ZERO_PAGE_LEN, ZeroPage, ZeroPageError,
+    Channel, E820_REST_LEN, Efi, Framebuffer, KernelImage, Platform, Screen, VideoFirmware, ZERO_PAGE_LEN, ZeroPage,
+    ZeroPageError,
 };
 use linux_boot_params::BootParams;
 
@@ -130,7 +131,7 @@ fn a_screen_that_has_no_room_is_refused() {
             platform: first_host(Screen::Framebuffer(framebuffer)),
             ..page(&kernel, &e820)
         }
-        .write(&mut raw)
+        .write(&mut raw, &mut [0; E820_REST_LEN])
         .unwrap_err();
         assert!(matches!(error, ZeroPageError::Screen(_)), "{error}");
         assert!(error.to_string().contains("gfxpayload"), "{error}");

@@ -1,9 +1,9 @@
 //! Kernel files and the zero page, read back with `linux-boot-params`.
 
-use crate::fixture::{put, u16_at, u32_at};
-use firmware_shim::e820::{E820Map, MemoryType};
+use crate::fixture::{put, u16_at, u32_at, u64_at};
+use firmware_shim::e820::{CAPACITY, E820Map, MemoryType};
 use firmware_shim::linux::{
-    ENTRY_64_OFFSET, KernelError, KernelImage, Platform, ZERO_PAGE_LEN, ZeroPage, ZeroPageError,
+    E820_REST_LEN, ENTRY_64_OFFSET, KernelError, KernelImage, Platform, ZERO_PAGE_LEN, ZeroPage, ZeroPageError,
 };
 use linux_boot_params::{BootParams, LINUX_BOOT_HEADER_MAGIC};
 use std::mem::offset_of;
@@ -190,17 +190,24 @@ pub fn page<'a>(kernel: &'a KernelImage<'a>, e820: &'a E820Map) -> ZeroPage<'a> 
         ramdisk: Some(0x800_0000..0x923_4567),
         rsdp: 0x80_1000,
         e820,
+        e820_rest: 0x80_4000,
         platform: Platform::Successor,
     }
 }
 
 pub fn boot_params(page: &ZeroPage<'_>) -> (BootParams, [u8; ZERO_PAGE_LEN]) {
-    let mut raw = [0xaa; ZERO_PAGE_LEN];
-    page.write(&mut raw).unwrap();
+    let (params, raw, rest) = with_rest(page);
+    assert_eq!(rest, [0; E820_REST_LEN], "all fits");
+    (params, raw)
+}
+
+fn with_rest(page: &ZeroPage<'_>) -> (BootParams, [u8; ZERO_PAGE_LEN], [u8; E820_REST_LEN]) {
+    let (mut raw, mut rest) = ([0xaa; ZERO_PAGE_LEN], [0xaa; E820_REST_LEN]);
+    page.write(&mut raw, &mut rest).unwrap();
     #[expect(unsafe_code, reason = "plain old data read from bytes")]
     // SAFETY: the structure is packed integers, of the array's size as a test above pins.
     let params = unsafe { raw.as_ptr().cast::<BootParams>().read_unaligned() };
-    (params, raw)
+    (params, raw, rest)
 }
 
 #[test]
@@ -280,14 +287,56 @@ fn a_full_map_fits_the_table() {
     assert_eq!(raw[last + 20..], [0; ZERO_PAGE_LEN - 0x2d0 - 128 * 20]);
 }
 
+/// Figures of `Documentation/arch/x86/boot.rst` (setup_data) and of Linux' `SETUP_E820_EXT`.
+#[test]
+fn what_does_not_fit_the_table_follows_in_a_list() {
+    let (file, mut e820) = (bzimage(), memory());
+    let mut at = 0x100_0000_0000;
+    let kernel = KernelImage::parse(&file).unwrap();
+    while e820.set(at..at + 0x1000, MemoryType::AcpiNvs).is_ok() {
+        at += 0x2000;
+        let count = e820.entries().len();
+        if ![129, 200, CAPACITY].contains(&count) {
+            continue;
+        }
+        let (params, raw, rest) = with_rest(&page(&kernel, &e820));
+        assert_eq!((params.e820_entries, { params.hdr.setup_data }), (128, 0x80_4000));
+        assert_eq!(
+            raw[0x2d0 + 128 * 20..],
+            [0; ZERO_PAGE_LEN - 0x2d0 - 128 * 20],
+            "as with a full table"
+        );
+        let data = (count - 128) * 20;
+        assert_eq!(
+            (u64_at(&rest, 0), u32_at(&rest, 8), u32_at(&rest, 12)),
+            (0, 1, data as u32)
+        );
+        let told: Vec<_> = [&raw[0x2d0..0x2d0 + 128 * 20], &rest[16..16 + data]]
+            .concat()
+            .chunks(20)
+            .map(|entry| (u64_at(entry, 0), u64_at(entry, 8), u32_at(entry, 16)))
+            .collect();
+        let wanted: Vec<_> = e820
+            .entries()
+            .iter()
+            .map(|entry| (entry.start, entry.end - entry.start, entry.kind.raw()))
+            .collect();
+        assert_eq!(told, wanted);
+        assert!(rest[16 + data..].iter().all(|byte| *byte == 0));
+    }
+    assert_eq!(e820.entries().len(), CAPACITY);
+}
+
 #[test]
 fn what_the_kernel_would_not_find_is_refused() {
     let (file, e820) = (bzimage(), memory());
     let kernel = KernelImage::parse(&file).unwrap();
     let refused = |page: ZeroPage<'_>| {
         let mut raw = [0xaa; ZERO_PAGE_LEN];
-        let error = page.write(&mut raw).unwrap_err();
+        let mut rest = [0xaa; E820_REST_LEN];
+        let error = page.write(&mut raw, &mut rest).unwrap_err();
         assert_eq!(raw, [0xaa; ZERO_PAGE_LEN], "nothing written");
+        assert_eq!(rest, [0xaa; E820_REST_LEN], "nothing written");
         error
     };
     let page = || page(&kernel, &e820);
@@ -302,7 +351,7 @@ fn what_the_kernel_would_not_find_is_refused() {
         cmdline: &long[..2047],
         ..page()
     };
-    fits.write(&mut [0; ZERO_PAGE_LEN]).unwrap();
+    boot_params(&fits);
     let error = refused(ZeroPage {
         cmdline: b"quiet\0init=/bin/sh",
         ..page()
@@ -327,7 +376,10 @@ fn what_the_kernel_would_not_find_is_refused() {
     };
     assert_eq!(what(cmdline(0xc_0000)), "the command line");
     assert_eq!(what(cmdline(u64::MAX)), "the command line");
-    cmdline(0x80_8000).write(&mut [0; ZERO_PAGE_LEN]).unwrap();
+    boot_params(&cmdline(0x80_8000));
+    let rest = |e820_rest| ZeroPage { e820_rest, ..page() };
+    assert_eq!(what(rest(0xc_0000)), "the rest of the memory map");
+    boot_params(&rest(0x200_0000));
 
     let low = with(at!(xloadflags), &[1]);
     let low = KernelImage::parse(&low).unwrap();

@@ -14,7 +14,7 @@ use crate::error::Refusal;
 const ARCHIVE_GAP: usize = 512;
 /// Where a bootconfig begins: `tools/bootconfig` makes its length a multiple of this.
 const BOOTCONFIG_ALIGN: usize = 4;
-/// Bytes that zero page and command line take at most.
+/// Bytes that zero page, rest of the memory map and command line take at most.
 pub const BOOT_PAGES: u64 = 4 * 4096;
 
 /// Kernel and initramfs in memory.

@@ -1,12 +1,12 @@
 //! Where kernel, initramfs, command line and zero page go.
 //!
 //! ```text
-//!  boot range:  [zero page][command line] ... [kernel, init_size] ...free... [initramfs]
+//!  boot range:  [zero page][rest of the memory map][command line] ... [kernel, init_size] ...free... [initramfs]
 //! ```
 
 use anyhow::{Context, Result};
 use firmware_shim::e820::E820Map;
-use firmware_shim::linux::{ENTRY_64_OFFSET, KernelImage, Platform, ZERO_PAGE_LEN, ZeroPage};
+use firmware_shim::linux::{E820_REST_LEN, ENTRY_64_OFFSET, KernelImage, Platform, ZERO_PAGE_LEN, ZeroPage};
 use locum_abi::Header;
 use partitioner::{BootSize, MemRange};
 
@@ -15,6 +15,22 @@ use super::{Files, Placed};
 use crate::error::Refusal;
 
 const PAGE: u64 = 4096;
+/// Places in the boot range, which begins with the zero page.
+const E820_REST: u64 = PAGE;
+const COMMAND_LINE: u64 = 2 * PAGE;
+
+const _: () = assert!(E820_REST + E820_REST_LEN as u64 <= COMMAND_LINE && COMMAND_LINE < BOOT_PAGES);
+
+/// What the boot range begins with, and where the files are.
+#[derive(Clone, Debug)]
+pub struct Described {
+    /// Load address of the kernel.
+    load: u64,
+    /// Where the initramfs begins.
+    ramdisk: u64,
+    zero_page: [u8; ZERO_PAGE_LEN],
+    e820_rest: [u8; E820_REST_LEN],
+}
 
 /// The image in its places.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,13 +75,7 @@ impl<'k> Sizes<'k> {
     ///
     /// # Errors
     /// [`Refusal::TooSmall`], or what the kernel does not accept.
-    pub fn describe(
-        &self,
-        range: MemRange,
-        cmdline: &str,
-        rsdp: u64,
-        e820: &E820Map,
-    ) -> Result<(u64, u64, [u8; ZERO_PAGE_LEN])> {
+    pub fn describe(&self, range: MemRange, cmdline: &str, rsdp: u64, e820: &E820Map) -> Result<Described> {
         let kernel = &self.kernel;
         let too_small = || Refusal::TooSmall {
             needed: kernel.init_size() + self.initramfs + BOOT_PAGES,
@@ -82,20 +92,26 @@ impl<'k> Sizes<'k> {
             .filter(|&start| load.checked_add(kernel.init_size()).is_some_and(|end| end <= start))
             .ok_or_else(too_small)?;
         kernel.check_load(load, ramdisk - load)?;
-        let mut zero_page = [0; ZERO_PAGE_LEN];
+        let (mut zero_page, mut e820_rest) = ([0; ZERO_PAGE_LEN], [0; E820_REST_LEN]);
         ZeroPage {
             kernel,
             load,
             cmdline: cmdline.as_bytes(),
-            cmdline_address: range.start() + PAGE,
+            cmdline_address: range.start() + COMMAND_LINE,
             ramdisk: Some(ramdisk..ramdisk + self.initramfs),
             rsdp,
             e820,
+            e820_rest: range.start() + E820_REST,
             platform: Platform::Successor,
         }
-        .write(&mut zero_page)
+        .write(&mut zero_page, &mut e820_rest)
         .context("describing the successor's machine to its kernel")?;
-        Ok((load, ramdisk, zero_page))
+        Ok(Described {
+            load,
+            ramdisk,
+            zero_page,
+            e820_rest,
+        })
     }
 }
 
@@ -109,7 +125,12 @@ pub fn layout(files: Files, range: MemRange, cmdline: &str, rsdp: u64, e820: &E8
         initramfs,
     } = files;
     let sizes = Sizes::of(&file, &initramfs)?;
-    let (load, ramdisk, zero_page) = sizes.describe(range, cmdline, rsdp, e820)?;
+    let Described {
+        load,
+        ramdisk,
+        zero_page,
+        e820_rest,
+    } = sizes.describe(range, cmdline, rsdp, e820)?;
     let mut line = cmdline.as_bytes().to_vec();
     line.push(0);
     let code = sizes.kernel.code().to_vec();
@@ -119,7 +140,8 @@ pub fn layout(files: Files, range: MemRange, cmdline: &str, rsdp: u64, e820: &E8
         pieces: vec![
             Placed::bytes("kernel", load, code),
             Placed::bytes("initramfs", ramdisk, initramfs),
-            Placed::bytes("command line", range.start() + PAGE, line),
+            Placed::bytes("command line", range.start() + COMMAND_LINE, line),
+            Placed::bytes("rest of the memory map", range.start() + E820_REST, e820_rest.to_vec()),
             Placed::bytes("zero page", range.start(), zero_page.to_vec()),
         ],
     })

@@ -6,7 +6,7 @@ use core::ops::Range;
 use arrayvec::{ArrayString, ArrayVec};
 use firmware_shim::acpi::{self, HostFirmware, HostTables, Locm};
 use firmware_shim::e820::{self, E820Map, FirstHostMemory, MemoryType};
-use firmware_shim::linux::{ENTRY_64_OFFSET, KernelImage, ZERO_PAGE_LEN, ZeroPage};
+use firmware_shim::linux::{E820_REST_LEN, ENTRY_64_OFFSET, KernelImage, ZERO_PAGE_LEN, ZeroPage};
 use locum_abi::{FAMILY, MAX_CPUS, POOL_PIECES, Slot};
 
 use super::memory::{Identity, bytes, move_bytes};
@@ -23,13 +23,16 @@ use crate::stage;
 
 /// Place of the command line in a slot's tables, after the zero page.
 const CMDLINE_OFFSET: u64 = 0x1000;
+/// Place of what of the memory map does not fit the zero page.
+const E820_REST_OFFSET: u64 = 0x2000;
 /// Place of the ACPI tables in a slot's tables.
-const ACPI_OFFSET: u64 = 0x2000;
+const ACPI_OFFSET: u64 = 0x3000;
 /// Alignment of the EFI memory map, which follows them.
 const EFI_MAP_ALIGN: u64 = 16;
 
 const _: () = assert!(ZERO_PAGE_LEN as u64 <= CMDLINE_OFFSET);
-const _: () = assert!(CMDLINE_OFFSET + (cmdline::HOST_LINE as u64) < ACPI_OFFSET);
+const _: () = assert!(CMDLINE_OFFSET + (cmdline::HOST_LINE as u64) < E820_REST_OFFSET);
+const _: () = assert!(E820_REST_OFFSET + E820_REST_LEN as u64 <= ACPI_OFFSET);
 const _: () = assert!(ACPI_OFFSET < layout::TABLES_SIZE as u64);
 
 /// Where the first host begins.
@@ -144,12 +147,16 @@ pub(super) unsafe fn start(
         ramdisk: places.ramdisk.clone(),
         rsdp: told.rsdp,
         e820: told.map,
+        e820_rest: base + E820_REST_OFFSET,
         platform: platform::for_first_host(information, told.map, efi_map, room),
     };
     // SAFETY: the slot's tables, which nobody else uses yet; the parts do not overlap (asserted above). The byte after
     // the command line is its terminating zero: an earlier attempt may have left a longer one.
     unsafe {
-        zero_page.write(&mut *(base as *mut [u8; ZERO_PAGE_LEN]))?;
+        zero_page.write(
+            &mut *(base as *mut [u8; ZERO_PAGE_LEN]),
+            &mut *((base + E820_REST_OFFSET) as *mut [u8; E820_REST_LEN]),
+        )?;
         let (at, len) = (base + CMDLINE_OFFSET, told.line.len() as u64);
         move_bytes(at, told.line.as_ptr() as u64, len);
         ((at + len) as *mut u8).write(0);

@@ -75,7 +75,8 @@ struct Change {
     kind: Kind,
 }
 
-const CAPACITY: usize = 256;
+/// Twice as many as a memory map has entries: each may begin and end a range.
+const CAPACITY: usize = 2 * firmware_shim::e820::CAPACITY;
 
 /// The list of ranges is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
