@@ -3,6 +3,8 @@
 use alloc::{borrow::ToOwned, format, string::String, vec::Vec};
 use core::fmt;
 
+use locum_abi::{GRANTABLE_FUNCTIONS, GRANTABLE_PINS};
+
 use crate::{CpuNumber, Gsi, MemRange, NodeId, Owner, PciAddress, PortRange, Resource};
 
 /// Bytes, shown in MiB where that is exact.
@@ -219,6 +221,23 @@ pub enum PlanError {
     /// The machine has no such pin.
     #[error("{0} does not exist: ask for one that /proc/interrupts or the MADT lists")]
     UnknownPin(Gsi),
+    /// L0 keeps account of lower pins only.
+    #[error(
+        "{gsi}, asked for with {wanted}, cannot go ahead of time: L0 gives pins below {GRANTABLE_PINS} only; leave {wanted} \
+         out, it follows once the incumbent is gone"
+    )]
+    HighPin {
+        /// The pin.
+        gsi: Gsi,
+        /// What needs it on the successor's side.
+        wanted: String,
+    },
+    /// More functions than L0 has room for.
+    #[error(
+        "{0} PCI functions are asked for, and L0 gives {GRANTABLE_FUNCTIONS} at most ahead of time: leave some out, they \
+             follow once the incumbent is gone"
+    )]
+    ManyFunctions(usize),
     /// Its registers share a page with a function that stays.
     #[error("{page} holds registers of {address} and of {other}, which stays, and a page has one owner: move both")]
     SharedPage {

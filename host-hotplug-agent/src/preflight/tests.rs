@@ -171,6 +171,9 @@ fn numbers_beyond_l0s_limits_are_told() {
     let ioapics = |count: usize| move |facts: &mut Facts| facts.madt.as_mut().unwrap().addresses = vec![0; count];
     gives(Level::Refuses, &["65", "L0 filters 64"], ioapics(65));
     gives(Level::Refuses, &["none in the MADT"], ioapics(0));
+    let pins_from = |base: u32| move |facts: &mut Facts| facts.madt.as_mut().unwrap().gsi_bases = vec![0, base];
+    gives(Level::Hurts, &["none from 1024 on moves"], pins_from(1024));
+    assert_eq!(after(pins_from(1000)), []);
     assert_eq!(after(ioapics(64)), []);
     let end = |end: u64| move |facts: &mut Facts| facts.memmap.as_mut().unwrap().push((1 << 32, end - (1 << 32), 1));
     assert_eq!(after(end(2 << 40)), []);

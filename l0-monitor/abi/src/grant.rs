@@ -6,6 +6,12 @@ use crate::{Errno, PAGE_SIZE};
 /// End of the physical address space that is accounted for (MAXPHYADDR is 52 at most, SDM vol. 3A, 4.1.4).
 pub const ADDRESS_SPACE_END: u64 = 1 << 52;
 
+/// Interrupt pins (GSIs) below this can be given. Those from here on stay with the host that reigns.
+pub const GRANTABLE_PINS: u32 = 1024;
+
+/// How many PCI functions can be the host's that does not reign.
+pub const GRANTABLE_FUNCTIONS: usize = 64;
+
 /// What kind of resource a [`Grant`] gives: RDI of the call. `b` and `c` are RSI and RDX.
 #[repr(u64)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

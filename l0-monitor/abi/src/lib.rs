@@ -40,7 +40,7 @@ pub mod uapi;
 pub use channel::{CHANNEL_COUNT, ChannelRing};
 pub use event::{Event, TraceKind};
 pub use frame::Frame;
-pub use grant::{Grant, ResourceKind};
+pub use grant::{GRANTABLE_FUNCTIONS, GRANTABLE_PINS, Grant, ResourceKind};
 pub use header::{
     BLANK_RANGES, BlankRange, FAMILY, FEATURES, HEADER_MIN, Header, LOCM_SIGNATURE, MAGIC, MAX_CPUS, POOL_PIECES,
     PoolPiece, SlotInfo,

@@ -4,12 +4,12 @@
 //! each kind has a lock for its two accesses. The partition's lock is never held when one of them is taken.
 
 use arrayvec::ArrayVec;
-use locum_abi::Event;
+use locum_abi::{Event, GRANTABLE_FUNCTIONS};
 use spin::{Mutex, MutexGuard};
 
 use super::io_filter::{PCI_ADDRESS, PCI_DATA, Verdict, dropped};
 use super::ioapic::{ENTRY, IoApic, MASKED, SELECT, VERSION, WINDOW, last_pin};
-use super::owners::{IOAPIC_PINS, PCI_CAPACITY};
+use super::owners::IOAPIC_PINS;
 use crate::machine::MAX_IOAPICS;
 use crate::shared;
 use crate::vmx::Hardware;
@@ -50,7 +50,7 @@ pub(crate) struct Latches {
 #[derive(Clone, Debug)]
 pub(crate) struct Silence {
     /// PCI functions.
-    pub(crate) functions: ArrayVec<u16, PCI_CAPACITY>,
+    pub(crate) functions: ArrayVec<u16, GRANTABLE_FUNCTIONS>,
     /// IOAPICs, and which pins of each (bit n: pin n).
     pub(crate) pins: ArrayVec<(IoApic, [u64; IOAPIC_PINS / 64]), MAX_IOAPICS>,
 }

@@ -98,9 +98,9 @@ impl IoApic {
             let allowed = write.is_none() || slot == owners.reigning();
             return if allowed { through } else { IoApicRule::Answer(0) };
         };
-        let gsi = self.gsi_base + pin / 2;
+        let gsi = self.gsi_base.saturating_add(pin / 2);
         let low_word = pin % 2 == 0;
-        if owners.pin(gsi) == Some(slot) {
+        if owners.pin(gsi) == slot {
             return through;
         }
         match write {

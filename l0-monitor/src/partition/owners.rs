@@ -2,19 +2,17 @@
 
 use arrayvec::ArrayVec;
 use firmware_shim::acpi::EcamRegion;
-use locum_abi::{Errno, Grant, MAX_CPUS, PAGE_SIZE, Slot};
+use locum_abi::{Errno, GRANTABLE_FUNCTIONS, GRANTABLE_PINS, Grant, MAX_CPUS, PAGE_SIZE, Slot};
 
 use crate::id::{CpuIndex, PerCpu};
 use crate::machine::MAX_ECAM;
 
 use super::memory::{Kind, Map};
 
-/// PCI functions that can belong to the host that does not reign.
-pub(crate) const PCI_CAPACITY: usize = 64;
 /// I/O ports.
 const PORTS: usize = 0x1_0000;
 /// IOAPIC pins (GSIs) accounted for.
-const PINS: usize = 1024;
+const PINS: usize = GRANTABLE_PINS as usize;
 /// Pins that one IOAPIC can have (82093AA datasheet, 3.2.2: eight bits).
 pub(crate) const IOAPIC_PINS: usize = 256;
 
@@ -64,7 +62,7 @@ pub(crate) struct Owners {
     ports: [u8; PORTS / 8],
     pins: [Slot; PINS],
     /// Functions of the host that does not reign.
-    pci: ArrayVec<u16, PCI_CAPACITY>,
+    pci: ArrayVec<u16, GRANTABLE_FUNCTIONS>,
     /// Windows of PCI Express configuration space, in which each function has a page. A page goes with its function;
     /// those of bridges stay with the reigning host.
     pub(crate) ecam: ArrayVec<EcamRegion, MAX_ECAM>,
@@ -100,15 +98,15 @@ impl Owners {
         if other { self.reigning.other() } else { self.reigning }
     }
 
-    /// Owner of a pin.
-    pub(crate) fn pin(&self, gsi: u32) -> Option<Slot> {
-        self.pins.get(gsi as usize).copied()
+    /// Owner of a pin. One that cannot be given is the reigning host's.
+    pub(crate) fn pin(&self, gsi: u32) -> Slot {
+        self.pins.get(gsi as usize).copied().unwrap_or(self.reigning)
     }
 
     /// Pins from `gsi_base` on that the host in `slot` owns; bit n of the words is pin n.
     pub(crate) fn pins_of(&self, gsi_base: u32, slot: Slot) -> [u64; IOAPIC_PINS / 64] {
         let mut pins = [0; IOAPIC_PINS / 64];
-        for pin in (0..IOAPIC_PINS).filter(|pin| self.pin(gsi_base.saturating_add(*pin as u32)) == Some(slot)) {
+        for pin in (0..IOAPIC_PINS).filter(|pin| self.pin(gsi_base.saturating_add(*pin as u32)) == slot) {
             pins[pin / 64] |= 1 << (pin % 64);
         }
         pins
@@ -247,7 +245,7 @@ mod tests {
         }
         assert_eq!(
             (o.cpu(cpu(3)), o.cpu(cpu(0)), o.pin(11), o.pin(9), o.pin(1024)),
-            (ODD, EVEN, Some(ODD), Some(EVEN), None)
+            (ODD, EVEN, ODD, EVEN, EVEN)
         );
         assert_eq!(
             (o.pci(0x18), o.pci(0x10), o.port(0x2f8), o.port(0x3f8)),
@@ -258,8 +256,13 @@ mod tests {
         assert_eq!((byte(ODD, 0x2f8), byte(ODD, 0x3f8)), (0, 0xff));
         o.give_all(ODD);
         assert_eq!(
-            (o.reigning(), o.cpu(cpu(0)), o.port(0x3f8), o.pci(0x10)),
-            (ODD, ODD, ODD, ODD)
+            (o.reigning(), o.cpu(cpu(0)), o.port(0x3f8), o.pci(0x10), o.pin(9)),
+            (ODD, ODD, ODD, ODD, ODD)
+        );
+        assert_eq!(
+            (o.pin(1024), o.pins_of(1008, ODD)),
+            (ODD, [!0; 4]),
+            "pins that cannot be given"
         );
         assert_eq!(o.memory.at(0), (Kind::Host(ODD), super::super::memory::END));
         o.give(Resource::Pci(0x10), ODD).unwrap();

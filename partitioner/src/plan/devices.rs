@@ -2,6 +2,7 @@
 
 use alloc::{collections::BTreeSet, format, string::ToString, vec::Vec};
 
+use locum_abi::{GRANTABLE_FUNCTIONS, GRANTABLE_PINS};
 use rangemap::{RangeInclusiveSet, RangeSet};
 
 use super::check_firmware;
@@ -26,6 +27,9 @@ pub struct Devices {
 pub fn choose(inventory: &Inventory, request: &Request, warnings: &mut Vec<Warning>) -> Result<Devices, PlanError> {
     if let Some(address) = super::repeated(&request.functions) {
         return Err(PlanError::Duplicate(format!("PCI function {address}")));
+    }
+    if request.functions.len() > GRANTABLE_FUNCTIONS {
+        return Err(PlanError::ManyFunctions(request.functions.len()));
     }
     let mut functions = Vec::new();
     for &address in &request.functions {
@@ -152,6 +156,9 @@ fn pins(
         let Some(pin) = inventory.pins.iter().find(|pin| pin.gsi == gsi) else {
             return Err(PlanError::UnknownPin(gsi));
         };
+        if gsi.0 >= GRANTABLE_PINS {
+            return Err(PlanError::HighPin { gsi, wanted });
+        }
         // A level-triggered line that stays asserted by one host's device would never end for the other's.
         let on_line = || staying.iter().filter(|other| other.gsi == Some(gsi));
         let driven = on_line()

@@ -2,8 +2,8 @@
 
 use partitioner::{
     Bar, BlockState, BootSize, CpuNumber, CpuRequest, FirmwareRegion, Generation, Gsi, Inventory, MemRange,
-    MemoryRequest, NodeId, Owner, Partition, PlanError, Request, Resource, Slot, Transfer, TransferError, Unreclaimed,
-    Warning, error::Stuck, plan,
+    MemoryRequest, NodeId, Owner, Partition, Pin, PlanError, Request, Resource, Slot, Transfer, TransferError,
+    Unreclaimed, Warning, error::Stuck, plan,
 };
 
 use crate::lab::{self, BLOCK, MIB, mem, pci, ports};
@@ -227,6 +227,28 @@ fn functions_that_cannot_go() {
         &["GSI) 2, asked for with the request, is shared with timer"],
     );
     refused(|_, r| r.pins = vec![Gsi(99)], &["GSI) 99 does not exist"]);
+    let high = |i: &mut Inventory, gsi| {
+        let users = Vec::new();
+        i.pins.push(Pin { gsi: Gsi(gsi), users });
+        i.functions[4].gsi = Some(Gsi(gsi));
+    };
+    refused(
+        move |i, _| high(i, 1024),
+        &[
+            "GSI) 1024, asked for with 0000:00:03.0",
+            "below 1024",
+            "leave 0000:00:03.0",
+        ],
+    );
+    let mut machine = lab::inventory();
+    high(&mut machine, 1023);
+    assert_eq!(plan(&machine, &lab::request()).unwrap().pins, [Gsi(1023)]);
+    let many = |count: u8| {
+        let functions = (0..count).map(|n| pci(n / 8, n % 8)).collect();
+        move |_: &mut Inventory, r: &mut Request| r.functions = functions
+    };
+    refused(many(65), &["65 PCI functions", "64 at most"]);
+    refused(many(64), &["0000:00:00.0"]);
     let bar = Bar::Memory(MemRange::with_len(0xfebe_1800, 16).unwrap());
     refused(
         move |i, _| i.functions[3].bars[0] = bar,

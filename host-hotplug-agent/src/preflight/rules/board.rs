@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use locum_abi::GRANTABLE_PINS;
+
 use crate::preflight::facts::{Facts, SecureBoot};
 use crate::preflight::finding::Finding;
 
@@ -23,11 +25,16 @@ pub fn ioapics(facts: &Facts) -> Vec<Finding> {
         )],
         1..=MAX_IOAPICS => {
             let first = madt.gsi_bases.first().copied().unwrap_or(0);
-            let last = madt.gsi_bases.last().copied().unwrap_or(0);
-            vec![Finding::fine(
-                NAME,
-                format!("{count}, pins (GSIs) from {first}, the last one's from {last}"),
-            )]
+            let last = madt.gsi_bases.iter().max().copied().unwrap_or(0);
+            let found = format!("{count}, pins (GSIs) from {first}, the last one's from {last}");
+            vec![match last < GRANTABLE_PINS {
+                true => Finding::fine(NAME, found),
+                false => Finding::hurts(
+                    NAME,
+                    format!("{found}: none from {GRANTABLE_PINS} on moves ahead of time"),
+                    "nothing need be done, but to leave what is wired there out of `devices` and `pins`",
+                ),
+            }]
         }
         _ => vec![Finding::refuses(
             NAME,

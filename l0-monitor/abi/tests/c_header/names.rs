@@ -100,6 +100,8 @@ pub const RUST_ONLY: &[&str] = &[
     "Call",
     "Event",
     "ADDRESS_SPACE_END",
+    "GRANTABLE_PINS",
+    "GRANTABLE_FUNCTIONS",
     "HeaderError",
     "Array",
     "Layout",
