@@ -94,13 +94,21 @@ struct locum_info {
 /* locum_switch.failed_apic_id and locum_cycle.failed_apic_id if no CPU failed. */
 #define LOCUM_NO_CPU 4294967295
 
+/*
+ * locum_switch.flags of LOCUM_IOC_ENTER: nothing changes. The module only tells whether a CPU uses what L0 does not
+ * carry over; L0 is not asked. A module that does not know the flag refuses it: -EINVAL.
+ */
+#define LOCUM_SWITCH_CHECK 1
+
 /* Enter or leave nested. */
 struct locum_switch {
 	/* In: Linux's CPU number, or LOCUM_ALL_CPUS. */
 	__s32 cpu;
-	/* In: 0. */
+	/* In: 0, or LOCUM_SWITCH_CHECK. */
 	__u32 flags;
-	/* Out: CPUs that are now in the asked-for mode (the others were put back). */
+	/*
+	 * Out: CPUs that are now in the asked-for mode (the others were put back), or would be as far as was checked.
+	 */
 	__u32 done;
 	/* Out: of the first CPU that failed. */
 	__u32 l0_errno;
@@ -108,8 +116,11 @@ struct locum_switch {
 	__u32 failed_apic_id;
 	/* In: 0. */
 	__u32 reserved;
-	/* Out: 0. */
-	__u64 reserved2;
+	/*
+	 * Out: bits of CR4 of that CPU that L0 does not carry over, for which it did not enter. CET is among them only
+	 * if the kernel has a shadow stack of its own.
+	 */
+	__u64 unknown_cr4;
 	/* Out: TSC ticks that the whole call took. */
 	__u64 ticks;
 };
@@ -144,7 +155,7 @@ struct locum_cycle {
  * The CPU(s) become nested. CPUs that are nested already are left so and count as done. If one of several fails, those
  * that this call entered leave again before it returns.
  * Errors: -ENODEV (no such CPU or offline), -EINVAL, -EOPNOTSUPP (also: a feature of the CPU is in use that L0 does not
- * know), those of L0.
+ * know: see locum_switch.unknown_cr4), those of L0.
  */
 #define LOCUM_IOC_ENTER _IOWR(LOCUM_IOC, 0x10, struct locum_switch)
 

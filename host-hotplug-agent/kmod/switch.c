@@ -30,14 +30,15 @@
 		   X86_CR4_SMXE | X86_CR4_FSGSBASE | X86_CR4_PCIDE | X86_CR4_OSXSAVE | X86_CR4_SMEP | X86_CR4_SMAP | \
 		   X86_CR4_PKE | X86_CR4_CET)
 
-/* On this CPU. */
-static bool carried_over(void)
+/* Bits of CR4 on this CPU that L0 does not carry over. */
+static u64 unknown_cr4(void)
 {
 	unsigned long cr4 = native_read_cr4();
+	u64 unknown = cr4 & ~KNOWN_CR4;
 
-	if (cr4 & ~KNOWN_CR4)
-		return false;
-	return !(cr4 & X86_CR4_CET) || !(__rdmsr(MSR_IA32_S_CET) & CET_SHSTK_EN);
+	if (cr4 & X86_CR4_CET && __rdmsr(MSR_IA32_S_CET) & CET_SHSTK_EN)
+		unknown |= X86_CR4_CET;
+	return unknown;
 }
 
 /**
@@ -45,12 +46,14 @@ static bool carried_over(void)
  * @changed: it has changed its mode in this job
  * @l0_errno: why not, 0 if L0 did not refuse
  * @error: negative errno
+ * @unknown_cr4: bits of CR4 for which it was not tried
  * @ticks: TSC ticks that the change took
  */
 struct outcome {
 	bool changed;
 	u32 l0_errno;
 	int error;
+	u64 unknown_cr4;
 	u64 ticks;
 };
 
@@ -58,11 +61,13 @@ struct outcome {
  * struct job - one change of mode on one or all CPUs
  * @to: LOCUM_CPU_MODE_NESTED or LOCUM_CPU_MODE_NATIVE
  * @only_changed: leave out CPUs that have not changed in the job before (to put them back)
+ * @only_check: change nothing, only find out what stands in the way
  * @outcomes: by CPU number
  */
 struct job {
 	enum locum_cpu_mode to;
 	bool only_changed;
+	bool only_check;
 	struct outcome outcomes[LOCUM_MAX_CPUS];
 };
 
@@ -104,13 +109,15 @@ static void switch_this_cpu(struct job *work)
 	outcome->changed = false;
 	outcome->l0_errno = 0;
 	outcome->error = 0;
+	outcome->unknown_cr4 = 0;
 	outcome->ticks = 0;
 	if (locum_cpu_mode(cpu) == work->to)
 		return;
-	if (!carried_over()) {
+	outcome->unknown_cr4 = unknown_cr4();
+	if (outcome->unknown_cr4)
 		outcome->error = -EOPNOTSUPP;
+	if (outcome->unknown_cr4 || work->only_check)
 		return;
-	}
 	start = rdtsc_ordered();
 	locum_frame_prepare(frame);
 	if (work->to == LOCUM_CPU_MODE_NESTED) {
@@ -145,6 +152,7 @@ static int run(int cpu, enum locum_cpu_mode to, bool only_changed)
 {
 	job.to = to;
 	job.only_changed = only_changed;
+	job.only_check = false;
 	if (cpu == LOCUM_ALL_CPUS)
 		return stop_machine(switch_stopped, &job, cpu_online_mask);
 	return smp_call_function_single(cpu, switch_by_interrupt, &job, true) ? -ENODEV : 0;
@@ -172,11 +180,11 @@ static bool takes_part(unsigned int cpu, int asked)
 	return asked == LOCUM_ALL_CPUS || cpu == asked;
 }
 
-static const char *remedy(int error)
+static const char *remedy(const struct outcome *outcome)
 {
-	if (error == -EOPNOTSUPP && !carried_over())
+	if (outcome->unknown_cr4)
 		return "this kernel uses FRED, LASS, 5-level paging or what is newer still, which L0 does not know yet: boot with fred=off clearcpuid=lass no5lvl";
-	if (error == -EOPNOTSUPP)
+	if (outcome->error == -EOPNOTSUPP)
 		return "the CPU lacks VMX, EPT or unrestricted guest, or the firmware disabled VMX: enable it in the firmware's setup";
 	return "see L0's trace (locum trace)";
 }
@@ -200,10 +208,11 @@ static int sum_up(int asked, struct locum_switch *request)
 		if (!error) {
 			error = outcome->error;
 			request->l0_errno = outcome->l0_errno;
+			request->unknown_cr4 = outcome->unknown_cr4;
 			request->failed_apic_id = locum_apic_id(cpu);
-			pr_err_ratelimited("CPU %u cannot go %s: L0 error %u; %s\n", cpu,
+			pr_err_ratelimited("CPU %u cannot go %s: L0 error %u, CR4 %#llx; %s\n", cpu,
 					   job.to == LOCUM_CPU_MODE_NESTED ? "nested" : "native",
-					   outcome->l0_errno, remedy(error));
+					   outcome->l0_errno, outcome->unknown_cr4, remedy(outcome));
 		}
 	}
 	return error;
@@ -229,6 +238,19 @@ static int change(int cpu, enum locum_cpu_mode to, struct locum_switch *request)
 	return error;
 }
 
+/* Which CPUs could not go there? Nothing stops and nothing changes. Under locum.lock, hotplug disabled. */
+static int check(int cpu, enum locum_cpu_mode to, struct locum_switch *request)
+{
+	job.to = to;
+	job.only_changed = false;
+	job.only_check = true;
+	if (cpu == LOCUM_ALL_CPUS)
+		on_each_cpu(switch_by_interrupt, &job, true);
+	else if (smp_call_function_single(cpu, switch_by_interrupt, &job, true))
+		return -ENODEV;
+	return sum_up(cpu, request);
+}
+
 /**
  * locum_switch() - enter or leave nested
  * @request: in and out, see locum_uapi.h
@@ -241,16 +263,18 @@ int locum_switch(struct locum_switch *request, enum locum_cpu_mode to)
 	u64 start;
 	int error;
 
-	if (request->flags || request->reserved)
+	if (request->flags & ~(to == LOCUM_CPU_MODE_NESTED ? LOCUM_SWITCH_CHECK : 0) || request->reserved)
 		return -EINVAL;
 	request->done = 0;
 	request->l0_errno = 0;
 	request->failed_apic_id = LOCUM_NO_CPU;
-	request->reserved2 = 0;
+	request->unknown_cr4 = 0;
 	start = rdtsc_ordered();
 	cpu_hotplug_disable();
 	error = check_cpu(request->cpu);
-	if (!error)
+	if (!error && request->flags & LOCUM_SWITCH_CHECK)
+		error = check(request->cpu, to, request);
+	else if (!error)
 		error = change(request->cpu, to, request);
 	cpu_hotplug_enable();
 	request->ticks = rdtsc_ordered() - start;

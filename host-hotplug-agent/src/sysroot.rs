@@ -22,6 +22,11 @@ impl SysRoot {
         Self { root: root.into() }
     }
 
+    /// Whether it is the root of this very host.
+    pub fn is_hosts(&self) -> bool {
+        self.root == Path::new("/")
+    }
+
     /// The real path of `path`, which is written without a leading slash.
     pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         self.root.join(path)

@@ -45,8 +45,17 @@ void test_switch(void)
 	FAILS(ioctl(device, LOCUM_IOC_ENTER, &request), ENODEV);
 	request = (struct locum_switch){ .cpu = -2 };
 	FAILS(ioctl(device, LOCUM_IOC_ENTER, &request), ENODEV);
-	request = (struct locum_switch){ .flags = 1 };
+	request = (struct locum_switch){ .flags = 2 };
 	FAILS(ioctl(device, LOCUM_IOC_ENTER, &request), EINVAL);
+	request = (struct locum_switch){ .flags = LOCUM_SWITCH_CHECK };
+	FAILS(ioctl(device, LOCUM_IOC_LEAVE, &request), EINVAL);
+	/* This kernel was booted without what L0 does not know, and L0, which would refuse, is not asked. */
+	request = (struct locum_switch){ .cpu = LOCUM_ALL_CPUS, .flags = LOCUM_SWITCH_CHECK, .unknown_cr4 = 9 };
+	CHECK(!ioctl(device, LOCUM_IOC_ENTER, &request) && request.done == 2 && !request.unknown_cr4);
+	request = (struct locum_switch){ .cpu = 1, .flags = LOCUM_SWITCH_CHECK };
+	CHECK(!ioctl(device, LOCUM_IOC_ENTER, &request) && request.done == 1);
+	request = (struct locum_switch){ .cpu = 77, .flags = LOCUM_SWITCH_CHECK };
+	FAILS(ioctl(device, LOCUM_IOC_ENTER, &request), ENODEV);
 	request = (struct locum_switch){ .cpu = LOCUM_ALL_CPUS };
 	CHECK(!ioctl(device, LOCUM_IOC_LEAVE, &request) && request.done == 2);
 	FAILS(ioctl(device, LOCUM_IOC_CYCLE, &cycle), EINVAL);

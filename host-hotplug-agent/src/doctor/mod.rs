@@ -6,7 +6,7 @@ mod kernel;
 
 use crate::config::Config;
 use crate::error::Refusal;
-use crate::machine::{Access, Device};
+use crate::machine::{Access, CarriedOver, Device};
 use crate::preflight;
 use crate::sysroot::SysRoot;
 use check::{Check, Verdict};
@@ -17,6 +17,7 @@ pub fn examine(sys: &SysRoot, config_dir: &std::path::Path) -> Vec<Check> {
     checks.extend(preflight::for_refresh(sys).into_iter().map(Check::from));
     checks.extend(boot_error(sys));
     checks.extend(monitor(sys));
+    checks.extend(control_registers(sys));
     checks.extend(kernel::checks(sys));
     checks.extend(firmware::checks(sys));
     checks.push(configurations(config_dir));
@@ -88,6 +89,19 @@ fn monitor(sys: &SysRoot) -> Vec<Check> {
             "the kernel does not know its TSC rate: do not boot with `notsc`",
         ),
     ]
+}
+
+/// What only the module can read, for root.
+fn control_registers(sys: &SysRoot) -> Option<Check> {
+    match Device::open(sys, Access::Control) {
+        Ok(device) => Some(preflight::carried_over(&device.carried_over()).into()),
+        Err(Refusal::NoAccess(_)) => {
+            let why = "run as root, with the locum.ko of this package".to_owned();
+            Some(preflight::carried_over(&Ok(CarriedOver::Unknown(why))).into())
+        }
+        // Told by `monitor`.
+        Err(_) => None,
+    }
 }
 
 fn configurations(dir: &std::path::Path) -> Check {

@@ -5,14 +5,14 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use firmware_shim::{OutOfRange, PhysMem};
 use locum_abi::uapi::{ALL_CPUS, Call, Cycle, Info, PowerPolicy, Range, Request, Switch, Text, TextKind, UAPI_FAMILY};
 use locum_abi::{FAMILY, Grant, Header};
 use partitioner::MemRange;
 use rustix::io::Errno;
 
-use super::{Start, ioctl};
+use super::{CarriedOver, Start, ioctl};
 use crate::error::Refusal;
 use crate::l0::{header, names};
 use crate::sysroot::SysRoot;
@@ -82,6 +82,16 @@ impl Device {
         self.file
             .write_all_at(bytes, at)
             .with_context(|| format!("writing {} bytes of physical memory at {at:#x}", bytes.len()))
+    }
+
+    /// Whether all that Linux uses of its online CPUs survives while they are nested. Nothing changes.
+    ///
+    /// # Errors
+    /// If the module cannot look.
+    pub fn carried_over(&self) -> Result<CarriedOver> {
+        let mut switch = Switch::check(ALL_CPUS);
+        let outcome = ioctl::enter(&self.file, &mut switch);
+        judged(&switch, outcome).context("looking at the CPUs' control registers")
     }
 
     /// One CPU, by Linux's number, or all online ones ([`ALL_CPUS`]) become nested.
@@ -340,6 +350,23 @@ fn refused(l0_errno: u32, error: Errno) -> String {
     }
 }
 
+/// What a check of all CPUs came to.
+fn judged(switch: &Switch, outcome: rustix::io::Result<()>) -> Result<CarriedOver> {
+    match (outcome, switch.failed()) {
+        (Ok(()), _) => Ok(CarriedOver::All),
+        (Err(Errno::OPNOTSUPP), Some(apic_id)) if switch.unknown_cr4 != 0 => Ok(CarriedOver::Not {
+            apic_id,
+            cr4: switch.unknown_cr4,
+        }),
+        // A module of the first release takes no flags.
+        (Err(Errno::INVAL), _) => Ok(CarriedOver::Unknown(OLD_MODULE.to_owned())),
+        (Err(Errno::OPNOTSUPP), None) => bail!(
+            "Linux numbers a CPU beyond those that locum.ko manages: boot with nr_cpus= as the kernel's log (`dmesg`) says"
+        ),
+        (Err(error), _) => bail!(words(error)),
+    }
+}
+
 /// Why a CPU did not change its mode.
 fn failed(apic_id: Option<u32>, l0_errno: u32, error: Errno) -> String {
     let why = match error {
@@ -377,6 +404,23 @@ mod tests {
         bytes[44..48].copy_from_slice(&FAMILY.to_le_bytes());
         std::fs::write(&table, &bytes).unwrap();
         assert!(matches!(open(), Refusal::NoModule));
+    }
+
+    #[test]
+    fn a_check_of_the_cpus_is_told_apart() {
+        let mut switch = Switch::check(ALL_CPUS);
+        assert_eq!(judged(&switch, Ok(())).unwrap(), CarriedOver::All);
+        let Ok(CarriedOver::Unknown(why)) = judged(&switch, Err(Errno::INVAL)) else {
+            panic!("a module of the first release");
+        };
+        assert!(why.contains("locum.ko is older"), "{why}");
+        let beyond = judged(&switch, Err(Errno::OPNOTSUPP)).unwrap_err().to_string();
+        assert!(beyond.contains("nr_cpus="), "{beyond}");
+        assert!(judged(&switch, Err(Errno::PERM)).is_err());
+        (switch.failed_apic_id, switch.unknown_cr4) = (3, 1 << 27);
+        let (apic_id, cr4) = (3, 1 << 27);
+        let found = judged(&switch, Err(Errno::OPNOTSUPP)).unwrap();
+        assert_eq!(found, CarriedOver::Not { apic_id, cr4 });
     }
 
     #[test]

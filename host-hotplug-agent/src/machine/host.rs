@@ -10,7 +10,7 @@ use locum_abi::{Grant, HostStatus, Slot, Status};
 use partitioner::{MemRange, PciAddress};
 use rustix::system::{RebootCommand, reboot};
 
-use super::{Device, Facts, Machine, Start, TextKind, device};
+use super::{CarriedOver, Device, Facts, Machine, Start, TextKind, device};
 use crate::channel::Port;
 use crate::deadline::Deadline;
 use crate::error::Refusal;
@@ -133,6 +133,10 @@ impl Machine for Host {
 
     fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
         self.device.write(at, bytes)
+    }
+
+    fn carried_over(&self) -> Result<CarriedOver> {
+        self.device.carried_over()
     }
 
     fn enter(&self, number: u32) -> Result<()> {

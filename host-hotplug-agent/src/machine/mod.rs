@@ -40,6 +40,22 @@ pub struct Start {
     pub boot_cpu: ApicId,
 }
 
+/// Whether all that Linux uses of the CPUs survives while L0 is above them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CarriedOver {
+    /// On every online CPU.
+    All,
+    /// Not on this one.
+    Not {
+        /// Which.
+        apic_id: u32,
+        /// Bits of its CR4 that L0 does not know.
+        cr4: u64,
+    },
+    /// The module does not tell, for this reason.
+    Unknown(String),
+}
+
 /// What a refresh does to a machine, one thing at a time. Every operation is all or nothing, and CPUs are told by
 /// Linux's numbers.
 pub trait Machine: Send + Sync {
@@ -103,6 +119,11 @@ pub trait Machine: Send + Sync {
     /// The module's refusal.
     fn write(&self, at: u64, bytes: &[u8]) -> Result<()>;
 
+    /// Looks at the control registers of all online CPUs: what would keep one from becoming nested? Nothing changes.
+    ///
+    /// # Errors
+    /// The module's refusal.
+    fn carried_over(&self) -> Result<CarriedOver>;
     /// Makes a CPU nested.
     ///
     /// # Errors

@@ -57,6 +57,14 @@ impl Finding {
             ..Self::hurts(name, found, remedy)
         }
     }
+
+    /// Without the level's word.
+    pub fn in_words(&self) -> String {
+        match &self.remedy {
+            Some(remedy) => format!("{}: {} -> {remedy}", self.name, self.found),
+            None => format!("{}: {}", self.name, self.found),
+        }
+    }
 }
 
 /// One line.
@@ -67,10 +75,6 @@ impl fmt::Display for Finding {
             Level::Hurts => "hurts",
             Level::Refuses => "refuses",
         };
-        write!(f, "{word:<8} {}: {}", self.name, self.found)?;
-        match &self.remedy {
-            Some(remedy) => write!(f, " -> {remedy}"),
-            None => Ok(()),
-        }
+        write!(f, "{word:<8} {}", self.in_words())
     }
 }

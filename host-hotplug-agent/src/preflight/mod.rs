@@ -14,8 +14,9 @@ pub use facts::{Facts, Qemu};
 pub use finding::{Finding, Level};
 
 use crate::error::Refusal;
+use crate::machine::CarriedOver;
 use crate::sysroot::SysRoot;
-use rules::{board, cpu, guests, kernel, memory};
+use rules::{board, control_registers, cpu, guests, kernel, memory};
 
 /// When a rule matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,15 +71,31 @@ pub fn for_refresh(sys: &SysRoot) -> Vec<Finding> {
 /// # Errors
 /// [`Refusal::Unfit`].
 pub fn check(sys: &SysRoot) -> Result<(), Refusal> {
-    let bar = for_refresh(sys)
-        .into_iter()
-        .find(|finding| finding.level == Level::Refuses);
-    match bar {
-        Some(finding) => Err(Refusal::Unfit {
+    for_refresh(sys).into_iter().try_for_each(refuse)
+}
+
+/// What the module found of the CPUs' control registers, as a line.
+pub fn carried_over(found: &anyhow::Result<CarriedOver>) -> Finding {
+    control_registers::finding(found)
+}
+
+/// Refuses a refresh because of them; what could not be looked at is returned, to be told.
+///
+/// # Errors
+/// [`Refusal::Unfit`].
+pub fn check_carried_over(found: &anyhow::Result<CarriedOver>) -> Result<Option<String>, Refusal> {
+    let finding = carried_over(found);
+    let told = (finding.level == Level::Hurts).then(|| finding.in_words());
+    refuse(finding).map(|()| told)
+}
+
+fn refuse(finding: Finding) -> Result<(), Refusal> {
+    match finding.level {
+        Level::Refuses => Err(Refusal::Unfit {
             cause: format!("{}: {}", finding.name, finding.found),
             remedy: finding.remedy.unwrap_or_default(),
         }),
-        None => Ok(()),
+        Level::Fine | Level::Hurts => Ok(()),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use firmware_shim::e820::SLICES_END;
+use locum_abi::vmx::NEEDS;
 use partitioner::MemRange;
 
 use super::facts::{CpuMsrs, Facts, Msrs, Qemu, SecureBoot, parse_cpuinfo};
@@ -20,7 +22,7 @@ const CONFIG: &str = "CONFIG_ACPI_MADT_WAKEUP=y\nCONFIG_HOTPLUG_CPU=y\nCONFIG_ME
 fn msrs(change: impl FnOnce(&mut CpuMsrs)) -> Msrs {
     let good = CpuMsrs {
         feature_control: Some(5),
-        vmx_basic: Some(1 << 55),
+        vmx: NEEDS.map(|need| Some(need.bits)),
         xapic_disable_status: Some(0),
     };
     let mut other = good;
@@ -35,6 +37,7 @@ fn good() -> Facts {
     tree.put("boot/config-6.11.1+deb13-amd64", CONFIG);
     let mut facts = Facts::read(&tree.sys());
     facts.msrs = msrs(|_| ());
+    facts.bios_area = Ok(SLICES_END);
     facts
 }
 
@@ -107,8 +110,22 @@ fn cpus_that_cannot_run_l0_are_told() {
     gives(Refuses, &["locked VMX off", "CPU 1", "VT-x"], |facts| {
         facts.msrs = msrs(|msrs| msrs.feature_control = Some(1));
     });
-    gives(Refuses, &["TRUE control"], |facts| {
-        facts.msrs = msrs(|msrs| msrs.vmx_basic = Some(0))
+    for (index, need) in NEEDS.iter().enumerate() {
+        for value in [None, Some(need.bits & (need.bits - 1))] {
+            gives(Refuses, &["CPU 1", need.what, "Westmere"], |facts| {
+                facts.msrs = msrs(|msrs| msrs.vmx[index] = value)
+            });
+        }
+    }
+    // A real CPU with unrestricted guest has all of them; what a virtual one has must be seen before a refresh.
+    let virtual_machine = |facts: &mut Facts| {
+        cpuinfo(facts, " arch_capabilities", " hypervisor");
+        facts.msrs = Msrs::Unreadable("no module".into());
+    };
+    gives(Hurts, &["virtual machine", "no module"], virtual_machine);
+    gives(Refuses, &["virtual machine", "modprobe msr"], |facts| {
+        virtual_machine(facts);
+        facts.above_l0 = true;
     });
     // Not locked: L0 allows it. A CPU without that MSR, and one whose VMX is allowed inside SMX, too.
     for control in [Some(0), None, Some(7)] {
@@ -228,6 +245,24 @@ fn the_memorys_peculiarities_are_told() {
         facts.above_l0 = true;
     });
     assert_eq!(above_l0, [], "L0 has chosen already");
+    // 160 KiB, which is what GRUB's cutmem leaves there: two slices of 48 KiB.
+    let bios = |start| move |facts: &mut Facts| facts.bios_area = Ok(start);
+    let fine = |change: &dyn Fn(&mut Facts)| {
+        let mut facts = good();
+        change(&mut facts);
+        memory::low(&facts)
+    };
+    assert!(
+        fine(&bios(0x2_8000))[0]
+            .found
+            .ends_with("0x10000-0x1c000 and 0x1c000-0x28000")
+    );
+    gives(Refuses, &["two usable pieces", "from 0x20000 on"], bios(0x2_0000));
+    gives(
+        Hurts,
+        &["by the memory map", "/dev/mem: denied", "run as root"],
+        |facts| facts.bios_area = Err("/dev/mem: denied".into()),
+    );
     let kmem = MemRange::new(1 << 33, 1 << 34).unwrap();
     gives(Hurts, &["0x200000000-0x400000000", "(kmem)"], |facts| {
         let half = 3 << 32;
@@ -357,12 +392,16 @@ fn what_a_refresh_depends_on_is_what_it_is_refused_for() {
     let put_msr = |cpu: u32, msr: usize, value: u64| {
         let path = tree.path().join(format!("dev/cpu/{cpu}/msr"));
         let mut bytes = fs::read(&path).unwrap_or_else(|_| vec![0; 0x800]);
-        bytes[msr..msr + 8].copy_from_slice(&value.to_le_bytes());
+        for (place, byte) in bytes[msr..].iter_mut().zip(value.to_le_bytes()) {
+            *place = if msr < 0x480 { byte } else { *place | byte };
+        }
         tree.put(format!("dev/cpu/{cpu}/msr"), bytes);
     };
-    // A file of bytes holds no two MSRs side by side; these are far enough apart.
+    // A file of bytes holds no two MSRs side by side; these are far enough apart, or have all bits of their neighbours.
     put_msr(0, 0x3a, 5);
-    put_msr(0, 0x480, 1 << 55);
+    for need in NEEDS {
+        put_msr(0, need.msr as usize, need.bits);
+    }
     assert!(check(&tree.sys()).is_ok());
     put_msr(0, 0xbd, 1);
     assert!(check(&tree.sys()).is_ok(), "not told to be there");
@@ -411,6 +450,21 @@ fn files_become_facts() {
     assert_eq!(Facts::read(&tree.sys()).config.as_deref(), Ok(CONFIG));
     tree.put("proc/config.gz", &gzip[..40]);
     assert!(Facts::read(&tree.sys()).config.unwrap_err().contains("config.gz"));
+    assert!(
+        Facts::read(&tree.sys())
+            .bios_area
+            .unwrap_err()
+            .starts_with("/dev/mem: ")
+    );
+    let mut page = vec![0; 0x500];
+    page[0x40e..0x410].copy_from_slice(&[0xc0, 0x9f]);
+    page[0x413..0x415].copy_from_slice(&639u16.to_le_bytes());
+    tree.put("dev/mem", &page);
+    assert_eq!(Facts::read(&tree.sys()).bios_area, Ok(0x9_f000));
+    page[0x413] = 160;
+    page[0x414] = 0;
+    tree.put("dev/mem", &page);
+    assert_eq!(Facts::read(&tree.sys()).bios_area, Ok(0x2_8000));
     assert!(!Facts::read(&tree.sys()).above_l0);
     tree.put("sys/firmware/acpi/tables/LOCM", "LOCM");
     assert!(Facts::read(&tree.sys()).above_l0);

@@ -52,6 +52,7 @@ impl Prepared {
         let config = Config::read(config_dir, name)?;
         let path = config::path(config_dir, name);
         preflight::check(machine.sys())?;
+        let unseen = preflight::check_carried_over(&machine.carried_over())?;
         let files = Files::read(&config, &path)?;
         let facts = machine.facts();
         let inventory = inventory::take(
@@ -64,7 +65,8 @@ impl Prepared {
         let request = request(&config, &files, console_port(machine));
         // Guests last: what is cheaper to find out comes first.
         let guests = guests(hypervisor, &config)?;
-        let notes = there::check(&files.initramfs, &guests)?;
+        let mut notes = there::check(&files.initramfs, &guests)?;
+        notes.extend(unseen);
         Ok(Self {
             name: name.to_owned(),
             config,

@@ -340,6 +340,21 @@ fn a_refresh_is_refused_for_what_its_plan_is_refused_for() {
 }
 
 #[test]
+fn what_l0_would_not_carry_over_is_refused_before_anything_is_taken() {
+    let stage = Stage::new(Behaviour::Boots);
+    // As if Linux had LASS on: entering would be refused, with memory and CPUs taken.
+    stage.world.use_cr4(1 << 27);
+    let error = format!("{:#}", stage.worker.begin("next").expect_err("refused"));
+    assert!(
+        error.contains("LASS (bit 27)") && error.contains("clearcpuid=lass"),
+        "{error}"
+    );
+    stage.intact();
+    stage.world.use_cr4(0);
+    assert!(stage.worker.begin("next").is_ok());
+}
+
+#[test]
 fn what_the_load_would_be_refused_for_is_refused_before_anything_is_taken() {
     // A command line that is too long for the kernel.
     let stage = Stage::new(Behaviour::Boots);

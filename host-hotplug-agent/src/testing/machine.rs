@@ -20,7 +20,7 @@ use crate::channel::Port;
 use crate::daemon::Worker;
 use crate::inventory::{cpu_dir, memory::block_dir, pci};
 use crate::l0::{memory, view};
-use crate::machine::{Facts, Machine, Start, TextKind};
+use crate::machine::{CarriedOver, Facts, Machine, Start, TextKind};
 use crate::refresh::{Agent, Shared};
 use crate::sysroot::SysRoot;
 
@@ -224,6 +224,14 @@ impl Machine for FakeMachine {
         );
         inner.written.insert(at);
         Ok(())
+    }
+
+    fn carried_over(&self) -> Result<CarriedOver> {
+        let (apic_id, cr4) = (0, self.world.lock().unknown_cr4);
+        Ok(match cr4 {
+            0 => CarriedOver::All,
+            cr4 => CarriedOver::Not { apic_id, cr4 },
+        })
     }
 
     fn enter(&self, number: u32) -> Result<()> {

@@ -53,6 +53,8 @@ pub struct World {
 pub(super) struct Inner {
     /// QEMU processes by slot and guest.
     pub vms: BTreeMap<(Slot, String), VmState>,
+    /// Bits of the CPUs' CR4 that L0 does not know.
+    pub unknown_cr4: u64,
     /// What the incumbent gave.
     pub granted: Vec<Grant>,
     /// Memory blocks taken off the incumbent's Linux.
@@ -86,6 +88,7 @@ impl World {
             behaviour,
             inner: Mutex::new(Inner {
                 vms: BTreeMap::new(),
+                unknown_cr4: 0,
                 granted: Vec::new(),
                 removed: BTreeSet::new(),
                 written: BTreeSet::new(),
@@ -130,6 +133,11 @@ impl World {
             .iter()
             .filter(|((_, name), state)| name == guest && **state == VmState::Running);
         running.map(|((slot, _), _)| *slot).collect()
+    }
+
+    /// Linux uses something of the CPUs that L0 does not know.
+    pub fn use_cr4(&self, bits: u64) {
+        self.lock().unknown_cr4 = bits;
     }
 
     /// What a file in the incumbent's `/sys/kernel/locum` shows.

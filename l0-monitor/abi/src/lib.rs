@@ -36,6 +36,7 @@ pub mod slot;
 pub mod status;
 pub mod trace;
 pub mod uapi;
+pub mod vmx;
 
 pub use channel::{CHANNEL_COUNT, ChannelRing};
 pub use event::{Event, TraceKind};

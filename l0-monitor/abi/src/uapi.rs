@@ -48,5 +48,5 @@ pub use info::{IOC_INFO, Info, UAPI_FAMILY, UAPI_FEATURES};
 pub use memory::{IOC_MEM_ADD, IOC_MEM_REMOVE, IOC_MEM_WIPE, Range};
 pub use number::IOC;
 pub use power::{IOC_POWER_POLICY, PowerPolicy};
-pub use switch::{ALL_CPUS, Cycle, IOC_CYCLE, IOC_ENTER, IOC_LEAVE, NO_CPU, Switch};
+pub use switch::{ALL_CPUS, Cycle, IOC_CYCLE, IOC_ENTER, IOC_LEAVE, NO_CPU, SWITCH_CHECK, Switch};
 pub use sysfs::{IOC_BUSY, IOC_LISTEN, IOC_NEXT_REQUEST, IOC_TEXT, Request, TEXT_MAX, Text, TextKind};

@@ -218,6 +218,8 @@ fn secondary(settings: Settings) -> Result<(SecondaryControls, bool), Unfit> {
 
 #[cfg(test)]
 mod tests {
+    use locum_abi::vmx::NEEDS;
+
     use super::*;
 
     fn haswell(msr: u32) -> Option<u64> {
@@ -256,6 +258,25 @@ mod tests {
         assert_eq!((caps.exit.bits(), caps.entry.bits()), (0x0013_6fff, 0x91ff));
         assert!(caps.shadowing && !caps.secondary.contains(SecondaryControls::VMCS_SHADOWING));
         assert!(!Caps::new(true, 39, with(msr::VMX_MISC, 0)).unwrap().shadowing);
+    }
+
+    /// The words for those who ask before L0 is there are the needs of this code.
+    #[test]
+    fn what_others_are_told_is_what_is_needed() {
+        let whole = |msr| NEEDS.iter().find(|need| need.msr == msr).map(|need| need.bits);
+        let bare = |asked| Some(whole(asked).unwrap_or(if asked == msr::FEATURE_CONTROL { 5 } else { 0 }));
+        assert!(Caps::new(true, 39, bare).is_ok(), "no more is needed than that");
+        for need in NEEDS {
+            for bit in (0..u64::BITS).filter(|bit| need.bits >> bit & 1 != 0) {
+                let lacking =
+                    |asked| bare(asked).map(|value| if asked == need.msr { value & !(1 << bit) } else { value });
+                assert!(
+                    Caps::new(true, 39, lacking).is_err(),
+                    "{:#x} without bit {bit}",
+                    need.msr
+                );
+            }
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What there is to be seen of a machine, not judged. What cannot be seen is kept with the reason.
 
+mod bda;
 mod boot;
 mod cpuinfo;
 mod kconfig;
@@ -13,9 +14,7 @@ pub use boot::SecureBoot;
 pub use cpuinfo::CpuEntry;
 #[cfg(test)]
 pub use cpuinfo::parse as parse_cpuinfo;
-#[cfg(test)]
-pub use msr::CpuMsrs;
-pub use msr::Msrs;
+pub use msr::{CpuMsrs, Msrs};
 pub use qemu::Qemu;
 
 use crate::acpi::{Interrupts, Platform};
@@ -61,6 +60,8 @@ pub struct Facts {
     pub lockdown: Option<String>,
     /// The firmware's memory map.
     pub memmap: Result<Vec<MapEntry>, String>,
+    /// Where the BIOS' memory below 1 MiB begins, whatever the map says.
+    pub bios_area: Result<u64, String>,
     /// What Linux uses as RAM.
     pub ram: Result<Ram, String>,
     /// Bytes of a memory block, and the blocks.
@@ -88,6 +89,7 @@ impl Facts {
             secure_boot: SecureBoot::read(sys),
             lockdown: boot::lockdown(sys),
             memmap: words(memmap::ranges(sys)),
+            bios_area: bda::bios_area(sys),
             ram: words(Ram::read(sys)),
             blocks: words(blocks()),
             config: kconfig::read(sys, &release),
@@ -113,6 +115,7 @@ impl Facts {
             secure_boot: SecureBoot::Unknown,
             lockdown: None,
             memmap: Err(unseen()),
+            bios_area: Err(unseen()),
             ram: Err(unseen()),
             blocks: Err(unseen()),
             release: sys.read_optional("proc/sys/kernel/osrelease").unwrap_or_default(),

@@ -1,10 +1,13 @@
 //! The CPUs: can they run L0, and is all that Linux uses of them known to L0?
 
+use std::collections::BTreeSet;
+
 use locum_abi::MAX_CPUS;
+use locum_abi::vmx::{NEEDS, Need};
 
 use super::cpus;
-use crate::preflight::facts::{Facts, Msrs};
-use crate::preflight::finding::Finding;
+use crate::preflight::facts::{CpuMsrs, Facts, Msrs};
+use crate::preflight::finding::{Finding, Level};
 
 /// Features that L0 cannot do without, with the line of `/proc/cpuinfo` they are on.
 const NEEDED: [&str; 3] = ["vmx", "ept", "unrestricted_guest"];
@@ -16,12 +19,13 @@ const LEFT_OUT_BY_L0: &str = "la57";
 /// IA32_FEATURE_CONTROL: nobody can write it any more; VMXON is allowed outside SMX (SDM vol. 3C, 24.7).
 const LOCKED: u64 = 1 << 0;
 const VMX_ALLOWED: u64 = 1 << 2;
-/// IA32_VMX_BASIC: there are the TRUE control MSRs (SDM vol. 3D, A.1).
-const TRUE_CONTROLS: u64 = 1 << 55;
 /// IA32_XAPIC_DISABLE_STATUS: the firmware locked the local APIC in x2APIC mode (SDM vol. 4, table 2-2).
 const XAPIC_DISABLED: u64 = 1 << 0;
 /// First APIC id that an interrupt without remapping does not reach: 255 is for all.
 const APIC_IDS: u32 = 255;
+
+/// Name of the line about controls.
+const CONTROLS: &str = "VMX controls";
 
 const VT_X: &str =
     "enable Intel VT-x in the firmware's set-up; Locum needs an Intel CPU with EPT and unrestricted guest";
@@ -108,19 +112,55 @@ pub fn lock(facts: &Facts) -> Vec<Finding> {
     vec![Finding::fine(NAME, found)]
 }
 
+/// Controls that CPUs lack.
+fn lacking_controls(all: &[(u32, CpuMsrs)], virtual_machine: bool) -> Option<Finding> {
+    let lacks = |msrs: &CpuMsrs, index: usize, need: &Need| {
+        let value = msrs.vmx.get(index).copied().flatten();
+        value.is_none_or(|value| value & need.bits != need.bits)
+    };
+    let (mut what, mut who) = (Vec::new(), BTreeSet::new());
+    for (index, need) in NEEDS.iter().enumerate() {
+        let lacking = all.iter().filter(|(_, msrs)| lacks(msrs, index, need));
+        let numbers: Vec<u32> = lacking.map(|(number, _)| *number).collect();
+        if !numbers.is_empty() {
+            what.push(need.what);
+            who.extend(numbers);
+        }
+    }
+    let who: Vec<u32> = who.into_iter().collect();
+    let remedy = match virtual_machine {
+        true => "have the hypervisor of this virtual machine offer them, or use a real machine",
+        false => "use a CPU that has them (Westmere or later)",
+    };
+    (!what.is_empty()).then(|| {
+        Finding::refuses(
+            CONTROLS,
+            format!("{}: not all of {}", cpus(&who), what.join("; ")),
+            remedy,
+        )
+    })
+}
+
 /// What L0 needs of VMX that `/proc/cpuinfo` does not tell, and what is slow without.
 pub fn capabilities(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if let Msrs::Read(all) = &facts.msrs
-        && all
-            .iter()
-            .any(|(_, msrs)| msrs.vmx_basic.is_some_and(|basic| basic & TRUE_CONTROLS == 0))
-    {
-        findings.push(Finding::refuses(
-            "VMX controls",
-            "IA32_VMX_BASIC has no TRUE control MSRs",
-            "use a CPU that has them (Nehalem or later)",
-        ));
+    let told = facts.every_cpu_has("vmx");
+    let virtual_machine = facts.cpus.iter().flatten().any(|cpu| cpu.has("hypervisor"));
+    match &facts.msrs {
+        Msrs::Read(all) if told => findings.extend(lacking_controls(all, virtual_machine)),
+        // Every CPU with unrestricted guest has them; a hypervisor may leave some out.
+        Msrs::Unreadable(why) if told && virtual_machine => {
+            let level = if facts.above_l0 { Level::Refuses } else { Level::Hurts };
+            findings.push(Finding {
+                level,
+                ..Finding::hurts(
+                    CONTROLS,
+                    format!("this is a virtual machine, and could not look what of VMX its hypervisor offers ({why})"),
+                    "`modprobe msr` and run as root",
+                )
+            });
+        }
+        _ => {}
     }
     // Older kernels do not name the flags of VMX one by one.
     let tells = facts.every_cpu_has("ept");

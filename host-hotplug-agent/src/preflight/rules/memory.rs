@@ -1,6 +1,6 @@
 //! The memory map, and what of it can move.
 
-use firmware_shim::e820::{E820Map, MemoryType, low_slices};
+use firmware_shim::e820::{E820Map, MemoryType, SLICES_END, low_slices_below};
 use partitioner::MemRange;
 
 use crate::preflight::facts::Facts;
@@ -27,20 +27,33 @@ pub fn low(facts: &Facts) -> Vec<Finding> {
     if facts.above_l0 {
         return Vec::new();
     }
-    match map(facts).and_then(|map| low_slices(&map).map_err(|error| error.to_string())) {
-        Ok([even, odd]) => vec![Finding::fine(
+    let below = facts.bios_area.clone().unwrap_or(SLICES_END);
+    let slices = map(facts).and_then(|map| low_slices_below(&map, below).map_err(|error| error.to_string()));
+    let [even, odd] = match slices {
+        Ok(slices) => slices,
+        Err(error) => {
+            let remedy = "use a kernel with CONFIG_FIRMWARE_MEMMAP; turn off what the firmware keeps below 640 KiB (legacy option ROMs, CSM)";
+            let bios = match &facts.bios_area {
+                Ok(start) if *start < SLICES_END => {
+                    format!("; the BIOS data area gives the BIOS all from {start:#x} on")
+                }
+                _ => String::new(),
+            };
+            return vec![Finding::refuses(NAME, error + &bios, remedy)];
+        }
+    };
+    let found = format!(
+        "trampolines at {:#x}-{:#x} and {:#x}-{:#x}",
+        even.start, even.end, odd.start, odd.end
+    );
+    vec![match &facts.bios_area {
+        Ok(_) => Finding::fine(NAME, found),
+        Err(error) => Finding::hurts(
             NAME,
-            format!(
-                "trampolines at {:#x}-{:#x} and {:#x}-{:#x}",
-                even.start, even.end, odd.start, odd.end
-            ),
-        )],
-        Err(error) => vec![Finding::refuses(
-            NAME,
-            error,
-            "use a kernel with CONFIG_FIRMWARE_MEMMAP; turn off what the firmware keeps below 640 KiB (legacy option ROMs, CSM)",
-        )],
-    }
+            format!("{found} by the memory map; could not look at the BIOS data area, which may leave less ({error})"),
+            "run as root, under a kernel that is not locked down; else L0 finds out at boot, and says so",
+        ),
+    }]
 }
 
 /// RAM beyond what L0 maps.

@@ -1,6 +1,7 @@
 //! What the facts mean.
 
 pub mod board;
+pub mod control_registers;
 pub mod cpu;
 pub mod guests;
 pub mod kernel;

@@ -8,15 +8,19 @@ pub const ALL_CPUS: i32 = -1;
 /// [`Switch::failed_apic_id`] and [`Cycle::failed_apic_id`] if no CPU failed.
 pub const NO_CPU: u32 = 0xffff_ffff;
 
+/// [`Switch::flags`] of [`IOC_ENTER`]: nothing changes. The module only tells whether a CPU uses what L0 does not carry
+/// over; L0 is not asked. A module that does not know the flag refuses it: -EINVAL.
+pub const SWITCH_CHECK: u32 = 1;
+
 /// Enter or leave nested.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Switch {
     /// In: Linux's CPU number, or [`ALL_CPUS`].
     pub cpu: i32,
-    /// In: 0.
+    /// In: 0, or [`SWITCH_CHECK`].
     pub flags: u32,
-    /// Out: CPUs that are now in the asked-for mode (the others were put back).
+    /// Out: CPUs that are now in the asked-for mode (the others were put back), or would be as far as was checked.
     pub done: u32,
     /// Out: of the first CPU that failed.
     pub l0_errno: u32,
@@ -24,8 +28,9 @@ pub struct Switch {
     pub failed_apic_id: u32,
     /// In: 0.
     pub reserved: u32,
-    /// Out: 0.
-    pub reserved2: u64,
+    /// Out: bits of CR4 of that CPU that L0 does not carry over, for which it did not enter. CET is among them only if the
+    /// kernel has a shadow stack of its own.
+    pub unknown_cr4: u64,
     /// Out: TSC ticks that the whole call took.
     pub ticks: u64,
 }
@@ -41,6 +46,15 @@ impl Switch {
         }
     }
 
+    /// Only to be told of CPUs that could not enter.
+    #[must_use]
+    pub fn check(cpu: i32) -> Self {
+        Self {
+            flags: SWITCH_CHECK,
+            ..Self::new(cpu)
+        }
+    }
+
     /// APIC id of the first CPU that failed.
     #[must_use]
     pub const fn failed(&self) -> Option<u32> {
@@ -51,7 +65,7 @@ impl Switch {
 /// The CPU(s) become nested. CPUs that are nested already are left so and count as done. If one of several fails, those
 /// that this call entered leave again before it returns.
 /// Errors: -ENODEV (no such CPU or offline), -EINVAL, -EOPNOTSUPP (also: a feature of the CPU is in use that L0 does not
-/// know), those of L0.
+/// know: see [`Switch::unknown_cr4`]), those of L0.
 pub const IOC_ENTER: u32 = iowr::<Switch>(0x10);
 
 /// The CPU(s) become native. As [`IOC_ENTER`], the other way round.

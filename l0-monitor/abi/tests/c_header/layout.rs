@@ -68,7 +68,7 @@ pub fn uapi() -> Vec<Layout> {
     layouts! {
         uapi::Info, "locum_info": family, l0_family, slot, cpu_count, header, shared, shared_size, memory_block, tsc_khz,
             features, reserved;
-        uapi::Switch, "locum_switch": cpu, flags, done, l0_errno, failed_apic_id, reserved, reserved2, ticks;
+        uapi::Switch, "locum_switch": cpu, flags, done, l0_errno, failed_apic_id, reserved, unknown_cr4, ticks;
         uapi::Cycle, "locum_cycle": cpu, count, pause_us, done, l0_errno, failed_apic_id, reserved, enter_ticks,
             leave_ticks, enter_max, leave_max;
         uapi::Call, "locum_call": a, b, c, l0_errno, reserved, ticks;

@@ -102,6 +102,8 @@ pub const RUST_ONLY: &[&str] = &[
     "ADDRESS_SPACE_END",
     "GRANTABLE_PINS",
     "GRANTABLE_FUNCTIONS",
+    "Need",
+    "NEEDS",
     "HeaderError",
     "Array",
     "Layout",
