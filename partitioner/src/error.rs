@@ -127,6 +127,16 @@ pub enum PlanError {
         /// The cause.
         why: Stuck,
     },
+    /// Something in the block cannot be moved.
+    #[error(
+        "memory block {range} cannot be offlined: in it is {what}; choose another, or boot the incumbent with a larger movablecore="
+    )]
+    KeptMemory {
+        /// The block.
+        range: MemRange,
+        /// What it is.
+        what: String,
+    },
     /// A block that the firmware's memory map does not call RAM.
     #[error(
         "memory block {range} cannot be the successor's: it is {what}, and a successor boots in ordinary RAM only; choose another"

@@ -61,6 +61,10 @@ pub struct MemoryBlock {
     pub free: u64,
     /// Its NUMA node.
     pub node: NodeId,
+    /// What in it Linux cannot move, though its zone is movable: "memory that the kernel took at boot (12 KiB)". `None` if
+    /// there is no such thing, or it was not looked for.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub kept: Option<String>,
     /// What some of it is if no host can boot in it, since the firmware's memory map does not call it RAM: "System RAM
     /// (kmem) that is persistent memory for the firmware".
     #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]

@@ -50,6 +50,7 @@ pub fn blocks(sys: &SysRoot) -> Result<Vec<MemoryBlock>> {
             removable: state == BlockState::Offline || movable,
             free: 0,
             node: NodeId(node_of(sys, &dir)),
+            kept: None,
             foreign: None,
         });
     }

@@ -6,7 +6,9 @@ mod iomem;
 pub mod irq;
 pub mod memmap;
 pub mod memory;
+pub mod pages;
 pub mod pci;
+pub mod pins;
 mod ram;
 
 use anyhow::{Context, Result};

@@ -6,13 +6,13 @@ use crate::testing::l0::FakeRegion;
 use crate::testing::tables::{self, SSDT_PLAIN};
 use crate::testing::tree::Tree;
 
-fn inventory(tree: &Tree) -> Inventory {
+pub fn inventory(tree: &Tree) -> Inventory {
     let region = FakeRegion::new(4);
     let status = l0_memory::status(&region, &region.header()).unwrap();
     take(&tree.sys(), &region.header(), &status, Slot::Even, Vec::new()).unwrap()
 }
 
-fn request(devices: &[&str]) -> Request {
+pub fn request(devices: &[&str]) -> Request {
     Request {
         cpus: CpuRequest::Count(2),
         memory: MemoryRequest::Size(512 << 20),

@@ -14,7 +14,7 @@ use super::{CarriedOver, Device, Facts, Machine, Start, TextKind, device};
 use crate::channel::Port;
 use crate::deadline::Deadline;
 use crate::error::Refusal;
-use crate::inventory::{cpu_dir, memory as blocks, pci};
+use crate::inventory::{cpu_dir, memory as blocks, pci, pins};
 use crate::l0::memory;
 use crate::sysroot::SysRoot;
 
@@ -47,6 +47,14 @@ impl Host {
     /// The device.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+}
+
+/// Who may be why a memory block cannot go.
+fn stays(sys: &SysRoot, error: anyhow::Error) -> anyhow::Error {
+    match pins::holders(sys) {
+        Some(who) => anyhow::anyhow!("{error:#}; memory is pinned by {who}: stop these, and refresh again"),
+        None => error,
     }
 }
 
@@ -110,7 +118,7 @@ impl Machine for Host {
     }
 
     fn remove_memory(&self, block: MemRange) -> Result<()> {
-        self.device.mem_remove(block)
+        self.device.mem_remove(block).map_err(|error| stays(&self.sys, error))
     }
 
     fn add_memory(&self, block: MemRange, node: u32, online: bool) -> Result<()> {
@@ -201,6 +209,19 @@ impl Machine for Host {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_memory_pinned_is_told_with_a_block_that_stays() {
+        let tree = crate::testing::tree::Tree::lab();
+        let error = || anyhow::anyhow!("busy").context("taking memory 0x48000000-0x50000000 off Linux");
+        assert_eq!(format!("{:#}", stays(&tree.sys(), error())), format!("{:#}", error()));
+        tree.put("proc/9/status", "Name:\tmlx\nVmPin:\t 4096 kB\n");
+        let told = stays(&tree.sys(), error()).to_string();
+        assert!(
+            told.contains("0x48000000-0x50000000") && told.contains("process 9 (mlx"),
+            "{told}"
+        );
+    }
 
     #[test]
     fn a_slot_that_does_not_exist_is_refused_with_the_remedy() {

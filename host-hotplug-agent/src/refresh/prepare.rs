@@ -55,7 +55,7 @@ impl Prepared {
         let unseen = preflight::check_carried_over(&machine.carried_over())?;
         let files = Files::read(&config, &path)?;
         let facts = machine.facts();
-        let inventory = inventory::take(
+        let mut inventory = inventory::take(
             machine.sys(),
             &facts.header,
             &*machine.status()?,
@@ -63,10 +63,13 @@ impl Prepared {
             unreclaimed,
         )?;
         let request = request(&config, &files, console_port(machine));
+        let stays = inventory::pages::settle(machine.sys(), &mut inventory, &request);
         // Guests last: what is cheaper to find out comes first.
         let guests = guests(hypervisor, &config)?;
         let mut notes = there::check(&files.initramfs, &guests)?;
         notes.extend(unseen);
+        notes.extend(stays);
+        notes.extend(pinned(machine));
         Ok(Self {
             name: name.to_owned(),
             config,
@@ -123,6 +126,14 @@ fn guests(hypervisor: &dyn Hypervisor, config: &Config) -> Result<Vec<Spec>, Ref
             hypervisor.inspect(guest, channel)
         })
         .collect()
+}
+
+/// Who has memory pinned. Linux moves it out of the way as it is pinned, if it can.
+fn pinned(machine: &dyn Machine) -> Option<String> {
+    let who = inventory::pins::holders(machine.sys())?;
+    Some(format!(
+        "pinned memory: {who}. Should the refresh be given up because a memory block stays, stop these first"
+    ))
 }
 
 /// What `locum plan` prints.

@@ -355,6 +355,19 @@ fn what_l0_would_not_carry_over_is_refused_before_anything_is_taken() {
 }
 
 #[test]
+fn a_block_that_linux_would_not_give_is_not_taken() {
+    let stage = Stage::new(Behaviour::Boots);
+    let last_page = 0x6800_0000 - 4096;
+    // Taken by the kernel at boot (KPF_RESERVED).
+    stage.machine.tree().page(last_page, 1 << 32);
+    stage.begin();
+    assert_eq!(stage.wait().outcome, "retired");
+    let sys = stage.machine.sys();
+    let there = |number: u64| sys.exists(format!("sys/devices/system/memory/memory{number}"));
+    assert!(there(12) && !there(8), "the highest block stays, a lower one goes");
+}
+
+#[test]
 fn what_the_load_would_be_refused_for_is_refused_before_anything_is_taken() {
     // A command line that is too long for the kernel.
     let stage = Stage::new(Behaviour::Boots);

@@ -1,7 +1,7 @@
 //! A host's `/proc` and `/sys` as plain files: four CPUs, 2 GiB of RAM in blocks of 128 MiB, two NICs, as in the lab.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 
 /// Bytes of a memory block.
@@ -29,6 +29,8 @@ impl Tree {
         for number in 0..13 {
             tree.block(number, "online", if number >= 8 { "Movable" } else { "Normal" });
         }
+        let flags = fs::File::create(tree.path().join("proc/kpageflags")).unwrap();
+        flags.set_len(13 * BLOCK / 4096 * 8).unwrap();
         super::tables::write(tree.path(), &[0, 1, 2, 3]);
         for cpu in 0..4 {
             let dir = format!("sys/devices/system/cpu/cpu{cpu}");
@@ -112,6 +114,13 @@ impl Tree {
             self.put(format!("sys/firmware/memmap/{index}/end"), format!("{last:#x}\n"));
             self.put(format!("sys/firmware/memmap/{index}/type"), format!("{kind}\n"));
         }
+    }
+
+    /// Sets the flags of the page at `address` in `/proc/kpageflags`; what was not set is 0.
+    pub fn page(&self, address: u64, flags: u64) {
+        let path = self.path().join("proc/kpageflags");
+        let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+        file.write_all_at(&flags.to_ne_bytes(), address / 4096 * 8).unwrap();
     }
 
     /// Makes a memory block.

@@ -182,6 +182,9 @@ fn why_not(ram: &RangeSet<u64>, block: &MemoryBlock) -> Result<(), PlanError> {
     } else if !block.removable {
         let why = Stuck::Unmovable;
         Err(PlanError::NotRemovable { range, why })
+    } else if let Some(what) = &block.kept {
+        let what = what.clone();
+        Err(PlanError::KeptMemory { range, what })
     } else {
         Ok(())
     }

@@ -133,6 +133,7 @@ fn put(inventory: &mut Inventory, n: u64, kind: Kind) {
         removable,
         free: if online { BLOCK / 4 } else { BLOCK },
         node,
+        kept: None,
         foreign: None,
     };
     match kind {

@@ -57,6 +57,7 @@ pub fn inventory() -> Inventory {
         removable: n >= 8, // movablecore=640M
         free: if n >= 8 { BLOCK } else { 0 },
         node: NodeId(0),
+        kept: None,
         foreign: None,
     };
     let nic = |device, bar: u64, port, gsi| {

@@ -183,6 +183,7 @@ fn fresh_block(range: MemRange, state: BlockState) -> MemoryBlock {
         removable: true,
         free: 0,
         node: NodeId(0),
+        kept: None,
         foreign: None,
     }
 }

@@ -173,6 +173,13 @@ fn memory_that_cannot_go() {
         asks(mem(1 << 40, 1 << 50)),
         &["0x10000000000-0x10008000000 is not the incumbent's"],
     );
+    refused(
+        |i, r| {
+            i.blocks[9].kept = Some("memory of the kernel".into());
+            r.memory = MemoryRequest::Blocks(vec![i.blocks[9].range]);
+        },
+        &["0x48000000-0x50000000 cannot be offlined: in it is memory of the kernel; choose another"],
+    );
     let why = Stuck::Unmovable;
     let error = refused(asks(mem(BLOCK, 2 * BLOCK)), &["movable zone", "movablecore="]);
     assert_eq!(
@@ -474,6 +481,7 @@ fn two_nodes() -> Inventory {
             removable: n > 0,
             free: 0,
             node: NodeId((n / 8) as u32),
+            kept: None,
             foreign: None,
         })
         .collect();

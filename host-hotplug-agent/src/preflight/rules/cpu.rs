@@ -12,7 +12,7 @@ use crate::preflight::finding::{Finding, Level};
 /// Features that L0 cannot do without, with the line of `/proc/cpuinfo` they are on.
 const NEEDED: [&str; 3] = ["vmx", "ept", "unrestricted_guest"];
 /// Features whose state L0 does not carry over, as `flags` names them while Linux uses them, and how to boot without.
-/// `kmod/switch.c` (`KNOWN_CR4`) refuses them at the last moment.
+/// What is newer is found in CR4, by the module ([`super::control_registers`]).
 const IN_THE_WAY: [(&str, &str); 3] = [("fred", "fred=off"), ("lass", "clearcpuid=lass"), ("la57", "no5lvl")];
 /// Of these, what L0 has the first host leave out by itself.
 const LEFT_OUT_BY_L0: &str = "la57";
