@@ -10,7 +10,7 @@ use memchr::memmem;
 
 use super::{Spec, argv};
 use crate::error::Refusal;
-use crate::load::initramfs;
+use crate::load::{initramfs, squashfs};
 use crate::preflight::Qemu;
 
 /// What every QEMU says when asked for its version.
@@ -45,14 +45,18 @@ pub fn check(initramfs: &[u8], guests: &[Spec]) -> Result<Vec<String>, Refusal> 
         return Ok(Vec::new());
     }
     let texts: Vec<&[u8]> = guests.iter().flat_map(|(_, wanted)| wanted.texts()).collect();
-    let (programs, links, opaque) = programs(initramfs, &texts);
+    let Looked {
+        programs,
+        links,
+        opaque,
+    } = Looked::at(initramfs, &texts);
     let mut notes = Vec::new();
     for (guest, wanted) in &guests {
         let name = base(guest.command.first().map_or("", String::as_str));
         let target = links.get(name).map_or(name, |target| base(target));
         let Some(program) = programs.get(target) else {
             let why = match opaque.first() {
-                Some(format) => format!("its initramfs is compressed by {format}"),
+                Some(what) => what.clone(),
                 None => "it is not in its initramfs".to_owned(),
             };
             notes.push(format!(
@@ -162,35 +166,72 @@ fn unversioned(model: &str) -> &str {
     }
 }
 
-/// The QEMUs in an initramfs by their file names, symbolic links by theirs, and the compressions that hide others.
-fn programs(file: &[u8], texts: &[&[u8]]) -> (BTreeMap<String, Program>, BTreeMap<String, String>, Vec<&'static str>) {
-    let (mut programs, mut links) = (BTreeMap::new(), BTreeMap::new());
-    let opaque = initramfs::each_file(file, &mut |entry| {
-        let name = String::from_utf8_lossy(entry.name);
-        let name = base(&name);
-        if !argv::is_qemu(name) {
-            return;
-        }
-        match entry.mode & TYPE {
-            LINK => {
-                let target = String::from_utf8_lossy(entry.content).trim_end_matches('\0').to_owned();
-                links.insert(name.to_owned(), target);
-            }
+/// The QEMUs in an initramfs.
+#[derive(Default)]
+struct Looked {
+    /// By their file names.
+    programs: BTreeMap<String, Program>,
+    /// Symbolic links by theirs.
+    links: BTreeMap<String, String>,
+    /// What may hide others.
+    opaque: Vec<String>,
+}
+
+impl Looked {
+    fn at(initramfs: &[u8], texts: &[&[u8]]) -> Self {
+        let mut looked = Self::default();
+        let opaque = initramfs::each_file(initramfs, &mut |entry| match entry.mode & TYPE {
+            LINK => looked.link(entry.name, entry.content),
             REGULAR => {
-                if memmem::find(entry.content, MARK).is_none() {
-                    return;
-                }
-                let there = |text: &&&[u8]| memmem::find(entry.content, text).is_some();
-                let program = Program {
-                    release: release(entry.content),
-                    texts: texts.iter().filter(there).map(|text| text.to_vec()).collect(),
-                };
-                programs.insert(name.to_owned(), program);
+                looked.program(entry.name, entry.content, texts);
+                looked.image(entry.content, texts);
             }
             _ => {}
+        });
+        let archives = opaque
+            .into_iter()
+            .map(|format| format!("its initramfs is compressed by {format}"));
+        looked.opaque.extend(archives);
+        looked
+    }
+
+    fn link(&mut self, path: &[u8], target: &[u8]) {
+        if let Some(name) = qemu_name(path) {
+            let target = String::from_utf8_lossy(target).trim_end_matches('\0').to_owned();
+            self.links.insert(name, target);
         }
-    });
-    (programs, links, opaque)
+    }
+
+    fn program(&mut self, path: &[u8], content: &[u8], texts: &[&[u8]]) {
+        let Some(name) = qemu_name(path).filter(|_| memmem::find(content, MARK).is_some()) else {
+            return;
+        };
+        let there = |text: &&&[u8]| memmem::find(content, text).is_some();
+        let program = Program {
+            release: release(content),
+            texts: texts.iter().filter(there).map(|text| text.to_vec()).collect(),
+        };
+        self.programs.insert(name, program);
+    }
+
+    /// A file system in the initramfs, which its `init` mounts.
+    fn image(&mut self, content: &[u8], texts: &[&[u8]]) {
+        let wanted = |name: &[u8]| qemu_name(name).is_some();
+        let outcome = squashfs::each_file(content, &wanted, &mut |found| match found.link {
+            true => self.link(&found.path, &found.content),
+            false => self.program(&found.path, &found.content, texts),
+        });
+        if let Some(Err(what)) = outcome {
+            self.opaque.push(format!("in its initramfs is {what}"));
+        }
+    }
+}
+
+/// The name of a file without its directories, if it is one of QEMU's.
+fn qemu_name(path: &[u8]) -> Option<String> {
+    let path = String::from_utf8_lossy(path);
+    let name = base(&path);
+    argv::is_qemu(name).then(|| name.to_owned())
 }
 
 /// The release of a QEMU, major and minor, from its program: "QEMU emulator version 10.0.13 (Debian ...)".
@@ -275,6 +316,42 @@ mod tests {
                 assert!(error.contains(words) && error.contains("guest vm1"), "{error}");
             }
         }
+    }
+
+    #[test]
+    fn a_qemu_in_a_squashfs_is_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, image) = (dir.path().join("tree/usr/bin"), dir.path().join("host.sqfs"));
+        std::fs::create_dir_all(&tree).unwrap();
+        std::fs::write(tree.join("qemu-system-x86_64"), qemu("9.2")).unwrap();
+        std::os::unix::fs::symlink("qemu-system-x86_64", tree.join("kvm")).unwrap();
+        let made = std::process::Command::new("mksquashfs")
+            .args([&dir.path().join("tree"), &image])
+            .args(["-quiet", "-no-progress"])
+            .output();
+        if !made.is_ok_and(|made| made.status.success()) {
+            eprintln!("no mksquashfs on this machine");
+            return;
+        }
+        let initramfs = |image: &PathBuf| cpio::pack(std::slice::from_ref(image)).unwrap();
+        let guest = |machine: &str| [spec(&format!("kvm -machine {machine}"), (9, 2))];
+        assert_eq!(
+            check(&initramfs(&image), &guest("pc-q35-9.2")).unwrap(),
+            [] as [&str; 0]
+        );
+        let error = check(&initramfs(&image), &guest("pc-q35-10.0"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("knows no machine type `pc-q35-10.0`"), "{error}");
+        // One that cannot be read.
+        let mut bytes = std::fs::read(&image).unwrap();
+        bytes[20] = 3;
+        std::fs::write(&image, bytes).unwrap();
+        let notes = check(&initramfs(&image), &guest("pc-q35-10.0")).unwrap();
+        assert!(
+            notes.len() == 1 && notes[0].contains("a squashfs compressed by lzo"),
+            "{notes:?}"
+        );
     }
 
     #[test]

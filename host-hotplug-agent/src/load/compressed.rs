@@ -1,15 +1,21 @@
 //! Where a compressed archive ends, as the kernel's decompressors see it (`lib/decompress.c` and the files that it
-//! names). To know that, nothing is unpacked but gzip, which says nowhere how long it is.
+//! names). To know that, nothing is unpacked but gzip, which says nowhere how long it is. And what archives hold, for
+//! those who look for something in them.
 
 use std::io::Read;
 
+use lzma_rust2::{LzmaReader, XzReader};
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
-use miniz_oxide::inflate::{TINFLStatus, decompress_to_vec_with_limit};
+use miniz_oxide::inflate::{TINFLStatus, decompress_to_vec_with_limit, decompress_to_vec_zlib_with_limit};
 use ruzstd::decoding::StreamingDecoder;
 
 /// Most bytes of a block that `lz4 -l` writes for its 8 MiB of input (`LZ4_compressBound`).
 const LZ4_BLOCK_MAX: usize = (8 << 20) + (8 << 20) / 255 + 16;
 const LZ4_LEGACY: u32 = 0x184c_2102;
+/// What such a block holds, but for the last one.
+const LZ4_UNPACKED: usize = 8 << 20;
+/// KiB that unpacking lzma or xz may take: `xz -9` needs 65 MiB.
+const LZMA_MEMORY: u32 = 1 << 20;
 /// What deflate may look back at.
 const WINDOW: usize = 1 << 15;
 
@@ -50,18 +56,82 @@ pub fn end(rest: &[u8]) -> Option<Result<End, String>> {
 pub fn unpack(archive: &[u8]) -> Result<Vec<u8>, &'static str> {
     match archive.first_chunk::<2>() {
         Some([0x1f, 0x8b]) => gunzip(archive).ok_or("gzip"),
-        Some([0x28, 0xb5]) => {
-            let mut plain = Vec::new();
-            let source = archive;
-            let decoder = StreamingDecoder::new(source).map_err(|_| "zstd")?;
-            let read = decoder.take(UNPACKED_MAX as u64).read_to_end(&mut plain);
-            read.map(|_| plain).map_err(|_| "zstd")
-        }
-        Some([0xfd, b'7']) => Err("xz"),
+        Some([0x28, 0xb5]) => unzstd(archive, UNPACKED_MAX).ok_or("zstd"),
+        Some([0xfd, b'7']) => unxz(archive, UNPACKED_MAX).ok_or("xz"),
         Some([0x89, b'L']) => Err("lzo"),
-        Some([0x02, 0x21]) => Err("lz4"),
+        Some([0x02, 0x21]) => unlz4(archive).ok_or("lz4"),
         Some(b"BZ") => Err("bzip2"),
-        _ => Err("lzma"),
+        _ => unlzma(archive, UNPACKED_MAX).ok_or("lzma"),
+    }
+}
+
+/// How a block of a file system is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Block {
+    /// Deflate with zlib's frame (RFC 1950).
+    Zlib,
+    /// A .lzma file.
+    Lzma,
+    /// A .xz file.
+    Xz,
+    /// An lz4 block without a frame.
+    Lz4,
+    /// A frame of zstd.
+    Zstd,
+}
+
+/// What a block holds, at most `most` bytes.
+///
+/// # Errors
+/// That it is damaged.
+pub fn unpack_block(format: Block, packed: &[u8], most: usize) -> Result<Vec<u8>, String> {
+    let plain = match format {
+        Block::Zlib => decompress_to_vec_zlib_with_limit(packed, most).ok(),
+        Block::Lzma => unlzma(packed, most),
+        Block::Xz => unxz(packed, most),
+        Block::Lz4 => lz4_flex::block::decompress(packed, most).ok(),
+        Block::Zstd => unzstd(packed, most),
+    };
+    plain.ok_or_else(|| format!("a block compressed by {format:?} that is damaged"))
+}
+
+/// All that a decompressor gives, at most `most` bytes.
+fn all(from: impl Read, most: usize) -> Option<Vec<u8>> {
+    let mut plain = Vec::new();
+    from.take(most as u64).read_to_end(&mut plain).ok()?;
+    Some(plain)
+}
+
+fn unzstd(archive: &[u8], most: usize) -> Option<Vec<u8>> {
+    all(StreamingDecoder::new(archive).ok()?, most)
+}
+
+fn unxz(archive: &[u8], most: usize) -> Option<Vec<u8>> {
+    all(XzReader::new_mem_limit(archive, false, LZMA_MEMORY), most)
+}
+
+fn unlzma(archive: &[u8], most: usize) -> Option<Vec<u8>> {
+    all(LzmaReader::new_mem_limit(archive, LZMA_MEMORY, None).ok()?, most)
+}
+
+/// What [`lz4`] has found the end of.
+fn unlz4(archive: &[u8]) -> Option<Vec<u8>> {
+    let mut plain = Vec::new();
+    let mut at = 4;
+    loop {
+        match u32_at(archive, at) {
+            Some(LZ4_LEGACY) => at += 4,
+            None | Some(0) => return Some(plain),
+            Some(size) => {
+                let end = (at + 4).checked_add(size as usize)?;
+                let block = archive.get(at + 4..end)?;
+                plain.extend_from_slice(&lz4_flex::block::decompress(block, LZ4_UNPACKED).ok()?);
+                at = end;
+            }
+        }
+        if plain.len() > UNPACKED_MAX {
+            return None;
+        }
     }
 }
 

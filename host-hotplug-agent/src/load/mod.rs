@@ -7,6 +7,7 @@ pub mod cpio;
 pub mod files;
 pub mod initramfs;
 pub mod place;
+pub mod squashfs;
 pub mod tables;
 pub mod threads;
 
