@@ -29,6 +29,8 @@ pub const FIRST_TRACE: &[u8] = include_bytes!("../../../l0-monitor/abi/tests/rel
 pub struct FakeRegion {
     header: Header,
     bytes: Mutex<Vec<u8>>,
+    /// Held while the status is read, changed and written: two hosts' threads do that.
+    updating: Mutex<()>,
 }
 
 impl FakeRegion {
@@ -65,6 +67,7 @@ impl FakeRegion {
         let region = Self {
             header,
             bytes: Mutex::new(vec![0; SIZE as usize]),
+            updating: Mutex::new(()),
         };
         region.store(BASE, header);
         region.update(|status| {
@@ -86,6 +89,7 @@ impl FakeRegion {
 
     /// Changes the status region.
     pub fn update(&self, change: impl FnOnce(&mut Status)) {
+        let _one_at_a_time = self.updating.lock().unwrap();
         let mut status = crate::l0::memory::copy::<Status>(self, STATUS).unwrap();
         change(&mut status);
         self.store(STATUS, status);
