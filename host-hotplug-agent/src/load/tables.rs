@@ -161,7 +161,7 @@ mod tests {
         tables::write(dir.path(), &[0, 1]);
         tables::write_hest(dir.path(), REGISTER);
         let own = Tables::read(&SysRoot::at(dir.path()), u64::MAX, |_| false).unwrap();
-        let blank = [REGISTER..REGISTER + 0x1000];
+        let blank = REGISTER..REGISTER + 0x1000;
         let host = HostFirmware {
             cpus: &[0],
             managed: &[0, 1],
@@ -171,7 +171,7 @@ mod tests {
                 header_page: 0x80_0000,
                 abi_revision: FAMILY,
             },
-            blank: Some(&blank),
+            blank: Some(std::slice::from_ref(&blank)),
         };
         let mut out = vec![0; 4096];
         let machine = own.machine().unwrap();
