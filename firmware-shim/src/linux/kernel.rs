@@ -38,6 +38,12 @@ pub enum KernelError {
     /// The header contradicts itself.
     #[error("the kernel's setup header is damaged: {0}; copy the file again")]
     Damaged(&'static str),
+    /// The kernel runs at one address only, and that is not where it would be.
+    #[error(
+        "the kernel is not relocatable (CONFIG_RELOCATABLE), so it runs at {0:#x} only, which is not free for it; use a \
+         kernel that is, such as any distribution's"
+    )]
+    NotRelocatable(u64),
     /// The kernel cannot run at that address.
     #[error("the kernel cannot be loaded at {load:#x}: {why} (it prefers {preferred:#x}, alignment {alignment:#x})")]
     LoadAddress {
@@ -181,7 +187,7 @@ impl<'f> KernelImage<'f> {
     /// Checks that the kernel can run at `load` with `room` bytes of RAM from there.
     ///
     /// # Errors
-    /// [`KernelError::LoadAddress`] or [`KernelError::Room`].
+    /// [`KernelError::NotRelocatable`], [`KernelError::LoadAddress`] or [`KernelError::Room`].
     pub fn check_load(&self, load: u64, room: u64) -> Result<(), KernelError> {
         let refuse = |why| {
             Err(KernelError::LoadAddress {
@@ -192,7 +198,7 @@ impl<'f> KernelImage<'f> {
             })
         };
         if !self.relocatable() && load != self.preferred_address() {
-            return refuse("it is not relocatable");
+            return Err(KernelError::NotRelocatable(self.preferred_address()));
         }
         if !load.is_multiple_of(self.alignment()) {
             return refuse("the address is not aligned");

@@ -164,7 +164,13 @@ fn load_addresses_are_checked() {
     let fixed = with(at!(relocatable_kernel), &[0]);
     let fixed = KernelImage::parse(&fixed).unwrap();
     fixed.check_load(0x100_0000, room).unwrap();
-    assert!(fixed.check_load(0x120_0000, room).is_err());
+    let error = fixed.check_load(0x120_0000, room).unwrap_err();
+    assert_eq!(error, KernelError::NotRelocatable(0x100_0000));
+    let told = error.to_string();
+    assert!(
+        told.contains("0x1000000 only") && told.contains("CONFIG_RELOCATABLE"),
+        "{told}"
+    );
     let low = with(at!(xloadflags), &[1]);
     let low = KernelImage::parse(&low).unwrap();
     assert!(low.check_load(0x1_0000_0000, room).is_err());

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use firmware_shim::linux::KernelImage;
+use firmware_shim::linux::{KernelError, KernelImage};
 use partitioner::BootSize;
 
 use super::{bootconfig, cpio, initramfs};
@@ -47,7 +47,12 @@ impl Files {
             problem,
         };
         let kernel = read("kernel", &config.kernel)?;
-        KernelImage::parse(&kernel).map_err(|error| bad("kernel", &config.kernel, error.to_string()))?;
+        let unusable = |error: KernelError| bad("kernel", &config.kernel, error.to_string());
+        let image = KernelImage::parse(&kernel).map_err(unusable)?;
+        if !image.relocatable() {
+            // A successor's memory is never where that is: the incumbent's own kernel is there, as a rule.
+            return Err(unusable(KernelError::NotRelocatable(image.preferred_address())));
+        }
         let mut all = Vec::new();
         let mut last: Option<(&Path, Vec<u8>)> = None;
         for file in config.initramfs.as_slice() {
@@ -136,6 +141,19 @@ mod tests {
         assert_eq!(initramfs::check(&files.initramfs), Ok(()));
         assert!(files.initramfs.len() > 2 * (64 << 10), "carried file and initramfs");
         assert_eq!(files.boot_size().kernel_init, 0x200_0000);
+    }
+
+    #[test]
+    fn a_kernel_that_cannot_be_moved_is_refused_with_its_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        let mut fixed = bzimage(64 << 10);
+        fixed[0x234] = 0;
+        fs::write(&config.kernel, fixed).unwrap();
+        let told = problem(&config);
+        for part in ["vmlinuz", "not relocatable", "0x1000000", "use a kernel that is"] {
+            assert!(told.contains(part), "{told}");
+        }
     }
 
     /// `tools/bootconfig -a` after a zstd archive of 90 bytes.

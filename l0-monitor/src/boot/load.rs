@@ -198,7 +198,8 @@ fn choose_places(information: Information<'_>, files: &Files<'_>, map: &E820Map)
         kernel_lowest: kernel.preferred_address(),
         ramdisk: files.ramdisk_file.map_or(0, |file| file.end - file.start),
     };
-    let spared = platform::boot_services(information);
+    // A kernel that is not relocatable has one place.
+    let spared = platform::boot_services(information).filter(|_| kernel.relocatable());
     let places = place::choose(usable, spared, &files.kernel_file, &wanted)?;
     kernel.check_load(places.kernel, kernel.init_size())?;
     Ok(places)
