@@ -1,4 +1,5 @@
-//! I/O ports of L0's own: log and reset. Those of hosts are reached through [`crate::vmx::Hardware`].
+//! I/O ports of L0's own: log and reset. Those of hosts are reached through [`crate::vmx::Hardware`], and what resets the
+//! machine is filtered there.
 #![expect(unsafe_code, reason = "IN and OUT are instructions without a safe form")]
 
 use x86_64::structures::port::{PortRead, PortWrite};
@@ -20,14 +21,15 @@ pub(crate) unsafe fn write8(port: u16, value: u8) {
 }
 
 /// The chipset's reset control register (Intel ICH and PCH datasheets, RST_CNT).
-const RESET_CONTROL: u16 = 0xcf9;
+pub(crate) const RESET_CONTROL: u16 = 0xcf9;
 /// What kind of reset, without doing it: a hard one.
 const HARD_RESET: u8 = 1 << 1;
 /// The change of this bit from 0 to 1 resets.
-const RESET_CPU: u8 = 1 << 2;
+pub(crate) const RESET_CPU: u8 = 1 << 2;
 
-/// Command port of the 8042, and its command to pulse the reset line.
-const KEYBOARD: u16 = 0x64;
+/// Command port of the 8042.
+pub(crate) const KEYBOARD: u16 = 0x64;
+/// Its command to pulse the reset line.
 const PULSE_RESET: u8 = 0xfe;
 /// TSC ticks that a reset may take: a second at any rate there is.
 const RESET_TICKS: u64 = 6_000_000_000;

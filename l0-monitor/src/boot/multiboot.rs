@@ -1,7 +1,8 @@
 //! The Multiboot2 boot information (Multiboot2 specification 2.0, section 3.6), read from a copy of it.
 //!
 //! A reader of its own: L0 needs a few tags, as plain values, from bytes that it has copied away. The tag with a copy of
-//! the SMBIOS entry point (13) is none of them: Linux finds SMBIOS by itself.
+//! the SMBIOS entry point (13) is none of them: Linux finds SMBIOS by itself. Nor is the one that says where the loader put
+//! L0 (21): L0 asks the CPU.
 
 /// What EAX holds at the entry.
 pub(crate) const BOOTLOADER_MAGIC: u32 = 0x36d7_6289;
@@ -24,7 +25,6 @@ const TAG_RSDP_V1: u32 = 14;
 const TAG_RSDP_V2: u32 = 15;
 const TAG_EFI_MAP: u32 = 17;
 const TAG_BOOT_SERVICES: u32 = 18;
-const TAG_LOAD_BASE: u32 = 21;
 
 /// `framebuffer_type`: pixels hold their colours.
 const RGB: u8 = 1;
@@ -188,12 +188,6 @@ impl<'a> Information<'a> {
     pub(crate) fn boot_services_run(self) -> bool {
         self.tags(TAG_BOOT_SERVICES).next().is_some()
     }
-
-    /// Where the loader put L0, if it was free to choose.
-    #[cfg_attr(not(test), expect(dead_code, reason = "L0 asks the CPU where it runs"))]
-    pub(crate) fn load_base(self) -> Option<u32> {
-        u32_at(self.tags(TAG_LOAD_BASE).next()?, 0)
-    }
 }
 
 /// The string up to its terminating zero; up to the first byte that is not UTF-8, if there is one.
@@ -292,7 +286,6 @@ pub(super) mod tests {
         let mut map = words(&[48, 1]);
         map.extend([7; 96]);
         let raw = build(&[
-            (TAG_LOAD_BASE, words(&[0x120_0000])),
             (13, b"\x03\x02\0\0\0\0\0\0_SM3_".to_vec()),
             framebuffer(RGB, &[16, 8, 8, 8, 0, 8]),
             (TAG_EFI64, words(&[0x7e9e_c018, 2])),
@@ -319,7 +312,6 @@ pub(super) mod tests {
                 bytes: &[7; 96],
             })
         );
-        assert_eq!(info.load_base(), Some(0x120_0000));
         assert!(!info.boot_services_run() && !info.is_efi32());
     }
 
@@ -331,7 +323,6 @@ pub(super) mod tests {
         assert_eq!(info.screen(), None);
         assert_eq!(info.efi64_system_table(), None);
         assert_eq!(info.efi_map(), None);
-        assert_eq!(info.load_base(), None);
     }
 
     #[test]
@@ -354,13 +345,11 @@ pub(super) mod tests {
                 (TAG_FRAMEBUFFER, screen[..len].to_vec()),
                 (TAG_EFI64, words(&[1, 2])[..len.min(7)].to_vec()),
                 (TAG_EFI_MAP, words(&[48, 1])[..len.min(7)].to_vec()),
-                (TAG_LOAD_BASE, words(&[1])[..len.min(3)].to_vec()),
             ]);
             let info = Information::new(&raw).unwrap();
             assert_eq!(info.screen(), None, "{len} bytes");
             assert_eq!(info.efi64_system_table(), None);
             assert_eq!(info.efi_map(), None);
-            assert_eq!(info.load_base(), None);
         }
     }
 

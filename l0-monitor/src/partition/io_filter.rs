@@ -3,6 +3,7 @@
 use locum_abi::{PerSlot, Slot};
 
 use super::owners::Owners;
+use crate::arch::port::{KEYBOARD, RESET_CONTROL, RESET_CPU};
 use crate::vmx::exit::IoAccess;
 
 /// Address of a PCI configuration cycle (PCI local bus specification 3.0, 3.2.2.3.2).
@@ -12,17 +13,21 @@ pub(crate) const PCI_DATA: u16 = 0xcfc;
 const PCI_DATA_LAST: u16 = 0xcff;
 /// Address: the cycle is one of configuration.
 const PCI_ENABLED: u32 = 1 << 31;
-/// Reset control register of Intel's chipsets.
-const RESET_CONTROL: u16 = 0xcf9;
-/// Reset control: reset the CPU.
-const RESET_CPU: u8 = 1 << 2;
-/// Command port of the 8042.
-const KEYBOARD: u16 = 0x64;
 /// SLP_EN in the upper byte of PM1 control (ACPI 6.5, table 4.18: bit 13).
 const SLP_EN_UPPER: u8 = 1 << 5;
 
 /// Ports that always exit while two hosts run; PM1 control registers come on top.
-pub(crate) const FILTERED: [u16; 9] = [0xcf8, 0xcf9, 0xcfa, 0xcfb, 0xcfc, 0xcfd, 0xcfe, 0xcff, KEYBOARD];
+pub(crate) const FILTERED: [u16; 9] = [
+    PCI_ADDRESS,
+    RESET_CONTROL,
+    0xcfa,
+    0xcfb,
+    0xcfc,
+    0xcfd,
+    0xcfe,
+    0xcff,
+    KEYBOARD,
+];
 
 /// How a host's port access ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
