@@ -43,8 +43,10 @@ pub struct Piece {
 pub struct Pool {
     /// A piece of each node that has room, in ascending order of addresses.
     pub pieces: ArrayVec<Piece, POOL_PIECES>,
-    /// Nodes with RAM.
+    /// Nodes with RAM that were asked for a piece, at most [`POOL_PIECES`].
     pub nodes: usize,
+    /// Nodes with RAM that were not, since there are more than that.
+    pub beyond: usize,
     /// Bytes that were wanted.
     pub wanted: u64,
 }
@@ -90,9 +92,11 @@ where
     };
     let block = memory_block_size(usable_end(map));
     let numbers = nodes_with_ram(map, nodes.clone());
+    let beyond = count_beyond(map, nodes.clone(), &numbers);
     let mut pool = Pool {
         pieces: ArrayVec::new_const(),
         nodes: numbers.len(),
+        beyond,
         wanted,
     };
     let mut room = Room {
@@ -228,7 +232,34 @@ fn bytes_below(map: &E820Map, end: u64) -> u64 {
         .fold(0, u64::saturating_add)
 }
 
-/// Numbers of the nodes that have usable memory, the lowest memory first.
+/// The lowest usable byte of a range, if it has one.
+fn lowest(map: &E820Map, range: &Range<u64>) -> Option<u64> {
+    usable(map)
+        .map(|free| (free.start.max(range.start), free.end.min(range.end)))
+        .filter(|(start, end)| start < end)
+        .map(|(start, _)| start)
+        .min()
+}
+
+/// How many nodes with usable memory are not among `numbers`.
+fn count_beyond<I>(map: &E820Map, nodes: I, numbers: &[u32]) -> usize
+where
+    I: Iterator<Item = (u32, Range<u64>)> + Clone,
+{
+    let others = || {
+        nodes
+            .clone()
+            .filter(|(node, range)| !numbers.contains(node) && lowest(map, range).is_some())
+            .map(|(node, _)| node)
+    };
+    // Each node counts at its first range.
+    others()
+        .enumerate()
+        .filter(|(nth, node)| !others().take(*nth).any(|earlier| earlier == *node))
+        .count()
+}
+
+/// Numbers of the nodes that have usable memory, the lowest memory first, as many as may give a piece.
 fn nodes_with_ram<I>(map: &E820Map, nodes: I) -> ArrayVec<u32, POOL_PIECES>
 where
     I: Iterator<Item = (u32, Range<u64>)> + Clone,
@@ -238,18 +269,10 @@ where
         numbers.push(0);
         return numbers;
     }
-    // The lowest usable byte of a range, if it has one.
-    let lowest = |range: &Range<u64>| {
-        usable(map)
-            .map(|free| (free.start.max(range.start), free.end.min(range.end)))
-            .filter(|(start, end)| start < end)
-            .map(|(start, _)| start)
-            .min()
-    };
     while let Some((_, node)) = nodes
         .clone()
         .filter(|(node, _)| !numbers.contains(node))
-        .filter_map(|(node, range)| Some((lowest(&range)?, node)))
+        .filter_map(|(node, range)| Some((lowest(map, &range)?, node)))
         .min()
     {
         if numbers.try_push(node).is_err() {

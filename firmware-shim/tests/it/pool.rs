@@ -303,3 +303,16 @@ proptest! {
         prop_assert_eq!(pool_by_size(&map, nodes.iter().cloned(), size).unwrap(), pool, "always the same");
     }
 }
+
+#[test]
+fn nodes_beyond_the_last_piece_are_counted() {
+    let node = |nth: u64| (nth as u32 % 19, nth * GIB..(nth + 1) * GIB);
+    // Twice around, so that each node has two ranges, and one without RAM.
+    let nodes = (2..40u64).map(node).chain([(99, 500 * GIB..501 * GIB)]);
+    let map = usable(&[(0, 40 * GIB)]);
+    let pool = pool_by_size(&map, nodes.clone(), PoolSize::Percent(50)).unwrap();
+    assert_eq!((pool.nodes, pool.beyond, pool.pieces.len()), (16, 3, 16));
+    let fewer = nodes.filter(|(node, _)| *node < 16);
+    let pool = pool_by_size(&map, fewer, PoolSize::Percent(50)).unwrap();
+    assert_eq!((pool.nodes, pool.beyond), (16, 0));
+}

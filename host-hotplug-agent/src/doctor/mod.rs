@@ -4,11 +4,13 @@ mod check;
 mod firmware;
 mod kernel;
 
+use locum_abi::POOL_PIECES;
+
 use crate::config::Config;
 use crate::error::Refusal;
 use crate::machine::{Access, CarriedOver, Device};
 use crate::preflight;
-use crate::sysroot::SysRoot;
+use crate::sysroot::{SysRoot, parse_list};
 use check::{Check, Verdict};
 
 /// All checks.
@@ -18,6 +20,7 @@ pub fn examine(sys: &SysRoot, config_dir: &std::path::Path) -> Vec<Check> {
     checks.extend(boot_error(sys));
     checks.extend(monitor(sys));
     checks.extend(control_registers(sys));
+    checks.extend(nodes_without_pool(sys));
     checks.extend(kernel::checks(sys));
     checks.extend(firmware::checks(sys));
     checks.push(configurations(config_dir));
@@ -104,6 +107,20 @@ fn control_registers(sys: &SysRoot) -> Option<Check> {
     }
 }
 
+/// Nodes of which L0 takes nothing for its pool, since it has no more pieces.
+fn nodes_without_pool(sys: &SysRoot) -> Option<Check> {
+    let nodes = parse_list(&sys.read_optional("sys/devices/system/node/has_memory")?)?.len();
+    (nodes > POOL_PIECES).then(|| {
+        Check::bad(
+            "NUMA nodes",
+            Verdict::Advice,
+            format!("{nodes} have memory, and a pool has {POOL_PIECES} pieces at most, one of a node"),
+            "keep guests on CPUs of nodes that have a piece (target_node of the pool's devices), or have the firmware \
+             make fewer nodes (sub-NUMA clustering off)",
+        )
+    })
+}
+
 fn configurations(dir: &std::path::Path) -> Check {
     const NAME: &str = "configuration";
     let names: Vec<String> = std::fs::read_dir(dir)
@@ -157,6 +174,22 @@ mod tests {
             "{check}"
         );
         assert!(!check.to_string().contains("sda1"), "{check}");
+    }
+
+    #[test]
+    fn more_nodes_than_pieces_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let sys = SysRoot::at(dir.path());
+        let nodes = dir.path().join("sys/devices/system/node");
+        std::fs::create_dir_all(&nodes).unwrap();
+        let told = |list: &str| {
+            std::fs::write(nodes.join("has_memory"), list).unwrap();
+            nodes_without_pool(&sys)
+        };
+        assert!(told("0-15\n").is_none());
+        let check = told("0-15,17\n").unwrap();
+        assert_eq!(check.verdict, Verdict::Advice);
+        assert!(check.to_string().contains("17 have memory"), "{check}");
     }
 
     #[test]

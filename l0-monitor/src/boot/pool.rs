@@ -95,6 +95,13 @@ where
             chosen.nodes
         );
     }
+    if chosen.beyond > 0 {
+        log::warn!(
+            "{} NUMA nodes more have RAM, but {POOL_PIECES} at most give a piece of the pool: guests whose CPUs are there \
+             have remote memory",
+            chosen.beyond
+        );
+    }
     let mut pool = Pool::new();
     for piece in &chosen.pieces {
         let Range { start, end } = piece.range;
