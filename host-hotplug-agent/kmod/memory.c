@@ -127,7 +127,7 @@ static int remove_piece(struct resource *resource, void *data)
 	int error;
 
 	if (unsplittable(resource->start, size)) {
-		pr_err("memory %#llx+%#llx cannot be removed with the kernel image or crash kernel above it: boot with nokaslr\n",
+		pr_err("memory %#llx+%#llx cannot be removed with the kernel image or crash kernel above it: update L0 or boot with nokaslr, and without crashkernel=\n",
 		       resource->start, size);
 		return -EBUSY;
 	}

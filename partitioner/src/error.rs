@@ -54,7 +54,7 @@ impl fmt::Display for Nodes<'_> {
 pub enum Stuck {
     /// Part of it is not RAM of the incumbent.
     Holes,
-    /// It is not wholly in a movable zone.
+    /// It is not wholly in a movable zone, or Linux cannot divide its stretch of RAM there.
     Unmovable,
 }
 
@@ -119,7 +119,7 @@ pub enum PlanError {
     /// The block cannot be taken off Linux.
     #[error("memory block {range} cannot be offlined: {}", match why {
         Stuck::Holes => "it has holes, Linux moves whole blocks only; choose another",
-        Stuck::Unmovable => "it is not in a movable zone; choose another, or boot the incumbent with a larger movablecore=",
+        Stuck::Unmovable => "it is not in a movable zone, or below the kernel's image or crash kernel in its stretch of RAM; choose another, or boot the incumbent with a larger movablecore=",
     })]
     NotRemovable {
         /// The block.

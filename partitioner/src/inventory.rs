@@ -54,8 +54,8 @@ pub struct MemoryBlock {
     pub range: MemRange,
     /// Whether Linux uses it.
     pub state: BlockState,
-    /// Whether Linux could take all its pages off it: it lies in a movable zone wholly. Holes are found from
-    /// [`Inventory::ram`] and need not be told here.
+    /// Whether Linux could take all its pages off it: it lies in a movable zone wholly, and not below the kernel's image
+    /// or crash kernel in its stretch of RAM. Holes are found from [`Inventory::ram`] and need not be told here.
     pub removable: bool,
     /// Bytes that are free already; the rest is migrated when the block goes. 0 if not known.
     pub free: u64,

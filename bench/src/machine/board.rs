@@ -33,9 +33,6 @@ pub(crate) struct Board {
     /// Command for GRUB before it loads anything, such as "cutmem 0x40000 0x50000"; may be repeated
     #[arg(long, value_name = "COMMAND")]
     pub grub: Vec<String>,
-    /// Boot with KASLR
-    #[arg(long)]
-    pub kaslr: bool,
 }
 
 /// A server's CPU of family 6, so that machine checks are broadcast; without VMX, as all of TCG's, and without what TCG
@@ -95,7 +92,6 @@ impl Default for Board {
             threads: 1,
             nodes: 1,
             grub: Vec::new(),
-            kaslr: false,
         }
     }
 }

@@ -41,6 +41,7 @@ const HOST: &[Check] = &[
     ("L0 has started the host", Run::under_l0),
     ("DMI", Run::dmi),
     ("the kernel keeps out of the pool", Run::pool_is_free),
+    ("KASLR, below the memory that successors get", Run::kaslr),
     ("entering is refused, and the doctor says why", |run| {
         run.cannot_enter().map(drop)
     }),
@@ -70,9 +71,6 @@ const BIOS: &[Check] = &[("a screen", Run::screen)];
 
 /// What UEFI has set up.
 const UEFI: &[Check] = &[("the framebuffer", Run::framebuffer), ("EFI variables", Run::efivars)];
-
-/// With KASLR, the kernel is elsewhere with each boot.
-const KASLR: &[Check] = &[("KASLR", Run::kaslr)];
 
 /// What the firmware has handed over.
 const LAYOUT: &[Check] = &[
@@ -105,9 +103,8 @@ pub(super) fn bios(dir: &Path) -> Result<()> {
                 name: "pc",
                 machine: |args| {
                     args.board.chipset = Chipset::Pc;
-                    args.board.kaslr = true;
                 },
-                checks: &[HOST, BIOS, KASLR, CPUS, OFF],
+                checks: ALL,
             },
             Case {
                 name: "la57",
@@ -140,7 +137,7 @@ pub(super) fn bios(dir: &Path) -> Result<()> {
 
 /// OVMF of three kinds, on two sockets with a NUMA node each.
 pub(super) fn uefi(dir: &Path) -> Result<()> {
-    const ALL: &[&[Check]] = &[HOST, UEFI, KASLR, LAYOUT, CPUS, OFF];
+    const ALL: &[&[Check]] = &[HOST, UEFI, LAYOUT, CPUS, OFF];
     each(
         dir,
         &[
@@ -161,7 +158,7 @@ pub(super) fn uefi(dir: &Path) -> Result<()> {
                     // The later one counts.
                     args.l0_args = "pool=25%".into();
                 },
-                checks: &[HOST, POOL, UEFI, KASLR, LAYOUT, CPUS, OFF],
+                checks: &[HOST, POOL, UEFI, LAYOUT, CPUS, OFF],
             },
         ],
     )
@@ -174,7 +171,6 @@ fn server(args: &mut MachineArgs, firmware: Firmware) {
         memory: 6144,
         sockets: 2,
         nodes: 2,
-        kaslr: true,
         grub: vec![X2APIC.into()],
         ..Board::default()
     };

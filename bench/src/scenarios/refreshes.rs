@@ -33,6 +33,8 @@ pub(super) fn check_apicv(run: &mut Run) -> Result<()> {
 pub(super) fn all(run: &mut Run, guests: &[&str], count: u32) -> Result<()> {
     let guests: Vec<_> = guests.iter().map(|name| (*name).to_owned()).collect();
     run.start_native(&guests)?;
+    run.kaslr()?;
+    run.check("generation 0: KASLR on, its image below the memory that successors get");
     check_apicv(run)?;
     let releases = [run.to.clone(), run.report.incumbent.clone()];
     let mut lost = None;

@@ -16,9 +16,11 @@ pub(crate) const BOOT: Span = Span::seconds(400);
 /// 16.3.2 and 16.9.3.
 const SCRUBBED: &str = "9 0xbd000000000000c0 0x5 0x0 0x8c";
 
-/// Where the kernel's text is without KASLR: `__START_KERNEL` in arch/x86/include/asm/page_types.h, for the usual
-/// CONFIG_PHYSICAL_START of 16 MiB.
-const UNMOVED: u64 = 0xffff_ffff_8100_0000;
+/// Of `loadflags` in the zero page, at 0x211: `KASLR_FLAG` in arch/x86/include/uapi/asm/bootparam.h.
+const KASLR_FLAG: u8 = 1 << 1;
+
+/// The first host's image is below this: L0's `FIRST_TO_GIVE`.
+const FIRST_TO_GIVE: u64 = 1 << 30;
 
 impl Run {
     /// The host was started by L0, and all CPUs that it wanted are there.
@@ -264,15 +266,23 @@ impl Run {
         Ok(())
     }
 
-    /// With KASLR on, the kernel is elsewhere than without.
+    /// KASLR is on, and has not put the kernel's image into what successors get.
     ///
     /// # Errors
-    /// It is where it always is.
+    /// It is off, or it has.
     pub(crate) fn kaslr(&mut self) -> Result<()> {
-        let text = self.sh("grep -m 1 ' _text$' /proc/kallsyms")?;
-        let digits = text.split_whitespace().next().unwrap_or_default();
-        let place = u64::from_str_radix(digits, 16).with_context(|| format!("_text is at {text:?}"))?;
-        ensure!(place != UNMOVED, "the kernel is at {place:#x}, as without KASLR");
+        let map = self.sh("cat /proc/iomem")?;
+        let image = [resources(&map, "Kernel code"), resources(&map, "Kernel bss")].concat();
+        ensure!(
+            image.len() == 2 && image.iter().all(|part| part.end <= FIRST_TO_GIVE),
+            "the kernel's image is at {image:#x?}, and not below {FIRST_TO_GIVE:#x}"
+        );
+        let flags = self.sh("od -An -tu1 -j 0x211 -N 1 /sys/kernel/boot_params/data")?;
+        let flags: u8 = flags
+            .trim()
+            .parse()
+            .with_context(|| format!("loadflags are {flags:?}"))?;
+        ensure!(flags & KASLR_FLAG != 0, "KASLR is off");
         Ok(())
     }
 

@@ -31,9 +31,9 @@ use crate::{
 };
 
 /// Command line of every host in the lab, with the `movablecore` of its [`Layout`]. Bochs loses wake-ups from MWAIT
-/// idle; the rest is what Locum asks of a host. `nokaslr` keeps the kernel's image out of the blocks that a successor
-/// gets. Beside a guest, huge pages of its QEMU were seen to hold a block that could not be offlined then.
-const CMDLINE: &str = "console=ttyS0,115200 nokaslr idle=halt acpi_irq_nobalance no_ipi_broadcast=1 \
+/// idle; the rest is what Locum asks of a host. Beside a guest, huge pages of its QEMU were seen to hold a block that
+/// could not be offlined then.
+const CMDLINE: &str = "console=ttyS0,115200 idle=halt acpi_irq_nobalance no_ipi_broadcast=1 \
      retain_initrd panic=0 transparent_hugepage=never";
 
 /// The same for the second board, where nothing has to go to a successor. A machine check may find CPUs that wait for
@@ -164,7 +164,7 @@ fn check(args: &MachineArgs) -> Result<()> {
     ensure!(
         args.board == Board::default(),
         "on --platform {} there is one board; these options are for --platform tcg: --chipset, --firmware, --tcg-cpu, \
-         --memory, --sockets, --threads, --nodes, --grub, --kaslr",
+         --memory, --sockets, --threads, --nodes, --grub",
         args.platform
     );
     Ok(())
@@ -207,11 +207,10 @@ fn cd(args: &MachineArgs, kernel: &Kernel, initrd: &Path) -> Result<Iso> {
     })
 }
 
-fn usual_cmdline(args: &MachineArgs) -> String {
+fn usual_cmdline(args: &MachineArgs) -> &'static str {
     match args.platform {
-        Platform::Tcg if args.board.kaslr => BOARD_CMDLINE.to_owned(),
-        Platform::Tcg => format!("{BOARD_CMDLINE} nokaslr"),
-        Platform::Bochs | Platform::Kvm => CMDLINE.to_owned(),
+        Platform::Tcg => BOARD_CMDLINE,
+        Platform::Bochs | Platform::Kvm => CMDLINE,
     }
 }
 

@@ -21,6 +21,9 @@ pub struct MapForHost {
 /// where it begins and ends. Whatever is no RAM stays as it is: runtime services with their attributes, ACPI memory,
 /// device registers. Empty and impossible descriptors are left out, as Linux does.
 ///
+/// What is free from `image_end` on, a multiple of [`EFI_PAGE`], becomes `EfiLoaderData`: as usable as the rest, but
+/// KASLR puts no image there.
+///
 /// The pool is reserved here too, not `EfiConventionalMemory` with `EFI_MEMORY_SP`: KASLR heeds that attribute only if
 /// Linux is built with `CONFIG_EFI_SOFT_RESERVE` and not told `efi=nosoftreserve`, and a single such descriptor makes
 /// Linux take over the whole EFI map into its e820 (`do_efi_soft_reserve()` in `arch/x86/platform/efi/efi.c`). Soft
@@ -29,7 +32,12 @@ pub struct MapForHost {
 ///
 /// # Errors
 /// [`EfiMapError::NoRoom`]; the contents of `out` are then not to be used.
-pub fn for_first_host(machine: &EfiMap<'_>, host: &E820Map, out: &mut [u8]) -> Result<MapForHost, EfiMapError> {
+pub fn for_first_host(
+    machine: &EfiMap<'_>,
+    host: &E820Map,
+    image_end: u64,
+    out: &mut [u8],
+) -> Result<MapForHost, EfiMapError> {
     let room = out.len();
     let mut copy = Copy {
         free: out.chunks_exact_mut(machine.stride()),
@@ -46,7 +54,14 @@ pub fn for_first_host(machine: &EfiMap<'_>, host: &E820Map, out: &mut [u8]) -> R
         for own in usable(host, &range) {
             copy.push_range(raw, at..own.start, not_the_hosts(descriptor));
             at = own.end;
-            copy.push_range(raw, own, descriptor);
+            let free_end = if descriptor.kind == EfiMemoryType::CONVENTIONAL {
+                image_end.clamp(own.start, own.end)
+            } else {
+                own.end
+            };
+            let kind = EfiMemoryType::LOADER_DATA;
+            copy.push_range(raw, own.start..free_end, descriptor);
+            copy.push_range(raw, free_end..own.end, Descriptor { kind, ..descriptor });
         }
         copy.push_range(raw, at..range.end, not_the_hosts(descriptor));
     }

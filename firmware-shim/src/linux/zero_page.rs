@@ -1,17 +1,16 @@
 //! The zero page (`struct boot_params`): all that a kernel is told when it starts.
 
 use super::kernel::KernelImage;
+use super::memory_map::{self, E820_REST_LEN};
 use super::platform::Platform;
 use super::screen::ScreenError;
 use super::setup_header as at;
 use crate::bytes::put;
-use crate::e820::{self, E820Map, Entry, MemoryType};
+use crate::e820::{E820Map, MemoryType};
 use core::ops::Range;
 
 /// Length of the zero page in bytes.
 pub const ZERO_PAGE_LEN: usize = 4096;
-/// Length in bytes of the room for what of a memory map does not fit the zero page.
-pub const E820_REST_LEN: usize = at::SETUP_NODE_LEN + (e820::CAPACITY - at::E820_ENTRIES_MAX) * at::E820_ENTRY_LEN;
 
 /// The kernel cannot be told what it was to be told.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,6 +64,8 @@ pub struct ZeroPage<'a> {
     pub rsdp: u64,
     /// The host's memory map.
     pub e820: &'a E820Map,
+    /// RAM from this physical address on is not for the kernel's image, whatever KASLR would like; `u64::MAX` if all is.
+    pub image_end: u64,
     /// Physical address at which the caller puts the rest of the map, where the kernel reads [`E820_REST_LEN`] bytes at
     /// most.
     pub e820_rest: u64,
@@ -92,7 +93,7 @@ impl ZeroPage<'_> {
         put(out, at::HEADER_START, self.kernel.setup_header());
         put(out, at::TYPE_OF_LOADER, &[at::LOADER_UNDEFINED]);
         put(out, at::LOADFLAGS, &[at::LOADED_HIGH]);
-        let setup_data = if put_e820(out, rest, self.e820) {
+        let setup_data = if memory_map::put(out, rest, self.e820, self.image_end) {
             self.e820_rest
         } else {
             0
@@ -161,33 +162,4 @@ pub(super) fn put_split(out: &mut [u8], low: usize, high: usize, value: u64) {
     let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
     put(out, low, &[a, b, c, d]);
     put(out, high, &[e, f, g, h]);
-}
-
-/// Fills in the table of the zero page and a node with the rest (`e820__memory_setup_extended()` in
-/// `arch/x86/kernel/e820.c`); whether there is any.
-fn put_e820(out: &mut [u8], rest: &mut [u8], map: &E820Map) -> bool {
-    let entries = map.entries();
-    let (first, more) = entries.split_at(entries.len().min(at::E820_ENTRIES_MAX));
-    // At most 128, which fits a byte.
-    put(out, at::E820_ENTRIES, &[first.len() as u8]);
-    put_entries(out, at::E820_TABLE, first);
-    rest.fill(0);
-    if more.is_empty() {
-        return false;
-    }
-    // At most as many as a map has.
-    let bytes = (more.len() * at::E820_ENTRY_LEN) as u32;
-    put(rest, at::SETUP_NODE_TYPE, &at::SETUP_E820_EXT.to_le_bytes());
-    put(rest, at::SETUP_NODE_DATA_LEN, &bytes.to_le_bytes());
-    put_entries(rest, at::SETUP_NODE_LEN, more);
-    true
-}
-
-fn put_entries(out: &mut [u8], start: usize, entries: &[Entry]) {
-    for (index, entry) in entries.iter().enumerate() {
-        let offset = start + index * at::E820_ENTRY_LEN;
-        put(out, offset, &entry.start.to_le_bytes());
-        put(out, offset + 8, &(entry.end - entry.start).to_le_bytes());
-        put(out, offset + 16, &entry.kind.raw().to_le_bytes());
-    }
 }

@@ -46,12 +46,16 @@ fn usable(ranges: &[(u64, u64)]) -> E820Map {
     map
 }
 
-/// The host's copy of `machine`.
+/// The host's copy of `machine`, with its image anywhere.
 fn copy(machine: &[Plain], host: &E820Map) -> Vec<Plain> {
+    copy_with_image_below(u64::MAX, machine, host)
+}
+
+fn copy_with_image_below(image_end: u64, machine: &[Plain], host: &E820Map) -> Vec<Plain> {
     let raw = bytes(machine, STRIDE);
     let map = EfiMap::new(&raw, STRIDE as u32, 1).unwrap();
     let mut out = vec![0xaa; 256 * STRIDE];
-    let made = for_first_host(&map, host, &mut out).unwrap();
+    let made = for_first_host(&map, host, image_end, &mut out).unwrap();
     assert_eq!((made.stride, made.version), (STRIDE, 1));
     assert!(
         out[made.len..].iter().all(|&byte| byte == 0xaa),
@@ -148,6 +152,33 @@ fn a_published_map() {
 }
 
 #[test]
+fn where_no_image_goes_nothing_is_free() {
+    let host = usable(&[(0, 0x8000_0000)]);
+    let machine = [
+        (7, 0x10_0000, 0x2000_0000, WB),
+        (4, 0x2000_0000, 0x5000_0000, WB),
+        (7, 0x5000_0000, 0x9000_0000, WB | MORE_RELIABLE),
+    ];
+    assert_eq!(
+        copy_with_image_below(0x4000_0000, &machine, &host),
+        [
+            machine[0],
+            machine[1],
+            (2, 0x5000_0000, 0x8000_0000, WB | MORE_RELIABLE),
+            (0, 0x8000_0000, 0x9000_0000, WB),
+        ]
+    );
+    let [_, _, high] = machine;
+    assert_eq!(
+        copy_with_image_below(0x6000_0000, &[high], &host)[..2],
+        [
+            (7, 0x5000_0000, 0x6000_0000, WB | MORE_RELIABLE),
+            (2, 0x6000_0000, 0x8000_0000, WB | MORE_RELIABLE),
+        ]
+    );
+}
+
+#[test]
 fn a_hole_in_the_middle_makes_three() {
     let host = usable(&[(0, 0x10_0000), (0x20_0000, 0x100_0000)]);
     assert_eq!(
@@ -235,7 +266,7 @@ fn descriptors_of_any_size_are_copied_whole() {
         let raw = bytes(&[(7, 0, 0x2000, WB), (6, 0x2000, 0x3000, RUNTIME)], stride);
         let map = EfiMap::new(&raw, stride as u32, 1).unwrap();
         let mut out = vec![0; 10 * stride];
-        let made = for_first_host(&map, &host, &mut out).unwrap();
+        let made = for_first_host(&map, &host, u64::MAX, &mut out).unwrap();
         assert_eq!((made.len, made.stride), (3 * stride, stride));
         let wanted = bytes(
             &[
@@ -254,7 +285,7 @@ fn a_copy_that_does_not_fit_is_refused_with_its_size() {
     let host = usable(&[(0, 0x1000)]);
     let raw = bytes(&[(7, 0, 0x2000, WB), (6, 0x2000, 0x3000, RUNTIME)], STRIDE);
     let map = EfiMap::new(&raw, STRIDE as u32, 1).unwrap();
-    let fits = |room: usize| for_first_host(&map, &host, &mut vec![0; room]).map(|made| made.len);
+    let fits = |room: usize| for_first_host(&map, &host, u64::MAX, &mut vec![0; room]).map(|made| made.len);
     assert_eq!(fits(3 * STRIDE), Ok(3 * STRIDE));
     for room in [0, 3 * STRIDE - 1] {
         let needed = 3 * STRIDE;
@@ -340,7 +371,7 @@ proptest! {
     ) {
         if let Ok(map) = EfiMap::new(&raw, stride, 1) {
             let host = usable(&[(0, 1 << 40)]);
-            let _ = for_first_host(&map, &host, &mut vec![0; room]);
+            let _ = for_first_host(&map, &host, u64::MAX, &mut vec![0; room]);
             prop_assert!(soft_reserved(&map).count() <= raw.len() / 40);
         }
     }

@@ -197,6 +197,7 @@ pub fn page<'a>(kernel: &'a KernelImage<'a>, e820: &'a E820Map) -> ZeroPage<'a> 
         rsdp: 0x80_1000,
         e820,
         e820_rest: 0x80_4000,
+        image_end: u64::MAX,
         platform: Platform::Successor,
     }
 }
@@ -331,6 +332,51 @@ fn what_does_not_fit_the_table_follows_in_a_list() {
         assert!(rest[16 + data..].iter().all(|byte| *byte == 0));
     }
     assert_eq!(e820.entries().len(), CAPACITY);
+}
+
+/// (first byte, length, type number) of `count` entries.
+fn entries(raw: &[u8], count: usize) -> Vec<(u64, u64, u32)> {
+    raw.chunks(20)
+        .take(count)
+        .map(|entry| (u64_at(entry, 0), u64_at(entry, 8), u32_at(entry, 16)))
+        .collect()
+}
+
+#[test]
+fn ram_that_the_image_must_not_get_is_in_the_list() {
+    let (file, e820) = (bzimage(), memory());
+    let kernel = KernelImage::parse(&file).unwrap();
+    let told = |image_end| {
+        let (params, raw, rest) = with_rest(&ZeroPage {
+            image_end,
+            ..page(&kernel, &e820)
+        });
+        // struct setup_data: next, type (SETUP_E820_EXT), len.
+        let len = u32_at(&rest, 12) as usize;
+        assert_eq!((u64_at(&rest, 0), u32_at(&rest, 8)), (0, u32::from(len > 0)));
+        assert!(rest[16 + len..].iter().all(|&byte| byte == 0));
+        (
+            { params.hdr.setup_data },
+            entries(&raw[0x2d0..], params.e820_entries.into()),
+            entries(&rest[16..], len / 20),
+        )
+    };
+    let low = [(0x1_0000, 0x4_0000, 1), (0x80_0000, 0x20_0000, 4)];
+    let pool = (0x6800_0000, 0x17e0_0000, 0xefff_ffff);
+    let high = (0x1_0000_0000, 0x2_0000_0000, 1);
+    assert_eq!(
+        told(0x4000_0000),
+        (
+            0x80_4000,
+            [&low[..], &[(0x100_0000, 0x3f00_0000, 1), pool]].concat(),
+            vec![(0x4000_0000, 0x2800_0000, 1), high],
+        ),
+        "cut in two; what is no RAM stays"
+    );
+    let whole = [&low[..], &[(0x100_0000, 0x6700_0000, 1), pool]].concat();
+    assert_eq!(told(0x1_0000_0000), (0x80_4000, whole.clone(), vec![high]));
+    let all = [&whole[..], &[high]].concat();
+    assert_eq!(told(0x3_0000_0000), (0, all, vec![]), "nothing to tell");
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! What the running kernel must have and how it must have been booted.
 
 use super::check::{Check, Verdict};
-use crate::inventory::{iomem_range, memory};
+use crate::inventory::{indivisible, inside, memory};
 use crate::sysroot::SysRoot;
+use partitioner::MemoryBlock;
 
 /// Checks of the kernel: hotplug, command line, KVM, pool.
 pub fn checks(sys: &SysRoot) -> Vec<Check> {
@@ -51,12 +52,10 @@ fn hotpluggable_cpus(sys: &SysRoot) -> usize {
 }
 
 fn movable(sys: &SysRoot) -> Check {
-    let names = sys.list("sys/devices/system/memory").unwrap_or_default();
-    let movable = names.iter().filter(|name| {
-        let zones = sys.read_optional(format!("sys/devices/system/memory/{name}/valid_zones"));
-        zones.is_some_and(|zones| zones.split_whitespace().next() == Some("Movable"))
-    });
-    let count = movable.count();
+    let indivisible = indivisible(sys).unwrap_or_default();
+    let blocks = memory::blocks(sys).unwrap_or_default();
+    let can_go = |block: &&MemoryBlock| block.removable && !inside(&indivisible, block.range);
+    let count = blocks.iter().filter(can_go).count();
     Check::need(
         "movable memory",
         count > 0,
@@ -65,34 +64,24 @@ fn movable(sys: &SysRoot) -> Check {
     )
 }
 
-/// Linux cannot split a "System RAM" resource below the kernel's own image, and an image in a block keeps that block.
+/// No block goes that Linux would have to cut out below its own image, or below a crash kernel.
 fn kernel_place(sys: &SysRoot) -> Check {
     const NAME: &str = "kernel's place";
-    let iomem = sys.read_optional("proc/iomem").unwrap_or_default();
-    let (mut resource, mut code) = (None, None);
-    for (range, name) in iomem.lines().filter_map(|line| line.trim().split_once(" : ")) {
-        match name {
-            name if name.starts_with("System RAM") && code.is_none() => resource = iomem_range(range),
-            "Kernel code" => code = iomem_range(range),
-            _ => {}
-        }
-    }
-    let (Some(code), Some(resource)) = (code, resource) else {
+    let (Ok(indivisible), Ok(blocks)) = (indivisible(sys), memory::blocks(sys)) else {
         return Check::bad(NAME, Verdict::Advice, "not known", "run as root to see /proc/iomem");
     };
-    // Blocks that came by hotplug are resources of their own, wherever they lie.
-    let blocks = memory::blocks(sys).unwrap_or_default();
-    let above = blocks
+    let stuck = blocks
         .iter()
-        .any(|block| block.removable && resource.contains(block.range) && block.range.start() < code.end());
-    Check::need(
+        .filter(|block| block.removable && inside(&indivisible, block.range))
+        .count();
+    if stuck == 0 {
+        return Check::ok(NAME, "below the movable memory");
+    }
+    Check::bad(
         NAME,
-        !above,
-        format!(
-            "{code}, {} the movable memory",
-            if above { "not below" } else { "below" }
-        ),
-        "boot with nokaslr",
+        Verdict::Advice,
+        format!("{stuck} movable blocks, below the kernel's image or crash kernel, that stay"),
+        "update L0, which keeps the image below 1 GiB; boot without crashkernel=",
     )
 }
 
@@ -190,7 +179,10 @@ mod tests {
             "proc/iomem",
             "00a00000-67ffffff : System RAM\n  49000000-4a3fffff : Kernel code\n",
         );
-        assert_eq!(check(&checks(&sys), "kernel's place").verdict, Verdict::Missing);
+        let high = checks(&sys);
+        assert_eq!(check(&high, "kernel's place").verdict, Verdict::Advice);
+        assert!(check(&high, "kernel's place").found.starts_with("1 movable block"));
+        assert_eq!(check(&high, "movable memory").verdict, Verdict::Missing);
         put("proc/cmdline", "quiet no_ipi_broadcast=0\n");
         put("sys/devices/system/memory/memory9/valid_zones", "Normal Movable\n");
         put("sys/class/iommu/dmar0/x", "");

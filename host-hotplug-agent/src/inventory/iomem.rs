@@ -5,6 +5,8 @@ use partitioner::MemRange;
 
 use crate::sysroot::SysRoot;
 
+const HIDDEN: &str = "/proc/iomem shows no System RAM: run as root";
+
 /// Every "System RAM" range, with the driver that manages it ("System RAM (locum)") if one does.
 ///
 /// # Errors
@@ -22,10 +24,45 @@ pub fn ram(sys: &SysRoot) -> Result<Vec<(MemRange, Option<String>)>> {
         }
     }
     if ranges.is_empty() {
-        bail!("/proc/iomem shows no System RAM: run as root");
+        bail!(HIDDEN);
     }
     ranges.sort_unstable();
     Ok(ranges)
+}
+
+/// RAM that Linux cannot divide, up to the end of its own image or of a crash kernel's memory: it would give these to the
+/// lower part of their "System RAM", wherever they are (`__adjust_resource()` fails in Linux `kernel/resource.c`).
+///
+/// # Errors
+/// If the file cannot be read, or hides addresses from this user.
+pub fn indivisible(sys: &SysRoot) -> Result<Vec<MemRange>> {
+    let text = sys.read("proc/iomem")?;
+    let mut found: Vec<MemRange> = Vec::new();
+    let mut resource = None;
+    for line in text.lines() {
+        let Some((addresses, name)) = line.trim().split_once(" : ") else {
+            continue;
+        };
+        if name.starts_with("System RAM") {
+            resource = range(addresses);
+        } else if name == "Crash kernel" || name.starts_with("Kernel ") {
+            let (Some(all), Some(part)) = (resource, range(addresses)) else {
+                continue;
+            };
+            found.extend(MemRange::new(all.start(), part.end()).filter(|_| all.contains(part)));
+        }
+    }
+    if resource.is_none() {
+        bail!(HIDDEN);
+    }
+    Ok(found)
+}
+
+/// Whether a block would have to be cut out of the middle of one of these.
+pub fn inside(indivisible: &[MemRange], block: MemRange) -> bool {
+    indivisible
+        .iter()
+        .any(|range| range.start() < block.start() && block.start() < range.end())
 }
 
 /// `START-LAST` in hexadecimal.
@@ -44,6 +81,28 @@ pub fn range(text: &str) -> Option<MemRange> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_cut_out_below_the_image_or_a_crash_kernel() {
+        let tree = crate::testing::tree::Tree::lab();
+        let stuck = |iomem: &str, starts: &[u64]| -> Vec<bool> {
+            tree.put("proc/iomem", iomem);
+            let ranges = indivisible(&tree.sys()).unwrap();
+            let block = |&start: &u64| MemRange::with_len(start, 0x800_0000).unwrap();
+            starts.iter().map(|start| inside(&ranges, block(start))).collect()
+        };
+        let image =
+            "48000000-7fffffff : System RAM\n  51000000-523fffff : Kernel code\n  52400000-52ffffff : Kernel data\n";
+        let blocks = [0x4000_0000, 0x4800_0000, 0x5000_0000, 0x5800_0000, 0x8000_0000];
+        assert_eq!(
+            stuck(&format!("{image}80000000-87ffffff : System RAM (locum)\n"), &blocks),
+            [false, false, true, false, false],
+            "the first block of a stretch can go, and all above the image"
+        );
+        let crash = "48000000-7fffffff : System RAM\n  78000000-7fffffff : Crash kernel\n";
+        assert_eq!(stuck(crash, &blocks), [false, false, true, true, false]);
+        assert_eq!(stuck("48000000-7fffffff : System RAM\n", &blocks), [false; 5]);
+    }
 
     #[test]
     fn all_kinds_of_system_ram_count() {

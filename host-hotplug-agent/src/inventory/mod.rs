@@ -17,7 +17,7 @@ use partitioner::{
     ApicId, Cpu, CpuNumber, Generation, Gsi, Inventory, MemRange, NodeId, PortRange, StayingPorts, Unreclaimed,
 };
 
-pub use iomem::range as iomem_range;
+pub use iomem::{indivisible, inside};
 pub use ram::Ram;
 
 use crate::acpi::{Interrupts, aml};
@@ -49,8 +49,10 @@ pub fn take(
     let firmware = Ground::read(sys, &functions).staying(&listing.regions);
     let ram = Ram::read(sys)?;
     let mut blocks = memory::blocks(sys)?;
+    let indivisible = iomem::indivisible(sys)?;
     for block in &mut blocks {
         block.foreign = ram.foreign(block.range).map(str::to_owned);
+        block.removable &= !iomem::inside(&indivisible, block.range);
     }
     let range = |start, len| MemRange::with_len(start, len);
     let never_moves = [

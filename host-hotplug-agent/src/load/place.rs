@@ -17,7 +17,7 @@ use crate::error::Refusal;
 const PAGE: u64 = 4096;
 /// Places in the boot range, which begins with the zero page.
 const E820_REST: u64 = PAGE;
-const COMMAND_LINE: u64 = 2 * PAGE;
+const COMMAND_LINE: u64 = 3 * PAGE;
 
 const _: () = assert!(E820_REST + E820_REST_LEN as u64 <= COMMAND_LINE && COMMAND_LINE < BOOT_PAGES);
 
@@ -101,6 +101,7 @@ impl<'k> Sizes<'k> {
             ramdisk: Some(ramdisk..ramdisk + self.initramfs),
             rsdp,
             e820,
+            image_end: u64::MAX,
             e820_rest: range.start() + E820_REST,
             platform: Platform::Successor,
         }

@@ -176,9 +176,8 @@ impl Device {
     pub fn mem_remove(&self, range: MemRange) -> Result<()> {
         self.range(ioctl::mem_remove, whole(range)).with_context(|| {
             format!(
-                "taking memory {range} off Linux (a page that cannot be moved keeps its block, and a kernel image above it, \
-                 too: the kernel's log says which; choose other blocks in `memory`, or boot with a larger movablecore= and \
-                 with nokaslr)"
+                "taking memory {range} off Linux (a page that cannot be moved keeps its block: the kernel's log says which; \
+                 choose other blocks in `memory`, or boot with a larger movablecore=)"
             )
         })
     }

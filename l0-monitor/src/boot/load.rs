@@ -23,10 +23,10 @@ use crate::stage;
 
 /// Place of the command line in a slot's tables, after the zero page.
 const CMDLINE_OFFSET: u64 = 0x1000;
-/// Place of what of the memory map does not fit the zero page.
+/// Place of what of the memory map the zero page does not have.
 const E820_REST_OFFSET: u64 = 0x2000;
 /// Place of the ACPI tables in a slot's tables.
-const ACPI_OFFSET: u64 = 0x3000;
+const ACPI_OFFSET: u64 = 0x4000;
 /// Alignment of the EFI memory map, which follows them.
 const EFI_MAP_ALIGN: u64 = 16;
 
@@ -78,6 +78,7 @@ pub(crate) fn load(
         map: &map,
         line: &line,
         rsdp: made.rsdp,
+        image_end: place::FIRST_TO_GIVE,
         tables: made.len as u64,
     };
     // SAFETY: L0 needs nothing more outside its own memory.
@@ -119,6 +120,8 @@ pub(super) struct Told<'a> {
     pub(super) line: &'a str,
     /// Where its RSDP is, 0 if there is none.
     pub(super) rsdp: u64,
+    /// Its kernel's image stays below this, a multiple of the page size.
+    pub(super) image_end: u64,
     /// Bytes of ACPI tables that were made at [`ACPI_OFFSET`].
     pub(super) tables: u64,
 }
@@ -147,8 +150,9 @@ pub(super) unsafe fn start(
         ramdisk: places.ramdisk.clone(),
         rsdp: told.rsdp,
         e820: told.map,
+        image_end: told.image_end,
         e820_rest: base + E820_REST_OFFSET,
-        platform: platform::for_first_host(information, told.map, efi_map, room),
+        platform: platform::for_first_host(information, told.map, told.image_end, efi_map, room),
     };
     // SAFETY: the slot's tables, which nobody else uses yet; the parts do not overlap (asserted above). The byte after
     // the command line is its terminating zero: an earlier attempt may have left a longer one.

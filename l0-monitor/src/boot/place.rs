@@ -6,8 +6,9 @@ use crate::arch::paging::page_of;
 
 /// A kernel is never loaded below this: below are old devices' memory and, as a rule, L0.
 const KERNEL_FLOOR: u64 = 16 << 20;
-/// Ramdisks go below this if they can: memory above it is the first to be given to a successor.
-const RAMDISK_PREFERRED_END: u64 = 1 << 30;
+/// The kernel's image stays below this, also with KASLR on, and ramdisks if they can: memory above it is the first to be
+/// given to a successor. Linux cannot remove a block that has its image, nor one below it in the same stretch of RAM.
+pub(super) const FIRST_TO_GIVE: u64 = 1 << 30;
 /// Both go below this: the firmware's page tables map no more, and any kernel can read it.
 const LIMIT: u64 = 4 << 30;
 
@@ -68,7 +69,7 @@ where
         return Ok(Places { kernel, ramdisk: None });
     }
     let taken = [kernel..kernel + wanted.kernel_room, kernel_file.clone()];
-    let limits = [RAMDISK_PREFERRED_END, LIMIT];
+    let limits = [FIRST_TO_GIVE, LIMIT];
     let ramdisk = [true, false]
         .into_iter()
         .flat_map(|yes| limits.map(|limit| (yes, limit)))

@@ -120,6 +120,7 @@ fn start_plain(information: Information<'static>) -> Result<Entry, BootError> {
         map: &map,
         line: &line,
         rsdp,
+        image_end: u64::MAX,
         tables: 0,
     };
     // SAFETY: what was written since the boot loader ended is in L0's own memory, and L0 does nothing more.

@@ -8,12 +8,18 @@ use firmware_shim::linux::{Channel, Efi, Framebuffer, Platform, Screen, VideoFir
 
 use super::multiboot::{Content, Information};
 
-/// What the first host is told. `host` is its memory map; its copy of the EFI memory map goes to the start of `room`,
-/// which the host sees at `address`.
-pub(crate) fn for_first_host(information: Information<'_>, host: &E820Map, address: u64, room: &mut [u8]) -> Platform {
+/// What the first host is told. `host` is its memory map; its kernel's image stays below `image_end`, a multiple of the
+/// page size; its copy of the EFI memory map goes to the start of `room`, which the host sees at `address`.
+pub(crate) fn for_first_host(
+    information: Information<'_>,
+    host: &E820Map,
+    image_end: u64,
+    address: u64,
+    room: &mut [u8],
+) -> Platform {
     Platform::FirstHost {
         screen: screen(information),
-        efi: efi(information, host, address, room),
+        efi: efi(information, host, image_end, address, room),
     }
 }
 
@@ -83,7 +89,7 @@ fn screen(information: Information<'_>) -> Screen {
     }
 }
 
-fn efi(information: Information<'_>, host: &E820Map, address: u64, room: &mut [u8]) -> Option<Efi> {
+fn efi(information: Information<'_>, host: &E820Map, image_end: u64, address: u64, room: &mut [u8]) -> Option<Efi> {
     const WITHOUT: &str = "the host starts without EFI: no EFI variables, no SMBIOS";
     let Some(system_table) = information.efi64_system_table() else {
         if information.is_efi32() {
@@ -95,7 +101,7 @@ fn efi(information: Information<'_>, host: &E820Map, address: u64, room: &mut [u
         log::warn!("the boot loader passes no EFI memory map; {WITHOUT}");
         return None;
     };
-    match machine.and_then(|machine| efi::for_first_host(&machine, host, room)) {
+    match machine.and_then(|machine| efi::for_first_host(&machine, host, image_end, room)) {
         Ok(map) => Some(Efi {
             system_table,
             map_address: address,
@@ -121,6 +127,7 @@ mod tests {
     use std::vec::Vec;
 
     const ADDRESS: u64 = 0x80_9000;
+    const IMAGE_END: u64 = 0x8_0000;
     const TAG_EFI32: u32 = 11;
     const TAG_EFI64: u32 = 12;
     const TAG_EFI_MAP: u32 = 17;
@@ -140,7 +147,7 @@ mod tests {
         let raw = build(tags);
         let mut host = E820Map::new();
         host.set(0..0x10_0000, MemoryType::Usable).unwrap();
-        match for_first_host(Information::new(&raw).unwrap(), &host, ADDRESS, room) {
+        match for_first_host(Information::new(&raw).unwrap(), &host, IMAGE_END, ADDRESS, room) {
             Platform::FirstHost { screen, efi } => (screen, efi),
             Platform::Successor => panic!("no first host"),
         }
@@ -160,12 +167,12 @@ mod tests {
         assert_eq!((efi.system_table, efi.map_address), (0x7e9e_c018, ADDRESS));
         assert_eq!(
             (efi.map.len, efi.map.stride),
-            (5 * 48, 48),
-            "split at the end of the host's memory"
+            (6 * 48, 48),
+            "split where its image must end, and where its memory ends"
         );
-        let kinds: Vec<_> = room[..5 * 48].chunks(48).map(|d| d[0]).collect();
-        assert_eq!(kinds, [7, 0, 0, 0, 0]);
-        assert_eq!(room[5 * 48..], [0xaa; 300 - 5 * 48]);
+        let kinds: Vec<_> = room[..6 * 48].chunks(48).map(|d| d[0]).collect();
+        assert_eq!(kinds, [7, 2, 0, 0, 0, 0]);
+        assert_eq!(room[6 * 48..], [0xaa; 300 - 6 * 48]);
 
         let raw = build(&tags);
         let mut aside = soft_reserved(Information::new(&raw).unwrap());
@@ -192,7 +199,7 @@ mod tests {
             );
             assert_eq!(efi, None);
         }
-        assert_eq!(told(&[table, efi_map(48)], &mut [0; 5 * 48 - 1]).1, None, "no room");
+        assert_eq!(told(&[table, efi_map(48)], &mut [0; 6 * 48 - 1]).1, None, "no room");
         let raw = build(&[efi_map(44)]);
         assert_eq!(soft_reserved(Information::new(&raw).unwrap()).count(), 0);
     }
