@@ -120,6 +120,26 @@ static bool unsplittable(u64 start, u64 size)
 	return walk_iomem_res_desc(IORES_DESC_CRASH_KERNEL, flags, start + size, holder.resource.end, NULL, any) > 0;
 }
 
+/*
+ * Linux maps its memory in pages of up to 1 GiB. When a part of such a page is removed, it takes the page for a page
+ * table (remove_pud_table() in arch/x86/mm/init_64.c), and dies of what is in it.
+ */
+static bool cuts_page(u64 start, u64 size)
+{
+	const u64 edges[] = { start, start + size };
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(edges); i++) {
+		unsigned int level;
+
+		if (IS_ALIGNED(edges[i], PUD_SIZE))
+			continue;
+		if (lookup_address((unsigned long)__va(edges[i] - i), &level) && level == PG_LEVEL_1G)
+			return true;
+	}
+	return false;
+}
+
 /* Called for each System RAM resource in a range. */
 static int remove_piece(struct resource *resource, void *data)
 {
@@ -128,6 +148,11 @@ static int remove_piece(struct resource *resource, void *data)
 
 	if (unsplittable(resource->start, size)) {
 		pr_err("memory %#llx+%#llx cannot be removed with the kernel image or crash kernel above it: update L0 or boot with nokaslr, and without crashkernel=\n",
+		       resource->start, size);
+		return -EBUSY;
+	}
+	if (cuts_page(resource->start, size)) {
+		pr_err("memory %#llx+%#llx is part of a page of 1 GiB, which Linux cannot divide: boot with nogbpages\n",
 		       resource->start, size);
 		return -EBUSY;
 	}

@@ -15,4 +15,4 @@ pub use low::{
     low_slices, low_slices_below,
 };
 pub use map::{CAPACITY, E820Error, E820Map, Entry, MemoryType};
-pub use pool::{POOL_PIECES, Piece, Pool, PoolSize, memory_block_size, pool_by_size};
+pub use pool::{POOL_PIECES, Piece, Pool, PoolSize, memory_block_size, needs_small_pages, pool_by_size};

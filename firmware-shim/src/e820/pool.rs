@@ -70,6 +70,14 @@ pub fn memory_block_size(end: u64) -> u64 {
     if end < LARGE_FROM { 128 << 20 } else { 2 << 30 }
 }
 
+/// Whether Linux, booted with `map`, must not map its memory in pages of 1 GiB (`nogbpages`): its memory blocks are
+/// smaller then, and when a part of such a page is removed, it takes the page for a page table and breaks
+/// (`remove_pud_table()` in `arch/x86/mm/init_64.c`).
+#[must_use]
+pub fn needs_small_pages(map: &E820Map) -> bool {
+    memory_block_size(usable_end(map)) < 1 << 30
+}
+
 /// Chooses a pool of `size` out of what is usable in `map`: of each node an equal part in one piece, as high as can be
 /// but for a 32nd of the node, in whole blocks, for what Linux has at the end of RAM.
 ///

@@ -2,7 +2,8 @@
 
 use crate::machines::{self, ALL, Published};
 use firmware_shim::e820::{
-    E820Error, E820Map, MemoryType, POOL_PIECES, Pool, PoolSize, low_slices, memory_block_size, pool_by_size,
+    E820Error, E820Map, MemoryType, POOL_PIECES, Pool, PoolSize, low_slices, memory_block_size, needs_small_pages,
+    pool_by_size,
 };
 use proptest::prelude::*;
 use std::ops::Range;
@@ -22,6 +23,21 @@ fn ranges(pool: &Pool) -> Vec<Plain> {
         .iter()
         .map(|piece| (piece.node, piece.range.start, piece.range.end))
         .collect()
+}
+
+#[test]
+fn blocks_smaller_than_a_page_of_1_gib_need_small_pages() {
+    let ends_at = |end: u64| {
+        let mut map = E820Map::new();
+        map.set(0..end, MemoryType::Usable).unwrap();
+        map.set(80 * GIB..96 * GIB, MemoryType::SoftReserved).unwrap();
+        needs_small_pages(&map)
+    };
+    assert!(
+        ends_at(5 * GIB) && ends_at(64 * GIB - MIB),
+        "the pool is no RAM of Linux'"
+    );
+    assert!(!ends_at(64 * GIB) && !ends_at(72 * GIB));
 }
 
 #[test]

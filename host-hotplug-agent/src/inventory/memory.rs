@@ -63,15 +63,25 @@ pub fn block_dir(start: u64, size: u64) -> String {
     format!("{DIR}/memory{}", start / size.max(1))
 }
 
+/// Bytes that Linux maps for itself in pages of 1 GiB (`arch_report_meminfo()` in `arch/x86/mm/pat/set_memory.c`); 0 if
+/// it does not tell.
+pub fn in_gib_pages(sys: &SysRoot) -> u64 {
+    let text = sys.read_optional("proc/meminfo").unwrap_or_default();
+    kib(&text, "DirectMap1G:").unwrap_or(0).saturating_mul(1024)
+}
+
+/// A line of `/proc/meminfo`.
+fn kib(text: &str, key: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
+    rest.trim().strip_suffix(" kB")?.parse().ok()
+}
+
 /// Bytes that this host can do without.
 ///
 /// # Errors
 /// If `/proc/meminfo` cannot be read.
 pub fn spare(sys: &SysRoot) -> Result<u64> {
     let text = sys.read("proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib: u64 = line
-        .and_then(|rest| rest.trim().strip_suffix(" kB")?.parse().ok())
-        .context("/proc/meminfo has no MemAvailable")?;
+    let kib = kib(&text, "MemAvailable:").context("/proc/meminfo has no MemAvailable")?;
     Ok((kib * 1024).saturating_sub(HEADROOM))
 }

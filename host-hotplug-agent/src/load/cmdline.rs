@@ -9,6 +9,8 @@ pub struct Facts {
     pub tsc_khz: u64,
     /// The successor's generation.
     pub generation: u64,
+    /// Whether it must do without pages of 1 GiB: [`firmware_shim::e820::needs_small_pages`].
+    pub small_pages: bool,
 }
 
 /// `given` with everything needed appended. A parameter that is given keeps its value, but for those that only Locum
@@ -23,11 +25,12 @@ pub fn complete(given: &str, facts: Facts) -> String {
         ("cpuhp.parallel", "0".to_owned()),
     ];
     let needed = [
-        ("no_ipi_broadcast", "=1"),
-        ("acpi_irq_nobalance", ""),
-        ("dax_hmem.region_idle", "=1"),
+        Some(("no_ipi_broadcast", "=1")),
+        Some(("acpi_irq_nobalance", "")),
+        Some(("dax_hmem.region_idle", "=1")),
         // L0 does not carry 5-level paging over.
-        ("no5lvl", ""),
+        Some(("no5lvl", "")),
+        facts.small_pages.then_some(("nogbpages", "")),
     ];
     let key = |word: &str| word.split('=').next().unwrap_or(word).replace('-', "_");
     let mut words: Vec<String> = given
@@ -38,7 +41,7 @@ pub fn complete(given: &str, facts: Facts) -> String {
     // What follows `--` goes to init and not to the kernel.
     let end = words.iter().position(|word| word == "--").unwrap_or(words.len());
     let rest = words.split_off(end);
-    for (name, value) in needed {
+    for (name, value) in needed.into_iter().flatten() {
         if !words.iter().any(|word| key(word) == name) {
             words.push(format!("{name}{value}"));
         }
@@ -58,11 +61,12 @@ mod tests {
             cpus: 2,
             tsc_khz: 100_001,
             generation: 3,
+            small_pages: true,
         };
         let line = complete("console=ttyS1 maxcpus=8 no-ipi-broadcast=0 -- arg", facts);
         assert_eq!(
             line,
-            "console=ttyS1 no-ipi-broadcast=0 acpi_irq_nobalance dax_hmem.region_idle=1 no5lvl maxcpus=2 tsc_early_khz=100001 locum.generation=3 cpuhp.parallel=0 -- arg"
+            "console=ttyS1 no-ipi-broadcast=0 acpi_irq_nobalance dax_hmem.region_idle=1 no5lvl nogbpages maxcpus=2 tsc_early_khz=100001 locum.generation=3 cpuhp.parallel=0 -- arg"
         );
         let again = complete(&line, Facts { generation: 4, ..facts });
         assert_eq!(
@@ -71,5 +75,13 @@ mod tests {
             "from generation to generation: {again}"
         );
         assert_eq!(again.matches("acpi_irq_nobalance").count(), 1);
+        let large = complete(
+            "quiet",
+            Facts {
+                small_pages: false,
+                ..facts
+            },
+        );
+        assert!(!large.contains("nogbpages"), "{large}");
     }
 }

@@ -31,7 +31,7 @@ enum Stage {
 type Rule = fn(&Facts) -> Vec<Finding>;
 
 /// Every check.
-const TABLE: [(Stage, Rule); 19] = [
+const TABLE: [(Stage, Rule); 20] = [
     (Stage::Refresh, cpu::vmx),
     (Stage::Refresh, cpu::lock),
     (Stage::Refresh, cpu::capabilities),
@@ -48,6 +48,7 @@ const TABLE: [(Stage, Rule); 19] = [
     (Stage::Boot, memory::reach),
     (Stage::Boot, memory::kinds),
     (Stage::Boot, memory::blocks),
+    (Stage::Refresh, memory::direct_map),
     (Stage::Refresh, kernel::release),
     (Stage::Boot, kernel::config),
     (Stage::Boot, guests::running),

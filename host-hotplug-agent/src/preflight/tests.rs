@@ -137,6 +137,33 @@ fn cpus_that_cannot_run_l0_are_told() {
 }
 
 #[test]
+fn a_kernel_that_maps_more_than_a_block_at_once_is_refused() {
+    gives(
+        Level::Refuses,
+        &["1024 MiB", "block of 128 MiB", "nogbpages"],
+        |facts| {
+            facts.above_l0 = true;
+            facts.in_gib_pages = 1 << 30;
+        },
+    );
+    assert_eq!(after(|facts| facts.in_gib_pages = 1 << 30), [], "L0 mends it");
+    let large = |facts: &mut Facts| {
+        facts.above_l0 = true;
+        facts.in_gib_pages = 60 << 30;
+        facts.block_size = Some(2 << 30);
+    };
+    assert_eq!(after(large), []);
+
+    let tree = Tree::lab();
+    tree.put(
+        "proc/meminfo",
+        "MemAvailable: 9 kB\nDirectMap2M:   512 kB\nDirectMap1G:    2097152 kB\n",
+    );
+    let facts = Facts::of_cpus_and_board(&tree.sys());
+    assert_eq!((facts.in_gib_pages, facts.block_size), (2 << 30, Some(128 << 20)));
+}
+
+#[test]
 fn what_l0_does_not_carry_over_is_told_with_its_argument() {
     for (flag, argument) in [("fred", "fred=off"), ("lass", "clearcpuid=lass")] {
         gives(Level::Refuses, &[flag, argument], |facts| {

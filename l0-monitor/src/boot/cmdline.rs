@@ -150,7 +150,7 @@ fn log_port(value: &str) -> Option<u16> {
 pub(crate) struct TooLong;
 
 /// The first host's command line: what Locum needs first, so that the administrator's own words win and an argument
-/// `--` ends nothing of ours.
+/// `--` ends nothing of ours. `small_pages`: see [`firmware_shim::e820::needs_small_pages`].
 ///
 /// # Errors
 /// [`TooLong`] beyond [`HOST_LINE`] bytes.
@@ -158,6 +158,7 @@ pub(crate) fn for_first_host(
     own: &str,
     maxcpus: Option<u32>,
     no_five_levels: bool,
+    small_pages: bool,
 ) -> Result<ArrayString<HOST_LINE>, TooLong> {
     use core::fmt::Write;
     let mut line = ArrayString::new();
@@ -166,6 +167,9 @@ pub(crate) fn for_first_host(
         if no_five_levels {
             // A dormant L0 does without, but a CPU that pages with five levels can't become nested yet.
             write!(line, " no5lvl")?;
+        }
+        if small_pages {
+            write!(line, " nogbpages")?;
         }
         if let Some(n) = maxcpus {
             write!(line, " maxcpus={n}")?;
@@ -255,12 +259,14 @@ mod tests {
 
     #[test]
     fn ours_come_before_the_hosts_words() {
-        let line = for_first_host(" console=ttyS0 -- init ", Some(2), true).unwrap();
+        let line = for_first_host(" console=ttyS0 -- init ", Some(2), true, true).unwrap();
         assert_eq!(
             line.as_str(),
-            "no_ipi_broadcast=1 acpi_irq_nobalance no5lvl maxcpus=2 console=ttyS0 -- init"
+            "no_ipi_broadcast=1 acpi_irq_nobalance no5lvl nogbpages maxcpus=2 console=ttyS0 -- init"
         );
+        let plain = for_first_host("quiet", None, false, false).unwrap();
+        assert_eq!(plain.as_str(), "no_ipi_broadcast=1 acpi_irq_nobalance quiet");
         let long = "x".repeat(HOST_LINE);
-        assert_eq!(for_first_host(&long, None, false), Err(TooLong));
+        assert_eq!(for_first_host(&long, None, false, false), Err(TooLong));
     }
 }

@@ -72,7 +72,7 @@ pub(crate) fn load(
 ) -> Result<Entry, BootError> {
     let files = Files::of(information)?;
     let map = host_map(machine)?;
-    let line = command_line(files.line, options)?;
+    let line = command_line(files.line, options, &map)?;
     let made = host_tables(machine, tables, tables_area() + ACPI_OFFSET)?;
     let told = Told {
         map: &map,
@@ -210,11 +210,16 @@ fn choose_places(information: Information<'_>, files: &Files<'_>, map: &E820Map)
 }
 
 /// The command line of the first host; `own` is what the administrator wrote.
-fn command_line(own: &str, options: &cmdline::Options) -> Result<ArrayString<{ cmdline::HOST_LINE }>, BootError> {
+fn command_line(
+    own: &str,
+    options: &cmdline::Options,
+    map: &E820Map,
+) -> Result<ArrayString<{ cmdline::HOST_LINE }>, BootError> {
     let maxcpus = options.host_cpus.filter(|&n| (n as usize) < id::count());
     // Without VMX no refresh asks for it.
     let five_levels_in_the_way = cpuid::has_la57() && super::ap::allow_vmx();
-    cmdline::for_first_host(own, maxcpus, five_levels_in_the_way).map_err(|_| BootError::CommandLine)
+    cmdline::for_first_host(own, maxcpus, five_levels_in_the_way, e820::needs_small_pages(map))
+        .map_err(|_| BootError::CommandLine)
 }
 
 /// Moves ramdisk and kernel from where the boot loader left them to their places.

@@ -66,6 +66,10 @@ pub struct Facts {
     pub ram: Result<Ram, String>,
     /// Bytes of a memory block, and the blocks.
     pub blocks: Result<(u64, Vec<MemoryBlock>), String>,
+    /// Bytes of a memory block, again: looked at for a refresh, too.
+    pub block_size: Option<u64>,
+    /// Bytes that Linux maps in pages of 1 GiB.
+    pub in_gib_pages: u64,
     /// Release of the running kernel, empty if not known.
     pub release: String,
     /// Its configuration.
@@ -118,6 +122,8 @@ impl Facts {
             bios_area: Err(unseen()),
             ram: Err(unseen()),
             blocks: Err(unseen()),
+            block_size: memory::block_size(sys).ok(),
+            in_gib_pages: memory::in_gib_pages(sys),
             release: sys.read_optional("proc/sys/kernel/osrelease").unwrap_or_default(),
             config: Err(unseen()),
             guests: Vec::new(),

@@ -184,6 +184,33 @@ pub fn blocks(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
+/// Pages of the kernel's own map that are larger than blocks: Linux takes such a page for a page table when a part of it
+/// is removed, and breaks.
+pub fn direct_map(facts: &Facts) -> Vec<Finding> {
+    const NAME: &str = "direct map";
+    let Some(block) = facts.block_size else {
+        return Vec::new();
+    };
+    if facts.in_gib_pages == 0 || block >= GIB {
+        return vec![Finding::fine(NAME, "no page is larger than a memory block")];
+    }
+    if !facts.above_l0 {
+        return vec![Finding::fine(
+            NAME,
+            "in pages of 1 GiB, which L0 has its hosts leave out (nogbpages)",
+        )];
+    }
+    vec![Finding::refuses(
+        NAME,
+        format!(
+            "{} MiB in pages of 1 GiB, of which Linux cannot remove a block of {} MiB",
+            facts.in_gib_pages >> 20,
+            block >> 20
+        ),
+        "boot with nogbpages; L0 of this release adds it",
+    )]
+}
+
 /// Whether ranges, ascending, cover all of a block.
 fn covered(ranges: &[MemRange], block: MemRange) -> bool {
     let mut at = block.start();

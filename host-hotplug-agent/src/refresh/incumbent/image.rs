@@ -1,7 +1,7 @@
 //! The successor's image put into the memory that the incumbent gave up.
 
 use anyhow::{Context, Result};
-use firmware_shim::e820::E820Map;
+use firmware_shim::e820::{E820Map, needs_small_pages};
 use partitioner::{MemRange, Plan};
 
 use super::Incumbent;
@@ -41,6 +41,7 @@ impl Surroundings {
                 cpus: plan.cpus.len(),
                 tsc_khz: facts.tsc_khz,
                 generation: plan.generation.next().0,
+                small_pages: needs_small_pages(&e820),
             },
         );
         let blocks: Vec<MemRange> = plan.blocks.iter().map(|block| block.range).collect();

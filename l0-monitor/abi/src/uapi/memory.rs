@@ -45,7 +45,8 @@ impl Range {
 /// remembers what it removed, and cannot be unloaded meanwhile. Errors: -EINVAL (not multiples of
 /// [`Info::memory_block`](super::Info::memory_block), or holes in the blocks), -EBUSY (a page could not be migrated, or
 /// the range is not all System RAM, or the kernel's image or crash kernel lies above the range in the same line of
-/// /proc/iomem, which Linux can't split then), -ENOSPC (the module's table is full), -EINTR.
+/// /proc/iomem, which Linux can't split then; or an end of it lies within a page of 1 GiB of the direct map), -ENOSPC
+/// (the module's table is full), -EINTR.
 pub const IOC_MEM_REMOVE: u32 = iowr::<Range>(0x30);
 
 /// Add memory to Linux as "System RAM (locum)". Each block is then offline, or online in the movable zone where the
