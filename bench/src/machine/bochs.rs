@@ -68,7 +68,7 @@ pub(crate) struct Hardware {
     pub cpus: u32,
     /// Their model, as Bochs calls it.
     pub cpu_model: String,
-    /// RAM in MiB, at most 3072.
+    /// RAM in MiB. What is beyond 3072 lies above 4 GiB, less the GiB below that.
     pub memory: u32,
     /// The CD it boots.
     pub iso: std::path::PathBuf,
@@ -128,7 +128,7 @@ romimage: file={share}/BIOS-bochs-latest
 vgaromimage: file={vga}
 cpu: model={cpu_model}, count={cpus}, quantum=16, ips={IPS}, reset_on_triple_fault=0
 cpu: msrs={dir}/msrs
-memory: guest={memory}, host={host}
+memory: guest={memory}, host={memory}
 clock: sync=none, time0=local
 ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
 ata0-master: type=cdrom, path={iso}, status=inserted
@@ -146,8 +146,6 @@ debug: action=ignore
 speaker: enabled=0
 pci: enabled=1, chipset=i440fx, slot1=e1000, slot2=e1000
 "#,
-        // All that Bochs takes. More than that is rarely touched, and goes to a file.
-        host = (*memory).min(2048),
     );
     for card in 0..2 {
         let _ = writeln!(

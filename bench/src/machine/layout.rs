@@ -40,6 +40,14 @@ impl Layout {
         successor: 768,
     };
 
+    /// With RAM from 4 GiB on, and all that can go, but for a little, there.
+    pub(crate) const HIGH: Self = Self {
+        memory: 5120,
+        pool: 4096 + 512,
+        pool_end: 4096 + 512 + 336,
+        successor: 512,
+    };
+
     /// L0's argument.
     #[must_use]
     pub(crate) fn l0_pool(&self) -> String {
@@ -81,7 +89,7 @@ mod tests {
 
     #[test]
     fn parts_lie_one_behind_the_other() {
-        for layout in [Layout::USUAL, Layout::LARGE] {
+        for layout in [Layout::USUAL, Layout::LARGE, Layout::HIGH] {
             assert!(1024 + layout.successor <= layout.pool);
             assert!(layout.pool < layout.pool_end && layout.pool_end < layout.memory);
             assert!(layout.successor > layout.pool_end - layout.pool);

@@ -151,7 +151,7 @@ pub(crate) const CI: &[Scenario] = &[
     },
     Scenario {
         name: "uefi",
-        about: "the same with OVMF, with and without S3, and its build for SMM: 2 sockets, 2 NUMA nodes, x2APIC, KASLR; \
+        about: "the same with OVMF, with and without S3, and its build for SMM: 2 sockets, 2 NUMA nodes, x2APIC; \
                 framebuffer, EFI variables",
         minutes: 3,
         play: Play::Program(board::uefi),
@@ -204,6 +204,12 @@ pub(crate) const BY_NAME: &[Scenario] = &[
         about: "A to B to A' under a microvm and a q35 with two vCPUs, virtio disk and net; nothing unreclaimed grows",
         minutes: 15,
         play: Play::On(|_| {}, |run| refreshes::all(run, &["g1", "g2"], 2)),
+    },
+    Scenario {
+        name: "above-4g",
+        about: "RAM above 4 GiB, and a successor that has no other; a guest, one refresh",
+        minutes: 10,
+        play: Play::On(|args| args.layout = Layout::HIGH, refreshes::above_4g),
     },
     Scenario {
         name: "refresh-cet",

@@ -31,6 +31,23 @@ pub(super) fn check_apicv(run: &mut Run) -> Result<()> {
 
 /// So many refreshes in one boot, the kernels taking turns.
 pub(super) fn all(run: &mut Run, guests: &[&str], count: u32) -> Result<()> {
+    replace(run, guests, count)?;
+    run.power_off()
+}
+
+/// A successor that has no RAM below 4 GiB.
+pub(super) fn above_4g(run: &mut Run) -> Result<()> {
+    replace(run, &["g1"], 1)?;
+    let image = run.kernel_image()?;
+    ensure!(
+        image.start >= 4 << 30,
+        "the successor's kernel is at {image:#x?}, below 4 GiB"
+    );
+    run.check("the successor's kernel is above 4 GiB");
+    run.power_off()
+}
+
+fn replace(run: &mut Run, guests: &[&str], count: u32) -> Result<()> {
     let guests: Vec<_> = guests.iter().map(|name| (*name).to_owned()).collect();
     run.start_native(&guests)?;
     run.kaslr()?;
@@ -59,5 +76,5 @@ pub(super) fn all(run: &mut Run, guests: &[&str], count: u32) -> Result<()> {
         );
         lost = Some(now);
     }
-    run.power_off()
+    Ok(())
 }

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::run::Run;
 use crate::machine::deadline::Span;
@@ -235,18 +235,11 @@ impl Run {
             !pools.is_empty(),
             "there is no pool (Soft Reserved) in /proc/iomem:\n{map}"
         );
-        let kernel = [resources(&map, "Kernel code"), resources(&map, "Kernel bss")].concat();
-        ensure!(
-            kernel.len() == 2,
-            "/proc/iomem does not say where the kernel is:\n{map}"
-        );
-        for (part, pool) in kernel
-            .iter()
-            .flat_map(|part| pools.iter().map(move |pool| (part, pool)))
-        {
+        let kernel = self.kernel_image()?;
+        for pool in pools {
             ensure!(
-                part.end <= pool.start || pool.end <= part.start,
-                "the kernel's {part:#x?} is in the pool {pool:#x?}"
+                kernel.end <= pool.start || pool.end <= kernel.start,
+                "the kernel's {kernel:#x?} is in the pool {pool:#x?}"
             );
         }
         self.sh("/guest/pool-up.sh").context("the pool is no device")?;
@@ -271,10 +264,9 @@ impl Run {
     /// # Errors
     /// It is off, or it has.
     pub(crate) fn kaslr(&mut self) -> Result<()> {
-        let map = self.sh("cat /proc/iomem")?;
-        let image = [resources(&map, "Kernel code"), resources(&map, "Kernel bss")].concat();
+        let image = self.kernel_image()?;
         ensure!(
-            image.len() == 2 && image.iter().all(|part| part.end <= FIRST_TO_GIVE),
+            image.end <= FIRST_TO_GIVE,
             "the kernel's image is at {image:#x?}, and not below {FIRST_TO_GIVE:#x}"
         );
         let flags = self.sh("od -An -tu1 -j 0x211 -N 1 /sys/kernel/boot_params/data")?;
@@ -284,6 +276,20 @@ impl Run {
             .with_context(|| format!("loadflags are {flags:?}"))?;
         ensure!(flags & KASLR_FLAG != 0, "KASLR is off");
         Ok(())
+    }
+
+    /// Where the kernel's image is.
+    ///
+    /// # Errors
+    /// Linux does not tell.
+    pub(crate) fn kernel_image(&mut self) -> Result<Range<u64>> {
+        let map = self.sh("cat /proc/iomem")?;
+        let code = resources(&map, "Kernel code");
+        let bss = resources(&map, "Kernel bss");
+        match (code.as_slice(), bss.as_slice()) {
+            ([code], [bss]) => Ok(code.start..bss.end),
+            _ => bail!("/proc/iomem does not say where the kernel is:\n{map}"),
+        }
     }
 
     /// `locum enter` is refused and changes nothing, and `locum doctor` says why. Returns what the doctor says.
