@@ -231,7 +231,8 @@ struct locum_range {
  * remembers what it removed, and cannot be unloaded meanwhile. Errors: -EINVAL (not multiples of
  * locum_info.memory_block, or holes in the blocks), -EBUSY (a page could not be migrated, or the range is not all
  * System RAM, or the kernel's image or crash kernel lies above the range in the same line of /proc/iomem, which Linux
- * can't split then; or an end of it lies within a page of 1 GiB of the direct map), -ENOSPC (the module's table is full), -EINTR.
+ * can't split then; or an end of it lies within a page of 1 GiB of the direct map), -ENOSPC (the module's table is
+ * full), -EINTR.
  */
 #define LOCUM_IOC_MEM_REMOVE _IOWR(LOCUM_IOC, 0x30, struct locum_range)
 
