@@ -58,6 +58,9 @@ const WITHOUT_L0: &[Check] = &[
     ("power-off", Run::switch_off),
 ];
 
+/// The firmware's memory map does not fit the zero page.
+const LONG_MAP: &[Check] = &[("a memory map of more than 128 entries", Run::long_map)];
+
 /// What L0 does for the host's CPUs.
 const CPUS: &[Check] = &[
     ("three rounds of CPU offline and online", |run| {
@@ -125,14 +128,29 @@ pub(super) fn bios(dir: &Path) -> Result<()> {
                 checks: &[HOST, CPUS, &[("power-off", Run::switch_off)]],
             },
             Case {
+                name: "fragments",
+                machine: |args| args.board.grub = fragments().collect(),
+                checks: &[HOST, LONG_MAP, &[("power-off", Run::switch_off)]],
+            },
+            Case {
                 name: "no-room",
                 machine: |args| {
                     args.board.grub = vec!["cutmem 0x20000 0x9f000".into()];
+                    args.board.grub.extend(fragments());
                 },
-                checks: &[WITHOUT_L0],
+                checks: &[LONG_MAP, WITHOUT_L0],
             },
         ],
     )
+}
+
+/// Makes a memory map of more entries than the zero page has room for: one page in 64 KiB is missing.
+fn fragments() -> impl Iterator<Item = String> {
+    const START: u64 = 0x2000_0000;
+    (0..150u64).map(|nth| {
+        let hole = START + nth * 0x1_0000;
+        format!("cutmem {hole:#x} {:#x}", hole + 0x1000)
+    })
 }
 
 /// OVMF of three kinds, on two sockets with a NUMA node each.

@@ -159,6 +159,16 @@ impl Run {
         Ok(())
     }
 
+    /// The kernel has all of a memory map that does not fit the zero page.
+    ///
+    /// # Errors
+    /// It has not.
+    pub(crate) fn long_map(&mut self) -> Result<()> {
+        let told: u32 = self.sh("ls /sys/firmware/memmap | wc -l")?.trim().parse()?;
+        ensure!(told > 150, "the kernel was told of {told} ranges");
+        Ok(())
+    }
+
     /// Both NUMA nodes have memory and CPUs.
     ///
     /// # Errors
