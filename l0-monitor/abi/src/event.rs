@@ -232,8 +232,7 @@ pub enum Event {
         field: Option<u32>,
         /// Its address.
         vmcs: u64,
-        /// The sum of all fields, less what it was before (modulo 2^32): for one field of no more than 32 bits, how much
-        /// more it holds now.
+        /// The sum of all fields, less what it was before, modulo 2^32 - 5: for one field, how much more it holds now.
         difference: u64,
     },
     /// The host's VMREADs or VMWRITEs of one field exited again.

@@ -109,7 +109,7 @@ impl Adopted {
                     same: now == before,
                     field: now.field_that_differs(before).map(|field| field.0),
                     vmcs: phys,
-                    difference: now.above(before).into(),
+                    difference: now.above(before),
                 });
             }
         }

@@ -40,46 +40,46 @@ pub(crate) fn probe(hw: &mut impl Hardware) {
     PROBED.store(true, Ordering::Release);
 }
 
-/// A fingerprint of a VMCS: two sums over its fields, so that the difference of two tells which field it was. Small,
-/// since there is one for each VMCS that may be adopted.
+/// A prime, so that two fields never have the same multiple of one difference.
+const PRIME: u64 = 0xffff_fffb;
+
+/// A fingerprint of a VMCS: two sums over its fields, modulo [`PRIME`], so that the difference of two tells which field
+/// it was. Small, since there is one for each VMCS that may be adopted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fingerprint {
-    /// Of all values, each [`folded`] (modulo 2^32).
+    /// Of all values.
     sum: u32,
-    /// The same, each value times the [`weight`] of its field. One for a sum of 0, so that [`Option`] takes no room.
+    /// The same, each value times the [`weight`] of its field; and 1, so that [`Option`] takes no room.
     weighted: NonZero<u32>,
 }
 
 impl Fingerprint {
     /// That of the current VMCS.
     pub(crate) fn take(hw: &mut impl Hardware) -> Self {
-        let (sum, weighted) = fields().fold((0_u32, 0_u32), |(sum, weighted), field| {
-            let value = folded(hw.get(field));
-            (
-                sum.wrapping_add(value),
-                weighted.wrapping_add(value.wrapping_mul(weight(field))),
-            )
+        let (sum, weighted) = fields().fold((0, 0), |(sum, weighted), field| {
+            let value = hw.get(field) % PRIME;
+            ((sum + value) % PRIME, (weighted + value * weight(field)) % PRIME)
         });
         Self {
-            sum,
-            weighted: NonZero::new(weighted).unwrap_or(NonZero::<u32>::MIN),
+            sum: sum as u32,
+            weighted: NonZero::<u32>::MIN.saturating_add(weighted as u32),
         }
     }
 
-    /// How much the sum of all values is above that of `before` (modulo 2^32). If it is one field of 32 bits or fewer
-    /// that differs, how much more it holds.
-    pub(crate) const fn above(self, before: Self) -> u32 {
-        self.sum.wrapping_sub(before.sum)
+    /// How much the sum of all values is above that of `before`, modulo [`PRIME`]: if one field differs, how much more it
+    /// holds.
+    pub(crate) const fn above(self, before: Self) -> u64 {
+        (self.sum as u64 + PRIME - before.sum as u64) % PRIME
     }
 
     /// The field that differs from `before`, if it is one alone.
     pub(crate) fn field_that_differs(self, before: Self) -> Option<Field> {
-        let weighted = self.weighted.get().wrapping_sub(before.weighted.get());
         let above = self.above(before);
+        let weighted = (u64::from(self.weighted.get()) + PRIME - u64::from(before.weighted.get())) % PRIME;
         if above == 0 {
             return None;
         }
-        fields().find(|field| above.wrapping_mul(weight(*field)) == weighted)
+        fields().find(|field| above * weight(*field) % PRIME == weighted)
     }
 }
 
@@ -88,16 +88,7 @@ fn fields() -> impl Iterator<Item = Field> {
     Field::all().filter(|field| *field != field::INSTRUCTION_ERROR && SUPPORTED[*field].load(Ordering::Relaxed))
 }
 
-/// A value in 32 bits: the value itself if it has no more, and linear, so that differences stay differences.
-const fn folded(value: u64) -> u32 {
-    const UPPER: u32 = 0x9e37_79b1;
-    (value as u32).wrapping_add(UPPER.wrapping_mul((value >> 32) as u32))
-}
-
-/// An odd number for each field, far from those of others (the encoding through the finalizer of MurmurHash3).
-const fn weight(field: Field) -> u32 {
-    let a = field.0 + 1;
-    let b = (a ^ a >> 16).wrapping_mul(0x85eb_ca6b);
-    let c = (b ^ b >> 13).wrapping_mul(0xc2b2_ae35);
-    c ^ c >> 16 | 1
+/// A number below [`PRIME`] for each field that no other has.
+const fn weight(field: Field) -> u64 {
+    field.0 as u64 + 1
 }

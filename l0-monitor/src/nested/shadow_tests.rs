@@ -260,12 +260,20 @@ fn fingerprints_tell_which_field_differs() {
     let before = Fingerprint::take(&mut hw);
     assert_eq!(Fingerprint::take(&mut hw), before);
     assert_eq!(before.field_that_differs(before), None);
-    for field in [field::GUEST_RIP, field::EXIT_REASON, field::GUEST_INTERRUPTIBILITY] {
+    for field in [
+        field::GUEST_RIP,
+        field::EXIT_REASON,
+        field::GUEST_INTERRUPTIBILITY,
+        field::EPTP,
+    ] {
         let old = hw.get(field);
-        hw.set(GUEST, field, old ^ 8);
+        hw.set(GUEST, field, old + 8);
+        let now = Fingerprint::take(&mut hw);
+        assert_eq!((now.field_that_differs(before), now.above(before)), (Some(field), 8));
+        // One bit at the top is told apart as well.
+        hw.set(GUEST, field, field.truncate(old ^ 1 << 63 ^ 1 << 31));
         let now = Fingerprint::take(&mut hw);
         assert_eq!(now.field_that_differs(before), Some(field));
-        assert_eq!(u64::from(now.above(before)), (old ^ 8).wrapping_sub(old) & 0xffff_ffff);
         hw.set(GUEST, field, old);
     }
     hw.set(GUEST, field::GUEST_RIP, 0x1234_5678);
