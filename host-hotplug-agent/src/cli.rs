@@ -54,18 +54,29 @@ pub enum Command {
     /// Replace this host by NAME, and wait for the outcome
     Refresh {
         /// Successor: NAME.toml in the configuration directory
-        name: String,
+        #[arg(required_unless_present = "follow")]
+        name: Option<String>,
         /// Do not wait
-        #[arg(long)]
+        #[arg(long, conflicts_with = "follow")]
         detach: bool,
+        /// Begin nothing: show the refresh that runs, and wait for its outcome
+        #[arg(long, conflicts_with = "name")]
+        follow: bool,
         /// How to print
         #[command(flatten)]
         output: Output,
     },
     /// Show generation, modes, owners, counters and the last refresh
     Status(Output),
-    /// Stop a running refresh; the incumbent and its guests go on
-    Abort(Output),
+    /// Stop a running refresh, or give back what one left behind; the incumbent and its guests go on
+    Abort {
+        /// Stop a successor of which nothing is known any more, and lose the guests that may run there
+        #[arg(long)]
+        force: bool,
+        /// How to print
+        #[command(flatten)]
+        output: Output,
+    },
     /// Try again what a refresh is stuck on
     Retry(Output),
     /// Show L0's trace records

@@ -8,6 +8,7 @@ use partitioner::{CpuNumber, CpuRequest, Gsi, MemRange, MemoryRequest, PciAddres
 use serde::{Deserialize, Deserializer};
 
 use crate::error::Refusal;
+use crate::journal::ConfigText;
 
 /// A successor's configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -187,11 +188,11 @@ impl Default for Timeouts {
 }
 
 impl Config {
-    /// Reads `NAME.toml` in `dir`.
+    /// Reads `NAME.toml` in `dir`; returns its text, too.
     ///
     /// # Errors
     /// [`Refusal::BadName`], [`Refusal::NoConfig`] or [`Refusal::BadConfig`].
-    pub fn read(dir: &Path, name: &str) -> Result<Self, Refusal> {
+    pub fn read(dir: &Path, name: &str) -> Result<(Self, ConfigText), Refusal> {
         let legal = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
         if name.is_empty() || name.len() > 63 || name.starts_with('.') || !name.chars().all(legal) {
             return Err(Refusal::BadName(name.to_owned()));
@@ -202,10 +203,15 @@ impl Config {
             error,
             known: known(dir),
         })?;
-        Self::parse(&path, &text)
+        let config = Self::parse(&path, &text)?;
+        Ok((config, ConfigText { path, text }))
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, Refusal> {
+    /// From the text of the file at `path`.
+    ///
+    /// # Errors
+    /// [`Refusal::BadConfig`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, Refusal> {
         let bad = |offset: usize, problem: String| Refusal::BadConfig {
             path: path.to_owned(),
             line: text.get(..offset).unwrap_or(text).matches('\n').count() + 1,

@@ -215,6 +215,16 @@ pub enum Refusal {
     /// One at a time.
     #[error("a refresh to `{0}` is running: wait for it (`locum status`), or stop it with `locum abort`")]
     Running(String),
+    /// What an earlier refresh left behind.
+    #[error(
+        "the machine is split already: L0 has another host, or a partition for one, and no refresh runs; `locum abort` gives everything back to this host"
+    )]
+    Split,
+    /// Nothing to follow.
+    #[error(
+        "no refresh is running: there is nothing to follow; see `locum status`, or begin one with `locum refresh NAME`"
+    )]
+    NothingToFollow,
     /// Nothing to abort.
     #[error("no refresh is running: there is nothing to abort; see `locum status`")]
     NothingToAbort,

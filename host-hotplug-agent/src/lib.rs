@@ -43,6 +43,7 @@
 //! | [`guest`] | QEMU |
 //! | [`clock`], [`tsc`] | time that both hosts share |
 //! | [`deadline`] | how long to wait |
+//! | [`journal`] | what of a refresh outlives the daemon |
 //! | [`refresh`] | the refresh carried out, from either side |
 //! | [`daemon`] | requests, one at a time |
 //! | [`systemd`] | what systemd is told |
@@ -63,6 +64,7 @@ mod doctor;
 pub mod error;
 pub mod guest;
 mod inventory;
+mod journal;
 mod l0;
 mod load;
 pub mod machine;

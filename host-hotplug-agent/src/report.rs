@@ -69,6 +69,9 @@ pub struct Report {
     pub phases: Vec<Phase>,
     /// Guests, in order of handover.
     pub guests: Vec<GuestReport>,
+    /// Actions that came next when a daemon that had been started anew took the refresh up.
+    #[serde(default)]
+    pub taken_up: Vec<String>,
     /// What did not come back, in words.
     pub losses: Vec<String>,
     /// Bytes of memory that belong to nobody now.

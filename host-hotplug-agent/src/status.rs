@@ -163,6 +163,9 @@ impl std::fmt::Display for Report {
                 guest.moved
             )?;
         }
+        for action in &self.taken_up {
+            write!(f, "\n  taken up by a daemon that was started anew, at: {action}")?;
+        }
         for loss in &self.losses {
             write!(f, "\n  lost: {loss}")?;
         }

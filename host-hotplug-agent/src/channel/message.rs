@@ -22,7 +22,7 @@ use super::port::{Port, PortError};
 use super::versions::{FIRST, Versions};
 use crate::clock::Clock;
 use crate::deadline::Deadline;
-use crate::guest::Spec;
+use crate::guest::{Place, Spec};
 use crate::report::Report;
 
 const MAGIC: [u8; 4] = *b"LCMM";
@@ -46,6 +46,12 @@ pub enum Message {
         /// What it speaks.
         #[serde(default)]
         versions: Versions,
+        /// Guests that have a QEMU there. An older agent does not tell.
+        #[serde(default)]
+        guests: Option<Vec<There>>,
+        /// Whether the incumbent has put it in charge.
+        #[serde(default)]
+        entrusted: bool,
     },
     /// Incumbent: welcome; this is the time, and these guests are to come. Their QEMUs are started at once.
     Welcome {
@@ -124,6 +130,15 @@ pub enum Message {
         /// Why not.
         reason: String,
     },
+}
+
+/// A guest's QEMU in the other host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct There {
+    /// The guest.
+    pub name: String,
+    /// What it does there.
+    pub place: Place,
 }
 
 fn first() -> u16 {
@@ -308,6 +323,11 @@ mod tests {
             kernel: "6.12.2".to_owned(),
             cpus: 2,
             versions: Versions::OURS,
+            guests: Some(vec![There {
+                name: "one".to_owned(),
+                place: Place::Waiting,
+            }]),
+            entrusted: false,
         }
     }
 
@@ -498,6 +518,8 @@ mod tests {
             kernel,
             cpus,
             versions: successor.ours,
+            guests: None,
+            entrusted: false,
         };
         successor.send(&hello, &within(180)).unwrap();
         incumbent.receive(&within(180)).unwrap();

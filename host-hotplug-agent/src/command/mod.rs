@@ -34,10 +34,16 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Enter => nested::enter(&sys)?,
         Command::Leave => nested::leave(&sys)?,
         Command::Plan { name, output } => refresh::plan(&sys, cli, name, *output)?,
-        Command::Refresh { name, detach, output } => {
-            return refresh::refresh(cli, name, *detach, *output);
+        Command::Refresh {
+            name,
+            detach,
+            follow: _,
+            output,
+        } => {
+            return refresh::refresh(cli, name.as_deref(), *detach, *output);
         }
-        Command::Abort(output) => refresh::ask(cli, &Question::Abort, *output)?,
+        Command::Abort { force: false, output } => refresh::ask(cli, &Question::Abort, *output)?,
+        Command::Abort { force: true, output } => refresh::ask(cli, &Question::AbortByForce, *output)?,
         Command::Retry(output) => refresh::ask(cli, &Question::Retry, *output)?,
         Command::Aml { skip } => aml::main(&sys, skip),
         Command::Daemon => daemon::run(sys, &cli.config_dir, &cli.socket)?,

@@ -8,6 +8,8 @@ use anyhow::Result;
 use super::{print_json, print_line};
 use crate::cli::{Cli, Output};
 use crate::daemon::ipc::{self, Question};
+use crate::deadline::Deadline;
+use crate::error::Refusal;
 use crate::guest::pool::Pool;
 use crate::guest::qemu::Qemu;
 use crate::machine::{Access, Device, Host, Machine};
@@ -15,6 +17,11 @@ use crate::refresh::Prepared;
 use crate::refresh::prepare::PlanView;
 use crate::status::DaemonStatus;
 use crate::sysroot::SysRoot;
+
+/// How often a refresh that runs is looked at.
+const LOOK: Duration = Duration::from_millis(300);
+/// For a daemon that died to be there again.
+const RESTART: Duration = Duration::from_secs(30);
 
 pub fn plan(sys: &SysRoot, cli: &Cli, name: &str, output: Output) -> Result<()> {
     let host = Host::new(sys.clone(), Device::open(sys, Access::Control)?)?;
@@ -29,8 +36,14 @@ pub fn plan(sys: &SysRoot, cli: &Cli, name: &str, output: Output) -> Result<()> 
     }
 }
 
-pub fn refresh(cli: &Cli, name: &str, detach: bool, output: Output) -> Result<ExitCode> {
-    let mut status = ipc::ask(&cli.socket, &Question::Refresh(name.to_owned()))?;
+/// Begins a refresh and follows it; without a name, follows the one that runs. It is the daemon's: it goes on when this
+/// program ends.
+pub fn refresh(cli: &Cli, name: Option<&str>, detach: bool, output: Output) -> Result<ExitCode> {
+    let question = name.map_or(Question::Status, |name| Question::Refresh(name.to_owned()));
+    let mut status = ipc::ask(&cli.socket, &question)?;
+    if name.is_none() && status.running.is_none() {
+        return Err(Refusal::NothingToFollow.into());
+    }
     if detach {
         show(&status, output)?;
         return Ok(ExitCode::SUCCESS);
@@ -42,8 +55,8 @@ pub fn refresh(cli: &Cli, name: &str, detach: bool, output: Output) -> Result<Ex
             print_line(&line)?;
             shown = line;
         }
-        std::thread::sleep(Duration::from_millis(300));
-        status = ipc::ask(&cli.socket, &Question::Status)?;
+        std::thread::sleep(LOOK);
+        status = again(cli)?;
     }
     show(&status, output)?;
     let ended_well = status.report.is_some_and(|report| report.outcome != "aborted");
@@ -52,6 +65,18 @@ pub fn refresh(cli: &Cli, name: &str, detach: bool, output: Output) -> Result<Ex
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// The status, of a daemon that may just be started anew.
+fn again(cli: &Cli) -> Result<DaemonStatus> {
+    let until = Deadline::after(RESTART);
+    loop {
+        match ipc::ask(&cli.socket, &Question::Status) {
+            Err(error) if !until.passed() => tracing::debug!("{error:#}"),
+            outcome => return outcome,
+        }
+        std::thread::sleep(LOOK);
+    }
 }
 
 pub fn ask(cli: &Cli, question: &Question, output: Output) -> Result<()> {

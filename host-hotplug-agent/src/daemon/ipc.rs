@@ -22,8 +22,10 @@ pub enum Question {
     Status,
     /// Start a refresh to that successor.
     Refresh(String),
-    /// Stop the refresh that runs.
+    /// Stop the refresh that runs, or give back what one left behind.
     Abort,
+    /// The same; a successor of which nothing is known is stopped whatever runs there.
+    AbortByForce,
     /// Try again what it is stuck on.
     Retry,
 }

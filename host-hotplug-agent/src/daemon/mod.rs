@@ -1,4 +1,5 @@
-//! `locum daemon`: hears requests, works on one at a time; in a successor it first serves the incumbent.
+//! `locum daemon`: hears requests, works on one at a time; in a successor it first serves the incumbent. Whatever a daemon
+//! before it left undone it takes up first.
 
 pub mod ipc;
 mod keep;
@@ -18,6 +19,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::guest::pool::Pool;
 use crate::guest::qemu::Qemu;
+use crate::journal::Journal;
 use crate::machine::{Access, Device, Host, Machine};
 use crate::refresh::{Agent, Shared};
 use crate::sysroot::SysRoot;
@@ -40,16 +42,15 @@ pub fn run(sys: SysRoot, config_dir: &Path, socket: &Path) -> Result<()> {
     let pool = Pool::of(&machine.facts().header);
     let agent = Agent {
         machine,
-        hypervisor: Arc::new(Qemu::new(sys, pool)),
+        hypervisor: Arc::new(Qemu::new(sys.clone(), pool)),
         shared: Arc::new(Shared::new(u64::from(own), kept.unreclaimed, kept.report)),
+        journal: Arc::new(Journal::at(&sys)),
     };
     let worker = Arc::new(Worker::new(agent.clone(), config_dir.to_owned()));
     let listener = listen(socket)?;
     agent.publish();
     systemd::ready();
-    if own != status.generation {
-        worker.succeed(u64::from(own));
-    }
+    worker.take_up()?;
     let watchdog = systemd::watchdog();
     // Nothing here may take long: whatever does has a thread of its own.
     loop {

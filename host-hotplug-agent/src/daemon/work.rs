@@ -9,10 +9,12 @@ use partitioner::{Event, Role, State};
 use super::ipc::Question;
 use super::keep::{self, Kept};
 use crate::error::Refusal;
+use crate::journal::{Brief, Entry};
 use crate::machine::TextKind;
+use crate::refresh::give_back::{Lacks, give_back};
 use crate::refresh::incumbent::Incumbent;
 use crate::refresh::successor::Successor;
-use crate::refresh::{Agent, Prepared, drive};
+use crate::refresh::{Agent, Prepared, drive, take_up};
 use crate::report::Report;
 use crate::status::DaemonStatus;
 use crate::tsc;
@@ -37,7 +39,8 @@ impl Worker {
         match question {
             Question::Status => {}
             Question::Refresh(name) => self.begin(name)?,
-            Question::Abort => self.abort()?,
+            Question::Abort => self.abort(false)?,
+            Question::AbortByForce => self.abort(true)?,
             Question::Retry => {
                 self.agent.shared.lock().retry = true;
                 self.agent.shared.notify();
@@ -55,6 +58,9 @@ impl Worker {
             let mut inner = self.agent.shared.lock();
             if let Some(running) = &inner.running {
                 return Err(Refusal::Running(running.clone()).into());
+            }
+            if self.agent.has_other() {
+                return Err(Refusal::Split.into());
             }
             inner.running = Some(name.to_owned());
             inner.refused = None;
@@ -129,11 +135,94 @@ impl Worker {
         });
     }
 
-    /// Asks the running refresh to go back.
-    fn abort(&self) -> Result<()> {
+    /// Goes on with what an earlier daemon of this host wrote down, in a thread of its own. What cannot be used is kept aside,
+    /// and told.
+    ///
+    /// # Errors
+    /// If L0 does not answer.
+    pub fn take_up(self: &Arc<Self>) -> Result<()> {
+        let agent = &self.agent;
+        let own = agent.generation()?;
+        let reigns = own == u64::from(agent.machine.status()?.generation);
+        match agent.journal.read(&agent.boot_id(), own) {
+            Ok(Some(entry)) => self.go_on(entry, reigns),
+            Ok(None) if reigns => self.tell_split("the machine is split, and no journal tells why"),
+            Ok(None) => self.succeed(own),
+            Err(bad) => {
+                let path = agent.journal.path().display().to_string();
+                let kept = match agent.journal.set_aside() {
+                    Ok(aside) => format!("it is kept as {}", aside.display()),
+                    Err(error) => format!("it stays there ({error})"),
+                };
+                let problem = format!("the journal {path} cannot be used: {bad}; {kept}");
+                tracing::warn!("{problem}");
+                if reigns {
+                    self.tell_split(&problem);
+                } else {
+                    self.succeed(own);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn go_on(self: &Arc<Self>, entry: Entry, reigns: bool) {
+        let next = entry.refresh.next_action().map(ToString::to_string);
+        let role = entry.refresh.role();
+        let under_way = entry.refresh.state() != State::Idle;
+        {
+            let mut inner = self.agent.shared.lock();
+            inner.refresh = entry.refresh;
+            inner.report = entry.report.or(inner.report.take());
+            inner.brief = entry.brief;
+            inner.abort = entry.abort;
+            inner.running = under_way.then_some(entry.name);
+            if let (Some(report), true) = (&mut inner.report, under_way) {
+                report.taken_up.push(next.clone().unwrap_or_else(|| "stuck".to_owned()));
+            }
+        }
+        if under_way {
+            tracing::info!(
+                "a refresh is taken up at: {}",
+                next.as_deref().unwrap_or("where it is stuck")
+            );
+            self.agent.machine.busy(true);
+        }
+        if role == Role::Successor || !reigns {
+            let own = self.agent.generation().unwrap_or_default();
+            return self.succeed(own);
+        }
+        if !under_way {
+            return self.conclude(None);
+        }
+        let worker = self.clone();
+        std::thread::spawn(move || match Incumbent::resume(worker.agent.clone()) {
+            Ok(mut incumbent) => match take_up::reconcile(&worker.agent, &mut incumbent) {
+                Ok(()) => worker.refresh(incumbent),
+                Err(error) => worker.conclude(Some(format!("{error:#}"))),
+            },
+            Err(error) => worker.conclude(Some(format!("{error:#}"))),
+        });
+    }
+
+    /// Says what an operator should know, if L0 and Linux show that a refresh was under way.
+    fn tell_split(&self, problem: &str) {
+        let text = match Lacks::of(&self.agent) {
+            Ok(lacks) if lacks.nothing() => return,
+            Ok(lacks) => format!("{problem}: {lacks}; `locum abort` gives everything back to this host"),
+            Err(error) => format!("{problem}: {error:#}"),
+        };
+        tracing::warn!("{text}");
+        self.agent.machine.publish(TextKind::LastError, &text);
+        self.agent.shared.lock().refused = Some(text);
+    }
+
+    /// Asks the running refresh to go back; without one, gives back what L0 and Linux say that this host lacks.
+    fn abort(&self, force: bool) -> Result<()> {
         let mut inner = self.agent.shared.lock();
         let Some(name) = inner.running.clone() else {
-            return Err(Refusal::NothingToAbort.into());
+            drop(inner);
+            return self.give_back(force);
         };
         if inner.refresh.role() == Role::Successor || inner.refresh.state() >= State::Retired {
             return Err(Refusal::TooLate(name).into());
@@ -142,6 +231,35 @@ impl Worker {
         drop(inner);
         self.agent.shared.notify();
         Ok(())
+    }
+
+    fn give_back(&self, force: bool) -> Result<()> {
+        let agent = &self.agent;
+        let reigns = agent.generation()? == u64::from(agent.machine.status()?.generation);
+        if !reigns || Lacks::of(agent)?.nothing() {
+            return Err(Refusal::NothingToAbort.into());
+        }
+        {
+            let mut inner = agent.shared.lock();
+            if let Some(running) = &inner.running {
+                return Err(Refusal::Running(running.clone()).into());
+            }
+            inner.running = Some("the way back without a journal".to_owned());
+        }
+        agent.machine.busy(true);
+        let outcome = give_back(agent, force);
+        agent.machine.busy(false);
+        {
+            let mut inner = agent.shared.lock();
+            inner.running = None;
+            inner.refused = match &outcome {
+                Ok(lost) if lost.is_empty() => None,
+                Ok(lost) => Some(format!("not all was given back: {}", lost.join("; "))),
+                Err(error) => Some(format!("{error:#}")),
+            };
+        }
+        agent.publish();
+        outcome.map(drop)
     }
 
     /// Writes down how it ended.
@@ -174,6 +292,10 @@ impl Worker {
         if let Err(error) = keep::save(self.agent.machine.sys(), &kept) {
             tracing::warn!("{error:#}");
         }
+        // Only now: until then, another daemon would conclude it.
+        if let Err(error) = self.agent.journal.remove() {
+            tracing::warn!("removing {}: {error}", self.agent.journal.path().display());
+        }
         self.agent.publish();
         self.agent.machine.busy(false);
         // Last: whoever sees that nothing runs sees all of how it ended, and what begins next is not called idle by
@@ -181,5 +303,6 @@ impl Worker {
         let mut inner = self.agent.shared.lock();
         inner.running = None;
         inner.abort = None;
+        inner.brief = Brief::default();
     }
 }

@@ -73,6 +73,18 @@ pub struct Received {
     pub resumed: u64,
 }
 
+/// What a QEMU does with its guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// It waits for the guest's state.
+    Waiting,
+    /// The guest runs in it.
+    Running,
+    /// The guest is stopped: its state may have gone elsewhere.
+    Stopped,
+}
+
 /// A QEMU, either with a running guest or waiting for one.
 pub trait Vm: Send {
     /// Stops the guest and sends its state. On success the guest is stopped, and nothing but [`Vm::resume`] or
@@ -93,6 +105,12 @@ pub trait Vm: Send {
     /// # Errors
     /// If QEMU refuses.
     fn resume(&mut self) -> Result<()>;
+
+    /// What it does with its guest.
+    ///
+    /// # Errors
+    /// If QEMU does not say.
+    fn place(&mut self) -> Result<Place>;
 
     /// Ends the QEMU, by force if need be; done when its process is gone.
     ///
@@ -115,6 +133,12 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// If its QEMU does not answer.
     fn attach(&self, spec: &Spec) -> Result<Box<dyn Vm>>;
+
+    /// Takes hold of whatever QEMU of the guest there is on this host; `None` if nobody listens at its socket.
+    ///
+    /// # Errors
+    /// If somebody does, and does not answer.
+    fn find(&self, spec: &Spec) -> Result<Option<Box<dyn Vm>>>;
 
     /// Starts a QEMU that waits for the guest's state.
     ///

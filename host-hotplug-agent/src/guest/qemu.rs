@@ -17,7 +17,7 @@ use super::bound::Bound;
 use super::pool::Pool;
 use super::process::Process;
 use super::qmp::Qmp;
-use super::{Hypervisor, Ram, Received, Sent, Spec, Vm, argv};
+use super::{Hypervisor, Place, Ram, Received, Sent, Spec, Vm, argv};
 use crate::channel::port::PortError;
 use crate::channel::{Port, stream};
 use crate::config;
@@ -117,6 +117,16 @@ impl Hypervisor for Qemu {
         let qmp = Qmp::connect(&spec.qmp, &Deadline::after(ANSWER)).context("its QEMU does not answer")?;
         let pid = peer(&qmp)?;
         Ok(Box::new(QemuVm { qmp, pid, child: None }))
+    }
+
+    fn find(&self, spec: &Spec) -> Result<Option<Box<dyn Vm>>> {
+        match UnixStream::connect(&spec.qmp) {
+            Ok(_) => self.attach(spec).map(Some),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                Ok(None)
+            }
+            Err(error) => Err(error).with_context(|| format!("connecting to {}", spec.qmp.display())),
+        }
     }
 
     fn prepare(&self, spec: &Spec, until: &Deadline<'_>) -> Result<Box<dyn Vm>> {
@@ -458,18 +468,10 @@ impl Vm for QemuVm {
 
     fn resume(&mut self) -> Result<()> {
         let until = Deadline::after(ANSWER);
-        let status = |qmp: &mut Qmp| -> Result<String> {
-            let status = qmp.execute("query-status", json!({}), &until)?;
-            Ok(status
-                .get("status")
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned())
-        };
         // Harmless if no migration is under way.
         let _ = self.qmp.execute("migrate_cancel", json!({}), &until);
         loop {
-            match status(&mut self.qmp)?.as_str() {
+            match run_state(&mut self.qmp, &until)?.as_str() {
                 "running" => return Ok(()),
                 // Between stop and the end of a migration, or of its cancellation.
                 "finish-migrate" | "save-vm" => std::thread::sleep(Duration::from_millis(10)),
@@ -483,6 +485,14 @@ impl Vm for QemuVm {
                 bail!("QEMU does not resume the guest");
             }
         }
+    }
+
+    fn place(&mut self) -> Result<Place> {
+        Ok(match run_state(&mut self.qmp, &Deadline::after(ANSWER))?.as_str() {
+            "running" => Place::Running,
+            "inmigrate" => Place::Waiting,
+            _ => Place::Stopped,
+        })
     }
 
     fn quit(&mut self) -> Result<()> {
@@ -501,6 +511,13 @@ impl Vm for QemuVm {
             self.pid.as_raw_nonzero()
         )
     }
+}
+
+/// QEMU's `RunState`.
+fn run_state(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<String> {
+    let status = qmp.execute("query-status", json!({}), until)?;
+    let state = status.get("status").and_then(Value::as_str);
+    Ok(state.context("QEMU does not tell its state")?.to_owned())
 }
 
 /// Capabilities and limits of a migration, the same on both sides.

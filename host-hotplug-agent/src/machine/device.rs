@@ -94,6 +94,25 @@ impl Device {
         judged(&switch, outcome).context("looking at the CPUs' control registers")
     }
 
+    /// Clears the byte at `at`. Whether the module takes it: it does in memory that it took off Linux, and that the other
+    /// host has not got.
+    ///
+    /// # Errors
+    /// If it fails otherwise than by a refusal of that memory.
+    pub fn takes_byte(&self, at: u64) -> Result<bool> {
+        match self.file.write_at(&[0], at) {
+            Ok(_) => Ok(true),
+            Err(error)
+                if [Errno::FAULT, Errno::BUSY]
+                    .map(|errno| Some(errno.raw_os_error()))
+                    .contains(&error.raw_os_error()) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error).with_context(|| format!("asking the module for the memory at {at:#x}")),
+        }
+    }
+
     /// One CPU, by Linux's number, or all online ones ([`ALL_CPUS`]) become nested.
     ///
     /// # Errors

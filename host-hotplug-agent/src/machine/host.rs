@@ -117,16 +117,28 @@ impl Machine for Host {
         Ok(())
     }
 
+    fn rescan_pci(&self) -> Result<()> {
+        Ok(self.sys.write("sys/bus/pci/rescan", "1")?)
+    }
+
+    fn is_removed(&self, block: MemRange) -> Result<bool> {
+        self.device.takes_byte(block.start())
+    }
+
     fn remove_memory(&self, block: MemRange) -> Result<()> {
         self.device.mem_remove(block).map_err(|error| stays(&self.sys, error))
     }
 
     fn add_memory(&self, block: MemRange, node: u32, online: bool) -> Result<()> {
-        self.device.mem_add(block, node)?;
+        let dir = blocks::block_dir(block.start(), block.len());
+        // It may have been added, and not yet brought online, by a daemon that is gone.
+        if !self.sys.exists(&dir) {
+            self.device.mem_add(block, node)?;
+        }
         if !online {
             return Ok(());
         }
-        let state = format!("{}/state", blocks::block_dir(block.start(), block.len()));
+        let state = format!("{dir}/state");
         if self.sys.read(&state)? != "online" {
             self.sys
                 .write(&state, "online_movable")

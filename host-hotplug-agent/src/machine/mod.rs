@@ -8,6 +8,7 @@ use anyhow::Result;
 use firmware_shim::PhysMem;
 use locum_abi::{Grant, Header, HostStatus, Slot, Status};
 use partitioner::{ApicId, MemRange, PciAddress};
+use serde::{Deserialize, Serialize};
 
 pub use device::{Access, Device};
 pub use host::Host;
@@ -30,7 +31,7 @@ pub struct Facts {
 }
 
 /// Where a host begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
     /// Physical address of its 64-bit entry point.
     pub entry: u64,
@@ -98,6 +99,17 @@ pub trait Machine: Send + Sync {
     /// # Errors
     /// If it does not appear.
     fn find_pci(&self, address: PciAddress) -> Result<()>;
+    /// Lets Linux find whatever PCI functions there are.
+    ///
+    /// # Errors
+    /// Linux's refusal.
+    fn rescan_pci(&self) -> Result<()>;
+    /// Whether the module has taken that memory block off Linux, and the other host has not got it. Its first byte is
+    /// cleared then.
+    ///
+    /// # Errors
+    /// If the module does not say.
+    fn is_removed(&self, block: MemRange) -> Result<bool>;
     /// Takes a memory block off Linux, online or not.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use partitioner::ApicId;
 use super::Shared;
 use crate::acpi::Interrupts;
 use crate::guest::Hypervisor;
+use crate::journal::{Entry, Journal};
 use crate::l0::{names, view};
 use crate::machine::{Machine, TextKind};
 use crate::systemd;
@@ -22,6 +23,8 @@ pub struct Agent {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// The refresh.
     pub shared: Arc<Shared>,
+    /// What of it outlives this daemon.
+    pub journal: Arc<Journal>,
 }
 
 impl Agent {
@@ -52,6 +55,49 @@ impl Agent {
     /// VM exits that L0 took since boot, on all CPUs; 0 if L0 does not say.
     pub fn exits(&self) -> u64 {
         self.machine.status().map_or(0, |status| view::total_exits(&status))
+    }
+
+    /// Boot of this host, as Linux names it.
+    pub fn boot_id(&self) -> String {
+        self.machine
+            .sys()
+            .read_optional("proc/sys/kernel/random/boot_id")
+            .unwrap_or_default()
+    }
+
+    /// This host's own generation.
+    ///
+    /// # Errors
+    /// If L0 does not say.
+    pub fn generation(&self) -> Result<u64> {
+        let host = self.machine.host(self.machine.facts().slot)?;
+        Ok(u64::from(host.generation))
+    }
+
+    /// Writes down where the refresh stands. Once this has returned, another daemon can go on from here.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_down(&self) -> Result<()> {
+        let (boot_id, generation) = (self.boot_id(), self.generation()?);
+        let entry = {
+            let inner = self.shared.lock();
+            Entry {
+                boot_id,
+                generation,
+                name: inner.running.clone().unwrap_or_default(),
+                refresh: inner.refresh.clone(),
+                brief: inner.brief.clone(),
+                report: inner.report.clone(),
+                abort: inner.abort.clone(),
+            }
+        };
+        let path = self.journal.path().display();
+        self.journal.write(&entry).with_context(|| {
+            format!(
+                "where the refresh stands cannot be written to {path}, and no action may begin without: make room there"
+            )
+        })
     }
 
     /// Shows where the refresh stands in `/sys/kernel/locum` and in `systemctl status`.

@@ -1,7 +1,7 @@
 //! The loop: next action, perform it, report the result.
 
 use anyhow::Result;
-use partitioner::{Action, Course, Event, Refused, Role};
+use partitioner::{Action, Course, Event, Refresh, Refused, Role};
 
 use super::{Agent, Shared, phase};
 use crate::report::Phase;
@@ -47,6 +47,13 @@ pub fn drive(agent: &Agent, mut perform: impl FnMut(&Action) -> Result<()>) -> R
             }
             return Ok(());
         };
+        if let Err(error) = agent.write_down() {
+            tracing::warn!("{error:#}");
+            if may_turn_back(&shared.lock().refresh) {
+                shared.lock().refresh.apply(Event::Failed(format!("{error:#}")))?;
+                continue;
+            }
+        }
         let name = phase::name(&shared.lock().refresh, &action);
         let (start, exits) = (tsc::now(), agent.exits());
         tracing::info!("{action}");
@@ -72,6 +79,17 @@ pub fn drive(agent: &Agent, mut perform: impl FnMut(&Action) -> Result<()>) -> R
             other => drop(other?),
         }
     }
+}
+
+/// Whether what cannot be written down need not be done, either: no guest has gone over, so the way back loses nothing. On
+/// that way, and beyond it, the actions matter more than the journal.
+fn may_turn_back(refresh: &Refresh) -> bool {
+    *refresh.course() == Course::Running
+        && refresh.role() == Role::Incumbent
+        && !refresh
+            .done()
+            .iter()
+            .any(|action| matches!(action, Action::MoveGuest(_)))
 }
 
 /// Why there is no successor any more, if there was one.

@@ -14,11 +14,16 @@
 
 mod agent;
 pub mod drive;
+mod found;
+pub mod give_back;
 pub mod incumbent;
+#[cfg(test)]
+mod kills;
 pub mod phase;
 pub mod prepare;
 pub mod shared;
 pub mod successor;
+pub mod take_up;
 #[cfg(test)]
 mod tests;
 

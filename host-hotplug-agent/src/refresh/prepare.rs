@@ -7,10 +7,11 @@ use locum_abi::CHANNEL_COUNT;
 use partitioner::{Inventory, MemRange, PciAddress, Plan, PortRange, Request, Unreclaimed, plan};
 
 use super::incumbent::image;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::error::Refusal;
 use crate::guest::{Hypervisor, Spec, there};
 use crate::inventory;
+use crate::journal::ConfigText;
 use crate::load::{Files, threads};
 use crate::machine::Machine;
 use crate::preflight;
@@ -25,6 +26,8 @@ pub struct Prepared {
     pub name: String,
     /// The configuration.
     pub config: Config,
+    /// The file that it is from.
+    pub text: ConfigText,
     /// Kernel and initramfs.
     pub files: Files,
     /// Guests to hand over.
@@ -49,11 +52,10 @@ impl Prepared {
         name: &str,
         unreclaimed: Vec<Unreclaimed>,
     ) -> Result<Self> {
-        let config = Config::read(config_dir, name)?;
-        let path = config::path(config_dir, name);
+        let (config, text) = Config::read(config_dir, name)?;
         preflight::check(machine.sys())?;
         let unseen = preflight::check_carried_over(&machine.carried_over())?;
-        let files = Files::read(&config, &path)?;
+        let files = Files::read(&config, &text.path)?;
         let facts = machine.facts();
         let mut inventory = inventory::take(
             machine.sys(),
@@ -73,6 +75,7 @@ impl Prepared {
         Ok(Self {
             name: name.to_owned(),
             config,
+            text,
             files,
             guests,
             inventory,

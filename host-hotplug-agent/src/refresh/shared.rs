@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use partitioner::{Course, Generation, Refresh, Role, State, Unreclaimed};
 
+use crate::journal::Brief;
 use crate::report::Report;
 use crate::status::DaemonStatus;
 
@@ -32,6 +33,10 @@ pub struct Inner {
     pub lost: Option<String>,
     /// Why the last request failed before there was a refresh.
     pub refused: Option<String>,
+    /// What performing actions needs beside the state of the refresh.
+    pub brief: Brief,
+    /// What the action under way waits for, where that may take for ever.
+    pub awaits: Option<String>,
 }
 
 impl Shared {
@@ -46,6 +51,8 @@ impl Shared {
                 retry: false,
                 lost: None,
                 refused: None,
+                brief: Brief::default(),
+                awaits: None,
             }),
             changed: Condvar::new(),
         }
@@ -92,7 +99,10 @@ impl Shared {
             running: inner.running.clone(),
             done: refresh.progress().done,
             total: refresh.progress().total,
-            summary: refresh.summary(),
+            summary: match &inner.awaits {
+                Some(what) => format!("{}, waiting: {what}", refresh.summary()),
+                None => refresh.summary(),
+            },
             last_error: inner
                 .refused
                 .clone()

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use locum_abi::HostState;
-use partitioner::{Action, MemRange, Refresh, Role};
+use partitioner::{Action, MemRange, Refresh, Role, State};
 
 use super::{Agent, Ports, drive};
-use crate::channel::message::MessageError;
+use crate::channel::message::{MessageError, There};
 use crate::channel::port::PortError;
 use crate::channel::{Link, Message, Versions};
 use crate::deadline::Deadline;
@@ -18,6 +18,10 @@ use crate::tsc;
 
 /// For a message to get through.
 const MESSAGE: Duration = Duration::from_secs(60);
+/// Between two attempts to begin a conversation anew.
+const AGAIN: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 200 });
+/// Between two attempts to take an incumbent that hangs.
+const TAKE: Duration = Duration::from_millis(500);
 
 /// Asked whether the incumbent is gone.
 type Gone<'a> = &'a (dyn Fn() -> bool + Sync);
@@ -28,40 +32,56 @@ pub struct Successor {
     generation: u64,
     guests: BTreeMap<String, (Spec, Box<dyn Vm>)>,
     ports: Ports,
+    /// None: the incumbent's agent has gone, and maybe come again.
+    link: Option<Link>,
 }
 
 impl Successor {
-    /// Of that generation.
+    /// Of that generation. Guests whose QEMUs another daemon of this host has started are found again.
     pub fn new(agent: Agent, generation: u64) -> Self {
+        let mut guests = BTreeMap::new();
+        let known = agent.shared.lock().brief.guests.clone();
+        for spec in known {
+            match agent.hypervisor.find(&spec) {
+                Ok(Some(vm)) => drop(guests.insert(spec.name.clone(), (spec, vm))),
+                Ok(None) => tracing::info!("guest {}: it has no QEMU here", spec.name),
+                Err(error) => tracing::warn!("guest {}: {error:#}", spec.name),
+            }
+        }
         Self {
             agent,
             generation,
-            guests: BTreeMap::new(),
+            guests,
             ports: Ports::default(),
+            link: None,
         }
     }
 
     /// Serves the incumbent, then takes over.
     ///
     /// # Errors
-    /// If the channel fails before this host is in charge.
+    /// If the incumbent is gone before this host is in charge.
     pub fn serve(mut self) -> Result<()> {
-        let mut link = Link::new(self.agent.machine.channel(0)?);
         let agent = self.agent.clone();
         let gone = || incumbent_state(&agent) != Some(HostState::Running);
-        let message = self.hello()?;
-        say(&mut link, &message, &gone).context("saying hello to the incumbent")?;
-        let mut returned = None;
+        // Another daemon of this host may have been put in charge.
+        let mut returned = self.take_over()?;
         loop {
-            let message = match returned.take().map_or_else(|| link.receive(&Deadline::when(&gone)), Ok) {
-                Ok(message) => message,
-                Err(MessageError::Port(PortError::GivenUp | PortError::Closed)) if gone() => {
-                    bail!(
-                        "the incumbent is gone before it put this host in charge: its guests and its part of the \
-                         machine are lost until a reboot"
-                    )
-                }
-                Err(error) => return Err(error).context("listening to the incumbent"),
+            if self.agent.shared.lock().refresh.role() == Role::Incumbent && returned.is_none() && self.reigns() {
+                return Ok(());
+            }
+            let message = match returned.take() {
+                Some(message) => message,
+                None => match self.next(&Deadline::when(&gone)) {
+                    Ok(message) => message,
+                    Err(MessageError::Port(PortError::GivenUp | PortError::Closed)) if gone() => {
+                        bail!(
+                            "the incumbent is gone before it put this host in charge: its guests and its part of the \
+                             machine are lost until a reboot"
+                        )
+                    }
+                    Err(error) => return Err(error).context("listening to the incumbent"),
+                },
             };
             if let Message::Entrust {
                 refresh,
@@ -69,30 +89,117 @@ impl Successor {
                 seconds,
             } = message
             {
-                self.accept(*refresh, *report)?;
-                say(&mut link, &Message::Entrusted, &gone)?;
-                returned = self.take_over(&mut link, Duration::from_secs(seconds))?;
-                if self.agent.shared.lock().refresh.role() == Role::Incumbent {
-                    return Ok(());
-                }
-            } else {
-                self.answer(&mut link, message, &gone)?;
+                self.accept(*refresh, *report, seconds)?;
+                // Not heard of: its agent asks again.
+                self.try_say(&Message::Entrusted, &gone);
+                returned = self.take_over()?;
+            } else if let Err(error) = self.answer(message, &gone) {
+                self.hang_up(error)?;
             }
         }
     }
 
-    fn hello(&self) -> Result<Message> {
+    /// Whether L0 says that this is the reigning host.
+    fn reigns(&self) -> bool {
+        let status = self.agent.machine.status();
+        status.is_ok_and(|status| u64::from(status.generation) == self.generation)
+    }
+
+    /// The next message, in a new conversation if the last one broke off.
+    fn next(&mut self, until: &Deadline<'_>) -> Result<Message, MessageError> {
+        loop {
+            if self.link.is_none()
+                && let Err(error) = self.call(until)
+            {
+                tracing::debug!("saying hello to the incumbent: {error:#}");
+                if until.given_up() {
+                    return Err(PortError::GivenUp.into());
+                }
+                if until.passed() {
+                    return Err(PortError::Timeout.into());
+                }
+                std::thread::sleep(AGAIN.min(until.left()));
+                continue;
+            }
+            let Some(link) = &mut self.link else {
+                continue;
+            };
+            match link.receive(until) {
+                Ok(message) => return Ok(message),
+                Err(error @ MessageError::Port(PortError::GivenUp | PortError::Timeout)) => return Err(error),
+                Err(error) if until.given_up() => return Err(error),
+                Err(error) => {
+                    tracing::warn!("the incumbent's agent: {error}");
+                    self.forget();
+                    std::thread::sleep(AGAIN.min(until.left()));
+                }
+            }
+        }
+    }
+
+    /// Begins a conversation.
+    fn call(&mut self, until: &Deadline<'_>) -> Result<()> {
+        let message = self.hello()?;
+        let mut link = Link::new(self.agent.machine.channel(0)?);
+        let limit = Deadline::after(MESSAGE.min(until.left()));
+        let given_up = || until.given_up();
+        link.send(&message, &limit.or_when(&given_up))?;
+        self.link = Some(link);
+        Ok(())
+    }
+
+    /// The conversation has broken off: what is in the guests' channels is of no use any more.
+    fn forget(&mut self) {
+        self.link = None;
+        self.ports = Ports::default();
+    }
+
+    /// After a failure to answer: if only the channel failed, the incumbent's agent may come again.
+    fn hang_up(&mut self, error: anyhow::Error) -> Result<()> {
+        if error.downcast_ref::<MessageError>().is_none() {
+            return Err(error);
+        }
+        tracing::warn!("the incumbent's agent: {error:#}");
+        self.forget();
+        Ok(())
+    }
+
+    fn say(&mut self, message: &Message, gone: Gone<'_>) -> Result<(), MessageError> {
+        match &mut self.link {
+            Some(link) => link.send(message, &Deadline::after(MESSAGE).or_when(gone)),
+            None => Err(PortError::Closed.into()),
+        }
+    }
+
+    fn try_say(&mut self, message: &Message, gone: Gone<'_>) {
+        if let Err(error) = self.say(message, gone) {
+            tracing::warn!("the incumbent's agent: {error}");
+            self.forget();
+        }
+    }
+
+    fn hello(&mut self) -> Result<Message> {
         let sys = self.agent.machine.sys();
         let online = sys.read("sys/devices/system/cpu/online")?;
+        let kernel = sys.read("proc/sys/kernel/osrelease")?;
+        let guests = self.guests.iter_mut().map(|(name, (_, vm))| {
+            anyhow::Ok(There {
+                name: name.clone(),
+                place: vm.place()?,
+            })
+        });
         Ok(Message::Hello {
             generation: self.generation,
-            kernel: sys.read("proc/sys/kernel/osrelease")?,
+            kernel,
             cpus: crate::sysroot::parse_list(&online).map_or(0, |cpus| cpus.len()),
             versions: Versions::OURS,
+            guests: Some(guests.collect::<Result<_>>()?),
+            entrusted: self.agent.shared.lock().refresh.role() == Role::Successor
+                && self.agent.shared.lock().refresh.state() != State::Idle,
         })
     }
 
-    fn answer(&mut self, link: &mut Link, message: Message, gone: Gone<'_>) -> Result<()> {
+    fn answer(&mut self, message: Message, gone: Gone<'_>) -> Result<()> {
         match message {
             Message::Welcome {
                 clock,
@@ -103,10 +210,16 @@ impl Successor {
                 if let Err(error) = clock.set() {
                     tracing::warn!("{error:#}");
                 }
-                self.prepare(link, guests, Duration::from_secs(seconds), gone)
+                self.prepare(guests, Duration::from_secs(seconds), gone)
             }
-            Message::Receive { name, seconds } => self.receive(link, name, Duration::from_secs(seconds), gone),
-            Message::Return { name, seconds } => self.give_back(link, name, Duration::from_secs(seconds), gone),
+            Message::Receive { name, seconds } => self.receive(name, Duration::from_secs(seconds), gone),
+            Message::Return { name, seconds } => self.give_back(name, Duration::from_secs(seconds), gone),
+            // What became of a guest that was on its way back when an agent died.
+            Message::Resumed { name, .. } => self.let_go(name, gone),
+            Message::Failed { name, .. } => match self.guests.get_mut(&name) {
+                Some((_, vm)) => vm.resume(),
+                None => Ok(()),
+            },
             other => {
                 tracing::warn!("unexpected message from the incumbent: {other:?}");
                 Ok(())
@@ -114,8 +227,21 @@ impl Successor {
         }
     }
 
-    /// Starts all QEMUs side by side.
-    fn prepare(&mut self, link: &mut Link, guests: Vec<Spec>, limit: Duration, gone: Gone<'_>) -> Result<()> {
+    /// Starts all QEMUs side by side, but for those that are there.
+    fn prepare(&mut self, guests: Vec<Spec>, limit: Duration, gone: Gone<'_>) -> Result<()> {
+        let (there, guests): (Vec<_>, Vec<_>) = guests
+            .into_iter()
+            .partition(|spec| self.guests.contains_key(&spec.name));
+        self.write_down(&guests);
+        for spec in there {
+            self.say(
+                &Message::Prepared {
+                    name: spec.name,
+                    ticks: 0,
+                },
+                gone,
+            )?;
+        }
         let hypervisor = &*self.agent.hypervisor;
         let start = tsc::now();
         let prepared: Vec<_> = std::thread::scope(|scope| {
@@ -135,10 +261,11 @@ impl Successor {
                 .map(|(name, thread)| (name, thread.join()))
                 .collect()
         });
+        // All are noted before anything is said: an incumbent that does not listen asks again.
+        let mut messages = Vec::new();
         for (name, outcome) in prepared {
-            let message = match outcome {
+            messages.push(match outcome {
                 Ok((spec, Ok(vm), ready)) => {
-                    self.ports.get(&*self.agent.machine, spec.channel)?;
                     self.guests.insert(name.clone(), (spec, vm));
                     Message::Prepared {
                         name,
@@ -153,19 +280,37 @@ impl Successor {
                     name,
                     reason: "the thread that starts it panicked".to_owned(),
                 },
-            };
-            say(link, &message, gone)?;
+            });
+        }
+        for (spec, _) in self.guests.values() {
+            self.ports.get(&*self.agent.machine, spec.channel)?;
+        }
+        for message in messages {
+            self.say(&message, gone)?;
         }
         Ok(())
     }
 
-    fn receive(&mut self, link: &mut Link, name: String, limit: Duration, gone: Gone<'_>) -> Result<()> {
-        let Some((spec, vm)) = self.guests.get_mut(&name) else {
+    /// Notes whose QEMUs are here or about to be, so that another daemon finds them.
+    fn write_down(&self, coming: &[Spec]) {
+        let known = self.guests.values().map(|(spec, _)| spec);
+        self.agent.shared.lock().brief.guests = known.chain(coming).cloned().collect();
+        if let Err(error) = self.agent.write_down() {
+            tracing::warn!("{error:#}");
+        }
+    }
+
+    fn receive(&mut self, name: String, limit: Duration, gone: Gone<'_>) -> Result<()> {
+        let Some(channel) = self.guests.get(&name).map(|(spec, _)| spec.channel) else {
             let reason = "its QEMU was not started here".to_owned();
-            return Ok(say(link, &Message::Failed { name, reason }, gone)?);
+            return Ok(self.say(&Message::Failed { name, reason }, gone)?);
         };
-        let port = self.ports.get(&*self.agent.machine, spec.channel)?;
-        say(link, &Message::Receiving { name: name.clone() }, gone)?;
+        self.ports.get(&*self.agent.machine, channel)?;
+        self.say(&Message::Receiving { name: name.clone() }, gone)?;
+        let port = self.ports.get(&*self.agent.machine, channel)?;
+        let Some((_, vm)) = self.guests.get_mut(&name) else {
+            bail!("guest {name} is gone");
+        };
         let message = match vm.receive(port, &Deadline::after(limit).or_when(gone)) {
             Ok(received) => Message::Resumed {
                 name,
@@ -182,73 +327,104 @@ impl Successor {
                 }
             }
         };
-        Ok(say(link, &message, gone)?)
+        Ok(self.say(&message, gone)?)
     }
 
-    fn give_back(&mut self, link: &mut Link, name: String, limit: Duration, gone: Gone<'_>) -> Result<()> {
-        let (spec, mut vm) = self
+    /// Sends a guest back. Until the incumbent says what became of it, it stays stopped here.
+    fn give_back(&mut self, name: String, limit: Duration, gone: Gone<'_>) -> Result<()> {
+        let (spec, vm) = self
             .guests
-            .remove(&name)
+            .get_mut(&name)
             .with_context(|| format!("guest {name} does not run here"))?;
         let port = self.ports.get(&*self.agent.machine, spec.channel)?;
         if let Err(error) = vm.send(port, &Deadline::after(limit).or_when(gone)) {
             tracing::warn!("guest {name}: {error:#}");
         }
         loop {
-            match link.receive(&Deadline::after(limit + MESSAGE).or_when(gone)) {
-                Ok(Message::Resumed { .. }) => {
-                    vm.quit()?;
-                    return Ok(say(link, &Message::Gone { name }, gone)?);
-                }
-                Ok(Message::Failed { .. }) => {
-                    vm.resume()?;
-                    self.guests.insert(name, (spec, vm));
+            let link = self.link.as_mut().context("there is no channel to the incumbent")?;
+            match link.receive(&Deadline::after(limit + MESSAGE).or_when(gone))? {
+                Message::Resumed { .. } => return self.let_go(name, gone),
+                Message::Failed { .. } => {
+                    if let Some((_, vm)) = self.guests.get_mut(&name) {
+                        vm.resume()?;
+                    }
                     return Ok(());
                 }
-                Ok(other) => tracing::warn!("guest {name}: unexpected message {other:?}"),
-                // Not known where it runs: it stays stopped here, the incumbent decides.
-                Err(error) => return Err(error.into()),
+                other => tracing::warn!("guest {name}: unexpected message {other:?}"),
             }
         }
     }
 
-    fn accept(&self, refresh: Refresh, report: Report) -> Result<()> {
-        let taken = Refresh::take_over(refresh)?;
-        let mut inner = self.agent.shared.lock();
-        inner.refresh = taken;
-        inner.running = Some(report.name.clone());
-        inner.report = Some(report);
-        Ok(())
+    /// The guest runs in the incumbent.
+    fn let_go(&mut self, name: String, gone: Gone<'_>) -> Result<()> {
+        if let Some((_, mut vm)) = self.guests.remove(&name) {
+            vm.quit()?;
+        }
+        Ok(self.say(&Message::Gone { name }, gone)?)
     }
 
-    /// Drives the state machine from the wait for the incumbent's end on. Returns the incumbent's message if it goes on
-    /// instead.
-    fn take_over(&mut self, link: &mut Link, limit: Duration) -> Result<Option<Message>> {
+    fn accept(&self, refresh: Refresh, report: Report, seconds: u64) -> Result<()> {
+        let taken = Refresh::take_over(refresh)?;
+        {
+            let mut inner = self.agent.shared.lock();
+            inner.refresh = taken;
+            inner.running = Some(report.name.clone());
+            inner.report = Some(report);
+            inner.brief.retire_seconds = Some(seconds);
+        }
+        // Before the incumbent hears of it: from then on it only powers off.
+        self.agent.write_down()
+    }
+
+    /// Drives the state machine from the wait for the incumbent's end on, if this host was put in charge. Returns the
+    /// incumbent's message if it goes on instead.
+    fn take_over(&mut self) -> Result<Option<Message>> {
         let agent = self.agent.clone();
+        let seconds = agent.shared.lock().brief.retire_seconds.unwrap_or_default();
         let mut returned = None;
-        drive::drive(&agent, |action| match action {
-            Action::AwaitIncumbentGone => {
-                returned = self.await_gone(link, limit)?;
-                if returned.is_some() {
-                    let reason = "the incumbent takes its guests back";
-                    agent.shared.lock().abort = Some(reason.to_owned());
-                    bail!(reason);
-                }
-                Ok(())
+        drive::drive(&agent, |action| {
+            returned = match action {
+                Action::AwaitIncumbentGone => self.await_gone(Duration::from_secs(seconds))?,
+                Action::TakeIncumbent => self.take_incumbent()?,
+                action => return self.perform(action),
+            };
+            if returned.is_some() {
+                let reason = "the incumbent takes its guests back";
+                agent.shared.lock().abort = Some(reason.to_owned());
+                bail!(reason);
             }
-            action => self.perform(action),
+            Ok(())
         })?;
         Ok(returned)
     }
 
     /// Waits for L0's word. A message means that the incumbent goes back instead.
-    fn await_gone(&mut self, link: &mut Link, limit: Duration) -> Result<Option<Message>> {
-        let over = || incumbent_state(&self.agent) != Some(HostState::Running);
+    fn await_gone(&mut self, limit: Duration) -> Result<Option<Message>> {
         let until = Deadline::after(limit);
-        match link.receive(&until.or_when(&over)) {
-            Ok(message) => Ok(Some(message)),
+        match self.heed(&until) {
+            Some(message) => Ok(Some(message)),
             // An incumbent whose kernel is shutting down has closed the channel; L0's word is still to come.
-            Err(_) => self.await_word(&until).map(|()| None),
+            None => self.await_word(&until).map(|()| None),
+        }
+    }
+
+    /// Listens for an incumbent that goes back, until then or until it is gone. One whose agent was started anew is told
+    /// how it stands.
+    fn heed(&mut self, until: &Deadline<'_>) -> Option<Message> {
+        let agent = self.agent.clone();
+        let over = || incumbent_state(&agent) != Some(HostState::Running);
+        loop {
+            match self.next(&until.or_when(&over)) {
+                Ok(Message::Entrust { .. }) => self.try_say(&Message::Entrusted, &over),
+                Ok(message @ Message::Welcome { .. }) => {
+                    if let Err(error) = self.answer(message, &over) {
+                        tracing::warn!("the incumbent's agent: {error:#}");
+                        self.forget();
+                    }
+                }
+                Ok(message) => return Some(message),
+                Err(_) => return None,
+            }
         }
     }
 
@@ -263,6 +439,9 @@ impl Successor {
 
     fn perform(&mut self, action: &Action) -> Result<()> {
         let machine = &*self.agent.machine;
+        if self.agent.found(action)? == Some(true) {
+            return Ok(());
+        }
         match action {
             // L0 gave it all when the incumbent retired.
             Action::Transfer(_) => Ok(()),
@@ -270,28 +449,32 @@ impl Successor {
             Action::OnlineCpu(apic) => machine.online_cpu(self.agent.cpu_number(*apic)?),
             Action::AddPci(address) => machine.find_pci(*address),
             Action::LeaveNested(apic) => machine.leave(self.agent.cpu_number(*apic)?),
-            Action::TakeIncumbent => self.take_incumbent(),
             other => bail!("`{other}` is the incumbent's to do"),
         }
     }
 
     /// L0 lets the successor take the incumbent only once that is dead: a host that is merely slow may still run
-    /// guests. So this waits as long as it takes; an operator can power the incumbent off meanwhile.
-    fn take_incumbent(&self) -> Result<()> {
+    /// guests. So this waits as long as it takes; an operator can power the incumbent off meanwhile. A
+    /// message means that it goes back after all.
+    fn take_incumbent(&mut self) -> Result<Option<Message>> {
         let mut told = false;
         loop {
             if incumbent_state(&self.agent) == Some(HostState::Retired) {
-                return Ok(());
+                return Ok(None);
             }
             match self.agent.machine.abort() {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(None),
                 Err(error) if !told => {
                     told = true;
                     tracing::warn!("{error:#}; waiting for the incumbent to power off or die: `poweroff -f` there");
                 }
                 Err(_) => {}
             }
-            std::thread::sleep(Duration::from_millis(500));
+            let until = Deadline::after(TAKE);
+            if let Some(message) = self.heed(&until) {
+                return Ok(Some(message));
+            }
+            std::thread::sleep(until.left());
         }
     }
 
@@ -307,11 +490,6 @@ impl Successor {
             .find(|block| block.range == range)
             .map_or(0, |block| block.node.0)
     }
-}
-
-/// Tells the incumbent, as long as it is there.
-fn say(link: &mut Link, message: &Message, gone: Gone<'_>) -> Result<(), MessageError> {
-    link.send(message, &Deadline::after(MESSAGE).or_when(gone))
 }
 
 fn incumbent_state(agent: &Agent) -> Option<HostState> {

@@ -15,7 +15,7 @@ use crate::l0::{memory, view};
 use crate::load::cpio;
 use crate::machine::{Machine, TextKind};
 use crate::refresh::prepare::PlanView;
-use crate::refresh::{Agent, Prepared, Shared};
+use crate::refresh::{Prepared, Shared};
 use crate::report::Report;
 use crate::testing::kernel::bzimage;
 use crate::testing::machine::FakeMachine;
@@ -24,19 +24,19 @@ use crate::testing::vm::FakeHypervisor;
 use crate::testing::world::{Behaviour, INCUMBENT, SUCCESSOR, World};
 
 /// Limit that only a test which hangs reaches, on the busiest machine.
-const HANG: Duration = Duration::from_secs(180);
+pub(super) const HANG: Duration = Duration::from_secs(180);
 
 /// Four CPUs, two guests, an incumbent with a daemon.
-struct Stage {
-    world: Arc<World>,
-    machine: Arc<FakeMachine>,
-    shared: Arc<Shared>,
-    worker: Arc<Worker>,
+pub(super) struct Stage {
+    pub(super) world: Arc<World>,
+    pub(super) machine: Arc<FakeMachine>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) worker: Arc<Worker>,
 }
 
 impl Stage {
     /// The agents' time-outs are such that only what hangs meets them.
-    fn new(behaviour: Behaviour) -> Self {
+    pub(super) fn new(behaviour: Behaviour) -> Self {
         let boot = match behaviour {
             Behaviour::Hangs => 2,
             _ => HANG.as_secs(),
@@ -44,7 +44,7 @@ impl Stage {
         Self::with_timeouts(behaviour, boot, HANG.as_secs())
     }
 
-    fn with_timeouts(behaviour: Behaviour, boot: u64, retire: u64) -> Self {
+    pub(super) fn with_timeouts(behaviour: Behaviour, boot: u64, retire: u64) -> Self {
         let world = World::new(behaviour);
         let tree = Tree::lab();
         tree.put("sys/devices/system/cpu/online", "0-3\n");
@@ -59,19 +59,10 @@ impl Stage {
             ),
         );
         let machine = FakeMachine::new(&world, INCUMBENT, tree);
-        let hypervisor = Arc::new(FakeHypervisor::new(&world, INCUMBENT));
+        let hypervisor = FakeHypervisor::new(&world, INCUMBENT);
         hypervisor.boot("one");
         hypervisor.boot("two");
-        let shared = Arc::new(Shared::new(0, vec![], None));
-        let config = machine.tree().path().join("etc/locum");
-        let worker = Arc::new(Worker::new(
-            Agent {
-                machine: machine.clone(),
-                hypervisor,
-                shared: shared.clone(),
-            },
-            config,
-        ));
+        let (worker, shared) = machine.start_daemon();
         Self {
             world,
             machine,
@@ -80,11 +71,11 @@ impl Stage {
         }
     }
 
-    fn begin(&self) {
+    pub(super) fn begin(&self) {
         self.worker.begin("next").unwrap();
     }
 
-    fn wait(&self) -> Report {
+    pub(super) fn wait(&self) -> Report {
         self.sees(|stage| stage.shared.lock().running.is_none());
         self.shared.lock().report.clone().unwrap()
     }
@@ -103,7 +94,7 @@ impl Stage {
     }
 
     /// The incumbent has its machine, as if nothing had been.
-    fn intact(&self) {
+    pub(super) fn intact(&self) {
         let status = memory::status(&self.world.region, &self.world.region.header()).unwrap();
         for cpu in &status.cpus[..4] {
             assert_eq!(
@@ -132,12 +123,12 @@ impl Stage {
     }
 
     /// Waits until it goes neither on nor back.
-    fn stuck(&self) {
+    pub(super) fn stuck(&self) {
         self.sees(|stage| stage.shared.status().course == "stuck");
     }
 
     /// Waits until the successor reigns; returns its files.
-    fn reigns(&self) -> Arc<Tree> {
+    pub(super) fn reigns(&self) -> Arc<Tree> {
         self.sees(|stage| {
             let successor = stage.world.successor();
             successor.is_some_and(|tree| tree.path().join("run/locum/kept.json").exists())
@@ -146,13 +137,13 @@ impl Stage {
     }
 
     /// Waits until it is so.
-    fn sees(&self, so: impl Fn(&Self) -> bool) {
+    pub(super) fn sees(&self, so: impl Fn(&Self) -> bool) {
         let seen = Deadline::after(HANG).comes_true(Duration::from_millis(2), || so(self));
         assert!(seen, "{}", self.shared.status().summary);
     }
 }
 
-fn kept(successor: &Tree) -> Report {
+pub(super) fn kept(successor: &Tree) -> Report {
     let text = fs::read_to_string(successor.path().join("run/locum/kept.json")).unwrap();
     let kept: serde_json::Value = serde_json::from_str(&text).unwrap();
     serde_json::from_value(kept["report"].clone()).unwrap()

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use firmware_shim::PhysMem;
-use locum_abi::{CHANNEL_COUNT, CpuMode, Grant, HostState, HostStatus, PerSlot, Slot, Status};
+use locum_abi::{CpuMode, Grant, HostState, HostStatus, Slot, Status};
 use partitioner::{MemRange, PciAddress};
 
 use super::tree::{BLOCK, Tree};
@@ -19,6 +18,7 @@ use crate::acpi::Interrupts;
 use crate::channel::Port;
 use crate::daemon::Worker;
 use crate::inventory::{cpu_dir, memory::block_dir, pci};
+use crate::journal::Journal;
 use crate::l0::{memory, view};
 use crate::machine::{CarriedOver, Facts, Machine, Start, TextKind};
 use crate::refresh::{Agent, Shared};
@@ -78,6 +78,11 @@ impl FakeMachine {
             .all(|cpu| cpu.mode == CpuMode::Nested as u32)
     }
 
+    fn hosts_other(&self) -> u32 {
+        let status = memory::status(&self.world.region, &self.facts.header).unwrap();
+        status.hosts[self.facts.slot.other()].state
+    }
+
     fn sees(&self) -> Result<()> {
         let dead = self.facts.slot == SUCCESSOR && self.world.lock().dead;
         ensure!(!dead, "a dead host sees nothing");
@@ -108,13 +113,23 @@ impl FakeMachine {
         fs::remove_dir_all(tree.path().join("sys/bus/pci/devices/0000:00:02.0")).unwrap();
         let machine = FakeMachine::new(&self.world, SUCCESSOR, tree);
         self.world.lock().successor = Some(machine.tree.clone());
-        let config = machine.tree.path().to_owned();
+        machine.start_daemon();
+    }
+
+    /// A daemon of this host begins.
+    pub fn start_daemon(self: &Arc<Self>) -> (Arc<Worker>, Arc<Shared>) {
+        let config = self.tree.path().join("etc/locum");
+        let generation = self.host(self.facts.slot).unwrap().generation;
+        let shared = Arc::new(Shared::new(u64::from(generation), vec![], None));
         let agent = Agent {
-            machine,
-            hypervisor: Arc::new(FakeHypervisor::new(&self.world, SUCCESSOR)),
-            shared: Arc::new(Shared::new(1, vec![], None)),
+            machine: self.clone(),
+            hypervisor: Arc::new(FakeHypervisor::new(&self.world, self.facts.slot)),
+            shared: shared.clone(),
+            journal: Arc::new(Journal::at(&self.sys)),
         };
-        Arc::new(Worker::new(agent, config)).succeed(1);
+        let worker = Arc::new(Worker::new(agent, config));
+        worker.take_up().unwrap();
+        (worker, shared)
     }
 }
 
@@ -180,6 +195,23 @@ impl Machine for FakeMachine {
         Ok(())
     }
 
+    fn rescan_pci(&self) -> Result<()> {
+        self.world.fault(self.facts.slot, "rescan_pci")?;
+        for (address, away) in std::mem::take(&mut *self.hidden.lock().unwrap()) {
+            fs::rename(away, self.sys.path(pci::dir(address.parse().unwrap())))?;
+        }
+        Ok(())
+    }
+
+    fn is_removed(&self, block: MemRange) -> Result<bool> {
+        let inner = self.world.lock();
+        let granted = inner
+            .granted
+            .iter()
+            .any(|grant| matches!(*grant, Grant::Memory { start, .. } if start == block.start()));
+        Ok(inner.removed.contains(&block.start()) && !granted)
+    }
+
     fn remove_memory(&self, block: MemRange) -> Result<()> {
         self.world.fault(self.facts.slot, "remove_memory")?;
         fs::remove_dir_all(self.sys.path(block_dir(block.start(), BLOCK)))?;
@@ -189,8 +221,6 @@ impl Machine for FakeMachine {
 
     fn add_memory(&self, block: MemRange, _node: u32, online: bool) -> Result<()> {
         self.world.fault(self.facts.slot, "add_memory")?;
-        let dir = block_dir(block.start(), BLOCK);
-        ensure!(!self.sys.exists(&dir), "memory {block} is there already");
         let mut inner = self.world.lock();
         ensure!(
             inner.granted.is_empty() || self.facts.slot == SUCCESSOR,
@@ -249,13 +279,18 @@ impl Machine for FakeMachine {
     fn grant(&self, grant: Grant) -> Result<()> {
         self.world.fault(self.facts.slot, "grant")?;
         ensure!(self.nested(), "this host is not nested");
-        if let Grant::Cpu { apic_id } = grant {
-            self.world.region.update(|status| {
+        ensure!(
+            !self.world.lock().granted.contains(&grant),
+            "{grant:?} is not this host's"
+        );
+        self.world.region.update(|status| {
+            status.hosts[SUCCESSOR].state = HostState::Preparing as u32;
+            if let Grant::Cpu { apic_id } = grant {
                 let cpu = &mut status.cpus[apic_id as usize];
                 assert_eq!(cpu.mode, CpuMode::Parked as u32);
                 cpu.owner = SUCCESSOR.raw();
-            });
-        }
+            }
+        });
         self.world.lock().granted.push(grant);
         Ok(())
     }
@@ -269,6 +304,10 @@ impl Machine for FakeMachine {
         } = start;
         {
             let mut inner = self.world.lock();
+            ensure!(
+                self.hosts_other() == HostState::Preparing as u32,
+                "nothing was prepared"
+            );
             let ours = |at: u64| {
                 let holds =
                     |grant: &Grant| matches!(*grant, Grant::Memory { start, end } if (start..end).contains(&at));
@@ -282,15 +321,9 @@ impl Machine for FakeMachine {
                 inner.written.contains(&zero_page) && inner.written.contains(&(entry - 0x200)),
                 "not loaded"
             );
-            inner.ends = (0..CHANNEL_COUNT)
-                .map(|_| {
-                    let (left, right) = UnixStream::pair().unwrap();
-                    left.set_nonblocking(true).unwrap();
-                    right.set_nonblocking(true).unwrap();
-                    PerSlot::new(left, right)
-                })
-                .collect();
+            inner.dead = false;
         }
+        self.world.clear_channels();
         self.world.region.update(|status| {
             assert_eq!(view::owner(&status.cpus[boot_cpu.0 as usize]), Some(SUCCESSOR));
             status.hosts[SUCCESSOR].state = HostState::Running as u32;
@@ -310,7 +343,15 @@ impl Machine for FakeMachine {
     fn abort(&self) -> Result<()> {
         self.world.fault(self.facts.slot, "abort")?;
         let slot = self.facts.slot;
-        let dead = self.status()?.hosts[slot.other()].state == HostState::Dead as u32;
+        ensure!(self.nested(), "this host is not nested");
+        let other = self.hosts_other();
+        ensure!(
+            ![HostState::Absent, HostState::Retired]
+                .map(|state| state as u32)
+                .contains(&other),
+            "there is no other host"
+        );
+        let dead = other == HostState::Dead as u32;
         ensure!(
             slot == INCUMBENT || dead,
             "the successor may take the incumbent only when that is dead"
@@ -351,15 +392,15 @@ impl Machine for FakeMachine {
 
     fn channel(&self, number: usize) -> Result<Port> {
         self.world.fault(self.facts.slot, "channel")?;
-        let inner = self.world.lock();
-        let Some(pair) = inner.ends.get(number) else {
-            bail!("no channel {number}");
-        };
-        let end = pair[self.facts.slot].try_clone()?;
+        let end = self.world.open(number, self.facts.slot)?;
         Ok(Port::new(File::from(OwnedFd::from(end))))
     }
 
     fn publish(&self, kind: TextKind, text: &str) {
+        if kind == TextKind::State {
+            // Between what an action did and the journal's word of it.
+            self.world.step(self.facts.slot, "publish");
+        }
         self.world.show(self.facts.slot, kind, text);
     }
 

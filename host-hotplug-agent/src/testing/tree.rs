@@ -19,6 +19,7 @@ impl Tree {
             dir: tempfile::tempdir().unwrap(),
         };
         tree.put("proc/sys/kernel/osrelease", "6.11.1+deb13-amd64\n");
+        tree.put("proc/sys/kernel/random/boot_id", "this boot\n");
         tree.put("proc/meminfo", "MemTotal: 1600000 kB\nMemAvailable: 1400000 kB\n");
         tree.put(
             "proc/iomem",

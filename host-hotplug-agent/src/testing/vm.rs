@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use locum_abi::Slot;
 
 use super::world::{VmState, World};
@@ -13,7 +13,7 @@ use crate::channel::{Port, stream};
 use crate::config;
 use crate::deadline::Deadline;
 use crate::error::Refusal;
-use crate::guest::{Hypervisor, Received, Sent, Spec, Vm};
+use crate::guest::{Hypervisor, Place, Received, Sent, Spec, Vm};
 use crate::tsc;
 
 /// QEMU on one host.
@@ -68,6 +68,12 @@ impl Hypervisor for FakeHypervisor {
         }
     }
 
+    fn find(&self, spec: &Spec) -> Result<Option<Box<dyn Vm>>> {
+        self.world.step(self.slot, "find");
+        let there = self.world.lock().vms.contains_key(&(self.slot, spec.name.clone()));
+        Ok(there.then(|| self.vm(&spec.name)))
+    }
+
     fn attach(&self, spec: &Spec) -> Result<Box<dyn Vm>> {
         self.world.fault(self.slot, "attach")?;
         Ok(self.vm(&spec.name))
@@ -111,8 +117,10 @@ impl Vm for FakeVm {
         inside.write_all(b"state of a guest")?;
         drop(inside);
         self.become_(VmState::Stopped);
+        self.world.step(self.key.0, "stopped");
         let stopped = tsc::now();
         let state_bytes = stream::send(end, port, until)?;
+        self.world.step(self.key.0, "sent");
         Ok(Sent {
             begun,
             stopped,
@@ -125,24 +133,38 @@ impl Vm for FakeVm {
     fn receive(&mut self, port: &mut Port, until: &Deadline<'_>) -> Result<Received> {
         let (_inside, end) = UnixStream::pair()?;
         stream::receive(port, end, until)?;
+        self.world.step(self.key.0, "received");
         let received = tsc::now();
         if self.world.fault(self.key.0, "die_in_receive").is_err() {
             self.world.kill_successor();
         }
         self.world.fault(self.key.0, "receive")?;
         self.become_(VmState::Running);
+        self.world.step(self.key.0, "running");
         Ok(Received {
             received,
             resumed: tsc::now(),
         })
     }
 
+    fn place(&mut self) -> Result<Place> {
+        let inner = self.world.lock();
+        Ok(match inner.vms.get(&self.key) {
+            Some(VmState::Waiting) => Place::Waiting,
+            Some(VmState::Running) => Place::Running,
+            Some(VmState::Stopped) => Place::Stopped,
+            None => bail!("its QEMU is gone"),
+        })
+    }
+
     fn resume(&mut self) -> Result<()> {
+        self.world.step(self.key.0, "resume");
         self.become_(VmState::Running);
         Ok(())
     }
 
     fn quit(&mut self) -> Result<()> {
+        self.world.step(self.key.0, "quit");
         self.world.lock().vms.remove(&self.key);
         Ok(())
     }

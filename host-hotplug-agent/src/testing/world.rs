@@ -1,12 +1,11 @@
 //! A machine with L0 and two hosts, in memory: what the module and L0 would do, and the rules that they would enforce.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Result, bail, ensure};
-use locum_abi::{CpuStatus, Grant, HostState, PerSlot, Slot, Status, StopReason};
+use locum_abi::{CHANNEL_COUNT, CpuStatus, Grant, HostState, PerSlot, Slot, Status, StopReason};
 
 use super::l0::FakeRegion;
 use super::tree::Tree;
@@ -61,13 +60,17 @@ pub(super) struct Inner {
     pub removed: BTreeSet<u64>,
     /// Where something was written.
     pub written: BTreeSet<u64>,
-    /// Both ends of each channel.
-    pub ends: Vec<PerSlot<UnixStream>>,
+    /// Ends of each channel that nobody has opened.
+    pub ends: Vec<PerSlot<Option<UnixStream>>>,
     /// The successor's files, once it was started.
     pub successor: Option<Arc<Tree>>,
     /// The successor is dead.
     pub dead: bool,
     faults: Vec<Fault>,
+    /// How many more steps a host's daemon takes until it is killed.
+    kills: BTreeMap<Slot, usize>,
+    /// Steps of each host's daemon so far.
+    steps: BTreeMap<Slot, Vec<String>>,
     /// By host: each has a `/sys/kernel/locum` of its own.
     shown: BTreeMap<(Slot, &'static str), String>,
 }
@@ -96,6 +99,8 @@ impl World {
                 successor: None,
                 dead: false,
                 faults: Vec::new(),
+                kills: BTreeMap::new(),
+                steps: BTreeMap::new(),
                 shown: BTreeMap::new(),
             }),
         })
@@ -104,6 +109,11 @@ impl World {
     /// Lets an operation of a host fail, the next `times` times.
     pub fn fail(&self, slot: Slot, operation: &'static str, times: usize) {
         self.fail_after(slot, operation, 0, times);
+    }
+
+    /// Nothing fails any more.
+    pub fn mend(&self) {
+        self.lock().faults.clear();
     }
 
     /// As [`Self::fail`], but the first `spared` times it works.
@@ -164,9 +174,76 @@ impl World {
         let mut inner = self.lock();
         inner.dead = true;
         inner.vms.retain(|(slot, _), _| *slot == INCUMBENT);
-        for (_, end) in inner.ends.iter().flat_map(PerSlot::iter) {
-            let _ = end.shutdown(Shutdown::Both);
+    }
+
+    /// Kills a host's daemon after so many steps of its: nothing that it would do comes to pass any more.
+    pub fn kill_daemon(&self, slot: Slot, after: usize) {
+        self.lock().kills.insert(slot, after);
+    }
+
+    /// The step before which a host's daemon was killed, if it was.
+    pub fn killed(&self, slot: Slot) -> Option<String> {
+        let inner = self.lock();
+        let killed = inner.kills.get(&slot) == Some(&usize::MAX);
+        killed.then(|| {
+            inner
+                .steps
+                .get(&slot)
+                .and_then(|steps| steps.last().cloned())
+                .unwrap_or_default()
+        })
+    }
+
+    /// Another daemon of the host may live.
+    pub fn revive_daemon(&self, slot: Slot) {
+        self.lock().kills.remove(&slot);
+    }
+
+    /// A step of a host's daemon, before it takes effect: where a daemon can be killed.
+    pub(super) fn step(&self, slot: Slot, what: &str) {
+        let mut inner = self.lock();
+        inner.steps.entry(slot).or_default().push(what.to_owned());
+        let dies = match inner.kills.get_mut(&slot) {
+            // The rest of it: its threads go on for a moment in this process, and do nothing.
+            Some(&mut usize::MAX) => true,
+            Some(0) => {
+                inner.kills.insert(slot, usize::MAX);
+                true
+            }
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+            None => false,
+        };
+        drop(inner);
+        if dies {
+            // Not a panic to be told: the thread ends, and closes what it had open.
+            std::panic::resume_unwind(Box::new("killed"));
         }
+    }
+
+    /// An end of a channel. Who opens one that it had open before begins a new conversation: the other side sees the end
+    /// of the old one.
+    pub(super) fn open(&self, number: usize, slot: Slot) -> Result<UnixStream> {
+        let mut inner = self.lock();
+        let Some(ends) = inner.ends.get_mut(number) else {
+            bail!("no channel {number}");
+        };
+        if let Some(end) = ends[slot].take() {
+            return Ok(end);
+        }
+        let (left, right) = channel();
+        ends[slot.other()] = Some(right);
+        Ok(left)
+    }
+
+    /// New channels, for a successor that starts.
+    pub(super) fn clear_channels(&self) {
+        let pairs = (0..CHANNEL_COUNT).map(|_| channel());
+        self.lock().ends = pairs
+            .map(|(left, right)| PerSlot::new(Some(left), Some(right)))
+            .collect();
     }
 
     /// Shows a text in `/sys/kernel/locum`.
@@ -176,6 +253,7 @@ impl World {
 
     /// Fails if the test wants it.
     pub(super) fn fault(&self, slot: Slot, operation: &str) -> Result<()> {
+        self.step(slot, operation);
         let mut inner = self.lock();
         ensure!(slot == INCUMBENT || !inner.dead, "a dead host does nothing");
         for fault in &mut inner.faults {
@@ -198,6 +276,13 @@ pub(super) fn owned_by(status: &mut Status, slot: Slot) -> impl Iterator<Item = 
     status.cpus[..4]
         .iter_mut()
         .filter(move |cpu| view::owner(cpu) == Some(slot))
+}
+
+fn channel() -> (UnixStream, UnixStream) {
+    let (left, right) = UnixStream::pair().unwrap();
+    left.set_nonblocking(true).unwrap();
+    right.set_nonblocking(true).unwrap();
+    (left, right)
 }
 
 fn key(kind: TextKind) -> &'static str {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use super::settle::Settled;
 use super::{Incumbent, MESSAGE, VERDICT};
 use crate::channel::Message;
 use crate::deadline::Deadline;
@@ -22,11 +23,8 @@ impl Incumbent {
 
     /// On failure the guest runs here, and nowhere else.
     pub(super) fn move_guest(&mut self, name: &str) -> Result<()> {
-        let spec = self
-            .guests
-            .get(name)
-            .cloned()
-            .with_context(|| format!("guest {name} is not in the plan"))?;
+        let spec = self.spec(name)?;
+        self.reach(std::slice::from_ref(&spec))?;
         let limit = self.config.timeouts.guest_move;
         let mut vm = self.agent.hypervisor.attach(&spec)?;
         self.tell(&Message::Receive {
@@ -77,24 +75,36 @@ impl Incumbent {
             }
             (_, Ok(other)) => bail!("unexpected answer {other:?}"),
             (_, Err(silence)) => {
-                // Nobody says where the guest runs. Stop the successor for certain; then it runs here only.
-                self.take_back()
-                    .context("the successor must be stopped before the guest may run on")?;
-                self.agent.shared.lock().lost = Some(format!("{silence:#}"));
-                vm.resume()
-                    .with_context(|| format!("guest {name} does not run on after a failed handover"))?;
-                Err(silence)
+                // Its agent died, or it did. The QEMU answers one connection at a time.
+                drop(vm);
+                match self.settle(name)? {
+                    Settled::There => Ok(()),
+                    Settled::Here => Err(silence),
+                }
             }
         }
     }
 
     /// On failure the guest runs in the successor, unless that is dead.
     pub(super) fn return_guest(&mut self, name: &str) -> Result<()> {
-        let spec = self
-            .guests
-            .get(name)
-            .cloned()
-            .with_context(|| format!("guest {name} is not in the plan"))?;
+        let outcome = if self.unsure.as_deref() == Some(name) {
+            self.settle_return(name)
+        } else {
+            self.reach(&[]).map(|()| false)
+        };
+        let outcome = outcome.and_then(|here| if here { Ok(()) } else { self.fetch_guest(name) });
+        self.unsure = outcome.is_err().then(|| name.to_owned());
+        if outcome.is_ok() {
+            self.note(name, |guest| {
+                guest.resumed = 0;
+                guest.moved = false;
+            });
+        }
+        outcome
+    }
+
+    fn fetch_guest(&mut self, name: &str) -> Result<()> {
+        let spec = self.spec(name)?;
         let limit = self.config.timeouts.guest_move;
         let agent = self.agent.clone();
         let given_up = || agent.other_died().is_some();
@@ -103,12 +113,8 @@ impl Incumbent {
             &Deadline::after(self.config.timeouts.guest_start).or_when(&given_up),
         )?;
         let outcome = self.take_guest(&spec, vm.as_mut(), limit);
-        match &outcome {
-            Ok(()) => self.note(name, |guest| {
-                guest.resumed = 0;
-                guest.moved = false;
-            }),
-            Err(_) => vm.quit()?,
+        if outcome.is_err() {
+            vm.quit()?;
         }
         outcome
     }

@@ -75,7 +75,11 @@ pub fn rehearse(machine: &dyn Machine, config: &Config, files: &Files, plan: &Pl
 
 impl Incumbent {
     pub(super) fn load(&mut self) -> Result<()> {
-        let files = self.files.take().context("the successor's files are gone")?;
+        let files = match self.files.take() {
+            Some(files) => files,
+            // Another daemon had read them.
+            None => Files::read(&self.config, &self.path)?,
+        };
         let machine = &*self.agent.machine;
         let plan = {
             let inner = self.agent.shared.lock();
@@ -100,6 +104,7 @@ impl Incumbent {
             zero_page,
             boot_cpu,
         });
+        self.agent.shared.lock().brief.start = self.start;
         Ok(())
     }
 }

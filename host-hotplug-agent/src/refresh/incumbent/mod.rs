@@ -2,9 +2,11 @@
 
 mod guests;
 pub mod image;
+mod settle;
 mod talk;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -13,8 +15,10 @@ use partitioner::{Action, MemRange, Owner, PciAddress, Plan, Resource, Transfer}
 
 use super::{Agent, Ports, Prepared};
 use crate::channel::Link;
+use crate::config::Config;
 use crate::deadline::Deadline;
 use crate::guest::Spec;
+use crate::journal::Brief;
 use crate::l0::view;
 use crate::load::Files;
 use crate::machine::Start;
@@ -27,7 +31,9 @@ const MESSAGE: Duration = Duration::from_secs(30);
 /// Does what the state machine tells the incumbent.
 pub struct Incumbent {
     agent: Agent,
-    config: crate::config::Config,
+    config: Config,
+    /// Where the configuration is from.
+    path: PathBuf,
     /// Gone once loaded.
     files: Option<Files>,
     guests: BTreeMap<String, Spec>,
@@ -36,37 +42,85 @@ pub struct Incumbent {
     start: Option<Start>,
     link: Option<Link>,
     ports: Ports,
-    /// Whether L0 has taken everything back already.
-    taken_back: bool,
+    /// Whether another daemon began this, or an answer was lost: the successor may be in the middle of something.
+    resumed: bool,
+    /// A guest on its way back of which it is not known where it runs.
+    unsure: Option<String>,
+    /// Whether the successor's agent said that it is in charge once this host is gone.
+    entrusted: bool,
 }
 
 impl Incumbent {
     /// For a refresh that was accepted.
     pub fn new(agent: Agent, prepared: Prepared) -> Self {
+        {
+            let mut inner = agent.shared.lock();
+            inner.brief = Brief {
+                config: Some(prepared.text.clone()),
+                guests: prepared.guests.clone(),
+                ..Brief::default()
+            };
+        }
+        Self::with(
+            agent,
+            prepared.config,
+            prepared.text.path,
+            Some(prepared.files),
+            prepared.guests,
+        )
+    }
+
+    /// For a refresh that another daemon began. Everything else is in what the threads share.
+    ///
+    /// # Errors
+    /// If what that daemon wrote down lacks the configuration.
+    pub fn resume(agent: Agent) -> Result<Self> {
+        let (brief, next) = {
+            let inner = agent.shared.lock();
+            (inner.brief.clone(), inner.refresh.next_action().cloned())
+        };
+        let text = brief.config.context("the journal lacks the configuration")?;
+        let config = Config::parse(&text.path, &text.text)?;
+        let unsure = match next {
+            Some(Action::ReturnGuest(name)) => Some(name),
+            _ => None,
+        };
+        Ok(Self {
+            start: brief.start,
+            resumed: true,
+            unsure,
+            ..Self::with(agent, config, text.path, None, brief.guests)
+        })
+    }
+
+    fn with(agent: Agent, config: Config, path: PathBuf, files: Option<Files>, guests: Vec<Spec>) -> Self {
         Self {
             agent,
-            config: prepared.config,
-            files: Some(prepared.files),
-            guests: prepared
-                .guests
-                .iter()
-                .map(|spec| (spec.name.clone(), spec.clone()))
-                .collect(),
-            order: prepared.guests,
+            config,
+            path,
+            files,
+            guests: guests.iter().map(|spec| (spec.name.clone(), spec.clone())).collect(),
+            order: guests,
             start: None,
             link: None,
             ports: Ports::default(),
-            taken_back: false,
+            resumed: false,
+            unsure: None,
+            entrusted: false,
         }
     }
 
-    /// Performs one action, all or nothing.
+    /// Performs one action, all or nothing. One that a daemon before this one has done is done.
     ///
     /// # Errors
     /// Why it could not be done.
     pub fn perform(&mut self, action: &Action) -> Result<()> {
         let agent = self.agent.clone();
         let machine = &*agent.machine;
+        if agent.found(action)? == Some(true) {
+            tracing::info!("{action}: done already");
+            return Ok(());
+        }
         match action {
             Action::RemoveMemory { range, .. } => machine.remove_memory(*range),
             Action::AddMemory { range, online } => machine.add_memory(*range, self.node(*range), *online),
@@ -87,7 +141,6 @@ impl Incumbent {
             Action::Transfer(transfer) => self.transfer(*transfer),
             Action::StartSuccessor => {
                 let start = self.start.context("the successor's image is not loaded")?;
-                self.taken_back = false;
                 machine.start(start)
             }
             Action::StopSuccessor => self.take_back(),
@@ -138,16 +191,33 @@ impl Incumbent {
         if transfer.to == own || nobodys {
             return self.take_back();
         }
-        self.taken_back = false;
         self.agent.machine.grant(grant(transfer.resource))
     }
 
+    /// Once L0 has no other host, nor a partition for one, everything is this host's.
     fn take_back(&mut self) -> Result<()> {
-        if !self.taken_back {
+        if self.agent.has_other() {
             self.agent.machine.abort()?;
-            self.taken_back = true;
-            self.link = None;
-            self.ports = Ports::default();
+        }
+        self.link = None;
+        self.ports = Ports::default();
+        Ok(())
+    }
+
+    /// Gives all that has been given once more. For a successor that has not been started: L0 tells which host has a CPU,
+    /// but of nothing else which has it, so all is taken back first.
+    ///
+    /// # Errors
+    /// If L0 does not take it back, or does not give it.
+    pub fn give_again(&mut self) -> Result<()> {
+        let done = self.agent.shared.lock().refresh.done().to_vec();
+        let given = done.iter().filter_map(|action| match action {
+            Action::Transfer(transfer) => Some(*transfer),
+            _ => None,
+        });
+        self.take_back()?;
+        for transfer in given {
+            self.transfer(transfer)?;
         }
         Ok(())
     }

@@ -5,12 +5,19 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use partitioner::Refresh;
 
+use super::settle::Patience;
 use super::{Incumbent, MESSAGE, VERDICT};
-use crate::channel::message::MessageError;
+use crate::channel::message::{MessageError, There};
 use crate::channel::port::PortError;
 use crate::channel::{Link, Message};
 use crate::clock::Clock;
 use crate::deadline::Deadline;
+use crate::guest::Spec;
+
+/// The conversation broke off, and a new one may be begun.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Silence(String);
 
 impl Incumbent {
     /// Why a wait ended, in place of the channel's error.
@@ -20,10 +27,9 @@ impl Incumbent {
         }
         match error {
             MessageError::Port(PortError::GivenUp) => anyhow!("stopped by the operator"),
-            MessageError::Port(PortError::Timeout) => {
-                anyhow!("the successor did not answer in time")
-            }
-            error => error.into(),
+            error @ (MessageError::NothingInCommon(_) | MessageError::NotUnderstood { .. }) => error.into(),
+            MessageError::Port(PortError::Timeout) => Silence("the successor did not answer in time".to_owned()).into(),
+            error => Silence(error.to_string()).into(),
         }
     }
 
@@ -37,6 +43,13 @@ impl Incumbent {
     /// As [`Self::expect`], whatever the operator wants: something depends on the answer.
     pub(super) fn insist<T>(&mut self, limit: Duration, wanted: impl Fn(&Message) -> Option<T>) -> Result<T> {
         self.listen(limit, &|| false, wanted)
+    }
+
+    fn hear<T>(&mut self, limit: Duration, patience: Patience, wanted: impl Fn(&Message) -> Option<T>) -> Result<T> {
+        match patience {
+            Patience::UntilAborted => self.expect(limit, wanted),
+            Patience::Endless => self.insist(limit, wanted),
+        }
     }
 
     fn listen<T>(
@@ -55,7 +68,11 @@ impl Incumbent {
                     Some(value) => return Ok(value),
                     None => tracing::warn!("unexpected message from the successor: {message:?}"),
                 },
-                Err(error) => return Err(self.explain(error)),
+                Err(error) => {
+                    // The next action begins a new conversation.
+                    self.link = None;
+                    return Err(self.explain(error));
+                }
             }
         }
     }
@@ -64,23 +81,37 @@ impl Incumbent {
         let agent = self.agent.clone();
         let given_up = || agent.other_died().is_some();
         let link = self.link.as_mut().context("there is no channel to the successor")?;
-        link.send(message, &Deadline::after(MESSAGE).or_when(&given_up))
-            .map_err(|error| self.explain(error))
+        match link.send(message, &Deadline::after(MESSAGE).or_when(&given_up)) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.link = None;
+                Err(self.explain(error))
+            }
+        }
     }
 
     pub(super) fn await_successor(&mut self) -> Result<()> {
-        self.link = Some(Link::new(self.agent.machine.channel(0)?));
+        let limit = self.config.timeouts.boot;
+        let guests = self.order.clone();
+        let outcome = if self.resumed {
+            self.connect(limit, &guests).map(drop)
+        } else {
+            self.link = Some(Link::new(self.agent.machine.channel(0)?));
+            let greeted = self.greet(limit, Patience::UntilAborted).map(drop);
+            greeted.and_then(|()| self.welcome(&guests, Patience::UntilAborted))
+        };
+        // Whatever comes next may find that agent in the middle of something.
+        self.resumed = true;
+        outcome
+    }
+
+    /// Waits for the successor's first word, and tells what QEMUs it has, if it says so.
+    pub(super) fn greet(&mut self, limit: Duration, patience: Patience) -> Result<Option<Vec<There>>> {
         let hello = |message: &Message| match message {
-            Message::Hello {
-                generation,
-                kernel,
-                cpus,
-                versions: _,
-            } => Some((*generation, kernel.clone(), *cpus)),
+            Message::Hello { .. } => Some(message.clone()),
             _ => None,
         };
-        let limit = self.config.timeouts.boot;
-        let (generation, kernel, cpus) = self.expect(limit, hello).map_err(|error| {
+        let hello = self.hear(limit, patience, hello).map_err(|error| {
             if self.agent.other_died().is_some() {
                 error
             } else {
@@ -90,6 +121,17 @@ impl Incumbent {
                 ))
             }
         })?;
+        let Message::Hello {
+            generation,
+            kernel,
+            cpus,
+            guests,
+            entrusted,
+            versions: _,
+        } = hello
+        else {
+            bail!("unexpected answer {hello:?}");
+        };
         let (expected, planned) = self.plan(|plan| (plan.generation.next().0, plan.cpus.len()))?;
         if generation != expected {
             bail!("a host of generation {generation} answered, generation {expected} was started");
@@ -100,6 +142,12 @@ impl Incumbent {
         if let Some(report) = &mut self.agent.shared.lock().report {
             report.successor = kernel;
         }
+        self.entrusted = entrusted;
+        Ok(guests)
+    }
+
+    /// Tells the successor the time, and has it prepare QEMUs for those guests that have none there.
+    pub(super) fn welcome(&mut self, guests: &[Spec], patience: Patience) -> Result<()> {
         let clock = Clock::now(self.agent.machine.facts().tsc_khz);
         let version = self
             .link
@@ -109,22 +157,27 @@ impl Incumbent {
         self.tell(&Message::Welcome {
             version,
             clock,
-            guests: self.order.clone(),
+            guests: guests.to_vec(),
             seconds: self.config.timeouts.guest_start.as_secs(),
         })?;
-        for _ in 0..self.order.len() {
+        for _ in guests {
             let answer = |message: &Message| match message {
                 Message::Prepared { name, ticks } => Some(Ok((name.clone(), *ticks))),
                 Message::Failed { name, reason } => Some(Err(anyhow!("guest {name}: {reason}"))),
                 _ => None,
             };
-            let (name, ticks) = self.expect(self.config.timeouts.guest_start + VERDICT, answer)??;
+            let (name, ticks) = self.hear(self.config.timeouts.guest_start + VERDICT, patience, answer)??;
             self.note(&name, |guest| guest.prepare_ticks = ticks);
         }
         Ok(())
     }
 
     pub(super) fn entrust(&mut self) -> Result<()> {
+        self.reach(&[])?;
+        if self.entrusted {
+            // An agent before this one has heard nothing of it.
+            return Ok(());
+        }
         let (refresh, report): (Refresh, _) = {
             let inner = self.agent.shared.lock();
             (inner.refresh.to_send(), inner.report.clone().unwrap_or_default())

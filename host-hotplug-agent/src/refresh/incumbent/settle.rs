@@ -1,0 +1,295 @@
+//! After an agent's death: the other one is found again, and a guest that was on its way is found and put to rest.
+//!
+//! A guest is where its QEMU says that it runs. Where this host's QEMU has stopped it, only the successor's agent knows
+//! whether it arrived; or L0, which can stop the successor for certain, and all that runs in it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use locum_abi::HostState;
+use partitioner::{Action, Event};
+
+use super::talk::Silence;
+use super::{Incumbent, MESSAGE};
+use crate::channel::message::There;
+use crate::channel::{Link, Message};
+use crate::guest::{Place, Spec};
+
+/// How long the successor's agent may take to notice that the channel was opened anew, at the first try.
+const TRY: Duration = Duration::from_secs(10);
+/// How long the channel stays closed between two tries, for the other agent to see its end.
+const CLOSED: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 500 });
+
+/// Where a guest turned out to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Settled {
+    /// In this host, and in no other.
+    Here,
+    /// In the successor, and this host's QEMU is gone.
+    There,
+}
+
+/// How long an answer is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// To its limit, unless the operator wants to stop.
+    UntilAborted,
+    /// To its limit, whatever the operator wants.
+    Endless,
+}
+
+/// Why no agent of the successor was found.
+enum Alone {
+    /// Not in time.
+    Silence(anyhow::Error),
+    /// It is dead, or says what no further try changes.
+    Over(anyhow::Error),
+}
+
+impl Incumbent {
+    /// Makes sure that there is a channel to the successor's agent which both know to be new: `guests` are to be prepared
+    /// there. Returns what QEMUs the successor has, if its agent tells.
+    ///
+    /// # Errors
+    /// If it does not answer within `limit`, is dead, or the operator gives up.
+    pub(super) fn connect(&mut self, limit: Duration, guests: &[Spec]) -> Result<Option<Vec<There>>> {
+        match self.find_agent(limit, guests, Patience::UntilAborted) {
+            Ok(there) => Ok(there),
+            Err(Alone::Silence(error) | Alone::Over(error)) => Err(error),
+        }
+    }
+
+    /// As [`Self::connect`], however long it takes and whatever the operator wants, as long as the successor lives: guests
+    /// run in it.
+    ///
+    /// # Errors
+    /// If it is dead, or says what no further try changes.
+    pub(super) fn connect_patiently(&mut self, guests: &[Spec]) -> Result<Option<Vec<There>>> {
+        let outcome = loop {
+            match self.find_agent(TRY, guests, Patience::Endless) {
+                Ok(there) => break Ok(there),
+                Err(Alone::Over(error)) => break Err(error),
+                Err(Alone::Silence(error)) => {
+                    let what = "the successor's agent does not answer, and guests run there: see `systemctl status locum` \
+                                in the successor";
+                    if self.agent.shared.lock().awaits.replace(what.to_owned()).is_none() {
+                        tracing::warn!("{what} ({error:#})");
+                        self.agent.publish();
+                    }
+                }
+            }
+        };
+        self.agent.shared.lock().awaits = None;
+        outcome
+    }
+
+    /// Makes sure that there is a channel to the successor's agent: the last one may have broken off, or been another
+    /// daemon's.
+    ///
+    /// # Errors
+    /// As [`Self::connect`], or [`Self::connect_patiently`] where guests run there.
+    pub(super) fn reach(&mut self, guests: &[Spec]) -> Result<()> {
+        if self.link.is_some() {
+            return Ok(());
+        }
+        if self.crossed() {
+            self.connect_patiently(guests).map(drop)
+        } else {
+            self.connect(self.config.timeouts.guest_start + MESSAGE, guests)
+                .map(drop)
+        }
+    }
+
+    /// The other agent may be in the middle of a message, or of waiting for one: so the channel is closed and opened until
+    /// it says `Hello`, which is the first message of a new conversation.
+    fn find_agent(
+        &mut self,
+        limit: Duration,
+        guests: &[Spec],
+        patience: Patience,
+    ) -> Result<Option<Vec<There>>, Alone> {
+        let end = Instant::now().checked_add(limit);
+        loop {
+            self.link = None;
+            std::thread::sleep(CLOSED);
+            let left = end.map_or(limit, |end| end.saturating_duration_since(Instant::now()));
+            let error = match self.try_once(left.min(TRY), guests, patience) {
+                Ok(there) => return Ok(there),
+                Err(error) => error,
+            };
+            let aborted = patience == Patience::UntilAborted && self.agent.shared.aborting();
+            if self.agent.other_state() != Some(HostState::Running) || aborted || !is_noise(&error) {
+                return Err(Alone::Over(error));
+            }
+            if left.is_zero() {
+                return Err(Alone::Silence(error));
+            }
+        }
+    }
+
+    fn try_once(&mut self, limit: Duration, guests: &[Spec], patience: Patience) -> Result<Option<Vec<There>>> {
+        self.link = Some(Link::new(self.agent.machine.channel(0)?));
+        let there = self.greet(limit, patience)?;
+        self.welcome(guests, patience)?;
+        Ok(there)
+    }
+
+    /// What became of a guest that an earlier daemon was moving: before anything else, for whoever turns back must know it.
+    pub fn settle_pending(&mut self) -> Option<Event> {
+        let next = self.agent.shared.lock().refresh.next_action().cloned();
+        match next {
+            Some(Action::MoveGuest(name)) => match self.settle(&name) {
+                Ok(Settled::There) => Some(Event::Done),
+                Ok(Settled::Here) => None,
+                Err(error) => Some(Event::Failed(format!("{error:#}"))),
+            },
+            Some(Action::ReturnGuest(name)) => {
+                let spec = self.spec(&name).ok()?;
+                let mut vm = self.agent.hypervisor.find(&spec).ok()??;
+                (vm.place().ok()? == Place::Running).then(|| {
+                    drop(vm);
+                    // Its QEMU in the successor stays stopped, should this not be heard.
+                    if let Err(error) = self.connect(TRY, &[]).and_then(|_| self.tell(&resumed(&name))) {
+                        tracing::warn!("guest {name}: {error:#}");
+                    }
+                    self.unsure = None;
+                    Event::Done
+                })
+            }
+            _ => None,
+        }
+    }
+
+    /// Finds out where a guest runs of which it is not known. On success it runs, and only there.
+    ///
+    /// # Errors
+    /// If it cannot be found out, and then the guest stands still in this host; or if it runs here, and the successor is
+    /// gone.
+    pub(super) fn settle(&mut self, name: &str) -> Result<Settled> {
+        let spec = self.spec(name)?;
+        // One that does not answer may not be needed any more.
+        let mut here = self.agent.hypervisor.find(&spec);
+        if let Ok(Some(vm)) = &mut here
+            && vm.place()? == Place::Running
+        {
+            // It has never stopped, or QEMU has resumed it because its stream broke off.
+            return Ok(Settled::Here);
+        }
+        let there = self.ask(name);
+        if let Err(silence) = &there {
+            // Nobody says where the guest runs. Stop the successor for certain; then it runs here only.
+            self.take_back()
+                .context("the successor must be stopped before the guest may run on")?;
+            self.agent.shared.lock().lost = Some(format!("{silence:#}"));
+        }
+        let here = here.with_context(|| format!("guest {name}"))?;
+        match (there, here) {
+            (Ok(Some(Place::Running)), here) => {
+                if let Some(mut vm) = here {
+                    vm.quit()?;
+                }
+                self.note(name, |guest| guest.resumed = 1);
+                Ok(Settled::There)
+            }
+            (there, Some(mut vm)) => {
+                vm.resume()
+                    .with_context(|| format!("guest {name} does not run on after a failed handover"))?;
+                there.map(|_| Settled::Here)
+            }
+            (there, None) => {
+                there?;
+                bail!("guest {name} has a QEMU neither here nor in the successor")
+            }
+        }
+    }
+
+    /// What the successor does with a guest. Where others run in it, this waits for its agent as long as it lives.
+    fn ask(&mut self, name: &str) -> Result<Option<Place>> {
+        let crossed = self.crossed();
+        let limit = self.config.timeouts.guest_start + MESSAGE;
+        loop {
+            let there = if crossed {
+                self.connect_patiently(&[])?
+            } else {
+                self.connect(limit, &[])?
+            };
+            match there {
+                Some(there) => {
+                    return Ok(there
+                        .into_iter()
+                        .find(|there| there.name == name)
+                        .map(|there| there.place));
+                }
+                None if crossed => {
+                    // Its operator may install another there.
+                    std::thread::sleep(TRY);
+                }
+                None => bail!("the successor's agent is older and does not tell which guests run there"),
+            }
+        }
+    }
+
+    /// Whether a guest runs in the successor for certain.
+    pub(super) fn crossed(&self) -> bool {
+        let inner = self.agent.shared.lock();
+        inner
+            .refresh
+            .done()
+            .iter()
+            .any(|action| matches!(action, Action::MoveGuest(_)))
+    }
+
+    pub(super) fn spec(&self, name: &str) -> Result<Spec> {
+        let spec = self.guests.get(name).cloned();
+        spec.with_context(|| format!("guest {name} is not in the plan"))
+    }
+
+    /// Puts to rest a guest that was on its way back when an agent died. `true`: it runs here.
+    pub(super) fn settle_return(&mut self, name: &str) -> Result<bool> {
+        let spec = self.spec(name)?;
+        let mut here = false;
+        if let Some(mut vm) = self.agent.hypervisor.find(&spec)? {
+            here = vm.place()? == Place::Running;
+            if !here {
+                vm.quit()?;
+            }
+        }
+        let there = match self.connect_patiently(&[]) {
+            Ok(there) => there.into_iter().flatten().find(|there| there.name == name),
+            // With the successor, its QEMU is gone as well.
+            Err(error) if here => {
+                tracing::warn!("guest {name}: {error:#}");
+                return Ok(true);
+            }
+            Err(error) => return Err(error),
+        };
+        match (here, there.map(|there| there.place)) {
+            (true, Some(Place::Stopped)) => self.tell(&resumed(name))?,
+            (false, Some(Place::Stopped)) => self.tell(&Message::Failed {
+                name: name.to_owned(),
+                reason: "the incumbent's agent was started anew".to_owned(),
+            })?,
+            (true, Some(Place::Running)) => {
+                bail!("guest {name} runs in both hosts: stop it in one, then `locum retry`")
+            }
+            (false, None) => bail!("guest {name} has a QEMU neither here nor in the successor"),
+            _ => {}
+        }
+        Ok(here)
+    }
+}
+
+/// The guest runs here.
+fn resumed(name: &str) -> Message {
+    Message::Resumed {
+        name: name.to_owned(),
+        received: 0,
+        resumed: 1,
+    }
+}
+
+/// Whether an error only says that the other agent did not know yet of the new conversation.
+fn is_noise(error: &anyhow::Error) -> bool {
+    // The channel's file: another process of this host may still have it open for a moment.
+    error.downcast_ref::<Silence>().is_some() || error.downcast_ref::<std::io::Error>().is_some()
+}

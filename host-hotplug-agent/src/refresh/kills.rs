@@ -1,0 +1,166 @@
+//! A daemon killed at every step of a refresh and started anew, on the machine in memory: before each effect, between an
+//! effect and the journal's word of it, and within the actions that have several effects.
+
+use locum_abi::{CpuMode, HostState, Slot};
+
+use super::tests::{Stage, kept};
+use crate::l0::{memory, view};
+use crate::testing::world::{Behaviour, INCUMBENT, SUCCESSOR};
+
+/// A course of events that a daemon's death may come into.
+struct Course {
+    name: &'static str,
+    /// What goes wrong beside.
+    faults: fn(&Stage),
+}
+
+const GOOD: Course = Course {
+    name: "a good refresh",
+    faults: |_| {},
+};
+
+/// With a guest that has to come back.
+const ABORTED: Course = Course {
+    name: "a refresh whose second guest is refused",
+    faults: |stage| stage.world.fail_after(SUCCESSOR, "receive", 1, 1),
+};
+
+impl Stage {
+    fn state_of(&self, slot: Slot) -> u32 {
+        let host = memory::host(&self.world.region, &self.world.region.header(), slot);
+        host.unwrap().state
+    }
+
+    fn retired(&self) -> bool {
+        self.state_of(INCUMBENT) == HostState::Retired as u32
+    }
+
+    /// Another daemon begins in the incumbent.
+    fn restart(&mut self) {
+        self.world.revive_daemon(INCUMBENT);
+        (self.worker, self.shared) = self.machine.start_daemon();
+    }
+
+    /// Whether the incumbent's daemon was killed before the refresh ended; at which step.
+    fn killed(&self) -> Option<String> {
+        self.sees(|stage| stage.world.killed(INCUMBENT).is_some() || stage.shared.lock().running.is_none());
+        self.world.killed(INCUMBENT)
+    }
+
+    /// Every guest runs in one host, every resource has one owner and is in use, and the refresh has ended, this way or that.
+    fn ended(&self, what: &str) {
+        self.sees(|stage| stage.retired() || stage.shared.lock().running.is_none());
+        let owner = if self.retired() { SUCCESSOR } else { INCUMBENT };
+        if owner == SUCCESSOR {
+            let successor = self.reigns();
+            assert_eq!(kept(&successor).outcome, "done", "{what}");
+            let blocks = successor.sys().list("sys/devices/system/memory").unwrap();
+            assert_eq!(blocks.len(), 8, "{what}: {blocks:?}");
+            assert!(successor.sys().exists("sys/bus/pci/devices/0000:00:02.0"), "{what}");
+        } else {
+            self.intact();
+            let left = self.machine.tree().path().join("run/locum/journal");
+            assert!(!left.exists(), "{what}: the journal of what has ended");
+        }
+        let status = memory::status(&self.world.region, &self.world.region.header()).unwrap();
+        for cpu in &status.cpus[..4] {
+            let is = (view::owner(cpu), cpu.mode);
+            assert_eq!(
+                is,
+                (Some(owner), CpuMode::Native as u32),
+                "{what}: APIC {}",
+                cpu.apic_id
+            );
+        }
+        let error = self.shared.status().last_error;
+        for guest in ["one", "two"] {
+            assert_eq!(self.world.runs_in(guest), [owner], "{what}: guest {guest}; {error:?}");
+        }
+    }
+
+    /// If the incumbent reigns still, a refresh goes through.
+    fn refreshes(&self, what: &str) {
+        if self.retired() {
+            return;
+        }
+        self.world.mend();
+        self.begin();
+        let report = self.wait();
+        assert_eq!(report.outcome, "retired", "{what}, a refresh afterwards: {report:#?}");
+        self.ended(what);
+    }
+}
+
+/// The incumbent's daemon dies after `after` steps, and `again` steps after its restart. False: there were not so many.
+fn killed_after(course: &Course, after: usize, again: Option<usize>) -> bool {
+    let mut stage = Stage::new(Behaviour::Boots);
+    (course.faults)(&stage);
+    stage.world.kill_daemon(INCUMBENT, after);
+    stage.begin();
+    let Some(step) = stage.killed() else {
+        stage.ended(course.name);
+        return false;
+    };
+    let mut what = format!("{}, killed before step {after} (`{step}`)", course.name);
+    if !stage.retired() {
+        stage.restart();
+        if let Some(again) = again {
+            stage.world.kill_daemon(INCUMBENT, again);
+            if let Some(step) = stage.killed()
+                && !stage.retired()
+            {
+                what += &format!(", and {again} steps later (`{step}`)");
+                stage.restart();
+            }
+            stage.world.revive_daemon(INCUMBENT);
+        }
+    }
+    stage.ended(&what);
+    stage.refreshes(&what);
+    true
+}
+
+/// Every step there is, in as many threads as the machine has CPUs.
+fn at_every_step(course: &Course, again: impl Fn(usize) -> Option<usize> + Sync + std::panic::RefUnwindSafe) {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let failures = std::sync::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for first in 0..threads {
+            let (again, failures) = (&again, &failures);
+            scope.spawn(move || {
+                let mut after = first;
+                loop {
+                    match std::panic::catch_unwind(|| killed_after(course, after, again(after))) {
+                        Ok(true) => {}
+                        Ok(false) => break,
+                        // What went wrong was told where it did.
+                        Err(_) => failures.lock().unwrap().push(after),
+                    }
+                    after += threads;
+                }
+                assert!(after > 40, "only {after} steps: was it killed at all?");
+            });
+        }
+    });
+    let failures = failures.into_inner().unwrap();
+    assert!(
+        failures.is_empty(),
+        "{}: it did not go well after {failures:?} steps",
+        course.name
+    );
+}
+
+#[test]
+fn the_incumbents_daemon_may_die_at_every_step() {
+    at_every_step(&GOOD, |_| None);
+}
+
+#[test]
+fn the_incumbents_daemon_may_die_at_every_step_of_an_abort() {
+    at_every_step(&ABORTED, |_| None);
+}
+
+#[test]
+fn the_incumbents_daemon_may_die_again_while_it_takes_up() {
+    at_every_step(&ABORTED, |after| Some(after % 5));
+}
