@@ -112,6 +112,13 @@ pub trait Vm: Send {
     /// If QEMU does not say.
     fn place(&mut self) -> Result<Place>;
 
+    /// Brings to an end what an earlier daemon had begun with a QEMU that waits for a guest's state. If the state has arrived,
+    /// the guest runs here afterwards; if not, it never will, and the QEMU is gone.
+    ///
+    /// # Errors
+    /// If QEMU does not obey: then it is not known.
+    fn arrive(&mut self) -> Result<Place>;
+
     /// Ends the QEMU, by force if need be; done when its process is gone.
     ///
     /// # Errors

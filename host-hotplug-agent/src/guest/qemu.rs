@@ -495,6 +495,23 @@ impl Vm for QemuVm {
         })
     }
 
+    fn arrive(&mut self) -> Result<Place> {
+        let place = self.place()?;
+        if place != Place::Waiting {
+            return Ok(place);
+        }
+        // While a state is awaited, this only keeps the guest from running when it has come (QEMU's qmp_stop()).
+        let until = Deadline::after(ANSWER);
+        self.qmp.execute("stop", json!({}), &until)?;
+        if self.place()? == Place::Waiting {
+            self.quit()?;
+            return Ok(Place::Waiting);
+        }
+        // It came between the two questions, all of it: so it is stopped in the other host.
+        self.qmp.execute("cont", json!({}), &until)?;
+        Ok(Place::Running)
+    }
+
     fn quit(&mut self) -> Result<()> {
         let until = Deadline::after(QUIT);
         let _ = self.qmp.execute("quit", json!({}), &until);

@@ -1,6 +1,9 @@
 //! A daemon killed at every step of a refresh and started anew, on the machine in memory: before each effect, between an
 //! effect and the journal's word of it, and within the actions that have several effects.
 
+use std::panic::{RefUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+
 use locum_abi::{CpuMode, HostState, Slot};
 
 use super::tests::{Stage, kept};
@@ -26,29 +29,29 @@ const ABORTED: Course = Course {
 };
 
 impl Stage {
-    fn state_of(&self, slot: Slot) -> u32 {
+    pub(super) fn state_of(&self, slot: Slot) -> u32 {
         let host = memory::host(&self.world.region, &self.world.region.header(), slot);
         host.unwrap().state
     }
 
-    fn retired(&self) -> bool {
+    pub(super) fn retired(&self) -> bool {
         self.state_of(INCUMBENT) == HostState::Retired as u32
     }
 
     /// Another daemon begins in the incumbent.
-    fn restart(&mut self) {
+    pub(super) fn restart(&mut self) {
         self.world.revive_daemon(INCUMBENT);
         (self.worker, self.shared) = self.machine.start_daemon();
     }
 
     /// Whether the incumbent's daemon was killed before the refresh ended; at which step.
-    fn killed(&self) -> Option<String> {
+    pub(super) fn killed(&self) -> Option<String> {
         self.sees(|stage| stage.world.killed(INCUMBENT).is_some() || stage.shared.lock().running.is_none());
         self.world.killed(INCUMBENT)
     }
 
     /// Every guest runs in one host, every resource has one owner and is in use, and the refresh has ended, this way or that.
-    fn ended(&self, what: &str) {
+    pub(super) fn ended(&self, what: &str) {
         self.sees(|stage| stage.retired() || stage.shared.lock().running.is_none());
         let owner = if self.retired() { SUCCESSOR } else { INCUMBENT };
         if owner == SUCCESSOR {
@@ -79,7 +82,7 @@ impl Stage {
     }
 
     /// If the incumbent reigns still, a refresh goes through.
-    fn refreshes(&self, what: &str) {
+    pub(super) fn refreshes(&self, what: &str) {
         if self.retired() {
             return;
         }
@@ -120,17 +123,18 @@ fn killed_after(course: &Course, after: usize, again: Option<usize>) -> bool {
     true
 }
 
-/// Every step there is, in as many threads as the machine has CPUs.
-fn at_every_step(course: &Course, again: impl Fn(usize) -> Option<usize> + Sync + std::panic::RefUnwindSafe) {
-    let threads = std::thread::available_parallelism().map_or(2, usize::from);
-    let failures = std::sync::Mutex::new(Vec::new());
+/// Every step there is, of which there should be more than `least`.
+fn each(killed_after: impl Fn(usize) -> bool + Sync + RefUnwindSafe, what: &str, least: usize) {
+    // More than CPUs: they wait most of the time.
+    let threads = 8;
+    let failures = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for first in 0..threads {
-            let (again, failures) = (&again, &failures);
+            let (killed_after, failures) = (&killed_after, &failures);
             scope.spawn(move || {
                 let mut after = first;
                 loop {
-                    match std::panic::catch_unwind(|| killed_after(course, after, again(after))) {
+                    match catch_unwind(|| killed_after(after)) {
                         Ok(true) => {}
                         Ok(false) => break,
                         // What went wrong was told where it did.
@@ -138,16 +142,19 @@ fn at_every_step(course: &Course, again: impl Fn(usize) -> Option<usize> + Sync 
                     }
                     after += threads;
                 }
-                assert!(after > 40, "only {after} steps: was it killed at all?");
+                assert!(after > least, "only {after} steps: was it killed at all?");
             });
         }
     });
     let failures = failures.into_inner().unwrap();
     assert!(
         failures.is_empty(),
-        "{}: it did not go well after {failures:?} steps",
-        course.name
+        "{what}: it did not go well after {failures:?} steps"
     );
+}
+
+fn at_every_step(course: &Course, again: impl Fn(usize) -> Option<usize> + Sync + RefUnwindSafe) {
+    each(|after| killed_after(course, after, again(after)), course.name, 40);
 }
 
 #[test]
@@ -163,4 +170,36 @@ fn the_incumbents_daemon_may_die_at_every_step_of_an_abort() {
 #[test]
 fn the_incumbents_daemon_may_die_again_while_it_takes_up() {
     at_every_step(&ABORTED, |after| Some(after % 5));
+}
+
+/// The successor's daemon dies after `after` steps, and is started anew. False: there were not so many.
+fn successors_killed_after(after: usize) -> bool {
+    let stage = Stage::new(Behaviour::Boots);
+    stage.world.kill_daemon(SUCCESSOR, after);
+    stage.begin();
+    let reigns = |stage: &Stage| {
+        let successor = stage.world.successor();
+        successor.is_some_and(|tree| tree.path().join("run/locum/kept.json").exists())
+    };
+    stage.sees(|stage| {
+        let ended = stage.shared.lock().running.is_none();
+        stage.world.killed(SUCCESSOR).is_some() || reigns(stage) || (ended && !stage.retired())
+    });
+    let Some(step) = stage.world.killed(SUCCESSOR) else {
+        stage.ended("a good refresh");
+        return false;
+    };
+    let what = format!("the successor's daemon killed before step {after} (`{step}`)");
+    stage.world.revive_daemon(SUCCESSOR);
+    // The incumbent may have stopped it, for want of an answer.
+    let machine = stage.world.successor_machine().unwrap();
+    let _daemon = machine.alive().then(|| machine.start_daemon());
+    stage.ended(&what);
+    stage.refreshes(&what);
+    true
+}
+
+#[test]
+fn the_successors_daemon_may_die_at_every_step() {
+    each(successors_killed_after, "the successor's daemon", 20);
 }

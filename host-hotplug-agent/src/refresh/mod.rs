@@ -22,6 +22,8 @@ mod kills;
 pub mod phase;
 pub mod prepare;
 pub mod shared;
+#[cfg(test)]
+mod stranded;
 pub mod successor;
 pub mod take_up;
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::channel::message::{MessageError, There};
 use crate::channel::port::PortError;
 use crate::channel::{Link, Message, Versions};
 use crate::deadline::Deadline;
-use crate::guest::{Spec, Vm};
+use crate::guest::{Hypervisor, Place, Spec, Vm};
 use crate::report::Report;
 use crate::tsc;
 
@@ -31,27 +31,22 @@ pub struct Successor {
     agent: Agent,
     generation: u64,
     guests: BTreeMap<String, (Spec, Box<dyn Vm>)>,
+    /// Guests that another daemon of this host knew, and of which this one has not found out yet whether they are here.
+    doubtful: Vec<Spec>,
     ports: Ports,
     /// None: the incumbent's agent has gone, and maybe come again.
     link: Option<Link>,
 }
 
 impl Successor {
-    /// Of that generation. Guests whose QEMUs another daemon of this host has started are found again.
+    /// Of that generation. Guests that another daemon of this host has taken in are found again.
     pub fn new(agent: Agent, generation: u64) -> Self {
-        let mut guests = BTreeMap::new();
-        let known = agent.shared.lock().brief.guests.clone();
-        for spec in known {
-            match agent.hypervisor.find(&spec) {
-                Ok(Some(vm)) => drop(guests.insert(spec.name.clone(), (spec, vm))),
-                Ok(None) => tracing::info!("guest {}: it has no QEMU here", spec.name),
-                Err(error) => tracing::warn!("guest {}: {error:#}", spec.name),
-            }
-        }
+        let doubtful = agent.shared.lock().brief.guests.clone();
         Self {
             agent,
             generation,
-            guests,
+            guests: BTreeMap::new(),
+            doubtful,
             ports: Ports::default(),
             link: None,
         }
@@ -178,7 +173,15 @@ impl Successor {
         }
     }
 
+    /// Says what is so, or nothing: the incumbent runs a guest that is not told.
     fn hello(&mut self) -> Result<Message> {
+        while let Some(spec) = self.doubtful.last() {
+            let vm = arrived(&*self.agent.hypervisor, spec).with_context(|| format!("guest {}", spec.name))?;
+            let known = self.doubtful.pop();
+            if let (Some(vm), Some(spec)) = (vm, known) {
+                self.guests.insert(spec.name.clone(), (spec, vm));
+            }
+        }
         let sys = self.agent.machine.sys();
         let online = sys.read("sys/devices/system/cpu/online")?;
         let kernel = sys.read("proc/sys/kernel/osrelease")?;
@@ -294,7 +297,8 @@ impl Successor {
     /// Notes whose QEMUs are here or about to be, so that another daemon finds them.
     fn write_down(&self, coming: &[Spec]) {
         let known = self.guests.values().map(|(spec, _)| spec);
-        self.agent.shared.lock().brief.guests = known.chain(coming).cloned().collect();
+        let known = known.chain(&self.doubtful).chain(coming);
+        self.agent.shared.lock().brief.guests = known.cloned().collect();
         if let Err(error) = self.agent.write_down() {
             tracing::warn!("{error:#}");
         }
@@ -490,6 +494,14 @@ impl Successor {
             .find(|block| block.range == range)
             .map_or(0, |block| block.node.0)
     }
+}
+
+/// The QEMU of a guest that has arrived. One that waits is ended: an earlier daemon may have fed it half a state.
+fn arrived(hypervisor: &dyn Hypervisor, spec: &Spec) -> Result<Option<Box<dyn Vm>>> {
+    let Some(mut vm) = hypervisor.find(spec)? else {
+        return Ok(None);
+    };
+    Ok((vm.arrive()? != Place::Waiting).then_some(vm))
 }
 
 fn incumbent_state(agent: &Agent) -> Option<HostState> {

@@ -112,8 +112,17 @@ impl FakeMachine {
         fs::remove_dir_all(tree.path().join("sys/devices/system/memory")).unwrap();
         fs::remove_dir_all(tree.path().join("sys/bus/pci/devices/0000:00:02.0")).unwrap();
         let machine = FakeMachine::new(&self.world, SUCCESSOR, tree);
-        self.world.lock().successor = Some(machine.tree.clone());
+        {
+            let mut inner = self.world.lock();
+            inner.successor = Some(machine.tree.clone());
+            inner.successor_machine = Some(machine.clone());
+        }
         machine.start_daemon();
+    }
+
+    /// Whether this host runs.
+    pub fn alive(&self) -> bool {
+        self.sees().is_ok()
     }
 
     /// A daemon of this host begins.

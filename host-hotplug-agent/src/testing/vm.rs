@@ -157,6 +157,14 @@ impl Vm for FakeVm {
         })
     }
 
+    fn arrive(&mut self) -> Result<Place> {
+        let place = self.place()?;
+        if place == Place::Waiting {
+            self.quit()?;
+        }
+        Ok(place)
+    }
+
     fn resume(&mut self) -> Result<()> {
         self.world.step(self.key.0, "resume");
         self.become_(VmState::Running);

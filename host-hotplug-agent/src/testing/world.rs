@@ -1,6 +1,7 @@
 //! A machine with L0 and two hosts, in memory: what the module and L0 would do, and the rules that they would enforce.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -8,6 +9,7 @@ use anyhow::{Result, bail, ensure};
 use locum_abi::{CHANNEL_COUNT, CpuStatus, Grant, HostState, PerSlot, Slot, Status, StopReason};
 
 use super::l0::FakeRegion;
+use super::machine::FakeMachine;
 use super::tree::Tree;
 use crate::l0::view;
 use crate::machine::TextKind;
@@ -64,11 +66,17 @@ pub(super) struct Inner {
     pub ends: Vec<PerSlot<Option<UnixStream>>>,
     /// The successor's files, once it was started.
     pub successor: Option<Arc<Tree>>,
+    /// The successor as a machine, once it was started.
+    pub successor_machine: Option<Arc<FakeMachine>>,
     /// The successor is dead.
     pub dead: bool,
+    /// Channels that a host had open already.
+    opened: BTreeSet<(usize, Slot)>,
     faults: Vec<Fault>,
     /// How many more steps a host's daemon takes until it is killed.
     kills: BTreeMap<Slot, usize>,
+    /// Before which step a host's daemon is killed, and how many of it come before.
+    kills_before: BTreeMap<Slot, (&'static str, usize)>,
     /// Steps of each host's daemon so far.
     steps: BTreeMap<Slot, Vec<String>>,
     /// By host: each has a `/sys/kernel/locum` of its own.
@@ -97,9 +105,12 @@ impl World {
                 written: BTreeSet::new(),
                 ends: Vec::new(),
                 successor: None,
+                successor_machine: None,
                 dead: false,
+                opened: BTreeSet::new(),
                 faults: Vec::new(),
                 kills: BTreeMap::new(),
+                kills_before: BTreeMap::new(),
                 steps: BTreeMap::new(),
                 shown: BTreeMap::new(),
             }),
@@ -133,6 +144,11 @@ impl World {
     /// The successor's files, once it was started.
     pub fn successor(&self) -> Option<Arc<Tree>> {
         self.lock().successor.clone()
+    }
+
+    /// The successor, once it was started.
+    pub fn successor_machine(&self) -> Option<Arc<FakeMachine>> {
+        self.lock().successor_machine.clone()
     }
 
     /// Slots in which the guest runs.
@@ -181,6 +197,18 @@ impl World {
         self.lock().kills.insert(slot, after);
     }
 
+    /// Kills a host's daemon before a step of that name, of which there have been `count`.
+    pub fn kill_daemon_before(&self, slot: Slot, step: &'static str, count: usize) {
+        self.lock().kills_before.insert(slot, (step, count));
+    }
+
+    /// How many steps of that name a host's daemons have come to.
+    pub fn steps(&self, slot: Slot, step: &str) -> usize {
+        let inner = self.lock();
+        let steps = inner.steps.get(&slot).into_iter().flatten();
+        steps.filter(|known| *known == step).count()
+    }
+
     /// The step before which a host's daemon was killed, if it was.
     pub fn killed(&self, slot: Slot) -> Option<String> {
         let inner = self.lock();
@@ -196,13 +224,24 @@ impl World {
 
     /// Another daemon of the host may live.
     pub fn revive_daemon(&self, slot: Slot) {
-        self.lock().kills.remove(&slot);
+        let mut inner = self.lock();
+        inner.kills.remove(&slot);
+        inner.kills_before.remove(&slot);
     }
 
     /// A step of a host's daemon, before it takes effect: where a daemon can be killed.
     pub(super) fn step(&self, slot: Slot, what: &str) {
         let mut inner = self.lock();
-        inner.steps.entry(slot).or_default().push(what.to_owned());
+        let steps = inner.steps.entry(slot).or_default();
+        steps.push(what.to_owned());
+        let so_far = steps.iter().filter(|known| *known == what).count();
+        if inner
+            .kills_before
+            .get(&slot)
+            .is_some_and(|(step, count)| *step == what && so_far == count + 1)
+        {
+            inner.kills.insert(slot, 0);
+        }
         let dies = match inner.kills.get_mut(&slot) {
             // The rest of it: its threads go on for a moment in this process, and do nothing.
             Some(&mut usize::MAX) => true,
@@ -230,7 +269,12 @@ impl World {
         let Some(ends) = inner.ends.get_mut(number) else {
             bail!("no channel {number}");
         };
-        if let Some(end) = ends[slot].take() {
+        if let Some(mut end) = ends[slot].take() {
+            // Opened anew, a channel is empty; but who said hello meanwhile does not say it again.
+            if number != 0 && !inner.opened.insert((number, slot)) {
+                let mut stale = [0; 4096];
+                while matches!(end.read(&mut stale), Ok(1..)) {}
+            }
             return Ok(end);
         }
         let (left, right) = channel();
@@ -241,7 +285,9 @@ impl World {
     /// New channels, for a successor that starts.
     pub(super) fn clear_channels(&self) {
         let pairs = (0..CHANNEL_COUNT).map(|_| channel());
-        self.lock().ends = pairs
+        let mut inner = self.lock();
+        inner.opened.clear();
+        inner.ends = pairs
             .map(|(left, right)| PerSlot::new(Some(left), Some(right)))
             .collect();
     }

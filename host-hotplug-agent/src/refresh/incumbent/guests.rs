@@ -4,13 +4,17 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use locum_abi::HostState;
 
 use super::settle::Settled;
-use super::{Incumbent, MESSAGE, VERDICT};
+use super::{Incumbent, MESSAGE, Ports, VERDICT};
 use crate::channel::Message;
 use crate::deadline::Deadline;
 use crate::guest::{Spec, Vm};
 use crate::report::GuestReport;
+
+/// How often a guest is asked back, before an operator is needed.
+const RETURNS: usize = 3;
 
 impl Incumbent {
     pub(super) fn note(&self, name: &str, change: impl FnOnce(&mut GuestReport)) {
@@ -87,18 +91,40 @@ impl Incumbent {
 
     /// On failure the guest runs in the successor, unless that is dead.
     pub(super) fn return_guest(&mut self, name: &str) -> Result<()> {
-        let outcome = if self.unsure.as_deref() == Some(name) {
-            self.settle_return(name)
-        } else {
-            self.reach(&[]).map(|()| false)
-        };
-        let outcome = outcome.and_then(|here| if here { Ok(()) } else { self.fetch_guest(name) });
-        self.unsure = outcome.is_err().then(|| name.to_owned());
+        let mut outcome = self.try_return(name);
+        for _ in 1..RETURNS {
+            let Err(error) = &outcome else {
+                break;
+            };
+            if self.agent.other_state() != Some(HostState::Running) {
+                break;
+            }
+            tracing::warn!("guest {name}: {error:#}");
+            outcome = self.try_return(name);
+        }
         if outcome.is_ok() {
             self.note(name, |guest| {
                 guest.resumed = 0;
                 guest.moved = false;
             });
+        }
+        outcome
+    }
+
+    /// After a failure it is not known how far the successor's agent has come, so the next attempt begins a new
+    /// conversation.
+    fn try_return(&mut self, name: &str) -> Result<()> {
+        let here = if self.unsure.as_deref() == Some(name) {
+            self.settle_return(name)
+        } else {
+            self.reach(&[]).map(|()| false)
+        };
+        let outcome = here.and_then(|here| if here { Ok(()) } else { self.fetch_guest(name) });
+        self.unsure = None;
+        if outcome.is_err() {
+            self.unsure = Some(name.to_owned());
+            self.link = None;
+            self.ports = Ports::default();
         }
         outcome
     }

@@ -10,7 +10,7 @@ use locum_abi::HostState;
 use partitioner::{Action, Event};
 
 use super::talk::Silence;
-use super::{Incumbent, MESSAGE};
+use super::{Incumbent, MESSAGE, Ports};
 use crate::channel::message::There;
 use crate::channel::{Link, Message};
 use crate::guest::{Place, Spec};
@@ -111,6 +111,8 @@ impl Incumbent {
         let end = Instant::now().checked_add(limit);
         loop {
             self.link = None;
+            // What is left in the guests' channels is of an earlier attempt: opened anew, they are empty.
+            self.ports = Ports::default();
             std::thread::sleep(CLOSED);
             let left = end.map_or(limit, |end| end.saturating_duration_since(Instant::now()));
             let error = match self.try_once(left.min(TRY), guests, patience) {

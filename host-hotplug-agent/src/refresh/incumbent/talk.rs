@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use locum_abi::HostState;
 use partitioner::Refresh;
 
 use super::settle::Patience;
@@ -14,10 +15,16 @@ use crate::clock::Clock;
 use crate::deadline::Deadline;
 use crate::guest::Spec;
 
-/// The conversation broke off, and a new one may be begun.
+/// The conversation is over, and a new one may be begun.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct Silence(String);
+pub(super) enum Silence {
+    /// No word.
+    #[error("the successor did not answer in time")]
+    Timeout,
+    /// The channel was closed, or what came through it made no sense.
+    #[error("{0}")]
+    Broken(String),
+}
 
 impl Incumbent {
     /// Why a wait ended, in place of the channel's error.
@@ -28,8 +35,8 @@ impl Incumbent {
         match error {
             MessageError::Port(PortError::GivenUp) => anyhow!("stopped by the operator"),
             error @ (MessageError::NothingInCommon(_) | MessageError::NotUnderstood { .. }) => error.into(),
-            MessageError::Port(PortError::Timeout) => Silence("the successor did not answer in time".to_owned()).into(),
-            error => Silence(error.to_string()).into(),
+            MessageError::Port(PortError::Timeout) => Silence::Timeout.into(),
+            error => Silence::Broken(error.to_string()).into(),
         }
     }
 
@@ -99,6 +106,15 @@ impl Incumbent {
             self.link = Some(Link::new(self.agent.machine.channel(0)?));
             let greeted = self.greet(limit, Patience::UntilAborted).map(drop);
             greeted.and_then(|()| self.welcome(&guests, Patience::UntilAborted))
+        };
+        let broken = |error: &anyhow::Error| matches!(error.downcast_ref(), Some(Silence::Broken(_)));
+        let outcome = match outcome {
+            // Its agent died and comes again.
+            Err(error) if broken(&error) && self.agent.other_state() == Some(HostState::Running) => {
+                tracing::warn!("{error:#}");
+                self.connect(limit, &guests).map(drop)
+            }
+            outcome => outcome,
         };
         // Whatever comes next may find that agent in the middle of something.
         self.resumed = true;

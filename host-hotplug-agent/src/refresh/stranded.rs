@@ -1,0 +1,195 @@
+//! A machine that a dead daemon left split: with a journal that cannot be used, or with none, on the machine in memory.
+
+use std::fs;
+
+use super::tests::{HANG, Stage};
+use crate::daemon::ipc::Question;
+use crate::error::Refusal;
+use crate::machine::TextKind;
+use crate::testing::world::{Behaviour, INCUMBENT, SUCCESSOR};
+
+impl Stage {
+    /// Begins a refresh whose daemon dies before the `count`th step of that name.
+    fn dies_before(&mut self, step: &'static str, count: usize) {
+        self.world.kill_daemon_before(INCUMBENT, step, count);
+        self.begin();
+        let killed = self.killed();
+        assert_eq!(killed.as_deref(), Some(step));
+    }
+
+    fn journal(&self) -> std::path::PathBuf {
+        self.machine.tree().path().join("run/locum/journal")
+    }
+
+    fn refused(&self, question: &Question) -> String {
+        format!("{:#}", self.worker.answer(question).expect_err("refused"))
+    }
+}
+
+/// Where a daemon dies, and how the successor is then.
+const STRANDED: &[(&str, usize, Behaviour)] = &[
+    ("remove_memory", 1, Behaviour::Boots),
+    ("offline_cpu", 1, Behaviour::Boots),
+    ("write", 0, Behaviour::Boots),
+    ("enter", 1, Behaviour::Boots),
+    ("grant", 0, Behaviour::Boots),
+    ("grant", 7, Behaviour::Boots),
+    ("start", 0, Behaviour::Boots),
+    ("channel", 0, Behaviour::Boots),
+    ("publish", 22, Behaviour::TripleFaults),
+];
+
+#[test]
+fn without_a_journal_abort_gives_everything_back() {
+    for &(step, count, behaviour) in STRANDED {
+        let what = format!("no journal, {step} {count}, {behaviour:?}");
+        let mut stage = Stage::new(behaviour);
+        stage.dies_before(step, count);
+        fs::remove_file(stage.journal()).unwrap();
+        stage.restart();
+        let status = stage.worker.answer(&Question::Status).unwrap();
+        assert!(
+            status
+                .last_error
+                .as_deref()
+                .unwrap_or_default()
+                .contains("`locum abort` gives everything back"),
+            "{what}: {status:?}"
+        );
+        let status = stage.worker.answer(&Question::Abort).unwrap();
+        assert_eq!(status.last_error, None, "{what}");
+        stage.ended(&what);
+        assert!(
+            matches!(
+                stage.worker.answer(&Question::Abort).unwrap_err().downcast_ref(),
+                Some(Refusal::NothingToAbort)
+            ),
+            "{what}"
+        );
+        if behaviour == Behaviour::Boots {
+            stage.refreshes(&what);
+        }
+    }
+}
+
+#[test]
+fn a_machine_that_is_split_is_not_split_again() {
+    let mut stage = Stage::new(Behaviour::Boots);
+    stage.dies_before("channel", 0);
+    fs::remove_file(stage.journal()).unwrap();
+    stage.restart();
+    let error = stage.worker.begin("next").unwrap_err();
+    assert!(matches!(error.downcast_ref(), Some(Refusal::Split)), "{error}");
+    assert!(stage.shared.lock().running.is_none());
+}
+
+#[test]
+fn without_a_journal_guests_that_run_in_the_successor_are_not_lost_by_an_abort() {
+    let mut stage = Stage::new(Behaviour::Boots);
+    // One guest has gone over.
+    stage.dies_before("attach", 1);
+    fs::remove_file(stage.journal()).unwrap();
+    stage.restart();
+    let error = stage.refused(&Question::Abort);
+    assert!(error.contains("(one)") && error.contains("--force"), "{error}");
+    assert_eq!(stage.world.runs_in("one"), [SUCCESSOR]);
+    assert_eq!(stage.world.runs_in("two"), [INCUMBENT]);
+    // Who knows what is lost may say so.
+    stage.worker.answer(&Question::AbortByForce).unwrap();
+    stage.intact();
+    assert_eq!(stage.world.runs_in("one"), []);
+    assert_eq!(stage.world.runs_in("two"), [INCUMBENT]);
+}
+
+#[test]
+fn without_a_journal_a_successor_that_says_nothing_is_stopped_by_force_only() {
+    let mut stage = Stage::with_timeouts(Behaviour::Hangs, HANG.as_secs(), HANG.as_secs());
+    stage.dies_before("channel", 0);
+    fs::remove_file(stage.journal()).unwrap();
+    stage.restart();
+    let error = stage.refused(&Question::Abort);
+    assert!(error.contains("is not known") && error.contains("--force"), "{error}");
+    stage.worker.answer(&Question::AbortByForce).unwrap();
+    stage.ended("by force");
+}
+
+#[test]
+fn a_journal_that_cannot_be_used_is_told_and_kept_and_abort_works() {
+    type Change = fn(String) -> String;
+    let changes: [(&str, Change); 3] = [
+        ("torn", |text| text[..text.len() / 2].to_owned()),
+        ("format 9", |text| {
+            text.replacen("locum-journal 1", "locum-journal 9", 1)
+        }),
+        ("not of this host", |text| text),
+    ];
+    for (word, change) in changes {
+        let mut stage = Stage::new(Behaviour::Boots);
+        stage.dies_before("channel", 0);
+        let text = change(fs::read_to_string(stage.journal()).unwrap());
+        fs::write(stage.journal(), &text).unwrap();
+        if word.starts_with("not") {
+            stage
+                .machine
+                .tree()
+                .put("proc/sys/kernel/random/boot_id", "another boot\n");
+        }
+        stage.restart();
+        let told = stage.world.shown(TextKind::LastError);
+        assert!(told.contains(word) && told.contains("locum abort"), "{told}");
+        assert_eq!(fs::read_to_string(stage.journal().with_extension("bad")).unwrap(), text);
+        stage.worker.answer(&Question::Abort).unwrap();
+        stage.ended(word);
+        stage.refreshes(word);
+    }
+}
+
+#[test]
+fn a_refresh_that_was_taken_up_can_be_aborted_and_says_so() {
+    let mut stage = Stage::with_timeouts(Behaviour::Hangs, HANG.as_secs(), HANG.as_secs());
+    stage.dies_before("channel", 0);
+    stage.restart();
+    let status = stage.worker.answer(&Question::Status).unwrap();
+    assert_eq!(status.running.as_deref(), Some("next"));
+    assert_eq!(status.report.unwrap().taken_up, ["wait for the successor's agent"]);
+    stage.worker.answer(&Question::Abort).unwrap();
+    let report = stage.wait();
+    assert_eq!(report.error.as_deref(), Some("stopped by the operator"));
+    assert!(
+        report
+            .to_string()
+            .contains("taken up by a daemon that was started anew"),
+        "{report}"
+    );
+    stage.ended("stopped by the operator");
+}
+
+#[test]
+fn what_somebody_changed_meanwhile_ends_the_refresh() {
+    let mut stage = Stage::new(Behaviour::Boots);
+    stage.dies_before("enter", 0);
+    let cpu = "sys/devices/system/cpu/cpu3/online";
+    stage.machine.tree().put(cpu, "1\n");
+    stage.restart();
+    let report = stage.wait();
+    assert_eq!(report.outcome, "aborted");
+    let error = report.error.unwrap();
+    assert!(
+        error.contains("offline the CPU with APIC 3") && error.contains("not so any more"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_cannot_be_written_down_is_not_begun() {
+    let stage = Stage::new(Behaviour::Boots);
+    // A directory in the journal's place: nothing can be renamed to it.
+    fs::create_dir_all(stage.journal().join("in the way")).unwrap();
+    stage.begin();
+    let report = stage.wait();
+    assert_eq!(report.outcome, "aborted");
+    let error = report.error.unwrap();
+    assert!(error.contains("make room"), "{error}");
+    assert_eq!(stage.world.steps(INCUMBENT, "remove_memory"), 0);
+    stage.intact();
+}
