@@ -94,6 +94,9 @@ pub(crate) struct Refresh {
     /// In order of handover.
     #[serde(default)]
     pub guests: Vec<Guest>,
+    /// Actions at which a daemon that was started anew took it up.
+    #[serde(default)]
+    pub taken_up: Vec<String>,
     /// What did not come back, in words.
     #[serde(default)]
     pub losses: Vec<String>,

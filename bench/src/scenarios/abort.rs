@@ -89,7 +89,7 @@ fn fails(run: &mut Run, good: &Successor, failure: Failure) -> Result<()> {
 
 /// What an incumbent has that a failed refresh must not change.
 #[derive(Debug, PartialEq, Eq)]
-struct Facts {
+pub(super) struct Facts {
     online: String,
     memory: String,
     devices: String,
@@ -97,7 +97,7 @@ struct Facts {
 }
 
 impl Facts {
-    fn of(run: &mut Run) -> Result<Self> {
+    pub(super) fn of(run: &mut Run) -> Result<Self> {
         let status = run.status()?;
         Ok(Self {
             online: run.sh("cat /sys/devices/system/cpu/online")?,
@@ -107,7 +107,7 @@ impl Facts {
         })
     }
 
-    fn still(&self, run: &mut Run) -> Result<()> {
+    pub(super) fn still(&self, run: &mut Run) -> Result<()> {
         let now = Self::of(run)?;
         ensure!(
             *self == now,

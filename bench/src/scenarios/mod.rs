@@ -2,6 +2,7 @@
 
 mod abort;
 mod board;
+mod faults;
 mod floor;
 mod kmod;
 mod native;
@@ -281,6 +282,19 @@ pub(crate) const BY_NAME: &[Scenario] = &[
         "a successor whose kernel is garbage, no guest",
         |run| abort::each(run, &[], &[abort::GARBAGE]),
     ),
+    Scenario {
+        name: "fault-daemon-killed",
+        about: "kill -9 of the incumbent's daemon, with its journal and without: taken up, aborted or gone on with, under a \
+                guest",
+        minutes: 25,
+        play: Play::On(|_| {}, faults::daemon_killed),
+    },
+    Scenario {
+        name: "fault-daemon-stranded",
+        about: "the first half of it: kill -9 while the daemon waits for the successor's agent, then `locum abort`",
+        minutes: 8,
+        play: Play::On(|_| {}, faults::daemon_stranded),
+    },
     abort("abort-panic", "a successor that panics, no guest", |run| {
         abort::each(run, &[], &[abort::PANIC])
     }),
