@@ -125,6 +125,13 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
+    fn a_refresh_has_a_name_or_is_followed() {
+        let fits = |line: &[&str]| Cli::try_parse_from([&["locum", "refresh"], line].concat()).is_ok();
+        assert!(fits(&["next"]) && fits(&["--follow"]) && fits(&["next", "--detach"]));
+        assert!(!fits(&[]) && !fits(&["next", "--follow"]) && !fits(&["--follow", "--detach"]));
+    }
+
+    #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }

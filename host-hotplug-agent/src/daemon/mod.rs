@@ -99,7 +99,7 @@ fn wait(clients: &impl AsFd, requests: &impl AsFd, most: Option<Duration>) -> Re
 }
 
 /// Answers one client.
-fn serve(worker: &Arc<Worker>, mut stream: UnixStream) {
+pub(crate) fn serve(worker: &Arc<Worker>, mut stream: UnixStream) {
     let answer = match stream.try_clone().map(BufReader::new) {
         Ok(mut reader) => ipc::receive::<Question>(&mut reader).and_then(|question| worker.answer(&question)),
         Err(error) => Err(error.into()),

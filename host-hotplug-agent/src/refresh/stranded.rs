@@ -1,9 +1,11 @@
 //! A machine that a dead daemon left split: with a journal that cannot be used, or with none, on the machine in memory.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 
 use super::tests::{HANG, Stage};
-use crate::daemon::ipc::Question;
+use crate::daemon;
+use crate::daemon::ipc::{self, Question};
 use crate::error::Refusal;
 use crate::machine::TextKind;
 use crate::testing::world::{Behaviour, INCUMBENT, SUCCESSOR};
@@ -192,4 +194,15 @@ fn what_cannot_be_written_down_is_not_begun() {
     assert!(error.contains("make room"), "{error}");
     assert_eq!(stage.world.steps(INCUMBENT, "remove_memory"), 0);
     stage.intact();
+}
+
+#[test]
+fn a_refresh_goes_on_when_who_asked_for_it_is_gone() {
+    let stage = Stage::new(Behaviour::Boots);
+    let (mut client, server) = UnixStream::pair().unwrap();
+    ipc::send(&mut client, &Question::Refresh("next".to_owned())).unwrap();
+    drop(client);
+    daemon::serve(&stage.worker, server);
+    assert_eq!(stage.wait().outcome, "retired");
+    stage.ended("nobody waits for it");
 }
