@@ -6,8 +6,9 @@ use super::refuse;
 use crate::{machine::deadline::Span, steps::Run};
 
 /// Model-specific registers that a host must read alike natively and nested: APIC base, feature control, SYSENTER,
-/// MISC_ENABLE, PAT, debug control, all of VMX', EFER, STAR and those after it.
-const MSRS: &str = "0x1b 0x3a 0x174 0x175 0x176 0x1a0 0x277 0x1d9 $(seq 0x480 0x491) $(seq 0xc0000080 0xc0000084)";
+/// MISC_ENABLE, PAT, debug control, all of VMX', EFER. Not STAR and those after it: they are a guest's as long as its
+/// thread has not gone back to user mode (`kvm_set_user_return_msr()` in Linux `arch/x86/kvm/x86.c`).
+const MSRS: &str = "0x1b 0x3a 0x174 0x175 0x176 0x1a0 0x277 0x1d9 $(seq 0x480 0x491) 0xc0000080";
 /// Rounds of NMIs to all CPUs but the one that sends them.
 const NMI_ROUNDS: u64 = 10;
 
