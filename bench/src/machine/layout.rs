@@ -40,7 +40,8 @@ impl Layout {
         successor: 768,
     };
 
-    /// With RAM from 4 GiB on, and all that can go, but for a little, there.
+    /// With RAM above 4 GiB. All that can go is there: Linux takes movable memory from the highest zone that it has
+    /// (`find_usable_zone_for_movable()` in mm/mm_init.c).
     pub(crate) const HIGH: Self = Self {
         memory: 5120,
         pool: 4096 + 512,

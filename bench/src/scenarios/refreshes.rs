@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 
 use crate::{
     machine::bochs::{self, SKYLAKE_X},
-    steps::Run,
+    steps::{Run, successor::Successor},
 };
 
 /// Ticks from QEMU's stop in the one host to its resume in the other that a guest may take: 6 million for a microvm, 60
@@ -31,23 +31,6 @@ pub(super) fn check_apicv(run: &mut Run) -> Result<()> {
 
 /// So many refreshes in one boot, the kernels taking turns.
 pub(super) fn all(run: &mut Run, guests: &[&str], count: u32) -> Result<()> {
-    replace(run, guests, count)?;
-    run.power_off()
-}
-
-/// A successor that has no RAM below 4 GiB.
-pub(super) fn above_4g(run: &mut Run) -> Result<()> {
-    replace(run, &["g1"], 1)?;
-    let image = run.kernel_image()?;
-    ensure!(
-        image.start >= 4 << 30,
-        "the successor's kernel is at {image:#x?}, below 4 GiB"
-    );
-    run.check("the successor's kernel is above 4 GiB");
-    run.power_off()
-}
-
-fn replace(run: &mut Run, guests: &[&str], count: u32) -> Result<()> {
     let guests: Vec<_> = guests.iter().map(|name| (*name).to_owned()).collect();
     run.start_native(&guests)?;
     run.kaslr()?;
@@ -76,5 +59,23 @@ fn replace(run: &mut Run, guests: &[&str], count: u32) -> Result<()> {
         );
         lost = Some(now);
     }
-    Ok(())
+    run.power_off()
+}
+
+/// A successor that has no RAM below 4 GiB, so without a card: the lab's know 32-bit DMA only.
+pub(super) fn above_4g(run: &mut Run) -> Result<()> {
+    run.start_native(&["g1".to_owned()])?;
+    run.kaslr()?;
+    let successor = Successor {
+        device: None,
+        ..run.successor_of(&run.to.clone())?
+    };
+    run.replace_host(&successor)?;
+    let image = run.kernel_image()?;
+    ensure!(
+        image.start >= 4 << 30,
+        "the successor's kernel is at {image:#x?}, below 4 GiB"
+    );
+    run.check("the successor's kernel is above 4 GiB");
+    run.power_off()
 }
