@@ -157,8 +157,8 @@ pub fn blocks(facts: &Facts) -> Vec<Finding> {
     } else if low == 0 {
         findings.push(Finding::hurts(
             NAME,
-            format!("{described}, none of them below 4 GiB, where a successor's image must lie"),
-            "boot so that blocks below 4 GiB are movable (movable_node, or a larger movablecore=)",
+            format!("{described}, none of them below 4 GiB: a successor has nothing there for 32-bit DMA"),
+            "give it devices that reach all memory: Linux makes movable memory of its highest zone only",
         ));
     } else {
         findings.push(Finding::fine(NAME, format!("{described}, {low} of them below 4 GiB")));
