@@ -12,8 +12,9 @@ use crate::{
 };
 
 /// Kills the daemon as the kernel does that is out of memory.
-const KILL: &str = "for p in /proc/[0-9]*; do \
-                    [ \"$(tr '\\0' ' ' <$p/cmdline 2>/dev/null)\" = 'locum daemon ' ] && kill -9 ${p#/proc/}; done";
+const KILL: &str = "killed=0; for p in /proc/[0-9]*; do \
+                    if [ \"$(tr '\\0' ' ' <$p/cmdline 2>/dev/null)\" = 'locum daemon ' ]; then \
+                    kill -9 ${p#/proc/} && killed=1; fi; done; [ $killed = 1 ]";
 /// Starts it again, as systemd does.
 const START: &str = "setsid locum daemon </dev/null >>/var/log/locum.log 2>&1 &";
 /// Where the script is that kills the daemon.
