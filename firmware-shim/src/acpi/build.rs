@@ -108,7 +108,8 @@ pub fn first_host_tables<M: PhysMem + ?Sized>(
 }
 
 /// Makes a successor's tables: a hardware-reduced FADT, its MADT, `LOCM`, a HEST with those of the machine's error
-/// sources that it can have, and of the machine's those in [`SUCCESSOR_KEEPS`], by address. A damaged HEST or BERT is left out.
+/// sources that it can have, and of the machine's those in [`SUCCESSOR_KEEPS`], by address. A damaged HEST or BERT is left
+/// out.
 ///
 /// `machine` is the machine's own set, not that of the incumbent. `out` is overwritten; its first byte will live at
 /// physical address `phys`, a multiple of 16.

@@ -3,6 +3,7 @@
 use super::error::AcpiError;
 use super::header::sum;
 use crate::bytes::{checksum, field, put, u8_at, u16_at, u32_at, u64_at};
+use crate::e820::EBDA_SEGMENT;
 use crate::mem::PhysMem;
 
 /// Length of the ACPI 1.0 structure in bytes.
@@ -94,7 +95,6 @@ impl Rsdp {
     /// # Errors
     /// [`AcpiError::NoRsdp`].
     pub fn find_in_bios_area<M: PhysMem + ?Sized>(mem: &M) -> Result<(u64, Self), AcpiError> {
-        const EBDA_SEGMENT: u64 = 0x40e;
         let mut segment = [0; 2];
         let ebda = match mem.read(EBDA_SEGMENT, &mut segment) {
             Ok(()) => u64::from(u16_at(&segment, 0)) << 4,

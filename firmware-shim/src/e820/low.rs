@@ -19,14 +19,22 @@ pub const SLICES_END: u64 = 0x9_f000;
 const PAGE: u64 = 0x1000;
 
 /// Segment of the EBDA in the BIOS data area.
-pub const EBDA_SEGMENT: u64 = 0x40e;
+pub(crate) const EBDA_SEGMENT: u64 = 0x40e;
 /// KiB of memory below the BIOS' own, in the BIOS data area.
-pub const BASE_MEMORY_KIB: u64 = 0x413;
+const BASE_MEMORY_KIB: u64 = 0x413;
 /// What is lower than this Linux does not believe (`BIOS_START_MIN` in `arch/x86/kernel/ebda.c`).
 const BIOS_START_MIN: u64 = 0x2_0000;
 
+/// [`bios_start`] of a machine whose words in low memory `word` reads, by physical address.
+///
+/// # Errors
+/// What `word` fails with.
+pub fn bios_area<E>(word: impl Fn(u64) -> Result<u16, E>) -> Result<u64, E> {
+    Ok(bios_start(word(EBDA_SEGMENT)?, word(BASE_MEMORY_KIB)?))
+}
+
 /// Where the BIOS' memory below 1 MiB begins for Linux, whatever the memory map says (`reserve_bios_regions()` in
-/// `arch/x86/kernel/ebda.c`), from the words at [`EBDA_SEGMENT`] and [`BASE_MEMORY_KIB`].
+/// `arch/x86/kernel/ebda.c`), from these words of the BIOS data area.
 #[must_use]
 pub fn bios_start(ebda_segment: u16, base_memory_kib: u16) -> u64 {
     let told = u64::from(base_memory_kib) << 10;

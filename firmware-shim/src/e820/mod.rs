@@ -10,9 +10,10 @@ mod map;
 mod pool;
 
 pub use hosts::{FirstHostMemory, SuccessorMemory, for_first_host, for_successor};
+pub(crate) use low::EBDA_SEGMENT;
 pub use low::{
-    BASE_MEMORY_KIB, EBDA_SEGMENT, SLICE_SIZE, SLICE_SMALLEST, SLICES_END, SLICES_START, bios_start, keep_low_slice,
-    low_slices, low_slices_below,
+    SLICE_SIZE, SLICE_SMALLEST, SLICES_END, SLICES_START, bios_area, bios_start, keep_low_slice, low_slices,
+    low_slices_below,
 };
 pub use map::{CAPACITY, E820Error, E820Map, Entry, MemoryType};
 pub use pool::{POOL_PIECES, Piece, Pool, PoolSize, memory_block_size, needs_small_pages, pool_by_size};

@@ -84,12 +84,7 @@ pub fn drive(agent: &Agent, mut perform: impl FnMut(&Action) -> Result<()>) -> R
 /// Whether what cannot be written down need not be done, either: no guest has gone over, so the way back loses nothing. On
 /// that way, and beyond it, the actions matter more than the journal.
 fn may_turn_back(refresh: &Refresh) -> bool {
-    *refresh.course() == Course::Running
-        && refresh.role() == Role::Incumbent
-        && !refresh
-            .done()
-            .iter()
-            .any(|action| matches!(action, Action::MoveGuest(_)))
+    *refresh.course() == Course::Running && refresh.role() == Role::Incumbent && !refresh.has_crossed()
 }
 
 /// Why there is no successor any more, if there was one.

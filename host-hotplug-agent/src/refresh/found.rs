@@ -48,7 +48,7 @@ impl Agent {
 
     /// Whether L0 has another host, or a partition for one; or does not say.
     pub fn has_other(&self) -> bool {
-        !matches!(self.other_state(), Some(HostState::Absent | HostState::Retired))
+        self.other_state().is_none_or(is_there)
     }
 
     fn has_block(&self, range: MemRange) -> bool {
@@ -77,4 +77,9 @@ impl Agent {
         let cpu = view::used(&status).iter().find(|cpu| cpu.apic_id == apic.0);
         Ok(cpu.and_then(view::owner) == Some(self.machine.facts().slot))
     }
+}
+
+/// Whether L0 has a host in this state, or a partition for one.
+pub fn is_there(state: HostState) -> bool {
+    !matches!(state, HostState::Absent | HostState::Retired)
 }

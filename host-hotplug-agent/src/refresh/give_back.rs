@@ -9,6 +9,7 @@ use locum_abi::{CpuMode, HostState};
 use partitioner::{ApicId, MemRange};
 
 use super::Agent;
+use super::found::is_there;
 use crate::channel::{Link, Message};
 use crate::deadline::Deadline;
 use crate::guest::Place;
@@ -49,9 +50,7 @@ impl Lacks {
             cpus.map(|cpu| ApicId(cpu.apic_id)).collect()
         };
         Ok(Self {
-            other: agent
-                .other_state()
-                .filter(|state| !matches!(state, HostState::Absent | HostState::Retired)),
+            other: agent.other_state().filter(|&state| is_there(state)),
             nested: in_mode(CpuMode::Nested),
             parked: in_mode(CpuMode::Parked),
             memory: removed(agent)?,

@@ -4,7 +4,7 @@
 use core::ops::Range;
 
 use firmware_shim::PhysMem;
-use firmware_shim::acpi::{self, Madt, MadtEntry, Rsdp};
+use firmware_shim::acpi::{self, AcpiError, Madt, MadtEntry, Rsdp};
 use firmware_shim::e820::{self, low_slices_below};
 use locum_abi::{MAX_CPUS, PerSlot};
 
@@ -104,16 +104,20 @@ fn bios_area(memory: &Identity) -> Result<u64, BootError> {
         let mut word = [0; 2];
         memory.read(at, &mut word).map(|()| u16::from_le_bytes(word))
     };
-    let told = word(e820::EBDA_SEGMENT).and_then(|ebda| Ok(e820::bios_start(ebda, word(e820::BASE_MEMORY_KIB)?)));
-    told.map_err(|error| BootError::Acpi(error.into()))
+    e820::bios_area(word).map_err(|error| BootError::Acpi(error.into()))
+}
+
+/// What a table tells; a damaged one counts as none, which the log says with what that means.
+fn or_without<T>(told: Result<Option<T>, AcpiError>, without: &str) -> Option<T> {
+    told.unwrap_or_else(|error| {
+        log::warn!("{error}; {without}");
+        None
+    })
 }
 
 /// NUMA domains and their memory; none if the firmware does not tell.
 fn nodes<'m>(tables: &acpi::Machine<'m, Identity>) -> impl Iterator<Item = (u32, Range<u64>)> + Clone + use<'m> {
-    let srat = tables.srat().unwrap_or_else(|error| {
-        log::warn!("{error}; all memory counts as of one NUMA node, as for Linux");
-        None
-    });
+    let srat = or_without(tables.srat(), "all memory counts as of one NUMA node, as for Linux");
     srat.into_iter()
         .flat_map(|srat| srat.memory())
         .map(|memory| (memory.domain, memory.range))
@@ -121,14 +125,9 @@ fn nodes<'m>(tables: &acpi::Machine<'m, Identity>) -> impl Iterator<Item = (u32,
 
 /// Where the firmware's error sources say whether there is a report.
 fn error_sources<'m>(tables: &acpi::Machine<'m, Identity>) -> impl Iterator<Item = Range<u64>> + use<'m> {
-    let hest = tables.hest().unwrap_or_else(|error| {
-        log::warn!("{error}; successors go without it");
-        None
-    });
-    let record = tables.boot_error_region().unwrap_or_else(|error| {
-        log::warn!("{error}; successors go without it");
-        None
-    });
+    const WITHOUT: &str = "successors go without it";
+    let hest = or_without(tables.hest(), WITHOUT);
+    let record = or_without(tables.boot_error_region(), WITHOUT);
     hest.into_iter().flat_map(|hest| hest.registers()).chain(record)
 }
 

@@ -57,6 +57,12 @@ impl Refresh {
         &self.done
     }
 
+    /// Whether a guest runs in the successor for certain.
+    #[must_use]
+    pub fn has_crossed(&self) -> bool {
+        self.done.iter().any(|action| matches!(action, Action::MoveGuest(_)))
+    }
+
     /// How far it has come.
     #[must_use]
     pub const fn progress(&self) -> Progress {

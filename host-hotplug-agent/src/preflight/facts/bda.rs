@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use firmware_shim::e820::{BASE_MEMORY_KIB, EBDA_SEGMENT, bios_start};
+use firmware_shim::e820;
 
 use crate::sysroot::SysRoot;
 
@@ -20,7 +20,7 @@ pub fn bios_area(sys: &SysRoot) -> Result<u64, String> {
             let mut word = [0; 2];
             file.read_exact_at(&mut word, at).map(|()| u16::from_le_bytes(word))
         };
-        Ok(bios_start(word(EBDA_SEGMENT)?, word(BASE_MEMORY_KIB)?))
+        e820::bios_area(word)
     };
     read().map_err(|error: std::io::Error| format!("/dev/mem: {error}"))
 }

@@ -233,12 +233,7 @@ impl Incumbent {
 
     /// Whether a guest runs in the successor for certain.
     pub(super) fn crossed(&self) -> bool {
-        let inner = self.agent.shared.lock();
-        inner
-            .refresh
-            .done()
-            .iter()
-            .any(|action| matches!(action, Action::MoveGuest(_)))
+        self.agent.shared.lock().refresh.has_crossed()
     }
 
     pub(super) fn spec(&self, name: &str) -> Result<Spec> {
