@@ -15,25 +15,25 @@
 
 mod device;
 pub(crate) mod ept;
+mod first_map;
 pub(crate) mod io_filter;
 pub(crate) mod ioapic;
 pub(crate) mod memory;
 pub(crate) mod owners;
 mod pages;
+mod state;
 #[cfg(test)]
 mod tests;
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use arrayvec::ArrayVec;
-use firmware_shim::e820::MemoryType as RangeType;
-use locum_abi::{Errno, Event, Grant, HostState, PAGE_SIZE, PerSlot, Slot, StopReason};
+use locum_abi::{Errno, Event, Grant, HostState, PerSlot, Slot, StopReason};
 use spin::Mutex;
 
-use crate::arch::paging::{LARGE_PAGE, page_of};
+use crate::arch::paging::page_of;
 use crate::id::{self, CpuIndex};
-use crate::machine::mtrr::MemoryType;
-use crate::machine::{self, MAX_IOAPICS, Machine, Span};
+use crate::machine::{Machine, Span};
 use crate::shared;
 use crate::shared::layout::Place;
 use crate::stage::{self, Stage, Step};
@@ -41,19 +41,13 @@ use crate::vmx::Hardware;
 use crate::vmx::exit::IoAccess;
 pub(crate) use device::Latches;
 use device::Silence;
-use ept::{Ept, Exhausted, Stretch};
+use ept::{Ept, Exhausted};
+use first_map::first_map;
 use io_filter::{IoFilter, PortRule, Verdict};
 use ioapic::{IoApic, IoApicRule};
-use memory::{Access, Kind, Map};
+use memory::{Access, Kind};
 use owners::{Owners, Resource};
-
-const LAPIC_PAGE: u64 = 0xfee0_0000;
-/// Where Intel's chipsets have the HPET (IA-PC HPET specification 1.0a, 2.3.1). A successor has no HPET table, but the
-/// machine's AML names the device, and Linux' driver for that waits for the counter to move: it may read.
-const HPET_PAGE: u64 = 0xfed0_0000;
-const VGA: u64 = 0xa_0000;
-const BIOS: u64 = 0xc_0000;
-const MIB: u64 = 0x10_0000;
+use state::State;
 
 /// Ranges of memory that a host has at fixed places.
 const FIXED_RANGES: usize = 2;
@@ -70,26 +64,6 @@ pub(crate) struct Partition {
     state: Mutex<State>,
     /// Changes of each slot's EPT. A CPU compares it with what it saw last and flushes.
     ept_changes: PerSlot<AtomicU32>,
-}
-
-#[derive(Debug)]
-struct State {
-    owners: Owners,
-    hosts: PerSlot<HostState>,
-    generation: u32,
-    /// Two hosts run, or one is dead and not yet cleared away.
-    two: bool,
-    epts: PerSlot<Ept<'static>>,
-    io: IoFilter,
-    ioapics: ArrayVec<IoApic, MAX_IOAPICS>,
-    /// There are more than these.
-    too_many_ioapics: bool,
-    /// The host that has begun to retire.
-    retiring: Option<Slot>,
-    /// End of the memory that is mapped from the start.
-    mapped_end: u64,
-    l0: Place,
-    low_slices: PerSlot<Span>,
 }
 
 /// Who is left when a host has died.
@@ -563,188 +537,4 @@ impl Partition {
             IoApicRule::Window { base, index } => device::ioapic(hw, base, index, write),
         }
     }
-}
-
-impl State {
-    /// Whether another host runs beside the one in `slot`: one that is dead counts as little as none.
-    fn is_beside_another(&self, slot: Slot) -> bool {
-        self.two && self.hosts[slot.other()] == HostState::Running
-    }
-
-    /// What the host in `slot` left in the registers that two hosts can't share.
-    fn latches(&self, slot: Slot) -> Latches {
-        Latches {
-            pci_address: self.io.pci_address[slot],
-            ioapics: self.ioapics.iter().map(|ioapic| ioapic.index[slot]).collect(),
-            addresses: self.ioapics.iter().map(|ioapic| ioapic.address).collect(),
-        }
-    }
-
-    /// Everything belongs to the host in `to`; the other one is `then`.
-    fn give_all(&mut self, to: Slot, then: HostState) -> (Result<(), Exhausted>, Result<(), Exhausted>) {
-        let gone = to.other();
-        if self.two && self.owners.reigning() == gone {
-            self.generation = self.generation.wrapping_add(1);
-            shared::status().set_generation(self.generation);
-        }
-        self.owners.give_all(to);
-        self.two = false;
-        self.retiring = None;
-        // The other's tables lose all rights: nothing that is late can use them.
-        let built = (self.rebuild(to), self.rebuild(gone));
-        self.write_bitmaps();
-        for cpu in id::all() {
-            shared::status().cpu(cpu).set_owner(Some(to));
-        }
-        self.set_host(gone, then);
-        built
-    }
-
-    fn set_host(&mut self, slot: Slot, state: HostState) {
-        self.hosts[slot] = state;
-        shared::status().host(slot).set_state(state);
-    }
-
-    fn cpus(&self, slot: Slot) -> impl Iterator<Item = CpuIndex> {
-        id::all().filter(move |cpu| self.owners.cpu(*cpu) == slot)
-    }
-
-    /// Whether every CPU of the host in `slot` is nested or parked: what it does is filtered.
-    fn is_wholly_nested(&self, slot: Slot) -> bool {
-        self.cpus(slot)
-            .all(|cpu| !matches!(stage::of(cpu), Stage::Native | Stage::Starting))
-    }
-
-    /// What the host in `slot` has at fixed places becomes its own: trampoline slice, and what L0 has for it.
-    fn set_fixed_memory(&mut self, slot: Slot) -> Result<(), memory::Full> {
-        let Span { start, end } = self.low_slices[slot];
-        let area = self.l0.slot_area(slot);
-        self.owners.memory.set(start, end, Kind::Readable(slot))?;
-        self.owners.memory.set(area.start, area.end, Kind::Host(slot))
-    }
-
-    /// Derives a slot's EPT for `start..end`.
-    fn map(&mut self, slot: Slot, start: u64, end: u64) -> Result<(), Exhausted> {
-        let sole = !self.two;
-        let map = &self.owners.memory;
-        let own_zero = !sole && slot != self.owners.reigning();
-        let stretch = |address: u64| {
-            if own_zero && address < PAGE_SIZE {
-                return Stretch {
-                    access: Access::Full,
-                    memory_type: MemoryType::WriteBack,
-                    offset: shared::page_zero(slot),
-                    end: PAGE_SIZE,
-                };
-            }
-            let (kind, run) = map.at(address);
-            if kind == Kind::Blank(slot.other()) {
-                let page = page_of(address);
-                return Stretch {
-                    access: kind.access(slot, sole),
-                    memory_type: MemoryType::WriteBack,
-                    offset: pages::zeroes().wrapping_sub(page),
-                    end: page + PAGE_SIZE,
-                };
-            }
-            let (memory_type, type_end) = machine::memory_type(address);
-            Stretch {
-                access: kind.access(slot, sole),
-                memory_type,
-                offset: 0,
-                end: run.min(type_end),
-            }
-        };
-        if self.epts[slot].is_empty() {
-            return Ok(());
-        }
-        self.epts[slot].update(start, end, &stretch)
-    }
-
-    fn rebuild(&mut self, slot: Slot) -> Result<(), Exhausted> {
-        let end = self.mapped_end;
-        self.map(slot, 0, end)
-    }
-
-    /// Byte by byte, straight into the CPU's pages: L0's stacks have no room for whole bitmaps.
-    fn write_bitmaps(&self) {
-        for slot in Slot::ALL {
-            pages::set_io_bitmap(slot, |port| {
-                if self.two {
-                    self.owners.io_bitmap_byte(slot, port) | self.io.filtered_byte(port)
-                } else {
-                    0
-                }
-            });
-        }
-    }
-
-    fn violation(&mut self, slot: Slot, address: u64, write: bool) -> (Violation, Option<Result<(), Exhausted>>) {
-        let kind = self.owners.memory.at(address).0;
-        if self.two && kind == Kind::IoApic {
-            return (Violation::IoApic, None);
-        }
-        let access = kind.access(slot, !self.two);
-        let allowed = access == Access::Full || (access == Access::Read && !write);
-        let mut built = None;
-        if allowed {
-            // Memory beyond what is mapped from the start, a large page at once, or an entry that was being rebuilt.
-            if !self.epts[slot].maps(address) {
-                let start = address & !(LARGE_PAGE - 1);
-                built = Some(self.map(slot, start, start + LARGE_PAGE));
-            }
-            if self.epts[slot].maps(address) {
-                return (Violation::Retry, built);
-            }
-        }
-        // What else a host may not touch are devices that AML still tells a successor about.
-        let on_trial = self.two && self.owners.reigning() != slot;
-        if on_trial && machine::is_memory(address) {
-            (Violation::Fatal, built)
-        } else {
-            (Violation::Refused, built)
-        }
-    }
-}
-
-/// The map as it is when the first host starts.
-fn first_map(machine: &Machine) -> Result<Map, memory::Full> {
-    let mut map = Map::new();
-    let l0 = machine.l0;
-    for (range, kind) in [
-        (l0.private(), Kind::Monitor),
-        (l0.readable(), Kind::ReadOnly),
-        (l0.slot_area(Slot::Even), Kind::Host(Slot::Even)),
-        (l0.slot_area(Slot::Odd), Kind::Host(Slot::Even)),
-        (l0.channels(), Kind::Shared),
-    ] {
-        map.set(range.start, range.end, kind)?;
-    }
-    // Kernels look all over low memory for what firmware and other kernels may have left there. What follows the
-    // slices, with the EBDA at its end, nobody needs to write.
-    let slices_end = Slot::ALL.map(|slot| machine.low_slices[slot].end).into_iter().max();
-    let low_end = slices_end.unwrap_or(0).clamp(PAGE_SIZE, VGA);
-    map.set(PAGE_SIZE, low_end, Kind::Readable(Slot::Even))?;
-    map.set(low_end, VGA, Kind::ReadOnly)?;
-    map.set(BIOS, MIB, Kind::ReadOnly)?;
-    map.set(LAPIC_PAGE, LAPIC_PAGE + PAGE_SIZE, Kind::Shared)?;
-    map.set(HPET_PAGE, HPET_PAGE + PAGE_SIZE, Kind::Readable(Slot::Even))?;
-    // Both read the machine's tables, and AML writes what it keeps there.
-    for range in machine.e820.entries() {
-        if matches!(range.kind, RangeType::AcpiReclaim | RangeType::AcpiNvs) {
-            let (start, end) = (page_of(range.start), range.end.next_multiple_of(PAGE_SIZE));
-            map.set(start, end, Kind::Shared)?;
-        }
-    }
-    for range in &machine.blank {
-        map.set(range.start, range.end, Kind::Blank(Slot::Even))?;
-    }
-    for piece in &machine.pool {
-        map.set(piece.start, piece.end, Kind::Shared)?;
-    }
-    for ioapic in &machine.ioapics {
-        let page = page_of(ioapic.address);
-        map.set(page, page + PAGE_SIZE, Kind::IoApic)?;
-    }
-    Ok(map)
 }

@@ -1,10 +1,12 @@
 //! What the partition decides, on a machine with 4 GiB of RAM, a pool and one IOAPIC.
 
 use firmware_shim::e820::{E820Map, MemoryType as RangeType};
-use locum_abi::{Errno, Grant, HostState, Slot, StopReason};
+use locum_abi::{Errno, Grant, HostState, PAGE_SIZE, Slot, StopReason};
 
+use super::first_map::{BIOS, MIB};
 use super::*;
-use crate::machine::{IoApic as FoundIoApic, Span};
+use crate::arch::paging::LARGE_PAGE;
+use crate::machine::{self, IoApic as FoundIoApic};
 use crate::nested::model::Model;
 
 /// A CPU that no other test moves.
