@@ -30,6 +30,7 @@ mod clock;
 mod cpus;
 pub mod echo;
 pub mod init;
+mod kernel_clock;
 pub mod map;
 pub mod measure;
 pub mod nbd;

@@ -18,7 +18,7 @@ pub enum Fault {
     TscBackwards = 6,
     /// A vCPU read a TSC below one that another vCPU had read before.
     TscSkew = 7,
-    /// A sleep ended before its time.
+    /// A sleep ended before its time, by the clock that the kernel sets its timers by.
     TimerEarly = 8,
     /// The disk returned other bytes than were written.
     DiskCorrupt = 9,

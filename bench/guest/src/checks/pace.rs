@@ -3,6 +3,7 @@
 use super::guest::Guest;
 use crate::beat::{Fault, Tally};
 use crate::clock::nanoseconds;
+use crate::kernel_clock::monotonic_ns;
 use rustix::time::ClockId;
 use std::time::Duration;
 
@@ -38,11 +39,11 @@ fn rest_ns(worked_ns: u64, duty: u64) -> u64 {
     worked_ns * (100 - duty) / duty
 }
 
-/// Sleeps, and checks that it was not too short.
+/// Sleeps, and checks that it was not too short, by the clock that timers go by.
 pub(super) fn sleep(guest: &Guest<'_>, length_ns: u64) {
-    let before = nanoseconds(ClockId::Monotonic);
+    let before = monotonic_ns();
     std::thread::sleep(Duration::from_nanos(length_ns));
-    let slept = nanoseconds(ClockId::Monotonic).saturating_sub(before);
+    let slept = monotonic_ns().saturating_sub(before);
     if slept < length_ns {
         guest.fault(Fault::TimerEarly, 0, length_ns, slept);
     }
