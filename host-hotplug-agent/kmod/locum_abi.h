@@ -500,8 +500,14 @@ struct locum_status {
 	struct locum_host_status hosts[LOCUM_SLOTS];
 	/* Number of refused requests (each has a trace record). */
 	__u64 refusals;
+	/* Stretches of memory of one kind and owner that L0 tells apart; 0 from an L0 that does not count them. */
+	__u32 memory_stretches;
 	/* Not used, zero. */
-	__u64 reserved[4];
+	__u32 reserved2;
+	/* EPT tables (4 KiB each) in use below the root, per slot; 0 likewise, and where no CPU was nested yet. */
+	__u32 ept_tables[LOCUM_SLOTS];
+	/* Not used, zero. */
+	__u64 reserved[2];
 	/* Per CPU, in the order of the machine's MADT. */
 	struct locum_cpu_status cpus[LOCUM_MAX_CPUS];
 };
@@ -739,7 +745,10 @@ _Static_assert(__builtin_offsetof(struct locum_status, generation) == 0, "locum_
 _Static_assert(__builtin_offsetof(struct locum_status, cpu_count) == 4, "locum_status.cpu_count");
 _Static_assert(__builtin_offsetof(struct locum_status, hosts) == 8, "locum_status.hosts");
 _Static_assert(__builtin_offsetof(struct locum_status, refusals) == 88, "locum_status.refusals");
-_Static_assert(__builtin_offsetof(struct locum_status, reserved) == 96, "locum_status.reserved");
+_Static_assert(__builtin_offsetof(struct locum_status, memory_stretches) == 96, "locum_status.memory_stretches");
+_Static_assert(__builtin_offsetof(struct locum_status, reserved2) == 100, "locum_status.reserved2");
+_Static_assert(__builtin_offsetof(struct locum_status, ept_tables) == 104, "locum_status.ept_tables");
+_Static_assert(__builtin_offsetof(struct locum_status, reserved) == 112, "locum_status.reserved");
 _Static_assert(__builtin_offsetof(struct locum_status, cpus) == 128, "locum_status.cpus");
 _Static_assert(sizeof(struct locum_table_register) == 16, "locum_table_register");
 _Static_assert(__builtin_offsetof(struct locum_table_register, pad) == 0, "locum_table_register.pad");

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::l0::L0View;
-use crate::l0::view::{CpuView, ExitView, HostView};
+use crate::l0::view::{CpuView, ExitView, HostView, TablesView};
 use crate::report::Report;
 
 /// What the daemon knows of a refresh.
@@ -52,6 +52,8 @@ pub struct StatusView {
     pub native_exits: Option<u64>,
     /// Requests that L0 refused since boot.
     pub refusals: u64,
+    /// What L0 uses of its tables.
+    pub tables: TablesView,
     /// Bytes of L0's loaded image.
     pub image_bytes: u64,
     /// Bytes of memory that belong to nobody.
@@ -78,6 +80,7 @@ impl StatusView {
             hosts: l0.hosts,
             exits: l0.exits,
             refusals: l0.refusals,
+            tables: l0.tables,
             image_bytes,
             unreclaimed_bytes: daemon.as_ref().map_or(0, |daemon| daemon.unreclaimed_bytes),
             daemon,

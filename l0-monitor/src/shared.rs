@@ -20,7 +20,7 @@ use locum_abi::{ChannelRing, CpuMode, Event, Header, HostState, StopReason, Trac
 
 use crate::id::{self, APIC_IDS, CpuIndex};
 use layout::{Place, Region, Shared, SlotArea};
-use locum_abi::Slot;
+use locum_abi::{PerSlot, Slot};
 
 // SAFETY: every access goes through raw pointers, by atomic or volatile words, or happens at boot on one CPU.
 unsafe impl Sync for Shared {}
@@ -173,6 +173,26 @@ impl StatusView {
     /// Counts a refused request.
     pub(crate) fn count_refusal(self) {
         word64(field!(status.0.refusals)).fetch_add(1, Relaxed);
+    }
+
+    /// Sets what L0 uses of its tables: stretches of memory, and EPT tables per slot.
+    pub(crate) fn set_usage(self, stretches: usize, ept_tables: PerSlot<usize>) {
+        let clamp = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        word32(field!(status.0.memory_stretches)).store(clamp(stretches), Relaxed);
+        for slot in Slot::ALL {
+            let place = field!(status.0.ept_tables).cast::<u32>().wrapping_add(slot.index());
+            word32(place).store(clamp(ept_tables[slot]), Relaxed);
+        }
+    }
+
+    /// What [`Self::set_usage`] was told last.
+    #[cfg(test)]
+    pub(crate) fn usage(self) -> (u32, PerSlot<u32>) {
+        let tables = field!(status.0.ept_tables).cast::<u32>();
+        (
+            word32(field!(status.0.memory_stretches)).load(Relaxed),
+            PerSlot::from_fn(|slot| word32(tables.wrapping_add(slot.index())).load(Relaxed)),
+        )
     }
 
     /// The host of a slot.

@@ -21,6 +21,9 @@ pub(crate) struct Status {
     /// Exits since the last CPU became native; none while one is nested.
     #[serde(default)]
     pub native_exits: Option<u64>,
+    /// What L0 uses of its tables.
+    #[serde(default)]
+    pub tables: Option<Tables>,
     /// Bytes of L0's image.
     #[serde(default)]
     pub image_bytes: u64,
@@ -33,6 +36,15 @@ pub(crate) struct Status {
     /// The last refresh, or the present one so far.
     #[serde(default)]
     pub last_report: Option<Refresh>,
+}
+
+/// What L0 uses of tables of a fixed size.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Tables {
+    /// Stretches of memory of one kind and owner.
+    pub memory_stretches: u32,
+    /// EPT tables, per slot.
+    pub ept: Vec<u32>,
 }
 
 /// One CPU.

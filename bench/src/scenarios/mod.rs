@@ -4,6 +4,7 @@ mod abort;
 mod board;
 mod faults;
 mod floor;
+mod growth;
 mod kmod;
 mod native;
 mod refreshes;
@@ -199,6 +200,18 @@ pub(crate) const BY_NAME: &[Scenario] = &[
         about: "8,000 times in and out of nested under two guests: every VMCS is left as it was",
         minutes: 15,
         play: Play::On(|args| args.l0_args = "check=vmcs".into(), native::cycles),
+    },
+    Scenario {
+        name: "cycles-guests",
+        about: "1,000 times in and out of nested while guests start and are killed beside one that lives: nothing grows",
+        minutes: 20,
+        play: Play::On(|_| {}, growth::cycles),
+    },
+    Scenario {
+        name: "refresh-20",
+        about: "20 refreshes in one boot under a microvm and a q35 that are busy: nothing grows",
+        minutes: 60,
+        play: Play::On(|_| {}, growth::refreshes),
     },
     Scenario {
         name: "three-generations",

@@ -66,6 +66,17 @@ pub struct L0View {
     pub exits: ExitView,
     /// Requests that L0 refused since boot.
     pub refusals: u64,
+    /// What L0 uses of its tables.
+    pub tables: TablesView,
+}
+
+/// What L0 uses of tables whose size is fixed. It does not grow from refresh to refresh. An older L0 counts nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TablesView {
+    /// Stretches of memory of one kind and owner.
+    pub memory_stretches: u32,
+    /// EPT tables of each slot, 4 KiB each.
+    pub ept: Vec<u32>,
 }
 
 impl L0View {
@@ -99,6 +110,10 @@ impl L0View {
             hosts: hosts.collect(),
             exits,
             refusals: status.refusals,
+            tables: TablesView {
+                memory_stretches: status.memory_stretches,
+                ept: status.ept_tables.iter().map(|(_, tables)| *tables).collect(),
+            },
         }
     }
 

@@ -123,8 +123,14 @@ pub struct Status {
     pub hosts: PerSlot<HostStatus>,
     /// Number of refused requests (each has a trace record).
     pub refusals: u64,
+    /// Stretches of memory of one kind and owner that L0 tells apart; 0 from an L0 that does not count them.
+    pub memory_stretches: u32,
     /// Not used, zero.
-    pub reserved: [u64; 4],
+    pub reserved2: u32,
+    /// EPT tables (4 KiB each) in use below the root, per slot; 0 likewise, and where no CPU was nested yet.
+    pub ept_tables: PerSlot<u32>,
+    /// Not used, zero.
+    pub reserved: [u64; 2],
     /// Per CPU, in the order of the machine's MADT.
     pub cpus: [CpuStatus; MAX_CPUS],
 }

@@ -128,6 +128,11 @@ impl<'a> Ept<'a> {
         self.store.is_none()
     }
 
+    /// Tables in use below the root.
+    pub(crate) const fn tables_below(&self) -> usize {
+        self.below
+    }
+
     /// Whether anything is mapped at `address`.
     pub(crate) fn maps(&self, address: u64) -> bool {
         self.lookup(address).0 != 0

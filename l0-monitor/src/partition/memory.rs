@@ -126,6 +126,11 @@ impl Map {
         true
     }
 
+    /// Stretches of one kind.
+    pub(crate) fn stretches(&self) -> usize {
+        self.changes.len() + 1
+    }
+
     /// Whether so many ranges can be set, whatever they are.
     pub(crate) fn has_room_for(&self, ranges: usize) -> bool {
         self.changes.remaining_capacity() >= 2 * ranges

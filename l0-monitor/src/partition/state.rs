@@ -132,7 +132,10 @@ impl State {
         if self.epts[slot].is_empty() {
             return Ok(());
         }
-        self.epts[slot].update(start, end, &stretch)
+        let built = self.epts[slot].update(start, end, &stretch);
+        let tables = PerSlot::from_fn(|slot| self.epts[slot].tables_below());
+        shared::status().set_usage(self.owners.memory.stretches(), tables);
+        built
     }
 
     pub(super) fn rebuild(&mut self, slot: Slot) -> Result<(), Exhausted> {

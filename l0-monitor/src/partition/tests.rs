@@ -403,3 +403,52 @@ fn a_retired_hosts_things_are_the_successors() {
     assert_eq!((state.owners.reigning(), state.generation), (ODD, 1));
     assert_eq!(state.hosts[EVEN], HostState::Retired);
 }
+
+#[test]
+fn nothing_grows_from_refresh_to_refresh() {
+    let partition = alone();
+    for slot in Slot::ALL {
+        let tables: std::vec::Vec<_> = (0..64).map(|_| ept::Table::new()).collect();
+        partition.state.lock().epts[slot] = Ept::new(tables.leak(), false);
+    }
+    let mut hw = Model::new(0, 0);
+    let mut seen = std::vec::Vec::new();
+    for generation in 0..20 {
+        let from = Slot::of_generation(generation);
+        let to = from.other();
+        // The first try is aborted each time.
+        for aborted in [true, false] {
+            for block in [0x2000_0000, 0x4800_0000] {
+                let (start, end) = (block, block + 0x800_0000);
+                assert_eq!(partition.grant(Grant::Memory { start, end }, from), Ok(()));
+            }
+            {
+                let mut guard = partition.state.lock();
+                let state = &mut *guard;
+                state.two = true;
+                state.set_fixed_memory(to).unwrap();
+                state.epts[to].clear();
+                state.rebuild(from).unwrap();
+                state.rebuild(to).unwrap();
+                state.set_host(to, HostState::Running);
+            }
+            if aborted {
+                assert_eq!(partition.condemn(from), Ok(()));
+                assert_eq!(partition.end_two(&mut hw, from, HostState::Absent), Ok(()));
+            } else {
+                assert_eq!(partition.begin_retiring(from), Ok(()));
+                assert_eq!(partition.end_two(&mut hw, to, HostState::Retired), Ok(()));
+            }
+        }
+        let state = partition.state.lock();
+        seen.push((
+            state.owners.memory.stretches(),
+            PerSlot::from_fn(|slot| state.epts[slot].tables_below()),
+        ));
+    }
+    let told = shared::status().usage();
+    assert!(told.0 > 1 && told.1.iter().any(|(_, tables)| *tables > 0), "{told:?}");
+    for (generation, pair) in seen.windows(3).enumerate().skip(1) {
+        assert_eq!(pair[0], pair[2], "generation {generation} and two later");
+    }
+}

@@ -50,7 +50,8 @@ pub fn abi() -> Vec<Layout> {
         HostStatus, "locum_host_status": state, reason, detail, generation, cpu;
         CpuStatus, "locum_cpu_status": apic_id, mode, owner, reserved, enters, leaves, exits, guest_exits, nmis, reserved2,
             exits_by_reason;
-        Status, "locum_status": generation, cpu_count, hosts, refusals, reserved, cpus;
+        Status, "locum_status": generation, cpu_count, hosts, refusals, memory_stretches, reserved2, ept_tables,
+            reserved, cpus;
         TableRegister, "locum_table_register": pad, limit, base;
         Frame, "locum_frame": magic, apic_id, nmi, result, machine_check, phys, return_native, l0_cr3, l0_entry, stub_gdtr,
             stub_idtr, rip, rsp, rflags, cr0, cr3, cr4, gdtr, idtr, selectors, fs_base, gs_base, tr_base, tr_limit,
