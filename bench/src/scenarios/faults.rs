@@ -1,12 +1,13 @@
 //! Whatever dies, no guest dies with it: a table of what dies at which step, and the same questions after each.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::abort::Facts;
 use crate::{
     machine::deadline::Span,
     steps::{
         Run,
+        refresh::Outcome,
         successor::{Kernel, Successor},
     },
 };
@@ -17,8 +18,11 @@ const KILL: &str = "killed=0; for p in /proc/[0-9]*; do \
                     kill -9 ${p#/proc/} && killed=1; fi; done; [ $killed = 1 ]";
 /// Starts it again, as systemd does.
 const START: &str = "setsid locum daemon </dev/null >>/var/log/locum.log 2>&1 &";
-/// Where the script is that kills the daemon.
-const KILLER: &str = "/run/killer.sh";
+/// `signal NAME WORDS`: to each process with these words in its command line.
+const SIGNAL: &str = "signal() { for p in /proc/[0-9]*; do case \"$(tr '\\0' ' ' <$p/cmdline 2>/dev/null)\" in \
+                      *\"$2\"*) [ ${p#/proc/} = $$ ] || kill -$1 ${p#/proc/};; esac; done; }";
+/// Where the script is that does a deed. The hosts of the lab run what is in this folder when they boot.
+const SCRIPT: &str = "/etc/init.d/fault";
 /// As `locum status` words it.
 const AWAIT: &str = "wait for the successor's agent";
 
@@ -54,8 +58,126 @@ const STRANDED: &[Stranded] = &[
     },
 ];
 
-/// Steps of a good refresh at which the daemon dies and comes again, one per refresh: the refresh goes through.
-const STEPS: &[&str] = &["remove memory", "enter nested", "give memory", AWAIT, "hand guest"];
+/// Something that goes wrong while a refresh is under way.
+pub(super) struct Fault {
+    what: &'static str,
+    /// The host in which it is done.
+    side: Side,
+    /// Shell text that is true when the time has come. It is looked at every 10 ms.
+    when: &'static str,
+    deed: Deed,
+    /// What becomes of the refresh.
+    end: End,
+}
+
+/// A host of a refresh.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Incumbent,
+    Successor,
+}
+
+enum Deed {
+    /// The daemon is killed, and started again a second later.
+    KillDaemon,
+    /// Shell text with [`SIGNAL`] at hand; and what puts right afterwards what it left.
+    Do(&'static str, &'static str),
+}
+
+/// What becomes of a refresh.
+enum End {
+    /// It goes through; the new host's report says that a daemon took it up at an action with these words.
+    TakenUp(&'static str),
+    /// It goes through.
+    Done,
+    /// It is given up with an error that has this word, and the incumbent has everything back.
+    GivenUp(&'static str),
+}
+
+/// True when a host's daemon is at this step.
+macro_rules! at {
+    ($step:literal) => {
+        concat!("grep -q '", $step, "' /sys/kernel/locum/progress 2>/dev/null")
+    };
+}
+
+const fn daemon(what: &'static str, side: Side, when: &'static str, taken_up: &'static str) -> Fault {
+    Fault {
+        what,
+        side,
+        when,
+        deed: Deed::KillDaemon,
+        end: End::TakenUp(taken_up),
+    }
+}
+
+/// The one that `cargo lab test` has in one of its refreshes. It takes no time there.
+pub(super) const IN_CI: Fault = daemon(
+    "the incumbent's daemon is killed while it waits for the successor's agent",
+    Side::Incumbent,
+    at!("wait for the successor.s agent"),
+    AWAIT,
+);
+
+/// Refreshes that go through all the same.
+const DAEMONS: &[Fault] = &[
+    daemon(
+        "the incumbent's daemon is killed while memory is removed",
+        Side::Incumbent,
+        at!("remove memory"),
+        "remove memory",
+    ),
+    daemon(
+        "the incumbent's daemon is killed while CPUs become nested",
+        Side::Incumbent,
+        at!("enter nested"),
+        "enter nested",
+    ),
+    daemon(
+        "the incumbent's daemon is killed while memory is given",
+        Side::Incumbent,
+        at!("give memory"),
+        "give memory",
+    ),
+    IN_CI,
+    daemon(
+        "the incumbent's daemon is killed while a guest goes over",
+        Side::Incumbent,
+        at!("hand guest"),
+        "hand guest",
+    ),
+    Fault {
+        what: "the successor's daemon is killed when it has started a QEMU",
+        side: Side::Successor,
+        when: "pidof qemu-system-x86_64 >/dev/null",
+        deed: Deed::KillDaemon,
+        end: End::Done,
+    },
+    daemon(
+        "the successor's daemon is killed while it adds memory",
+        Side::Successor,
+        at!("add memory"),
+        "add memory",
+    ),
+];
+
+/// QEMUs that die or hang.
+const OTHERS: &[Fault] = &[
+    Fault {
+        what: "the QEMU that waits for the guest is killed",
+        side: Side::Successor,
+        when: "pidof qemu-system-x86_64 >/dev/null",
+        deed: Deed::Do("sleep 0.2; signal 9 qemu-system", "true"),
+        end: End::GivenUp("g1"),
+    },
+    Fault {
+        what: "the guest's QEMU hangs",
+        side: Side::Incumbent,
+        when: at!("wait for the successor.s agent"),
+        deed: Deed::Do("signal STOP /run/g1.qmp", "signal CONT /run/g1.qmp"),
+        end: End::GivenUp("g1"),
+    },
+];
 
 /// The incumbent's daemon dies while a successor hangs: all comes back.
 pub(super) fn daemon_stranded(run: &mut Run) -> Result<()> {
@@ -71,13 +193,102 @@ pub(super) fn daemon_stranded(run: &mut Run) -> Result<()> {
     run.replace_host(&good)
 }
 
-/// As [`daemon_stranded`]; then it dies at steps of refreshes that go through all the same.
-pub(super) fn daemon_killed(run: &mut Run) -> Result<()> {
-    daemon_stranded(run)?;
-    for step in STEPS {
-        go_on(run, step).with_context(|| format!("killed at `{step}`"))?;
+/// Daemons that die at steps of refreshes that go through all the same.
+pub(super) fn daemons(run: &mut Run) -> Result<()> {
+    each(run, DAEMONS)
+}
+
+/// What else dies or hangs; and an operator who does not wait, and looks again later.
+pub(super) fn others(run: &mut Run) -> Result<()> {
+    each(run, OTHERS)
+}
+
+fn each(run: &mut Run, faults: &[Fault]) -> Result<()> {
+    run.start_native(&["g1".into()])?;
+    for fault in faults {
+        let successor = run.successor()?;
+        meet(run, fault, &successor)?;
     }
+    // What is left is as good as new. `timeout` says 124 if it had to interrupt the command.
+    let good = run.successor()?;
+    let command = format!(
+        "timeout -s INT 20 locum refresh {}; [ $? = 124 ] && locum refresh --follow",
+        good.name
+    );
+    run.replace_host_by(&good, &command)?;
+    run.check("`locum refresh` is interrupted: the refresh went on, and `--follow` showed it");
     run.power_off()
+}
+
+/// One refresh with one fault in it, and the questions after it.
+pub(super) fn meet(run: &mut Run, fault: &Fault, successor: &Successor) -> Result<()> {
+    suffer(run, fault, successor.clone()).with_context(|| fault.what.to_owned())
+}
+
+fn suffer(run: &mut Run, fault: &Fault, mut successor: Successor) -> Result<()> {
+    let facts = Facts::of(run)?;
+    let unreclaimed = run.status()?.unreclaimed_bytes;
+    // Else the script would go on from host to host.
+    run.sh(&format!("rm -f {SCRIPT} && mkdir -p /etc/init.d"))?;
+    run.host().push(SCRIPT, fault.script().as_bytes(), Span::seconds(300))?;
+    if fault.side == Side::Successor {
+        run.sh(&format!("chmod +x {SCRIPT}"))?;
+        successor.carry.push("/etc/init.d".to_owned());
+    } else {
+        run.sh(&format!("sh {SCRIPT} start; chmod -x {SCRIPT}"))?;
+    }
+    match fault.end {
+        End::GivenUp(word) => {
+            let words = match run.refresh(&successor)? {
+                Outcome::Failed(words) => words,
+                Outcome::Done => bail!("the refresh went through"),
+            };
+            let error = words.lines().last().unwrap_or_default();
+            ensure!(error.contains(word), "the error does not tell of {word}: {words}");
+            if let Deed::Do(_, after) = fault.deed {
+                run.sh(&format!("{SIGNAL}; {after}"))?;
+            }
+            run.wait_status("the end of it", |status| (status.state == "idle").then_some(()))?;
+            run.check_guests()?;
+            facts.still(run)?;
+            run.check_dormant()?;
+            run.check(&format!("{}: given up: {error}", fault.what));
+        }
+        End::Done | End::TakenUp(_) => {
+            run.replace_host(&successor)?;
+            let report = run.status()?.last_report.context("there is no report")?;
+            if let End::TakenUp(step) = fault.end {
+                ensure!(
+                    report.taken_up.iter().any(|action| action.contains(step)),
+                    "no daemon took it up at `{step}`, but at {:?}",
+                    report.taken_up
+                );
+            }
+            ensure!(report.losses.is_empty(), "it cost {:?}", report.losses);
+            run.check(&format!("{}: the refresh went on", fault.what));
+        }
+    }
+    let now = run.status()?.unreclaimed_bytes;
+    // The first host has not given up what the others can't have.
+    ensure!(
+        run.generation < 2 || now <= unreclaimed,
+        "unreclaimed memory grew from {unreclaimed} to {now} bytes"
+    );
+    Ok(())
+}
+
+impl Fault {
+    /// Waits for the time and does the deed, once, in the host; for the lab's line is too slow to meet a step.
+    fn script(&self) -> String {
+        let deed = match self.deed {
+            Deed::KillDaemon => format!("{KILL}\nsleep 1\n{START}"),
+            Deed::Do(deed, _) => format!("{SIGNAL}\n{deed}"),
+        };
+        format!(
+            "#!/bin/sh\n(\nuntil {}; do sleep 0.01; done\n{deed}\n) </dev/null >/run/fault.log 2>&1 &\n",
+            self.when
+        )
+    }
 }
 
 fn strand(run: &mut Run, good: &Successor, stranded: &Stranded) -> Result<()> {
@@ -133,21 +344,36 @@ fn strand(run: &mut Run, good: &Successor, stranded: &Stranded) -> Result<()> {
     Ok(())
 }
 
-fn go_on(run: &mut Run, step: &str) -> Result<()> {
-    let successor = run.successor()?;
-    // In the incumbent, for the lab's line is too slow to meet a step. It dies once.
-    let script =
-        format!("until grep -q \"{step}\" /sys/kernel/locum/progress; do sleep 0.01; done\n{KILL}\nsleep 1\n{START}\n");
-    run.host().push(KILLER, script.as_bytes(), Span::seconds(300))?;
-    run.sh(&format!("setsid sh {KILLER} </dev/null >/run/killer.log 2>&1 &"))?;
-    run.replace_host(&successor)?;
-    let report = run.status()?.last_report.context("there is no report")?;
-    let met = report.taken_up.iter().any(|action| action.contains(step));
-    ensure!(
-        met,
-        "the daemon did not die at `{step}`: taken up at {:?}",
-        report.taken_up
-    );
-    run.check(&format!("the daemon killed at `{step}`: the refresh went on"));
-    Ok(())
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn every_script_is_a_shell_script() {
+        for fault in DAEMONS.iter().chain(OTHERS) {
+            let status = Command::new("sh").args(["-n", "-c", &fault.script()]).status().unwrap();
+            assert!(status.success(), "{}", fault.what);
+        }
+    }
+
+    #[test]
+    fn a_signal_goes_to_those_with_the_words_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = dir.path().display().to_string();
+        let start = |word: &str| {
+            Command::new("sh")
+                .args(["-c", "sleep 60; true", &format!("{name}/{word}")])
+                .spawn()
+                .unwrap()
+        };
+        let (mut hit, mut spared) = (start("hit"), start("spared"));
+        let script = format!("{SIGNAL}; signal 9 $(printf %s {name}/h; printf it)");
+        assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
+        assert!(!hit.wait().unwrap().success());
+        assert_eq!(spared.try_wait().unwrap(), None);
+        spared.kill().unwrap();
+        spared.wait().unwrap();
+    }
 }

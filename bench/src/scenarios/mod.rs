@@ -97,14 +97,14 @@ pub(crate) const CI: &[Scenario] = &[
     },
     Scenario {
         name: "refresh-2-cpus",
-        about: "2 CPUs of a model without VMCS shadowing, one guest, one refresh",
+        about: "2 CPUs of a model without VMCS shadowing, one guest, one refresh, in which the incumbent's daemon is killed",
         minutes: 4,
         play: Play::On(
             |args| {
                 args.cpus = 2;
                 args.cpu_model = IVY_BRIDGE.into();
             },
-            |run| refreshes::all(run, &["g1"], 1),
+            |run| refreshes::with(run, &["g1"], 1, Some(&faults::IN_CI)),
         ),
     },
     Scenario {
@@ -297,16 +297,21 @@ pub(crate) const BY_NAME: &[Scenario] = &[
     ),
     Scenario {
         name: "fault-daemon-killed",
-        about: "kill -9 of the incumbent's daemon, with its journal and without: taken up, aborted or gone on with, under a \
-                guest",
+        about: "kill -9 of either daemon at steps of refreshes that go through all the same, under a guest",
         minutes: 25,
-        play: Play::On(|_| {}, faults::daemon_killed),
+        play: Play::On(|_| {}, faults::daemons),
     },
     Scenario {
         name: "fault-daemon-stranded",
-        about: "the first half of it: kill -9 while the daemon waits for the successor's agent, then `locum abort`",
+        about: "kill -9 of the incumbent's daemon while a successor hangs, its journal whole, lost or torn: all is given back",
         minutes: 8,
         play: Play::On(|_| {}, faults::daemon_stranded),
+    },
+    Scenario {
+        name: "fault-others",
+        about: "QEMUs that are killed or hang, and `locum refresh` interrupted: given up or gone on with, under a guest",
+        minutes: 12,
+        play: Play::On(|_| {}, faults::others),
     },
     abort("abort-panic", "a successor that panics, no guest", |run| {
         abort::each(run, &[], &[abort::PANIC])

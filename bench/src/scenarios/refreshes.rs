@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 
+use super::faults::{self, Fault};
 use crate::{
     machine::bochs::{self, SKYLAKE_X},
     steps::{Run, successor::Successor},
@@ -31,6 +32,11 @@ pub(super) fn check_apicv(run: &mut Run) -> Result<()> {
 
 /// So many refreshes in one boot, the kernels taking turns.
 pub(super) fn all(run: &mut Run, guests: &[&str], count: u32) -> Result<()> {
+    with(run, guests, count, None)
+}
+
+/// As [`all`]; each with a fault in it, through which it goes.
+pub(super) fn with(run: &mut Run, guests: &[&str], count: u32, fault: Option<&Fault>) -> Result<()> {
     let guests: Vec<_> = guests.iter().map(|name| (*name).to_owned()).collect();
     run.start_native(&guests)?;
     run.kaslr()?;
@@ -40,7 +46,10 @@ pub(super) fn all(run: &mut Run, guests: &[&str], count: u32) -> Result<()> {
     let mut lost = None;
     for release in releases.iter().cycle().take(count as usize) {
         let successor = run.successor_of(release)?;
-        run.replace_host(&successor)?;
+        match fault {
+            Some(fault) => faults::meet(run, fault, &successor)?,
+            None => run.replace_host(&successor)?,
+        }
         check_apicv(run)?;
         for guest in &run.report.guests {
             let limit = pause_limit(&guest.name, &run.cpu_model);

@@ -106,6 +106,7 @@ impl Run {
             device: cards.pop(),
             guests: self.guest_names(),
             cmdline: String::new(),
+            carry: Vec::new(),
             boot_timeout: 600,
         })
     }
@@ -115,7 +116,16 @@ impl Run {
     /// # Errors
     /// It does not go through, or something does not hold.
     pub(crate) fn replace_host(&mut self, successor: &Successor) -> Result<()> {
-        if let Outcome::Failed(words) = self.refresh(successor)? {
+        let command = successor.refresh_command();
+        self.replace_host_by(successor, &command)
+    }
+
+    /// As [`Run::replace_host`], asked for by this command in the reigning host.
+    ///
+    /// # Errors
+    /// As [`Run::replace_host`].
+    pub(crate) fn replace_host_by(&mut self, successor: &Successor, command: &str) -> Result<()> {
+        if let Outcome::Failed(words) = self.refresh_by(successor, command)? {
             bail!("the refresh failed: {words}");
         }
         let release = self.sh("uname -r")?.trim().to_owned();

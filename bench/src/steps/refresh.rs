@@ -29,6 +29,14 @@ impl Run {
     /// # Errors
     /// Neither end is reached in time, or the machine dies.
     pub(crate) fn refresh(&mut self, successor: &Successor) -> Result<Outcome> {
+        self.refresh_by(successor, &successor.refresh_command())
+    }
+
+    /// As [`Run::refresh`], asked for by this command.
+    ///
+    /// # Errors
+    /// As [`Run::refresh`].
+    pub(super) fn refresh_by(&mut self, successor: &Successor, command: &str) -> Result<Outcome> {
         self.progress.step("configuring the successor");
         for guest in &mut self.report.guests {
             guest.pause_seen_by.clear();
@@ -36,7 +44,7 @@ impl Run {
         successor.install(&mut self.host())?;
         // What the incumbent's watches print comes over the line at once, and stays when the host is gone.
         let here = self.watch_pages(self.generation, successor.generation)?;
-        let job = self.host().start(&format!("locum refresh {}", successor.name))?;
+        let job = self.host().start(command)?;
         let outcome = self.follow(job, successor.generation)?;
         for watch in here {
             let text = self.machine.host(watch.generation).poll(watch.job).0;

@@ -48,6 +48,8 @@ pub(crate) struct Successor {
     pub guests: Vec<String>,
     /// Added to its command line.
     pub cmdline: String,
+    /// Files and directories that it gets besides `/etc/locum`.
+    pub carry: Vec<String>,
     /// Seconds that it has to boot; emulated seconds of 100 M instructions.
     pub boot_timeout: u64,
 }
@@ -65,6 +67,11 @@ impl Successor {
         host.push(&format!("/etc/locum/{}.toml", self.name), self.toml().as_bytes(), wait)
     }
 
+    /// What asks for it.
+    pub(super) fn refresh_command(&self) -> String {
+        format!("locum refresh {}", self.name)
+    }
+
     /// Its configuration file.
     #[must_use]
     pub(crate) fn toml(&self) -> String {
@@ -76,10 +83,15 @@ cmdline = "console=ttyS{console},115200 idle=halt no_ipi_broadcast=1 retain_init
 cpus = {cpus}
 memory = "{memory}M"
 ports = ["{channel}"]
-carry = ["/etc/locum"]
+carry = [{carry}]
 "#,
             kernel = self.kernel_path(),
             extra = self.cmdline,
+            carry = std::iter::once("/etc/locum")
+                .chain(self.carry.iter().map(String::as_str))
+                .map(|path| format!("\"{path}\""))
+                .collect::<Vec<_>>()
+                .join(", "),
             cpus = self.cpus,
             memory = self.memory,
             // COM4 is the lab's channel to odd generations, COM3 that to even ones.
@@ -146,6 +158,7 @@ mod tests {
             device: Some("0000:00:03.0".into()),
             guests: vec!["g1".into()],
             cmdline: String::new(),
+            carry: Vec::new(),
             boot_timeout: 60,
         }
     }
