@@ -7,6 +7,7 @@ use super::pool;
 use crate::arch::paging::LARGE_PAGE;
 use crate::logger::DEBUG_PORT;
 use crate::machine::Span;
+use crate::nested::shadow;
 use crate::park::Wait;
 
 /// Longest command line of a host, in bytes (Linux' x86 `COMMAND_LINE_SIZE`, less the terminating zero).
@@ -24,8 +25,9 @@ pub(crate) struct Options {
     pub(crate) host_cpus: Option<u32>,
     /// Whether VMCSs are compared before and after: `check=vmcs`. See [`crate::nested::fingerprint`].
     pub(crate) check: bool,
-    /// Whether VMCS shadowing is left alone where CPUs have it: `shadowing=off`. See [`crate::nested::shadow`].
-    pub(crate) no_shadowing: bool,
+    /// How VMCS shadowing is used where CPUs have it: `shadowing=active`, `shadowing=cleared` or `shadowing=off`. See
+    /// [`crate::nested::shadow`].
+    pub(crate) shadowing: shadow::Use,
     /// Whether CPUs are tried instead of a host started: `selftest`. See [`crate::selftest`].
     pub(crate) selftest: bool,
     /// How parked CPUs wait: `park=hlt`, `park=mwait` or `park=spin`.
@@ -82,10 +84,17 @@ pub(crate) fn parse<'a>(line: &'a str, mut bad: impl FnMut(BadArgument<'a>)) -> 
                 options.check = value == "vmcs";
                 (!options.check).then_some("check=vmcs")
             }
-            "shadowing" => {
-                options.no_shadowing = value == "off";
-                (!options.no_shadowing).then_some("shadowing=off")
-            }
+            "shadowing" => match value {
+                "active" | "cleared" | "off" => {
+                    options.shadowing = match value {
+                        "cleared" => shadow::Use::Cleared,
+                        "off" => shadow::Use::Off,
+                        _ => shadow::Use::Active,
+                    };
+                    None
+                }
+                _ => Some("shadowing=active, shadowing=cleared or shadowing=off"),
+            },
             _ => Some("one of pool=, log=, host_cpus=, park=, check=, shadowing=, selftest"),
         };
         if let Some(expected) = expected {
@@ -194,12 +203,16 @@ mod tests {
 
     #[test]
     fn all_arguments() {
-        let (o, bad) = parse_all("/boot/l0 pool=68000000-7FE00000 log=com2 host_cpus=3 park=mwait selftest");
+        let line = "/boot/l0 pool=68000000-7FE00000 log=com2 host_cpus=3 park=mwait shadowing=cleared selftest";
+        let (o, bad) = parse_all(line);
         assert!(bad.is_empty());
         assert_eq!(o.pool, ranges(&[(0x6800_0000, 0x7fe0_0000)]));
         assert_eq!(o.log_port, Some(0x2f8));
         assert_eq!(o.host_cpus, Some(3));
         assert_eq!(o.wait, Wait::Monitor);
+        assert_eq!(o.shadowing, shadow::Use::Cleared);
+        assert_eq!(parse_all("shadowing=off").0.shadowing, shadow::Use::Off);
+        assert_eq!(parse_all("shadowing=active").0.shadowing, shadow::Use::Active);
         assert!(o.selftest && !parse_all("quiet").0.selftest && !parse_all("selftest=1").0.selftest);
     }
 
@@ -251,9 +264,9 @@ mod tests {
 
     #[test]
     fn bad_arguments_are_named_and_left_out() {
-        let line = "pool=1000-200000 pool=400000-200000 log=vga host_cpus=0 park=sleep quiet";
+        let line = "pool=1000-200000 pool=400000-200000 log=vga host_cpus=0 park=sleep shadowing=on quiet";
         let (o, bad) = parse_all(line);
-        assert_eq!(bad.len(), 6);
+        assert_eq!(bad.len(), 7);
         assert_eq!(o, Options::default());
     }
 

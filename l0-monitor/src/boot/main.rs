@@ -70,9 +70,7 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
         nested::fingerprint::enable();
     }
     nested::regions::init();
-    if options.no_shadowing {
-        nested::shadow::forbid();
-    }
+    nested::shadow::set_use(options.shadowing);
 
     // SAFETY: the entry's page tables map the low 4 GiB one to one.
     let memory = unsafe { Identity::new() };

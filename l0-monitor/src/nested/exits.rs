@@ -73,6 +73,7 @@ impl<H: Hardware> Context<'_, H> {
         let area = self.vcpu.adopted.find(current).map(|entry| shadow.seen(entry.area));
         if self.vcpu.shadow.attached {
             self.vcpu.shadow.fill(self.hw);
+            self.vcpu.shadow.put_down(self.hw);
             self.vcpu.steady.stale = Copies::CLEARED;
         }
         self.hw.vmptrld(self.vcpu.vmcs01);

@@ -38,6 +38,8 @@ pub(crate) struct Model {
     pub(crate) active: BTreeSet<u64>,
     /// Fields that this CPU does not have.
     pub(crate) missing: Vec<Field>,
+    /// A VMCS that L0 is to have cleared whenever the host runs.
+    pub(crate) put_down: Option<u64>,
     /// VMWRITE to every field: IA32_VMX_MISC bit 29.
     pub(crate) writes_all: bool,
     /// Current VMCS.
@@ -65,6 +67,8 @@ pub(crate) struct Done {
     pub(crate) writes: u32,
     /// VMPTRLDs.
     pub(crate) pointers: u32,
+    /// VMCLEARs.
+    pub(crate) clears: u32,
 }
 
 impl Model {
@@ -140,6 +144,7 @@ impl Model {
     /// Link pointer of VMCS01, if this access does not exit.
     fn shadow(&mut self, vmcs01: u64, bitmap: Field, field: Field) -> Option<u64> {
         assert_eq!(self.current, Some(vmcs01), "the host runs on VMCS01");
+        self.assert_put_down();
         let controls = SecondaryControls::from_bits_retain(self.field(vmcs01, field::SECONDARY_CONTROLS) as u32);
         if !controls.contains(SecondaryControls::VMCS_SHADOWING) || field.0 >> 15 != 0 {
             return None;
@@ -147,6 +152,12 @@ impl Model {
         let byte = self.field(vmcs01, bitmap) + u64::from(field.0 / 8);
         let exits = self.read_phys(byte, 1) >> (field.0 % 8) & 1 != 0;
         (!exits).then(|| self.field(vmcs01, field::VMCS_LINK))
+    }
+
+    /// The host or its guest is about to run.
+    pub(crate) fn assert_put_down(&self) {
+        let active = self.put_down.filter(|phys| self.active.contains(phys));
+        assert_eq!(active, None, "is to be cleared");
     }
 
     fn bad_pointer(phys: u64) -> bool {
@@ -215,6 +226,11 @@ impl Hardware for Model {
             self.current = None;
         }
         VmxStatus::Succeed
+    }
+
+    fn clear(&mut self, phys: &u64) {
+        self.done.clears += 1;
+        assert!(self.vmclear(*phys).ok(), "a good VMCS");
     }
 
     fn vmxon(&mut self, phys: u64) -> VmxStatus {

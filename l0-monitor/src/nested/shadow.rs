@@ -12,24 +12,45 @@
 //! - for all others, the host's VMCS. A VMWRITE of one exits and goes to both ([`Shadow::refresh`]).
 //!
 //! The shadow is filled when a VMCS becomes current and after each exit of the guest.
+//!
+//! # Active or cleared
+//! L0 reads and writes the shadow VMCS with VMPTRLD, VMREAD and VMWRITE, which makes it active on this CPU. It may stay
+//! so while the host runs: VM entry with VMCS shadowing itself makes the VMCS active that the link pointer names (SDM
+//! vol. 3C, 26.1), and nobody reads its region in memory. KVM and Xen clear theirs before each entry all the same.
+//! [`Use::Cleared`] does so as well, at the price of two VMCLEARs for each exit of the guest.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicU8, Ordering};
 
 use crate::nested::host_area::{HostArea, replaced};
 use crate::vmx::Hardware;
 use crate::vmx::controls::SecondaryControls;
 use crate::vmx::field::{self, Field, Segment};
 
-static FORBIDDEN: AtomicBool = AtomicBool::new(false);
-
-/// Never uses VMCS shadowing, for the life of L0: the slow form is tried this way on CPUs that have it.
-pub(crate) fn forbid() {
-    FORBIDDEN.store(true, Ordering::Relaxed);
+/// How VMCS shadowing is used where CPUs have it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Use {
+    /// The shadow VMCS stays active from one exit to the next.
+    #[default]
+    Active,
+    /// It is cleared after each use of L0's.
+    Cleared,
+    /// Not at all: the slow form is tried this way on CPUs that have the fast one.
+    Off,
 }
 
-/// Whether VMCS shadowing may be used.
-pub(crate) fn allowed() -> bool {
-    !FORBIDDEN.load(Ordering::Relaxed)
+static USE: AtomicU8 = AtomicU8::new(Use::Active as u8);
+
+/// Sets how VMCS shadowing is used, for the life of L0.
+pub(crate) fn set_use(how: Use) {
+    USE.store(how as u8, Ordering::Relaxed);
+}
+
+/// How VMCS shadowing is to be used.
+pub(crate) fn how() -> Use {
+    let how = USE.load(Ordering::Relaxed);
+    let known = [Use::Cleared, Use::Off].into_iter().find(|known| *known as u8 == how);
+    known.unwrap_or_default()
 }
 
 macro_rules! shadowed {
@@ -103,6 +124,8 @@ pub(crate) struct Shadow {
     bitmaps: [u64; 2],
     /// VMCS01 names it, and it stands for the host's current VMCS.
     pub(crate) attached: bool,
+    /// [`Use::Cleared`].
+    cleared: bool,
     /// Those of [`FIELDS`] that are shadowed on this CPU, a bit for each.
     present: u32,
     /// What both the shadow and the host's VMCS held when they were last made equal; instead of the latter the side
@@ -116,20 +139,22 @@ impl Shadow {
         phys: 0,
         bitmaps: [0; 2],
         attached: false,
+        cleared: false,
         present: 0,
         in_both: [0; FIELDS.len()],
     };
 
-    /// Makes the shadow VMCS at `phys` ready for this CPU. Its page begins with the revision identifier, bit 31 set;
+    /// Makes the shadow VMCS at `phys` ready for this CPU, to be cleared after each use or not. Its page begins with the revision identifier, bit 31 set;
     /// the bitmaps are two pages that all CPUs share, with a bit for each encoding below 0x8000; it was all ones at
     /// first, which means that every access exits. VMCS01 is current.
-    pub(crate) fn prepare(&mut self, hw: &mut impl Hardware, phys: u64, bitmaps: [u64; 2]) {
+    pub(crate) fn prepare(&mut self, hw: &mut impl Hardware, phys: u64, bitmaps: [u64; 2], cleared: bool) {
         if self.phys == phys {
             return self.clear(hw);
         }
         *self = Self {
             phys,
             bitmaps,
+            cleared,
             ..Self::NONE
         };
         for (i, field) in FIELDS.into_iter().enumerate() {
@@ -184,6 +209,7 @@ impl Shadow {
         self.in_both[shadowed::HOST_RSP] = rsp;
         self.fill(hw);
         hw.put(field::HOST_RSP, rsp);
+        self.put_down(hw);
         hw.select(&vmcs01);
         if !self.attached {
             self.attached = true;
@@ -215,7 +241,17 @@ impl Shadow {
         }
     }
 
-    /// Copies all fields but host RSP from the current VMCS, which is the host's. The shadow is current afterwards.
+    /// L0 is done with the shadow VMCS, which is current, until the host has run. No VMCS is current afterwards if it is
+    /// cleared.
+    #[inline(always)]
+    pub(crate) fn put_down(&self, hw: &mut impl Hardware) {
+        if self.cleared {
+            hw.clear(&self.phys);
+        }
+    }
+
+    /// Copies all fields but host RSP from the current VMCS, which is the host's. The shadow is current afterwards, to
+    /// be [put down](Self::put_down).
     pub(crate) fn fill(&mut self, hw: &mut impl Hardware) {
         let mut values = [0; FIELDS.len()];
         for (i, field) in self.fields(FIELDS.len()).skip(1) {
@@ -260,6 +296,7 @@ impl Shadow {
         } else {
             [hw.get(field::PRIMARY_CONTROLS), hw.get(field::TPR_THRESHOLD)]
         };
+        self.put_down(hw);
         hw.select(host);
         self.in_both[shadowed::HOST_RSP] = rsp;
         self.set(hw, shadowed::RIP, rip);
@@ -284,13 +321,14 @@ impl Shadow {
     }
 
     /// `field` of the current VMCS, which is the host's, was written: the shadow follows. Half of a 64-bit field counts
-    /// as the field. Any VMCS is current afterwards.
+    /// as the field. Any VMCS is current afterwards, or none.
     pub(crate) fn refresh(&mut self, hw: &mut impl Hardware, field: Field) {
         let whole = field.whole();
         if let Some((i, _)) = self.fields(FIELDS.len()).find(|(_, f)| *f == whole) {
             let value = hw.get(whole);
             hw.select(&self.phys);
             hw.put(whole, value);
+            self.put_down(hw);
             self.in_both[i] = value;
         }
     }

@@ -107,7 +107,7 @@ impl<H: Hardware> Context<'_, H> {
 
 /// [`Shadow::fill`] after a guest's exit, of what the exit changed: `reason` was read, `copies` says which of the exit
 /// information is new, `interrupts` that the guest interrupt status may be. The current VMCS is the host's before, the
-/// shadow after.
+/// shadow or none after.
 #[inline(always)]
 fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, copies: Copies, interrupts: bool) {
     let rip = hw.get(field::GUEST_RIP);
@@ -147,6 +147,7 @@ fn fill(shadow: &mut Shadow, hw: &mut impl Hardware, reason: u64, copies: Copies
             }
         }
     }
+    shadow.put_down(hw);
 }
 
 /// What is copied after some exits only, and which.

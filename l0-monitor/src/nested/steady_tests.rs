@@ -7,9 +7,10 @@ use std::vec::Vec;
 
 use crate::nested::exits::Next;
 use crate::nested::model::{Done, Model};
+use crate::nested::shadow::Use;
 use crate::nested::shadow_tests::shadowed_without;
 use crate::nested::steady::Steady;
-use crate::nested::test_bed::{FIXED, GUEST, VMCS01, access, context, instruction, nested_on};
+use crate::nested::test_bed::{FIXED, GUEST, USES, VMCS01, access, context, instruction, nested_on};
 use crate::nested::vcpu::VCpu;
 use crate::vmx::controls::{ExitControls, SecondaryControls};
 use crate::vmx::exit::{Interruption, Reason};
@@ -199,6 +200,7 @@ fn landing(vcpu: &VCpu, hw: &Model) -> BTreeMap<u32, u64> {
 }
 
 fn exits(vcpu: &mut VCpu, hw: &mut Model, steady: bool, used: &mut u32) -> Next {
+    hw.assert_put_down();
     let was_guest = vcpu.in_guest;
     if steady && context(vcpu, hw).steady() {
         *used += 1;
@@ -208,13 +210,13 @@ fn exits(vcpu: &mut VCpu, hw: &mut Model, steady: bool, used: &mut u32) -> Next 
 }
 
 /// A life of 300 guest exits. How many exits took the steady way is returned, too.
-fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
+fn live(shadowing: Use, seed: u64, steady: bool) -> (Seen, u32) {
     let (mut vcpu, mut hw): (Box<VCpu>, Model) = nested_on(shadowing);
     if seed == 2 {
         // No APICv, no PML.
         let missing = [field::GUEST_INTERRUPT_STATUS, field::PML_INDEX];
-        if shadowing {
-            (vcpu, hw) = shadowed_without(&missing);
+        if shadowing != Use::Off {
+            (vcpu, hw) = shadowed_without(&missing, shadowing);
         } else {
             hw.missing = missing.into();
         }
@@ -233,7 +235,7 @@ fn live(shadowing: bool, seed: u64, steady: bool) -> (Seen, u32) {
             } else {
                 numbers.value_of(field)
             };
-            if field.area() != Area::ExitInformation || shadowing {
+            if field.area() != Area::ExitInformation || shadowing != Use::Off {
                 access(&mut vcpu, &mut hw, Reason::VMWRITE, field, value);
             }
         }
@@ -312,7 +314,7 @@ fn assert_same(name: &str, left: &[BTreeMap<u32, u64>], right: &[BTreeMap<u32, u
 
 #[test]
 fn a_life_looks_the_same_with_and_without() {
-    for shadowing in [true, false] {
+    for shadowing in USES {
         for seed in 1..4 {
             let (ordinary, _) = live(shadowing, seed, false);
             let (steady, used) = live(shadowing, seed, true);
@@ -327,8 +329,8 @@ fn a_life_looks_the_same_with_and_without() {
 }
 
 /// A CPU on which the next VMRESUME is of the steady state; KVM has APICv.
-fn settled() -> (Box<VCpu>, Model) {
-    let (mut vcpu, mut hw) = nested_on(true);
+fn settled_on(shadowing: Use) -> (Box<VCpu>, Model) {
+    let (mut vcpu, mut hw) = nested_on(shadowing);
     hw.set(
         GUEST,
         field::SECONDARY_CONTROLS,
@@ -345,6 +347,11 @@ fn settled() -> (Box<VCpu>, Model) {
     hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
     assert!(vcpu.steady.ready);
     (vcpu, hw)
+}
+
+/// The same as CPUs are by default.
+fn settled() -> (Box<VCpu>, Model) {
+    settled_on(Use::default())
 }
 
 /// The host runs at such a code segment.
@@ -462,10 +469,10 @@ fn what_was_there_before_can_be_written_again() {
 
 /// Rounds of a guest's exit and its resumption, as KVM does CPUID: it reads what it likes and moves RIP on. `lacking`
 /// is what the CPU does not have, `controls` are the secondary ones; the last round is counted.
-fn round(lacking: &[Field], controls: SecondaryControls, reason: Reason) -> Done {
-    let (mut vcpu, mut hw) = settled();
+fn round(shadowing: Use, lacking: &[Field], controls: SecondaryControls, reason: Reason) -> Done {
+    let (mut vcpu, mut hw) = settled_on(shadowing);
     if !lacking.is_empty() {
-        (vcpu, hw) = shadowed_without(lacking);
+        (vcpu, hw) = shadowed_without(lacking, shadowing);
         hw.set(VMCS01, Segment::Cs.guest_rights(), AccessRights::CODE_64.bits());
         hw.set(VMCS01, field::CR0_SHADOW, FIXED.cr0.bits());
     }
@@ -493,11 +500,6 @@ fn round(lacking: &[Field], controls: SecondaryControls, reason: Reason) -> Done
 /// What the model of the benchmark charges for (bench/costs.toml).
 #[test]
 fn a_round_does_no_more_than_it_must() {
-    let done = |reads, writes, pointers| Done {
-        reads,
-        writes,
-        pointers,
-    };
     let apicv = SecondaryControls::VIRTUAL_INTERRUPTS;
     let logged = apicv | SecondaryControls::PML;
     let lacking = [field::GUEST_INTERRUPT_STATUS, field::PML_INDEX];
@@ -507,7 +509,15 @@ fn a_round_does_no_more_than_it_must() {
         (&[], logged, Reason::CPUID, 45),
         (&lacking, SecondaryControls::empty(), Reason::CPUID, 44),
     ] {
-        assert_eq!(round(lacking, controls, reason), done(reads, 4, 4));
+        for (shadowing, clears) in [(Use::Active, 0), (Use::Cleared, 2)] {
+            let done = Done {
+                reads,
+                writes: 4,
+                pointers: 4,
+                clears,
+            };
+            assert_eq!(round(shadowing, lacking, controls, reason), done);
+        }
     }
 }
 

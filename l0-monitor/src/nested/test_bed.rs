@@ -13,6 +13,7 @@ use crate::nested::context::{Context, Surroundings};
 use crate::nested::exits::Next;
 use crate::nested::host_area::{REPLACED, replaced};
 use crate::nested::model::{Model, REVISION};
+use crate::nested::shadow::{Shadow, Use};
 use crate::nested::vcpu::{Belief, VCpu};
 use crate::partition::Violation;
 use crate::partition::io_filter::Verdict;
@@ -95,13 +96,16 @@ pub(crate) fn context<'a>(vcpu: &'a mut VCpu, hw: &'a mut Model) -> Context<'a, 
     }
 }
 
+/// Every way to use VMCS shadowing; a CPU without it is as one that does not use it.
+pub(crate) const USES: [Use; 3] = [Use::Active, Use::Cleared, Use::Off];
+
 /// A host in VMX operation with an adopted, current VMCS, as KVM is most of the time; on a CPU with VMCS shadowing and
 /// on one without.
 pub(crate) fn nested() -> impl Iterator<Item = (Box<VCpu>, Model)> {
-    [true, false].into_iter().map(nested_on)
+    USES.into_iter().map(nested_on)
 }
 
-pub(crate) fn nested_on(shadowing: bool) -> (Box<VCpu>, Model) {
+pub(crate) fn nested_on(shadowing: Use) -> (Box<VCpu>, Model) {
     set_limit(4 << 30);
     let mut vcpu = Box::new(VCpu::new());
     let mut hw = Model::new(KVM_VMXON, VMCS01);
@@ -140,20 +144,29 @@ pub(crate) fn nested_on(shadowing: bool) -> (Box<VCpu>, Model) {
         current: None,
     };
     hw.set(VMCS01, field::VMCS_LINK, !0);
-    hw.writes_all = shadowing;
-    if shadowing {
-        for word in 0..512 {
-            for bitmap in BITMAPS {
-                hw.put(bitmap + 8 * word, !0);
-            }
-        }
-        vcpu.shadow.prepare(&mut hw, SHADOW, BITMAPS);
-    }
+    hw.writes_all = shadowing != Use::Off;
+    prepare_shadow(&mut vcpu, &mut hw, shadowing);
     hw.put(0x5000, GUEST);
     instruction(&mut vcpu, &mut hw, Reason::VMPTRLD, 0x5000);
     assert_eq!(vcpu.belief.current, Some(GUEST));
     hw.set(VMCS01, field::GUEST_RIP, RIP);
     (vcpu, hw)
+}
+
+/// The CPU as L0 finds it, once more, with this use of VMCS shadowing.
+pub(crate) fn prepare_shadow(vcpu: &mut VCpu, hw: &mut Model, shadowing: Use) {
+    vcpu.shadow = Shadow::NONE;
+    if shadowing == Use::Off {
+        return;
+    }
+    for word in 0..512 {
+        for bitmap in BITMAPS {
+            hw.put(bitmap + 8 * word, !0);
+        }
+    }
+    let cleared = shadowing == Use::Cleared;
+    hw.put_down = cleared.then_some(SHADOW);
+    vcpu.shadow.prepare(hw, SHADOW, BITMAPS, cleared);
 }
 
 /// What KVM has in a replaced field; valid for VM entry.
@@ -174,12 +187,14 @@ pub(crate) fn kvm_value(vmcs: u64, index: usize) -> u64 {
 }
 
 pub(crate) fn exit_host(vcpu: &mut VCpu, hw: &mut Model, reason: Reason) -> Next {
+    hw.assert_put_down();
     hw.set(VMCS01, field::EXIT_REASON, reason.0.into());
     context(vcpu, hw).serve().0
 }
 
 /// The guest exits.
 pub(crate) fn exit_guest(vcpu: &mut VCpu, hw: &mut Model, reason: Reason) -> Next {
+    hw.assert_put_down();
     hw.set(GUEST, field::EXIT_REASON, reason.0.into());
     context(vcpu, hw).serve().0
 }

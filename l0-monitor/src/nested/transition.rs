@@ -113,8 +113,10 @@ fn take_root(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, slot: Slot, exit_rip:
         log::error!("VMCS01 can't be loaded");
         return Err(Errno::EntryFailed);
     }
-    if vcpu.caps.shadowing && shadow::allowed() {
-        vcpu.shadow.prepare(hw, regions.shadow, regions.bitmaps);
+    let shadowing = shadow::how();
+    if vcpu.caps.shadowing && shadowing != shadow::Use::Off {
+        let cleared = shadowing == shadow::Use::Cleared;
+        vcpu.shadow.prepare(hw, regions.shadow, regions.bitmaps, cleared);
     }
     if fingerprint::enabled() {
         fingerprint::probe(hw);

@@ -83,6 +83,8 @@ pub(crate) trait Hardware {
     fn select(&mut self, phys: &u64);
     /// VMCLEAR.
     fn vmclear(&mut self, phys: u64) -> VmxStatus;
+    /// VMCLEAR of such a VMCS.
+    fn clear(&mut self, phys: &u64);
     /// VMXON. CR4.VMXE must be set.
     fn vmxon(&mut self, phys: u64) -> VmxStatus;
     /// VMXOFF.

@@ -84,6 +84,12 @@ impl Hardware for Cpu {
         vmx!("vmclear [{p}]", p = in(reg) &raw const phys)
     }
 
+    #[inline(always)]
+    fn clear(&mut self, phys: &u64) {
+        // SAFETY: as for `get`; writes the VMCS region, which is L0's or was named by the host that owns it.
+        unsafe { asm!("vmclear [{p}]", p = in(reg) phys, options(nostack)) };
+    }
+
     fn vmxon(&mut self, phys: u64) -> VmxStatus {
         vmx!("vmxon [{p}]", p = in(reg) &raw const phys)
     }
