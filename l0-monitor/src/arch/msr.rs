@@ -16,7 +16,7 @@ pub(crate) const FEATURE_CONTROL: u32 = 0x3a;
 /// IA32_PRED_CMD.
 pub(crate) const PRED_CMD: u32 = 0x49;
 /// Indirect branch predictor barrier, a command of IA32_PRED_CMD.
-pub(crate) const IBPB: u64 = 1 << 0;
+pub(crate) const IBPB: u32 = 1 << 0;
 /// IA32_MTRRCAP.
 pub(crate) const MTRR_CAP: u32 = 0xfe;
 /// IA32_MCG_CAP, where there is a machine-check architecture.

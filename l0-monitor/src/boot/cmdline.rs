@@ -28,6 +28,8 @@ pub(crate) struct Options {
     /// How VMCS shadowing is used where CPUs have it: `shadowing=active`, `shadowing=cleared` or `shadowing=off`. See
     /// [`crate::nested::shadow`].
     pub(crate) shadowing: shadow::Use,
+    /// Whether a guest's exit is no barrier for branch predictors: `ibpb=off`. See [`crate::nested::predictors`].
+    pub(crate) no_barriers: bool,
     /// Whether CPUs are tried instead of a host started: `selftest`. See [`crate::selftest`].
     pub(crate) selftest: bool,
     /// How parked CPUs wait: `park=hlt`, `park=mwait` or `park=spin`.
@@ -95,7 +97,11 @@ pub(crate) fn parse<'a>(line: &'a str, mut bad: impl FnMut(BadArgument<'a>)) -> 
                 }
                 _ => Some("shadowing=active, shadowing=cleared or shadowing=off"),
             },
-            _ => Some("one of pool=, log=, host_cpus=, park=, check=, shadowing=, selftest"),
+            "ibpb" => {
+                options.no_barriers = value == "off";
+                (!matches!(value, "on" | "off")).then_some("ibpb=on or ibpb=off")
+            }
+            _ => Some("one of pool=, log=, host_cpus=, park=, check=, shadowing=, ibpb=, selftest"),
         };
         if let Some(expected) = expected {
             bad(BadArgument { argument, expected });
@@ -210,6 +216,7 @@ mod tests {
         assert_eq!(o.log_port, Some(0x2f8));
         assert_eq!(o.host_cpus, Some(3));
         assert_eq!(o.wait, Wait::Monitor);
+        assert!(!o.no_barriers && !parse_all("ibpb=on").0.no_barriers && parse_all("ibpb=off").0.no_barriers);
         assert_eq!(o.shadowing, shadow::Use::Cleared);
         assert_eq!(parse_all("shadowing=off").0.shadowing, shadow::Use::Off);
         assert_eq!(parse_all("shadowing=active").0.shadowing, shadow::Use::Active);
@@ -264,9 +271,9 @@ mod tests {
 
     #[test]
     fn bad_arguments_are_named_and_left_out() {
-        let line = "pool=1000-200000 pool=400000-200000 log=vga host_cpus=0 park=sleep shadowing=on quiet";
+        let line = "pool=1000-200000 pool=400000-200000 log=vga host_cpus=0 park=sleep shadowing=on ibpb=0 quiet";
         let (o, bad) = parse_all(line);
-        assert_eq!(bad.len(), 7);
+        assert_eq!(bad.len(), 8);
         assert_eq!(o, Options::default());
     }
 

@@ -71,6 +71,9 @@ fn boot(magic: u32, information: u32) -> Result<Entry, BootError> {
     }
     nested::regions::init();
     nested::shadow::set_use(options.shadowing);
+    if options.no_barriers {
+        nested::predictors::leave_out();
+    }
 
     // SAFETY: the entry's page tables map the low 4 GiB one to one.
     let memory = unsafe { Identity::new() };

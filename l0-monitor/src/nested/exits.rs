@@ -65,6 +65,7 @@ impl<H: Hardware> Context<'_, H> {
 
     /// A guest's exit: the host finds itself at its own exit handler, with the state that hardware would have left.
     fn reflect(&mut self, reason: ExitReason) -> Next {
+        self.separate_predictors();
         self.vcpu.in_guest = false;
         let nmi = reason.basic() == Reason::EXCEPTION_NMI && Interruption(self.read(field::EXIT_INTERRUPTION)).is_nmi();
         let loaded = LoadedOnExit::read(self.hw);

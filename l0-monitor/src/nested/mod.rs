@@ -31,6 +31,7 @@
 //! | [`fingerprint`] | proof that a VMCS is the same afterwards |
 //! | [`machine_check`] | machine checks on the host's CPU |
 //! | [`control_registers`], [`cpuid_and_msrs`] | CR0, CR4; CPUID, MSRs, XCR0 |
+//! | [`predictors`] | what the CPU learned of a guest's branches |
 //! | [`shadow`] | VMREAD and VMWRITE without an exit |
 //! | [`trapped_fields`] | which fields the host's VMREADs and VMWRITEs exit for |
 //! | [`walk`], [`decode`] | reading the host's memory operands and MOVs |
@@ -53,6 +54,7 @@ pub(crate) mod hypercall;
 pub(crate) mod machine_check;
 #[cfg(test)]
 pub(crate) mod model;
+pub(crate) mod predictors;
 pub(crate) mod regions;
 pub(crate) mod run;
 pub(crate) mod shadow;

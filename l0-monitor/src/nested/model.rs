@@ -54,6 +54,8 @@ pub(crate) struct Model {
     pub(crate) invalidated: Vec<(Invalidate, u64, [u64; 2])>,
     /// CR2.
     pub(crate) cr2: u64,
+    /// Barriers of branch prediction.
+    pub(crate) barriers: u32,
     /// How often it was done what is dear on silicon.
     pub(crate) done: Done,
 }
@@ -278,6 +280,10 @@ impl Hardware for Model {
 
     fn xsetbv(&mut self, index: u32, value: u64) -> bool {
         index == 0 && value & 1 == 1
+    }
+
+    fn predictor_barrier(&mut self) {
+        self.barriers += 1;
     }
 
     fn wbinvd(&mut self) {}

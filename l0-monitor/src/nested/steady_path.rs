@@ -39,6 +39,7 @@ impl<H: Hardware> Context<'_, H> {
         if *class == Copies::OTHER {
             return false;
         }
+        self.separate_predictors();
         let steady = &mut self.vcpu.steady;
         let copies = *class | steady.stale | steady.always;
         if self.vcpu.shadow.attached {

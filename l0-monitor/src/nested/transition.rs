@@ -22,6 +22,7 @@ use crate::machine_check;
 use crate::nested::context::Context;
 use crate::nested::fingerprint;
 use crate::nested::host_area::{HostArea, replaced};
+use crate::nested::predictors;
 use crate::nested::regions;
 use crate::nested::shadow;
 use crate::nested::steady::Steady;
@@ -86,6 +87,7 @@ fn take_root(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, slot: Slot, exit_rip:
     (vcpu.vmxon_region, vcpu.vmcs01) = (regions.vmxon, regions.vmcs01);
     vcpu.slot = slot;
     vcpu.cpu = cpu;
+    vcpu.barriers = predictors::wanted(cpuid::has_ibpb());
     vcpu.apic_id = id::apic_id(cpu);
     vcpu.steady = Steady::NONE;
     vcpu.stack_top = stack::top(cpu);

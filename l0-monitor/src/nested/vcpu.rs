@@ -57,6 +57,8 @@ pub(crate) struct VCpu {
     pub(crate) in_guest: bool,
     /// The host reads APICBASE.BSP as 1 on this CPU.
     pub(crate) pretend_bsp: bool,
+    /// A guest's exit is a barrier for the branch predictors.
+    pub(crate) barriers: bool,
     /// Physical address of VMCS01.
     pub(crate) vmcs01: u64,
     /// Physical address of L0's VMXON region.
@@ -93,6 +95,7 @@ impl VCpu {
             check_waits: false,
             in_guest: false,
             pretend_bsp: false,
+            barriers: false,
             vmcs01: 0,
             vmxon_region: 0,
             ept_seen: 0,

@@ -2,7 +2,7 @@
 
 use core::hint::black_box;
 
-use crate::arch::{cpuid, msr};
+use crate::arch::cpuid;
 use crate::selftest::guest::{Code, FIELD, Guest, Registers, another_vmcs, ticks};
 use crate::selftest::table::{Cost, Tried};
 use crate::vmx::Hardware;
@@ -75,6 +75,6 @@ pub(super) fn measure(guest: &mut Guest<'_>, revision: u32, tried: &mut Tried) {
     );
     tried.cost(Cost::Cpuid, each(hw, |hw| hw.cpuid(0, 0)));
     if cpuid::has_ibpb() {
-        tried.cost(Cost::Ibpb, each(hw, |hw| hw.wrmsr(msr::PRED_CMD, msr::IBPB)));
+        tried.cost(Cost::Ibpb, each(hw, |hw| hw.predictor_barrier()));
     }
 }

@@ -103,6 +103,8 @@ pub(crate) trait Hardware {
     fn wrmsr(&mut self, msr: u32, value: u64) -> bool;
     /// XSETBV; false where the CPU raises #GP.
     fn xsetbv(&mut self, index: u32, value: u64) -> bool;
+    /// An indirect branch predictor barrier. The CPU has it.
+    fn predictor_barrier(&mut self);
     /// WBINVD.
     fn wbinvd(&mut self);
     /// Writes CR2.

@@ -136,6 +136,14 @@ impl Hardware for Cpu {
         arch::xsetbv_safe(index, value)
     }
 
+    #[inline(always)]
+    fn predictor_barrier(&mut self) {
+        // SAFETY: a command to the CPU; changes neither memory nor a register.
+        unsafe {
+            asm!("wrmsr", in("ecx") arch::msr::PRED_CMD, in("eax") arch::msr::IBPB, in("edx") 0, options(nostack));
+        }
+    }
+
     fn wbinvd(&mut self) {
         // SAFETY: writes caches back; no effect on memory's contents.
         unsafe { asm!("wbinvd") };
