@@ -7,7 +7,10 @@
 //! walks)
 //!        + transitions * (cost of a VM exit and entry)
 //!        + L0 exits    * (its VMPTRLDs, VMREADs and VMWRITEs * their costs)
+//!        + guest exits * (cost of a branch predictor barrier)    (where the host is nested)
 //! ```
+//!
+//! L0's arguments take the barriers away, or add VMCLEARs ([`Way`]).
 //!
 //! where `transitions` are the guest's exits if the host runs natively, and L0's exits if there is an L0 that takes
 //! them. What is done natively, too (KVM's own VMREADs, the guest's page walks), is in every set-up alike and left out.
@@ -53,6 +56,10 @@ pub(crate) struct Costs {
     pub vmread: Cost,
     /// A VMWRITE.
     pub vmwrite: Cost,
+    /// A branch predictor barrier.
+    pub ibpb: Cost,
+    /// A VMCLEAR of the shadow VMCS.
+    pub vmclear: Cost,
     /// Percent of all cycles for the nested host's page walks.
     pub host_paging: Cost,
     /// VMPTRLDs of L0 for an exit that it takes.
@@ -61,6 +68,19 @@ pub(crate) struct Costs {
     pub vmread_per_exit: Cost,
     /// VMWRITEs of L0 for an exit that it takes.
     pub vmwrite_per_exit: Cost,
+    /// VMCLEARs of L0 for an exit that it takes, where it clears the shadow VMCS.
+    pub vmclear_per_exit: Cost,
+}
+
+/// How the monitor below a nested host was told to go about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// As it does by itself.
+    Default,
+    /// Without branch predictor barriers: L0's `ibpb=off`.
+    NoBarriers,
+    /// With the shadow VMCS cleared at each use: L0's `shadowing=cleared`.
+    Cleared,
 }
 
 /// What was counted for one operation.
@@ -100,11 +120,13 @@ pub(crate) struct Parts {
     pub vmwrite: f64,
     /// Page walks through EPT.
     pub paging: f64,
+    /// Branch predictor barriers.
+    pub ibpb: f64,
 }
 
 /// One value for each figure of the table, in the order of [`Costs::all`].
 type Point = [f64; FIGURES];
-const FIGURES: usize = 9;
+const FIGURES: usize = 12;
 
 impl Costs {
     /// The repository's table.
@@ -146,13 +168,16 @@ impl Costs {
             &self.vmptrld_per_exit,
             &self.vmread_per_exit,
             &self.vmwrite_per_exit,
+            &self.ibpb,
+            &self.vmclear,
+            &self.vmclear_per_exit,
         ]
     }
 
-    /// Percent by which `counted` costs more than `base`.
+    /// Percent by which `counted` costs more than `base`, if whatever is below the host goes about it this way.
     #[must_use]
-    pub(crate) fn overhead(&self, counted: &Counted, base: &Counted) -> Overhead {
-        let at = |point: &Point| percent_more(cycles(counted, point), cycles(base, point));
+    pub(crate) fn overhead(&self, counted: &Counted, base: &Counted, way: Way) -> Overhead {
+        let at = |point: &Point| percent_more(cycles(counted, point, way), cycles(base, point, way));
         let mid = at(&self.all().map(|cost| cost.mid));
         // Each figure alone moves an overhead in one direction only, so the extremes are among the corners.
         let corners = (0..1u32 << FIGURES).map(|corner| {
@@ -174,9 +199,9 @@ impl Costs {
     #[must_use]
     pub(crate) fn parts(&self, counted: &Counted, base: &Counted) -> Parts {
         let point = self.all().map(|cost| cost.mid);
-        let whole = cycles(base, &point);
-        let [own, paging, transitions, vmptrld, vmread, vmwrite] = terms(counted, &point);
-        let [base_own, _, base_transitions, ..] = terms(base, &point);
+        let whole = cycles(base, &point, Way::Default);
+        let [own, paging, transitions, vmptrld, vmread, vmwrite, ibpb, _] = terms(counted, &point, Way::Default);
+        let [base_own, _, base_transitions, ..] = terms(base, &point, Way::Default);
         let percent = |cycles: f64| cycles / whole * 100.0;
         Parts {
             instructions: percent(own - base_own),
@@ -185,16 +210,17 @@ impl Costs {
             vmread: percent(vmread),
             vmwrite: percent(vmwrite),
             paging: percent(paging),
+            ibpb: percent(ibpb),
         }
     }
 }
 
-fn cycles(counted: &Counted, point: &Point) -> f64 {
-    terms(counted, point).iter().sum()
+fn cycles(counted: &Counted, point: &Point, way: Way) -> f64 {
+    terms(counted, point, way).iter().sum()
 }
 
-/// Instructions, page walks, transitions, VMPTRLDs, VMREADs, VMWRITEs.
-fn terms(counted: &Counted, point: &Point) -> [f64; 6] {
+/// Instructions, page walks, transitions, VMPTRLDs, VMREADs, VMWRITEs, barriers, VMCLEARs.
+fn terms(counted: &Counted, point: &Point, way: Way) -> [f64; 8] {
     let [
         ipc,
         transition,
@@ -205,6 +231,9 @@ fn terms(counted: &Counted, point: &Point) -> [f64; 6] {
         pointers,
         reads,
         writes,
+        ibpb,
+        vmclear,
+        clears,
     ] = *point;
     let nested = counted.l0_exits > 0.0;
     let transitions = if nested { counted.l0_exits } else { counted.guest_exits };
@@ -217,6 +246,8 @@ fn terms(counted: &Counted, point: &Point) -> [f64; 6] {
         counted.l0_exits * pointers * vmptrld,
         counted.l0_exits * reads * vmread,
         counted.l0_exits * writes * vmwrite,
+        counted.guest_exits * ibpb * f64::from(u8::from(nested && way != Way::NoBarriers)),
+        counted.l0_exits * clears * vmclear * f64::from(u8::from(way == Way::Cleared)),
     ]
 }
 
@@ -237,7 +268,7 @@ mod tests {
     /// A table with every range of width 0.
     fn exact() -> Costs {
         let mut costs = Costs::table().unwrap();
-        let figures = [1.0, 1000.0, 100.0, 10.0, 20.0, 1.0, 2.0, 3.0, 1.0];
+        let figures = [1.0, 1000.0, 100.0, 10.0, 20.0, 1.0, 2.0, 3.0, 1.0, 500.0, 40.0, 1.0];
         let all = [
             &mut costs.ipc,
             &mut costs.transition,
@@ -248,6 +279,9 @@ mod tests {
             &mut costs.vmptrld_per_exit,
             &mut costs.vmread_per_exit,
             &mut costs.vmwrite_per_exit,
+            &mut costs.ibpb,
+            &mut costs.vmclear,
+            &mut costs.vmclear_per_exit,
         ];
         for (cost, value) in all.into_iter().zip(figures) {
             (cost.low, cost.mid, cost.high) = (value, value, value);
@@ -265,15 +299,19 @@ mod tests {
     fn worked_by_hand() {
         let costs = exact();
         let point = costs.all().map(|cost| cost.mid);
-        close(cycles(&BASE, &point), 100_000.0);
+        close(cycles(&BASE, &point, Way::Cleared), 100_000.0);
         let nested = Counted {
             instructions: 92_000.0,
             l0_exits: 20.0,
             ..BASE
         };
         // 92,000 and 1% of it, 20 transitions, 20 times (2 VMPTRLDs, 3 VMREADs and a VMWRITE).
-        close(cycles(&nested, &point), 92_000.0 + 920.0 + 20_000.0 + 20.0 * 250.0);
-        let overhead = costs.overhead(&nested, &BASE);
+        let bare = 92_000.0 + 920.0 + 20_000.0 + 20.0 * 250.0;
+        close(cycles(&nested, &point, Way::NoBarriers), bare);
+        // 10 exits of the guest; 20 VMCLEARs.
+        close(cycles(&nested, &point, Way::Default), bare + 5_000.0);
+        close(cycles(&nested, &point, Way::Cleared), bare + 5_000.0 + 800.0);
+        let overhead = costs.overhead(&nested, &BASE, Way::NoBarriers);
         close(overhead.mid, 17.92);
         close(overhead.low, overhead.mid);
         close(overhead.high, overhead.mid);
@@ -283,12 +321,13 @@ mod tests {
         close(parts.vmptrld, 4.0);
         close(parts.vmread + parts.vmwrite, 0.6 + 0.4);
         close(parts.paging, 0.92);
+        close(parts.ibpb, 5.0);
     }
 
     #[test]
     fn a_host_that_runs_natively_pays_for_its_instructions_alone() {
         let costs = Costs::table().unwrap();
-        let same = costs.overhead(&BASE, &BASE);
+        let same = costs.overhead(&BASE, &BASE, Way::Cleared);
         close(same.low, 0.0);
         close(same.high, 0.0);
     }
@@ -301,7 +340,7 @@ mod tests {
             l0_exits: 22.0,
             ..BASE
         };
-        let overhead = costs.overhead(&nested, &BASE);
+        let overhead = costs.overhead(&nested, &BASE, Way::Cleared);
         assert!(overhead.low < overhead.mid && overhead.mid < overhead.high);
         // Points inside of the table's box, by a fixed sequence.
         let mut state = 1u64;
@@ -310,7 +349,10 @@ mod tests {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 cost.low + (cost.high - cost.low) * ((state >> 33) as f64 / f64::from(1u32 << 31))
             });
-            let value = percent_more(cycles(&nested, &point), cycles(&BASE, &point));
+            let value = percent_more(
+                cycles(&nested, &point, Way::Cleared),
+                cycles(&BASE, &point, Way::Cleared),
+            );
             assert!(
                 (overhead.low..=overhead.high).contains(&value),
                 "{value} is outside of {overhead:?}"

@@ -319,6 +319,8 @@ fn summarize(set_up: SetUp, repetitions: &[(Repetition, Counts)], empty: &Counts
         counted_overhead_percent: None,
         counted_overhead_spread_percent: None,
         modelled_overhead_percent: None,
+        modelled_without_ibpb_percent: None,
+        modelled_cleared_percent: None,
         modelled_parts_percent: None,
         read_ticks: latency(all().map(|r| &r.read))?,
         update_ticks: latency(all().map(|r| &r.update))?,

@@ -38,10 +38,7 @@ fn row(text: &mut String, entry: &Entry) {
     let counted = entry
         .counted_overhead_percent
         .map_or_else(|| "-".to_owned(), |percent| format!("{percent:.2}"));
-    let modelled = entry.modelled_overhead_percent.map_or_else(
-        || "-".to_owned(),
-        |Overhead { low, mid, high }| format!("{mid:.2} ({low:.2} to {high:.2})"),
-    );
+    let modelled = entry.modelled_overhead_percent.map_or_else(|| "-".to_owned(), shown);
     let paper = PAPER
         .iter()
         .find(|(set_up, _)| *set_up == entry.name)
@@ -57,6 +54,10 @@ fn row(text: &mut String, entry: &Entry) {
     );
 }
 
+fn shown(Overhead { low, mid, high }: Overhead) -> String {
+    format!("{mid:.2} ({low:.2} to {high:.2})")
+}
+
 /// Where the overhead of a set-up with somebody below its host sits.
 fn parts(text: &mut String, entry: &Entry) {
     let Some(parts) = entry.modelled_parts_percent else {
@@ -68,15 +69,25 @@ fn parts(text: &mut String, entry: &Entry) {
     let _ = writeln!(
         text,
         "{:<14} modelled, of KVM's cycles: instructions {:.2} %, transitions {:.2}, VMPTRLD {:.2}, VMREAD {:.2}, \
-         VMWRITE {:.2}, paging {:.2}",
+         VMWRITE {:.2}, paging {:.2}, IBPB {:.2}",
         entry.name.title(),
         parts.instructions,
         parts.transitions,
         parts.vmptrld,
         parts.vmread,
         parts.vmwrite,
-        parts.paging
+        parts.paging,
+        parts.ibpb
     );
+    if let Some((plain, cleared)) = entry.modelled_without_ibpb_percent.zip(entry.modelled_cleared_percent) {
+        let _ = writeln!(
+            text,
+            "{:<14} modelled, more % otherwise: {} with ibpb=off, {} with shadowing=cleared",
+            entry.name.title(),
+            shown(plain),
+            shown(cleared)
+        );
+    }
 }
 
 /// What was measured where time is real.
