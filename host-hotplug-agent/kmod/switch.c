@@ -92,11 +92,52 @@ static void raise_machine_check(struct locum_frame *frame)
 		asm volatile("int %0" : : "i"(X86_TRAP_MC) : "memory");
 }
 
+/*
+ * What has the CPU write down what it executes: PEBS at linear addresses of this kernel's, which L0's page tables do not
+ * map; Intel PT and LBRs what is L0's. Off while CR3 changes; L0 keeps them off while nested.
+ */
+static const u32 tracing_msrs[] = { 0x3f1 /* IA32_PEBS_ENABLE */, 0x570 /* IA32_RTIT_CTL */, 0x14ce /* IA32_LBR_CTL */ };
+
+static u64 tracing_enable(u32 msr)
+{
+	return msr == 0x3f1 ? ~0ULL : 1;
+}
+
+static void stop_tracing(u64 *traced)
+{
+	unsigned int i;
+	u32 low, high;
+
+	for (i = 0; i < ARRAY_SIZE(tracing_msrs); i++) {
+		u64 on;
+
+		traced[i] = 0;
+		if (rdmsr_safe(tracing_msrs[i], &low, &high))
+			continue;
+		on = ((u64)high << 32 | low) & tracing_enable(tracing_msrs[i]);
+		if (!on)
+			continue;
+		traced[i] = (u64)high << 32 | low;
+		wrmsr_safe(tracing_msrs[i], low & ~(u32)on, high & ~(u32)(on >> 32));
+	}
+}
+
+static void resume_tracing(const u64 *traced)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(tracing_msrs); i++) {
+		if (traced[i])
+			wrmsr_safe(tracing_msrs[i], (u32)traced[i], traced[i] >> 32);
+	}
+}
+
 /* Runs on the CPU, interrupts off. */
 static void switch_this_cpu(struct job *work)
 {
 	unsigned int cpu = smp_processor_id();
 	struct locum_frame *frame = locum_frame_of(cpu);
+	u64 traced[ARRAY_SIZE(tracing_msrs)];
 	struct outcome *outcome;
 	long result;
 	u64 start;
@@ -119,6 +160,7 @@ static void switch_this_cpu(struct job *work)
 	if (outcome->unknown_cr4 || work->only_check)
 		return;
 	start = rdtsc_ordered();
+	stop_tracing(traced);
 	locum_frame_prepare(frame);
 	if (work->to == LOCUM_CPU_MODE_NESTED) {
 		locum_frame_fill_host(frame);
@@ -126,6 +168,7 @@ static void switch_this_cpu(struct job *work)
 	} else {
 		result = locum_stub_leave(frame, LOCUM_OP_LEAVE);
 	}
+	resume_tracing(traced);
 	outcome->ticks = rdtsc_ordered() - start;
 	resend_nmi(frame);
 	raise_machine_check(frame);

@@ -16,6 +16,10 @@ pub(crate) const LEAF1_ECX_OSXSAVE: u32 = 1 << 27;
 pub(crate) const LEAF7_ECX_OSPKE: u32 = 1 << 4;
 /// Leaf 7 ECX: five-level paging.
 const LEAF7_ECX_LA57: u32 = 1 << 16;
+/// Leaf 7 EBX: SGX.
+const LEAF7_EBX_SGX: u32 = 1 << 2;
+/// Leaf 7 ECX: SGX launch control.
+const LEAF7_ECX_SGX_LC: u32 = 1 << 30;
 /// Leaf 7 ECX: CET, shadow stacks.
 const LEAF7_ECX_SHSTK: u32 = 1 << 7;
 /// Leaf 7 EDX: CET, indirect branch tracking.
@@ -66,6 +70,16 @@ pub(crate) fn has_ibt() -> bool {
 /// Whether the CPU has the indirect branch predictor barrier.
 pub(crate) fn has_ibpb() -> bool {
     __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & LEAF7_EDX_IBPB != 0
+}
+
+/// Whether the CPU has SGX.
+pub(crate) fn has_sgx() -> bool {
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ebx & LEAF7_EBX_SGX != 0
+}
+
+/// Whether the launch key of SGX can be changed.
+pub(crate) fn has_sgx_launch_control() -> bool {
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ecx & LEAF7_ECX_SGX_LC != 0
 }
 
 /// Whether the CPU has no-execute pages.

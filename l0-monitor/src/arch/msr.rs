@@ -17,6 +17,17 @@ pub(crate) const FEATURE_CONTROL: u32 = 0x3a;
 pub(crate) const PRED_CMD: u32 = 0x49;
 /// Indirect branch predictor barrier, a command of IA32_PRED_CMD.
 pub(crate) const IBPB: u32 = 1 << 0;
+/// IA32_BIOS_UPDT_TRIG: a write loads a microcode update.
+pub(crate) const BIOS_UPDT_TRIG: u32 = 0x79;
+/// IA32_PEBS_ENABLE, where there is PEBS.
+pub(crate) const PEBS_ENABLE: u32 = 0x3f1;
+/// IA32_RTIT_CTL, where there is Intel PT.
+pub(crate) const RTIT_CTL: u32 = 0x570;
+/// IA32_LBR_CTL, where there are architectural LBRs.
+pub(crate) const LBR_CTL: u32 = 0x14ce;
+/// MSRs with which the CPU is told to write down what it executes, and the bits that switch it on: of PEBS one for each
+/// counter, of the others "enable". They stay off under L0 (`nested/tracing.rs`).
+pub(crate) const TRACING: [(u32, u64); 3] = [(PEBS_ENABLE, !0), (RTIT_CTL, 1), (LBR_CTL, 1)];
 /// IA32_MTRRCAP.
 pub(crate) const MTRR_CAP: u32 = 0xfe;
 /// IA32_MCG_CAP, where there is a machine-check architecture.
@@ -49,6 +60,8 @@ pub(crate) const VMX_CR4_FIXED0: u32 = 0x488;
 pub(crate) const VMX_CR4_FIXED1: u32 = 0x489;
 /// IA32_VMX_PROCBASED_CTLS2.
 pub(crate) const VMX_PROCBASED_CTLS2: u32 = 0x48b;
+/// IA32_VMX_PROCBASED_CTLS3, where there are tertiary controls.
+pub(crate) const VMX_PROCBASED_CTLS3: u32 = 0x492;
 /// IA32_VMX_EPT_VPID_CAP.
 pub(crate) const VMX_EPT_VPID_CAP: u32 = 0x48c;
 /// IA32_VMX_TRUE_PINBASED_CTLS.

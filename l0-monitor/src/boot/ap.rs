@@ -7,7 +7,7 @@ use locum_abi::{PAGE_SIZE, Slot};
 
 use super::memory::move_bytes;
 use crate::arch::registers::{CR0_L0, CR4_L0, EferFlags};
-use crate::arch::{gdt, lapic, msr, paging, registers, stack};
+use crate::arch::{cpuid, gdt, lapic, msr, paging, registers, stack};
 use crate::doors::parking;
 use crate::id::{self, CpuIndex};
 use crate::shared;
@@ -201,7 +201,7 @@ unsafe extern "C" fn arrive() -> ! {
 /// Does what firmware should have done: allows VMX outside SMX and locks IA32_FEATURE_CONTROL (SDM vol. 3C, 24.7).
 /// False if VMX is missing, or locked off.
 pub(crate) fn allow_vmx() -> bool {
-    if !crate::arch::cpuid::has_vmx() {
+    if !cpuid::has_vmx() {
         return false;
     }
     let Some(control) = msr::read_safe(msr::FEATURE_CONTROL) else {
@@ -211,6 +211,6 @@ pub(crate) fn allow_vmx() -> bool {
     if control.contains(FeatureControl::LOCK) {
         return control.contains(FeatureControl::VMX_OUTSIDE_SMX);
     }
-    let allowed = control | FeatureControl::LOCK | FeatureControl::VMX_OUTSIDE_SMX;
-    msr::write_safe(msr::FEATURE_CONTROL, allowed.bits())
+    let locked = control.locked(cpuid::has_sgx(), cpuid::has_sgx_launch_control());
+    msr::write_safe(msr::FEATURE_CONTROL, locked.bits())
 }

@@ -33,6 +33,7 @@
 //! | [`control_registers`], [`cpuid_and_msrs`] | CR0, CR4; CPUID, MSRs, XCR0 |
 //! | [`predictors`] | what the CPU learned of a guest's branches |
 //! | [`shadow`] | VMREAD and VMWRITE without an exit |
+//! | [`tracing`] | what the CPU would write down of L0 |
 //! | [`trapped_fields`] | which fields the host's VMREADs and VMWRITEs exit for |
 //! | [`walk`], [`decode`] | reading the host's memory operands and MOVs |
 //! | [`transition`] | native to nested and back |
@@ -69,6 +70,7 @@ mod test_bed;
 #[cfg(test)]
 mod tests;
 pub(crate) mod this_machine;
+pub(crate) mod tracing;
 pub(crate) mod transition;
 pub(crate) mod trapped_fields;
 pub(crate) mod vcpu;

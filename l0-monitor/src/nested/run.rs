@@ -14,7 +14,9 @@ use crate::nested::vcpu::VCpu;
 use crate::partition::{PARTITION, Survivor};
 use crate::shared::{self, Counter};
 use crate::stage::{self, Step};
+use crate::vmx::Hardware;
 use crate::vmx::exit::Reason;
+use crate::vmx::field;
 use crate::vmx::instructions::Cpu;
 
 /// What L0 does when an exit is served.
@@ -107,12 +109,16 @@ pub(crate) fn machine_check(vcpu: &mut VCpu, hw: &mut Cpu) -> Onward {
     go_on(vcpu, hw, Next::Host)
 }
 
-/// Rights that the host lost must not survive in this CPU's caches (SDM vol. 3C, 30.4.3.4).
+/// Rights that the host lost must not survive in this CPU's caches (SDM vol. 3C, 30.4.3.4), nor in the I/O bitmaps that
+/// it uses. VMCS01 is current.
 #[inline(always)]
 fn flush_if_changed(vcpu: &mut VCpu, hw: &mut Cpu) {
     let changes = PARTITION.ept_changes(vcpu.slot);
     if vcpu.ept_seen != changes {
         vcpu.ept_seen = changes;
+        let [io_a, io_b] = PARTITION.io_bitmaps(vcpu.slot);
+        hw.put(field::IO_BITMAP_A, io_a);
+        hw.put(field::IO_BITMAP_B, io_b);
         flush(vcpu, hw);
     }
 }

@@ -27,6 +27,7 @@ use crate::nested::regions;
 use crate::nested::shadow;
 use crate::nested::steady::Steady;
 use crate::nested::this_machine::{ThisMachine, flush};
+use crate::nested::tracing::Held;
 use crate::nested::vcpu::{self, Belief, VCpu};
 use crate::nested::vmcs01::{self, EntryState};
 use crate::nested::walk::Paging;
@@ -158,6 +159,7 @@ pub(crate) fn enter(vcpu: &mut VCpu, hw: &mut Cpu, frame: &Frame, cpu: CpuIndex,
         give_root_back(vcpu, hw);
         return Err(Errno::State);
     }
+    vcpu.held = Held::take(hw);
     shared::status().cpu(cpu).count(Counter::Enters);
     shared::trace(Event::Enter {
         in_vmx: belief.vmx_on,
@@ -184,6 +186,9 @@ fn on_this_machine<T>(vcpu: &mut VCpu, hw: &mut Cpu, serve: impl FnOnce(&mut Con
 pub(crate) fn start(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, start: Start, exit_rip: u64) -> Result<(), Errno> {
     vcpu.pretend_bsp = start.rsi != 0;
     take_root(vcpu, hw, cpu, start.slot, exit_rip)?;
+    // What a host before left on is nobody's.
+    Held::take(hw);
+    vcpu.held = Held::NONE;
     // The CPU may still be in VMX operation in a region of somebody who is gone.
     vcpu.move_to_own_region(hw);
     vcpu.belief = Belief::default();
@@ -218,6 +223,10 @@ pub(crate) enum Left {
 /// # Errors
 /// [`Errno::Frame`]; [`Errno::State`] while another host is being prepared or runs.
 pub(crate) fn leave(vcpu: &mut VCpu, hw: &mut Cpu, address: u64) -> Result<Left, Errno> {
+    // The frame is reached by way of the slot's stub tables, which the host may have changed since, and which a CPU of
+    // the other slot maps elsewhere: VM exits load CR3 without dropping what is cached for it (SDM vol. 3C, 30.4.3.1).
+    // SAFETY: these are the tables in use.
+    unsafe { paging::load(vcpu.slot) };
     check_frame(vcpu, hw, address)?;
     if move_task_register(hw)? {
         return Ok(Left::Again);
@@ -227,6 +236,7 @@ pub(crate) fn leave(vcpu: &mut VCpu, hw: &mut Cpu, address: u64) -> Result<Left,
     // the call.
     let frame = unsafe { &mut *(address as *mut Frame) };
     describe(vcpu, hw, frame);
+    vcpu.held.give_back(hw);
     let belief = vcpu.belief;
     let given_back = give_root_back(vcpu, hw);
     shared::status().cpu(vcpu.cpu).count(Counter::Leaves);

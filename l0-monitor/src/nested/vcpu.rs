@@ -11,6 +11,7 @@ use crate::nested::adopt::Adopted;
 use crate::nested::host_area::HostArea;
 use crate::nested::shadow::Shadow;
 use crate::nested::steady::Steady;
+use crate::nested::tracing::Held;
 use crate::vmx::Hardware;
 use crate::vmx::caps::Caps;
 
@@ -59,6 +60,8 @@ pub(crate) struct VCpu {
     pub(crate) pretend_bsp: bool,
     /// A guest's exit is a barrier for the branch predictors.
     pub(crate) barriers: bool,
+    /// What the host has switched on that stays off in the CPU.
+    pub(crate) held: Held,
     /// Physical address of VMCS01.
     pub(crate) vmcs01: u64,
     /// Physical address of L0's VMXON region.
@@ -96,6 +99,7 @@ impl VCpu {
             in_guest: false,
             pretend_bsp: false,
             barriers: false,
+            held: Held::NONE,
             vmcs01: 0,
             vmxon_region: 0,
             ept_seen: 0,

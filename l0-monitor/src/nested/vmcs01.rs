@@ -273,6 +273,9 @@ pub(crate) fn fill(hw: &mut impl Hardware, vcpu: &VCpu, state: &EntryState, tr: 
         (field::HOST_TR_BASE, tr.1),
     ];
     write_all(hw, &fields);
+    if !vcpu.caps.tertiary.is_empty() {
+        hw.vmwrite(field::TERTIARY_CONTROLS, vcpu.caps.tertiary.bits());
+    }
     vcpu.own_area.write(hw);
     state.write(hw, vcpu);
 }

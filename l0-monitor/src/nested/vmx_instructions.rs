@@ -309,8 +309,13 @@ impl<H: Hardware> Context<'_, H> {
                 return self.finish(VmxStatus::Succeed);
             }
         }
-        // What `prepare_steady` reads.
-        let prepared = [field::EXIT_CONTROLS, field::SECONDARY_CONTROLS];
+        // What `prepare_steady` and `calm_exit_list` read.
+        let prepared = [
+            field::EXIT_CONTROLS,
+            field::SECONDARY_CONTROLS,
+            field::EXIT_MSR_LOAD_COUNT,
+            field::EXIT_MSR_LOAD,
+        ];
         if field.area() == Area::Host || prepared.contains(&field.whole()) {
             self.vcpu.steady.ready = false;
         }
@@ -342,6 +347,9 @@ impl<H: Hardware> Context<'_, H> {
         let valid = area.valid(&self.vcpu.caps);
         self.hw.vmptrld(self.vcpu.vmcs01);
         self.prepare_steady(current, area);
+        if self.calm_exit_list() {
+            self.vcpu.steady.ready = false;
+        }
         if !valid {
             self.vcpu.steady.ready = false;
             // The entry must fail as it would with the host's own area, and must not succeed: a CR3 beyond the

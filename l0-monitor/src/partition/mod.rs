@@ -167,13 +167,18 @@ impl Partition {
         self.changed(slot, built);
     }
 
-    /// What a VMCS of the host in `slot` gets. With `bsp`, reads of IA32_APIC_BASE exit, else no MSR does.
+    /// What a VMCS of the host in `slot` gets. With `bsp`, reads of IA32_APIC_BASE exit, besides those MSRs that always do.
     pub(crate) fn enforcement(&self, slot: Slot, bsp: bool) -> Enforcement {
         Enforcement {
             eptp: self.ept_pointer(slot),
             io_bitmaps: pages::io_bitmap_addresses(slot),
             msr_bitmap: pages::msr_bitmap(bsp),
         }
+    }
+
+    /// Addresses of a slot's I/O bitmaps: others whenever [`Self::ept_changes`] has moved on.
+    pub(crate) fn io_bitmaps(&self, slot: Slot) -> [u64; 2] {
+        pages::io_bitmap_addresses(slot)
     }
 
     /// EPT pointer of a slot.

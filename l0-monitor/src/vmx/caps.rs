@@ -2,7 +2,7 @@
 
 use bitflags::{Flags, bitflags};
 
-use super::controls::{EntryControls, ExitControls, PinControls, PrimaryControls, SecondaryControls};
+use super::controls::{EntryControls, ExitControls, PinControls, PrimaryControls, SecondaryControls, TertiaryControls};
 use crate::arch::msr;
 use crate::arch::registers::{Cr0Flags, Cr4Flags};
 
@@ -14,6 +14,10 @@ bitflags! {
         const LOCK = 1 << 0;
         /// VMXON is allowed outside SMX operation.
         const VMX_OUTSIDE_SMX = 1 << 2;
+        /// Software may change the launch key of SGX.
+        const SGX_LAUNCH_CONTROL = 1 << 17;
+        /// SGX.
+        const SGX = 1 << 18;
         const _ = !0;
     }
 
@@ -40,6 +44,22 @@ bitflags! {
         /// EPT can map 1 GiB pages.
         const PAGE_1G = 1 << 17;
         const _ = !0;
+    }
+}
+
+impl FeatureControl {
+    /// What the MSR becomes where firmware left it unlocked: VMX wants it locked, and what is not set then is lost until
+    /// the next reset. So all is set that Linux sets (`init_ia32_feat_ctl()` in `arch/x86/kernel/cpu/feat_ctl.c`), but
+    /// for VMX inside SMX, which it uses with tboot only.
+    pub(crate) const fn locked(self, has_sgx: bool, has_launch_control: bool) -> Self {
+        let mut wanted = self.union(Self::LOCK).union(Self::VMX_OUTSIDE_SMX);
+        if has_sgx {
+            wanted = wanted.union(Self::SGX);
+        }
+        if has_sgx && has_launch_control {
+            wanted = wanted.union(Self::SGX_LAUNCH_CONTROL);
+        }
+        wanted
     }
 }
 
@@ -105,6 +125,8 @@ pub(crate) struct Caps {
     pub(crate) primary: PrimaryControls,
     /// Secondary controls.
     pub(crate) secondary: SecondaryControls,
+    /// Tertiary controls; empty where they are not activated.
+    pub(crate) tertiary: TertiaryControls,
     /// VMCS shadowing, with VMWRITE to every field. Not part of [`Self::secondary`]: it is on only while the host has a
     /// current VMCS.
     pub(crate) shadowing: bool,
@@ -129,6 +151,7 @@ impl Caps {
         pin: PinControls::empty(),
         primary: PrimaryControls::empty(),
         secondary: SecondaryControls::empty(),
+        tertiary: TertiaryControls::empty(),
         shadowing: false,
         exit: ExitControls::empty(),
         entry: EntryControls::empty(),
@@ -175,8 +198,15 @@ impl Caps {
         let shadowing = can_shadow && Misc::from_bits_retain(read(msr::VMX_MISC)?).contains(Misc::VMWRITE_ANY);
         let ept_vpid = EptVpid::from_bits_retain(read(msr::VMX_EPT_VPID_CAP)?);
         let pin = Settings(read(msr::VMX_TRUE_PINBASED_CTLS)?).with(PinControls::empty());
-        let primary =
-            primary.with(PrimaryControls::IO_BITMAPS | PrimaryControls::MSR_BITMAPS | PrimaryControls::SECONDARY);
+        // As for the secondary ones: RDMSRLIST and WRMSRLIST raise #UD unless enabled.
+        let tertiary = if may.contains(PrimaryControls::TERTIARY) {
+            TertiaryControls::from_bits_retain(read(msr::VMX_PROCBASED_CTLS3)?) & TertiaryControls::MSR_LISTS
+        } else {
+            TertiaryControls::empty()
+        };
+        let mut wanted = PrimaryControls::IO_BITMAPS | PrimaryControls::MSR_BITMAPS | PrimaryControls::SECONDARY;
+        wanted.set(PrimaryControls::TERTIARY, !tertiary.is_empty());
+        let primary = primary.with(wanted);
         // EFER is saved but not loaded: KVM counts on the live one for guests whose EFER is the host's.
         let exit = Settings(read(msr::VMX_TRUE_EXIT_CTLS)?)
             .with(ExitControls::HOST_64 | ExitControls::SAVE_DEBUG | ExitControls::SAVE_EFER);
@@ -187,6 +217,7 @@ impl Caps {
             pin: pin.ok_or(Unfit::NoControl)?,
             primary: primary.ok_or(Unfit::NoControl)?,
             secondary,
+            tertiary,
             shadowing,
             exit: exit.ok_or(Unfit::NoControl)?,
             entry: entry.ok_or(Unfit::NoControl)?,
@@ -289,6 +320,33 @@ mod tests {
             | SecondaryControls::USER_WAIT
             | SecondaryControls::PCONFIG;
         assert!(caps.secondary.contains(enabled));
+    }
+
+    #[test]
+    fn msr_lists_are_enabled_where_the_cpu_has_them() {
+        let with_lists = |tertiary: Option<u64>| {
+            move |asked| match asked {
+                msr::VMX_TRUE_PROCBASED_CTLS => haswell(asked).map(|value| value | 1 << (32 + 17)),
+                msr::VMX_PROCBASED_CTLS3 => tertiary,
+                _ => haswell(asked),
+            }
+        };
+        let caps = Caps::new(true, 39, with_lists(Some(!0))).unwrap();
+        assert_eq!(caps.tertiary, TertiaryControls::MSR_LISTS);
+        assert!(caps.primary.contains(PrimaryControls::TERTIARY));
+        let caps = Caps::new(true, 39, with_lists(Some(1 << 4))).unwrap();
+        assert!(caps.tertiary.is_empty() && !caps.primary.contains(PrimaryControls::TERTIARY));
+        assert_eq!(Caps::new(true, 39, with_lists(None)), Err(Unfit::NoControl));
+        let caps = Caps::new(true, 39, haswell).unwrap();
+        assert!(caps.tertiary.is_empty() && !caps.primary.contains(PrimaryControls::TERTIARY));
+    }
+
+    #[test]
+    fn what_is_locked_is_what_linux_would_have_locked() {
+        let lmce = FeatureControl::from_bits_retain(1 << 20);
+        assert_eq!(lmce.locked(false, true).bits(), 1 << 20 | 5);
+        assert_eq!(lmce.locked(true, false).bits(), 1 << 20 | 1 << 18 | 5);
+        assert_eq!(FeatureControl::empty().locked(true, true).bits(), 3 << 17 | 5);
     }
 
     #[test]

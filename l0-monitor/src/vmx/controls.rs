@@ -15,6 +15,8 @@ bitflags! {
     /// Primary processor-based VM-execution controls (26.6.2).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) struct PrimaryControls: u32 {
+        /// Activate tertiary controls.
+        const TERTIARY = 1 << 17;
         /// Use I/O bitmaps.
         const IO_BITMAPS = 1 << 25;
         /// Monitor trap flag.
@@ -51,6 +53,14 @@ bitflags! {
         const USER_WAIT = 1 << 26;
         /// Enable PCONFIG.
         const PCONFIG = 1 << 27;
+        const _ = !0;
+    }
+
+    /// Tertiary processor-based VM-execution controls (26.6.2).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct TertiaryControls: u64 {
+        /// Enable MSR-list instructions.
+        const MSR_LISTS = 1 << 6;
         const _ = !0;
     }
 

@@ -109,6 +109,14 @@ reasons! {
     VMFUNC = 59;
     /// Page-modification log full.
     PML_FULL = 62;
+    /// RDMSRLIST.
+    RDMSRLIST = 78;
+    /// WRMSRLIST.
+    WRMSRLIST = 79;
+    /// RDMSR with an immediate operand.
+    RDMSR_IMMEDIATE = 84;
+    /// WRMSRNS with an immediate operand.
+    WRMSRNS_IMMEDIATE = 85;
 }
 
 /// The 32-bit exit-reason field.

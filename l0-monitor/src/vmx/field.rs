@@ -144,6 +144,8 @@ fields! {
     IO_BITMAP_B = 0x2002;
     /// Physical address of the MSR bitmaps.
     MSR_BITMAP = 0x2004;
+    /// Physical address of the VM-exit MSR-load area.
+    EXIT_MSR_LOAD = 0x2008;
     /// EPT pointer.
     EPTP = 0x201a;
     /// Physical address of the VMREAD bitmap.
@@ -152,10 +154,14 @@ fields! {
     VMWRITE_BITMAP = 0x2028;
     /// XSS-exiting bitmap.
     XSS_EXITING_BITMAP = 0x202c;
+    /// Tertiary processor-based VM-execution controls.
+    TERTIARY_CONTROLS = 0x2034;
     /// PCONFIG-exiting bitmap.
     PCONFIG_EXITING_BITMAP = 0x203e;
     /// Guest-physical address of an EPT violation or misconfiguration.
     GUEST_PHYSICAL_ADDRESS = 0x2400;
+    /// What a WRMSRLIST that exited was to write.
+    MSR_DATA = 0x2402;
     /// VMCS link pointer.
     VMCS_LINK = 0x2800;
     /// Guest IA32_DEBUGCTL.
