@@ -26,6 +26,7 @@ static bool is_public(u64 start, u64 size)
 	return within(start, size, locum.header_phys, PAGE_SIZE) ||
 	       within(start, size, header->status, PAGE_ALIGN(header->status_size)) ||
 	       within(start, size, header->trace, PAGE_ALIGN(header->trace_size)) ||
+	       within(start, size, header->kept, PAGE_ALIGN((u64)header->kept_ring_size * header->kept_kinds)) ||
 	       within(start, size, header->log, PAGE_ALIGN(header->log_size));
 }
 

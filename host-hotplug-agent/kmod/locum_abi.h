@@ -127,6 +127,15 @@
 /* Records in the ring. */
 #define LOCUM_TRACE_RECORDS 2044
 
+/*
+ * Records of each kind that are kept whatever the others do: as many as there may be CPUs, so that a round of all of
+ * them is whole.
+ */
+#define LOCUM_KEPT_RECORDS 256
+
+/* locum_kept_record.number of a record that is being written. */
+#define LOCUM_BEING_WRITTEN 18446744073709551615ull
+
 /* Bytes of text in the log ring. */
 #define LOCUM_LOG_BYTES ((32 * 1024) - 64)
 
@@ -448,6 +457,16 @@ struct locum_header {
 	struct locum_pool_piece pool_pieces[LOCUM_POOL_PIECES];
 	/* Blank memory; then zeroes. An L0 without this has none. */
 	struct locum_blank_range blank[LOCUM_BLANK_RANGES];
+	/* Physical address of the first struct locum_kept_ring, that of kind 0; 0 if this L0 keeps no records apart. */
+	__u64 kept;
+	/* Bytes from one struct locum_kept_ring to the next. */
+	__u32 kept_ring_size;
+	/* Bytes from one struct locum_kept_record to the next. */
+	__u32 kept_record_size;
+	/* Rings: the kinds of records that this L0 writes, and kind 0. */
+	__u32 kept_kinds;
+	/* Not used, zero. */
+	__u32 reserved3;
 };
 
 /* The host of one slot. */
@@ -653,6 +672,24 @@ struct locum_trace_ring {
 	struct locum_trace_record records[LOCUM_TRACE_RECORDS];
 };
 
+/* A record with its number. */
+struct locum_kept_record {
+	/* Number of the record since L0 booted, which is its number in the trace ring, too; or LOCUM_BEING_WRITTEN. */
+	__u64 number;
+	/* The record. Its kind is 0 where none was written yet. */
+	struct locum_trace_record record;
+};
+
+/* The newest records of one kind: the `n`-th of them is at `records[n % KEPT_RECORDS]`. */
+struct locum_kept_ring {
+	/* Records of this kind written since boot. */
+	__u64 written;
+	/* Not used, zero. */
+	__u64 reserved[7];
+	/* The records. */
+	struct locum_kept_record records[LOCUM_KEPT_RECORDS];
+};
+
 /* The log ring: byte number `n` is at `text[n % LOG_BYTES]`. */
 struct locum_log_ring {
 	/* Bytes written since boot. */
@@ -685,7 +722,7 @@ _Static_assert(__builtin_offsetof(struct locum_pool_piece, size) == 8, "locum_po
 _Static_assert(sizeof(struct locum_blank_range) == 16, "locum_blank_range");
 _Static_assert(__builtin_offsetof(struct locum_blank_range, start) == 0, "locum_blank_range.start");
 _Static_assert(__builtin_offsetof(struct locum_blank_range, size) == 8, "locum_blank_range.size");
-_Static_assert(sizeof(struct locum_header) == 792, "locum_header");
+_Static_assert(sizeof(struct locum_header) == 816, "locum_header");
 _Static_assert(__builtin_offsetof(struct locum_header, magic) == 0, "locum_header.magic");
 _Static_assert(__builtin_offsetof(struct locum_header, family) == 8, "locum_header.family");
 _Static_assert(__builtin_offsetof(struct locum_header, size) == 12, "locum_header.size");
@@ -722,6 +759,11 @@ _Static_assert(__builtin_offsetof(struct locum_header, entry_end) == 384, "locum
 _Static_assert(__builtin_offsetof(struct locum_header, reserved) == 392, "locum_header.reserved");
 _Static_assert(__builtin_offsetof(struct locum_header, pool_pieces) == 408, "locum_header.pool_pieces");
 _Static_assert(__builtin_offsetof(struct locum_header, blank) == 664, "locum_header.blank");
+_Static_assert(__builtin_offsetof(struct locum_header, kept) == 792, "locum_header.kept");
+_Static_assert(__builtin_offsetof(struct locum_header, kept_ring_size) == 800, "locum_header.kept_ring_size");
+_Static_assert(__builtin_offsetof(struct locum_header, kept_record_size) == 804, "locum_header.kept_record_size");
+_Static_assert(__builtin_offsetof(struct locum_header, kept_kinds) == 808, "locum_header.kept_kinds");
+_Static_assert(__builtin_offsetof(struct locum_header, reserved3) == 812, "locum_header.reserved3");
 _Static_assert(sizeof(struct locum_host_status) == 40, "locum_host_status");
 _Static_assert(__builtin_offsetof(struct locum_host_status, state) == 0, "locum_host_status.state");
 _Static_assert(__builtin_offsetof(struct locum_host_status, reason) == 4, "locum_host_status.reason");
@@ -812,6 +854,13 @@ _Static_assert(__builtin_offsetof(struct locum_trace_ring, written) == 0, "locum
 _Static_assert(__builtin_offsetof(struct locum_trace_ring, capacity) == 8, "locum_trace_ring.capacity");
 _Static_assert(__builtin_offsetof(struct locum_trace_ring, reserved) == 16, "locum_trace_ring.reserved");
 _Static_assert(__builtin_offsetof(struct locum_trace_ring, records) == 128, "locum_trace_ring.records");
+_Static_assert(sizeof(struct locum_kept_record) == 40, "locum_kept_record");
+_Static_assert(__builtin_offsetof(struct locum_kept_record, number) == 0, "locum_kept_record.number");
+_Static_assert(__builtin_offsetof(struct locum_kept_record, record) == 8, "locum_kept_record.record");
+_Static_assert(sizeof(struct locum_kept_ring) == 10304, "locum_kept_ring");
+_Static_assert(__builtin_offsetof(struct locum_kept_ring, written) == 0, "locum_kept_ring.written");
+_Static_assert(__builtin_offsetof(struct locum_kept_ring, reserved) == 8, "locum_kept_ring.reserved");
+_Static_assert(__builtin_offsetof(struct locum_kept_ring, records) == 64, "locum_kept_ring.records");
 _Static_assert(sizeof(struct locum_log_ring) == 32768, "locum_log_ring");
 _Static_assert(__builtin_offsetof(struct locum_log_ring, written) == 0, "locum_log_ring.written");
 _Static_assert(__builtin_offsetof(struct locum_log_ring, capacity) == 8, "locum_log_ring.capacity");

@@ -7,14 +7,14 @@
  * *Files.* Opened read-only it allows LOCUM_IOC_INFO and reading L0's header, status, trace and log. Everything else
  * needs an open for reading and writing; others get -EPERM.
  *
- * *Offsets are physical addresses.* pread(2) works inside L0's header, status, trace and log regions (addresses from
- * LOCUM_IOC_INFO and the header), and, on a file opened for writing, inside all of the shared region, inside memory
- * removed with LOCUM_IOC_MEM_REMOVE and, while there is no other host, inside the machine's firmware tables (memory
- * that e820 calls Reserved, ACPI Tables or ACPI Non-volatile Storage, but for L0's private memory). pwrite(2) works
- * inside removed memory and the other slot's `tables`. Elsewhere: -EFAULT. In memory that was granted to the other
- * host, or in `tables` once that host was started: -EBUSY. mmap(2) (PROT_READ, MAP_SHARED) works for the page-aligned
- * parts of the shared region that the file may read; -EACCES with PROT_WRITE. Reads and writes may be short: go on at
- * the next offset.
+ * *Offsets are physical addresses.* pread(2) works inside L0's header, status, trace (kept records too) and log
+ * (addresses from LOCUM_IOC_INFO and the header), and, on a file opened for writing, inside all of the shared region,
+ * inside memory removed with LOCUM_IOC_MEM_REMOVE and, while there is no other host, inside the machine's firmware
+ * tables (memory that e820 calls Reserved, ACPI Tables or ACPI Non-volatile Storage, but for L0's private memory).
+ * pwrite(2) works inside removed memory and the other slot's `tables`. Elsewhere: -EFAULT. In memory that was granted
+ * to the other host, or in `tables` once that host was started: -EBUSY. mmap(2) (PROT_READ, MAP_SHARED) works for the
+ * page-aligned parts of the shared region that the file may read; -EACCES with PROT_WRITE. Reads and writes may be
+ * short: go on at the next offset.
  *
  * *Structures* have no padding and are copied back to the caller on errors too, so that fields marked "out" are valid
  * whenever the call returned 0 or an error other than -EFAULT, -ENOTTY, -EPERM, -E2BIG. Fields called `reserved` must

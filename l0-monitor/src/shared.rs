@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "memory that hosts write too is reached through raw pointers")]
 
 pub(crate) mod layout;
+mod trace;
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{
@@ -16,7 +17,7 @@ use core::sync::atomic::{
 use locum_abi::channel::CHANNEL_COUNT;
 use locum_abi::status::{EXIT_REASONS, NO_OWNER};
 use locum_abi::trace::{LOG_BYTES, TRACE_RECORDS};
-use locum_abi::{ChannelRing, CpuMode, Event, Header, HostState, StopReason, TraceRecord};
+use locum_abi::{ChannelRing, CpuMode, Event, Header, HostState, StopReason};
 
 use crate::id::{self, APIC_IDS, CpuIndex};
 use layout::{Place, Region, Shared, SlotArea};
@@ -84,6 +85,8 @@ pub(crate) struct Addresses {
     pub(crate) status: u64,
     /// Trace ring.
     pub(crate) trace: u64,
+    /// What is kept of each kind of its records.
+    pub(crate) kept: u64,
     /// Log ring.
     pub(crate) log: u64,
     /// Copy of the machine's RSDP.
@@ -97,6 +100,7 @@ pub(crate) fn addresses() -> Addresses {
     Addresses {
         status: field!(status) as u64,
         trace: field!(trace) as u64,
+        kept: field!(kept) as u64,
         log: field!(log) as u64,
         machine_rsdp: field!(machine_rsdp) as u64,
         channels: field!(channels) as u64,
@@ -311,25 +315,12 @@ impl CpuView {
     }
 }
 
-/// Appends a record to the trace ring.
+/// Appends a record to the trace ring, and to what is kept of its kind.
 pub(crate) fn trace(event: Event) {
-    let (kind, a, b, c) = event.encode();
-    let number = word64(field!(trace.0.written)).fetch_add(1, AcqRel);
-    let index = (number % TRACE_RECORDS as u64) as usize;
-    let record = field!(trace.0.records).cast::<TraceRecord>().wrapping_add(index);
-    let (tsc, cpu) = stamp();
-    // SAFETY: the record is inside the ring; L0 is the only writer, and two of its CPUs meet in one record only when
-    // one of them is overtaken by a whole ring, which garbles that record and nothing else.
-    unsafe {
-        record.write_volatile(TraceRecord {
-            tsc,
-            kind: kind as u16,
-            cpu,
-            a,
-            b,
-            c,
-        });
-    }
+    let (ring, kept) = (field!(trace.0), field!(kept.0));
+    // SAFETY: inside the static; L0 writes records here and nowhere else, and hosts may only read them.
+    let rings = unsafe { trace::Rings::new(ring, kept) };
+    rings.write(event, stamp());
 }
 
 #[cfg(target_os = "none")]

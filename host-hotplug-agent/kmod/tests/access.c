@@ -18,6 +18,7 @@ void test_access(void)
 	CHECK(pread(reader, &status, sizeof(status), header.status) == sizeof(status));
 	CHECK(status.cpu_count == machine.cpu_count);
 	CHECK(pread(reader, page, 64, header.trace) == 64 && pread(reader, page, 64, header.log) == 64);
+	CHECK(!header.kept || pread(reader, page, 64, header.kept + header.kept_ring_size) == 64);
 	FAILS(pread(reader, page, 64, header.channels), EPERM);
 	FAILS(pread(reader, page, 64, other->tables), EPERM);
 	FAILS(ioctl(reader, LOCUM_IOC_POWER_POLICY, &word), EPERM);

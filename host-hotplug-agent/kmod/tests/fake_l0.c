@@ -123,6 +123,9 @@ static void later_release(struct locum_header *header)
 	header->channel_count = LOCUM_CHANNEL_COUNT + 1;
 	header->channel_ring_size = LOCUM_CHANNEL_DATA + 2 * LOCUM_RING_DATA;
 	header->channels_size = (unsigned long)header->channel_count * LOCUM_SLOTS * header->channel_ring_size;
+	header->kept_kinds = 2;
+	header->kept_ring_size = 2048;
+	header->kept = take(4096, 4096);
 }
 
 static void save(const char *path, const void *data, size_t size)

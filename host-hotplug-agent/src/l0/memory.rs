@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use firmware_shim::{OutOfRange, PhysMem, Pieces};
 use locum_abi::header::MAX_CPUS;
 use locum_abi::layout::{Array, FIRST_STATUS_CPUS};
-use locum_abi::{CpuStatus, Header, HostStatus, Layout, Slot, Status, TraceRecord};
+use locum_abi::{CpuStatus, Header, HostStatus, KeptRecord, Layout, Slot, Status, TraceRecord};
 
 use crate::error::Refusal;
 
@@ -25,6 +25,8 @@ unsafe impl Plain for Status {}
 unsafe impl Plain for CpuStatus {}
 // SAFETY: as above.
 unsafe impl Plain for TraceRecord {}
+// SAFETY: as above.
+unsafe impl Plain for KeptRecord {}
 // SAFETY: as above.
 unsafe impl Plain for HostStatus {}
 // SAFETY: an integer.
@@ -64,6 +66,21 @@ pub fn element<T: Plain>(memory: &dyn PhysMem, array: &Array, index: u32) -> Res
     copy_part(memory, at, array.known::<T>()).with_context(|| format!("L0's memory at {at:#x}"))
 }
 
+/// Copies of the first `count` elements of one of L0's arrays. They are read at once: each read is a system call.
+///
+/// # Errors
+/// If the memory cannot be read.
+pub fn elements<T: Plain>(memory: &dyn PhysMem, array: &Array, count: u32) -> Result<Vec<T>> {
+    let mut raw = vec![0; array.stride as usize * count as usize];
+    memory
+        .read(array.start, &mut raw)
+        .with_context(|| format!("L0's memory at {:#x}", array.start))?;
+    let here = Array { start: 0, ..*array };
+    (0..count)
+        .map(|index| element(&Pieces(&[(0, &raw)]), &here, index))
+        .collect()
+}
+
 /// Where this L0 has its arrays.
 ///
 /// # Errors
@@ -90,15 +107,9 @@ pub fn status(memory: &dyn PhysMem, header: &Header) -> Result<Box<Status>> {
     // More than L0 has room for is not believed, and shown as it is.
     if status.cpu_count <= layout.cpus.count {
         status.cpu_count = status.cpu_count.min(MAX_CPUS as u32);
-        // All in one: each read is a system call.
-        let mut raw = vec![0; layout.cpus.stride as usize * status.cpu_count as usize];
-        memory.read(layout.cpus.start, &mut raw).with_context(context)?;
-        let here = Array {
-            start: 0,
-            ..layout.cpus
-        };
-        for (index, cpu) in (0..status.cpu_count).zip(&mut status.cpus) {
-            *cpu = element(&Pieces(&[(0, &raw)]), &here, index)?;
+        let there = elements(memory, &layout.cpus, status.cpu_count).with_context(context)?;
+        for (cpu, there) in status.cpus.iter_mut().zip(there) {
+            *cpu = there;
         }
     }
     Ok(status)

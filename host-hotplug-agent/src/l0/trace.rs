@@ -1,11 +1,15 @@
 //! L0's trace ring and log ring as text.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::mem::offset_of;
+use std::ops::Range;
 
 use anyhow::{Context, Result};
 use firmware_shim::PhysMem;
-use locum_abi::{Event, Header, LogRing, TraceKind, TraceRecord};
+use locum_abi::layout::Array;
+use locum_abi::trace::BEING_WRITTEN;
+use locum_abi::{Event, Header, KeptRecord, Layout, LogRing, TraceKind, TraceRecord};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -75,32 +79,62 @@ pub fn kinds() -> impl Iterator<Item = &'static str> {
         .map(event::kind)
 }
 
-/// The newest `limit` records of these `kinds` (of any kind, if none is named), oldest first. Records that were
-/// overwritten while they were read are left out.
+/// The newest `limit` records of these `kinds` (of any kind, if none is named), oldest first: those in the ring, and those
+/// that L0 has kept although the ring has lost them. Records that were overwritten while they were read are left out.
 ///
 /// # Errors
 /// If the ring cannot be read.
 pub fn records(memory: &dyn PhysMem, header: &Header, limit: usize, kinds: &[String]) -> Result<Vec<Record>> {
-    let context = || format!("L0's trace ring at {:#x}", header.trace);
-    let ring = memory::layout(header)?.trace;
-    let written = memory::copy::<u64>(memory, header.trace).with_context(context)?;
-    let capacity = u64::from(ring.count);
-    let mut records = Vec::new();
-    for number in (written.saturating_sub(capacity)..written).rev() {
-        if records.len() == limit {
-            break;
-        }
-        let raw: TraceRecord = memory::element(memory, &ring, (number % capacity) as u32).with_context(context)?;
-        let record = Record::new(number, &raw);
-        if kinds.is_empty() || kinds.iter().any(|kind| kind == record.kind) {
-            records.push(record);
-        }
-    }
+    let layout = memory::layout(header)?;
+    let mut found = ring(memory, header, &layout.trace)?;
+    // A record that both have is told as it was kept: there its number stands with it.
+    found.extend(kept(memory, &layout)?);
+    let newest = found.iter().rev().map(|(number, raw)| Record::new(*number, raw));
+    let of_kinds = |record: &Record| kinds.is_empty() || kinds.iter().any(|kind| kind == record.kind);
+    let mut records: Vec<_> = newest.filter(of_kinds).take(limit).collect();
     records.reverse();
-    let now = memory::copy::<u64>(memory, header.trace).with_context(context)?;
-    let oldest = now.saturating_sub(capacity);
-    records.retain(|record| record.number >= oldest);
     Ok(records)
+}
+
+/// What is in the ring, by number.
+fn ring(memory: &dyn PhysMem, header: &Header, ring: &Array) -> Result<BTreeMap<u64, TraceRecord>> {
+    let context = || format!("L0's trace ring at {:#x}", header.trace);
+    let written = || memory::copy::<u64>(memory, header.trace).with_context(context);
+    let before = written()?;
+    let elements = elements(memory, ring, before).with_context(context)?;
+    let numbers = whole(ring, before, written()?);
+    Ok(numbers
+        .filter_map(|number| Some((number, *elements.get((number % u64::from(ring.count)) as usize)?)))
+        .collect())
+}
+
+/// What is kept of each kind, by number. Nothing, if L0 keeps none; or if the module is of a release that did not know of
+/// them, which does not let them be read: then the ring is all there is.
+fn kept(memory: &dyn PhysMem, layout: &Layout) -> Result<BTreeMap<u64, TraceRecord>> {
+    let mut records = BTreeMap::new();
+    for (at, ring) in (0..layout.kept_kinds()).filter_map(|kind| layout.kept(kind)) {
+        let Ok(before) = memory::copy::<u64>(memory, at) else {
+            return Ok(BTreeMap::new());
+        };
+        let elements: Vec<KeptRecord> = elements(memory, &ring, before)?;
+        let now = memory::copy::<u64>(memory, at).with_context(|| format!("L0's kept records at {at:#x}"))?;
+        let whole = whole(&ring, before, now)
+            .filter_map(|n| elements.get((n % u64::from(ring.count)) as usize))
+            .filter(|kept| kept.number != BEING_WRITTEN);
+        records.extend(whole.map(|kept| (kept.number, kept.record)));
+    }
+    Ok(records)
+}
+
+/// The elements of a ring in which `written` were written so far.
+fn elements<T: memory::Plain>(memory: &dyn PhysMem, ring: &Array, written: u64) -> Result<Vec<T>> {
+    let count = u32::try_from(written).map_or(ring.count, |written| written.min(ring.count));
+    memory::elements(memory, ring, count)
+}
+
+/// Which of them are whole, if so many were written before they were read and so many afterwards.
+fn whole(ring: &Array, before: u64, after: u64) -> Range<u64> {
+    after.saturating_sub(ring.count.into())..before
 }
 
 /// The text in the log ring, oldest first, from its first whole line on.
@@ -134,9 +168,9 @@ pub fn log(memory: &dyn PhysMem, header: &Header) -> Result<String> {
 mod tests {
     use super::*;
     use crate::testing::l0::{FIRST_HEADER, FIRST_TRACE, FakeRegion};
-    use firmware_shim::Pieces;
+    use firmware_shim::{OutOfRange, Pieces};
     use locum_abi::Slot;
-    use locum_abi::trace::{LOG_BYTES, TRACE_RECORDS};
+    use locum_abi::trace::{KEPT_RECORDS, LOG_BYTES, TRACE_RECORDS};
 
     #[test]
     fn the_newest_records_come_last_after_a_wrap() {
@@ -145,7 +179,7 @@ mod tests {
         for n in 0..total {
             region.trace(Event::Boot { cpus: n }, 1);
         }
-        let records = records(&region, &region.header(), 3, &[]).unwrap();
+        let records = super::records(&region, &region.header(), 3, &[]).unwrap();
         assert_eq!(
             records.iter().map(|r| r.fields["cpus"].clone()).collect::<Vec<_>>(),
             [total - 3, total - 2, total - 1]
@@ -157,6 +191,94 @@ mod tests {
                 .len(),
             TRACE_RECORDS
         );
+    }
+
+    /// A region where a host was entered and started, after which its user space has had `many` exceptions injected.
+    fn flooded(many: u32) -> FakeRegion {
+        let region = FakeRegion::new(2);
+        region.trace(Event::Boot { cpus: 2 }, 0);
+        let enter = Event::Enter {
+            in_vmx: true,
+            vmcs: None,
+        };
+        region.trace(enter, 1);
+        for n in 0..many {
+            let inject = Event::Inject {
+                vector: 6,
+                error: 0,
+                rip: n.into(),
+            };
+            region.trace(inject, 1);
+        }
+        region.trace(Event::HostRetired { slot: Slot::Even }, 1);
+        region
+    }
+
+    fn told(region: &FakeRegion, limit: usize, kinds: &[&str]) -> Vec<(u64, &'static str)> {
+        let kinds: Vec<_> = kinds.iter().map(|kind| (*kind).to_owned()).collect();
+        let records = records(region, &region.header(), limit, &kinds).unwrap();
+        records.iter().map(|record| (record.number, record.kind)).collect()
+    }
+
+    #[test]
+    fn what_a_flood_took_from_the_ring_is_told_in_its_place() {
+        let many = 3 * TRACE_RECORDS as u32;
+        let last = u64::from(many) + 2;
+        let region = flooded(many);
+        let all = told(&region, usize::MAX, &[]);
+        assert_eq!(all[..2], [(0, "boot"), (1, "enter")]);
+        assert_eq!(all.len(), 2 + TRACE_RECORDS, "and all that is in the ring, each once");
+        assert!(
+            all[2..]
+                .iter()
+                .map(|(number, _)| *number)
+                .eq(last + 1 - TRACE_RECORDS as u64..=last)
+        );
+        assert_eq!(told(&region, 2, &[]), [(last - 1, "inject"), (last, "host-retired")]);
+        let rare = told(&region, 2, &["enter", "host-retired", "leave"]);
+        assert_eq!(rare, [(1, "enter"), (last, "host-retired")]);
+        let some = flooded(3);
+        assert_eq!(told(&some, usize::MAX, &[]).len(), 6, "nothing twice");
+    }
+
+    #[test]
+    fn what_is_being_written_is_left_out() {
+        let region = flooded(TRACE_RECORDS as u32);
+        let (at, records) = Layout::of(&region.header())
+            .unwrap()
+            .kept(TraceKind::Enter as u32)
+            .unwrap();
+        region.write(records.address(0).unwrap(), &BEING_WRITTEN.to_le_bytes());
+        assert_eq!(told(&region, usize::MAX, &["enter"]), []);
+        // And what has been overwritten by now.
+        region.write(records.address(0).unwrap(), &1_u64.to_le_bytes());
+        assert_eq!(told(&region, usize::MAX, &["enter"]), [(1, "enter")]);
+        region.write(at, &(KEPT_RECORDS as u64 + 1).to_le_bytes());
+        assert_eq!(
+            told(&region, usize::MAX, &["enter"]),
+            [(1, "enter")],
+            "the newest of many"
+        );
+    }
+
+    /// All of a region but what is kept: as an older module lets it be read.
+    struct WithoutKept(FakeRegion);
+
+    impl PhysMem for WithoutKept {
+        fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), OutOfRange> {
+            let kept = self.0.header().kept;
+            if (kept..kept + 0x1000).contains(&addr) {
+                return Err(OutOfRange { addr, len: buf.len() });
+            }
+            self.0.read(addr, buf)
+        }
+    }
+
+    #[test]
+    fn an_older_module_shows_the_ring() {
+        let memory = WithoutKept(flooded(3));
+        let records = records(&memory, &memory.0.header(), usize::MAX, &[]).unwrap();
+        assert_eq!(records.len(), 6);
     }
 
     #[test]

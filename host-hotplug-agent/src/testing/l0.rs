@@ -7,11 +7,14 @@ use std::sync::Mutex;
 use firmware_shim::{OutOfRange, PhysMem};
 use locum_abi::header::SlotInfo;
 use locum_abi::trace::{LOG_BYTES, TRACE_RECORDS};
-use locum_abi::{CpuMode, Event, Header, HostState, LogRing, PerSlot, Slot, Status, TraceRecord, TraceRing};
+use locum_abi::{
+    CpuMode, Event, Header, HostState, KeptRecord, Layout, LogRing, PerSlot, Slot, Status, TraceRecord, TraceRing,
+};
 
 const BASE: u64 = 0x80_0000;
 const STATUS: u64 = BASE + 0x1000;
 const TRACE: u64 = BASE + 0x10_0000;
+const KEPT: u64 = BASE + 0x4_0000;
 const LOG: u64 = BASE + 0x12_0000;
 const TABLES: u64 = BASE + 0x14_0000;
 /// Bytes of each slot's table area.
@@ -58,6 +61,7 @@ impl FakeRegion {
             pool_size: 0x17e0_0000,
             status: STATUS,
             trace: TRACE,
+            kept: KEPT,
             log: LOG,
             image_bytes: 123_456,
             cpu_count: cpus,
@@ -102,18 +106,22 @@ impl FakeRegion {
         let at = TRACE
             + offset_of!(TraceRing, records) as u64
             + (written % TRACE_RECORDS as u64) * size_of::<TraceRecord>() as u64;
-        self.store(
-            at,
-            TraceRecord {
-                tsc: written * 100,
-                kind: kind as u16,
-                cpu,
-                a,
-                b,
-                c,
-            },
-        );
+        let record = TraceRecord {
+            tsc: written * 100,
+            kind: kind as u16,
+            cpu,
+            a,
+            b,
+            c,
+        };
+        self.store(at, record);
         self.store(TRACE, written + 1);
+        let (ring, records) = Layout::of(&self.header).unwrap().kept(kind as u32).unwrap();
+        let of_kind: u64 = crate::l0::memory::copy(self, ring).unwrap();
+        let place = records.address((of_kind % u64::from(records.count)) as u32).unwrap();
+        let number = written;
+        self.store(place, KeptRecord { number, record });
+        self.store(ring, of_kind + 1);
     }
 
     /// Appends to the log.

@@ -15,7 +15,10 @@
 use core::mem::offset_of;
 
 use crate::slot::PerSlot;
-use crate::{CHANNEL_COUNT, ChannelRing, CpuStatus, HostStatus, LogRing, Status, TraceRecord, TraceRing};
+use crate::trace::KEPT_KINDS;
+use crate::{
+    CHANNEL_COUNT, ChannelRing, CpuStatus, HostStatus, KeptRecord, KeptRing, LogRing, Status, TraceRecord, TraceRing,
+};
 
 /// Signature of the ACPI table that points to the [`Header`]. Body after the standard 36 bytes: `u64` physical
 /// address of the header, `u32` [`FAMILY`], `u32` zero.
@@ -176,6 +179,16 @@ pub struct Header {
     pub pool_pieces: [PoolPiece; POOL_PIECES],
     /// Blank memory; then zeroes. An L0 without this has none.
     pub blank: [BlankRange; BLANK_RANGES],
+    /// Physical address of the first [`KeptRing`], that of kind 0; 0 if this L0 keeps no records apart.
+    pub kept: u64,
+    /// Bytes from one [`KeptRing`] to the next.
+    pub kept_ring_size: u32,
+    /// Bytes from one [`KeptRecord`] to the next.
+    pub kept_record_size: u32,
+    /// Rings: the kinds of records that this L0 writes, and kind 0.
+    pub kept_kinds: u32,
+    /// Not used, zero.
+    pub reserved3: u32,
 }
 
 impl Header {
@@ -219,6 +232,11 @@ impl Header {
             reserved: [0; 2],
             pool_pieces: [PoolPiece::default(); POOL_PIECES],
             blank: [BlankRange::default(); BLANK_RANGES],
+            kept: 0,
+            kept_ring_size: size_of::<KeptRing>() as u32,
+            kept_record_size: size_of::<KeptRecord>() as u32,
+            kept_kinds: KEPT_KINDS as u32,
+            reserved3: 0,
         }
     }
 

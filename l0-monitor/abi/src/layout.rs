@@ -1,7 +1,7 @@
 //! Where L0's arrays are and how long their elements: as its header says, which may be of another release than the reader.
 
 use crate::header::{FAMILY, HEADER_MIN, MAGIC};
-use crate::{Header, LogRing, SLOTS, Slot, TraceRing};
+use crate::{Header, KeptRecord, KeptRing, LogRing, SLOTS, Slot, TraceRing};
 use core::mem::offset_of;
 
 /// Bytes of a [`CpuStatus`](crate::CpuStatus) in the first release.
@@ -46,6 +46,13 @@ pub struct Array {
 }
 
 impl Array {
+    /// Nothing.
+    const EMPTY: Self = Self {
+        start: 0,
+        stride: 0,
+        count: 0,
+    };
+
     /// Physical address of an element, `None` beyond the last.
     #[must_use]
     pub fn address(&self, index: u32) -> Option<u64> {
@@ -68,6 +75,10 @@ pub struct Layout {
     pub cpus: Array,
     /// [`TraceRecord`](crate::TraceRecord): record number `n` is at `n % count`.
     pub trace: Array,
+    /// [`KeptRing`]: see [`Layout::kept`].
+    kept_rings: Array,
+    /// [`KeptRecord`] of the first of them.
+    kept_records: Array,
     /// Rings, two for each channel: see [`Layout::ring`].
     pub rings: Array,
     /// Bytes of text in the log ring: byte number `n` is at `n % log_bytes`.
@@ -112,6 +123,7 @@ impl Layout {
         if !ring_size.saturating_sub(CHANNEL_DATA).is_power_of_two() {
             return Err(HeaderError::Damaged(channels.name));
         }
+        let (kept_rings, kept_records) = kept(header)?;
         let log_bytes = header.log_size.saturating_sub(offset_of!(LogRing, text) as u64);
         Ok(Self {
             hosts: status.array(
@@ -129,6 +141,8 @@ impl Layout {
                 or(header.cpu_capacity, FIRST_CPU_CAPACITY),
             )?,
             trace: trace.array(records, record_size, FIRST_TRACE_RECORD_SIZE, 8, record_count)?,
+            kept_rings,
+            kept_records,
             rings: channels.array(0, ring_size, CHANNEL_DATA, 4096, ring_count)?,
             log_bytes: u32::try_from(log_bytes)
                 .ok()
@@ -144,11 +158,54 @@ impl Layout {
             .address(channel.checked_mul(SLOTS as u32)?.checked_add(from.raw())?)
     }
 
+    /// Physical address of a ring of kept records and what is in it: the `n`-th of the kind is at `n % count`. `None` for
+    /// a kind that this L0 does not keep.
+    #[must_use]
+    pub fn kept(&self, kind: u32) -> Option<(u64, Array)> {
+        let ring = self.kept_rings.address(kind)?;
+        let start = ring + offset_of!(KeptRing, records) as u64;
+        Some((
+            ring,
+            Array {
+                start,
+                ..self.kept_records
+            },
+        ))
+    }
+
+    /// Number of kinds whose records are kept, kind 0 included.
+    #[must_use]
+    pub const fn kept_kinds(&self) -> u32 {
+        self.kept_rings.count
+    }
+
     /// Number of channels.
     #[must_use]
     pub const fn channel_count(&self) -> u32 {
         self.rings.count / SLOTS as u32
     }
+}
+
+/// Rings of kept records, and the records of the first ring. An L0 that keeps none has neither.
+fn kept(header: &Header) -> Result<(Array, Array), HeaderError> {
+    if header.kept == 0 {
+        return Ok((Array::EMPTY, Array::EMPTY));
+    }
+    let all = Part {
+        name: "kept records",
+        start: header.kept,
+        size: u64::from(header.kept_ring_size) * u64::from(header.kept_kinds),
+    };
+    let records = offset_of!(KeptRing, records) as u32;
+    let least = size_of::<KeptRecord>() as u32;
+    let rings = all.array(0, header.kept_ring_size, records + least, 8, header.kept_kinds)?;
+    let one = Part {
+        size: header.kept_ring_size.into(),
+        ..all
+    };
+    let count = (header.kept_ring_size - records).checked_div(header.kept_record_size);
+    let records = one.array(records, header.kept_record_size, least, 8, count.unwrap_or(0))?;
+    Ok((rings, records))
 }
 
 /// A stretch of the shared region.
@@ -185,7 +242,7 @@ const fn or(said: u32, first: u32) -> u32 {
 mod tests {
     use super::*;
     use crate::header::MAX_CPUS;
-    use crate::trace::{LOG_BYTES, TRACE_RECORDS};
+    use crate::trace::{KEPT_KINDS, KEPT_RECORDS, LOG_BYTES, TRACE_RECORDS};
     use crate::{CHANNEL_COUNT, ChannelRing, CpuStatus, HostStatus, Status, TraceRecord};
 
     fn header() -> Header {
@@ -194,6 +251,7 @@ mod tests {
             trace: 0x4_0000,
             log: 0x8_0000,
             channels: 0x10_0000,
+            kept: 0x20_0000,
             ..Header::of_this_release()
         }
     }
@@ -213,6 +271,13 @@ mod tests {
             layout.trace.address(2),
             Some(records + 2 * size_of::<TraceRecord>() as u64)
         );
+        let ring = 0x20_0000 + 3 * size_of::<KeptRing>() as u64;
+        let (at, records) = layout.kept(3).unwrap();
+        assert_eq!((at, records.count as usize), (ring, KEPT_RECORDS));
+        let record = ring + offset_of!(KeptRing, records) as u64 + 2 * size_of::<KeptRecord>() as u64;
+        assert_eq!(records.address(2), Some(record));
+        assert_eq!(layout.kept_kinds() as usize, KEPT_KINDS);
+        assert_eq!(layout.kept(KEPT_KINDS as u32), None);
         assert_eq!(layout.log_bytes as usize, LOG_BYTES);
         assert_eq!(layout.channel_count() as usize, CHANNEL_COUNT);
         let ring = 0x10_0000 + 5 * size_of::<ChannelRing>() as u64;
@@ -232,14 +297,24 @@ mod tests {
             channel_ring_size: 0,
             status_hosts: 0,
             status_cpus: 0,
+            kept: 0,
+            kept_ring_size: 0,
+            kept_record_size: 0,
+            kept_kinds: 0,
             ..header()
         };
         let now = Layout::of(&header()).unwrap();
-        let cpus = Array {
-            count: FIRST_CPU_CAPACITY,
-            ..now.cpus
+        let expected = Layout {
+            cpus: Array {
+                count: FIRST_CPU_CAPACITY,
+                ..now.cpus
+            },
+            kept_rings: Array::EMPTY,
+            kept_records: Array::EMPTY,
+            ..now
         };
-        assert_eq!(Layout::of(&first), Ok(Layout { cpus, ..now }));
+        assert_eq!(Layout::of(&first), Ok(expected));
+        assert_eq!(expected.kept(0), None);
     }
 
     #[test]
@@ -257,6 +332,9 @@ mod tests {
             channel_count: 16,
             channel_ring_size: 4096 + (1 << 20),
             channels_size: 16 * 2 * (4096 + (1 << 20)),
+            kept_ring_size: 64 + 100 * 48,
+            kept_record_size: 48,
+            kept_kinds: 40,
             ..header()
         };
         let layout = Layout::of(&later).unwrap();
@@ -264,6 +342,8 @@ mod tests {
         assert_eq!(layout.cpus.known::<CpuStatus>(), size_of::<CpuStatus>());
         assert_eq!(layout.hosts.address(1), Some(0x1000 + 128 + 64));
         assert_eq!((layout.trace.count, layout.channel_count()), (1022, 16));
+        let (_, records) = layout.kept(39).unwrap();
+        assert_eq!((records.count, records.known::<KeptRecord>()), (100, 40));
     }
 
     #[test]
@@ -285,6 +365,12 @@ mod tests {
         damaged("status", &|header| header.status = u64::MAX);
         damaged("trace ring", &|header| header.trace_size = 128);
         damaged("trace ring", &|header| header.trace_record_size = 24);
+        damaged("kept records", &|header| header.kept_ring_size = 64 + 39);
+        damaged("kept records", &|header| header.kept_ring_size = 64 + 41);
+        damaged("kept records", &|header| header.kept_record_size = 32);
+        damaged("kept records", &|header| header.kept_record_size = 0);
+        damaged("kept records", &|header| header.kept_kinds = 0);
+        damaged("kept records", &|header| header.kept = u64::MAX);
         damaged("log ring", &|header| header.log_size = 64);
         damaged("channels", &|header| header.channel_count = 5);
         damaged("channels", &|header| header.channel_ring_size = 4096);

@@ -51,7 +51,7 @@ pub use layout::{HeaderError, Layout};
 pub use mailbox::Mailbox;
 pub use slot::{PerSlot, SLOTS, Slot};
 pub use status::{CpuMode, CpuStatus, HostState, HostStatus, Status, StopReason};
-pub use trace::{LogRing, TraceRecord, TraceRing};
+pub use trace::{KeptRecord, KeptRing, LogRing, TraceRecord, TraceRing};
 
 /// Bytes of a page.
 pub const PAGE_SIZE: u64 = 4096;

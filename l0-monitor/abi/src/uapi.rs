@@ -5,7 +5,7 @@
 //! *Files.* Opened read-only it allows [`IOC_INFO`] and reading L0's header, status, trace and log. Everything else
 //! needs an open for reading and writing; others get -EPERM.
 //!
-//! *Offsets are physical addresses.* pread(2) works inside L0's header, status, trace and log regions (addresses from
+//! *Offsets are physical addresses.* pread(2) works inside L0's header, status, trace (kept records too) and log (addresses from
 //! [`IOC_INFO`] and the header), and, on a file opened for writing, inside all of the shared region, inside memory
 //! removed with [`IOC_MEM_REMOVE`] and, while there is no other host, inside the machine's firmware tables (memory that
 //! e820 calls Reserved, ACPI Tables or ACPI Non-volatile Storage, but for L0's private memory). pwrite(2) works inside

@@ -59,6 +59,7 @@ pub(crate) fn publish(machine: &Machine, entry_end: u64) {
         blank,
         status: at.status,
         trace: at.trace,
+        kept: at.kept,
         log: at.log,
         channels: at.channels,
         slots,

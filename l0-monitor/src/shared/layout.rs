@@ -5,7 +5,8 @@ use core::ops::Range;
 
 use locum_abi::channel::CHANNEL_COUNT;
 use locum_abi::frame::TableRegister;
-use locum_abi::{ChannelRing, Header, LogRing, Mailbox, PAGE_SIZE, SLOTS, Slot, Status, TraceRing};
+use locum_abi::trace::KEPT_KINDS;
+use locum_abi::{ChannelRing, Header, KeptRing, LogRing, Mailbox, PAGE_SIZE, SLOTS, Slot, Status, TraceRing};
 
 use crate::arch::paging::{LOW_GIB, PDPTS, SMALL_PAGES, Table};
 use crate::id::APIC_IDS;
@@ -103,6 +104,8 @@ pub(crate) struct Region {
     pub(crate) status: Paged<Status>,
     /// Trace ring.
     pub(crate) trace: Paged<TraceRing>,
+    /// What is kept of each kind of its records.
+    pub(crate) kept: Paged<[KeptRing; KEPT_KINDS]>,
     /// Log ring.
     pub(crate) log: Paged<LogRing>,
     /// Copy of the machine's RSDP.

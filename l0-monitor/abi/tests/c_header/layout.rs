@@ -8,7 +8,7 @@ use locum_abi::frame::{self, Frame, TableRegister};
 use locum_abi::header::{BlankRange, Header, PoolPiece, SlotInfo};
 use locum_abi::mailbox::Mailbox;
 use locum_abi::status::{CpuStatus, HostStatus, Status};
-use locum_abi::trace::{LogRing, TraceRecord, TraceRing};
+use locum_abi::trace::{KeptRecord, KeptRing, LogRing, TraceRecord, TraceRing};
 use locum_abi::uapi;
 
 /// One structure as Rust lays it out.
@@ -46,7 +46,7 @@ pub fn abi() -> Vec<Layout> {
             status_size, trace, trace_size, log, log_size, channels, channels_size, slots, machine_rsdp, image_bytes,
             cpu_count, pm1a_cnt, pm1b_cnt, features, cpu_status_size, cpu_capacity, host_status_size, trace_record_size,
             channel_count, channel_ring_size, status_hosts, status_cpus, entry_end, reserved, pool_pieces,
-            blank;
+            blank, kept, kept_ring_size, kept_record_size, kept_kinds, reserved3;
         HostStatus, "locum_host_status": state, reason, detail, generation, cpu;
         CpuStatus, "locum_cpu_status": apic_id, mode, owner, reserved, enters, leaves, exits, guest_exits, nmis, reserved2,
             exits_by_reason;
@@ -60,6 +60,8 @@ pub fn abi() -> Vec<Layout> {
         ChannelRing, "locum_channel_ring": head, flags, pad0, tail, closed, pad1, pad2, data;
         TraceRecord, "locum_trace_record": tsc, kind, cpu, a, b, c;
         TraceRing, "locum_trace_ring": written, capacity, reserved, records;
+        KeptRecord, "locum_kept_record": number, record;
+        KeptRing, "locum_kept_ring": written, reserved, records;
         LogRing, "locum_log_ring": written, capacity, reserved, text;
     }
 }

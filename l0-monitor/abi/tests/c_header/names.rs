@@ -30,6 +30,8 @@ pub const TYPES: Table = &[
     ("TraceKind", "locum_trace_kind"),
     ("TraceRecord", "locum_trace_record"),
     ("TraceRing", "locum_trace_ring"),
+    ("KeptRecord", "locum_kept_record"),
+    ("KeptRing", "locum_kept_ring"),
     ("LogRing", "locum_log_ring"),
 ];
 
@@ -62,6 +64,8 @@ pub const CONSTANTS: Table = &[
     ("RING_DATA", "LOCUM_RING_DATA"),
     ("FLAG_EOF", "LOCUM_FLAG_EOF"),
     ("TRACE_RECORDS", "LOCUM_TRACE_RECORDS"),
+    ("KEPT_RECORDS", "LOCUM_KEPT_RECORDS"),
+    ("BEING_WRITTEN", "LOCUM_BEING_WRITTEN"),
     ("LOG_BYTES", "LOCUM_LOG_BYTES"),
     ("ES", "LOCUM_SEL_ES"),
     ("CS", "LOCUM_SEL_CS"),
@@ -107,6 +111,7 @@ pub const RUST_ONLY: &[&str] = &[
     "HeaderError",
     "Array",
     "Layout",
+    "KEPT_KINDS",
 ];
 
 fn find(table: Table, rust: &str) -> Option<String> {

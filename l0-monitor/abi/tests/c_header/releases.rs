@@ -305,6 +305,11 @@ fn header() -> Header {
         reserved: [0; 2],
         pool_pieces: [PoolPiece::default(); POOL_PIECES],
         blank: [BlankRange::default(); BLANK_RANGES],
+        kept: 0,
+        kept_ring_size: 0,
+        kept_record_size: 0,
+        kept_kinds: 0,
+        reserved3: 0,
     }
 }
 
