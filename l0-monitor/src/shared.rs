@@ -14,10 +14,10 @@ use core::sync::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
-use locum_abi::channel::CHANNEL_COUNT;
+use locum_abi::channel::{CHANNEL_COUNT, RING_DATA};
 use locum_abi::status::{EXIT_REASONS, NO_OWNER};
 use locum_abi::trace::{LOG_BYTES, TRACE_RECORDS};
-use locum_abi::{ChannelRing, CpuMode, Event, Header, HostState, StopReason};
+use locum_abi::{ChannelRing, CpuMode, Event, Header, HostState, Mailbox, PAGE_SIZE, StopReason};
 
 use crate::id::{self, APIC_IDS, CpuIndex};
 use layout::{Place, Region, Shared, SlotArea};
@@ -29,12 +29,25 @@ unsafe impl Sync for Shared {}
 /// The last 2 MiB of L0's image: see the linker script.
 // SAFETY: the section is zero-initialised memory like .bss, only its place differs.
 #[unsafe(link_section = ".bss..shared")]
+#[cfg_attr(test, expect(dead_code, reason = "tests have their own"))]
 static REGION: Shared = Shared(UnsafeCell::new(layout::Filled {
     bytes: [0; layout::SIZE as usize],
 }));
 
+#[cfg(not(test))]
 fn region() -> *mut Region {
     REGION.0.get().cast()
+}
+
+/// Each test has a region of its own.
+#[cfg(test)]
+fn region() -> *mut Region {
+    use std::alloc::{Layout, alloc_zeroed};
+    std::thread_local! {
+        // SAFETY: the layout has a size.
+        static OWN: *mut Region = unsafe { alloc_zeroed(Layout::new::<layout::Filled>()) }.cast();
+    }
+    OWN.with(|own| *own)
 }
 
 /// Pointer to a field of the region.
@@ -377,6 +390,46 @@ pub(crate) fn clear_channels() {
     }
 }
 
+/// Overwrites the bytes in all channel rings with zeroes. The positions stay: a module may be reading them.
+pub(crate) fn wipe_channels() {
+    let rings = field!(channels).cast::<ChannelRing>();
+    for i in 0..2 * CHANNEL_COUNT {
+        // SAFETY: only an address inside the ring is computed.
+        let data = unsafe { &raw mut (*rings.wrapping_add(i)).data };
+        fill(data.cast(), RING_DATA, |_| 0);
+    }
+}
+
+/// Overwrites what the host of a slot had in its area: mailbox, tables (with its command line), and its page 0, which
+/// becomes `page_zero` again. What only L0 and its module need, and says nothing of a host, stays.
+pub(crate) fn wipe_slot(slot: Slot, page_zero: impl Fn(usize) -> u64) {
+    let area = slot_area(slot);
+    // SAFETY: only addresses inside the area are computed.
+    let (mailbox, tables, zero) = unsafe {
+        (
+            &raw mut (*area).mailbox,
+            &raw mut (*area).tables,
+            &raw mut (*area).page_zero,
+        )
+    };
+    fill(mailbox.cast(), size_of::<Mailbox>(), |_| 0);
+    fill(tables.cast(), layout::TABLES_SIZE, |_| 0);
+    fill(zero.cast(), PAGE_SIZE as usize, page_zero);
+}
+
+/// A word of the page that the host of `slot` sees at address 0.
+pub(crate) fn page_zero_word(slot: Slot, index: usize) -> u64 {
+    debug_assert!(index < PAGE_SIZE as usize / 8);
+    word64((page_zero(slot) as *mut u64).wrapping_add(index)).load(Relaxed)
+}
+
+/// Stores a value for each word of `bytes` bytes inside the region.
+fn fill(start: *mut u64, bytes: usize, value: impl Fn(usize) -> u64) {
+    for index in 0..bytes / 8 {
+        word64(start.wrapping_add(index)).store(value(index), Relaxed);
+    }
+}
+
 /// What a mailbox says, in one read of its first 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MailboxWords {
@@ -431,6 +484,43 @@ mod tests {
         assert_eq!(mailbox(Slot::Odd).head, head);
         assert!(clear_mailbox(Slot::Odd, head));
         assert_eq!(mailbox(Slot::Odd).head, 3 << 32);
+    }
+
+    /// All of a structure's words.
+    fn all<T>(start: *mut T) -> impl Iterator<Item = &'static AtomicU64> {
+        (0..size_of::<T>() / 8).map(move |index| word64(start.cast::<u64>().wrapping_add(index)))
+    }
+
+    #[test]
+    fn nothing_of_a_host_is_left_in_its_area_nor_in_the_channels() {
+        for slot in Slot::ALL {
+            all(slot_area(slot)).for_each(|word| word.store(!0, Relaxed));
+        }
+        all(field!(channels)).for_each(|word| word.store(!0, Relaxed));
+        wipe_slot(Slot::Odd, |index| index as u64);
+        wipe_channels();
+        let area = slot_area(Slot::Odd);
+        // SAFETY: only addresses are computed.
+        let (mailbox, tables, reset) = unsafe {
+            (
+                &raw mut (*area).mailbox,
+                &raw mut (*area).tables,
+                &raw mut (*area).reset_vector,
+            )
+        };
+        let zero = |word: &AtomicU64| word.load(Relaxed) == 0;
+        assert!(all(mailbox).all(zero) && all(tables).all(zero));
+        let page = (0..512).map(|index| page_zero_word(Slot::Odd, index));
+        assert!(page.eq(0..512), "page 0 is the firmware's again");
+        assert!(!all(reset).any(zero), "the reset vector stays");
+        assert!(!all(slot_area(Slot::Even)).any(zero), "so does the other host's");
+        for index in 0..2 * CHANNEL_COUNT {
+            let ring = field!(channels).cast::<ChannelRing>().wrapping_add(index);
+            // SAFETY: only addresses are computed.
+            let (data, head) = unsafe { (&raw mut (*ring).data, &raw mut (*ring).head) };
+            assert!(all(data).all(zero));
+            assert_eq!(word32(head).load(Relaxed), !0, "a reader may be at it");
+        }
     }
 
     #[test]

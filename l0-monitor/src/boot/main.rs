@@ -21,7 +21,7 @@ use crate::arch::{cpuid, gdt, paging, serial, stack};
 use crate::doors::{native_host, reset};
 use crate::id::{self, CpuIndex};
 use crate::machine::Machine;
-use crate::partition::PARTITION;
+use crate::partition::{self, PARTITION};
 use crate::shared::layout::SlotArea;
 use crate::stage::{self, Step};
 use crate::{fatal, logger, nested, park, selftest, shared, trap};
@@ -193,6 +193,7 @@ fn prepare(machine: &Machine, me: CpuIndex) -> Result<u64, BootError> {
         // SAFETY: the page is the slot's; hosts that see it instead of page 0 expect the BIOS data area there.
         unsafe { move_bytes(shared::page_zero(slot), 0, PAGE_SIZE) };
     }
+    partition::keep_page_zero();
     shared::init_cpus(Slot::Even);
     Ok(entry_end)
 }

@@ -25,6 +25,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use arrayvec::ArrayVec;
@@ -54,6 +55,22 @@ const FIXED_RANGES: usize = 2;
 /// How often the registers that two hosts can't share are written until they are what their host left: it may go on
 /// writing them meanwhile.
 const LATCH_TRIES: usize = 64;
+
+/// Notes what page 0 holds, for hosts that see a page of their own there. Called once at boot, when each slot's page is a
+/// copy of it.
+pub(crate) fn keep_page_zero() {
+    pages::keep_page_zero(Slot::Even);
+}
+
+/// Overwrites what the host in `gone` left in the shared region and in its slice below 1 MiB. Bounded: less than 1 MiB in
+/// all.
+fn wipe(hw: &mut impl Hardware, gone: Slot, slice: Range<u64>) {
+    shared::wipe_channels();
+    shared::wipe_slot(gone, pages::kept_page_zero);
+    for address in slice.step_by(8) {
+        hw.write_phys(address, 8, 0);
+    }
+}
 
 /// The partition of this machine.
 pub(crate) static PARTITION: Partition = Partition::new();
@@ -406,7 +423,8 @@ impl Partition {
     }
 
     /// Makes one host of two, when all CPUs of the host that goes are parked: everything belongs to the host in `to`,
-    /// and the other one is `then`.
+    /// and the other one is `then`. What it left in L0's memory and in its slice is overwritten first; its own memory is for
+    /// the agent to clear, block by block.
     ///
     /// # Errors
     /// [`Errno::State`] if the host in `to` does not run (any more); nothing has changed then.
@@ -434,6 +452,10 @@ impl Partition {
             }
             if state.hosts[to] != HostState::Running {
                 return Err(Errno::State);
+            }
+            if was_two {
+                let Span { start, end } = state.low_slices[gone];
+                wipe(hw, gone, start..end);
             }
             let (own, other) = state.give_all(to, then);
             drop(state);

@@ -6,6 +6,7 @@ use locum_abi::{BLANK_RANGES, PAGE_SIZE, PerSlot, Slot};
 
 use super::ept::Table;
 use crate::arch::msr::{self, TRACING};
+use crate::shared;
 
 /// EPT tables per slot: enough for 4 GiB in 2 MiB pages, two dozen regions split to 4 KiB, blank ranges split likewise
 /// (none is longer than a table maps), and 100 GiB on top.
@@ -108,6 +109,21 @@ const fn set_low(bits: &mut [u64; 512], from: usize, msr: u32) {
 }
 
 static ZEROES: Words<512> = Words::new();
+
+/// What was at address 0 at boot.
+static PAGE_ZERO: Words<512> = Words::new();
+
+/// Notes what is in the page that a slot's host sees at address 0.
+pub(crate) fn keep_page_zero(slot: Slot) {
+    for (index, word) in PAGE_ZERO.0.iter().enumerate() {
+        word.store(shared::page_zero_word(slot, index), Ordering::Relaxed);
+    }
+}
+
+/// A word of what was noted.
+pub(crate) fn kept_page_zero(index: usize) -> u64 {
+    PAGE_ZERO.0.get(index).map_or(0, |word| word.load(Ordering::Relaxed))
+}
 
 /// Address of a page that is zero for good.
 pub(crate) fn zeroes() -> u64 {
