@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use locum_abi::HostState;
-use partitioner::ApicId;
+use partitioner::{ApicId, MemRange};
 
 use super::Shared;
 use crate::acpi::Interrupts;
@@ -50,6 +50,18 @@ impl Agent {
             (HostState::Dead, reason) => Some(reason),
             _ => None,
         }
+    }
+
+    /// Gives a memory block to Linux. It was another host's, or may have been: it is cleared first.
+    ///
+    /// # Errors
+    /// If it cannot be cleared, and then Linux has not got it; or Linux's refusal.
+    pub fn add_memory(&self, block: MemRange, node: u32, online: bool) -> Result<()> {
+        // Added by a daemon that is gone, and not yet brought online: it is in use, and was cleared.
+        if !self.has_block(block) {
+            self.machine.wipe(block)?;
+        }
+        self.machine.add_memory(block, node, online)
     }
 
     /// VM exits that L0 took since boot, on all CPUs; 0 if L0 does not say.

@@ -51,7 +51,8 @@ impl Agent {
         self.other_state().is_none_or(is_there)
     }
 
-    fn has_block(&self, range: MemRange) -> bool {
+    /// Whether Linux has that memory block, online or not.
+    pub fn has_block(&self, range: MemRange) -> bool {
         self.machine.sys().exists(block_dir(range.start(), range.len()))
     }
 

@@ -129,16 +129,13 @@ pub fn give_back(agent: &Agent, force: bool) -> Result<Vec<String>> {
         let left = agent.cpu_number(*apic).and_then(|number| machine.leave(number));
         tried(format!("leaving nested on the CPU with {apic}"), left);
     }
-    for block in &lacks.memory {
-        tried(format!("clearing memory {block}"), machine.wipe(*block));
-    }
     tried("looking for PCI functions".to_owned(), machine.rescan_pci());
     for apic in &lacks.parked {
         let online = agent.cpu_number(*apic).and_then(|number| machine.online_cpu(number));
         tried(format!("bringing the CPU with {apic} online"), online);
     }
     for block in &lacks.memory {
-        let added = machine.add_memory(*block, ANY_NODE, true);
+        let added = agent.add_memory(*block, ANY_NODE, true);
         tried(format!("adding memory {block}"), added);
     }
     Ok(lost)

@@ -75,6 +75,7 @@ impl Stage {
                 cpu.apic_id
             );
         }
+        assert_eq!(self.world.leaks(), [] as [String; 0], "{what}");
         let error = self.shared.status().last_error;
         for guest in ["one", "two"] {
             assert_eq!(self.world.runs_in(guest), [owner], "{what}: guest {guest}; {error:?}");

@@ -449,7 +449,7 @@ impl Successor {
         match action {
             // L0 gave it all when the incumbent retired.
             Action::Transfer(_) => Ok(()),
-            Action::AddMemory { range, online } => machine.add_memory(*range, self.node(*range), *online),
+            Action::AddMemory { range, online } => self.agent.add_memory(*range, self.node(*range), *online),
             Action::OnlineCpu(apic) => machine.online_cpu(self.agent.cpu_number(*apic)?),
             Action::AddPci(address) => machine.find_pci(*address),
             Action::LeaveNested(apic) => machine.leave(self.agent.cpu_number(*apic)?),

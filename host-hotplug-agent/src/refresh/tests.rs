@@ -120,6 +120,7 @@ impl Stage {
         }
         assert!(sys.exists("sys/bus/pci/devices/0000:00:03.0"));
         assert_eq!(self.shared.status().state, "idle");
+        assert_eq!(self.world.leaks(), [] as [String; 0]);
     }
 
     /// Waits until it goes neither on nor back.
@@ -195,6 +196,56 @@ fn the_successor_takes_over_the_whole_machine() {
         "all whole blocks of the incumbent came by hotplug: {blocks:?}"
     );
     assert!(successor.sys().exists("sys/bus/pci/devices/0000:00:02.0"));
+    assert_eq!(
+        stage.world.leaks(),
+        [] as [String; 0],
+        "nothing of the incumbent's memory"
+    );
+}
+
+#[test]
+fn what_an_earlier_host_left_is_cleared_before_it_is_given() {
+    let stage = Stage::new(Behaviour::Boots);
+    let left = partitioner::Unreclaimed {
+        range: partitioner::MemRange::new(0xa0_0000, 0xc0_0000).unwrap(),
+        node: partitioner::NodeId(0),
+    };
+    let iomem = "00c00000-67ffffff : System RAM\n68000000-7fdfffff : Soft Reserved\nc0000000-c001ffff : 0000:00:03.0\n";
+    stage.machine.tree().put("proc/iomem", iomem);
+    // Linux has no block there that could be in use.
+    fs::remove_dir_all(stage.machine.tree().path().join("sys/devices/system/memory/memory0")).unwrap();
+    stage.shared.lock().refresh = partitioner::Refresh::idle(partitioner::Generation(0), vec![left]);
+    stage.begin();
+    assert_eq!(stage.wait().outcome, "retired");
+    stage.reigns();
+    assert!(stage.world.cleared(left.range));
+    assert_eq!(stage.world.leaks(), [] as [String; 0]);
+}
+
+#[test]
+fn memory_that_cannot_be_cleared_stays_out_of_use() {
+    // The first four are for all of the successor's memory at once.
+    let stage = Stage::new(Behaviour::TripleFaults);
+    stage.world.fail_after(INCUMBENT, "wipe", 4, 1);
+    stage.begin();
+    let report = stage.wait();
+    assert_eq!(report.outcome, "aborted");
+    assert_eq!(stage.world.leaks(), [] as [String; 0]);
+    let [loss] = report.losses.as_slice() else {
+        panic!("{:?}", report.losses);
+    };
+    assert!(loss.contains("memory 0x") && loss.contains("not in use"), "{loss}");
+
+    // If only that fails, each block is cleared before it is added.
+    let stage = Stage::new(Behaviour::TripleFaults);
+    stage.world.fail(INCUMBENT, "wipe", 1);
+    stage.begin();
+    let report = stage.wait();
+    assert!(
+        report.losses.iter().any(|loss| loss.contains("not cleared at once")),
+        "{report:#?}"
+    );
+    stage.intact();
 }
 
 #[test]

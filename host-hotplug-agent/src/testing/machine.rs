@@ -13,7 +13,7 @@ use partitioner::{MemRange, PciAddress};
 
 use super::tree::{BLOCK, Tree};
 use super::vm::FakeHypervisor;
-use super::world::{Behaviour, INCUMBENT, SUCCESSOR, World, owned_by};
+use super::world::{Behaviour, Held, INCUMBENT, SUCCESSOR, World, owned_by};
 use crate::acpi::Interrupts;
 use crate::channel::Port;
 use crate::daemon::Worker;
@@ -236,6 +236,7 @@ impl Machine for FakeMachine {
             "memory {block} may be the successor's"
         );
         inner.removed.remove(&block.start());
+        inner.passes(block.start(), self.facts.slot);
         let number = block.start() / BLOCK;
         self.tree
             .block(number, if online { "online" } else { "offline" }, "Movable");
@@ -244,8 +245,24 @@ impl Machine for FakeMachine {
 
     fn wipe(&self, range: MemRange) -> Result<()> {
         self.world.fault(self.facts.slot, "wipe")?;
-        let removed = &self.world.lock().removed;
-        ensure!(removed.contains(&range.start()), "memory {range} was not removed");
+        let mut inner = self.world.lock();
+        let given = |grant: &Grant| {
+            let memory = match *grant {
+                Grant::Memory { start, end } => MemRange::new(start, end),
+                _ => None,
+            };
+            self.facts.slot == INCUMBENT && memory.is_some_and(|memory| memory.overlaps(range))
+        };
+        ensure!(!inner.granted.iter().any(given), "memory {range} is the successor's");
+        let blocks = (range.start() / BLOCK)..range.end().div_ceil(BLOCK);
+        for number in blocks {
+            ensure!(
+                !self.sys.exists(block_dir(number * BLOCK, BLOCK)),
+                "memory {range} is in use"
+            );
+            inner.held.insert(number * BLOCK, Held::Zeroes);
+        }
+        inner.wiped.push(range);
         Ok(())
     }
 
@@ -262,6 +279,11 @@ impl Machine for FakeMachine {
             "{at:#x} is neither removed memory nor the tables'"
         );
         inner.written.insert(at);
+        if in_removed {
+            for block in (at / BLOCK)..=((end - 1) / BLOCK) {
+                inner.held.insert(block * BLOCK, Held::Of(SUCCESSOR));
+            }
+        }
         Ok(())
     }
 
@@ -331,6 +353,21 @@ impl Machine for FakeMachine {
                 "not loaded"
             );
             inner.dead = false;
+            let given: Vec<MemRange> = inner.granted.iter().filter_map(ram).collect();
+            for memory in given {
+                let block = memory.start() / BLOCK * BLOCK;
+                if inner.removed.contains(&block) {
+                    // It may use any of it.
+                    let blocks = (block / BLOCK)..memory.end().div_ceil(BLOCK);
+                    inner
+                        .held
+                        .extend(blocks.map(|number| (number * BLOCK, Held::Of(SUCCESSOR))));
+                } else if !inner.wiped.contains(&memory) {
+                    inner
+                        .leaks
+                        .push(format!("the successor has {memory} as an earlier host left it"));
+                }
+            }
         }
         self.world.clear_channels();
         self.world.region.update(|status| {
@@ -414,4 +451,12 @@ impl Machine for FakeMachine {
     }
 
     fn busy(&self, _busy: bool) {}
+}
+
+/// The memory that is given, if that is RAM and not a device's.
+fn ram(grant: &Grant) -> Option<MemRange> {
+    match *grant {
+        Grant::Memory { start, end } if end <= 0x8000_0000 => MemRange::new(start, end),
+        _ => None,
+    }
 }

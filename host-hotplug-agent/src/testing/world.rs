@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Result, bail, ensure};
 use locum_abi::{CHANNEL_COUNT, CpuStatus, Grant, HostState, PerSlot, Slot, Status, StopReason};
+use partitioner::MemRange;
 
 use super::l0::FakeRegion;
 use super::machine::FakeMachine;
@@ -43,6 +44,15 @@ pub enum VmState {
     Stopped,
 }
 
+/// Whose bytes are in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// Nobody's: it was cleared.
+    Zeroes,
+    /// Of the host in that slot.
+    Of(Slot),
+}
+
 /// The machine.
 pub struct World {
     /// L0's shared region.
@@ -62,6 +72,12 @@ pub(super) struct Inner {
     pub removed: BTreeSet<u64>,
     /// Where something was written.
     pub written: BTreeSet<u64>,
+    /// Whose bytes are in a memory block, by its start. Those that are not listed: the incumbent's.
+    pub held: BTreeMap<u64, Held>,
+    /// Memory that was cleared.
+    pub wiped: Vec<MemRange>,
+    /// What a host could read of another one's.
+    pub leaks: Vec<String>,
     /// Ends of each channel that nobody has opened.
     pub ends: Vec<PerSlot<Option<UnixStream>>>,
     /// The successor's files, once it was started.
@@ -81,6 +97,18 @@ pub(super) struct Inner {
     steps: BTreeMap<Slot, Vec<String>>,
     /// By host: each has a `/sys/kernel/locum` of its own.
     shown: BTreeMap<(Slot, &'static str), String>,
+}
+
+impl Inner {
+    /// Memory of a host becomes another's: noted if bytes of the other one are still in it.
+    pub fn passes(&mut self, block: u64, to: Slot) {
+        let held = self.held.insert(block, Held::Of(to)).unwrap_or(Held::Of(INCUMBENT));
+        if held == Held::Of(to.other()) {
+            self.leaks.push(format!(
+                "the host in slot {to:?} has block {block:#x} as {held:?} left it"
+            ));
+        }
+    }
 }
 
 /// An operation that fails.
@@ -103,6 +131,9 @@ impl World {
                 granted: Vec::new(),
                 removed: BTreeSet::new(),
                 written: BTreeSet::new(),
+                held: BTreeMap::new(),
+                wiped: Vec::new(),
+                leaks: Vec::new(),
                 ends: Vec::new(),
                 successor: None,
                 successor_machine: None,
@@ -173,6 +204,16 @@ impl World {
             .get(&(INCUMBENT, key(kind)))
             .cloned()
             .unwrap_or_default()
+    }
+
+    /// What a host could read of another one's memory, but for what was handed over.
+    pub fn leaks(&self) -> Vec<String> {
+        self.lock().leaks.clone()
+    }
+
+    /// Whether that memory was cleared, in one piece.
+    pub fn cleared(&self, range: MemRange) -> bool {
+        self.lock().wiped.contains(&range)
     }
 
     /// The successor dies now.

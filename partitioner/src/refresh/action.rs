@@ -20,7 +20,7 @@ pub enum Action {
         /// Whether it is online now.
         online: bool,
     },
-    /// Give a memory block to Linux (`add_memory_driver_managed`), and online it as movable if `online`.
+    /// Clear a memory block and give it to Linux (`add_memory_driver_managed`), and online it as movable if `online`.
     AddMemory {
         /// The block.
         range: MemRange,
@@ -82,7 +82,7 @@ pub enum Loss {
     Function(PciAddress),
     /// A CPU that stays nested.
     Nested(ApicId),
-    /// The successor's memory was not cleared.
+    /// The successor's memory was not cleared at once.
     Unwiped,
     /// A guest that died with the successor.
     Guest(String),
@@ -179,9 +179,9 @@ impl fmt::Display for Loss {
                 f,
                 "the CPU with {apic} is still nested, and slower: offline and online it"
             ),
-            Self::Unwiped => {
-                f.write_str("the successor's memory was not cleared: the incumbent will reuse it as it is")
-            }
+            Self::Unwiped => f.write_str(
+                "the successor's memory was not cleared at once: each block is cleared before it is used again",
+            ),
             Self::Guest(name) => write!(f, "guest {name} died with the successor: start it anew"),
         }
     }

@@ -93,6 +93,10 @@ impl Incumbent {
             entry,
             zero_page,
         } = load::layout(files, around.range, &around.line, around.rsdp, &around.e820)?;
+        // What an earlier host left, and nobody could add. Once the first of it is given, none of it can be cleared.
+        for left in &plan.unreclaimed {
+            machine.wipe(left.range)?;
+        }
         for piece in around.tables.iter().chain(&pieces) {
             tracing::debug!("{} at {:#x}, {} bytes", piece.what, piece.at, piece.bytes.len());
             machine

@@ -123,7 +123,7 @@ impl Incumbent {
         }
         match action {
             Action::RemoveMemory { range, .. } => machine.remove_memory(*range),
-            Action::AddMemory { range, online } => machine.add_memory(*range, self.node(*range), *online),
+            Action::AddMemory { range, online } => agent.add_memory(*range, self.node(*range), *online),
             Action::OfflineCpu(apic) => {
                 machine.offline_cpu(agent.cpu_number(*apic)?)?;
                 self.await_parked(apic.0)
