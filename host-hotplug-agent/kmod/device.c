@@ -80,6 +80,8 @@ static int locked(unsigned int number, union argument *argument)
 		return locum_start(&argument->call);
 	case LOCUM_IOC_ABORT:
 		return locum_abort(&argument->call);
+	case LOCUM_IOC_WILL:
+		return locum_call(&argument->call, LOCUM_OP_WILL);
 	case LOCUM_IOC_MEM_REMOVE:
 		return locum_memory_remove(&argument->range);
 	case LOCUM_IOC_MEM_ADD:
@@ -121,6 +123,7 @@ static const struct ioctl {
 	{ LOCUM_IOC_GRANT, 40 },
 	{ LOCUM_IOC_START, 40 },
 	{ LOCUM_IOC_ABORT, 40 },
+	{ LOCUM_IOC_WILL, 40 },
 	{ LOCUM_IOC_MEM_REMOVE, 32 },
 	{ LOCUM_IOC_MEM_ADD, 32 },
 	{ LOCUM_IOC_MEM_WIPE, 32 },

@@ -215,7 +215,8 @@ enum locum_op {
 	 */
 	LOCUM_OP_START = (LOCUM_OP_MAGIC | 3),
 	/*
-	 * Stop the host of the other slot, take its CPUs (by INIT if they run) and give all it has back to the caller.
+	 * Stop the host of the other slot, take its CPUs (by INIT if they run) and give all it has to the caller.
+	 * Refused with LOCUM_ERRNO_STATE where the other host reigns, lives and has not left LOCUM_WILL_YIELD.
 	 */
 	LOCUM_OP_ABORT = (LOCUM_OP_MAGIC | 4),
 	/*
@@ -227,10 +228,27 @@ enum locum_op {
 	LOCUM_OP_PARK = (LOCUM_OP_MAGIC | 6),
 	/*
 	 * The caller ends by itself (power-off, reboot, panic) and asks to be declared dead. RDI, RSI, RDX: told in
-	 * locum_host_status.detail. Does not return where another host runs; where none does, refused with
-	 * LOCUM_ERRNO_STATE and the host uses the machine's own ports.
+	 * locum_host_status.detail. Does not return where another host goes on (see enum locum_will); where none does,
+	 * refused with LOCUM_ERRNO_STATE and the host uses the machine's own ports.
 	 */
 	LOCUM_OP_EXIT = (LOCUM_OP_MAGIC | 7),
+	/*
+	 * What becomes of the machine when the caller, which reigns, cannot go on. RDI: an enum locum_will. It holds
+	 * until the next one, or until one of two hosts is gone.
+	 */
+	LOCUM_OP_WILL = (LOCUM_OP_MAGIC | 8),
+};
+
+/* What becomes of the machine when the reigning host cannot go on while another one runs. */
+enum locum_will {
+	/* If it dies, the other host goes on, and may take what it had by LOCUM_OP_ABORT. So it is without a will. */
+	LOCUM_WILL_PASS = 0,
+	/*
+	 * If it dies, the machine is reset, as if there were no other host: that one is not ready to go on without it.
+	 */
+	LOCUM_WILL_RESET = 1,
+	/* As LOCUM_WILL_PASS, and the other host may take it even while it lives: no guest runs in it any more. */
+	LOCUM_WILL_YIELD = 2,
 };
 
 /* What kind of resource a `Grant` gives: RDI of the call. `b` and `c` are RSI and RDX. */
@@ -321,6 +339,8 @@ enum locum_trace_kind {
 	LOCUM_TRACE_KIND_MACHINE_CHECK = 23,
 	/* `Event::MachineCheckBank`. */
 	LOCUM_TRACE_KIND_MACHINE_CHECK_BANK = 24,
+	/* `Event::Will`. */
+	LOCUM_TRACE_KIND_WILL = 25,
 };
 
 /* What belongs to the host of one slot (generation parity). */

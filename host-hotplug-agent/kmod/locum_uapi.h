@@ -209,6 +209,9 @@ struct locum_call {
  */
 #define LOCUM_IOC_ABORT _IOWR(LOCUM_IOC, 0x23, struct locum_call)
 
+/* What becomes of the machine when this host, which reigns, cannot go on. `a`: an enum locum_will; `b`, `c`: 0. */
+#define LOCUM_IOC_WILL _IOWR(LOCUM_IOC, 0x24, struct locum_call)
+
 /* ------------------------------------------------------------------------------------------------------- Memory --- */
 
 /* A range of physical memory. */

@@ -4,8 +4,9 @@
  *
  * Linux calls the power-off handler in atomic context on CPU 0, all others parked (smp_ops.stop_this_cpu). We go just
  * ahead of acpi_power_off(). Nested, power-off means the end of this host, not of the machine: L0 retires it or
- * declares it dead, and does not come back. Native in a hardware-reduced host (every one but the first) Linux has no
- * S5: we write PM1 control ourselves. Native in the first host we let ACPI do it.
+ * declares it dead, and does not come back; unless no other host would go on, and then it is as natively. Native in a
+ * hardware-reduced host (every one but the first) Linux has no S5: we write PM1 control ourselves. Native in the first
+ * host we let ACPI do it.
  *
  * Reboot needs nothing here: after restart handlers, which x86 asks since 7.x and of which we have none,
  * native_machine_emergency_restart() tries the FADT's reset register, then port 0x64, then 0xCF9 itself,
@@ -68,7 +69,7 @@ static void retire(void)
 		 result);
 }
 
-/* Tells L0 that this host is at its end. Returns if no other host runs. */
+/* Tells L0 that this host is at its end. Returns if no other host goes on: then the machine ends with it. */
 static void exit_host(void)
 {
 	long result = locum_vmcall(LOCUM_OP_EXIT, NULL);

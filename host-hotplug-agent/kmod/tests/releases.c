@@ -43,7 +43,10 @@ void test_old_l0(void)
 		fake_cpu(i)->mode = LOCUM_CPU_MODE_NESTED;
 	FAILS(ioctl(device, LOCUM_IOC_PING, &call), EOPNOTSUPP);
 	CHECK(!call.l0_errno);
+	call.a = LOCUM_WILL_YIELD;
+	FAILS(ioctl(device, LOCUM_IOC_WILL, &call), EOPNOTSUPP);
 	for (i = 0; i < machine.cpu_count; i++)
 		fake_cpu(i)->mode = LOCUM_CPU_MODE_NATIVE;
 	FAILS(ioctl(device, LOCUM_IOC_PING, &call), ENOTCONN);
+	FAILS(ioctl(device, LOCUM_IOC_WILL, &call), ENOTCONN);
 }

@@ -1,6 +1,6 @@
 //! What trace records tell: for operators in words, for programs as fields. The one place that has words for events.
 
-use locum_abi::{Event, Grant, Slot, TraceKind};
+use locum_abi::{Event, Grant, Slot, TraceKind, Will};
 use serde_json::{Value, json};
 
 use super::{names, vmcs};
@@ -33,6 +33,7 @@ pub(super) fn kind(kind: TraceKind) -> &'static str {
         TraceKind::FieldTrapped => "field-trapped",
         TraceKind::MachineCheck => "machine-check",
         TraceKind::MachineCheckBank => "machine-check-bank",
+        TraceKind::Will => "will",
     }
 }
 
@@ -87,6 +88,11 @@ pub(super) fn words(event: Event, apic_id: u16) -> String {
             format!("{} died: {}", host(slot), names::death(reason, detail, apic_id.into()))
         }
         Event::HostRetired { slot } => format!("{} retired", host(slot)),
+        Event::Will { slot, will } => match will {
+            Will::Pass => format!("if {} dies, {} goes on", host(slot), host(slot.other())),
+            Will::Reset => format!("if {} dies, the machine is reset", host(slot)),
+            Will::Yield => format!("{} may be taken by {}", host(slot), host(slot.other())),
+        },
         Event::CpuTaken { slot } => format!("taken from {}, which is dead", host(slot)),
         Event::PortDenied { port, size, write } => match write {
             Some(value) => format!("denied OUT {port:#x} ({}, {value:#x})", bytes(size)),
@@ -214,6 +220,7 @@ pub(super) fn fields(event: Event) -> Value {
             json!({ "slot": slot.raw(), "reason": names::reason(reason), "detail": detail })
         }
         Event::HostRetired { slot } | Event::CpuTaken { slot } => json!({ "slot": slot.raw() }),
+        Event::Will { slot, will } => json!({ "slot": slot.raw(), "will": names::will(will) }),
         Event::PortDenied { port, size, write } => json!({ "port": port, "size": size, "write": write }),
         Event::PinDenied { gsi, value } => json!({ "gsi": gsi, "value": value }),
         Event::PciDenied { address, offset, write } => {
@@ -399,6 +406,27 @@ mod tests {
             "the odd host died: triple fault at RIP 0xdead on APIC 3",
         ),
         (Event::HostRetired { slot: Slot::Even }, "the even host retired"),
+        (
+            Event::Will {
+                slot: Slot::Even,
+                will: Will::Pass,
+            },
+            "if the even host dies, the odd host goes on",
+        ),
+        (
+            Event::Will {
+                slot: Slot::Odd,
+                will: Will::Reset,
+            },
+            "if the odd host dies, the machine is reset",
+        ),
+        (
+            Event::Will {
+                slot: Slot::Even,
+                will: Will::Yield,
+            },
+            "the even host may be taken by the odd host",
+        ),
         (
             Event::CpuTaken { slot: Slot::Odd },
             "taken from the odd host, which is dead",

@@ -1,6 +1,6 @@
 //! Words for the ABI's numbers.
 
-use locum_abi::{CpuMode, Errno, Grant, HostState, HostStatus, Op, StopReason};
+use locum_abi::{CpuMode, Errno, Grant, HostState, HostStatus, Op, StopReason, Will};
 
 /// The mode as `/sys/kernel/locum/mode` writes it.
 pub fn cpu_mode(raw: u32) -> &'static str {
@@ -125,6 +125,16 @@ pub fn op(op: Op) -> &'static str {
         Op::Retire => "retire",
         Op::Park => "park",
         Op::Exit => "exit",
+        Op::Will => "will",
+    }
+}
+
+/// A will in one word.
+pub fn will(will: Will) -> &'static str {
+    match will {
+        Will::Pass => "pass",
+        Will::Reset => "reset",
+        Will::Yield => "yield",
     }
 }
 

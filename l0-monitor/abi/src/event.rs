@@ -1,7 +1,7 @@
 //! What a record of the trace ring tells, with the words `a`, `b` and `c` that carry it.
 
 use crate::raw::from_raw;
-use crate::{Errno, Grant, Op, Slot, StopReason, TraceRecord};
+use crate::{Errno, Grant, Op, Slot, StopReason, TraceRecord, Will};
 
 /// What a [`TraceRecord`] tells. Its words are encoded and decoded by [`Event`], and nowhere else.
 #[repr(u16)]
@@ -57,12 +57,14 @@ pub enum TraceKind {
     MachineCheck = 23,
     /// [`Event::MachineCheckBank`].
     MachineCheckBank = 24,
+    /// [`Event::Will`].
+    Will = 25,
 }
 
 from_raw!(TraceKind: u16 {
     None, Boot, Park, Wake, MailboxRefused, Enter, Leave, CallRefused, Owner, HostStart, HostDead, HostRetired, CpuTaken,
     PortDenied, PinDenied, PciDenied, Inject, MemoryDenied, VmxFail, PowerFiltered, Fault, VmcsChecked, FieldTrapped,
-    MachineCheck, MachineCheckBank,
+    MachineCheck, MachineCheckBank, Will,
 });
 
 /// Something that L0 did, saw or refused.
@@ -260,6 +262,13 @@ pub enum Event {
         /// IA32_MCi_ADDR; 0 if the bank has none.
         address: u64,
     },
+    /// The reigning host said what becomes of the machine when it cannot go on.
+    Will {
+        /// Its slot.
+        slot: Slot,
+        /// What it said.
+        will: Will,
+    },
 }
 
 /// "None" where a word holds an address.
@@ -344,6 +353,7 @@ impl Event {
             Self::FieldTrapped { field, write, times } => (K::FieldTrapped, field | flag(write, VMWRITE), times, 0),
             Self::MachineCheck { to_host, status } => (K::MachineCheck, to_host.into(), status, 0),
             Self::MachineCheckBank { bank, status, address } => (K::MachineCheckBank, bank.into(), status, address),
+            Self::Will { slot, will } => (K::Will, slot.raw(), will as u64, 0),
         }
     }
 
@@ -456,6 +466,10 @@ impl Event {
                 bank: low as u8,
                 status: b,
                 address: c,
+            },
+            TraceKind::Will => Self::Will {
+                slot: Slot::from_raw(a)?,
+                will: Will::from_raw(b)?,
             },
         })
     }

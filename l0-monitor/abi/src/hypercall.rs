@@ -25,7 +25,8 @@ pub enum Op {
     /// Start the host of the other slot, to which at least one parked CPU and memory were granted. RDI: physical
     /// address of the 64-bit entry point; RSI: of the zero page, both in granted memory; RDX: APIC id of its boot CPU.
     Start = OP_MAGIC | 3,
-    /// Stop the host of the other slot, take its CPUs (by INIT if they run) and give all it has back to the caller.
+    /// Stop the host of the other slot, take its CPUs (by INIT if they run) and give all it has to the caller. Refused
+    /// with [`Errno::State`] where the other host reigns, lives and has not left [`Will::Yield`].
     Abort = OP_MAGIC | 4,
     /// The caller ends: all it has goes to the other slot, which must be running. Its other CPUs must be parked. Does
     /// not return on success: this CPU parks, owned by the other slot.
@@ -33,12 +34,30 @@ pub enum Op {
     /// Park this CPU (used by the reset vector). Does not return.
     Park = OP_MAGIC | 6,
     /// The caller ends by itself (power-off, reboot, panic) and asks to be declared dead. RDI, RSI, RDX: told in
-    /// [`crate::HostStatus::detail`]. Does not return where another host runs; where none does, refused with
-    /// [`Errno::State`] and the host uses the machine's own ports.
+    /// [`crate::HostStatus::detail`]. Does not return where another host goes on (see [`Will`]); where none does, refused
+    /// with [`Errno::State`] and the host uses the machine's own ports.
     Exit = OP_MAGIC | 7,
+    /// What becomes of the machine when the caller, which reigns, cannot go on. RDI: a [`Will`]. It holds until the next
+    /// one, or until one of two hosts is gone.
+    Will = OP_MAGIC | 8,
 }
 
-from_raw!(Op: u64 { Ping, Leave, Grant, Start, Abort, Retire, Park, Exit });
+from_raw!(Op: u64 { Ping, Leave, Grant, Start, Abort, Retire, Park, Exit, Will });
+
+/// What becomes of the machine when the reigning host cannot go on while another one runs.
+#[repr(u64)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Will {
+    /// If it dies, the other host goes on, and may take what it had by [`Op::Abort`]. So it is without a will.
+    #[default]
+    Pass = 0,
+    /// If it dies, the machine is reset, as if there were no other host: that one is not ready to go on without it.
+    Reset = 1,
+    /// As [`Will::Pass`], and the other host may take it even while it lives: no guest runs in it any more.
+    Yield = 2,
+}
+
+from_raw!(Will: u64 { Pass, Reset, Yield });
 
 /// An operation with its arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +91,8 @@ pub enum Call {
         /// What the status will tell.
         detail: [u64; 3],
     },
+    /// [`Op::Will`].
+    Will(Will),
 }
 
 impl Call {
@@ -94,6 +115,7 @@ impl Call {
             Op::Retire => Self::Retire,
             Op::Park => Self::Park,
             Op::Exit => Self::Exit { detail: arguments },
+            Op::Will => Self::Will(Will::from_raw(a).ok_or(Errno::Argument)?),
         })
     }
 }
@@ -142,7 +164,7 @@ mod tests {
             assert_eq!(Op::from_raw(*op as u64), Some(*op));
         }
         assert_eq!(Op::from_raw(0), None);
-        assert_eq!(Op::from_raw(OP_MAGIC | 8), None);
+        assert_eq!(Op::from_raw(OP_MAGIC | 9), None);
         assert_eq!(Op::from_raw(OP_MAGIC | 1 << 63), None);
     }
 
@@ -157,6 +179,10 @@ mod tests {
             apic_id: 3,
         };
         assert_eq!(Call::decode(Op::Start, [0x10_0000, 0x1000, 3]), Ok(start));
+        for will in Will::ALL {
+            assert_eq!(Call::decode(Op::Will, [*will as u64, 0, 0]), Ok(Call::Will(*will)));
+        }
+        assert_eq!(Call::decode(Op::Will, [3, 0, 0]), Err(Errno::Argument));
         assert_eq!(Errno::Frame.rax(), (-10_i64) as u64);
     }
 }

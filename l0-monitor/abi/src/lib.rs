@@ -46,7 +46,7 @@ pub use header::{
     BLANK_RANGES, BlankRange, FAMILY, FEATURES, HEADER_MIN, Header, LOCM_SIGNATURE, MAGIC, MAX_CPUS, POOL_PIECES,
     PoolPiece, SlotInfo,
 };
-pub use hypercall::{Call, Errno, Op};
+pub use hypercall::{Call, Errno, Op, Will};
 pub use layout::{HeaderError, Layout};
 pub use mailbox::Mailbox;
 pub use slot::{PerSlot, SLOTS, Slot};

@@ -42,7 +42,7 @@ mod power;
 mod switch;
 mod sysfs;
 
-pub use call::{Call, IOC_ABORT, IOC_GRANT, IOC_PING, IOC_START};
+pub use call::{Call, IOC_ABORT, IOC_GRANT, IOC_PING, IOC_START, IOC_WILL};
 pub use channel::{CHAN_SHUTDOWN, SHUT_READ, SHUT_WRITE};
 pub use info::{IOC_INFO, Info, UAPI_FAMILY, UAPI_FEATURES};
 pub use memory::{IOC_MEM_ADD, IOC_MEM_REMOVE, IOC_MEM_WIPE, Range};

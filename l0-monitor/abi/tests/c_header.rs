@@ -113,6 +113,7 @@ fn c_computes_the_numbers_of_ioctls_that_rust_computes() {
         ("IOC_GRANT", uapi::IOC_GRANT),
         ("IOC_START", uapi::IOC_START),
         ("IOC_ABORT", uapi::IOC_ABORT),
+        ("IOC_WILL", uapi::IOC_WILL),
         ("IOC_MEM_REMOVE", uapi::IOC_MEM_REMOVE),
         ("IOC_MEM_ADD", uapi::IOC_MEM_ADD),
         ("IOC_MEM_WIPE", uapi::IOC_MEM_WIPE),

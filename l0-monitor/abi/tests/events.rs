@@ -1,9 +1,9 @@
 //! The words that records of the trace ring have carried since the first release.
 
-use locum_abi::{Errno, Event, Grant, Op, Slot, StopReason, TraceKind, TraceRecord};
+use locum_abi::{Errno, Event, Grant, Op, Slot, StopReason, TraceKind, TraceRecord, Will};
 
 /// One event of each kind, with the words that L0 has written for it since the first release.
-const EVENTS: [(Event, u16, u32, u64, u64); 30] = [
+const EVENTS: [(Event, u16, u32, u64, u64); 31] = [
     (Event::Boot { cpus: 4 }, 1, 4, 0, 0),
     (Event::Park { from_nested: true }, 2, 1, 0, 0),
     (
@@ -286,6 +286,16 @@ const EVENTS: [(Event, u16, u32, u64, u64); 30] = [
         0xbe00_0000_0080_0400,
         0x1234_5000,
     ),
+    (
+        Event::Will {
+            slot: Slot::Odd,
+            will: Will::Yield,
+        },
+        25,
+        1,
+        2,
+        0,
+    ),
 ];
 
 #[test]
@@ -311,7 +321,7 @@ fn every_kind_keeps_its_words() {
 
 #[test]
 fn records_of_a_later_release_tell_nothing() {
-    for (kind, a) in [(0, 0), (25, 0), (8, 9), (9, 2), (10, 99)] {
+    for (kind, a) in [(0, 0), (26, 0), (25, 2), (8, 9), (9, 2), (10, 99)] {
         let record = TraceRecord {
             tsc: 0,
             kind,

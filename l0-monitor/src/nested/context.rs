@@ -45,8 +45,6 @@ pub(crate) trait Surroundings<H: Hardware> {
     fn violation(&self, address: u64, write: bool) -> Violation;
     /// An access to an IOAPIC.
     fn ioapic(&self, hw: &mut H, address: u64, write: Option<u32>) -> u32;
-    /// True if the host's bug ends it (a successor); false if the access is merely refused.
-    fn is_on_trial(&self) -> bool;
     /// Leaves a record in the trace ring.
     fn trace(&self, event: Event);
 }

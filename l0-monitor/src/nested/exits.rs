@@ -157,10 +157,9 @@ impl<H: Hardware> Context<'_, H> {
                     port: io.port,
                     value: rax as u32,
                 });
-                if self.around.is_on_trial() {
-                    let rip = self.read(field::GUEST_RIP);
-                    return Next::Die(StopReason::PoweredOff, [rip, io.port.into(), rax & 0xffff_ffff]);
-                }
+                // Its own end, and not that of the host beside it.
+                let rip = self.read(field::GUEST_RIP);
+                return Next::Die(StopReason::PoweredOff, [rip, io.port.into(), rax & 0xffff_ffff]);
             }
         }
         self.advance();

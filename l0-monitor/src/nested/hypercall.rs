@@ -86,8 +86,12 @@ fn serve_call(vcpu: &mut VCpu, hw: &mut Cpu, call: Call) -> Result<Served, Errno
         Call::Abort => abort(hw, slot),
         Call::Retire => retire(vcpu, hw),
         Call::Park => Ok(Served::Park),
+        Call::Will(will) => {
+            PARTITION.set_will(slot, will)?;
+            Ok(Served::Resume)
+        }
         Call::Exit { detail } => {
-            if !PARTITION.is_beside_another(slot) {
+            if !PARTITION.has_heir(slot) {
                 return Err(Errno::State);
             }
             Ok(match die(slot, vcpu.cpu, StopReason::PoweredOff, detail) {

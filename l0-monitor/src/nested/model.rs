@@ -56,6 +56,10 @@ pub(crate) struct Model {
     pub(crate) cr2: u64,
     /// Barriers of branch prediction.
     pub(crate) barriers: u32,
+    /// PCI configuration space: words by port 0xCF8's value.
+    pub(crate) pci: BTreeMap<u32, u32>,
+    /// Port 0xCF8.
+    pub(crate) pci_address: u32,
     /// How often it was done what is dear on silicon.
     pub(crate) done: Done,
 }
@@ -292,11 +296,22 @@ impl Hardware for Model {
         self.cr2 = value;
     }
 
-    fn port_in(&mut self, _port: u16, size: u8) -> u32 {
-        u32::MAX >> (32 - 8 * u32::from(size))
+    fn port_in(&mut self, port: u16, size: u8) -> u32 {
+        let ones = u32::MAX >> (32 - 8 * u32::from(size));
+        match port {
+            0xcf8 if size == 4 => self.pci_address,
+            0xcfc => self.pci.get(&self.pci_address).copied().unwrap_or(!0) & ones,
+            _ => ones,
+        }
     }
 
-    fn port_out(&mut self, _port: u16, _size: u8, _value: u32) {}
+    fn port_out(&mut self, port: u16, size: u8, value: u32) {
+        match port {
+            0xcf8 if size == 4 => self.pci_address = value,
+            0xcfc => drop(self.pci.insert(self.pci_address, value)),
+            _ => {}
+        }
+    }
 
     fn read_phys(&mut self, address: u64, size: u8) -> u64 {
         (0..u64::from(size))

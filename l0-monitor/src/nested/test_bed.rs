@@ -8,6 +8,7 @@ use std::vec::Vec;
 use locum_abi::Event;
 
 use crate::arch::general::Register;
+use crate::arch::port::RESET_CONTROL;
 use crate::arch::registers::{CR0_L0, Cr0Flags, Cr4Flags, EFER_LONG_MODE, EferFlags};
 use crate::nested::context::{Context, Surroundings};
 use crate::nested::exits::Next;
@@ -64,7 +65,10 @@ impl Surroundings<Model> for Open {
         address.checked_add(bytes).is_some_and(|end| end <= LIMIT.get())
     }
 
-    fn port(&self, _: &mut Model, _: IoAccess, _: u32) -> Verdict {
+    fn port(&self, _: &mut Model, io: IoAccess, _: u32) -> Verdict {
+        if io.port == RESET_CONTROL && !io.input {
+            return Verdict::Power;
+        }
         Verdict::Value(0xffff_ffff)
     }
 
@@ -78,10 +82,6 @@ impl Surroundings<Model> for Open {
 
     fn ioapic(&self, _: &mut Model, _: u64, _: Option<u32>) -> u32 {
         0
-    }
-
-    fn is_on_trial(&self) -> bool {
-        true
     }
 
     fn trace(&self, _: Event) {}

@@ -310,6 +310,20 @@ fn wild_accesses_and_triple_faults_end_the_host() {
 }
 
 #[test]
+fn a_host_that_resets_the_machine_beside_another_ends_itself() {
+    for (mut vcpu, mut hw) in nested() {
+        vcpu.gprs[Register::Rax] = 6;
+        // An OUT of a byte to 0xCF9 (SDM vol. 3C, table "Exit Qualification for I/O Instructions").
+        hw.set(VMCS01, field::EXIT_QUALIFICATION, 0xcf9 << 16);
+        let next = exit_host(&mut vcpu, &mut hw, Reason::IO);
+        assert_eq!(next, Next::Die(StopReason::PoweredOff, [RIP, 0xcf9, 6]));
+        // An IN is none.
+        hw.set(VMCS01, field::EXIT_QUALIFICATION, 0xcf9 << 16 | 1 << 3);
+        assert_eq!(exit_host(&mut vcpu, &mut hw, Reason::IO), Next::Host);
+    }
+}
+
+#[test]
 fn init_is_seen_under_host_and_guest() {
     for (mut vcpu, mut hw) in nested() {
         assert_eq!(exit_host(&mut vcpu, &mut hw, Reason::INIT), Next::Init);

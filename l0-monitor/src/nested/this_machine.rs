@@ -35,10 +35,6 @@ impl Surroundings<Cpu> for ThisMachine {
         PARTITION.ioapic(hw, self.0, address, write)
     }
 
-    fn is_on_trial(&self) -> bool {
-        PARTITION.is_on_trial(self.0)
-    }
-
     fn trace(&self, event: Event) {
         shared::trace(event);
     }

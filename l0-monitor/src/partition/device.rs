@@ -30,8 +30,16 @@ pub(crate) fn lock() -> Devices {
 const CLASS_BRIDGE: u32 = 6;
 /// Offset of the register whose upper byte is the class code (PCI local bus specification 3.0, 6.1).
 const CLASS_REGISTER: u32 = 8;
+/// The cycle is one of configuration (3.2.2.3.2).
+const ENABLED: u32 = 1 << 31;
+/// Offset of vendor and device id; all ones where there is no function.
+const VENDOR: u32 = 0;
+/// Offset of the register whose third byte is the header type.
+const HEADER: u32 = 0xc;
+/// In that register: the device has other functions than the first.
+const MULTI_FUNCTION: u32 = 1 << 23;
 /// Offset of the command register, in port 0xCF8's format.
-const COMMAND: u32 = 0x8000_0004;
+const COMMAND: u32 = ENABLED | 4;
 const BUS_MASTER: u32 = 1 << 2;
 const INTX_DISABLE: u32 = 1 << 10;
 
@@ -50,9 +58,18 @@ pub(crate) struct Latches {
 #[derive(Clone, Debug)]
 pub(crate) struct Silence {
     /// PCI functions.
-    pub(crate) functions: ArrayVec<u16, GRANTABLE_FUNCTIONS>,
+    pub(crate) functions: Functions,
     /// IOAPICs, and which pins of each (bit n: pin n).
     pub(crate) pins: ArrayVec<(IoApic, [u64; IOAPIC_PINS / 64]), MAX_IOAPICS>,
+}
+
+/// PCI functions of segment 0.
+#[derive(Clone, Debug)]
+pub(crate) enum Functions {
+    /// These.
+    Only(ArrayVec<u16, GRANTABLE_FUNCTIONS>),
+    /// All that are there but these, and but bridges: what is behind those may be another's.
+    AllBut(ArrayVec<u16, GRANTABLE_FUNCTIONS>),
 }
 
 /// Reads the latches.
@@ -136,11 +153,13 @@ pub(crate) fn ioapic(hw: &mut impl Hardware, base: u64, index: u32, write: Optio
 
 /// Ends the DMA and the interrupts of what a stopped host had.
 pub(crate) fn silence(hw: &mut impl Hardware, silence: &Silence) {
-    for function in &silence.functions {
-        let _cycle = PCI_CYCLE.lock();
-        hw.port_out(PCI_ADDRESS, 4, COMMAND | u32::from(*function) << 8);
-        let command = hw.port_in(PCI_DATA, 2);
-        hw.port_out(PCI_DATA, 2, command & !BUS_MASTER | INTX_DISABLE);
+    match &silence.functions {
+        Functions::Only(functions) => functions.iter().for_each(|function| silence_function(hw, *function)),
+        Functions::AllBut(kept) => {
+            for device in 0..=u16::MAX >> 3 {
+                silence_device(hw, device << 3, kept);
+            }
+        }
     }
     for (found, pins) in &silence.pins {
         let last = last_pin(ioapic(hw, found.address, VERSION, None));
@@ -149,5 +168,93 @@ pub(crate) fn silence(hw: &mut impl Hardware, silence: &Silence) {
                 ioapic(hw, found.address, ENTRY + 2 * pin, Some(MASKED));
             }
         }
+    }
+}
+
+fn silence_function(hw: &mut impl Hardware, function: u16) {
+    let _cycle = PCI_CYCLE.lock();
+    hw.port_out(PCI_ADDRESS, 4, COMMAND | u32::from(function) << 8);
+    let command = hw.port_in(PCI_DATA, 2);
+    hw.port_out(PCI_DATA, 2, command & !BUS_MASTER | INTX_DISABLE);
+}
+
+/// The functions of the device whose first one is `first`.
+fn silence_device(hw: &mut impl Hardware, first: u16, kept: &[u16]) {
+    // As buses are scanned: what has no function 0 is not there, and says there whether it has others.
+    if config(hw, first, VENDOR) == !0 {
+        return;
+    }
+    let last = if config(hw, first, HEADER) & MULTI_FUNCTION != 0 {
+        7
+    } else {
+        0
+    };
+    for function in first..=first + last {
+        let there = config(hw, function, VENDOR) != !0;
+        if there && config(hw, function, CLASS_REGISTER) >> 24 != CLASS_BRIDGE && !kept.contains(&function) {
+            silence_function(hw, function);
+        }
+    }
+}
+
+/// A register of a function's configuration space.
+fn config(hw: &mut impl Hardware, function: u16, register: u32) -> u32 {
+    let _cycle = PCI_CYCLE.lock();
+    hw.port_out(PCI_ADDRESS, 4, ENABLED | u32::from(function) << 8 | register);
+    hw.port_in(PCI_DATA, 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nested::model::Model;
+
+    /// Function, class code and header type of a small machine: a host bridge, a bridge to bus 1, a device with two
+    /// functions, one with a single one that decodes the other seven, too, and a card behind the bridge.
+    const MACHINE: [(u16, u32, u32); 6] = [
+        (0x0000, 6, 0),
+        (0x0010, 6, 1),
+        (0x0018, 1, 0x80),
+        (0x001a, 3, 0x80),
+        (0x0020, 2, 0),
+        (0x0100, 2, 0),
+    ];
+
+    fn machine() -> Model {
+        let mut hw = Model::new(0, 0);
+        for (function, class, header) in MACHINE {
+            let at = |register: u32| ENABLED | u32::from(function) << 8 | register;
+            hw.pci.insert(at(VENDOR), 0x1234_8086);
+            hw.pci.insert(at(COMMAND & 0xff), 0x0007);
+            hw.pci.insert(at(CLASS_REGISTER), class << 24);
+            hw.pci.insert(at(HEADER), header << 16);
+        }
+        hw.pci.insert(ENABLED | 0x21 << 8 | VENDOR, 0x1234_8086);
+        hw.pci.insert(ENABLED | 0x21 << 8 | (COMMAND & 0xff), 0x0007);
+        hw
+    }
+
+    fn silenced(functions: Functions) -> std::vec::Vec<u16> {
+        let mut hw = machine();
+        silence(
+            &mut hw,
+            &Silence {
+                functions,
+                pins: ArrayVec::new(),
+            },
+        );
+        let command = |function: u16| hw.pci.get(&(COMMAND | u32::from(function) << 8)).copied();
+        let silent = |function: &u16| command(*function).is_some_and(|command| command & BUS_MASTER == 0);
+        (0..=u16::MAX)
+            .filter(silent)
+            .inspect(|function| assert_eq!(command(*function), Some(3 | INTX_DISABLE)))
+            .collect()
+    }
+
+    #[test]
+    fn what_a_stopped_host_had_is_silenced_and_nothing_else() {
+        let listed: ArrayVec<u16, GRANTABLE_FUNCTIONS> = [0x0020].into_iter().collect();
+        assert_eq!(silenced(Functions::Only(listed.clone())), [0x0020]);
+        assert_eq!(silenced(Functions::AllBut(listed)), [0x0018, 0x001a, 0x0100]);
     }
 }

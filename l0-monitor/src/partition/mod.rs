@@ -29,7 +29,7 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use arrayvec::ArrayVec;
-use locum_abi::{Errno, Event, Grant, HostState, PerSlot, Slot, StopReason};
+use locum_abi::{Errno, Event, Grant, HostState, PerSlot, Slot, StopReason, Will};
 use spin::Mutex;
 
 use crate::arch::paging::page_of;
@@ -41,7 +41,7 @@ use crate::stage::{self, Stage, Step};
 use crate::vmx::Hardware;
 use crate::vmx::exit::IoAccess;
 pub(crate) use device::Latches;
-use device::Silence;
+use device::{Functions, Silence};
 use ept::{Ept, Exhausted};
 use first_map::first_map;
 use io_filter::{IoFilter, PortRule, Verdict};
@@ -139,6 +139,7 @@ impl Partition {
                 ioapics: ArrayVec::new_const(),
                 too_many_ioapics: false,
                 retiring: None,
+                will: Will::Pass,
                 l0: Place::new(0),
                 low_slices: PerSlot::new(Span::EMPTY, Span::EMPTY),
                 mapped_end: 0,
@@ -372,29 +373,52 @@ impl Partition {
         }
         shared::status().host(slot).set_reason(reason, detail, apic_id);
         state.set_host(slot, HostState::Dead);
-        Some(if state.is_beside_another(slot) {
+        Some(if state.has_heir(slot) {
             Survivor::Other
         } else {
             Survivor::None
         })
     }
 
-    /// Whether another host runs beside the one in `slot`.
-    pub(crate) fn is_beside_another(&self, slot: Slot) -> bool {
-        self.state.lock().is_beside_another(slot)
+    /// Whether another host goes on if the one in `slot` ends.
+    pub(crate) fn has_heir(&self, slot: Slot) -> bool {
+        self.state.lock().has_heir(slot)
+    }
+
+    /// The reigning host, in `slot`, says what becomes of the machine when it cannot go on.
+    ///
+    /// # Errors
+    /// [`Errno::State`] if it does not reign, or yields while no other host runs.
+    pub(crate) fn set_will(&self, slot: Slot, will: Will) -> Result<(), Errno> {
+        {
+            let mut state = self.state.lock();
+            let reigns = state.owners.reigning() == slot && state.hosts[slot] == HostState::Running;
+            if !reigns || (will == Will::Yield && !state.is_beside_another(slot)) {
+                return Err(Errno::State);
+            }
+            state.will = will;
+        }
+        shared::trace(Event::Will { slot, will });
+        Ok(())
     }
 
     /// The host in `slot` wants the other one stopped: from here on that one is dead, and starts no CPU.
     ///
     /// # Errors
-    /// [`Errno::State`] if there is none; or if the successor asks, unless the incumbent is dead already.
+    /// [`Errno::State`] if there is none; if the host that asks is dead itself; or if the successor asks, unless the
+    /// incumbent is dead already or yields.
     pub(crate) fn condemn(&self, slot: Slot) -> Result<(), Errno> {
         let mut state = self.state.lock();
         let other = slot.other();
+        if state.hosts[slot] != HostState::Running {
+            return Err(Errno::State);
+        }
         let succeeds = state.two && state.owners.reigning() == other;
+        // One that is about to retire is gone in a moment.
+        let yields = state.will == Will::Yield && state.retiring != Some(other);
         match state.hosts[other] {
             HostState::Absent | HostState::Retired => Err(Errno::State),
-            HostState::Preparing | HostState::Running if succeeds => Err(Errno::State),
+            HostState::Preparing | HostState::Running if succeeds && !yields => Err(Errno::State),
             HostState::Preparing | HostState::Running => {
                 shared::status().host(other).set_reason(StopReason::Aborted, [0; 3], 0);
                 state.set_host(other, HostState::Dead);
@@ -407,10 +431,11 @@ impl Partition {
     /// The host in `slot` is going to retire: from here on it starts no CPU.
     ///
     /// # Errors
-    /// [`Errno::State`] unless it reigns, and the other host runs.
+    /// [`Errno::State`] unless it reigns and lives, and the other host runs.
     pub(crate) fn begin_retiring(&self, slot: Slot) -> Result<(), Errno> {
         let mut state = self.state.lock();
-        if state.owners.reigning() != slot || !state.is_beside_another(slot) {
+        let reigns = state.owners.reigning() == slot && state.hosts[slot] == HostState::Running;
+        if !reigns || !state.is_beside_another(slot) {
             return Err(Errno::State);
         }
         state.retiring = Some(slot);
@@ -430,11 +455,9 @@ impl Partition {
     /// [`Errno::State`] if the host in `to` does not run (any more); nothing has changed then.
     pub(crate) fn end_two(&self, hw: &mut impl Hardware, to: Slot, then: HostState) -> Result<(), Errno> {
         let gone = to.other();
-        let (was_two, aborted) = {
-            let state = self.state.lock();
-            (state.two, state.owners.reigning() == to)
-        };
-        if was_two && aborted {
+        let was_two = self.state.lock().two;
+        // One that retires has silenced its devices itself.
+        if was_two && then != HostState::Retired {
             device::silence(hw, &self.silence(gone));
         }
         // While these are held, no filtered access is half done; and the registers are what `to` left when it ends.
@@ -467,12 +490,17 @@ impl Partition {
         Err(Errno::Timeout)
     }
 
-    /// What an aborted host had: its functions may still have DMA and interrupts under way, into memory and to CPUs
-    /// that are about to change hands.
+    /// What a stopped host had: its functions may still have DMA and interrupts under way, into memory and to CPUs that
+    /// are about to change hands.
     fn silence(&self, gone: Slot) -> Silence {
         let state = self.state.lock();
+        let listed = state.owners.other_functions().iter().copied().collect();
         Silence {
-            functions: state.owners.other_functions().iter().copied().collect(),
+            functions: if gone == state.owners.reigning() {
+                Functions::AllBut(listed)
+            } else {
+                Functions::Only(listed)
+            },
             pins: state
                 .ioapics
                 .iter()
@@ -494,23 +522,18 @@ impl Partition {
         stage::take(cpu, Step::Leave).map_err(|_| Errno::State)
     }
 
-    /// Whether a bug of the host in `slot` ends it: the one that does not reign.
-    pub(crate) fn is_on_trial(&self, slot: Slot) -> bool {
-        let state = self.state.lock();
-        state.two && state.owners.reigning() != slot
-    }
-
     /// Serves a port access of the host in `slot`: an IN or OUT, not a string instruction. `value` is what an OUT
     /// writes.
     pub(crate) fn port(&self, hw: &mut impl Hardware, slot: Slot, io: IoAccess, value: u32) -> Verdict {
         let rule = {
             let mut guard = self.state.lock();
             let state = &mut *guard;
-            // One that waited for the lock while the other host ended, or whose other host is dead, is as if alone.
+            // One that waited for the lock while the other host ended, or whose other host does not go on without it, is as
+            // if alone.
             let rule = state.io.rule(&state.owners, slot, io, value);
             match rule {
                 _ if !state.two => PortRule::Direct,
-                PortRule::Answer(Verdict::Power) if !state.is_beside_another(slot) => PortRule::Direct,
+                PortRule::Answer(Verdict::Power) if !state.has_heir(slot) => PortRule::Direct,
                 rule => rule,
             }
         };

@@ -1,7 +1,7 @@
 //! Who owns what and which hosts there are, and what is derived from that for the CPUs: EPTs and I/O bitmaps.
 
 use arrayvec::ArrayVec;
-use locum_abi::{HostState, PAGE_SIZE, PerSlot, Slot};
+use locum_abi::{HostState, PAGE_SIZE, PerSlot, Slot, Will};
 
 use super::device::Latches;
 use super::ept::{Ept, Exhausted, Stretch};
@@ -33,6 +33,8 @@ pub(super) struct State {
     pub(super) too_many_ioapics: bool,
     /// The host that has begun to retire.
     pub(super) retiring: Option<Slot>,
+    /// What becomes of the machine when the reigning host cannot go on beside another.
+    pub(super) will: Will,
     /// End of the memory that is mapped from the start.
     pub(super) mapped_end: u64,
     pub(super) l0: Place,
@@ -43,6 +45,11 @@ impl State {
     /// Whether another host runs beside the one in `slot`: one that is dead counts as little as none.
     pub(super) fn is_beside_another(&self, slot: Slot) -> bool {
         self.two && self.hosts[slot.other()] == HostState::Running
+    }
+
+    /// Whether another host goes on if the one in `slot` dies. Else the machine is reset.
+    pub(super) fn has_heir(&self, slot: Slot) -> bool {
+        self.is_beside_another(slot) && (self.owners.reigning() != slot || self.will != Will::Reset)
     }
 
     /// What the host in `slot` left in the registers that two hosts can't share.
@@ -64,6 +71,7 @@ impl State {
         self.owners.give_all(to);
         self.two = false;
         self.retiring = None;
+        self.will = Will::Pass;
         // The other's tables lose all rights: nothing that is late can use them.
         let built = (self.rebuild(to), self.rebuild(gone));
         self.write_bitmaps();

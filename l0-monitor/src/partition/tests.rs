@@ -107,7 +107,6 @@ fn one_host_has_everything_but_l0() {
         assert!(!partition.may_touch(EVEN, address, bytes), "{address:#x}");
     }
     assert_eq!(partition.violation(EVEN, L0.private().start, false), Violation::Refused);
-    assert!(!partition.is_on_trial(EVEN));
 }
 
 #[test]
@@ -157,7 +156,6 @@ fn what_a_successors_access_comes_to() {
         );
     }
     assert!(partition.may_touch(ODD, L0.slot_area(ODD).start, 8));
-    assert!(partition.is_on_trial(ODD) && !partition.is_on_trial(EVEN));
 }
 
 /// What the EPT of the host in `slot` has at `address`, made anew.
@@ -334,25 +332,128 @@ fn who_may_stop_whom() {
 }
 
 #[test]
+fn a_living_incumbent_is_taken_only_if_it_yields() {
+    let partition = two();
+    assert_eq!(
+        partition.set_will(ODD, Will::Yield),
+        Err(Errno::State),
+        "not the other's"
+    );
+    assert_eq!(partition.set_will(EVEN, Will::Pass), Ok(()));
+    assert_eq!(partition.condemn(ODD), Err(Errno::State));
+    assert_eq!(partition.set_will(EVEN, Will::Yield), Ok(()));
+    // It is on its way out at this very moment.
+    assert_eq!(partition.begin_retiring(EVEN), Ok(()));
+    assert_eq!(partition.condemn(ODD), Err(Errno::State));
+    partition.cancel_retiring();
+    assert_eq!(partition.condemn(ODD), Ok(()));
+    assert_eq!(
+        partition.start_mode(CpuIndex::FIRST, EVEN),
+        None,
+        "what is taken starts no CPU"
+    );
+    assert_eq!(partition.begin_retiring(EVEN), Err(Errno::State));
+    let mut hw = Model::new(0, 0);
+    assert_eq!(partition.end_two(&mut hw, ODD, HostState::Absent), Ok(()));
+    let state = partition.state.lock();
+    assert_eq!((state.owners.reigning(), state.generation), (ODD, 1));
+    assert_eq!(state.will, Will::Pass, "the next host has not said anything yet");
+    drop(state);
+    assert_eq!(partition.set_will(EVEN, Will::Reset), Err(Errno::State), "it is gone");
+    assert_eq!(
+        partition.set_will(ODD, Will::Yield),
+        Err(Errno::State),
+        "nobody is there to take it"
+    );
+}
+
+#[test]
+fn of_two_hosts_that_want_each_other_stopped_one_lives() {
+    for first in [EVEN, ODD] {
+        let partition = two();
+        assert_eq!(partition.set_will(EVEN, Will::Yield), Ok(()));
+        assert_eq!(partition.condemn(first), Ok(()));
+        assert_eq!(partition.condemn(first.other()), Err(Errno::State), "it is dead");
+        assert_eq!(partition.state.lock().hosts[first], HostState::Running);
+    }
+}
+
+/// An OUT that resets the machine.
+const RESET: IoAccess = IoAccess {
+    port: 0xcf9,
+    size: 1,
+    input: false,
+    string: false,
+};
+
+#[test]
+fn what_an_incumbents_end_means_is_its_will() {
+    let mut hw = Model::new(0, 0);
+    let died = |partition: &Partition, slot| partition.declare_dead(slot, StopReason::TripleFault, [0; 3], 0);
+    for (will, survivor, reset) in [
+        (None, Survivor::Other, Verdict::Power),
+        (Some(Will::Pass), Survivor::Other, Verdict::Power),
+        (Some(Will::Reset), Survivor::None, Verdict::Done),
+    ] {
+        let partition = two();
+        if let Some(will) = will {
+            assert_eq!(partition.set_will(EVEN, will), Ok(()));
+        }
+        assert_eq!(partition.port(&mut hw, EVEN, RESET, 6), reset, "{will:?}");
+        assert_eq!(
+            partition.port(&mut hw, ODD, RESET, 6),
+            Verdict::Power,
+            "never of a successor"
+        );
+        assert_eq!(died(&partition, EVEN), Some(survivor), "{will:?}");
+        let partition = two();
+        if let Some(will) = will {
+            assert_eq!(partition.set_will(EVEN, will), Ok(()));
+        }
+        assert_eq!(died(&partition, ODD), Some(Survivor::Other), "it has no will");
+    }
+    // Said before there is a successor, for from its first moment on it holds.
+    let partition = preparing();
+    assert_eq!(partition.set_will(EVEN, Will::Reset), Ok(()));
+    assert_eq!(died(&partition, EVEN), Some(Survivor::None));
+}
+
+#[test]
+fn a_dead_incumbents_things_are_the_successors() {
+    let partition = two();
+    assert_eq!(
+        partition.declare_dead(EVEN, StopReason::PoweredOff, [0; 3], 0),
+        Some(Survivor::Other)
+    );
+    assert_eq!(partition.condemn(EVEN), Err(Errno::State), "the dead stop nobody");
+    assert_eq!(partition.condemn(ODD), Ok(()));
+    let mut hw = Model::new(0, 0);
+    // A card of the incumbent's.
+    let [vendor, command] = [0, 4].map(|register| 0x8000_0000 | 0x30 << 8 | register);
+    hw.pci.insert(vendor, 0x1234_8086);
+    hw.pci.insert(command, 7);
+    assert_eq!(partition.end_two(&mut hw, ODD, HostState::Absent), Ok(()));
+    assert_eq!(hw.pci[&command], 0x403, "it writes to nobody's memory any more");
+    assert!(partition.may_touch(ODD, 0x1000_0000, 8) && !partition.may_touch(EVEN, 0x1000_0000, 8));
+    let state = partition.state.lock();
+    assert_eq!((state.owners.reigning(), state.generation), (ODD, 1));
+    assert_eq!(state.hosts, PerSlot::new(HostState::Absent, HostState::Running));
+}
+
+#[test]
 fn a_dead_host_is_nobodys_survivor() {
     let partition = two();
     let died = |slot| partition.declare_dead(slot, StopReason::TripleFault, [0; 3], 0);
     assert_eq!(died(ODD), Some(Survivor::Other));
-    assert!(!partition.is_beside_another(EVEN));
+    assert!(!partition.has_heir(EVEN));
     assert_eq!(
         partition.begin_retiring(EVEN),
         Err(Errno::State),
         "there is nobody to take over"
     );
-    let power = IoAccess {
-        port: 0xcf9,
-        size: 1,
-        input: false,
-        string: false,
-    };
     let mut hw = Model::new(0, 0);
     assert_eq!(
-        partition.port(&mut hw, EVEN, power, 6),
+        partition.port(&mut hw, EVEN, RESET, 6),
         Verdict::Done,
         "it may reset the machine"
     );

@@ -4,7 +4,7 @@
 //! host, is native. -EOPNOTSUPP with an `l0_errno` of 0: L0 is older than the operation.
 
 use super::number::iowr;
-use crate::Grant;
+use crate::{Grant, Will};
 
 /// A call of L0.
 #[repr(C)]
@@ -49,6 +49,12 @@ impl Call {
         Self::default()
     }
 
+    /// For [`IOC_WILL`].
+    #[must_use]
+    pub fn will(will: Will) -> Self {
+        Self::with([will as u64, 0, 0])
+    }
+
     fn with([a, b, c]: [u64; 3]) -> Self {
         Self {
             a,
@@ -73,6 +79,9 @@ pub const IOC_START: u32 = iowr::<Call>(0x22);
 /// it, then add it.
 pub const IOC_ABORT: u32 = iowr::<Call>(0x23);
 
+/// What becomes of the machine when this host, which reigns, cannot go on. `a`: a [`Will`]; `b`, `c`: 0.
+pub const IOC_WILL: u32 = iowr::<Call>(0x24);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,5 +103,7 @@ mod tests {
         };
         assert_eq!(Meant::decode(Op::Start, [a, b, c]), Ok(start));
         assert_eq!(Call::ping(), Call::abort());
+        let Call { a, b, c, .. } = Call::will(Will::Yield);
+        assert_eq!(Meant::decode(Op::Will, [a, b, c]), Ok(Meant::Will(Will::Yield)));
     }
 }

@@ -22,6 +22,7 @@ pub const TYPES: Table = &[
     ("TableRegister", "locum_table_register"),
     ("Frame", "locum_frame"),
     ("Op", "locum_op"),
+    ("Will", "locum_will"),
     ("ResourceKind", "locum_resource"),
     ("Slot", "locum_slot"),
     ("Errno", "locum_errno"),
