@@ -74,7 +74,7 @@ mod tests {
     use std::alloc::{Layout, alloc_zeroed};
     use std::vec::Vec;
 
-    use locum_abi::{Errno, Grant, Op, Slot, StopReason, TraceKind};
+    use locum_abi::{Errno, Grant, Op, Slot, StopReason, TraceKind, Will};
 
     use super::*;
 
@@ -229,6 +229,10 @@ mod tests {
                 field: 0x6800,
                 write: true,
                 times: 1,
+            },
+            Event::Will {
+                slot,
+                will: Will::Yield,
             },
         ]
     }
