@@ -190,6 +190,33 @@ impl Refresh {
         })
     }
 
+    /// The successor's side of a refresh whose incumbent died before it had put this host in charge: made from what its
+    /// agent has sent since the successor is up. `losses` are guests that do not run here, `reason` says how it died.
+    ///
+    /// # Errors
+    /// [`Refused::NothingToInherit`] if that state is not one of an incumbent with a successor.
+    pub fn inherit(sent: Self, losses: Vec<Loss>, reason: String) -> Result<Self, Refused> {
+        let (Role::Incumbent, Some(plan), Some(partition)) = (sent.role, &sent.plan, &sent.partition) else {
+            return Err(Refused::NothingToInherit(sent.state));
+        };
+        if !sent.done.contains(&Action::StartSuccessor) {
+            return Err(Refused::NothingToInherit(sent.state));
+        }
+        let total = 1 + script::reclaim(plan, partition).len() + script::leave(plan, &[]).len();
+        let losses = [sent.losses, losses].concat();
+        Ok(Self {
+            role: Role::Successor,
+            state: State::Handover,
+            course: Course::Running,
+            pending: VecDeque::from([Action::TakeIncumbent]),
+            done: Vec::new(),
+            progress: Progress { done: 0, total },
+            losses,
+            last_error: Some(reason),
+            ..sent
+        })
+    }
+
     /// Takes note of an event and says what to do next; `None` if nothing is to be done until the next event.
     ///
     /// Events come one at a time: report the result of an action under way before anything else.

@@ -86,6 +86,10 @@ pub enum Loss {
     Unwiped,
     /// A guest that died with the successor.
     Guest(String),
+    /// A guest that died with the incumbent.
+    Left(String),
+    /// A guest whose QEMU in the successor had stopped it when the incumbent died.
+    Stopped(String),
 }
 
 impl Action {
@@ -183,6 +187,12 @@ impl fmt::Display for Loss {
                 "the successor's memory was not cleared at once: each block is cleared before it is used again",
             ),
             Self::Guest(name) => write!(f, "guest {name} died with the successor: start it anew"),
+            Self::Left(name) => write!(f, "guest {name} died with the incumbent: start it anew"),
+            Self::Stopped(name) => write!(
+                f,
+                "guest {name} was stopped when the incumbent died: if you had paused it, let it go on; if it was on its way \
+                 back, it may have run there, so end its QEMU and start it anew"
+            ),
         }
     }
 }

@@ -76,6 +76,11 @@ pub enum Refused {
         "the incumbent's agent sent its state at {0:?}, before all guests were handed over: the two agents disagree, please report it"
     )]
     NotEntrusted(State),
+    /// A state that nobody can inherit.
+    #[error(
+        "the incumbent's agent sent its state at {0:?}, with no successor in it: the two agents disagree, please report it"
+    )]
+    NothingToInherit(State),
     /// The partition and the action disagree.
     #[error("L0 and the agent disagree on who owns what ({0}): abort, and please report it")]
     Transfer(TransferError),

@@ -184,3 +184,39 @@ fn an_incumbent_that_hangs_is_taken() {
         (State::Idle, Generation(1))
     );
 }
+
+#[test]
+#[cfg_attr(miri, ignore = "too many steps for an interpreter")]
+fn whoever_was_told_of_it_goes_on_without_the_incumbent() {
+    let inventory = lab::inventory();
+    let request = Request {
+        guests: vec!["one".into(), "two".into()],
+        ..lab::request()
+    };
+    let first = |action: &Action| matches!(action, Action::MoveGuest(name) if name == "one");
+    let second = |action: &Action| matches!(action, Action::MoveGuest(name) if name == "two");
+    type When<'a> = &'a dyn Fn(&Action) -> bool;
+    for (until, lost) in [(&first as When<'_>, &["one", "two"][..]), (&second, &["two"])] {
+        let mut machine = Machine::of(&inventory, &request.guests);
+        let mut incumbent = Refresh::idle(Generation(0), vec![]);
+        incumbent.plan_for(&inventory, &request).unwrap();
+        incumbent.apply(Event::Start).unwrap();
+        machine.run(&mut incumbent, |action| *action == Action::AwaitSuccessor);
+        // What it was told when it came up.
+        let told = incumbent.to_send();
+        machine.run(&mut incumbent, until);
+        let losses: Vec<Loss> = lost.iter().map(|name| Loss::Left((*name).into())).collect();
+        machine.hosts[Slot::Even.index()].as_mut().unwrap().guests.clear();
+        let mut heir = Refresh::inherit(told, losses.clone(), "it died".into()).unwrap();
+        let total = heir.progress().total;
+        machine.run(&mut heir, |_| false);
+        assert_eq!((heir.state(), heir.generation()), (State::Idle, Generation(1)));
+        assert_eq!((heir.losses(), heir.last_error()), (losses.as_slice(), Some("it died")));
+        assert_eq!(heir.progress().done, 0);
+        assert!(total > 10, "nearly all is still to be reclaimed: {total}");
+        let linux = machine.linux(Slot::Odd);
+        assert!(linux.nested.is_empty() && linux.sees.cpus.iter().all(|cpu| cpu.online));
+        assert_eq!(linux.guests.len(), 2 - lost.len());
+        assert!(heir.losses()[0].to_string().contains("start it anew"));
+    }
+}

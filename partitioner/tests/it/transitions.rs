@@ -102,6 +102,19 @@ fn every_event_in_every_reachable_state() {
             }
             Err(_) => assert_ne!(refresh.next_action(), Some(&Action::Entrust)),
         }
+        // With a successor there is an heir.
+        let started = refresh.role() == Role::Incumbent && refresh.done().contains(&Action::StartSuccessor);
+        match Refresh::inherit(refresh, vec![], "the incumbent died".into()) {
+            Ok(heir) => {
+                assert!(started, "{}", heir.summary());
+                assert_eq!(heir.next_action(), Some(&Action::TakeIncumbent));
+                todo.push_back(heir);
+            }
+            Err(refused) => {
+                assert!(!started);
+                assert!(refused.to_string().contains("report it"), "{refused}");
+            }
+        }
     }
     let states = |role| {
         seen.values()
