@@ -23,11 +23,14 @@ use super::versions::{FIRST, Versions};
 use crate::clock::Clock;
 use crate::deadline::Deadline;
 use crate::guest::{Place, Spec};
+use crate::journal::Inheritance;
 use crate::report::Report;
 
 const MAGIC: [u8; 4] = *b"LCMM";
 /// Version since which [`Message::NotUnderstood`] is.
 const ANSWERS: u16 = 2;
+/// Version since which [`Message::Heir`] is.
+pub const HEIRS: u16 = 3;
 /// More JSON than this is a damaged length.
 const MAX_LEN: u32 = 4 << 20;
 
@@ -64,7 +67,13 @@ pub enum Message {
         /// What both speak from now on.
         #[serde(default = "first")]
         version: u16,
+        /// Where the refresh stands, for a successor that has to go on without the incumbent. Since version 3.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        inheritance: Option<Box<Inheritance>>,
     },
+    /// Successor, once every guest's QEMU has been told of: if the incumbent dies from now on, this host goes on alone.
+    /// Since version 3.
+    Heir,
     /// Successor: that guest's QEMU waits for its state.
     Prepared {
         /// Guest.
@@ -314,6 +323,7 @@ fn kind(json: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::port::{pair, within};
+    use super::super::versions::VERSION;
     use super::*;
     use serde_json::Value;
 
@@ -463,6 +473,7 @@ mod tests {
                 guests,
                 seconds,
                 version,
+                inheritance: None,
             },
             other => panic!("{other:?}"),
         }
@@ -489,7 +500,10 @@ mod tests {
         let mut link = Link::new(left);
         link.send(&hello(), &within(180)).unwrap();
         let (version, json) = raw(&mut right);
-        assert_eq!((version, json["hello"]["versions"]["max"].clone()), (1, 2.into()));
+        assert_eq!(
+            (version, json["hello"]["versions"]["max"].clone()),
+            (1, Versions::OURS.max.into())
+        );
         right.write_all(&frame(1, FIRST_RELEASE[1]), &within(180)).unwrap();
         link.receive(&within(180)).unwrap();
         link.send(&Message::Entrusted, &within(180)).unwrap();
@@ -525,7 +539,7 @@ mod tests {
         incumbent.receive(&within(180)).unwrap();
         incumbent.send(&welcome(incumbent.version()), &within(180)).unwrap();
         successor.receive(&within(180)).unwrap();
-        assert_eq!((incumbent.version(), successor.version()), (2, 2));
+        assert_eq!((incumbent.version(), successor.version()), (VERSION, VERSION));
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod process;
 pub mod qemu;
 pub mod qmp;
 pub mod there;
+pub mod users;
 
 use std::path::PathBuf;
 
@@ -152,4 +153,7 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// If it does not come up in time.
     fn prepare(&self, spec: &Spec, until: &Deadline<'_>) -> Result<Box<dyn Vm>>;
+
+    /// Processes of this host that could write to guests' RAM, in words; `None` if there is none.
+    fn users(&self) -> Option<String>;
 }

@@ -17,7 +17,7 @@ use super::bound::Bound;
 use super::pool::Pool;
 use super::process::Process;
 use super::qmp::Qmp;
-use super::{Hypervisor, Place, Ram, Received, Sent, Spec, Vm, argv};
+use super::{Hypervisor, Place, Ram, Received, Sent, Spec, Vm, argv, users};
 use crate::channel::port::PortError;
 use crate::channel::{Port, stream};
 use crate::config;
@@ -141,6 +141,10 @@ impl Hypervisor for Qemu {
         };
         vm.quit()?;
         Err(problem)
+    }
+
+    fn users(&self) -> Option<String> {
+        users::of(&self.sys, &self.pool)
     }
 }
 

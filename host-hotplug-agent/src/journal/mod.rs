@@ -48,8 +48,19 @@ pub struct Brief {
     pub guests: Vec<Spec>,
     /// Incumbent: how the successor starts, once its image is loaded.
     pub start: Option<Start>,
+    /// Successor: what it goes on with if the incumbent dies before it puts this host in charge.
+    pub inheritance: Option<Inheritance>,
     /// Successor: seconds that the incumbent has to power off, once it has put this host in charge.
     pub retire_seconds: Option<u64>,
+}
+
+/// Where the incumbent's agent said that it stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Inheritance {
+    /// The refresh.
+    pub refresh: Refresh,
+    /// What happened so far.
+    pub report: Report,
 }
 
 /// A configuration file, kept as its text.

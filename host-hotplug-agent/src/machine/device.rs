@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use firmware_shim::{OutOfRange, PhysMem};
 use locum_abi::uapi::{ALL_CPUS, Call, Cycle, Info, PowerPolicy, Range, Request, Switch, Text, TextKind, UAPI_FAMILY};
-use locum_abi::{FAMILY, Grant, Header};
+use locum_abi::{FAMILY, Grant, Header, Will};
 use partitioner::MemRange;
 use rustix::io::Errno;
 
@@ -179,6 +179,21 @@ impl Device {
     /// L0's or the module's refusal.
     pub fn abort(&self) -> Result<()> {
         self.call(ioctl::abort, Call::abort()).context("stopping the successor")
+    }
+
+    /// Says what becomes of the machine when this host cannot go on beside another. False: module or L0 is older and does
+    /// not know of that; it is as with [`Will::Pass`] then.
+    ///
+    /// # Errors
+    /// L0's refusal.
+    pub fn will(&self, will: Will) -> Result<bool> {
+        let mut call = Call::will(will);
+        match ioctl::will(&self.file, &mut call) {
+            Ok(()) => Ok(true),
+            Err(error) if is_unknown(call.l0_errno, error) => Ok(false),
+            Err(error) => Err(anyhow!(refused(call.l0_errno, error)))
+                .context("telling L0 what becomes of the machine when this host cannot go on"),
+        }
     }
 
     fn call(&self, ask: fn(&File, &mut Call) -> rustix::io::Result<()>, mut call: Call) -> Result<()> {
@@ -367,6 +382,11 @@ fn refused(l0_errno: u32, error: Errno) -> String {
             error => words(error),
         },
     }
+}
+
+/// Whether module or L0 is older than a call.
+fn is_unknown(l0_errno: u32, error: Errno) -> bool {
+    error == Errno::NOTTY || (error == Errno::OPNOTSUPP && l0_errno == 0)
 }
 
 /// What a check of all CPUs came to.

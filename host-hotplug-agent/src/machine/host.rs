@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use firmware_shim::PhysMem;
 use locum_abi::uapi::{Info, PowerPolicy};
-use locum_abi::{Grant, HostStatus, Slot, Status};
+use locum_abi::{Grant, HostStatus, Slot, Status, Will};
 use partitioner::{MemRange, PciAddress};
 use rustix::system::{RebootCommand, reboot};
 
@@ -177,6 +177,10 @@ impl Machine for Host {
 
     fn abort(&self) -> Result<()> {
         self.device.abort()
+    }
+
+    fn will(&self, will: Will) -> Result<bool> {
+        self.device.will(will)
     }
 
     fn power_off(&self, command: &[String]) -> Result<()> {

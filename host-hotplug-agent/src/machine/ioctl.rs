@@ -50,6 +50,8 @@ updates! {
     start = uapi::IOC_START, Call;
     /// Stops the other host and takes everything back.
     abort = uapi::IOC_ABORT, Call;
+    /// Says what becomes of the machine when this host cannot go on.
+    will = uapi::IOC_WILL, Call;
     /// Offlines and removes memory.
     mem_remove = uapi::IOC_MEM_REMOVE, Range;
     /// Adds memory, offline.

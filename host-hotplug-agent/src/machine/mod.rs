@@ -6,7 +6,7 @@ mod ioctl;
 
 use anyhow::Result;
 use firmware_shim::PhysMem;
-use locum_abi::{Grant, Header, HostStatus, Slot, Status};
+use locum_abi::{Grant, Header, HostStatus, Slot, Status, Will};
 use partitioner::{ApicId, MemRange, PciAddress};
 use serde::{Deserialize, Serialize};
 
@@ -161,6 +161,12 @@ pub trait Machine: Send + Sync {
     /// # Errors
     /// L0's refusal.
     fn abort(&self) -> Result<()>;
+    /// Says what becomes of the machine when this host, which reigns, cannot go on beside another. False: module or L0 is
+    /// older and does not know of that; it is as with [`Will::Pass`] then.
+    ///
+    /// # Errors
+    /// L0's refusal.
+    fn will(&self, will: Will) -> Result<bool>;
     /// Powers this host off, giving all it has to the other one. May return before it is done.
     ///
     /// # Errors

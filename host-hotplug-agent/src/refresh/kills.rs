@@ -11,19 +11,19 @@ use crate::l0::{memory, view};
 use crate::testing::world::{Behaviour, INCUMBENT, SUCCESSOR};
 
 /// A course of events that a daemon's death may come into.
-struct Course {
-    name: &'static str,
+pub(super) struct Course {
+    pub(super) name: &'static str,
     /// What goes wrong beside.
-    faults: fn(&Stage),
+    pub(super) faults: fn(&Stage),
 }
 
-const GOOD: Course = Course {
+pub(super) const GOOD: Course = Course {
     name: "a good refresh",
     faults: |_| {},
 };
 
 /// With a guest that has to come back.
-const ABORTED: Course = Course {
+pub(super) const ABORTED: Course = Course {
     name: "a refresh whose second guest is refused",
     faults: |stage| stage.world.fail_after(SUCCESSOR, "receive", 1, 1),
 };
@@ -125,7 +125,7 @@ fn killed_after(course: &Course, after: usize, again: Option<usize>) -> bool {
 }
 
 /// Every step there is, of which there should be more than `least`.
-fn each(killed_after: impl Fn(usize) -> bool + Sync + RefUnwindSafe, what: &str, least: usize) {
+pub(super) fn each(killed_after: impl Fn(usize) -> bool + Sync + RefUnwindSafe, what: &str, least: usize) {
     // More than CPUs: they wait most of the time.
     let threads = 8;
     let failures = Mutex::new(Vec::new());

@@ -13,6 +13,8 @@
 //! ```
 
 mod agent;
+#[cfg(test)]
+mod deaths;
 pub mod drive;
 mod found;
 pub mod give_back;

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use locum_abi::HostState;
-use partitioner::{Action, MemRange, Refresh, Role, State};
+use partitioner::{Action, Loss, MemRange, Refresh, Role, State};
 
 use super::{Agent, Ports, drive};
 use crate::channel::message::{MessageError, There};
 use crate::channel::port::PortError;
 use crate::channel::{Link, Message, Versions};
 use crate::deadline::Deadline;
-use crate::guest::{Hypervisor, Place, Spec, Vm};
+use crate::guest::{Hypervisor, Place, Received, Spec, Vm};
+use crate::journal::Inheritance;
 use crate::report::Report;
 use crate::tsc;
 
@@ -69,11 +70,10 @@ impl Successor {
                 Some(message) => message,
                 None => match self.next(&Deadline::when(&gone)) {
                     Ok(message) => message,
-                    Err(MessageError::Port(PortError::GivenUp | PortError::Closed)) if gone() => {
-                        bail!(
-                            "the incumbent is gone before it put this host in charge: its guests and its part of the \
-                             machine are lost until a reboot"
-                        )
+                    Err(_) if gone() => {
+                        self.inherit()?;
+                        returned = self.take_over()?;
+                        continue;
                     }
                     Err(error) => return Err(error).context("listening to the incumbent"),
                 },
@@ -175,13 +175,7 @@ impl Successor {
 
     /// Says what is so, or nothing: the incumbent runs a guest that is not told.
     fn hello(&mut self) -> Result<Message> {
-        while let Some(spec) = self.doubtful.last() {
-            let vm = arrived(&*self.agent.hypervisor, spec).with_context(|| format!("guest {}", spec.name))?;
-            let known = self.doubtful.pop();
-            if let (Some(vm), Some(spec)) = (vm, known) {
-                self.guests.insert(spec.name.clone(), (spec, vm));
-            }
-        }
+        self.look_at_doubtful()?;
         let sys = self.agent.machine.sys();
         let online = sys.read("sys/devices/system/cpu/online")?;
         let kernel = sys.read("proc/sys/kernel/osrelease")?;
@@ -202,6 +196,18 @@ impl Successor {
         })
     }
 
+    /// Finds out which guests that another daemon of this host knew are here.
+    fn look_at_doubtful(&mut self) -> Result<()> {
+        while let Some(spec) = self.doubtful.last() {
+            let vm = arrived(&*self.agent.hypervisor, spec).with_context(|| format!("guest {}", spec.name))?;
+            let known = self.doubtful.pop();
+            if let (Some(vm), Some(spec)) = (vm, known) {
+                self.guests.insert(spec.name.clone(), (spec, vm));
+            }
+        }
+        Ok(())
+    }
+
     fn answer(&mut self, message: Message, gone: Gone<'_>) -> Result<()> {
         match message {
             Message::Welcome {
@@ -209,11 +215,21 @@ impl Successor {
                 guests,
                 seconds,
                 version: _,
+                inheritance,
             } => {
                 if let Err(error) = clock.set() {
                     tracing::warn!("{error:#}");
                 }
-                self.prepare(guests, Duration::from_secs(seconds), gone)
+                let inherits = inheritance.is_some();
+                if let Some(inheritance) = inheritance {
+                    self.agent.shared.lock().brief.inheritance = Some(*inheritance);
+                }
+                // Written down with the guests.
+                self.prepare(guests, Duration::from_secs(seconds), gone)?;
+                if inherits {
+                    self.say(&Message::Heir, gone)?;
+                }
+                Ok(())
             }
             Message::Receive { name, seconds } => self.receive(name, Duration::from_secs(seconds), gone),
             Message::Return { name, seconds } => self.give_back(name, Duration::from_secs(seconds), gone),
@@ -316,11 +332,17 @@ impl Successor {
             bail!("guest {name} is gone");
         };
         let message = match vm.receive(port, &Deadline::after(limit).or_when(gone)) {
-            Ok(received) => Message::Resumed {
-                name,
-                received: received.received,
-                resumed: received.resumed,
-            },
+            Ok(Received { received, resumed }) => {
+                if let Some(inheritance) = &mut self.agent.shared.lock().brief.inheritance {
+                    let guest = inheritance.report.guest(&name);
+                    (guest.moved, guest.received, guest.resumed) = (true, received, resumed);
+                }
+                Message::Resumed {
+                    name,
+                    received,
+                    resumed,
+                }
+            }
             Err(error) => {
                 // Only when its process is gone may the incumbent's go on.
                 vm.quit()?;
@@ -378,6 +400,74 @@ impl Successor {
         }
         // Before the incumbent hears of it: from then on it only powers off.
         self.agent.write_down()
+    }
+
+    /// The incumbent has died before it put this host in charge: what it has told is enough to go on without it. Guests that
+    /// run here live; those that had not arrived have died with it, for the memory that they ran in is theirs no more.
+    fn inherit(&mut self) -> Result<()> {
+        let (state, reason) = self
+            .agent
+            .other_host()
+            .context("L0 does not say what became of the incumbent")?;
+        let inheritance = self.agent.shared.lock().brief.inheritance.clone();
+        let Some(Inheritance { refresh, report }) = inheritance else {
+            bail!(
+                "the incumbent is gone before it told this host what to go on with: its guests and its part of the machine \
+                 are lost until a reboot"
+            )
+        };
+        let planned = refresh.plan().map(|plan| plan.guests.clone()).unwrap_or_default();
+        let losses = planned.into_iter().filter_map(|name| self.loss_of(name)).collect();
+        let reason = match state {
+            HostState::Dead => format!("the incumbent died before it put this host in charge: {reason}"),
+            _ => "the incumbent powered off before it put this host in charge".to_owned(),
+        };
+        tracing::warn!("{reason}");
+        let inherited = Refresh::inherit(refresh, losses, reason)?;
+        let mut inner = self.agent.shared.lock();
+        inner.refresh = inherited;
+        inner.running = Some(report.name.clone());
+        inner.report = Some(report);
+        Ok(())
+    }
+
+    /// What was lost of a guest with the incumbent. A QEMU that waits for it is ended. One that has stopped it is left as it is:
+    /// if it was on its way back, nobody can tell any more whether it has run in the incumbent since, and then what is saved
+    /// here does not fit its memory.
+    fn loss_of(&mut self, name: String) -> Option<Loss> {
+        let known = self.doubtful.iter().position(|spec| spec.name == name);
+        let place = match known.map(|number| self.doubtful.swap_remove(number)) {
+            Some(spec) => match arrived(&*self.agent.hypervisor, &spec) {
+                Ok(None) => return Some(Loss::Left(name)),
+                Ok(Some(mut vm)) => {
+                    let place = vm.place();
+                    self.guests.insert(name.clone(), (spec, vm));
+                    place
+                }
+                Err(error) => Err(error),
+            },
+            None => match self.guests.get_mut(&name) {
+                None => return Some(Loss::Left(name)),
+                Some((_, vm)) => vm.place(),
+            },
+        };
+        match place {
+            Ok(Place::Running) => None,
+            Ok(Place::Stopped) => Some(Loss::Stopped(name)),
+            Ok(Place::Waiting) => {
+                if let Some((_, mut vm)) = self.guests.remove(&name)
+                    && let Err(error) = vm.quit()
+                {
+                    tracing::warn!("guest {name}: {error:#}");
+                }
+                Some(Loss::Left(name))
+            }
+            // Whatever it does, it is not touched.
+            Err(error) => {
+                tracing::warn!("guest {name}: {error:#}");
+                None
+            }
+        }
     }
 
     /// Drives the state machine from the wait for the incumbent's end on, if this host was put in charge. Returns the
@@ -457,13 +547,14 @@ impl Successor {
         }
     }
 
-    /// L0 lets the successor take the incumbent only once that is dead: a host that is merely slow may still run
-    /// guests. So this waits as long as it takes; an operator can power the incumbent off meanwhile. A
-    /// message means that it goes back after all.
+    /// L0 lets the successor take the incumbent only once that is dead, or has said that no guest runs in it any more: a
+    /// host that is merely slow may still run guests. So this waits as long as it takes; an operator can power the
+    /// incumbent off meanwhile. A message means that it goes back after all.
     fn take_incumbent(&mut self) -> Result<Option<Message>> {
         let mut told = false;
         loop {
-            if incumbent_state(&self.agent) == Some(HostState::Retired) {
+            // L0 gave it all when the incumbent retired, or when it was taken.
+            if let Some(HostState::Retired | HostState::Absent) = incumbent_state(&self.agent) {
                 return Ok(None);
             }
             match self.agent.machine.abort() {

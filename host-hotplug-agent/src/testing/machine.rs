@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, ensure};
 use firmware_shim::PhysMem;
-use locum_abi::{CpuMode, Grant, HostState, HostStatus, Slot, Status};
+use locum_abi::{CpuMode, Grant, HostState, HostStatus, Slot, Status, Will};
 use partitioner::{MemRange, PciAddress};
 
 use super::tree::{BLOCK, Tree};
@@ -398,14 +398,19 @@ impl Machine for FakeMachine {
             "there is no other host"
         );
         let dead = other == HostState::Dead as u32;
+        let yields = self.world.will() == Will::Yield;
         ensure!(
-            slot == INCUMBENT || dead,
-            "the successor may take the incumbent only when that is dead"
+            slot == INCUMBENT || dead || yields,
+            "the successor may take the incumbent only when that is dead, or yields"
         );
         if slot == INCUMBENT {
             self.world.stop_successor();
         }
-        self.world.lock().granted.clear();
+        {
+            let mut inner = self.world.lock();
+            inner.granted.clear();
+            inner.will = Will::Pass;
+        }
         self.world.region.update(|status| {
             status.hosts[slot.other()].state = HostState::Absent as u32;
             for cpu in owned_by(status, slot.other()) {
@@ -419,12 +424,32 @@ impl Machine for FakeMachine {
         Ok(())
     }
 
+    fn will(&self, will: Will) -> Result<bool> {
+        self.world.fault(self.facts.slot, "will")?;
+        ensure!(self.nested(), "this host is not nested");
+        ensure!(self.facts.slot == INCUMBENT, "this host does not reign");
+        let beside = self.hosts_other() == HostState::Running as u32;
+        let mut inner = self.world.lock();
+        if inner.knows_no_wills {
+            return Ok(false);
+        }
+        ensure!(will != Will::Yield || beside, "there is nobody to yield to");
+        inner.will = will;
+        Ok(true)
+    }
+
     fn power_off(&self, _command: &[String]) -> Result<()> {
         self.world.fault(self.facts.slot, "power_off")?;
-        assert!(
-            self.world.lock().vms.keys().all(|(slot, _)| *slot == SUCCESSOR),
-            "no guest is left behind"
-        );
+        {
+            let inner = self.world.lock();
+            assert!(
+                inner.vms.keys().all(|(slot, _)| *slot == SUCCESSOR),
+                "no guest is left behind"
+            );
+            if inner.hangs_in_power_off {
+                return Ok(());
+            }
+        }
         self.world.region.update(|status| {
             status.hosts[INCUMBENT].state = HostState::Retired as u32;
             status.generation += 1;

@@ -86,6 +86,13 @@ impl Hypervisor for FakeHypervisor {
         assert_eq!(before, None, "a second QEMU for {} in slot {:?}", spec.name, self.slot);
         Ok(self.vm(&spec.name))
     }
+
+    fn users(&self) -> Option<String> {
+        let inner = self.world.lock();
+        let here = inner.vms.keys().filter(|(slot, _)| *slot == self.slot);
+        let names: Vec<&str> = here.map(|(_, name)| name.as_str()).collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    }
 }
 
 struct FakeVm {

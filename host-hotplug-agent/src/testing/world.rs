@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Result, bail, ensure};
-use locum_abi::{CHANNEL_COUNT, CpuStatus, Grant, HostState, PerSlot, Slot, Status, StopReason};
+use locum_abi::{CHANNEL_COUNT, CpuStatus, Grant, HostState, PerSlot, Slot, Status, StopReason, Will};
 use partitioner::MemRange;
 
 use super::l0::FakeRegion;
@@ -86,6 +86,14 @@ pub(super) struct Inner {
     pub successor_machine: Option<Arc<FakeMachine>>,
     /// The successor is dead.
     pub dead: bool,
+    /// What the incumbent said of its end.
+    pub will: Will,
+    /// L0 is of a release that knows no wills.
+    pub knows_no_wills: bool,
+    /// The incumbent hangs once it is told to power off.
+    pub hangs_in_power_off: bool,
+    /// How the incumbent died, if it did.
+    death: Option<Death>,
     /// Channels that a host had open already.
     opened: BTreeSet<(usize, Slot)>,
     faults: Vec<Fault>,
@@ -93,6 +101,10 @@ pub(super) struct Inner {
     kills: BTreeMap<Slot, usize>,
     /// Before which step a host's daemon is killed, and how many of it come before.
     kills_before: BTreeMap<Slot, (&'static str, usize)>,
+    /// How many more steps the incumbent's daemon takes until the whole host dies.
+    dies: Option<usize>,
+    /// Before which step of its daemon it dies, and how many of it come before.
+    dies_before: Option<(&'static str, usize)>,
     /// Steps of each host's daemon so far.
     steps: BTreeMap<Slot, Vec<String>>,
     /// By host: each has a `/sys/kernel/locum` of its own.
@@ -109,6 +121,19 @@ impl Inner {
             ));
         }
     }
+}
+
+/// The end of the incumbent.
+#[derive(Clone, Debug)]
+pub struct Death {
+    /// Before which step of its daemon.
+    pub step: String,
+    /// The machine was reset, with whatever ran on it.
+    pub reset: bool,
+    /// A successor ran.
+    pub beside: bool,
+    /// Guests that ran in the successor then.
+    pub crossed: Vec<String>,
 }
 
 /// An operation that fails.
@@ -138,10 +163,16 @@ impl World {
                 successor: None,
                 successor_machine: None,
                 dead: false,
+                will: Will::Pass,
+                knows_no_wills: false,
+                hangs_in_power_off: false,
+                death: None,
                 opened: BTreeSet::new(),
                 faults: Vec::new(),
                 kills: BTreeMap::new(),
                 kills_before: BTreeMap::new(),
+                dies: None,
+                dies_before: None,
                 steps: BTreeMap::new(),
                 shown: BTreeMap::new(),
             }),
@@ -233,6 +264,72 @@ impl World {
         inner.vms.retain(|(slot, _), _| *slot == INCUMBENT);
     }
 
+    /// L0 is of a release that knows no wills.
+    pub fn forget_wills(&self) {
+        self.lock().knows_no_wills = true;
+    }
+
+    /// The incumbent will hang when it is told to power off.
+    pub fn hang_in_power_off(&self) {
+        self.lock().hangs_in_power_off = true;
+    }
+
+    /// What the incumbent said of its end.
+    pub fn will(&self) -> Will {
+        self.lock().will
+    }
+
+    /// Lets the whole incumbent die after so many steps of its daemon.
+    pub fn kill_incumbent(&self, after: usize) {
+        self.lock().dies = Some(after);
+    }
+
+    /// Lets it die before a step of that name, of which there have been `count`.
+    pub fn kill_incumbent_before(&self, step: &'static str, count: usize) {
+        self.lock().dies_before = Some((step, count));
+    }
+
+    /// How the incumbent died, if it did.
+    pub fn death(&self) -> Option<Death> {
+        self.lock().death.clone()
+    }
+
+    /// The incumbent ends at this step, with all that runs in it: what L0 does then.
+    fn incumbent_dies(&self, step: &str) {
+        let will = self.will();
+        let mut heir = false;
+        let mut beside = false;
+        let mut alive = false;
+        self.region.update(|status| {
+            alive = status.hosts[INCUMBENT].state == HostState::Running as u32;
+            if !alive {
+                return;
+            }
+            beside = status.hosts[SUCCESSOR].state == HostState::Running as u32;
+            heir = beside && will != Will::Reset;
+            status.hosts[INCUMBENT].state = HostState::Dead as u32;
+            status.hosts[INCUMBENT].reason = StopReason::PoweredOff as u32;
+        });
+        if !alive {
+            // It had retired.
+            return;
+        }
+        let mut inner = self.lock();
+        let running = inner
+            .vms
+            .iter()
+            .filter(|((slot, _), state)| *slot == SUCCESSOR && **state == VmState::Running);
+        let crossed = running.map(|((_, name), _)| name.clone()).collect();
+        inner.vms.retain(|(slot, _), _| heir && *slot == SUCCESSOR);
+        inner.dead |= !heir;
+        inner.death = Some(Death {
+            step: step.to_owned(),
+            reset: !heir,
+            beside,
+            crossed,
+        });
+    }
+
     /// Kills a host's daemon after so many steps of its: nothing that it would do comes to pass any more.
     pub fn kill_daemon(&self, slot: Slot, after: usize) {
         self.lock().kills.insert(slot, after);
@@ -282,6 +379,22 @@ impl World {
             .is_some_and(|(step, count)| *step == what && so_far == count + 1)
         {
             inner.kills.insert(slot, 0);
+        }
+        let mut host_dies = false;
+        if slot == INCUMBENT && inner.death.is_none() {
+            let before = inner.dies_before;
+            host_dies = before.is_some_and(|(step, count)| step == what && so_far == count + 1);
+            match &mut inner.dies {
+                Some(0) => host_dies = true,
+                Some(left) => *left -= 1,
+                None => {}
+            }
+        }
+        if host_dies {
+            inner.kills.insert(INCUMBENT, usize::MAX);
+            drop(inner);
+            self.incumbent_dies(what);
+            inner = self.lock();
         }
         let dies = match inner.kills.get_mut(&slot) {
             // The rest of it: its threads go on for a moment in this process, and do nothing.

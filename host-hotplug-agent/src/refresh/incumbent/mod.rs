@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use locum_abi::{CpuMode, Grant};
+use locum_abi::{CpuMode, Grant, Will};
 use partitioner::{Action, MemRange, Owner, PciAddress, Plan, Resource, Transfer};
 
 use super::{Agent, Ports, Prepared};
@@ -27,6 +27,8 @@ use crate::machine::Start;
 const VERDICT: Duration = Duration::from_secs(30);
 /// For a message to get through.
 const MESSAGE: Duration = Duration::from_secs(30);
+/// For the last process to close guests' memory, when the last QEMU has quit.
+const UNUSED: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
 /// Does what the state machine tells the incumbent.
 pub struct Incumbent {
@@ -141,6 +143,8 @@ impl Incumbent {
             Action::Transfer(transfer) => self.transfer(*transfer),
             Action::StartSuccessor => {
                 let start = self.start.context("the successor's image is not loaded")?;
+                // Until the successor's agent knows how to go on alone, it would strand the machine.
+                machine.will(Will::Reset)?;
                 machine.start(start)
             }
             Action::StopSuccessor => self.take_back(),
@@ -148,10 +152,33 @@ impl Incumbent {
             Action::MoveGuest(name) => self.move_guest(name),
             Action::ReturnGuest(name) => self.return_guest(name),
             Action::Entrust => self.entrust(),
-            Action::PowerOff => machine.power_off(&self.config.poweroff),
+            Action::PowerOff => {
+                self.yield_machine();
+                machine.power_off(&self.config.poweroff)
+            }
             Action::AwaitIncumbentGone | Action::TakeIncumbent => {
                 bail!("that is the successor's to do")
             }
+        }
+    }
+
+    /// Lets the successor take this host by force, should it hang while it powers off: no guest runs in it any more.
+    fn yield_machine(&self) {
+        let hypervisor = &*self.agent.hypervisor;
+        let unused = Deadline::after(UNUSED).comes_true(Duration::from_millis(50), || hypervisor.users().is_none());
+        if !unused && let Some(users) = hypervisor.users() {
+            tracing::warn!(
+                "guests' memory is still open for writing ({users}): should this host hang while it powers off, the successor \
+                 waits until somebody switches it off; end what is named"
+            );
+            return;
+        }
+        match self.agent.machine.will(Will::Yield) {
+            Ok(true) => tracing::info!("the successor may take this host's CPUs from now on"),
+            Ok(false) => tracing::info!(
+                "the module or L0 is older than this `locum`: should this host hang while it powers off, the successor waits"
+            ),
+            Err(error) => tracing::warn!("{error:#}"),
         }
     }
 

@@ -3,17 +3,18 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use locum_abi::HostState;
+use locum_abi::{HostState, Will};
 use partitioner::Refresh;
 
 use super::settle::Patience;
 use super::{Incumbent, MESSAGE, VERDICT};
-use crate::channel::message::{MessageError, There};
+use crate::channel::message::{HEIRS, MessageError, There};
 use crate::channel::port::PortError;
 use crate::channel::{Link, Message};
 use crate::clock::Clock;
 use crate::deadline::Deadline;
 use crate::guest::Spec;
+use crate::journal::Inheritance;
 
 /// The conversation is over, and a new one may be begun.
 #[derive(Debug, thiserror::Error)]
@@ -170,11 +171,20 @@ impl Incumbent {
             .as_ref()
             .context("there is no channel to the successor")?
             .version();
+        let inherits = version >= HEIRS;
+        let inheritance = inherits.then(|| {
+            let inner = self.agent.shared.lock();
+            Box::new(Inheritance {
+                refresh: inner.refresh.to_send(),
+                report: inner.report.clone().unwrap_or_default(),
+            })
+        });
         self.tell(&Message::Welcome {
             version,
             clock,
             guests: guests.to_vec(),
             seconds: self.config.timeouts.guest_start.as_secs(),
+            inheritance,
         })?;
         for _ in guests {
             let answer = |message: &Message| match message {
@@ -185,7 +195,13 @@ impl Incumbent {
             let (name, ticks) = self.hear(self.config.timeouts.guest_start + VERDICT, patience, answer)??;
             self.note(&name, |guest| guest.prepare_ticks = ticks);
         }
-        Ok(())
+        if inherits {
+            let heir = |message: &Message| matches!(message, Message::Heir).then_some(());
+            self.hear(MESSAGE, patience, heir)?;
+        }
+        // From here on guests may run there: this host's death must not be theirs. One that is older does not take the
+        // machine over, but its guests live.
+        self.agent.machine.will(Will::Pass).map(drop)
     }
 
     pub(super) fn entrust(&mut self) -> Result<()> {

@@ -1,0 +1,199 @@
+//! An incumbent that dies at every step there is, on the machine in memory: who reigns, and what becomes of the guests.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use locum_abi::{CpuMode, HostState, Slot, Will};
+
+use super::kills::{ABORTED, Course, GOOD, each};
+use super::tests::{HANG, Stage, kept};
+use crate::l0::{memory, view};
+use crate::testing::world::{Behaviour, Death, INCUMBENT, SUCCESSOR};
+
+impl Stage {
+    /// Waits for the incumbent's death, or for an end of the refresh without one.
+    fn death(&self) -> Option<Death> {
+        self.sees(|stage| stage.world.death().is_some() || stage.retired() || stage.shared.lock().running.is_none());
+        self.world.death()
+    }
+
+    /// The successor has the whole machine, native, and the guests that had crossed run there; what was lost is told.
+    fn taken_over(&self, death: &Death, what: &str) {
+        let successor = self.reigns();
+        let report = kept(&successor);
+        assert_eq!(report.outcome, "done", "{what}: {report:#?}");
+        let status = memory::status(&self.world.region, &self.world.region.header()).unwrap();
+        assert_eq!(status.generation, 1, "{what}");
+        for cpu in &status.cpus[..4] {
+            let is = (view::owner(cpu), cpu.mode);
+            assert_eq!(
+                is,
+                (Some(SUCCESSOR), CpuMode::Native as u32),
+                "{what}: APIC {}",
+                cpu.apic_id
+            );
+        }
+        let blocks = successor.sys().list("sys/devices/system/memory").unwrap();
+        assert_eq!(blocks.len(), 8, "{what}: {blocks:?}");
+        assert!(successor.sys().exists("sys/bus/pci/devices/0000:00:02.0"), "{what}");
+        let left = successor.path().join("run/locum/journal");
+        self.sees(|_| !left.exists());
+        for guest in ["one", "two"] {
+            let runs = self.world.runs_in(guest);
+            let crossed = death.crossed.iter().any(|name| name == guest);
+            assert!(
+                !crossed || runs == [SUCCESSOR],
+                "{what}: guest {guest}, which had crossed, runs in {runs:?}"
+            );
+            let told = report
+                .losses
+                .iter()
+                .any(|loss| loss.contains(&format!("guest {guest} ")));
+            assert_eq!(
+                told,
+                runs.is_empty(),
+                "{what}: guest {guest} runs in {runs:?}: {:?}",
+                report.losses
+            );
+        }
+    }
+}
+
+/// What deaths came to.
+type Seen = Mutex<BTreeSet<(&'static str, usize)>>;
+
+/// The incumbent dies after `after` steps of its daemon. False: there were not so many.
+fn dies_after(course: &Course, after: usize, seen: &Seen) -> bool {
+    let stage = Stage::new(Behaviour::Boots);
+    (course.faults)(&stage);
+    stage.world.kill_incumbent(after);
+    stage.begin();
+    let Some(death) = stage.death() else {
+        stage.ended(course.name);
+        // One that has retired cannot die.
+        return stage.world.killed(INCUMBENT).is_some();
+    };
+    let what = format!(
+        "{}, the incumbent dies before step {after} (`{}`)",
+        course.name, death.step
+    );
+    let came_to = if !death.reset {
+        stage.taken_over(&death, &what);
+        "taken over"
+    } else {
+        assert_eq!(
+            death.crossed,
+            [] as [&str; 0],
+            "{what}: a reset ends no guest that had crossed"
+        );
+        if death.beside {
+            "reset beside a successor"
+        } else {
+            "reset"
+        }
+    };
+    seen.lock().unwrap().insert((came_to, death.crossed.len()));
+    true
+}
+
+#[test]
+fn the_incumbent_may_die_at_every_step() {
+    let seen = Seen::default();
+    each(|after| dies_after(&GOOD, after, &seen), GOOD.name, 40);
+    let seen = seen.into_inner().unwrap();
+    for phase in [
+        ("reset", 0),
+        ("reset beside a successor", 0),
+        ("taken over", 0),
+        ("taken over", 1),
+        ("taken over", 2),
+    ] {
+        assert!(seen.contains(&phase), "no death came to {phase:?}: {seen:?}");
+    }
+}
+
+#[test]
+fn the_incumbent_may_die_at_every_step_of_an_abort() {
+    let seen = Seen::default();
+    each(|after| dies_after(&ABORTED, after, &seen), ABORTED.name, 40);
+    assert!(seen.into_inner().unwrap().contains(&("taken over", 1)));
+}
+
+/// The incumbent dies when the first guest has crossed, and the successor's daemon is killed after `after` steps of its own,
+/// and started anew. False: there were not so many.
+fn successors_killed_after(after: usize) -> bool {
+    let stage = Stage::new(Behaviour::Boots);
+    stage.world.kill_incumbent_before("attach", 1);
+    stage.world.kill_daemon(SUCCESSOR, after);
+    stage.begin();
+    let reigns = |stage: &Stage| {
+        let successor = stage.world.successor();
+        successor.is_some_and(|tree| tree.path().join("run/locum/kept.json").exists())
+    };
+    stage.sees(|stage| {
+        let ended = stage.shared.lock().running.is_none();
+        stage.world.killed(SUCCESSOR).is_some() || reigns(stage) || (ended && stage.world.death().is_none())
+    });
+    let killed = stage.world.killed(SUCCESSOR);
+    let what = format!("the successor's daemon killed before step {after} ({killed:?})");
+    if killed.is_some() {
+        stage.world.revive_daemon(SUCCESSOR);
+        let machine = stage.world.successor_machine().unwrap();
+        let _daemon = machine.alive().then(|| machine.start_daemon());
+    }
+    match stage.death() {
+        Some(death) => {
+            assert_eq!(death.crossed, ["one"], "{what}");
+            stage.taken_over(&death, &what);
+        }
+        // It did not come up in time for a guest to cross.
+        None => stage.ended(&what),
+    }
+    killed.is_some()
+}
+
+#[test]
+fn the_successors_daemon_may_die_as_well_while_it_takes_over() {
+    each(successors_killed_after, "the successor's daemon", 20);
+}
+
+#[test]
+fn an_incumbent_that_hangs_in_its_power_off_is_taken_after_the_time_out() {
+    let stage = Stage::with_timeouts(Behaviour::Boots, HANG.as_secs(), 1);
+    stage.world.hang_in_power_off();
+    stage.begin();
+    let report = kept(&stage.reigns());
+    assert_eq!(report.outcome, "done");
+    let error = report.error.unwrap();
+    assert!(error.contains("does not power off"), "{error}");
+    for guest in ["one", "two"] {
+        assert_eq!(stage.world.runs_in(guest), [SUCCESSOR]);
+    }
+}
+
+#[test]
+fn an_incumbent_yields_only_when_its_last_guest_has_gone() {
+    let stage = Stage::with_timeouts(Behaviour::Boots, HANG.as_secs(), 1);
+    // It is refused there, and the way back needs a hand: nothing of that gives the incumbent away.
+    stage.world.fail_after(SUCCESSOR, "receive", 1, 1);
+    stage.world.fail(INCUMBENT, "abort", 1);
+    stage.begin();
+    stage.stuck();
+    assert_eq!(stage.world.will(), Will::Pass);
+    assert_eq!(stage.world.runs_in("two"), [INCUMBENT]);
+}
+
+#[test]
+fn above_an_older_l0_a_living_incumbent_is_waited_for_as_ever() {
+    let stage = Stage::with_timeouts(Behaviour::Boots, HANG.as_secs(), 1);
+    stage.world.forget_wills();
+    stage.world.hang_in_power_off();
+    stage.begin();
+    assert_eq!(stage.wait().outcome, "retired");
+    stage.sees(|stage| stage.world.steps(SUCCESSOR, "abort") > 2);
+    let state = memory::host(&stage.world.region, &stage.world.region.header(), INCUMBENT)
+        .unwrap()
+        .state;
+    assert_eq!(state, HostState::Running as u32);
+    assert_eq!(stage.world.runs_in("one"), [SUCCESSOR] as [Slot; 1]);
+}
