@@ -1,8 +1,10 @@
 //! The lab's hand inside a host.
 //!
 //! `labd serve ttyS2` answers the lab on a serial port until the machine goes away; `labd tsc` prints the time stamp
-//! counter, which in the lab's emulator counts instructions.
+//! counter, which in the lab's emulator counts instructions; `labd hang` makes the host hang as one does that is on its way
+//! out: all but one CPU stopped, and that one with interrupts off.
 
+mod hang;
 mod jobs;
 mod ports;
 mod tsc;
@@ -34,7 +36,8 @@ fn main() -> Result<()> {
             println!("{}", tsc::read());
             Ok(())
         }
-        _ => bail!("usage: labd serve ttyS0..ttyS3 | labd tsc"),
+        (Some("hang"), None) => hang::hang(),
+        _ => bail!("usage: labd serve ttyS0..ttyS3 | labd tsc | labd hang"),
     }
 }
 

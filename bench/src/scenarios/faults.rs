@@ -228,14 +228,9 @@ pub(super) fn meet(run: &mut Run, fault: &Fault, successor: &Successor) -> Resul
 fn suffer(run: &mut Run, fault: &Fault, mut successor: Successor) -> Result<()> {
     let facts = Facts::of(run)?;
     let unreclaimed = run.status()?.unreclaimed_bytes;
-    // Else the script would go on from host to host.
-    run.sh(&format!("rm -f {SCRIPT} && mkdir -p /etc/init.d"))?;
-    run.host().push(SCRIPT, fault.script().as_bytes(), Span::seconds(300))?;
+    arm(run, fault)?;
     if fault.side == Side::Successor {
-        run.sh(&format!("chmod +x {SCRIPT}"))?;
         successor.carry.push("/etc/init.d".to_owned());
-    } else {
-        run.sh(&format!("sh {SCRIPT} start; chmod -x {SCRIPT}"))?;
     }
     match fault.end {
         End::GivenUp(word) => {
@@ -277,6 +272,18 @@ fn suffer(run: &mut Run, fault: &Fault, mut successor: Successor) -> Result<()> 
     Ok(())
 }
 
+/// Puts the script where it runs in its host.
+fn arm(run: &mut Run, fault: &Fault) -> Result<()> {
+    // Else it would go on from host to host.
+    run.sh(&format!("rm -f {SCRIPT} && mkdir -p /etc/init.d"))?;
+    run.host().push(SCRIPT, fault.script().as_bytes(), Span::seconds(300))?;
+    let start = match fault.side {
+        Side::Incumbent => format!("sh {SCRIPT} start; chmod -x {SCRIPT}"),
+        Side::Successor => format!("chmod +x {SCRIPT}"),
+    };
+    run.sh(&start).map(drop)
+}
+
 impl Fault {
     /// Waits for the time and does the deed, once, in the host; for the lab's line is too slow to meet a step.
     fn script(&self) -> String {
@@ -289,6 +296,73 @@ impl Fault {
             self.when
         )
     }
+}
+
+/// The incumbent panics when the first of two guests has crossed: the successor takes the machine over, with that guest.
+pub(super) fn incumbent_panics(run: &mut Run) -> Result<()> {
+    run.start_native(&["g1".into(), "g2".into()])?;
+    let successor = run.successor()?;
+    successor.install(&mut run.host())?;
+    let panics = Fault {
+        what: "the incumbent panics",
+        side: Side::Incumbent,
+        when: at!("hand guest g2"),
+        deed: Deed::Do("echo c >/proc/sysrq-trigger", "true"),
+        end: End::Done,
+    };
+    arm(run, &panics)?;
+    run.machine.expect_panic("console0.log");
+    run.sh(&format!("locum refresh {} --detach", successor.name))?;
+    let report = run.succeeded_by(&successor)?;
+    let console = run.machine.log("console0.log");
+    ensure!(console.contains("Kernel panic"), "the incumbent did not panic");
+    let error = report.error.unwrap_or_default();
+    ensure!(
+        error.contains("the incumbent died"),
+        "no word of the incumbent's death: {error:?}"
+    );
+    run.lose_guest("g2");
+    ensure!(
+        report
+            .losses
+            .iter()
+            .any(|loss| loss.contains("guest g2 died with the incumbent"))
+            && !report.losses.iter().any(|loss| loss.contains("g1")),
+        "what was lost is not told: {:?}",
+        report.losses
+    );
+    run.check("the incumbent panicked: the successor took the machine over, and told the guest that was lost");
+    run.check_whole(&successor)?;
+    // And the machine is as good as new.
+    let release = run.report.incumbent.clone();
+    let next = run.successor_of(&release)?;
+    run.replace_host(&next)?;
+    run.power_off()
+}
+
+/// The incumbent hangs with interrupts off while it powers off, all guests gone: the successor takes it by INIT.
+pub(super) fn incumbent_hangs(run: &mut Run) -> Result<()> {
+    run.start_native(&["g1".into()])?;
+    let successor = Successor {
+        poweroff: &["labd", "hang"],
+        retire_timeout: 20,
+        ..run.successor()?
+    };
+    successor.install(&mut run.host())?;
+    run.sh(&format!("locum refresh {} --detach", successor.name))?;
+    let report = run.succeeded_by(&successor)?;
+    let error = report.error.unwrap_or_default();
+    ensure!(
+        error.contains("does not power off"),
+        "no word of the incumbent's end: {error:?}"
+    );
+    let trace = run.sh("locum trace")?;
+    for word in ["may be taken by", "taken from"] {
+        ensure!(trace.contains(word), "no `{word}` in L0's trace:\n{trace}");
+    }
+    run.check("the incumbent hung with interrupts off: the successor took its CPUs after the time-out");
+    run.check_whole(&successor)?;
+    run.power_off()
 }
 
 fn strand(run: &mut Run, good: &Successor, stranded: &Stranded) -> Result<()> {

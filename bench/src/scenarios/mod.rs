@@ -313,6 +313,20 @@ pub(crate) const BY_NAME: &[Scenario] = &[
         minutes: 12,
         play: Play::On(|_| {}, faults::others),
     },
+    Scenario {
+        name: "fault-incumbent-panics",
+        about: "the incumbent panics when the first of two guests has crossed: the successor takes the machine over with it; \
+                another refresh",
+        minutes: 10,
+        play: Play::On(|_| {}, faults::incumbent_panics),
+    },
+    Scenario {
+        name: "fault-incumbent-hangs",
+        about: "an incumbent that hangs with interrupts off while it powers off is taken by INIT after the time-out, under a \
+                guest",
+        minutes: 6,
+        play: Play::On(|_| {}, faults::incumbent_hangs),
+    },
     abort("abort-panic", "a successor that panics, no guest", |run| {
         abort::each(run, &[], &[abort::PANIC])
     }),

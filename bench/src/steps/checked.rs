@@ -4,10 +4,13 @@ use anyhow::{Result, bail, ensure};
 
 use super::{
     refresh::Outcome,
-    run::Run,
+    run::{LONG, Run},
     successor::{Kernel, Successor},
 };
-use crate::image::kernel::{CARD_DRIVER, CLOUD};
+use crate::{
+    image::kernel::{CARD_DRIVER, CLOUD},
+    report::agent::Refresh,
+};
 
 impl Run {
     /// Shows that L0 is dormant: every CPU native, and no exit while the guests go on for a while.
@@ -108,6 +111,8 @@ impl Run {
             cmdline: String::new(),
             carry: Vec::new(),
             boot_timeout: 600,
+            poweroff: &[],
+            retire_timeout: 120,
         })
     }
 
@@ -128,6 +133,38 @@ impl Run {
         if let Outcome::Failed(words) = self.refresh_by(successor, command)? {
             bail!("the refresh failed: {words}");
         }
+        for guest in self.report.guests.clone() {
+            let copied = guest.ram_bytes_copied;
+            ensure!(copied == 0, "{copied} bytes of RAM of guest {} were copied", guest.name);
+        }
+        self.check_whole(successor)
+    }
+
+    /// Waits until the successor reigns by itself, for an incumbent that does not end as it should; returns what its agent
+    /// reports.
+    ///
+    /// # Errors
+    /// It does not come to that.
+    pub(crate) fn succeeded_by(&mut self, successor: &Successor) -> Result<Refresh> {
+        self.progress.step("waiting for the successor to reign");
+        let generation = successor.generation;
+        let hello = self.machine.host(generation).wait_ready(LONG)?;
+        self.report.successor = hello.release;
+        self.generation = generation;
+        let report = self.wait_status("the successor to reign", |status| {
+            let reigns = status.generation == generation && status.all_native() && status.state == "idle";
+            status.last_report.clone().filter(|_| reigns)
+        })?;
+        self.report.generation = generation;
+        self.report.add_refresh(&report);
+        Ok(report)
+    }
+
+    /// Shows that the reigning host has the whole machine: its kernel, all CPUs, all memory blocks, the cards, the guests.
+    ///
+    /// # Errors
+    /// It has not.
+    pub(crate) fn check_whole(&mut self, successor: &Successor) -> Result<()> {
         let release = self.sh("uname -r")?.trim().to_owned();
         ensure!(
             release == successor.release,
@@ -142,11 +179,9 @@ impl Run {
             self.report.cpus
         );
         self.check(&format!("all {cpus} CPUs are online"));
+        let offline = self.sh("grep -lx offline /sys/devices/system/memory/memory*/state || true")?;
+        ensure!(offline.trim().is_empty(), "memory blocks are offline: {offline}");
         self.sh("date")?;
-        for guest in self.report.guests.clone() {
-            let copied = guest.ram_bytes_copied;
-            ensure!(copied == 0, "{copied} bytes of RAM of guest {} were copied", guest.name);
-        }
         if let Some(device) = &successor.device {
             self.check_card(device)?;
         }

@@ -75,6 +75,12 @@ impl Run {
         self.guests.iter().map(|guest| guest.name.clone()).collect()
     }
 
+    /// A guest is gone with its host.
+    pub(crate) fn lose_guest(&mut self, name: &str) {
+        self.guests.retain(|guest| guest.name != name);
+        self.report.guests.retain(|guest| guest.name != name);
+    }
+
     /// Proves, from the reigning host, that every guest is still in the boot it was started with and finds no fault.
     ///
     /// # Errors

@@ -52,6 +52,10 @@ pub(crate) struct Successor {
     pub carry: Vec<String>,
     /// Seconds that it has to boot; emulated seconds of 100 M instructions.
     pub boot_timeout: u64,
+    /// What powers the incumbent off; empty: the agent itself.
+    pub poweroff: &'static [&'static str],
+    /// Seconds that the incumbent has to power off.
+    pub retire_timeout: u64,
 }
 
 impl Successor {
@@ -82,6 +86,7 @@ initramfs = "/boot/initrd"
 cmdline = "console=ttyS{console},115200 idle=halt no_ipi_broadcast=1 retain_initrd panic=0 lab.begin {extra}"
 cpus = {cpus}
 memory = "{memory}M"
+poweroff = {poweroff:?}
 ports = ["{channel}"]
 carry = [{carry}]
 "#,
@@ -94,6 +99,7 @@ carry = [{carry}]
                 .join(", "),
             cpus = self.cpus,
             memory = self.memory,
+            poweroff = self.poweroff,
             // COM4 is the lab's channel to odd generations, COM3 that to even ones.
             channel = if console == 1 { "0x2e8-0x2ef" } else { "0x3e8-0x3ef" },
         );
@@ -107,7 +113,11 @@ carry = [{carry}]
                  command = [\"/guest/guest.sh\", \"{guest}\", \"-incoming\", \"defer\"]\n"
             );
         }
-        let _ = write!(text, "\n[timeouts]\nboot = {}\n", self.boot_timeout);
+        let _ = write!(
+            text,
+            "\n[timeouts]\nboot = {}\nretire = {}\n",
+            self.boot_timeout, self.retire_timeout
+        );
         text
     }
 
@@ -160,6 +170,8 @@ mod tests {
             cmdline: String::new(),
             carry: Vec::new(),
             boot_timeout: 60,
+            poweroff: &[],
+            retire_timeout: 120,
         }
     }
 
