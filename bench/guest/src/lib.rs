@@ -21,6 +21,7 @@
 //! - [`pattern`], [`registers`], [`clock`]: the checks themselves, free of I/O.
 //! - [`init`]: PID 1 of the guest, which does [`setup`] and then runs the [`checks`], or has it [`measure`].
 //! - [`measure`]: what an exit costs the guest; its client is on the host.
+//! - [`instructions`]: what a host's user space sees of instructions, to be compared native and nested.
 //! - [`watch`], [`nbd`], [`echo`]: the host's side.
 //! - [`map`]: the only place that maps memory.
 
@@ -30,6 +31,7 @@ mod clock;
 mod cpus;
 pub mod echo;
 pub mod init;
+pub mod instructions;
 mod kernel_clock;
 pub mod map;
 pub mod measure;

@@ -5,6 +5,7 @@ mod board;
 mod faults;
 mod floor;
 mod growth;
+mod instructions;
 mod kmod;
 mod native;
 mod refreshes;
@@ -194,6 +195,13 @@ pub(crate) const BY_NAME: &[Scenario] = &[
         about: "locum.ko is built, warnings being errors, for every kernel that the archive has with headers",
         minutes: 15,
         play: Play::Program(kmod::every),
+    },
+    Scenario {
+        name: "instructions",
+        about: "every instruction that exits for a host, or may, in user space: 64-bit and compatibility mode, with and \
+                without TF and a breakpoint, alike native and nested",
+        minutes: 3,
+        play: Play::On(|args| args.cpus = 2, instructions::all),
     },
     Scenario {
         name: "cycles",

@@ -5,7 +5,7 @@ use clap::{Args, Parser, Subcommand};
 use lab_guest::map::Shared;
 use lab_guest::measure::client::Client;
 use lab_guest::watch::{self, Report};
-use lab_guest::{echo, nbd};
+use lab_guest::{echo, instructions, nbd};
 use serde::Serialize;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -49,6 +49,8 @@ enum Command {
         #[arg(long, default_value_t = format!("127.0.0.1:{}", echo::PORT))]
         listen: String,
     },
+    /// Execute every instruction that may exit for a host, in user space, and print what came of it
+    Instructions,
     /// Have a guest of measure.sh measure events, and print its answers, one line of JSON each
     Measure {
         /// The socket that is its console
@@ -135,6 +137,10 @@ fn run(command: Command) -> Result<()> {
             serve_disk(&memory, &socket)
         }
         Command::Echo { listen } => echo::serve(&listen),
+        Command::Instructions => {
+            print!("{}", instructions::all()?);
+            Ok(())
+        }
         Command::Measure {
             socket,
             timeout,
