@@ -163,6 +163,13 @@ impl<H: Hardware> Context<'_, H> {
         virtual_8086 || efer.contains(EferFlags::LONG_MODE_ACTIVE) && !code.contains(AccessRights::LONG)
     }
 
+    /// Whether the host executes 64-bit code.
+    pub(crate) fn is_64_bit_mode(&mut self) -> bool {
+        let efer = EferFlags::from_bits_retain(self.read(field::GUEST_EFER));
+        let code = AccessRights::from_bits_retain(self.read(Segment::Cs.guest_rights()));
+        efer.contains(EferFlags::LONG_MODE_ACTIVE) && code.contains(AccessRights::LONG)
+    }
+
     /// How the host translates addresses.
     pub(crate) fn paging(&mut self) -> Paging {
         Paging {

@@ -59,10 +59,13 @@ impl<H: Hardware> Context<'_, H> {
 
     fn write_cr0(&mut self, value: Cr0Flags) -> bool {
         let pages = value.contains(Cr0Flags::PAGING);
+        // What VMX fixes, without what unrestricted guest frees: the host believes itself in root operation.
+        let in_vmx = self.vcpu.caps.fixed.cr0 | Cr0Flags::PROTECTED_MODE_ENABLE | Cr0Flags::PAGING;
         if value.bits() >> 32 != 0
             || (pages && !value.contains(Cr0Flags::PROTECTED_MODE_ENABLE))
             || (value.contains(Cr0Flags::NOT_WRITE_THROUGH) && !value.contains(Cr0Flags::CACHE_DISABLE))
             || (self.has_cet() && !value.contains(Cr0Flags::WRITE_PROTECT))
+            || (self.vcpu.belief.vmx_on && !value.contains(in_vmx))
         {
             return false;
         }
@@ -82,7 +85,7 @@ impl<H: Hardware> Context<'_, H> {
                 return false;
             }
         } else if !pages && paged {
-            if cr4.contains(Cr4Flags::PCID) {
+            if cr4.contains(Cr4Flags::PCID) || self.is_64_bit_mode() {
                 return false;
             }
             self.set_long_mode(efer, false);

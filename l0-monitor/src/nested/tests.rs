@@ -380,7 +380,8 @@ fn cr0_and_cr4_show_the_hosts_values() {
         hw.set(VMCS01, field::GUEST_EFER, EFER_LONG_MODE.bits());
         let ia32e = EntryControls::IA32E.bits().into();
         hw.set(VMCS01, field::ENTRY_CONTROLS, ia32e);
-        // As the trampoline of an AP does: paging and NE off.
+        // As the trampoline of an AP does, outside VMX operation: paging and NE off.
+        let vmx_on = core::mem::take(&mut vcpu.belief);
         vcpu.gprs[Register::Rax] = Cr0Flags::PROTECTED_MODE_ENABLE.bits();
         hw.set(VMCS01, field::EXIT_QUALIFICATION, 0);
         exit_host(&mut vcpu, &mut hw, Reason::CR_ACCESS);
@@ -407,6 +408,7 @@ fn cr0_and_cr4_show_the_hosts_values() {
             (EFER_LONG_MODE.bits(), ia32e)
         );
         // CR4.VMXE can't be cleared in VMX operation.
+        vcpu.belief = vmx_on;
         vcpu.gprs[Register::Rax] = pae.bits();
         hw.set(VMCS01, field::EXIT_QUALIFICATION, 4);
         exit_host(&mut vcpu, &mut hw, Reason::CR_ACCESS);
@@ -420,6 +422,35 @@ fn cr0_and_cr4_show_the_hosts_values() {
             (hw.field(VMCS01, field::GUEST_CR4), hw.field(VMCS01, field::CR4_SHADOW)),
             ((pae | FIXED.cr4).bits(), pae.bits())
         );
+    }
+}
+
+/// SDM vol. 2B, MOV to a control register, and vol. 3C, 25.8: what faults natively.
+#[test]
+fn cr0_keeps_what_vmx_operation_and_64_bit_mode_want() {
+    let gp = Interruption::exception(ExceptionVector::GeneralProtection, true);
+    let whole = CR0_L0 | FIXED.cr0;
+    for (mut vcpu, mut hw) in nested() {
+        hw.set(VMCS01, field::GUEST_EFER, EFER_LONG_MODE.bits());
+        hw.set(VMCS01, Segment::Cs.guest_rights(), AccessRights::CODE_64.bits());
+        let write = |vcpu: &mut VCpu, hw: &mut Model, value: Cr0Flags| {
+            hw.set(VMCS01, field::GUEST_CR0, whole.bits());
+            hw.set(VMCS01, field::ENTRY_INTERRUPTION, 0);
+            vcpu.gprs[Register::Rax] = value.bits();
+            hw.set(VMCS01, field::EXIT_QUALIFICATION, 0);
+            exit_host(vcpu, hw, Reason::CR_ACCESS);
+            injected(hw) != gp
+        };
+        assert!(write(&mut vcpu, &mut hw, whole));
+        assert!(!write(&mut vcpu, &mut hw, whole.difference(Cr0Flags::NUMERIC_ERROR)));
+        let unpaged = whole.difference(Cr0Flags::PAGING);
+        assert!(!write(&mut vcpu, &mut hw, unpaged));
+        vcpu.belief = Belief::default();
+        assert!(write(&mut vcpu, &mut hw, whole.difference(Cr0Flags::NUMERIC_ERROR)));
+        assert!(!write(&mut vcpu, &mut hw, unpaged), "64-bit code");
+        let compatible = AccessRights::CODE_64.difference(AccessRights::LONG);
+        hw.set(VMCS01, Segment::Cs.guest_rights(), compatible.bits());
+        assert!(write(&mut vcpu, &mut hw, unpaged));
     }
 }
 
