@@ -130,56 +130,96 @@ fn static_dir() -> PathBuf {
         .map_or_else(|| paths::out().join("static"), |dir| Path::new(&dir).join("static"))
 }
 
-/// Parts of the workspace that the module's source may include, kept at the same places relative to each other.
-const MODULE_SOURCES: &[&str] = &["host-hotplug-agent/kmod", "l0-monitor/abi"];
+/// A kernel module of the workspace.
+struct Module {
+    /// Its file.
+    name: &'static str,
+    /// The folder that makes it.
+    folder: &'static str,
+    /// Parts of the workspace that its source may include, kept at the same places relative to each other.
+    sources: &'static [&'static str],
+}
+
+/// The product's.
+const LOCUM: Module = Module {
+    name: "locum.ko",
+    folder: "host-hotplug-agent/kmod",
+    sources: &["host-hotplug-agent/kmod", "l0-monitor/abi"],
+};
+
+/// The lab's own, which executes instructions.
+const PROBE: Module = Module {
+    name: "lab_probe.ko",
+    folder: "bench/probe",
+    sources: &["bench/probe"],
+};
 
 /// `locum.ko` for a kernel; `None` while the workspace has no module.
 ///
 /// # Errors
 /// It does not compile.
 pub(crate) fn module(kernel: &Kernel) -> Result<Option<PathBuf>> {
-    if !paths::workspace().join("host-hotplug-agent/kmod/Makefile").exists() {
+    if !paths::workspace().join(LOCUM.folder).join("Makefile").exists() {
         return Ok(None);
     }
+    make(kernel, &LOCUM).map(Some)
+}
+
+/// `lab_probe.ko` for a kernel.
+///
+/// # Errors
+/// It does not compile.
+pub(crate) fn probe(kernel: &Kernel) -> Result<PathBuf> {
+    make(kernel, &PROBE)
+}
+
+/// A module for a kernel.
+fn make(kernel: &Kernel, what: &Module) -> Result<PathBuf> {
     // Each tree its own: the same kernel may be built for with its headers alone, too.
     let out = paths::out()
         .join("kmod")
         .join(kernel.root().name())
         .join(kernel.release());
     let _lock = paths::lock(&out, "build")?;
-    let module = out.join("locum.ko");
-    let fingerprint = fingerprint(kernel)?;
-    let stamp = out.join("stamp");
+    let module = out.join(what.name);
+    let fingerprint = fingerprint(kernel, what)?;
+    // The first module's has been there from the beginning.
+    let stamp = out.join(if what.name == LOCUM.name {
+        "stamp"
+    } else {
+        "stamp-probe"
+    });
     if module.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == fingerprint) {
-        return Ok(Some(module));
+        return Ok(module);
     }
-    say(&format!("building locum.ko for {}", kernel.release()));
-    make_module(kernel, &module).with_context(|| format!("building locum.ko for {}", kernel.release()))?;
+    let name = what.name;
+    say(&format!("building {name} for {}", kernel.release()));
+    make_module(kernel, what, &module).with_context(|| format!("building {name} for {}", kernel.release()))?;
     fs::write(&stamp, &fingerprint)?;
-    Ok(Some(module))
+    Ok(module)
 }
 
 /// Has the kernel's own tree build the module, from a copy of its sources there.
-fn make_module(kernel: &Kernel, module: &Path) -> Result<()> {
+fn make_module(kernel: &Kernel, what: &Module, module: &Path) -> Result<()> {
     let inner = format!("build/{}", std::process::id());
     let tree = kernel.root().path(&inner);
     sweep(&kernel.root().path("build"))?;
-    for part in MODULE_SOURCES {
+    for part in what.sources {
         copy_tree(&paths::workspace().join(part), &tree.join(part))?;
     }
     let made = tools::run(kernel.root().chroot().args([
         "make",
         "-C",
         &format!("/lib/modules/{}/build", kernel.release()),
-        &format!("M=/{inner}/host-hotplug-agent/kmod"),
+        &format!("M=/{inner}/{}", what.folder),
         // Ours is the machine on which a warning is an error.
         "WERROR=1",
         "modules",
     ]))
     .and_then(|()| {
         let part = module.with_extension("ko.part");
-        let built = tree.join("host-hotplug-agent/kmod/locum.ko");
-        fs::copy(built, &part).context("the module's Makefile made no locum.ko")?;
+        let built = tree.join(what.folder).join(what.name);
+        fs::copy(built, &part).with_context(|| format!("the module's Makefile made no {}", what.name))?;
         Ok(fs::rename(part, module)?)
     });
     fs::remove_dir_all(&tree)?;
@@ -201,11 +241,11 @@ fn sweep(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn fingerprint(kernel: &Kernel) -> Result<String> {
+fn fingerprint(kernel: &Kernel, what: &Module) -> Result<String> {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hasher = DefaultHasher::new();
     kernel.root().dir().hash(&mut hasher);
-    for part in MODULE_SOURCES {
+    for part in what.sources {
         for file in sources(&paths::workspace().join(part)) {
             let file = file?;
             file.path().hash(&mut hasher);

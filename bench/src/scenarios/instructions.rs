@@ -1,40 +1,52 @@
-//! Every instruction that exits for a host, or may, comes to the same natively and nested.
+//! Every instruction that exits for a host, or may, comes to the same natively and nested: executed by user space
+//! (`lab-guest instructions`) and by the kernel (`bench/probe`).
 
 use anyhow::{Result, ensure};
 
 use crate::steps::Run;
 
-/// Lines that are compared, at the least: instructions, in two modes, three ways.
-const LINES: usize = 300;
+/// Who executes, how, and lines at the least.
+const PROBES: [(&str, &str, usize); 2] = [
+    ("user space", "lab-guest instructions", 500),
+    ("kernel", "cat /proc/lab_probe", 150),
+];
 
-/// User space tries each instruction natively, nested, and natively again.
+/// Each instruction is tried natively, nested, and natively again.
 pub(super) fn all(run: &mut Run) -> Result<()> {
     run.start_native(&[])?;
+    run.sh("insmod /lab_probe.ko")?;
     attempt(run, "native")?;
     run.sh("locum enter")?;
     attempt(run, "nested")?;
     run.sh("locum leave")?;
     attempt(run, "again")?;
     run.check_dormant()?;
-    let lines: usize = run.sh("wc -l < /tmp/instructions.native")?.trim().parse()?;
-    ensure!(lines >= LINES, "only {lines} lines to compare");
-    for with in ["nested", "again"] {
-        let differ = run.sh(&format!(
-            "diff /tmp/instructions.native /tmp/instructions.{with} || true"
-        ))?;
-        ensure!(
-            differ.trim().is_empty(),
-            "instructions come to something else ({with}) than natively:\n{differ}"
-        );
+    for (number, (who, _, least)) in PROBES.into_iter().enumerate() {
+        let lines: usize = run
+            .sh(&format!("wc -l < /tmp/instructions.{number}.native"))?
+            .trim()
+            .parse()?;
+        ensure!(lines >= least, "only {lines} lines to compare of the {who}");
+        for with in ["nested", "again"] {
+            let differ = run.sh(&format!(
+                "diff /tmp/instructions.{number}.native /tmp/instructions.{number}.{with} || true"
+            ))?;
+            ensure!(
+                differ.trim().is_empty(),
+                "instructions of the {who} come to something else ({with}) than natively:\n{differ}"
+            );
+        }
+        run.check(&format!(
+            "{lines} tries of instructions by the {who} are alike native and nested"
+        ));
     }
-    run.check(&format!(
-        "{lines} tries of instructions in user space are alike native and nested"
-    ));
     run.power_off()
 }
 
 fn attempt(run: &mut Run, name: &str) -> Result<()> {
     run.progress.step(&format!("instructions, {name}"));
-    run.sh(&format!("lab-guest instructions > /tmp/instructions.{name}"))?;
+    for (number, (_, how, _)) in PROBES.into_iter().enumerate() {
+        run.sh(&format!("{how} > /tmp/instructions.{number}.{name}"))?;
+    }
     Ok(())
 }

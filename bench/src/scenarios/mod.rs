@@ -198,10 +198,16 @@ pub(crate) const BY_NAME: &[Scenario] = &[
     },
     Scenario {
         name: "instructions",
-        about: "every instruction that exits for a host, or may, in user space: 64-bit and compatibility mode, with and \
-                without TF and a breakpoint, alike native and nested",
+        about: "every instruction that exits for a host, or may, in its kernel and in user space (64-bit and compatibility \
+                mode), with and without TF and a breakpoint: alike native and nested",
         minutes: 3,
-        play: Play::On(|args| args.cpus = 2, instructions::all),
+        play: Play::On(
+            |args| {
+                args.cpus = 2;
+                args.probe = true;
+            },
+            instructions::all,
+        ),
     },
     Scenario {
         name: "cycles",

@@ -88,6 +88,9 @@ pub(crate) struct MachineArgs {
     /// Put the stock guest's kernel into the initramfs, and its disk beside the machine
     #[arg(skip)]
     pub stock_guest: bool,
+    /// Put the lab's own module that executes instructions into the initramfs: `/lab_probe.ko`
+    #[arg(skip)]
+    pub probe: bool,
     /// Where what lies in its RAM
     #[arg(skip = Layout::USUAL)]
     pub layout: Layout,
@@ -108,6 +111,7 @@ impl Default for MachineArgs {
             l0_args: String::new(),
             workload: false,
             stock_guest: false,
+            probe: false,
             file: Vec::new(),
             timeout: 600,
             strict: false,
@@ -171,6 +175,10 @@ fn check(args: &MachineArgs) -> Result<()> {
 }
 
 fn initramfs<'a>(args: &MachineArgs, kernels: &'a [Kernel]) -> Result<Image<'a>> {
+    let mut extra: Vec<_> = args.file.iter().map(|spec| extra_file(spec)).collect::<Result<_>>()?;
+    if let Some(first) = kernels.first().filter(|_| args.probe) {
+        extra.push(("lab_probe.ko".to_owned(), build::probe(first)?, 0o644));
+    }
     Ok(Image {
         kernels,
         modules: kernels
@@ -180,7 +188,7 @@ fn initramfs<'a>(args: &MachineArgs, kernels: &'a [Kernel]) -> Result<Image<'a>>
         agent: tolerate(args, build::agent().map(Some))?,
         workload: args.workload,
         stock_guest: args.stock_guest.then(StockGuest::get).transpose()?,
-        extra: args.file.iter().map(|spec| extra_file(spec)).collect::<Result<_>>()?,
+        extra,
     })
 }
 
