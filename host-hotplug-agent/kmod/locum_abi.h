@@ -174,6 +174,11 @@ enum locum_host_state {
 	LOCUM_HOST_STATE_DEAD = 3,
 	/* It retired: everything it had belongs to the other slot. */
 	LOCUM_HOST_STATE_RETIRED = 4,
+	/*
+	 * It has panicked, and its crash kernel writes a dump: no guest runs in it any more. It is dead when that one
+	 * resets the machine, or when the other host takes it, dump or not.
+	 */
+	LOCUM_HOST_STATE_DUMPING = 5,
 };
 
 /* Why a host is LOCUM_HOST_STATE_DEAD. */
@@ -237,6 +242,11 @@ enum locum_op {
 	 * until the next one, or until one of two hosts is gone.
 	 */
 	LOCUM_OP_WILL = (LOCUM_OP_MAGIC | 8),
+	/*
+	 * The caller has panicked and is about to jump to its crash kernel, which writes a dump: it is
+	 * LOCUM_HOST_STATE_DUMPING from here on. Refused with LOCUM_ERRNO_STATE where no other host runs.
+	 */
+	LOCUM_OP_DUMP = (LOCUM_OP_MAGIC | 9),
 };
 
 /* What becomes of the machine when the reigning host cannot go on while another one runs. */
@@ -341,6 +351,8 @@ enum locum_trace_kind {
 	LOCUM_TRACE_KIND_MACHINE_CHECK_BANK = 24,
 	/* `Event::Will`. */
 	LOCUM_TRACE_KIND_WILL = 25,
+	/* `Event::HostDumps`. */
+	LOCUM_TRACE_KIND_HOST_DUMPS = 26,
 };
 
 /* What belongs to the host of one slot (generation parity). */

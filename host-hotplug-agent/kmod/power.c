@@ -16,6 +16,7 @@
 #include <linux/acpi.h>
 #include <linux/delay.h>
 #include <linux/io.h>
+#include <linux/kexec.h>
 #include <linux/limits.h>
 #include <linux/panic_notifier.h>
 #include <linux/reboot.h>
@@ -123,10 +124,18 @@ static int prepare(struct sys_off_data *data)
 	return NOTIFY_DONE;
 }
 
-/* Last of all, so that the console and other notifiers have had their turn. */
+/*
+ * Last of all, so that the console and other notifiers have had their turn. A crash kernel comes after the notifiers only
+ * with crash_kexec_post_notifiers, which the agent switches on while CPUs are nested; else we are not asked (panic() in
+ * kernel/panic.c). An L0 that is older than the call takes a host that dumps for one that lives, as ever.
+ */
 static int on_panic(struct notifier_block *block, unsigned long event, void *message)
 {
-	if (locum_cpu_mode(raw_smp_processor_id()) == LOCUM_CPU_MODE_NESTED)
+	if (locum_cpu_mode(raw_smp_processor_id()) != LOCUM_CPU_MODE_NESTED)
+		return NOTIFY_DONE;
+	if (kexec_crash_loaded())
+		locum_vmcall(LOCUM_OP_DUMP, NULL);
+	else
 		exit_host();
 	return NOTIFY_DONE;
 }

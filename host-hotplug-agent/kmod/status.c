@@ -112,11 +112,12 @@ bool locum_any_nested(void)
 /**
  * locum_other_host_alive() - is there a host in the other slot?
  *
- * Return: whether it is being prepared or runs.
+ * Return: whether it is being prepared or runs. One that writes a dump counts: memory is still its own.
  */
 bool locum_other_host_alive(void)
 {
 	u32 state = READ_ONCE(locum_host(locum_other_slot())->state);
 
-	return state == LOCUM_HOST_STATE_PREPARING || state == LOCUM_HOST_STATE_RUNNING;
+	return state == LOCUM_HOST_STATE_PREPARING || state == LOCUM_HOST_STATE_RUNNING ||
+	       state == LOCUM_HOST_STATE_DUMPING;
 }

@@ -169,6 +169,9 @@ pub struct Timeouts {
     /// For one CPU to go offline or come online.
     #[serde(deserialize_with = "seconds")]
     pub cpu: Duration,
+    /// For the crash kernel of a host that panicked to write its dump, before the other host takes what it had.
+    #[serde(deserialize_with = "seconds")]
+    pub dump: Duration,
 }
 
 fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
@@ -183,6 +186,7 @@ impl Default for Timeouts {
             guest_move: Duration::from_secs(60),
             retire: Duration::from_secs(120),
             cpu: Duration::from_secs(60),
+            dump: Duration::from_secs(300),
         }
     }
 }

@@ -217,6 +217,11 @@ impl Refresh {
         })
     }
 
+    /// Takes note of something that was lost beside an action.
+    pub fn note_loss(&mut self, loss: Loss) {
+        self.losses.push(loss);
+    }
+
     /// Takes note of an event and says what to do next; `None` if nothing is to be done until the next event.
     ///
     /// Events come one at a time: report the result of an action under way before anything else.

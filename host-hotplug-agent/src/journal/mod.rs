@@ -48,6 +48,8 @@ pub struct Brief {
     pub guests: Vec<Spec>,
     /// Incumbent: how the successor starts, once its image is loaded.
     pub start: Option<Start>,
+    /// Whether Linux called panic notifiers before a crash kernel when the refresh began; `None` if it did not say.
+    pub notifiers_first: Option<bool>,
     /// Successor: what it goes on with if the incumbent dies before it puts this host in charge.
     pub inheritance: Option<Inheritance>,
     /// Successor: seconds that the incumbent has to power off, once it has put this host in charge.
@@ -61,6 +63,8 @@ pub struct Inheritance {
     pub refresh: Refresh,
     /// What happened so far.
     pub report: Report,
+    /// Seconds that a host that panicked has to write its dump.
+    pub dump_seconds: u64,
 }
 
 /// A configuration file, kept as its text.

@@ -34,6 +34,7 @@ pub(super) fn kind(kind: TraceKind) -> &'static str {
         TraceKind::MachineCheck => "machine-check",
         TraceKind::MachineCheckBank => "machine-check-bank",
         TraceKind::Will => "will",
+        TraceKind::HostDumps => "host-dumps",
     }
 }
 
@@ -88,6 +89,7 @@ pub(super) fn words(event: Event, apic_id: u16) -> String {
             format!("{} died: {}", host(slot), names::death(reason, detail, apic_id.into()))
         }
         Event::HostRetired { slot } => format!("{} retired", host(slot)),
+        Event::HostDumps { slot } => format!("{} has panicked and writes a dump", host(slot)),
         Event::Will { slot, will } => match will {
             Will::Pass => format!("if {} dies, {} goes on", host(slot), host(slot.other())),
             Will::Reset => format!("if {} dies, the machine is reset", host(slot)),
@@ -219,7 +221,9 @@ pub(super) fn fields(event: Event) -> Value {
         Event::HostDead { slot, reason, detail } => {
             json!({ "slot": slot.raw(), "reason": names::reason(reason), "detail": detail })
         }
-        Event::HostRetired { slot } | Event::CpuTaken { slot } => json!({ "slot": slot.raw() }),
+        Event::HostRetired { slot } | Event::HostDumps { slot } | Event::CpuTaken { slot } => {
+            json!({ "slot": slot.raw() })
+        }
         Event::Will { slot, will } => json!({ "slot": slot.raw(), "will": names::will(will) }),
         Event::PortDenied { port, size, write } => json!({ "port": port, "size": size, "write": write }),
         Event::PinDenied { gsi, value } => json!({ "gsi": gsi, "value": value }),
@@ -406,6 +410,10 @@ mod tests {
             "the odd host died: triple fault at RIP 0xdead on APIC 3",
         ),
         (Event::HostRetired { slot: Slot::Even }, "the even host retired"),
+        (
+            Event::HostDumps { slot: Slot::Even },
+            "the even host has panicked and writes a dump",
+        ),
         (
             Event::Will {
                 slot: Slot::Even,

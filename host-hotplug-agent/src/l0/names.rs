@@ -21,6 +21,7 @@ pub fn host_state(raw: u32) -> &'static str {
         Some(HostState::Running) => "running",
         Some(HostState::Dead) => "dead",
         Some(HostState::Retired) => "retired",
+        Some(HostState::Dumping) => "dumping",
         None => "unknown",
     }
 }
@@ -126,6 +127,7 @@ pub fn op(op: Op) -> &'static str {
         Op::Park => "park",
         Op::Exit => "exit",
         Op::Will => "will",
+        Op::Dump => "dump",
     }
 }
 

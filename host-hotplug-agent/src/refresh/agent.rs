@@ -48,6 +48,7 @@ impl Agent {
     pub fn other_died(&self) -> Option<String> {
         match self.other_host()? {
             (HostState::Dead, reason) => Some(reason),
+            (HostState::Dumping, _) => Some("it has panicked, and writes a dump".to_owned()),
             _ => None,
         }
     }

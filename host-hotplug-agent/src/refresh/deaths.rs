@@ -7,7 +7,9 @@ use locum_abi::{CpuMode, HostState, Slot, Will};
 
 use super::kills::{ABORTED, Course, GOOD, each};
 use super::tests::{HANG, Stage, kept};
+use crate::daemon::ipc::Question;
 use crate::l0::{memory, view};
+use crate::machine::Machine;
 use crate::testing::world::{Behaviour, Death, INCUMBENT, SUCCESSOR};
 
 impl Stage {
@@ -196,4 +198,76 @@ fn above_an_older_l0_a_living_incumbent_is_waited_for_as_ever() {
         .state;
     assert_eq!(state, HostState::Running as u32);
     assert_eq!(stage.world.runs_in("one"), [SUCCESSOR] as [Slot; 1]);
+}
+
+#[test]
+fn an_incumbent_that_writes_a_dump_is_waited_for() {
+    let stage = Stage::new(Behaviour::Boots);
+    stage.world.load_crash_kernel();
+    stage.world.kill_incumbent_before("attach", 1);
+    stage.begin();
+    let death = stage.death().unwrap();
+    stage.sees(|stage| {
+        let machine = stage.world.successor_machine().unwrap();
+        machine.daemon().status().summary.contains("writes a dump")
+    });
+    assert_eq!(stage.world.steps(SUCCESSOR, "abort"), 0, "nothing is taken meanwhile");
+    assert_eq!(stage.world.runs_in("one"), [SUCCESSOR], "which goes on all the time");
+    // Its crash kernel resets the machine.
+    stage
+        .world
+        .region
+        .update(|status| status.hosts[INCUMBENT].state = HostState::Dead as u32);
+    stage.taken_over(&death, "a dump");
+    let losses = kept(&stage.reigns()).losses;
+    assert!(!losses.iter().any(|loss| loss.contains("dump")), "{losses:?}");
+}
+
+#[test]
+fn a_dump_that_takes_too_long_is_cut_off_and_told() {
+    let stage = Stage::new(Behaviour::Boots);
+    stage.configure("dump = 1");
+    stage.world.load_crash_kernel();
+    stage.world.kill_incumbent_before("attach", 1);
+    stage.begin();
+    let death = stage.death().unwrap();
+    stage.taken_over(&death, "a long dump");
+    let losses = kept(&stage.reigns()).losses;
+    assert!(losses.iter().any(|loss| loss.contains("was cut off")), "{losses:?}");
+}
+
+#[test]
+fn a_successor_that_writes_a_dump_is_waited_for_and_the_guests_that_stayed_go_on() {
+    let stage = Stage::with_timeouts(Behaviour::Hangs, HANG.as_secs(), HANG.as_secs());
+    stage.begin();
+    stage.sees(|stage| stage.shared.status().summary.contains("wait for the successor"));
+    let state = |state: HostState| {
+        let region = &stage.world.region;
+        region.update(|status| status.hosts[SUCCESSOR].state = state as u32);
+    };
+    state(HostState::Dumping);
+    stage.sees(|stage| stage.shared.status().summary.contains("writes a dump"));
+    assert_eq!(stage.world.steps(INCUMBENT, "abort"), 0);
+    state(HostState::Dead);
+    let report = stage.wait();
+    assert_eq!(report.outcome, "aborted");
+    assert!(report.error.unwrap().contains("writes a dump"));
+    stage.intact();
+}
+
+const NOTIFIERS_FIRST: &str = "sys/module/kernel/parameters/crash_kexec_post_notifiers";
+
+#[test]
+fn panic_notifiers_come_before_a_crash_kernel_while_cpus_are_nested() {
+    for before in ["N", "Y"] {
+        let stage = Stage::with_timeouts(Behaviour::Hangs, HANG.as_secs(), HANG.as_secs());
+        stage.machine.tree().put(NOTIFIERS_FIRST, format!("{before}\n"));
+        let now = || stage.machine.sys().read(NOTIFIERS_FIRST).unwrap();
+        stage.begin();
+        stage.sees(|stage| stage.shared.status().summary.contains("wait for the successor"));
+        assert_eq!(now(), "Y");
+        stage.worker.answer(&Question::Abort).unwrap();
+        stage.wait();
+        assert_eq!(now(), before, "as it was");
+    }
 }

@@ -26,7 +26,10 @@ impl Agent {
             Action::AddPci(address) => Some(self.machine.sys().exists(pci::dir(*address))),
             Action::EnterNested(apic) => Some(self.mode(*apic)? == Some(CpuMode::Nested)),
             Action::LeaveNested(apic) => Some(self.mode(*apic)? == Some(CpuMode::Native)),
-            Action::StartSuccessor => Some(matches!(self.other_state(), Some(HostState::Running | HostState::Dead))),
+            Action::StartSuccessor => Some(matches!(
+                self.other_state(),
+                Some(HostState::Running | HostState::Dead | HostState::Dumping)
+            )),
             Action::StopSuccessor => Some(!self.has_other()),
             Action::Transfer(_)
             | Action::LoadSuccessor

@@ -19,6 +19,7 @@ pub mod drive;
 mod found;
 pub mod give_back;
 pub mod incumbent;
+mod kdump;
 #[cfg(test)]
 mod kills;
 pub mod phase;

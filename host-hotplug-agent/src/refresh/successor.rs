@@ -11,6 +11,7 @@ use super::{Agent, Ports, drive};
 use crate::channel::message::{MessageError, There};
 use crate::channel::port::PortError;
 use crate::channel::{Link, Message, Versions};
+use crate::config::Timeouts;
 use crate::deadline::Deadline;
 use crate::guest::{Hypervisor, Place, Received, Spec, Vm};
 use crate::journal::Inheritance;
@@ -59,6 +60,8 @@ impl Successor {
     /// If the incumbent is gone before this host is in charge.
     pub fn serve(mut self) -> Result<()> {
         let agent = self.agent.clone();
+        // Its CPUs came up nested.
+        agent.notifiers_first();
         let gone = || incumbent_state(&agent) != Some(HostState::Running);
         // Another daemon of this host may have been put in charge.
         let mut returned = self.take_over()?;
@@ -410,7 +413,7 @@ impl Successor {
             .other_host()
             .context("L0 does not say what became of the incumbent")?;
         let inheritance = self.agent.shared.lock().brief.inheritance.clone();
-        let Some(Inheritance { refresh, report }) = inheritance else {
+        let Some(Inheritance { refresh, report, .. }) = inheritance else {
             bail!(
                 "the incumbent is gone before it told this host what to go on with: its guests and its part of the machine \
                  are lost until a reboot"
@@ -420,6 +423,7 @@ impl Successor {
         let losses = planned.into_iter().filter_map(|name| self.loss_of(name)).collect();
         let reason = match state {
             HostState::Dead => format!("the incumbent died before it put this host in charge: {reason}"),
+            HostState::Dumping => "the incumbent died before it put this host in charge: it panicked".to_owned(),
             _ => "the incumbent powered off before it put this host in charge".to_owned(),
         };
         tracing::warn!("{reason}");
@@ -525,7 +529,7 @@ impl Successor {
     fn await_word(&self, until: &Deadline<'_>) -> Result<()> {
         let word = until.find(Duration::from_millis(20), || match incumbent_state(&self.agent) {
             Some(HostState::Retired) => Ok(Some(())),
-            Some(HostState::Dead) => bail!("the incumbent died before it could retire"),
+            Some(HostState::Dead | HostState::Dumping) => bail!("the incumbent died before it could retire"),
             _ => Ok(None),
         });
         word?.context("the incumbent does not power off")
@@ -542,7 +546,11 @@ impl Successor {
             Action::AddMemory { range, online } => self.agent.add_memory(*range, self.node(*range), *online),
             Action::OnlineCpu(apic) => machine.online_cpu(self.agent.cpu_number(*apic)?),
             Action::AddPci(address) => machine.find_pci(*address),
-            Action::LeaveNested(apic) => machine.leave(self.agent.cpu_number(*apic)?),
+            Action::LeaveNested(apic) => {
+                machine.leave(self.agent.cpu_number(*apic)?)?;
+                self.agent.notifiers_as_before();
+                Ok(())
+            }
             other => bail!("`{other}` is the incumbent's to do"),
         }
     }
@@ -552,6 +560,7 @@ impl Successor {
     /// incumbent off meanwhile. A message means that it goes back after all.
     fn take_incumbent(&mut self) -> Result<Option<Message>> {
         let mut told = false;
+        self.agent.await_dump(self.dump_limit());
         loop {
             // L0 gave it all when the incumbent retired, or when it was taken.
             if let Some(HostState::Retired | HostState::Absent) = incumbent_state(&self.agent) {
@@ -571,6 +580,17 @@ impl Successor {
             }
             std::thread::sleep(until.left());
         }
+    }
+
+    /// How long a dump of the incumbent's may take.
+    fn dump_limit(&self) -> Duration {
+        let inner = self.agent.shared.lock();
+        let told = inner
+            .brief
+            .inheritance
+            .as_ref()
+            .map(|inheritance| inheritance.dump_seconds);
+        told.map_or(Timeouts::default().dump, Duration::from_secs)
     }
 
     fn node(&self, range: MemRange) -> u32 {

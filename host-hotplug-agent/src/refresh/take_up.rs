@@ -54,8 +54,11 @@ fn check(agent: &Agent, incumbent: &mut Incumbent) -> Result<()> {
     let other = agent.other_state();
     let started = done.contains(&Action::StartSuccessor);
     match other {
-        Some(HostState::Running | HostState::Dead) if started || next == Some(Action::StartSuccessor) => {}
-        Some(HostState::Running | HostState::Dead) => bail!("L0 has a successor that this refresh did not start"),
+        Some(HostState::Running | HostState::Dead | HostState::Dumping)
+            if started || next == Some(Action::StartSuccessor) => {}
+        Some(HostState::Running | HostState::Dead | HostState::Dumping) => {
+            bail!("L0 has a successor that this refresh did not start")
+        }
         _ if started => bail!("L0 has no successor any more"),
         _ if done.iter().any(|action| matches!(action, Action::Transfer(_))) || agent.has_other() => {
             incumbent.give_again()?;

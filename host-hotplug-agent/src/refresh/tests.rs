@@ -71,6 +71,17 @@ impl Stage {
         }
     }
 
+    /// Adds to the time-outs in the configuration.
+    pub(super) fn configure(&self, timeout: &str) {
+        let file = self.machine.tree().path().join("etc/locum/next.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(
+            &file,
+            text.replacen("timeouts = {", &format!("timeouts = {{ {timeout},"), 1),
+        )
+        .unwrap();
+    }
+
     pub(super) fn begin(&self) {
         self.worker.begin("next").unwrap();
     }

@@ -31,6 +31,8 @@ pub struct FakeMachine {
     sys: SysRoot,
     facts: Facts,
     hidden: Mutex<BTreeMap<String, PathBuf>>,
+    /// What the threads of its last daemon share.
+    daemon: Mutex<Option<Arc<Shared>>>,
 }
 
 impl FakeMachine {
@@ -50,6 +52,7 @@ impl FakeMachine {
             sys,
             facts,
             hidden: Mutex::new(BTreeMap::new()),
+            daemon: Mutex::new(None),
         })
     }
 
@@ -125,6 +128,11 @@ impl FakeMachine {
         self.sees().is_ok()
     }
 
+    /// What the threads of its last daemon share.
+    pub fn daemon(&self) -> Arc<Shared> {
+        self.daemon.lock().unwrap().clone().unwrap()
+    }
+
     /// A daemon of this host begins.
     pub fn start_daemon(self: &Arc<Self>) -> (Arc<Worker>, Arc<Shared>) {
         let config = self.tree.path().join("etc/locum");
@@ -136,6 +144,7 @@ impl FakeMachine {
             shared: shared.clone(),
             journal: Arc::new(Journal::at(&self.sys)),
         };
+        *self.daemon.lock().unwrap() = Some(shared.clone());
         let worker = Arc::new(Worker::new(agent, config));
         worker.take_up().unwrap();
         (worker, shared)
@@ -397,7 +406,9 @@ impl Machine for FakeMachine {
                 .contains(&other),
             "there is no other host"
         );
-        let dead = other == HostState::Dead as u32;
+        let dead = [HostState::Dead, HostState::Dumping]
+            .map(|state| state as u32)
+            .contains(&other);
         let yields = self.world.will() == Will::Yield;
         ensure!(
             slot == INCUMBENT || dead || yields,

@@ -92,6 +92,8 @@ pub(super) struct Inner {
     pub knows_no_wills: bool,
     /// The incumbent hangs once it is told to power off.
     pub hangs_in_power_off: bool,
+    /// A crash kernel is loaded in the incumbent.
+    pub dumps: bool,
     /// How the incumbent died, if it did.
     death: Option<Death>,
     /// Channels that a host had open already.
@@ -166,6 +168,7 @@ impl World {
                 will: Will::Pass,
                 knows_no_wills: false,
                 hangs_in_power_off: false,
+                dumps: false,
                 death: None,
                 opened: BTreeSet::new(),
                 faults: Vec::new(),
@@ -274,6 +277,11 @@ impl World {
         self.lock().hangs_in_power_off = true;
     }
 
+    /// The incumbent has a crash kernel: if it dies, it writes a dump first.
+    pub fn load_crash_kernel(&self) {
+        self.lock().dumps = true;
+    }
+
     /// What the incumbent said of its end.
     pub fn will(&self) -> Will {
         self.lock().will
@@ -296,7 +304,10 @@ impl World {
 
     /// The incumbent ends at this step, with all that runs in it: what L0 does then.
     fn incumbent_dies(&self, step: &str) {
-        let will = self.will();
+        let (will, dumps) = {
+            let inner = self.lock();
+            (inner.will, inner.dumps)
+        };
         let mut heir = false;
         let mut beside = false;
         let mut alive = false;
@@ -307,7 +318,8 @@ impl World {
             }
             beside = status.hosts[SUCCESSOR].state == HostState::Running as u32;
             heir = beside && will != Will::Reset;
-            status.hosts[INCUMBENT].state = HostState::Dead as u32;
+            let state = if dumps { HostState::Dumping } else { HostState::Dead };
+            status.hosts[INCUMBENT].state = state as u32;
             status.hosts[INCUMBENT].reason = StopReason::PoweredOff as u32;
         });
         if !alive {

@@ -59,12 +59,14 @@ pub enum TraceKind {
     MachineCheckBank = 24,
     /// [`Event::Will`].
     Will = 25,
+    /// [`Event::HostDumps`].
+    HostDumps = 26,
 }
 
 from_raw!(TraceKind: u16 {
     None, Boot, Park, Wake, MailboxRefused, Enter, Leave, CallRefused, Owner, HostStart, HostDead, HostRetired, CpuTaken,
     PortDenied, PinDenied, PciDenied, Inject, MemoryDenied, VmxFail, PowerFiltered, Fault, VmcsChecked, FieldTrapped,
-    MachineCheck, MachineCheckBank, Will,
+    MachineCheck, MachineCheckBank, Will, HostDumps,
 });
 
 /// Something that L0 did, saw or refused.
@@ -269,6 +271,11 @@ pub enum Event {
         /// What it said.
         will: Will,
     },
+    /// A host has panicked, and its crash kernel begins to write a dump.
+    HostDumps {
+        /// Its slot.
+        slot: Slot,
+    },
 }
 
 /// "None" where a word holds an address.
@@ -353,6 +360,7 @@ impl Event {
             Self::FieldTrapped { field, write, times } => (K::FieldTrapped, field | flag(write, VMWRITE), times, 0),
             Self::MachineCheck { to_host, status } => (K::MachineCheck, to_host.into(), status, 0),
             Self::MachineCheckBank { bank, status, address } => (K::MachineCheckBank, bank.into(), status, address),
+            Self::HostDumps { slot } => (K::HostDumps, slot.raw(), 0, 0),
             Self::Will { slot, will } => (K::Will, slot.raw(), will as u64, 0),
         }
     }
@@ -466,6 +474,9 @@ impl Event {
                 bank: low as u8,
                 status: b,
                 address: c,
+            },
+            TraceKind::HostDumps => Self::HostDumps {
+                slot: Slot::from_raw(a)?,
             },
             TraceKind::Will => Self::Will {
                 slot: Slot::from_raw(a)?,

@@ -40,9 +40,12 @@ pub enum Op {
     /// What becomes of the machine when the caller, which reigns, cannot go on. RDI: a [`Will`]. It holds until the next
     /// one, or until one of two hosts is gone.
     Will = OP_MAGIC | 8,
+    /// The caller has panicked and is about to jump to its crash kernel, which writes a dump: it is
+    /// [`crate::HostState::Dumping`] from here on. Refused with [`Errno::State`] where no other host runs.
+    Dump = OP_MAGIC | 9,
 }
 
-from_raw!(Op: u64 { Ping, Leave, Grant, Start, Abort, Retire, Park, Exit, Will });
+from_raw!(Op: u64 { Ping, Leave, Grant, Start, Abort, Retire, Park, Exit, Will, Dump });
 
 /// What becomes of the machine when the reigning host cannot go on while another one runs.
 #[repr(u64)]
@@ -93,6 +96,8 @@ pub enum Call {
     },
     /// [`Op::Will`].
     Will(Will),
+    /// [`Op::Dump`].
+    Dump,
 }
 
 impl Call {
@@ -115,6 +120,7 @@ impl Call {
             Op::Retire => Self::Retire,
             Op::Park => Self::Park,
             Op::Exit => Self::Exit { detail: arguments },
+            Op::Dump => Self::Dump,
             Op::Will => Self::Will(Will::from_raw(a).ok_or(Errno::Argument)?),
         })
     }
@@ -164,7 +170,7 @@ mod tests {
             assert_eq!(Op::from_raw(*op as u64), Some(*op));
         }
         assert_eq!(Op::from_raw(0), None);
-        assert_eq!(Op::from_raw(OP_MAGIC | 9), None);
+        assert_eq!(Op::from_raw(OP_MAGIC | 10), None);
         assert_eq!(Op::from_raw(OP_MAGIC | 1 << 63), None);
     }
 

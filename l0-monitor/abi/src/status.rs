@@ -34,9 +34,12 @@ pub enum HostState {
     Dead = 3,
     /// It retired: everything it had belongs to the other slot.
     Retired = 4,
+    /// It has panicked, and its crash kernel writes a dump: no guest runs in it any more. It is dead when that one resets the
+    /// machine, or when the other host takes it, dump or not.
+    Dumping = 5,
 }
 
-from_raw!(HostState: u32 { Absent, Preparing, Running, Dead, Retired });
+from_raw!(HostState: u32 { Absent, Preparing, Running, Dead, Retired, Dumping });
 
 /// Why a host is [`HostState::Dead`].
 #[repr(u32)]

@@ -3,7 +3,7 @@
 use locum_abi::{Errno, Event, Grant, Op, Slot, StopReason, TraceKind, TraceRecord, Will};
 
 /// One event of each kind, with the words that L0 has written for it since the first release.
-const EVENTS: [(Event, u16, u32, u64, u64); 31] = [
+const EVENTS: [(Event, u16, u32, u64, u64); 32] = [
     (Event::Boot { cpus: 4 }, 1, 4, 0, 0),
     (Event::Park { from_nested: true }, 2, 1, 0, 0),
     (
@@ -296,6 +296,7 @@ const EVENTS: [(Event, u16, u32, u64, u64); 31] = [
         2,
         0,
     ),
+    (Event::HostDumps { slot: Slot::Odd }, 26, 1, 0, 0),
 ];
 
 #[test]
@@ -321,7 +322,7 @@ fn every_kind_keeps_its_words() {
 
 #[test]
 fn records_of_a_later_release_tell_nothing() {
-    for (kind, a) in [(0, 0), (26, 0), (25, 2), (8, 9), (9, 2), (10, 99)] {
+    for (kind, a) in [(0, 0), (27, 0), (25, 2), (8, 9), (9, 2), (10, 99)] {
         let record = TraceRecord {
             tsc: 0,
             kind,

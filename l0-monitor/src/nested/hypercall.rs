@@ -86,6 +86,11 @@ fn serve_call(vcpu: &mut VCpu, hw: &mut Cpu, call: Call) -> Result<Served, Errno
         Call::Abort => abort(hw, slot),
         Call::Retire => retire(vcpu, hw),
         Call::Park => Ok(Served::Park),
+        Call::Dump => {
+            PARTITION.begin_dump(slot)?;
+            log::error!("the host in slot {} has panicked and writes a dump", slot.raw());
+            Ok(Served::Resume)
+        }
         Call::Will(will) => {
             PARTITION.set_will(slot, will)?;
             Ok(Served::Resume)

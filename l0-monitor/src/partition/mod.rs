@@ -248,7 +248,7 @@ impl Partition {
     /// afterwards, so one of the two sees the other.
     pub(crate) fn start_mode(&self, cpu: CpuIndex, slot: Slot) -> Option<StartMode> {
         let state = self.state.lock();
-        let stops = state.retiring == Some(slot) || state.hosts[slot] != HostState::Running;
+        let stops = state.retiring == Some(slot) || !state.is_alive(slot);
         if stops || state.owners.cpu(cpu) != slot {
             return None;
         }
@@ -358,7 +358,23 @@ impl Partition {
         device::latches(hw, &ioapics)
     }
 
-    /// Declares the host in `slot` dead, and tells who is left; `None` if it was not running. What it has stays as it is
+    /// The host in `slot` has panicked, and its crash kernel is about to write a dump.
+    ///
+    /// # Errors
+    /// [`Errno::State`] if no other host runs, or this one does not.
+    pub(crate) fn begin_dump(&self, slot: Slot) -> Result<(), Errno> {
+        {
+            let mut state = self.state.lock();
+            if state.hosts[slot] != HostState::Running || !state.is_beside_another(slot) {
+                return Err(Errno::State);
+            }
+            state.set_host(slot, HostState::Dumping);
+        }
+        shared::trace(Event::HostDumps { slot });
+        Ok(())
+    }
+
+    /// Declares the host in `slot` dead, and tells who is left; `None` if it was not alive. What it has stays as it is
     /// until the other host takes it.
     pub(crate) fn declare_dead(
         &self,
@@ -368,7 +384,7 @@ impl Partition {
         apic_id: u32,
     ) -> Option<Survivor> {
         let mut state = self.state.lock();
-        if state.hosts[slot] != HostState::Running {
+        if !state.is_alive(slot) {
             return None;
         }
         shared::status().host(slot).set_reason(reason, detail, apic_id);
@@ -406,7 +422,7 @@ impl Partition {
     ///
     /// # Errors
     /// [`Errno::State`] if there is none; if the host that asks is dead itself; or if the successor asks, unless the
-    /// incumbent is dead already or yields.
+    /// incumbent is dead already, writes a dump, or yields.
     pub(crate) fn condemn(&self, slot: Slot) -> Result<(), Errno> {
         let mut state = self.state.lock();
         let other = slot.other();
@@ -419,7 +435,7 @@ impl Partition {
         match state.hosts[other] {
             HostState::Absent | HostState::Retired => Err(Errno::State),
             HostState::Preparing | HostState::Running if succeeds && !yields => Err(Errno::State),
-            HostState::Preparing | HostState::Running => {
+            HostState::Preparing | HostState::Running | HostState::Dumping => {
                 shared::status().host(other).set_reason(StopReason::Aborted, [0; 3], 0);
                 state.set_host(other, HostState::Dead);
                 Ok(())

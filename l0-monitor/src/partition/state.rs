@@ -1,5 +1,7 @@
 //! Who owns what and which hosts there are, and what is derived from that for the CPUs: EPTs and I/O bitmaps.
 
+use core::ops::Range;
+
 use arrayvec::ArrayVec;
 use locum_abi::{HostState, PAGE_SIZE, PerSlot, Slot, Will};
 
@@ -42,14 +44,20 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Whether another host runs beside the one in `slot`: one that is dead counts as little as none.
+    /// Whether another host runs beside the one in `slot`: one that is dead, or only writes a dump, counts as little as
+    /// none.
     pub(super) fn is_beside_another(&self, slot: Slot) -> bool {
         self.two && self.hosts[slot.other()] == HostState::Running
     }
 
-    /// Whether another host goes on if the one in `slot` dies. Else the machine is reset.
+    /// Whether the host in `slot` runs, if only its crash kernel.
+    pub(super) fn is_alive(&self, slot: Slot) -> bool {
+        matches!(self.hosts[slot], HostState::Running | HostState::Dumping)
+    }
+
+    /// Whether another host goes on if the one in `slot` dies, be it to write its dump. Else the machine is reset.
     pub(super) fn has_heir(&self, slot: Slot) -> bool {
-        self.is_beside_another(slot) && (self.owners.reigning() != slot || self.will != Will::Reset)
+        self.two && self.is_alive(slot.other()) && (self.owners.reigning() != slot || self.will != Will::Reset)
     }
 
     /// What the host in `slot` left in the registers that two hosts can't share.
@@ -107,6 +115,11 @@ impl State {
 
     /// Derives a slot's EPT for `start..end`.
     pub(super) fn map(&mut self, slot: Slot, start: u64, end: u64) -> Result<(), Exhausted> {
+        self.map_with_zeroes(slot, start, end, 0..0)
+    }
+
+    /// As [`Self::map`], but in `zeroes`, memory that is not the host's reads as zeroes.
+    fn map_with_zeroes(&mut self, slot: Slot, start: u64, end: u64, zeroes: Range<u64>) -> Result<(), Exhausted> {
         let sole = !self.two;
         let map = &self.owners.memory;
         let own_zero = !sole && slot != self.owners.reigning();
@@ -120,10 +133,12 @@ impl State {
                 };
             }
             let (kind, run) = map.at(address);
-            if kind == Kind::Blank(slot.other()) {
+            let zeroed =
+                zeroes.contains(&address) && kind.access(slot, sole) == Access::None && machine::is_memory(address);
+            if kind == Kind::Blank(slot.other()) || zeroed {
                 let page = page_of(address);
                 return Stretch {
-                    access: kind.access(slot, sole),
+                    access: Access::Read,
                     memory_type: MemoryType::WriteBack,
                     offset: pages::zeroes().wrapping_sub(page),
                     end: page + PAGE_SIZE,
@@ -134,7 +149,10 @@ impl State {
                 access: kind.access(slot, sole),
                 memory_type,
                 offset: 0,
-                end: run.min(type_end),
+                end: match zeroes.start {
+                    border if address < border => run.min(type_end).min(border),
+                    _ => run.min(type_end),
+                },
             }
         };
         if self.epts[slot].is_empty() {
@@ -186,6 +204,18 @@ impl State {
             if self.epts[slot].maps(address) {
                 return (Violation::Retry, built);
             }
+        }
+        if self.hosts[slot] == HostState::Dumping {
+            // Its crash kernel reads what the list that it was given says, which may be older than the partition.
+            if !write && machine::is_memory(address) {
+                let start = address & !(LARGE_PAGE - 1);
+                let end = start + LARGE_PAGE;
+                built = Some(self.map_with_zeroes(slot, start, end, start..end));
+                if self.epts[slot].maps(address) {
+                    return (Violation::Retry, built);
+                }
+            }
+            return (Violation::Refused, built);
         }
         // What else a host may not touch are devices that AML still tells a successor about.
         let on_trial = self.two && self.owners.reigning() != slot;

@@ -441,6 +441,78 @@ fn a_dead_incumbents_things_are_the_successors() {
 }
 
 #[test]
+fn a_dump_is_a_state_of_its_own() {
+    let mut hw = Model::new(0, 0);
+    let died = |partition: &Partition, slot| partition.declare_dead(slot, StopReason::TripleFault, [0; 3], 0);
+    let state = |partition: &Partition, slot: Slot| partition.state.lock().hosts[slot];
+    assert_eq!(alone().begin_dump(EVEN), Err(Errno::State), "as without L0");
+    assert_eq!(preparing().begin_dump(EVEN), Err(Errno::State));
+    for slot in [EVEN, ODD] {
+        let other = slot.other();
+        let partition = two();
+        assert_eq!(partition.begin_dump(slot), Ok(()));
+        assert_eq!(state(&partition, slot), HostState::Dumping);
+        assert_eq!(partition.begin_dump(slot), Err(Errno::State), "once");
+        assert_eq!(
+            partition.begin_retiring(EVEN),
+            Err(Errno::State),
+            "nobody is there who could"
+        );
+        assert_eq!(partition.condemn(slot), Err(Errno::State), "it stops nobody");
+        // Its reset ends it, and not the machine.
+        assert_eq!(partition.port(&mut hw, slot, RESET, 6), Verdict::Power);
+        assert_eq!(died(&partition, slot), Some(Survivor::Other));
+        assert_eq!(partition.condemn(other), Ok(()));
+        // Taken by force, dump or not.
+        let partition = two();
+        assert_eq!(partition.begin_dump(slot), Ok(()));
+        assert_eq!(partition.condemn(other), Ok(()));
+        assert_eq!(state(&partition, slot), HostState::Dead);
+        // The other one dies meanwhile: the dump goes on, and then nobody is left.
+        let partition = two();
+        assert_eq!(partition.begin_dump(slot), Ok(()));
+        assert_eq!(died(&partition, other), Some(Survivor::Other));
+        assert_eq!(died(&partition, slot), Some(Survivor::None));
+    }
+}
+
+#[test]
+fn a_dump_reads_zeroes_where_memory_is_anothers() {
+    let theirs = 0x1000_0000;
+    let partition = two();
+    assert_eq!(partition.violation(ODD, theirs, false), Violation::Fatal);
+    assert_eq!(partition.begin_dump(ODD), Ok(()));
+    let tables: std::vec::Vec<_> = (0..8).map(|_| ept::Table::new()).collect();
+    partition.state.lock().epts[ODD] = Ept::new(tables.leak(), true);
+    assert_eq!(partition.violation(ODD, theirs + 0x5000, false), Violation::Retry);
+    let (entry, _) = partition.state.lock().epts[ODD].lookup(theirs + 0x5000);
+    assert_eq!(entry & crate::arch::paging::ADDRESS, pages::zeroes());
+    assert_eq!(entry & 7, 5, "to be read only");
+    assert!(
+        !partition.state.lock().epts[ODD].maps(theirs + LARGE_PAGE),
+        "no more than was asked for"
+    );
+    assert_eq!(partition.violation(ODD, theirs, true), Violation::Refused);
+    assert_eq!(partition.violation(ODD, DEVICE, false), Violation::Refused);
+    assert_eq!(
+        partition.violation(ODD, L0.private().start, false),
+        Violation::Retry,
+        "zeroes, and not L0's"
+    );
+    // A table is used for each 2 MiB; when none is left, an access is refused as any other.
+    let last = (0..8)
+        .map(|n| partition.violation(ODD, theirs + n * LARGE_PAGE, false))
+        .last();
+    assert_eq!(last, Some(Violation::Refused));
+    // What the host has itself stays as it is.
+    assert_eq!(
+        partition.violation(ODD, GRANTED.0, true),
+        Violation::Refused,
+        "the tables are used up"
+    );
+}
+
+#[test]
 fn a_dead_host_is_nobodys_survivor() {
     let partition = two();
     let died = |slot| partition.declare_dead(slot, StopReason::TripleFault, [0; 3], 0);

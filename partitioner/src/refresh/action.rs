@@ -86,6 +86,8 @@ pub enum Loss {
     Unwiped,
     /// A guest that died with the successor.
     Guest(String),
+    /// The dump of a host that panicked, cut off because it took too long.
+    Dump,
     /// A guest that died with the incumbent.
     Left(String),
     /// A guest whose QEMU in the successor had stopped it when the incumbent died.
@@ -187,6 +189,9 @@ impl fmt::Display for Loss {
                 "the successor's memory was not cleared at once: each block is cleared before it is used again",
             ),
             Self::Guest(name) => write!(f, "guest {name} died with the successor: start it anew"),
+            Self::Dump => f.write_str(
+                "the crash dump of the host that panicked was cut off, for it took longer than `timeouts.dump`: allow it more",
+            ),
             Self::Left(name) => write!(f, "guest {name} died with the incumbent: start it anew"),
             Self::Stopped(name) => write!(
                 f,

@@ -138,8 +138,15 @@ impl Incumbent {
                 let blocks: Vec<MemRange> = self.plan(|plan| plan.blocks.iter().map(|block| block.range).collect())?;
                 blocks.into_iter().try_for_each(|range| machine.wipe(range))
             }
-            Action::EnterNested(apic) => machine.enter(agent.cpu_number(*apic)?),
-            Action::LeaveNested(apic) => machine.leave(agent.cpu_number(*apic)?),
+            Action::EnterNested(apic) => {
+                agent.notifiers_first();
+                machine.enter(agent.cpu_number(*apic)?)
+            }
+            Action::LeaveNested(apic) => {
+                machine.leave(agent.cpu_number(*apic)?)?;
+                agent.notifiers_as_before();
+                Ok(())
+            }
             Action::Transfer(transfer) => self.transfer(*transfer),
             Action::StartSuccessor => {
                 let start = self.start.context("the successor's image is not loaded")?;
@@ -224,6 +231,7 @@ impl Incumbent {
     /// Once L0 has no other host, nor a partition for one, everything is this host's.
     fn take_back(&mut self) -> Result<()> {
         if self.agent.has_other() {
+            self.agent.await_dump(self.config.timeouts.dump);
             self.agent.machine.abort()?;
         }
         self.link = None;

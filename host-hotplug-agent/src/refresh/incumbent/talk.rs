@@ -177,6 +177,7 @@ impl Incumbent {
             Box::new(Inheritance {
                 refresh: inner.refresh.to_send(),
                 report: inner.report.clone().unwrap_or_default(),
+                dump_seconds: self.config.timeouts.dump.as_secs(),
             })
         });
         self.tell(&Message::Welcome {
