@@ -21,6 +21,7 @@ pub struct Clock {
 
 impl Clock {
     /// The time now. Of several readings the one with the shortest way between the two clocks is taken.
+    #[expect(clippy::disallowed_methods, reason = "the wall clock itself is what is carried over")]
     pub fn now(tsc_khz: u64) -> Self {
         let reading = || {
             let before = tsc::now();

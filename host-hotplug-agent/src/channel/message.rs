@@ -226,6 +226,11 @@ impl Link {
         self.version
     }
 
+    /// Whether the other agent has closed the channel, and nothing of it is left to be read.
+    pub fn ended(&self) -> bool {
+        self.port.ended()
+    }
+
     /// Sends a message.
     ///
     /// # Errors

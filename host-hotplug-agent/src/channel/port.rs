@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -64,12 +66,29 @@ impl Deadline<'_> {
 #[derive(Debug)]
 pub struct Port {
     file: File,
+    /// Bytes read so far.
+    taken: Arc<AtomicU64>,
 }
 
 impl Port {
     /// Over an open file, which must not block (`O_NONBLOCK`).
     pub fn new(file: File) -> Self {
-        Self { file }
+        Self {
+            file,
+            taken: Arc::default(),
+        }
+    }
+
+    /// Bytes read so far, to be looked at while another thread reads.
+    pub fn taken(&self) -> Arc<AtomicU64> {
+        self.taken.clone()
+    }
+
+    /// Whether the other side has closed, and nothing is left to be read.
+    pub fn ended(&self) -> bool {
+        let mut fds = [PollFd::new(&self.file, PollFlags::IN)];
+        let looked = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        looked.is_ok() && fds.iter().any(|fd| fd.revents().contains(PollFlags::HUP))
     }
 
     /// Reads what there is, at least a byte. 0: the other side closed.
@@ -79,7 +98,10 @@ impl Port {
     pub fn read_some(&mut self, buf: &mut [u8], until: &Deadline<'_>) -> Result<usize, PortError> {
         loop {
             match self.file.read(buf) {
-                Ok(count) => return Ok(count),
+                Ok(count) => {
+                    self.taken.fetch_add(count as u64, Ordering::Relaxed);
+                    return Ok(count);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     until.wait(&self.file, PollFlags::IN)?;
                 }

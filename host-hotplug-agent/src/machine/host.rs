@@ -12,6 +12,7 @@ use rustix::system::{RebootCommand, reboot};
 
 use super::{CarriedOver, Device, Facts, Machine, Start, TextKind, device};
 use crate::channel::Port;
+use crate::clock::Clock;
 use crate::deadline::Deadline;
 use crate::error::Refusal;
 use crate::inventory::{cpu_dir, memory as blocks, pci, pins};
@@ -207,6 +208,10 @@ impl Machine for Host {
 
     fn channel(&self, number: usize) -> Result<Port> {
         device::channel(&self.sys, number).map(Port::new)
+    }
+
+    fn set_clock(&self, clock: &Clock) -> Result<()> {
+        clock.set()
     }
 
     fn publish(&self, kind: TextKind, text: &str) {

@@ -15,6 +15,7 @@ pub use host::Host;
 pub use locum_abi::uapi::TextKind;
 
 use crate::channel::Port;
+use crate::clock::Clock;
 use crate::sysroot::SysRoot;
 
 /// What does not change while the daemon runs.
@@ -178,6 +179,11 @@ pub trait Machine: Send + Sync {
     /// # Errors
     /// If it is not there or in use.
     fn channel(&self, number: usize) -> Result<Port>;
+    /// Sets this host's wall clock.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    fn set_clock(&self, clock: &Clock) -> Result<()>;
     /// Shows a text in `/sys/kernel/locum`. What goes wrong there is no reason to stop.
     fn publish(&self, kind: TextKind, text: &str);
     /// Tells the module whether a refresh runs.

@@ -1,6 +1,7 @@
 //! The successor's side: it answers the incumbent until that is gone, then takes over the machine.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -220,7 +221,7 @@ impl Successor {
                 version: _,
                 inheritance,
             } => {
-                if let Err(error) = clock.set() {
+                if let Err(error) = self.agent.machine.set_clock(&clock) {
                     tracing::warn!("{error:#}");
                 }
                 let inherits = inheritance.is_some();
@@ -334,7 +335,14 @@ impl Successor {
         let Some((_, vm)) = self.guests.get_mut(&name) else {
             bail!("guest {name} is gone");
         };
-        let message = match vm.receive(port, &Deadline::after(limit).or_when(gone)) {
+        // An agent that died before its first byte sends none: the guest runs there. After that, its own end is in the stream.
+        let (taken, before) = (port.taken(), port.taken().load(Ordering::Relaxed));
+        let link = self.link.as_ref();
+        let over = || {
+            let begun = taken.load(Ordering::Relaxed) != before;
+            gone() || (!begun && link.is_none_or(Link::ended))
+        };
+        let message = match vm.receive(port, &Deadline::after(limit).or_when(&over)) {
             Ok(Received { received, resumed }) => {
                 if let Some(inheritance) = &mut self.agent.shared.lock().brief.inheritance {
                     let guest = inheritance.report.guest(&name);

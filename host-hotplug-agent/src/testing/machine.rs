@@ -16,6 +16,7 @@ use super::vm::FakeHypervisor;
 use super::world::{Behaviour, Held, INCUMBENT, SUCCESSOR, World, owned_by};
 use crate::acpi::Interrupts;
 use crate::channel::Port;
+use crate::clock::Clock;
 use crate::daemon::Worker;
 use crate::inventory::{cpu_dir, memory::block_dir, pci};
 use crate::journal::Journal;
@@ -476,6 +477,12 @@ impl Machine for FakeMachine {
         self.world.fault(self.facts.slot, "channel")?;
         let end = self.world.open(number, self.facts.slot)?;
         Ok(Port::new(File::from(OwnedFd::from(end))))
+    }
+
+    fn set_clock(&self, clock: &Clock) -> Result<()> {
+        self.world.fault(self.facts.slot, "set_clock")?;
+        ensure!(clock.tsc_khz == self.facts.tsc_khz, "a clock of another rate");
+        Ok(())
     }
 
     fn publish(&self, kind: TextKind, text: &str) {

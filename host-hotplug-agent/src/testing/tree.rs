@@ -15,9 +15,9 @@ pub struct Tree {
 impl Tree {
     /// The lab's machine under generation 0.
     pub fn lab() -> Self {
-        let tree = Self {
-            dir: tempfile::tempdir().unwrap(),
-        };
+        // Like the real ones, these files are on no disk: a journal is written through with each action.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        let tree = Self { dir: dir.unwrap() };
         tree.put("proc/sys/kernel/osrelease", "6.11.1+deb13-amd64\n");
         tree.put("proc/sys/kernel/random/boot_id", "this boot\n");
         tree.put("proc/meminfo", "MemTotal: 1600000 kB\nMemAvailable: 1400000 kB\n");

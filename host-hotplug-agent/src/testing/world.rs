@@ -9,6 +9,8 @@ use anyhow::{Result, bail, ensure};
 use locum_abi::{CHANNEL_COUNT, CpuStatus, Grant, HostState, PerSlot, Slot, Status, StopReason, Will};
 use partitioner::MemRange;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::l0::FakeRegion;
 use super::machine::FakeMachine;
 use super::tree::Tree;
@@ -435,7 +437,8 @@ impl World {
         let Some(ends) = inner.ends.get_mut(number) else {
             bail!("no channel {number}");
         };
-        if let Some(mut end) = ends[slot].take() {
+        // If the other host has closed it meanwhile, its next one is at the other end of a new pair.
+        if let Some(mut end) = ends[slot].take().filter(|end| !hung_up(end)) {
             // Opened anew, a channel is empty; but who said hello meanwhile does not say it again.
             if number != 0 && !inner.opened.insert((number, slot)) {
                 let mut stale = [0; 4096];
@@ -488,6 +491,12 @@ pub(super) fn owned_by(status: &mut Status, slot: Slot) -> impl Iterator<Item = 
     status.cpus[..4]
         .iter_mut()
         .filter(move |cpu| view::owner(cpu) == Some(slot))
+}
+
+fn hung_up(end: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(end, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).unwrap();
+    fds[0].revents().contains(PollFlags::HUP)
 }
 
 fn channel() -> (UnixStream, UnixStream) {

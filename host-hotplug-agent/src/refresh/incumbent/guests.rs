@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use locum_abi::HostState;
 
-use super::settle::Settled;
+use super::settle::{Patience, Settled};
 use super::{Incumbent, MESSAGE, Ports, VERDICT};
 use crate::channel::Message;
 use crate::deadline::Deadline;
@@ -28,9 +28,15 @@ impl Incumbent {
     /// On failure the guest runs here, and nowhere else.
     pub(super) fn move_guest(&mut self, name: &str) -> Result<()> {
         let spec = self.spec(name)?;
+        let missing = self.missing.take_if(|missing| missing == name).is_some();
+        if missing && self.link.is_some() {
+            self.welcome(std::slice::from_ref(&spec), Patience::UntilAborted)?;
+        }
         self.reach(std::slice::from_ref(&spec))?;
         let limit = self.config.timeouts.guest_move;
         let mut vm = self.agent.hypervisor.attach(&spec)?;
+        // Before the other side reads: an agent that died has left the mark of its end in it.
+        self.ports.get(&*self.agent.machine, spec.channel)?;
         self.tell(&Message::Receive {
             name: name.to_owned(),
             seconds: limit.as_secs(),

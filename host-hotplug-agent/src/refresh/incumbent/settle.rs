@@ -196,7 +196,11 @@ impl Incumbent {
             (there, Some(mut vm)) => {
                 vm.resume()
                     .with_context(|| format!("guest {name} does not run on after a failed handover"))?;
-                there.map(|_| Settled::Here)
+                if there?.is_none() {
+                    // Its QEMU there was ended. The next attempt has one prepared.
+                    self.missing = Some(name.to_owned());
+                }
+                Ok(Settled::Here)
             }
             (there, None) => {
                 there?;
