@@ -176,8 +176,18 @@ ssize_t locum_write(struct file *file, const char __user *buffer, size_t count, 
 	return copy(file, (char __user *)buffer, count, position, true);
 }
 
+/* The pool's table, which programs of both hosts change by atomic words. */
+static bool is_pool_table(u64 start, u64 size)
+{
+	const struct locum_header *header = &locum.header;
+	u64 table_size = (u64)header->pool_extent_size * header->pool_extent_count;
+
+	return header->pool_table && within(header->pool_table, PAGE_ALIGN(table_size), header->shared, header->shared_size) &&
+	       within(start, size, header->pool_table, PAGE_ALIGN(table_size));
+}
+
 /**
- * locum_mmap() - mmap(2), read-only, of the shared region
+ * locum_mmap() - mmap(2) of the shared region, read-only but for the pool's table
  * @file: of /dev/locum
  * @vma: offset is the physical address
  *
@@ -189,8 +199,13 @@ int locum_mmap(struct file *file, struct vm_area_struct *vma)
 	u64 start = (u64)vma->vm_pgoff << PAGE_SHIFT;
 	u64 size = vma->vm_end - vma->vm_start;
 
-	if (vma->vm_flags & VM_WRITE)
-		return -EACCES;
+	if (vma->vm_flags & VM_WRITE) {
+		/* A shared mapping for writing has a file that was opened for it. */
+		if (!is_pool_table(start, size) || !(vma->vm_flags & VM_SHARED))
+			return -EACCES;
+		vm_flags_mod(vma, VM_DONTEXPAND | VM_DONTDUMP, VM_MAYEXEC);
+		return remap_pfn_range(vma, vma->vm_start, vma->vm_pgoff, size, vma->vm_page_prot);
+	}
 	if (!is_public(start, size)) {
 		if (!(file->f_mode & FMODE_WRITE))
 			return -EPERM;

@@ -115,6 +115,15 @@
 /* Only clear the command: proves that the CPU is in the monitor's hands (mailbox version 1). */
 #define LOCUM_MAILBOX_TEST 2
 
+/* How many extents there are. */
+#define LOCUM_POOL_EXTENTS 1024
+
+/* Extents begin and end at multiples of this: Linux maps device-DAX memory in pages of 2 MiB. */
+#define LOCUM_POOL_GRAIN (2 << 20)
+
+/* Bytes of a name, the zero at its end included. */
+#define LOCUM_POOL_NAME 64
+
 /* Number of hosts that can exist at a time. */
 #define LOCUM_SLOTS 2
 
@@ -295,6 +304,22 @@ enum locum_errno {
 	LOCUM_ERRNO_TIMEOUT = 9,
 	/* The frame is not what L0 expects (magic, CPU, or not mapped where it says). */
 	LOCUM_ERRNO_FRAME = 10,
+};
+
+/* What an entry says of its range. */
+enum locum_pool_state {
+	/* Nothing: there is no such entry. */
+	LOCUM_POOL_STATE_EMPTY = 0,
+	/* Nothing yet: the fields are being written. */
+	LOCUM_POOL_STATE_WRITING = 1,
+	/* It is to be taken, unless another entry has some of it. */
+	LOCUM_POOL_STATE_CLAIMED = 2,
+	/* It is taken, and being cleared. */
+	LOCUM_POOL_STATE_SCRUBBING = 3,
+	/* It holds the RAM of a guest of the host that `StateWord::slot` names. */
+	LOCUM_POOL_STATE_USED = 4,
+	/* Its guest is on the way from that host to the other one. */
+	LOCUM_POOL_STATE_CROSSING = 5,
 };
 
 /* What a struct locum_trace_record tells. Its words are encoded and decoded by `Event`, and nowhere else. */
@@ -499,6 +524,15 @@ struct locum_header {
 	__u32 kept_kinds;
 	/* Not used, zero. */
 	__u32 reserved3;
+	/*
+	 * Physical address of the pool's table, an array of struct locum_pool_extent; see `pool.rs` of the crate. 0:
+	 * there is none.
+	 */
+	__u64 pool_table;
+	/* Bytes from one struct locum_pool_extent to the next, a multiple of 64. */
+	__u32 pool_extent_size;
+	/* How many there are. */
+	__u32 pool_extent_count;
 };
 
 /* The host of one slot. */
@@ -676,6 +710,26 @@ struct LOCUM_ALIGNED(4096) locum_channel_ring {
 	__u8 data[LOCUM_RING_DATA];
 };
 
+/* An entry. */
+struct LOCUM_ALIGNED(64) locum_pool_extent {
+	/* See `StateWord`. */
+	__u64 state;
+	/* Physical address, a multiple of LOCUM_POOL_GRAIN. */
+	__u64 start;
+	/* Bytes, a multiple of LOCUM_POOL_GRAIN. */
+	__u64 size;
+	/* UUID of the guest, in the order of its text. */
+	__u8 uuid[16];
+	/* NUMA node, as the host that entered it numbers them; !0 if it is not known. */
+	__u32 node;
+	/* Not used, zero. */
+	__u32 reserved;
+	/* Name of the guest in UTF-8, then zeroes. */
+	__u8 name[LOCUM_POOL_NAME];
+	/* Not used, zero. */
+	__u64 reserved2[2];
+};
+
 /* One record. */
 struct locum_trace_record {
 	/* TSC when it was written. */
@@ -754,7 +808,7 @@ _Static_assert(__builtin_offsetof(struct locum_pool_piece, size) == 8, "locum_po
 _Static_assert(sizeof(struct locum_blank_range) == 16, "locum_blank_range");
 _Static_assert(__builtin_offsetof(struct locum_blank_range, start) == 0, "locum_blank_range.start");
 _Static_assert(__builtin_offsetof(struct locum_blank_range, size) == 8, "locum_blank_range.size");
-_Static_assert(sizeof(struct locum_header) == 816, "locum_header");
+_Static_assert(sizeof(struct locum_header) == 832, "locum_header");
 _Static_assert(__builtin_offsetof(struct locum_header, magic) == 0, "locum_header.magic");
 _Static_assert(__builtin_offsetof(struct locum_header, family) == 8, "locum_header.family");
 _Static_assert(__builtin_offsetof(struct locum_header, size) == 12, "locum_header.size");
@@ -796,6 +850,9 @@ _Static_assert(__builtin_offsetof(struct locum_header, kept_ring_size) == 800, "
 _Static_assert(__builtin_offsetof(struct locum_header, kept_record_size) == 804, "locum_header.kept_record_size");
 _Static_assert(__builtin_offsetof(struct locum_header, kept_kinds) == 808, "locum_header.kept_kinds");
 _Static_assert(__builtin_offsetof(struct locum_header, reserved3) == 812, "locum_header.reserved3");
+_Static_assert(__builtin_offsetof(struct locum_header, pool_table) == 816, "locum_header.pool_table");
+_Static_assert(__builtin_offsetof(struct locum_header, pool_extent_size) == 824, "locum_header.pool_extent_size");
+_Static_assert(__builtin_offsetof(struct locum_header, pool_extent_count) == 828, "locum_header.pool_extent_count");
 _Static_assert(sizeof(struct locum_host_status) == 40, "locum_host_status");
 _Static_assert(__builtin_offsetof(struct locum_host_status, state) == 0, "locum_host_status.state");
 _Static_assert(__builtin_offsetof(struct locum_host_status, reason) == 4, "locum_host_status.reason");
@@ -874,6 +931,15 @@ _Static_assert(__builtin_offsetof(struct locum_channel_ring, closed) == 132, "lo
 _Static_assert(__builtin_offsetof(struct locum_channel_ring, pad1) == 136, "locum_channel_ring.pad1");
 _Static_assert(__builtin_offsetof(struct locum_channel_ring, pad2) == 256, "locum_channel_ring.pad2");
 _Static_assert(__builtin_offsetof(struct locum_channel_ring, data) == 4096, "locum_channel_ring.data");
+_Static_assert(sizeof(struct locum_pool_extent) == 128, "locum_pool_extent");
+_Static_assert(__builtin_offsetof(struct locum_pool_extent, state) == 0, "locum_pool_extent.state");
+_Static_assert(__builtin_offsetof(struct locum_pool_extent, start) == 8, "locum_pool_extent.start");
+_Static_assert(__builtin_offsetof(struct locum_pool_extent, size) == 16, "locum_pool_extent.size");
+_Static_assert(__builtin_offsetof(struct locum_pool_extent, uuid) == 24, "locum_pool_extent.uuid");
+_Static_assert(__builtin_offsetof(struct locum_pool_extent, node) == 40, "locum_pool_extent.node");
+_Static_assert(__builtin_offsetof(struct locum_pool_extent, reserved) == 44, "locum_pool_extent.reserved");
+_Static_assert(__builtin_offsetof(struct locum_pool_extent, name) == 48, "locum_pool_extent.name");
+_Static_assert(__builtin_offsetof(struct locum_pool_extent, reserved2) == 112, "locum_pool_extent.reserved2");
 _Static_assert(sizeof(struct locum_trace_record) == 32, "locum_trace_record");
 _Static_assert(__builtin_offsetof(struct locum_trace_record, tsc) == 0, "locum_trace_record.tsc");
 _Static_assert(__builtin_offsetof(struct locum_trace_record, kind) == 8, "locum_trace_record.kind");

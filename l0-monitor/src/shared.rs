@@ -106,6 +106,8 @@ pub(crate) struct Addresses {
     pub(crate) machine_rsdp: u64,
     /// First channel ring.
     pub(crate) channels: u64,
+    /// The pool's table.
+    pub(crate) pool_table: u64,
 }
 
 /// Where the parts are.
@@ -117,6 +119,7 @@ pub(crate) fn addresses() -> Addresses {
         log: field!(log) as u64,
         machine_rsdp: field!(machine_rsdp) as u64,
         channels: field!(channels) as u64,
+        pool_table: field!(pool_table) as u64,
     }
 }
 

@@ -30,6 +30,22 @@ void test_access(void)
 	munmap(map, 65536);
 	CHECK(mmap(NULL, 4096, PROT_READ, MAP_SHARED, reader, header.channels) == MAP_FAILED && errno == EPERM);
 	CHECK(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, device, header.status) == MAP_FAILED);
+	if (header.pool_table) {
+		uint64_t bytes = (uint64_t)header.pool_extent_size * header.pool_extent_count;
+
+		map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, device, header.pool_table);
+		if (CHECK(map != MAP_FAILED)) {
+			uint64_t last = *(volatile uint64_t *)(map + bytes - 8);
+
+			*(volatile uint64_t *)(map + bytes - 8) = ~last;
+			CHECK(pread(device, page, 8, header.pool_table + bytes - 8) == 8 && *(uint64_t *)page == ~last);
+			*(volatile uint64_t *)(map + bytes - 8) = last;
+			munmap(map, bytes);
+		}
+		CHECK(mmap(NULL, bytes, PROT_READ, MAP_SHARED, reader, header.pool_table) == MAP_FAILED && errno == EPERM);
+		CHECK(mmap(NULL, bytes + 4096, PROT_READ | PROT_WRITE, MAP_SHARED, device, header.pool_table) == MAP_FAILED);
+		CHECK(mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, device, header.pool_table - 4096) == MAP_FAILED);
+	}
 	map = mmap(NULL, machine.shared_size, PROT_READ, MAP_SHARED, device, machine.shared);
 	CHECK(map != MAP_FAILED && *(uint64_t *)(map + (machine.header - machine.shared)) == LOCUM_MAGIC);
 	munmap(map, machine.shared_size);

@@ -14,6 +14,7 @@
 
 use core::mem::offset_of;
 
+use crate::pool::{POOL_EXTENTS, PoolExtent};
 use crate::slot::PerSlot;
 use crate::trace::KEPT_KINDS;
 use crate::{
@@ -189,6 +190,12 @@ pub struct Header {
     pub kept_kinds: u32,
     /// Not used, zero.
     pub reserved3: u32,
+    /// Physical address of the pool's table, an array of [`PoolExtent`]; see [`crate::pool`]. 0: there is none.
+    pub pool_table: u64,
+    /// Bytes from one [`PoolExtent`] to the next, a multiple of 64.
+    pub pool_extent_size: u32,
+    /// How many there are.
+    pub pool_extent_count: u32,
 }
 
 impl Header {
@@ -237,6 +244,9 @@ impl Header {
             kept_record_size: size_of::<KeptRecord>() as u32,
             kept_kinds: KEPT_KINDS as u32,
             reserved3: 0,
+            pool_table: 0,
+            pool_extent_size: size_of::<PoolExtent>() as u32,
+            pool_extent_count: POOL_EXTENTS as u32,
         }
     }
 

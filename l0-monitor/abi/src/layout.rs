@@ -1,7 +1,7 @@
 //! Where L0's arrays are and how long their elements: as its header says, which may be of another release than the reader.
 
 use crate::header::{FAMILY, HEADER_MIN, MAGIC};
-use crate::{Header, KeptRecord, KeptRing, LogRing, SLOTS, Slot, TraceRing};
+use crate::{Header, KeptRecord, KeptRing, LogRing, PoolExtent, SLOTS, Slot, TraceRing};
 use core::mem::offset_of;
 
 /// Bytes of a [`CpuStatus`](crate::CpuStatus) in the first release.
@@ -83,6 +83,8 @@ pub struct Layout {
     pub rings: Array,
     /// Bytes of text in the log ring: byte number `n` is at `n % log_bytes`.
     pub log_bytes: u32,
+    /// [`PoolExtent`](crate::PoolExtent). An older L0 has none.
+    pub extents: Option<Array>,
 }
 
 impl Layout {
@@ -148,6 +150,7 @@ impl Layout {
                 .ok()
                 .filter(|bytes| *bytes != 0)
                 .ok_or(HeaderError::Damaged("log ring"))?,
+            extents: extents(header)?,
         })
     }
 
@@ -206,6 +209,26 @@ fn kept(header: &Header) -> Result<(Array, Array), HeaderError> {
     let count = (header.kept_ring_size - records).checked_div(header.kept_record_size);
     let records = one.array(records, header.kept_record_size, least, 8, count.unwrap_or(0))?;
     Ok((rings, records))
+}
+
+/// The pool's table, if there is one. It has no size of its own in the header.
+fn extents(header: &Header) -> Result<Option<Array>, HeaderError> {
+    if header.pool_table == 0 {
+        return Ok(None);
+    }
+    let shared_end = header.shared.saturating_add(header.shared_size);
+    let table = Part {
+        name: "pool's table",
+        start: header.pool_table,
+        size: shared_end.saturating_sub(header.pool_table),
+    };
+    let (stride, count) = (header.pool_extent_size, header.pool_extent_count);
+    if header.pool_table < header.shared {
+        return Err(HeaderError::Damaged(table.name));
+    }
+    table
+        .array(0, stride, size_of::<PoolExtent>() as u32, 64, count)
+        .map(Some)
 }
 
 /// A stretch of the shared region.
@@ -344,6 +367,34 @@ mod tests {
         assert_eq!((layout.trace.count, layout.channel_count()), (1022, 16));
         let (_, records) = layout.kept(39).unwrap();
         assert_eq!((records.count, records.known::<KeptRecord>()), (100, 40));
+    }
+
+    #[test]
+    fn the_pools_table_is_where_the_header_says_or_nowhere() {
+        assert_eq!(Layout::of(&header()).unwrap().extents, None);
+        let with = |change: &dyn Fn(&mut Header)| {
+            let mut header = Header {
+                shared: 0x20_0000,
+                shared_size: 0x20_0000,
+                pool_table: 0x3c_0000,
+                ..header()
+            };
+            change(&mut header);
+            Layout::of(&header).map(|layout| layout.extents)
+        };
+        let table = with(&|_| {}).unwrap().unwrap();
+        assert_eq!((table.address(1), table.count), (Some(0x3c_0080), 1024));
+        let longer = with(&|header| header.pool_extent_size = 192).unwrap().unwrap();
+        assert_eq!(longer.known::<PoolExtent>(), 128);
+        for change in [
+            &|header: &mut Header| header.pool_extent_size = 64,
+            &|header: &mut Header| header.pool_extent_count = 0x1000,
+            &|header: &mut Header| header.pool_table = 0x1f_0000,
+            &|header: &mut Header| header.pool_table = u64::MAX,
+        ] as [&dyn Fn(&mut Header); 4]
+        {
+            assert_eq!(with(change), Err(HeaderError::Damaged("pool's table")));
+        }
     }
 
     #[test]

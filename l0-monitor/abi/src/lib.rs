@@ -17,6 +17,7 @@
 //! | [`hypercall`], [`grant`] | what a nested host may ask for | |
 //! | [`mailbox`] | ACPI multiprocessor wakeup mailbox | host, cleared by L0 |
 //! | [`channel`] | byte rings between the two hosts | both hosts |
+//! | [`pool`] | which guest's RAM lies where | both hosts |
 //! | [`trace`], [`event`] | the always-on trace ring and what its records tell, the log ring | L0 |
 //! | [`slot`] | the two places for a host | |
 //! | [`uapi`] | what the module offers to programs: ioctls | programs and the module |
@@ -31,6 +32,7 @@ pub mod header;
 pub mod hypercall;
 pub mod layout;
 pub mod mailbox;
+pub mod pool;
 mod raw;
 pub mod slot;
 pub mod status;
@@ -49,6 +51,7 @@ pub use header::{
 pub use hypercall::{Call, Errno, Op, Will};
 pub use layout::{HeaderError, Layout};
 pub use mailbox::Mailbox;
+pub use pool::{POOL_EXTENTS, POOL_GRAIN, PoolExtent, PoolState};
 pub use slot::{PerSlot, SLOTS, Slot};
 pub use status::{CpuMode, CpuStatus, HostState, HostStatus, Status, StopReason};
 pub use trace::{KeptRecord, KeptRing, LogRing, TraceRecord, TraceRing};

@@ -11,7 +11,7 @@
 //! e820 calls Reserved, ACPI Tables or ACPI Non-volatile Storage, but for L0's private memory). pwrite(2) works inside
 //! removed memory and the other slot's `tables`. Elsewhere: -EFAULT. In memory that was granted to the other host, or
 //! in `tables` once that host was started: -EBUSY. mmap(2) (PROT_READ, MAP_SHARED) works for the page-aligned parts of
-//! the shared region that the file may read; -EACCES with PROT_WRITE. Reads and writes may be short: go on at the next
+//! the shared region that the file may read; -EACCES with PROT_WRITE, but for the pool's table. Reads and writes may be short: go on at the next
 //! offset.
 //!
 //! *Structures* have no padding and are copied back to the caller on errors too, so that fields marked "out" are valid

@@ -62,6 +62,7 @@ pub(crate) fn publish(machine: &Machine, entry_end: u64) {
         kept: at.kept,
         log: at.log,
         channels: at.channels,
+        pool_table: at.pool_table,
         slots,
         machine_rsdp: machine.rsdp,
         image_bytes: image_bytes(machine),

@@ -6,7 +6,10 @@ use core::ops::Range;
 use locum_abi::channel::CHANNEL_COUNT;
 use locum_abi::frame::TableRegister;
 use locum_abi::trace::KEPT_KINDS;
-use locum_abi::{ChannelRing, Header, KeptRing, LogRing, Mailbox, PAGE_SIZE, SLOTS, Slot, Status, TraceRing};
+use locum_abi::{
+    ChannelRing, Header, KeptRing, LogRing, Mailbox, PAGE_SIZE, POOL_EXTENTS, PoolExtent, SLOTS, Slot, Status,
+    TraceRing,
+};
 
 use crate::arch::paging::{LOW_GIB, PDPTS, SMALL_PAGES, Table};
 use crate::id::APIC_IDS;
@@ -114,6 +117,8 @@ pub(crate) struct Region {
     pub(crate) slots: [SlotArea; SLOTS],
     /// Byte rings between the hosts.
     pub(crate) channels: [[ChannelRing; 2]; CHANNEL_COUNT],
+    /// Which guest's RAM lies where in the pool: the hosts' affair.
+    pub(crate) pool_table: Paged<[PoolExtent; POOL_EXTENTS]>,
 }
 
 /// Physical addresses of L0's memory: the image that the boot loader placed.
@@ -155,7 +160,7 @@ impl Place {
         start..start + size
     }
 
-    /// What follows the slots' areas: the channels, which both hosts write.
+    /// What follows the slots' areas: the channels and the pool's table, which both hosts write.
     pub(crate) const fn channels(self) -> Range<u64> {
         self.slot_area(Slot::Odd).end..self.shared().end
     }

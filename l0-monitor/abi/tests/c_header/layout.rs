@@ -7,6 +7,7 @@ use locum_abi::channel::ChannelRing;
 use locum_abi::frame::{self, Frame, TableRegister};
 use locum_abi::header::{BlankRange, Header, PoolPiece, SlotInfo};
 use locum_abi::mailbox::Mailbox;
+use locum_abi::pool::PoolExtent;
 use locum_abi::status::{CpuStatus, HostStatus, Status};
 use locum_abi::trace::{KeptRecord, KeptRing, LogRing, TraceRecord, TraceRing};
 use locum_abi::uapi;
@@ -46,7 +47,8 @@ pub fn abi() -> Vec<Layout> {
             status_size, trace, trace_size, log, log_size, channels, channels_size, slots, machine_rsdp, image_bytes,
             cpu_count, pm1a_cnt, pm1b_cnt, features, cpu_status_size, cpu_capacity, host_status_size, trace_record_size,
             channel_count, channel_ring_size, status_hosts, status_cpus, entry_end, reserved, pool_pieces,
-            blank, kept, kept_ring_size, kept_record_size, kept_kinds, reserved3;
+            blank, kept, kept_ring_size, kept_record_size, kept_kinds, reserved3, pool_table, pool_extent_size,
+            pool_extent_count;
         HostStatus, "locum_host_status": state, reason, detail, generation, cpu;
         CpuStatus, "locum_cpu_status": apic_id, mode, owner, reserved, enters, leaves, exits, guest_exits, nmis, reserved2,
             exits_by_reason;
@@ -58,6 +60,7 @@ pub fn abi() -> Vec<Layout> {
             ldtr_limit, ldtr_base, dr7, reserved2, module;
         Mailbox, "locum_mailbox": command, reserved, apic_id, wakeup_vector, os, firmware;
         ChannelRing, "locum_channel_ring": head, flags, pad0, tail, closed, pad1, pad2, data;
+        PoolExtent, "locum_pool_extent": state, start, size, uuid, node, reserved, name, reserved2;
         TraceRecord, "locum_trace_record": tsc, kind, cpu, a, b, c;
         TraceRing, "locum_trace_ring": written, capacity, reserved, records;
         KeptRecord, "locum_kept_record": number, record;

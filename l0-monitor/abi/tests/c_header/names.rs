@@ -28,6 +28,8 @@ pub const TYPES: Table = &[
     ("Errno", "locum_errno"),
     ("Mailbox", "locum_mailbox"),
     ("ChannelRing", "locum_channel_ring"),
+    ("PoolState", "locum_pool_state"),
+    ("PoolExtent", "locum_pool_extent"),
     ("TraceKind", "locum_trace_kind"),
     ("TraceRecord", "locum_trace_record"),
     ("TraceRing", "locum_trace_ring"),
@@ -53,6 +55,9 @@ pub const CONSTANTS: Table = &[
     ("MAX_CPUS", "LOCUM_MAX_CPUS"),
     ("POOL_PIECES", "LOCUM_POOL_PIECES"),
     ("BLANK_RANGES", "LOCUM_BLANK_RANGES"),
+    ("POOL_EXTENTS", "LOCUM_POOL_EXTENTS"),
+    ("POOL_GRAIN", "LOCUM_POOL_GRAIN"),
+    ("POOL_NAME", "LOCUM_POOL_NAME"),
     ("SLOTS", "LOCUM_SLOTS"),
     ("PAGE_SIZE", "LOCUM_PAGE_SIZE"),
     ("EXIT_REASONS", "LOCUM_EXIT_REASONS"),
@@ -113,6 +118,7 @@ pub const RUST_ONLY: &[&str] = &[
     "Array",
     "Layout",
     "KEPT_KINDS",
+    "StateWord",
 ];
 
 fn find(table: Table, rust: &str) -> Option<String> {

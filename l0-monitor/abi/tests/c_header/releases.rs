@@ -310,6 +310,9 @@ fn header() -> Header {
         kept_record_size: 0,
         kept_kinds: 0,
         reserved3: 0,
+        pool_table: 0,
+        pool_extent_size: 0,
+        pool_extent_count: 0,
     }
 }
 
