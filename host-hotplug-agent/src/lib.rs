@@ -41,6 +41,7 @@
 //! | [`load`] | the successor's image |
 //! | [`channel`] | bytes and messages between the hosts |
 //! | [`guest`] | QEMU |
+//! | [`pool`] | which guest's RAM lies where in the pool |
 //! | [`clock`], [`tsc`] | time that both hosts share |
 //! | [`deadline`] | how long to wait |
 //! | [`journal`] | what of a refresh outlives the daemon |
@@ -68,6 +69,7 @@ mod journal;
 mod l0;
 mod load;
 pub mod machine;
+pub mod pool;
 mod preflight;
 mod refresh;
 mod report;

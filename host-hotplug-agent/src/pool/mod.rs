@@ -1,0 +1,3 @@
+//! The pool: which guest's RAM lies where.
+
+pub mod table;
