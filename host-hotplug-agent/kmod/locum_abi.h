@@ -121,6 +121,9 @@
 /* Extents begin and end at multiples of this: Linux maps device-DAX memory in pages of 2 MiB. */
 #define LOCUM_POOL_GRAIN (2 << 20)
 
+/* A flag of struct locum_pool_extent: nobody asked for it. A guest that was started by hand was found there. */
+#define LOCUM_POOL_SEEN 1
+
 /* Bytes of a name, the zero at its end included. */
 #define LOCUM_POOL_NAME 64
 
@@ -722,8 +725,8 @@ struct LOCUM_ALIGNED(64) locum_pool_extent {
 	__u8 uuid[16];
 	/* NUMA node, as the host that entered it numbers them; !0 if it is not known. */
 	__u32 node;
-	/* Not used, zero. */
-	__u32 reserved;
+	/* LOCUM_POOL_SEEN; all else zero. */
+	__u32 flags;
 	/* Name of the guest in UTF-8, then zeroes. */
 	__u8 name[LOCUM_POOL_NAME];
 	/* Not used, zero. */
@@ -937,7 +940,7 @@ _Static_assert(__builtin_offsetof(struct locum_pool_extent, start) == 8, "locum_
 _Static_assert(__builtin_offsetof(struct locum_pool_extent, size) == 16, "locum_pool_extent.size");
 _Static_assert(__builtin_offsetof(struct locum_pool_extent, uuid) == 24, "locum_pool_extent.uuid");
 _Static_assert(__builtin_offsetof(struct locum_pool_extent, node) == 40, "locum_pool_extent.node");
-_Static_assert(__builtin_offsetof(struct locum_pool_extent, reserved) == 44, "locum_pool_extent.reserved");
+_Static_assert(__builtin_offsetof(struct locum_pool_extent, flags) == 44, "locum_pool_extent.flags");
 _Static_assert(__builtin_offsetof(struct locum_pool_extent, name) == 48, "locum_pool_extent.name");
 _Static_assert(__builtin_offsetof(struct locum_pool_extent, reserved2) == 112, "locum_pool_extent.reserved2");
 _Static_assert(sizeof(struct locum_trace_record) == 32, "locum_trace_record");

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 
+use crate::config;
 use crate::l0::trace;
 
 /// Replaces this machine's Linux/KVM host under its running guests.
@@ -79,6 +80,16 @@ pub enum Command {
     },
     /// Try again what a refresh is stuck on
     Retry(Output),
+    /// Show which guest's RAM lies where in the pool; give a guest a piece of it, or take that back
+    #[command(args_conflicts_with_subcommands = true)]
+    Pool {
+        /// What to do; without it, the pool is shown
+        #[command(subcommand)]
+        command: Option<PoolCommand>,
+        /// How to print
+        #[command(flatten)]
+        output: Output,
+    },
     /// Show L0's trace records
     Trace {
         /// Only the newest COUNT records
@@ -116,6 +127,36 @@ pub enum Command {
         /// Leave out this table or method
         #[arg(long, value_name = "NAME")]
         skip: Vec<String>,
+    },
+}
+
+/// What to do with the pool.
+#[derive(Debug, Subcommand)]
+pub enum PoolCommand {
+    /// Give a guest a piece of the pool, cleared, and print how QEMU is told of it
+    Alloc {
+        /// The guest: 1 to 63 bytes
+        name: String,
+        /// Its RAM, with the unit K, M or G. Whole pages of 2 MiB are given
+        #[arg(long, value_parser = |text: &str| config::Size::try_from(text.to_owned()))]
+        size: config::Size,
+        /// NUMA node of its RAM
+        #[arg(long)]
+        node: Option<u32>,
+        /// The guest's UUID; without it, one is made
+        #[arg(long)]
+        uuid: Option<String>,
+        /// How to print
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Take back what a guest has; its bytes are cleared before another guest gets them
+    Free {
+        /// The guest's name or UUID
+        name: String,
+        /// How to print
+        #[command(flatten)]
+        output: Output,
     },
 }
 

@@ -175,6 +175,14 @@ pub enum Refusal {
         /// The pool's device.
         device: String,
     },
+    /// A guest whose RAM is not its own.
+    #[error("guest {guest}: {problem}; see `locum pool`, and free there what belongs to no guest any more")]
+    PoolTable {
+        /// Name in the configuration.
+        guest: String,
+        /// What was found.
+        problem: String,
+    },
     /// A command line that starts one QEMU only.
     #[error("guest {guest}: {whose} cannot be used in the successor, for it names {what}: {remedy}")]
     OneStart {

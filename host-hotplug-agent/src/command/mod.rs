@@ -2,6 +2,7 @@
 
 mod look;
 mod nested;
+mod pool;
 mod refresh;
 
 use std::process::ExitCode;
@@ -25,6 +26,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Preflight(output) => return look::preflight(&sys, *output),
         Command::Status(output) => look::status(&sys, cli, *output)?,
         Command::Trace { newest, kinds, output } => look::trace(&sys, *newest, kinds, *output)?,
+        Command::Pool { command, output } => pool::run(&sys, command.as_ref(), *output)?,
         Command::Log(output) => look::log(&sys, *output)?,
         Command::Cycle {
             count,

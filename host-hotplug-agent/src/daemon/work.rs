@@ -11,6 +11,7 @@ use super::keep::{self, Kept};
 use crate::error::Refusal;
 use crate::journal::{Brief, Entry};
 use crate::machine::TextKind;
+use crate::pool::crossing;
 use crate::refresh::give_back::{Lacks, give_back};
 use crate::refresh::incumbent::Incumbent;
 use crate::refresh::successor::Successor;
@@ -96,6 +97,7 @@ impl Worker {
         )?;
         // What a plan is refused for beyond the partitioner's rules: as `locum plan` does.
         prepared.plan(&*self.agent.machine)?;
+        crossing::enter(&*self.agent.machine, &prepared.guests)?;
         let status = self.agent.machine.status()?;
         let mut inner = self.agent.shared.lock();
         inner.refresh.plan_for(&prepared.inventory, &prepared.request)?;
@@ -142,6 +144,7 @@ impl Worker {
     /// If L0 does not answer.
     pub fn take_up(self: &Arc<Self>) -> Result<()> {
         let agent = &self.agent;
+        crossing::mend(&*agent.machine);
         let own = agent.generation()?;
         let reigns = own == u64::from(agent.machine.status()?.generation);
         match agent.journal.read(&agent.boot_id(), own) {
@@ -265,6 +268,7 @@ impl Worker {
     /// Writes down how it ended.
     fn conclude(&self, fault: Option<String>) {
         let exits = self.agent.exits();
+        crossing::mend(&*self.agent.machine);
         let mut inner = self.agent.shared.lock();
         let error = fault.or_else(|| inner.refresh.last_error().map(str::to_owned));
         let losses = inner.refresh.losses().iter().map(ToString::to_string).collect();

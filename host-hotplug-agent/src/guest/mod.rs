@@ -13,6 +13,7 @@ pub mod users;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use partitioner::MemRange;
 use serde::{Deserialize, Serialize};
 
 use crate::channel::Port;
@@ -36,6 +37,9 @@ pub struct Spec {
     /// Devices with its RAM. An older agent tells none.
     #[serde(default)]
     pub ram: Vec<Ram>,
+    /// UUID that its QEMU tells, if any.
+    #[serde(default)]
+    pub uuid: Option<String>,
     /// Release of the QEMU that it runs in, major and minor. Not told to the other agent.
     #[serde(skip)]
     pub release: Option<(u32, u32)>,
@@ -48,6 +52,19 @@ pub struct Ram {
     pub file: PathBuf,
     /// Physical address of its memory.
     pub at: u64,
+    /// Where in it the RAM begins. An older agent does not tell.
+    #[serde(default)]
+    pub offset: u64,
+    /// Bytes; 0 if it is not known, or the device is not in one piece.
+    #[serde(default)]
+    pub size: u64,
+}
+
+impl Ram {
+    /// The physical memory, if it is known.
+    pub fn range(&self) -> Option<MemRange> {
+        MemRange::with_len(self.at.checked_add(self.offset)?, self.size)
+    }
 }
 
 /// What the sending side saw.

@@ -20,6 +20,19 @@ const DEVICES: &str = "sys/bus/dax/devices";
 /// The pool's device if no other memory is soft reserved.
 const USUAL: &str = "/dev/dax0.0";
 
+/// A stretch of the pool as one file of this host has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The file that QEMU maps.
+    pub file: PathBuf,
+    /// Where in the file it begins.
+    pub offset: u64,
+    /// Its physical memory; of a plain file, its bytes.
+    pub range: MemRange,
+    /// NUMA node, if Linux tells.
+    pub node: Option<u32>,
+}
+
 /// Where the RAM of guests must lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pool {
@@ -68,6 +81,13 @@ impl Pool {
         Some(ranges(sys, &name)?.first()?.start())
     }
 
+    /// Whether the device behind `file` is one piece of physical memory.
+    pub fn is_one_piece(&self, sys: &SysRoot, process: Process<'_>, file: &Path) -> bool {
+        let name = device(sys, process, file).ok();
+        name.and_then(|name| ranges(sys, &name))
+            .is_some_and(|ranges| ranges.len() == 1)
+    }
+
     /// The device of this host that begins at a physical address. Another host may give it another number.
     pub fn device_at(&self, sys: &SysRoot, at: u64) -> Option<PathBuf> {
         let Self::Memory(_) = self else { return None };
@@ -75,6 +95,43 @@ impl Pool {
             |name: &&String| ranges(sys, name).is_some_and(|ranges| ranges.first().map(|r| r.start()) == Some(at));
         let names = sys.list(DEVICES).ok()?;
         Some(Path::new("/dev").join(names.iter().find(begins)?))
+    }
+
+    /// All of the pool that this host can map.
+    pub fn parts(&self, sys: &SysRoot) -> Vec<Part> {
+        let pool = match self {
+            Self::None => return Vec::new(),
+            Self::File(file) => {
+                let len = fs::metadata(file).map_or(0, |kind| kind.len());
+                let part = MemRange::new(0, len).map(|range| Part {
+                    file: file.clone(),
+                    offset: 0,
+                    range,
+                    node: None,
+                });
+                return part.into_iter().collect();
+            }
+            Self::Memory(pool) => pool,
+        };
+        let mut parts = Vec::new();
+        for name in sys.list(DEVICES).unwrap_or_default() {
+            let Some(ranges) = ranges(sys, &name).filter(|ranges| ranges.iter().all(|range| holds(pool, *range)))
+            else {
+                continue;
+            };
+            let node = sys.read_number(format!("{DEVICES}/{name}/target_node")).ok();
+            let mut offset = 0;
+            for range in ranges {
+                parts.push(Part {
+                    file: Path::new("/dev").join(&name),
+                    offset,
+                    range,
+                    node: node.and_then(|node| u32::try_from(node).ok()),
+                });
+                offset += range.len();
+            }
+        }
+        parts
     }
 
     /// NUMA nodes of the pool, as far as its devices tell (`target_node`, Linux `drivers/dax/bus.c`).

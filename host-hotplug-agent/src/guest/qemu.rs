@@ -92,10 +92,15 @@ impl Hypervisor for Qemu {
             problem,
             device: self.pool.device(&self.sys),
         })?;
-        let ram = files.into_iter().filter_map(|file| {
+        let ram = files.into_iter().filter_map(|backend| {
+            let Backend { file, offset, size } = backend;
             let at = self.pool.address(&self.sys, process, &file)?;
-            Some(Ram { file, at })
+            let known = self.pool.is_one_piece(&self.sys, process, &file);
+            let size = if known { size } else { 0 };
+            Some(Ram { file, at, offset, size })
         });
+        let uuid = qmp.execute("query-uuid", json!({}), &until).unwrap_or_default();
+        let uuid = uuid.get("UUID").and_then(Value::as_str).map(str::to_owned);
         let command = command(guest, &running, process)?;
         let command = with_machine(&mut qmp, guest, &command, &until);
         let release = release(&mut qmp, &until).unwrap_or_else(|error| {
@@ -109,6 +114,7 @@ impl Hypervisor for Qemu {
             output: output(process, &guest.name),
             channel,
             ram: ram.collect(),
+            uuid,
             release,
         })
     }
@@ -148,6 +154,13 @@ impl Hypervisor for Qemu {
     }
 }
 
+/// A guest's RAM in the pool.
+struct Backend {
+    file: PathBuf,
+    offset: u64,
+    size: u64,
+}
+
 impl Qemu {
     /// The files with a guest's RAM, or what is wrong if some of it is not in the pool.
     fn in_pool(
@@ -155,7 +168,7 @@ impl Qemu {
         qmp: &mut Qmp,
         process: Process<'_>,
         until: &Deadline<'_>,
-    ) -> Result<Result<Vec<PathBuf>, String>> {
+    ) -> Result<Result<Vec<Backend>, String>> {
         let backends = qmp.execute("query-memdev", json!({}), until)?;
         let backends = backends.as_array().cloned().unwrap_or_default();
         if backends.is_empty() {
@@ -182,7 +195,13 @@ impl Qemu {
             if get("share") != Value::Bool(true) {
                 return Ok(Err(format!("`{id}` is not share=on")));
             }
-            files.push(file);
+            // QEMU before 8.1 has no offset.
+            let (offset, size) = (get("offset").as_u64(), get("size").as_u64());
+            files.push(Backend {
+                file,
+                offset: offset.unwrap_or_default(),
+                size: size.unwrap_or_default(),
+            });
         }
         Ok(Ok(files))
     }

@@ -279,6 +279,7 @@ mod tests {
             output: PathBuf::new(),
             channel: 1,
             ram: vec![],
+            uuid: None,
             release: Some(release),
         }
     }

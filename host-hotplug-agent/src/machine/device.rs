@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use firmware_shim::{OutOfRange, PhysMem};
@@ -14,7 +15,10 @@ use rustix::io::Errno;
 
 use super::{CarriedOver, Start, ioctl};
 use crate::error::Refusal;
-use crate::l0::{header, names};
+use crate::l0::{header, memory, names};
+use crate::pool::Extents;
+use crate::pool::mapped::Mapped;
+use crate::pool::table::{Table, Words};
 use crate::sysroot::SysRoot;
 
 /// Offset of L0's family in the `LOCM` table (`locum_abi::header`).
@@ -82,6 +86,23 @@ impl Device {
         self.file
             .write_all_at(bytes, at)
             .with_context(|| format!("writing {} bytes of physical memory at {at:#x}", bytes.len()))
+    }
+
+    /// The pool's table, to read and to change; `None` if this L0 has none.
+    ///
+    /// # Errors
+    /// If the module does not let it be mapped.
+    pub fn extents(&self) -> Result<Option<Extents>> {
+        let Some(array) = memory::layout(&self.header)?.extents else {
+            return Ok(None);
+        };
+        let (stride, count) = (array.stride as usize, array.count as usize);
+        let mapped = Mapped::new(&self.file, array.start, stride * count).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => anyhow!(OLD_MODULE),
+            _ => error.into(),
+        });
+        let words: Arc<dyn Words> = Arc::new(mapped.context("mapping the pool's table")?);
+        Ok(Some(Table::new(words, stride, count)))
     }
 
     /// Whether all that Linux uses of its online CPUs survives while they are nested. Nothing changes.

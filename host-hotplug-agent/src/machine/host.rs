@@ -17,6 +17,7 @@ use crate::deadline::Deadline;
 use crate::error::Refusal;
 use crate::inventory::{cpu_dir, memory as blocks, pci, pins};
 use crate::l0::memory;
+use crate::pool::Extents;
 use crate::sysroot::SysRoot;
 
 /// How long a PCI function may take to appear after a rescan.
@@ -28,6 +29,7 @@ pub struct Host {
     sys: SysRoot,
     device: Device,
     facts: Facts,
+    extents: Option<Extents>,
 }
 
 impl Host {
@@ -42,7 +44,16 @@ impl Host {
             slot: slot(device.info())?,
             tsc_khz: device.info().tsc_khz,
         };
-        Ok(Self { sys, device, facts })
+        let extents = device.extents().unwrap_or_else(|error| {
+            tracing::warn!("{error:#}");
+            None
+        });
+        Ok(Self {
+            sys,
+            device,
+            facts,
+            extents,
+        })
     }
 
     /// The device.
@@ -204,6 +215,10 @@ impl Machine for Host {
             bail!("`{}` failed ({status})", command.join(" "));
         }
         Ok(())
+    }
+
+    fn extents(&self) -> Option<&Extents> {
+        self.extents.as_ref()
     }
 
     fn channel(&self, number: usize) -> Result<Port> {

@@ -16,6 +16,7 @@ pub use locum_abi::uapi::TextKind;
 
 use crate::channel::Port;
 use crate::clock::Clock;
+use crate::pool::Extents;
 use crate::sysroot::SysRoot;
 
 /// What does not change while the daemon runs.
@@ -173,6 +174,9 @@ pub trait Machine: Send + Sync {
     /// # Errors
     /// If that cannot be begun.
     fn power_off(&self, command: &[String]) -> Result<()>;
+
+    /// The pool's table. None: L0 or the module is older, and has none.
+    fn extents(&self) -> Option<&Extents>;
 
     /// Opens a channel.
     ///

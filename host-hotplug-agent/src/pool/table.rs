@@ -6,10 +6,12 @@
 
 use std::fmt;
 
-use locum_abi::pool::{POOL_GRAIN, POOL_NAME, PoolExtent, PoolState, StateWord};
 use locum_abi::Slot;
+use locum_abi::pool::{POOL_GRAIN, POOL_NAME, POOL_SEEN, PoolExtent, PoolState, StateWord};
 use partitioner::MemRange;
 use serde::Serialize;
+
+const _: () = assert!(std::mem::offset_of!(PoolExtent, flags) == std::mem::offset_of!(PoolExtent, node) + 4);
 
 /// Words of an entry that this release knows.
 const KNOWN: usize = size_of::<PoolExtent>() / 8;
@@ -22,7 +24,7 @@ const NAME: usize = std::mem::offset_of!(PoolExtent, name) / 8;
 const TRIES: usize = 1000;
 
 /// Memory that both hosts write, in words. Every access is sequentially consistent.
-pub trait Words: Send + Sync {
+pub trait Words: fmt::Debug + Send + Sync {
     /// A word.
     fn load(&self, index: usize) -> u64;
     /// Changes a word.
@@ -85,6 +87,8 @@ pub struct Extent {
     pub node: Option<u32>,
     /// The guest's name, at most 63 bytes.
     pub name: String,
+    /// Nobody asked for it: a guest that was started by hand was found there.
+    pub seen: bool,
 }
 
 /// An entry that says something.
@@ -387,7 +391,11 @@ fn encode(extent: &Extent) -> Option<[u64; KNOWN]> {
     put(START, &extent.range.start().to_le_bytes());
     put(SIZE, &extent.range.len().to_le_bytes());
     put(UUID, &extent.uuid.0);
-    put(NODE, &extent.node.unwrap_or(u32::MAX).to_le_bytes());
+    let flags = if extent.seen { POOL_SEEN } else { 0 };
+    put(
+        NODE,
+        &(u64::from(flags) << 32 | u64::from(extent.node.unwrap_or(u32::MAX))).to_le_bytes(),
+    );
     put(NAME, name);
     Some(raw)
 }
@@ -401,14 +409,51 @@ fn decode(raw: &[u64; KNOWN]) -> Option<Extent> {
     let name = bytes(NAME, POOL_NAME);
     let len = name.iter().position(|byte| *byte == 0)?;
     let name = String::from_utf8(name.get(..len)?.to_vec()).ok()?;
-    let node = u32::from_le_bytes(*bytes(NODE, 4).first_chunk()?);
+    let both = *raw.get(NODE)?;
+    let (node, flags) = (both as u32, (both >> 32) as u32);
     let right = range.is_aligned(POOL_GRAIN) && !name.is_empty();
     right.then_some(Extent {
         range,
         uuid: Uuid(*bytes(UUID, 16).first_chunk()?),
         node: (node != u32::MAX).then_some(node),
         name,
+        seen: flags & POOL_SEEN != 0,
     })
+}
+
+/// Memory of a test.
+#[cfg(test)]
+impl Words for Vec<std::sync::atomic::AtomicU64> {
+    fn load(&self, index: usize) -> u64 {
+        self[index].load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    fn store(&self, index: usize, value: u64) {
+        self[index].store(value, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    fn swap_if(&self, index: usize, from: u64, to: u64) -> bool {
+        self[index]
+            .compare_exchange(
+                from,
+                to,
+                std::sync::atomic::Ordering::SeqCst,
+                std::sync::atomic::Ordering::SeqCst,
+            )
+            .is_ok()
+    }
+
+    fn fence(&self) {
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+/// Room for so many entries, all empty.
+#[cfg(test)]
+pub fn words(count: usize) -> Vec<std::sync::atomic::AtomicU64> {
+    (0..count * KNOWN)
+        .map(|_| std::sync::atomic::AtomicU64::new(0))
+        .collect()
 }
 
 #[cfg(test)]

@@ -14,24 +14,6 @@ const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
 const PAGES: u64 = 8;
 
-impl Words for Vec<AtomicU64> {
-    fn load(&self, index: usize) -> u64 {
-        self[index].load(SeqCst)
-    }
-
-    fn store(&self, index: usize, value: u64) {
-        self[index].store(value, SeqCst);
-    }
-
-    fn swap_if(&self, index: usize, from: u64, to: u64) -> bool {
-        self[index].compare_exchange(from, to, SeqCst, SeqCst).is_ok()
-    }
-
-    fn fence(&self) {
-        std::sync::atomic::fence(SeqCst);
-    }
-}
-
 fn words(count: usize) -> Vec<AtomicU64> {
     // A later release's entries are longer.
     (0..count * STRIDE).map(|_| AtomicU64::new(0)).collect()
@@ -52,6 +34,7 @@ fn extent(name: &str, range: MemRange) -> Extent {
         uuid: Uuid::parse("0123abcd-0000-4000-8000-00000000cafe").unwrap(),
         node: Some(1),
         name: name.to_owned(),
+        seen: false,
     }
 }
 
@@ -62,10 +45,14 @@ fn what_was_entered_is_read() {
     let claimed = table.claim(&first, Slot::Odd).unwrap();
     assert_eq!(claimed.state, PoolState::Scrubbing);
     let used = table.settle(&claimed, PoolState::Used, Slot::Odd).unwrap();
-    assert!(table.settle(&claimed, PoolState::Used, Slot::Odd).is_none(), "once only");
+    assert!(
+        table.settle(&claimed, PoolState::Used, Slot::Odd).is_none(),
+        "once only"
+    );
     let second = Extent {
         uuid: Uuid::default(),
         node: None,
+        seen: true,
         ..extent(&"é".repeat(31), pages(0, 2))
     };
     table.claim(&second, Slot::Even).unwrap();
@@ -86,7 +73,10 @@ fn a_byte_is_taken_once() {
     claim("one", pages(2, 2)).unwrap();
     for range in [pages(0, 3), pages(3, 1), pages(3, 4), pages(0, 8)] {
         let error = claim("two", range).unwrap_err();
-        assert!(matches!(&error, ClaimError::Taken(entry) if entry.extent.name == "one"), "{error:?}");
+        assert!(
+            matches!(&error, ClaimError::Taken(entry) if entry.extent.name == "one"),
+            "{error:?}"
+        );
         assert!(error.to_string().contains("0x100400000-0x100800000") && error.to_string().contains("one"));
     }
     assert_eq!(table.entries().unwrap().len(), 1, "nothing is left of those");
@@ -108,7 +98,12 @@ fn what_is_no_extent_is_refused() {
     ] {
         assert_eq!(table.claim(&wrong, Slot::Even), Err(ClaimError::Malformed));
     }
-    for wrong in ["", "0123abcd", "0123abcd-0000-4000-8000-00000000caf", "0123abcd-0000-4000-8000-00000000caf+"] {
+    for wrong in [
+        "",
+        "0123abcd",
+        "0123abcd-0000-4000-8000-00000000caf",
+        "0123abcd-0000-4000-8000-00000000caf+",
+    ] {
         assert_eq!(Uuid::parse(wrong), None, "{wrong}");
     }
 }
@@ -170,7 +165,10 @@ fn what_the_dead_had_begun_is_cleared_away_and_what_the_living_do_is_not() {
     };
     let mended = table.mend(Slot::Even, dead_even, |_| false);
     assert_eq!(mended.len(), 1, "{mended:?}");
-    assert_eq!((mended[0].name.as_deref(), mended[0].to), (Some("half"), PoolState::Empty));
+    assert_eq!(
+        (mended[0].name.as_deref(), mended[0].to),
+        (Some("half"), PoolState::Empty)
+    );
     assert_eq!(
         states(),
         [
@@ -192,6 +190,7 @@ thread_local! {
 }
 
 /// Words whose writer may die before any write.
+#[derive(Debug)]
 struct Mortal(Vec<AtomicU64>);
 
 impl Mortal {
@@ -337,6 +336,7 @@ proptest! {
 
 /// Only the words that decide are the checker's: one thread runs at a time, and the rest of an entry is its writer's alone
 /// until they say that it counts.
+#[derive(Debug)]
 struct Checked {
     states: Vec<loom::sync::atomic::AtomicU64>,
     rest: Vec<AtomicU64>,
@@ -375,9 +375,8 @@ fn two_hosts_that_claim_one_byte_do_not_both_get_it() {
         };
         let table = loom::sync::Arc::new(Table::new(words, STRIDE * 8, 2));
         let other = table.clone();
-        let claim = |table: &Table<Checked>, name: &str, first, slot| {
-            table.claim(&extent(name, pages(first, 2)), slot).is_ok()
-        };
+        let claim =
+            |table: &Table<Checked>, name: &str, first, slot| table.claim(&extent(name, pages(first, 2)), slot).is_ok();
         let odd = loom::thread::spawn(move || claim(&other, "odd", 1, Slot::Odd));
         let even = claim(&table, "even", 0, Slot::Even);
         let odd = odd.join().unwrap();

@@ -14,6 +14,7 @@ use crate::inventory;
 use crate::journal::ConfigText;
 use crate::load::{Files, threads};
 use crate::machine::Machine;
+use crate::pool::crossing;
 use crate::preflight;
 
 /// Ports of a UART.
@@ -68,6 +69,7 @@ impl Prepared {
         let stays = inventory::pages::settle(machine.sys(), &mut inventory, &request);
         // Guests last: what is cheaper to find out comes first.
         let guests = guests(hypervisor, &config)?;
+        crossing::check(machine, &guests)?;
         let mut notes = there::check(&files.initramfs, &guests)?;
         notes.extend(unseen);
         notes.extend(stays);

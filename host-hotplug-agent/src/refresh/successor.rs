@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use locum_abi::HostState;
+use locum_abi::{HostState, PoolState};
 use partitioner::{Action, Loss, MemRange, Refresh, Role, State};
 
 use super::{Agent, Ports, drive};
@@ -16,6 +16,7 @@ use crate::config::Timeouts;
 use crate::deadline::Deadline;
 use crate::guest::{Hypervisor, Place, Received, Spec, Vm};
 use crate::journal::Inheritance;
+use crate::pool::crossing;
 use crate::report::Report;
 use crate::tsc;
 
@@ -205,7 +206,10 @@ impl Successor {
         while let Some(spec) = self.doubtful.last() {
             let vm = arrived(&*self.agent.hypervisor, spec).with_context(|| format!("guest {}", spec.name))?;
             let known = self.doubtful.pop();
-            if let (Some(vm), Some(spec)) = (vm, known) {
+            if let (Some(mut vm), Some(spec)) = (vm, known) {
+                if vm.place()? == Place::Running {
+                    crossing::runs_here(&self.agent, &spec);
+                }
                 self.guests.insert(spec.name.clone(), (spec, vm));
             }
         }
@@ -332,7 +336,7 @@ impl Successor {
         self.ports.get(&*self.agent.machine, channel)?;
         self.say(&Message::Receiving { name: name.clone() }, gone)?;
         let port = self.ports.get(&*self.agent.machine, channel)?;
-        let Some((_, vm)) = self.guests.get_mut(&name) else {
+        let Some((spec, vm)) = self.guests.get_mut(&name) else {
             bail!("guest {name} is gone");
         };
         // An agent that died before its first byte sends none: the guest runs there. After that, its own end is in the stream.
@@ -344,6 +348,7 @@ impl Successor {
         };
         let message = match vm.receive(port, &Deadline::after(limit).or_when(&over)) {
             Ok(Received { received, resumed }) => {
+                crossing::runs_here(&self.agent, spec);
                 if let Some(inheritance) = &mut self.agent.shared.lock().brief.inheritance {
                     let guest = inheritance.report.guest(&name);
                     (guest.moved, guest.received, guest.resumed) = (true, received, resumed);
@@ -374,6 +379,9 @@ impl Successor {
             .get_mut(&name)
             .with_context(|| format!("guest {name} does not run here"))?;
         let port = self.ports.get(&*self.agent.machine, spec.channel)?;
+        if let Err(error) = crossing::mark(&*self.agent.machine, spec, PoolState::Crossing) {
+            tracing::warn!("{error}");
+        }
         if let Err(error) = vm.send(port, &Deadline::after(limit).or_when(gone)) {
             tracing::warn!("guest {name}: {error:#}");
         }
@@ -382,8 +390,9 @@ impl Successor {
             match link.receive(&Deadline::after(limit + MESSAGE).or_when(gone))? {
                 Message::Resumed { .. } => return self.let_go(name, gone),
                 Message::Failed { .. } => {
-                    if let Some((_, vm)) = self.guests.get_mut(&name) {
+                    if let Some((spec, vm)) = self.guests.get_mut(&name) {
                         vm.resume()?;
+                        crossing::runs_here(&self.agent, spec);
                     }
                     return Ok(());
                 }

@@ -212,6 +212,7 @@ fn the_successor_takes_over_the_whole_machine() {
         [] as [String; 0],
         "nothing of the incumbent's memory"
     );
+    assert_eq!(stage.world.extents_in(), [SUCCESSOR; 2]);
 }
 
 #[test]

@@ -22,6 +22,7 @@ use crate::inventory::{cpu_dir, memory::block_dir, pci};
 use crate::journal::Journal;
 use crate::l0::{memory, view};
 use crate::machine::{CarriedOver, Facts, Machine, Start, TextKind};
+use crate::pool::Extents;
 use crate::refresh::{Agent, Shared};
 use crate::sysroot::SysRoot;
 
@@ -471,6 +472,10 @@ impl Machine for FakeMachine {
             }
         });
         Ok(())
+    }
+
+    fn extents(&self) -> Option<&Extents> {
+        Some(&self.world.extents)
     }
 
     fn channel(&self, number: usize) -> Result<Port> {

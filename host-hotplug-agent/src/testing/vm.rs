@@ -13,7 +13,7 @@ use crate::channel::{Port, stream};
 use crate::config;
 use crate::deadline::Deadline;
 use crate::error::Refusal;
-use crate::guest::{Hypervisor, Place, Received, Sent, Spec, Vm};
+use crate::guest::{Hypervisor, Place, Ram, Received, Sent, Spec, Vm};
 use crate::tsc;
 
 /// QEMU on one host.
@@ -57,7 +57,13 @@ impl Hypervisor for FakeHypervisor {
                 command: vec!["qemu".to_owned()],
                 output: PathBuf::new(),
                 channel,
-                ram: vec![],
+                ram: vec![Ram {
+                    file: PathBuf::from("/dev/dax0.0"),
+                    at: 0x6800_0000,
+                    offset: if guest.name == "one" { 0 } else { 64 << 20 },
+                    size: 64 << 20,
+                }],
+                uuid: None,
                 release: None,
             }),
             _ => Err(Refusal::NoGuest {

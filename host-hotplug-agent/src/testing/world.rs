@@ -6,7 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Result, bail, ensure};
-use locum_abi::{CHANNEL_COUNT, CpuStatus, Grant, HostState, PerSlot, Slot, Status, StopReason, Will};
+use locum_abi::{
+    CHANNEL_COUNT, CpuStatus, Grant, HostState, PerSlot, PoolExtent, PoolState, Slot, Status, StopReason, Will,
+};
 use partitioner::MemRange;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -16,6 +18,8 @@ use super::machine::FakeMachine;
 use super::tree::Tree;
 use crate::l0::view;
 use crate::machine::TextKind;
+use crate::pool::Extents;
+use crate::pool::table::{Table, words};
 
 /// The slot of the host that is there from the start.
 pub const INCUMBENT: Slot = Slot::Even;
@@ -34,6 +38,9 @@ pub enum Behaviour {
     /// Comes up with one CPU only.
     LacksCpu,
 }
+
+/// Entries of the pool's table.
+const TABLE: usize = 4;
 
 /// What a QEMU process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +66,8 @@ pub enum Held {
 pub struct World {
     /// L0's shared region.
     pub region: FakeRegion,
+    /// The pool's table.
+    pub extents: Extents,
     pub(super) behaviour: Behaviour,
     inner: Mutex<Inner>,
 }
@@ -153,6 +162,7 @@ impl World {
     pub fn new(behaviour: Behaviour) -> Arc<Self> {
         Arc::new(Self {
             region: FakeRegion::new(4),
+            extents: Table::new(Arc::new(words(TABLE)), size_of::<PoolExtent>(), TABLE),
             behaviour,
             inner: Mutex::new(Inner {
                 vms: BTreeMap::new(),
@@ -245,6 +255,13 @@ impl World {
     /// What a host could read of another one's memory, but for what was handed over.
     pub fn leaks(&self) -> Vec<String> {
         self.lock().leaks.clone()
+    }
+
+    /// Hosts that have the guests' RAM, as the pool's table says.
+    pub fn extents_in(&self) -> Vec<Slot> {
+        let entries = self.extents.entries().unwrap();
+        let used = entries.iter().filter(|entry| entry.state == PoolState::Used);
+        used.map(|entry| entry.word.slot()).collect()
     }
 
     /// Whether that memory was cleared, in one piece.

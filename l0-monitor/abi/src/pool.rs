@@ -18,6 +18,8 @@ use crate::raw::from_raw;
 pub const POOL_EXTENTS: usize = 1024;
 /// Extents begin and end at multiples of this: Linux maps device-DAX memory in pages of 2 MiB.
 pub const POOL_GRAIN: u64 = 2 << 20;
+/// A flag of [`PoolExtent`]: nobody asked for it. A guest that was started by hand was found there.
+pub const POOL_SEEN: u32 = 1;
 /// Bytes of a name, the zero at its end included.
 pub const POOL_NAME: usize = 64;
 
@@ -80,8 +82,8 @@ pub struct PoolExtent {
     pub uuid: [u8; 16],
     /// NUMA node, as the host that entered it numbers them; !0 if it is not known.
     pub node: u32,
-    /// Not used, zero.
-    pub reserved: u32,
+    /// [`POOL_SEEN`]; all else zero.
+    pub flags: u32,
     /// Name of the guest in UTF-8, then zeroes.
     pub name: [u8; POOL_NAME],
     /// Not used, zero.

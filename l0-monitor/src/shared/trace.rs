@@ -234,6 +234,7 @@ mod tests {
                 slot,
                 will: Will::Yield,
             },
+            Event::HostDumps { slot },
         ]
     }
 

@@ -4,13 +4,14 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use locum_abi::HostState;
+use locum_abi::{HostState, PoolState};
 
 use super::settle::{Patience, Settled};
 use super::{Incumbent, MESSAGE, Ports, VERDICT};
 use crate::channel::Message;
 use crate::deadline::Deadline;
 use crate::guest::{Spec, Vm};
+use crate::pool::crossing;
 use crate::report::GuestReport;
 
 /// How often a guest is asked back, before an operator is needed.
@@ -27,6 +28,16 @@ impl Incumbent {
 
     /// On failure the guest runs here, and nowhere else.
     pub(super) fn move_guest(&mut self, name: &str) -> Result<()> {
+        let outcome = self.try_move(name);
+        if outcome.is_err()
+            && let Ok(spec) = self.spec(name)
+        {
+            crossing::runs_here(&self.agent, &spec);
+        }
+        outcome
+    }
+
+    fn try_move(&mut self, name: &str) -> Result<()> {
         let spec = self.spec(name)?;
         let missing = self.missing.take_if(|missing| missing == name).is_some();
         if missing && self.link.is_some() {
@@ -50,6 +61,7 @@ impl Incumbent {
         let agent = self.agent.clone();
         let given_up = || agent.other_died().is_some();
         let port = self.ports.get(&*self.agent.machine, spec.channel)?;
+        crossing::mark(&*agent.machine, &spec, PoolState::Crossing)?;
         let sent = vm.send(port, &Deadline::after(limit).or_when(&given_up));
         // The operator must wait for the word: until then it is not known where the guest runs.
         let verdict = self.insist(limit + VERDICT, |message| match message {
@@ -164,6 +176,7 @@ impl Incumbent {
         match vm.receive(port, &Deadline::after(limit).or_when(&given_up)) {
             Ok(received) => {
                 let (received, resumed) = (received.received, received.resumed);
+                crossing::runs_here(&agent, spec);
                 // The guest runs here. Should the successor not hear of it, its QEMU stays stopped until it is aborted.
                 if let Err(error) = self.tell(&Message::Resumed {
                     name: name.clone(),

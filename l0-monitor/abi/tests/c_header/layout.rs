@@ -60,7 +60,7 @@ pub fn abi() -> Vec<Layout> {
             ldtr_limit, ldtr_base, dr7, reserved2, module;
         Mailbox, "locum_mailbox": command, reserved, apic_id, wakeup_vector, os, firmware;
         ChannelRing, "locum_channel_ring": head, flags, pad0, tail, closed, pad1, pad2, data;
-        PoolExtent, "locum_pool_extent": state, start, size, uuid, node, reserved, name, reserved2;
+        PoolExtent, "locum_pool_extent": state, start, size, uuid, node, flags, name, reserved2;
         TraceRecord, "locum_trace_record": tsc, kind, cpu, a, b, c;
         TraceRing, "locum_trace_ring": written, capacity, reserved, records;
         KeptRecord, "locum_kept_record": number, record;

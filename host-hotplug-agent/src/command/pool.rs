@@ -1,0 +1,111 @@
+//! `locum pool`: which guest's RAM lies where, a piece for a guest, and back.
+
+use anyhow::{Context, Result};
+use locum_abi::HostState;
+use partitioner::MemRange;
+use serde::Serialize;
+
+use super::{print_json, print_line};
+use crate::cli::{Output, PoolCommand};
+use crate::guest::pool::Pool;
+use crate::l0::memory;
+use crate::machine::{Access, Device};
+use crate::pool::table::Uuid;
+use crate::pool::{Keeper, View, Wanted};
+use crate::sysroot::SysRoot;
+
+/// What `locum pool` shows.
+#[derive(Serialize)]
+struct List {
+    extents: Vec<View>,
+    free: Vec<MemRange>,
+    problems: Vec<String>,
+}
+
+pub fn run(sys: &SysRoot, command: Option<&PoolCommand>, list: Output) -> Result<()> {
+    let device = Device::open(sys, Access::Control)?;
+    let slot = device.info().slot().context("locum.ko puts this host into no slot")?;
+    let extents = device.extents()?.context(
+        "this L0 is older and has no table of the pool: give each guest an `offset` of its own by hand, and reboot into the \
+         L0 of the installed package when there is time",
+    )?;
+    let other = memory::host(&device, device.header(), slot.other())?;
+    let alone = [HostState::Absent, HostState::Retired].map(|state| state as u32);
+    let pool = Pool::of(device.header());
+    let keeper = Keeper::new(sys, &pool, &extents, slot, !alone.contains(&other.state))?;
+    match command {
+        None => show(&keeper, list),
+        Some(PoolCommand::Alloc {
+            name,
+            size,
+            node,
+            uuid,
+            output,
+        }) => {
+            let uuid = uuid.as_deref().map(parse_uuid).transpose()?;
+            let given = keeper.alloc(&Wanted {
+                name: name.clone(),
+                size: size.0,
+                node: *node,
+                uuid,
+            })?;
+            if output.json {
+                return print_json(&given);
+            }
+            print_line(&format!("guest {} (UUID {}) has:", given.guest, given.uuid))?;
+            print_line(&given.backend().context("no device of this host has it")?)
+        }
+        Some(PoolCommand::Free { name, output }) => {
+            let freed = keeper.free(name)?;
+            if output.json {
+                return print_json(&freed);
+            }
+            for view in freed {
+                print_line(&format!(
+                    "free: {:#x}-{:#x} of guest {}",
+                    view.start, view.end, view.guest
+                ))?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn parse_uuid(text: &str) -> Result<Uuid> {
+    let uuid = Uuid::parse(text).filter(|uuid| uuid.is_known());
+    uuid.with_context(|| format!("`{text}` is no UUID: 8, 4, 4, 4 and 12 hexadecimal digits, with `-` between"))
+}
+
+fn show(keeper: &Keeper<'_>, output: Output) -> Result<()> {
+    let problems = keeper.enter_seen()?;
+    let list = List {
+        extents: keeper.list()?,
+        free: keeper.free_ranges()?,
+        problems,
+    };
+    if output.json {
+        return print_json(&list);
+    }
+    for view in &list.extents {
+        let node = view.node.map_or_else(|| "-".to_owned(), |node| node.to_string());
+        let device = match (&view.device, view.offset) {
+            (Some(device), Some(offset)) => format!("{device} offset={offset}"),
+            _ => "no device".to_owned(),
+        };
+        print_line(&format!(
+            "{:<9} {:#x}-{:#x} {:>6} MiB  node {node}  {device}  {} {}",
+            view.state,
+            view.start,
+            view.end,
+            (view.end - view.start) >> 20,
+            view.uuid,
+            view.guest
+        ))?;
+    }
+    for range in &list.free {
+        print_line(&format!("free      {range} {:>6} MiB", range.len() >> 20))?;
+    }
+    list.problems
+        .iter()
+        .try_for_each(|problem| print_line(&format!("beware    {problem}")))
+}
