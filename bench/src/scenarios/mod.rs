@@ -8,6 +8,7 @@ mod growth;
 mod instructions;
 mod kmod;
 mod native;
+mod pool;
 mod refreshes;
 mod refuse;
 mod selftest;
@@ -309,6 +310,12 @@ pub(crate) const BY_NAME: &[Scenario] = &[
         "a successor whose kernel is garbage, no guest",
         |run| abort::each(run, &[], &[abort::GARBAGE]),
     ),
+    Scenario {
+        name: "pool",
+        about: "pieces of the pool given and taken back: a guest finds zeroes where another was; a refresh on top",
+        minutes: 6,
+        play: Play::On(|_| {}, pool::all),
+    },
     Scenario {
         name: "fault-daemon-killed",
         about: "kill -9 of either daemon at steps of refreshes that go through all the same, under a guest",
