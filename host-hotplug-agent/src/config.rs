@@ -43,6 +43,9 @@ pub struct Config {
     /// How long to wait.
     #[serde(default)]
     pub timeouts: Timeouts,
+    /// Whether the memory of a successor that died is saved before it is cleared.
+    #[serde(default)]
+    pub keep_image: bool,
     /// What powers the incumbent off. Empty: `systemctl poweroff` under systemd, the system call elsewhere.
     #[serde(default)]
     pub poweroff: Vec<String>,

@@ -48,6 +48,7 @@
 //! | [`refresh`] | the refresh carried out, from either side |
 //! | [`daemon`] | requests, one at a time |
 //! | [`systemd`] | what systemd is told |
+//! | [`evidence`] | what is saved of a successor that died |
 //! | [`report`], [`status`] | what happened, and how it stands |
 //!
 //! Everything above [`machine`] and [`guest`] runs in `cargo test` against a machine in memory, including every way
@@ -63,6 +64,7 @@ mod daemon;
 pub mod deadline;
 mod doctor;
 pub mod error;
+mod evidence;
 pub mod guest;
 mod inventory;
 mod journal;

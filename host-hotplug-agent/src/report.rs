@@ -72,6 +72,9 @@ pub struct Report {
     /// Actions that came next when a daemon that had been started anew took the refresh up.
     #[serde(default)]
     pub taken_up: Vec<String>,
+    /// What was saved of a successor that died, and where; or why not.
+    #[serde(default)]
+    pub saved: Vec<String>,
     /// What did not come back, in words.
     pub losses: Vec<String>,
     /// Bytes of memory that belong to nobody now.

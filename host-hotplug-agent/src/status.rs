@@ -169,6 +169,9 @@ impl std::fmt::Display for Report {
         for action in &self.taken_up {
             write!(f, "\n  taken up by a daemon that was started anew, at: {action}")?;
         }
+        for saved in &self.saved {
+            write!(f, "\n  {saved}")?;
+        }
         for loss in &self.losses {
             write!(f, "\n  lost: {loss}")?;
         }

@@ -52,6 +52,8 @@ pub struct Brief {
     pub notifiers_first: Option<bool>,
     /// Successor: what it goes on with if the incumbent dies before it puts this host in charge.
     pub inheritance: Option<Inheritance>,
+    /// Incumbent: whether it was started, or about to be.
+    pub started: bool,
     /// Successor: seconds that the incumbent has to power off, once it has put this host in charge.
     pub retire_seconds: Option<u64>,
 }

@@ -124,6 +124,7 @@ mod tests {
             carry: vec![dir.join("vmlinuz")],
             guests: vec![],
             timeouts: Default::default(),
+            keep_image: false,
             poweroff: vec![],
         }
     }

@@ -12,6 +12,7 @@ use super::Agent;
 use super::found::is_there;
 use crate::channel::{Link, Message};
 use crate::deadline::Deadline;
+use crate::evidence::{self, Dead};
 use crate::guest::Place;
 use crate::inventory::{memmap, memory};
 use crate::l0::view;
@@ -124,7 +125,19 @@ pub fn give_back(agent: &Agent, force: bool) -> Result<Vec<String>> {
             lost.push(format!("{what}: {error:#}"));
         }
     };
+    let started = matches!(lacks.other, Some(HostState::Running | HostState::Dead));
     let lacks = Lacks::of(agent)?;
+    let saved = evidence::save(
+        machine,
+        &Dead {
+            name: "unknown",
+            why: "the operator gave everything back, without a journal",
+            memory: &lacks.memory,
+            started,
+            keep_image: false,
+        },
+    );
+    saved.iter().for_each(|saved| tracing::info!("{saved}"));
     for apic in &lacks.nested {
         let left = agent.cpu_number(*apic).and_then(|number| machine.leave(number));
         tried(format!("leaving nested on the CPU with {apic}"), left);

@@ -234,6 +234,74 @@ fn what_an_earlier_host_left_is_cleared_before_it_is_given() {
     assert_eq!(stage.world.leaks(), [] as [String; 0]);
 }
 
+/// Memory in which a kernel's log says so.
+fn printed(lines: &[&str]) -> Vec<u8> {
+    let mut bytes = vec![0; 2 << 20];
+    let mut at = 0x3000;
+    for (number, line) in (0x3fff_ffff_ffff_e000u64..).zip(lines) {
+        bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
+        bytes[at + 8..at + 8 + line.len()].copy_from_slice(line.as_bytes());
+        at += (8 + line.len()).next_multiple_of(8);
+    }
+    bytes
+}
+
+#[test]
+fn what_a_dead_successor_printed_is_saved_before_its_memory_is_cleared() {
+    let stage = Stage::new(Behaviour::TripleFaults);
+    stage.world.region.put(
+        0x5000_0000,
+        printed(&["Linux version 6.12.2", "BUG: unable to handle page fault"]),
+    );
+    stage.world.region.log("a line of L0\n");
+    stage.begin();
+    let report = stage.wait();
+    let [saved] = report.saved.as_slice() else {
+        panic!("{:?}", report.saved);
+    };
+    let path = saved.strip_prefix("log of the successor: ").unwrap();
+    assert!(path.contains("var/log/locum/next-"), "{path}");
+    let text = fs::read_to_string(path).unwrap();
+    for word in [
+        "given up: ",
+        "0xdead",
+        "Linux version 6.12.2\nBUG: unable to handle page fault\n",
+        "a line of L0",
+    ] {
+        assert!(text.contains(word), "`{word}` is not in: {text}");
+    }
+    stage.intact();
+}
+
+#[test]
+fn an_abort_does_not_wait_for_a_disk() {
+    let stage = Stage::new(Behaviour::TripleFaults);
+    // No directory can be made there.
+    stage.machine.tree().put("var/log", "");
+    let file = stage.machine.tree().path().join("etc/locum/next.toml");
+    let config = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("keep_image = true\n{config}")).unwrap();
+    stage.begin();
+    let report = stage.wait();
+    assert_eq!((report.outcome.as_str(), report.saved.len()), ("aborted", 2));
+    assert!(
+        report.saved.iter().all(|saved| saved.contains("not saved")),
+        "{:?}",
+        report.saved
+    );
+    stage.intact();
+    assert_eq!(report.losses, [] as [String; 0]);
+}
+
+#[test]
+fn where_nothing_was_started_nothing_is_saved() {
+    let stage = Stage::new(Behaviour::Boots);
+    stage.world.fail(INCUMBENT, "enter", 1);
+    stage.begin();
+    assert_eq!(stage.wait().saved, [] as [String; 0]);
+    assert!(!stage.machine.tree().path().join("var/log/locum").exists());
+}
+
 #[test]
 fn memory_that_cannot_be_cleared_stays_out_of_use() {
     // The first four are for all of the successor's memory at once.

@@ -32,6 +32,8 @@ pub const FIRST_TRACE: &[u8] = include_bytes!("../../../l0-monitor/abi/tests/rel
 pub struct FakeRegion {
     header: Header,
     bytes: Mutex<Vec<u8>>,
+    /// Memory elsewhere.
+    other: Mutex<Vec<(u64, Vec<u8>)>>,
     /// Held while the status is read, changed and written: two hosts' threads do that.
     updating: Mutex<()>,
 }
@@ -71,6 +73,7 @@ impl FakeRegion {
         let region = Self {
             header,
             bytes: Mutex::new(vec![0; SIZE as usize]),
+            other: Mutex::new(vec![]),
             updating: Mutex::new(()),
         };
         region.store(BASE, header);
@@ -135,6 +138,11 @@ impl FakeRegion {
         self.store(LOG, written);
     }
 
+    /// Puts memory anywhere outside the region.
+    pub fn put(&self, at: u64, bytes: Vec<u8>) {
+        self.other.lock().unwrap().push((at, bytes));
+    }
+
     /// Writes bytes anywhere in the region.
     pub fn write(&self, at: u64, data: &[u8]) {
         let start = (at - BASE) as usize;
@@ -151,6 +159,13 @@ impl FakeRegion {
 impl PhysMem for FakeRegion {
     fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), OutOfRange> {
         let refuse = OutOfRange { addr, len: buf.len() };
+        for (start, bytes) in &*self.other.lock().unwrap() {
+            let at = addr.checked_sub(*start).and_then(|at| usize::try_from(at).ok());
+            if let Some(there) = at.and_then(|at| bytes.get(at..at.checked_add(buf.len())?)) {
+                buf.copy_from_slice(there);
+                return Ok(());
+            }
+        }
         let bytes = self.bytes.lock().unwrap();
         let start = addr.checked_sub(BASE).ok_or(refuse)? as usize;
         buf.copy_from_slice(bytes.get(start..start + buf.len()).ok_or(refuse)?);

@@ -17,6 +17,7 @@ use super::{Agent, Ports, Prepared};
 use crate::channel::Link;
 use crate::config::Config;
 use crate::deadline::Deadline;
+use crate::evidence::{self, Dead};
 use crate::guest::Spec;
 use crate::journal::Brief;
 use crate::l0::view;
@@ -139,6 +140,7 @@ impl Incumbent {
             Action::LoadSuccessor => self.load(),
             Action::WipeSuccessor => {
                 let blocks: Vec<MemRange> = self.plan(|plan| plan.blocks.iter().map(|block| block.range).collect())?;
+                self.save(&blocks);
                 blocks.into_iter().try_for_each(|range| machine.wipe(range))
             }
             Action::EnterNested(apic) => {
@@ -155,6 +157,7 @@ impl Incumbent {
                 let start = self.start.context("the successor's image is not loaded")?;
                 // Until the successor's agent knows how to go on alone, it would strand the machine.
                 machine.will(Will::Reset)?;
+                agent.shared.lock().brief.started = true;
                 machine.start(start)
             }
             Action::StopSuccessor => self.take_back(),
@@ -189,6 +192,31 @@ impl Incumbent {
                 "the module or L0 is older than this `locum`: should this host hang while it powers off, the successor waits"
             ),
             Err(error) => tracing::warn!("{error:#}"),
+        }
+    }
+
+    /// Saves what is left of a successor, before its memory is cleared.
+    fn save(&self, memory: &[MemRange]) {
+        let (name, why, started) = {
+            let inner = self.agent.shared.lock();
+            (
+                inner.running.clone().unwrap_or_default(),
+                inner.refresh.last_error().unwrap_or("it is not known why").to_owned(),
+                inner.brief.started,
+            )
+        };
+        let saved = evidence::save(
+            &*self.agent.machine,
+            &Dead {
+                name: &name,
+                why: &why,
+                memory,
+                started,
+                keep_image: self.config.keep_image,
+            },
+        );
+        if let Some(report) = &mut self.agent.shared.lock().report {
+            report.saved = saved;
         }
     }
 
