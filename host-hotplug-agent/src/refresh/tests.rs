@@ -559,6 +559,8 @@ fn an_incumbent_that_dies_on_its_way_out_is_taken() {
 #[test]
 fn an_incumbent_that_does_not_power_off_at_once_can_do_so_later() {
     let stage = Stage::with_timeouts(Behaviour::Boots, HANG.as_secs(), 1);
+    // Above another one it would have been taken by then.
+    stage.world.forget_wills();
     stage.world.fail(INCUMBENT, "power_off", 1);
     stage.begin();
     stage.stuck();

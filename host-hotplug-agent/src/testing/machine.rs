@@ -424,6 +424,9 @@ impl Machine for FakeMachine {
             inner.granted.clear();
             inner.will = Will::Pass;
         }
+        if slot == SUCCESSOR {
+            self.world.end_daemon(INCUMBENT);
+        }
         self.world.region.update(|status| {
             status.hosts[slot.other()].state = HostState::Absent as u32;
             for cpu in owned_by(status, slot.other()) {

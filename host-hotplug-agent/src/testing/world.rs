@@ -366,6 +366,11 @@ impl World {
         self.lock().kills.insert(slot, after);
     }
 
+    /// A host's daemon has ended with its host.
+    pub(super) fn end_daemon(&self, slot: Slot) {
+        self.lock().kills.insert(slot, usize::MAX);
+    }
+
     /// Kills a host's daemon before a step of that name, of which there have been `count`.
     pub fn kill_daemon_before(&self, slot: Slot, step: &'static str, count: usize) {
         self.lock().kills_before.insert(slot, (step, count));
