@@ -46,10 +46,12 @@ pub fn save(machine: &dyn Machine, dead: &Dead<'_>) -> Vec<String> {
     if log.is_none() && !dead.started {
         return Vec::new();
     }
-    let seconds = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a name for a file, which a reader looks for by its date"
+    )]
+    let now = SystemTime::now();
+    let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let dir = machine.sys().path(DIR);
     // A daemon that died after this has another one save it again.
     let stems = (1..).map(|number| format!("{}-{seconds}-{number}", dead.name));
