@@ -16,8 +16,10 @@ use crate::{
 const KILL: &str = "killed=0; for p in /proc/[0-9]*; do \
                     if [ \"$(tr '\\0' ' ' <$p/cmdline 2>/dev/null)\" = 'locum daemon ' ]; then \
                     kill -9 ${p#/proc/} && killed=1; fi; done; [ $killed = 1 ]";
-/// Starts it again, as systemd does.
-const START: &str = "setsid locum daemon </dev/null >>/var/log/locum.log 2>&1 &";
+/// Starts it again when it is gone, as systemd does: in the midst of an ioctl it does not die at once.
+const START: &str = "while for p in /proc/[0-9]*; do \
+                     [ \"$(tr '\\0' ' ' <$p/cmdline 2>/dev/null)\" = 'locum daemon ' ] && break; done; \
+                     do sleep 0.1; done; setsid locum daemon </dev/null >>/var/log/locum.log 2>&1 &";
 /// `signal NAME WORDS`: to each process with these words in its command line.
 const SIGNAL: &str = "signal() { for p in /proc/[0-9]*; do case \"$(tr '\\0' ' ' <$p/cmdline 2>/dev/null)\" in \
                       *\"$2\"*) [ ${p#/proc/} = $$ ] || kill -$1 ${p#/proc/};; esac; done; }";
