@@ -481,9 +481,14 @@ fn a_dump_reads_zeroes_where_memory_is_anothers() {
     let theirs = 0x1000_0000;
     let partition = two();
     assert_eq!(partition.violation(ODD, theirs, false), Violation::Fatal);
-    assert_eq!(partition.begin_dump(ODD), Ok(()));
     let tables: std::vec::Vec<_> = (0..8).map(|_| ept::Table::new()).collect();
-    partition.state.lock().epts[ODD] = Ept::new(tables.leak(), true);
+    {
+        let mut state = partition.state.lock();
+        state.epts[ODD] = Ept::new(tables.leak(), true);
+        state.map(ODD, theirs, theirs + LARGE_PAGE).unwrap();
+        assert!(!state.epts[ODD].maps(theirs), "a host that lives does not see it");
+    }
+    assert_eq!(partition.begin_dump(ODD), Ok(()));
     assert_eq!(partition.violation(ODD, theirs + 0x5000, false), Violation::Retry);
     let (entry, _) = partition.state.lock().epts[ODD].lookup(theirs + 0x5000);
     assert_eq!(entry & crate::arch::paging::ADDRESS, pages::zeroes());
