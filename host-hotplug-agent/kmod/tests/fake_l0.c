@@ -126,6 +126,8 @@ static void later_release(struct locum_header *header)
 	header->kept_kinds = 2;
 	header->kept_ring_size = 2048;
 	header->kept = take(4096, 4096);
+	header->pool_extent_size = sizeof(struct locum_pool_extent) + 64;
+	header->pool_extent_count = 42;
 }
 
 static void save(const char *path, const void *data, size_t size)
@@ -165,6 +167,8 @@ int main(int argc, char **argv)
 	header->log = take(sizeof(struct locum_log_ring), 4096);
 	header->log_size = sizeof(struct locum_log_ring);
 	header->channels = take(header->channels_size, 4096);
+	if (header->pool_extent_count)
+		header->pool_table = take(header->pool_extent_count * header->pool_extent_size, 4096);
 	header->cpu_count = FAKE_CPUS;
 	slot(&header->slots[LOCUM_SLOT_EVEN]);
 	slot(&header->slots[LOCUM_SLOT_ODD]);
