@@ -8,7 +8,7 @@ use crate::steps::Run;
 /// Who executes, how, and lines at the least.
 const PROBES: [(&str, &str, usize); 2] = [
     ("user space", "lab-guest instructions", 500),
-    ("kernel", "cat /proc/lab_probe", 150),
+    ("kernel", "cat /proc/lab_probe", 100),
 ];
 
 /// Each instruction is tried natively, nested, and natively again.

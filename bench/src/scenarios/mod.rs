@@ -200,7 +200,7 @@ pub(crate) const BY_NAME: &[Scenario] = &[
     Scenario {
         name: "instructions",
         about: "every instruction that exits for a host, or may, in its kernel and in user space (64-bit and compatibility \
-                mode), with and without TF and a breakpoint: alike native and nested",
+                mode, with a breakpoint), with and without TF: alike native and nested",
         minutes: 3,
         play: Play::On(
             |args| {
