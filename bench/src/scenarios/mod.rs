@@ -198,6 +198,18 @@ pub(crate) const BY_NAME: &[Scenario] = &[
         play: Play::Program(kmod::every),
     },
     Scenario {
+        name: "floor-cleared",
+        about: "the same as floor with L0's shadowing=cleared: as few entries of L0",
+        minutes: 3,
+        play: Play::On(
+            |args| {
+                floor::machine(args);
+                args.l0_args = "shadowing=cleared".into();
+            },
+            floor::all,
+        ),
+    },
+    Scenario {
         name: "instructions",
         about: "every instruction that exits for a host, or may, in its kernel and in user space (64-bit and compatibility \
                 mode, with a breakpoint), with and without TF: alike native and nested",
