@@ -162,6 +162,74 @@ mod tests {
         }
     }
 
+    /// Whatever L0 was at when the check came, it looks for one as it enters (`doors/vm_exit.rs`): after every exit, by
+    /// either path, the host has it next, or right behind what it was to have first.
+    #[test]
+    fn a_check_during_any_exit_is_the_hosts_next() {
+        let of_host = [
+            Reason::CPUID,
+            Reason::RDMSR,
+            Reason::XSETBV,
+            Reason::CR_ACCESS,
+            Reason::EPT_VIOLATION,
+            Reason::GETSEC,
+            Reason::VMCALL,
+            Reason::VMREAD,
+            Reason::VMWRITE,
+            Reason::VMPTRLD,
+            Reason::VMPTRST,
+            Reason::VMCLEAR,
+            Reason::INVEPT,
+            Reason::VMXON,
+            Reason::VMLAUNCH,
+            Reason::VMRESUME,
+            Reason::VMXOFF,
+        ];
+        let of_guest = [Reason::CPUID, Reason::EPT_VIOLATION, Reason::EXCEPTION_NMI];
+        let both = of_host.map(|reason| (false, reason)).into_iter();
+        for (guests, reason) in both.chain(of_guest.map(|reason| (true, reason))) {
+            for (mut vcpu, mut hw) in nested() {
+                hw.set(VMCS01, Segment::Cs.guest_rights(), AccessRights::CODE_64.bits());
+                hw.set(VMCS01, field::CR0_SHADOW, FIXED.cr0.bits());
+                hw.set(VMCS01, field::EXIT_QUALIFICATION, 0x5000);
+                for round in 0..3 {
+                    hw.set(VMCS01, field::ENTRY_INTERRUPTION, 0);
+                    if guests {
+                        hw.set(VMCS01, field::EXIT_REASON, Reason::VMRESUME.0.into());
+                        if !context(&mut vcpu, &mut hw).steady() {
+                            assert_eq!(context(&mut vcpu, &mut hw).serve().0, Next::Guest(false));
+                        }
+                        hw.set(GUEST, field::EXIT_REASON, reason.0.into());
+                    } else {
+                        hw.set(VMCS01, field::EXIT_REASON, reason.0.into());
+                    }
+                    if !context(&mut vcpu, &mut hw).steady() {
+                        context(&mut vcpu, &mut hw).serve();
+                    }
+                    // The host's CR4 as the exit has left it, with MCE.
+                    check(&mut hw, FIXED.cr4.bits());
+                    let first = hw.field(VMCS01, field::ENTRY_INTERRUPTION);
+                    context(&mut vcpu, &mut hw).noted_machine_check();
+                    assert_eq!(
+                        (hw.current, vcpu.in_guest),
+                        (Some(VMCS01), false),
+                        "{reason:?}, round {round}"
+                    );
+                    if first >> 31 == 0 {
+                        assert_eq!(entry_event(&hw), INJECTED, "{reason:?}, round {round}");
+                    } else {
+                        assert_eq!(entry_event(&hw), first, "{reason:?}, round {round}");
+                        assert!(vcpu.check_waits && traps_after_event(&hw));
+                        hw.set(VMCS01, field::ENTRY_INTERRUPTION, 0);
+                        assert_eq!(exit_host(&mut vcpu, &mut hw, Reason::MONITOR_TRAP), Next::Host);
+                        assert_eq!(entry_event(&hw), INJECTED, "{reason:?}, round {round}");
+                    }
+                    hw.set(VMCS01, field::GUEST_RIP, RIP);
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_check_before_the_guest_runs_comes_before_the_instruction() {
         for (mut vcpu, mut hw) in nested() {
