@@ -94,31 +94,36 @@ static void raise_machine_check(struct locum_frame *frame)
 
 /*
  * What has the CPU write down what it executes: PEBS at linear addresses of this kernel's, which L0's page tables do not
- * map; Intel PT and LBRs what is L0's. Off while CR3 changes; L0 keeps them off while nested.
+ * map; Intel PT and LBRs what is L0's. Off while CR3 changes; L0 keeps them off while nested. An MSR that the CPU lacks is
+ * left alone: nested, each access would exit, and leave a record of the #GP in L0's trace.
  */
-static const u32 tracing_msrs[] = { 0x3f1 /* IA32_PEBS_ENABLE */, 0x570 /* IA32_RTIT_CTL */, 0x14ce /* IA32_LBR_CTL */ };
-
-static u64 tracing_enable(u32 msr)
-{
-	return msr == 0x3f1 ? ~0ULL : 1;
-}
+static const struct {
+	unsigned int feature;
+	u32 msr;
+	/* The bits that switch it on. */
+	u64 enable;
+} tracing[] = {
+	{ X86_FEATURE_PEBS, 0x3f1 /* IA32_PEBS_ENABLE */, ~0ULL },
+	{ X86_FEATURE_INTEL_PT, 0x570 /* IA32_RTIT_CTL */, 1 },
+	{ X86_FEATURE_ARCH_LBR, 0x14ce /* IA32_LBR_CTL */, 1 },
+};
 
 static void stop_tracing(u64 *traced)
 {
 	unsigned int i;
 	u32 low, high;
+	u64 rest;
 
-	for (i = 0; i < ARRAY_SIZE(tracing_msrs); i++) {
-		u64 on;
-
+	for (i = 0; i < ARRAY_SIZE(tracing); i++) {
 		traced[i] = 0;
-		if (rdmsr_safe(tracing_msrs[i], &low, &high))
-			continue;
-		on = ((u64)high << 32 | low) & tracing_enable(tracing_msrs[i]);
-		if (!on)
+		if (!boot_cpu_has(tracing[i].feature) || rdmsr_safe(tracing[i].msr, &low, &high))
 			continue;
 		traced[i] = (u64)high << 32 | low;
-		wrmsr_safe(tracing_msrs[i], low & ~(u32)on, high & ~(u32)(on >> 32));
+		rest = traced[i] & ~tracing[i].enable;
+		if (rest == traced[i])
+			traced[i] = 0;
+		else
+			wrmsr_safe(tracing[i].msr, (u32)rest, rest >> 32);
 	}
 }
 
@@ -126,9 +131,9 @@ static void resume_tracing(const u64 *traced)
 {
 	unsigned int i;
 
-	for (i = 0; i < ARRAY_SIZE(tracing_msrs); i++) {
+	for (i = 0; i < ARRAY_SIZE(tracing); i++) {
 		if (traced[i])
-			wrmsr_safe(tracing_msrs[i], (u32)traced[i], traced[i] >> 32);
+			wrmsr_safe(tracing[i].msr, (u32)traced[i], traced[i] >> 32);
 	}
 }
 
@@ -137,7 +142,7 @@ static void switch_this_cpu(struct job *work)
 {
 	unsigned int cpu = smp_processor_id();
 	struct locum_frame *frame = locum_frame_of(cpu);
-	u64 traced[ARRAY_SIZE(tracing_msrs)];
+	u64 traced[ARRAY_SIZE(tracing)];
 	struct outcome *outcome;
 	long result;
 	u64 start;
