@@ -425,7 +425,7 @@ fn cr0_and_cr4_show_the_hosts_values() {
     }
 }
 
-/// SDM vol. 2B, MOV to a control register, and vol. 3C, 25.8: what faults natively.
+/// SDM vol. 2B, MOV to a control register, and vol. 3C, 24.8: what faults natively.
 #[test]
 fn cr0_keeps_what_vmx_operation_and_64_bit_mode_want() {
     let gp = Interruption::exception(ExceptionVector::GeneralProtection, true);
