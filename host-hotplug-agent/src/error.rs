@@ -239,6 +239,17 @@ pub enum Refusal {
     /// Beyond abort.
     #[error("the refresh to `{0}` is past the point of no return (the incumbent retires): it can only go forward")]
     TooLate(String),
+    /// A daemon that is there, and says nothing.
+    #[error(
+        "the daemon at {path} does not answer within {seconds} s: it hangs, or is stopped; systemd starts it anew after its \
+         WatchdogSec=, `systemctl restart locum` does now, and a refresh goes on where it stood"
+    )]
+    DaemonHangs {
+        /// Its socket.
+        path: PathBuf,
+        /// How long it was waited for.
+        seconds: u64,
+    },
     /// No daemon.
     #[error("the daemon does not answer at {path} ({error}): `systemctl start locum`, or run `locum daemon`")]
     NoDaemon {

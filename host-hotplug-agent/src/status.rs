@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Refusal;
 use crate::l0::L0View;
 use crate::l0::view::{CpuView, ExitView, HostView, TablesView};
 use crate::report::Report;
@@ -40,7 +41,7 @@ pub struct StatusView {
     pub generation: u32,
     /// Kernel release of this host.
     pub kernel: String,
-    /// The daemon's state, or `no daemon`.
+    /// The daemon's state, `no daemon` or `daemon hangs`.
     pub state: String,
     /// Every CPU of the machine.
     pub cpus: Vec<CpuView>,
@@ -60,13 +61,21 @@ pub struct StatusView {
     pub unreclaimed_bytes: u64,
     /// The daemon's word, if it answers.
     pub daemon: Option<DaemonStatus>,
+    /// Why it does not.
+    pub no_answer: Option<String>,
     /// The last refresh, or the present one so far.
     pub last_report: Option<Report>,
 }
 
 impl StatusView {
     /// Puts both views together.
-    pub fn new(l0: L0View, image_bytes: u64, kernel: String, daemon: Option<DaemonStatus>) -> Self {
+    pub fn new(l0: L0View, image_bytes: u64, kernel: String, daemon: anyhow::Result<DaemonStatus>) -> Self {
+        let hangs = matches!(&daemon, Err(error) if matches!(error.downcast_ref(), Some(Refusal::DaemonHangs { .. })));
+        let (daemon, no_answer) = match daemon {
+            Ok(daemon) => (Some(daemon), None),
+            Err(error) => (None, Some(format!("{error:#}"))),
+        };
+        let silent = if hangs { "daemon hangs" } else { "no daemon" };
         let last_report = daemon.as_ref().and_then(|daemon| daemon.report.clone());
         let before = last_report.as_ref().map_or(0, |report| report.exits_at_end);
         Self {
@@ -75,7 +84,7 @@ impl StatusView {
             kernel,
             state: daemon
                 .as_ref()
-                .map_or_else(|| "no daemon".to_owned(), |daemon| daemon.state.clone()),
+                .map_or_else(|| silent.to_owned(), |daemon| daemon.state.clone()),
             cpus: l0.cpus,
             hosts: l0.hosts,
             exits: l0.exits,
@@ -84,6 +93,7 @@ impl StatusView {
             image_bytes,
             unreclaimed_bytes: daemon.as_ref().map_or(0, |daemon| daemon.unreclaimed_bytes),
             daemon,
+            no_answer,
             last_report,
         }
     }
@@ -101,6 +111,9 @@ impl std::fmt::Display for StatusView {
             if let Some(error) = &daemon.last_error {
                 writeln!(f, "last error: {error}")?;
             }
+        }
+        if let Some(error) = &self.no_answer {
+            writeln!(f, "{error}")?;
         }
         for cpu in &self.cpus {
             let owner = cpu
@@ -198,11 +211,23 @@ mod tests {
             report: Some(report),
             ..DaemonStatus::default()
         };
-        let view = StatusView::new(l0.clone(), 1, "6.12".to_owned(), Some(daemon));
+        let view = StatusView::new(l0.clone(), 1, "6.12".to_owned(), Ok(daemon));
         assert_eq!(view.native_exits, Some(20));
-        let alone = StatusView::new(l0, 1, "6.12".to_owned(), None);
+        let alone = StatusView::new(l0, 1, "6.12".to_owned(), Err(anyhow::anyhow!("why")));
         assert_eq!(alone.native_exits, Some(120));
+        assert!(alone.to_string().contains("why"));
         assert_eq!(alone.state, "no daemon");
+        let hangs = Refusal::DaemonHangs {
+            path: "/run/locum.sock".into(),
+            seconds: 10,
+        };
+        let hung = StatusView::new(
+            L0View::new(&memory::status(&region, &region.header()).unwrap()),
+            1,
+            "6.12".to_owned(),
+            Err(hangs.into()),
+        );
+        assert_eq!(hung.state, "daemon hangs");
         let text = alone.to_string();
         assert!(text.contains("APIC 1   native  slot 0"), "{text}");
         assert!(text.contains("slot 1: absent, generation 0"), "{text}");

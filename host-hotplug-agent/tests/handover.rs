@@ -15,8 +15,10 @@ use locum_agent::deadline::Deadline;
 use locum_agent::error::Refusal;
 use locum_agent::guest::pool::Pool;
 use locum_agent::guest::qemu::Qemu;
-use locum_agent::guest::{Hypervisor, Received, Sent, Spec, Vm};
+use locum_agent::guest::qmp::Qmp;
+use locum_agent::guest::{Hypervisor, Place, Received, Sent, Spec, Vm};
 use locum_agent::sysroot::SysRoot;
+use serde_json::json;
 
 const RAM: u64 = 64 << 20;
 /// What only a test which hangs takes, on the busiest machine.
@@ -321,9 +323,121 @@ fn a_guest_that_is_not_there_or_does_not_run_is_refused() {
     assert!(matches!(hypervisor.inspect(&nobody, 1), Err(Refusal::NoGuest { .. })));
     let guest = lab.boot(&lab.in_pool());
     let until = Deadline::after(HANG);
-    let mut qmp = locum_agent::guest::qmp::Qmp::connect(&guest.qmp, &until).unwrap();
+    let mut qmp = Qmp::connect(&guest.qmp, &until).unwrap();
     qmp.execute("stop", serde_json::json!({}), &until).unwrap();
     drop(qmp);
     let refusal = hypervisor.inspect(&guest, 1).unwrap_err();
     assert!(matches!(refusal, Refusal::GuestNotRunning { .. }), "{refusal}");
+}
+
+/// Bytes of RAM that a migration to a file takes along.
+fn saved_ram(qmp: &Path) -> u64 {
+    let until = Deadline::after(HANG);
+    let mut qmp = Qmp::connect(qmp, &until).unwrap();
+    let uri = json!({ "uri": "exec:cat > /dev/null" });
+    qmp.execute("migrate", uri, &until).unwrap();
+    let mut total = 0;
+    let saved = until.comes_true(OFTEN, || {
+        let info = qmp.execute("query-migrate", json!({}), &until).unwrap();
+        total = info["ram"]["total"].as_u64().unwrap_or(0);
+        assert_ne!(info["status"], "failed", "{info}");
+        info["status"] == "completed"
+    });
+    assert!(saved, "it is never saved");
+    total
+}
+
+#[test]
+fn a_guest_that_is_saved_after_a_handover_is_saved_with_its_ram() {
+    let Some(mut lab) = Lab::new() else { return };
+    let guest = lab.boot(&lab.in_pool());
+    assert!(lab.counts());
+    let hypervisor = lab.hypervisor();
+    let spec = hypervisor.inspect(&guest, 1).unwrap();
+    let until = Deadline::after(HANG);
+    let mut source = hypervisor.attach(&spec).unwrap();
+    let there = lab.target(&spec, &[]);
+    let mut target = hypervisor.prepare(&there, &until).unwrap();
+    let (sent, received) = hand_over(source.as_mut(), target.as_mut(), &until);
+    sent.unwrap();
+    received.unwrap();
+    source.quit().unwrap();
+    // As if its agent had died now, and another had found the guest.
+    drop(target);
+    let mut target = hypervisor.find(&there).unwrap().unwrap();
+    assert_eq!(target.arrive().unwrap(), Place::Running);
+    drop(target);
+    assert!(saved_ram(&there.qmp) >= RAM);
+    let mut target = hypervisor.find(&there).unwrap().unwrap();
+    target.quit().unwrap();
+}
+
+#[test]
+fn a_guest_whose_handover_was_begun_by_an_agent_that_died_is_saved_with_its_ram() {
+    let Some(mut lab) = Lab::new() else { return };
+    let guest = lab.boot(&lab.in_pool());
+    assert!(lab.counts());
+    let hypervisor = lab.hypervisor();
+    let spec = hypervisor.inspect(&guest, 1).unwrap();
+    let until = Deadline::after(HANG);
+    let mut qmp = Qmp::connect(&spec.qmp, &until).unwrap();
+    let on = json!({ "capabilities": [{ "capability": "x-ignore-shared", "state": true }] });
+    qmp.execute("migrate-set-capabilities", on, &until).unwrap();
+    drop(qmp);
+    let mut found = hypervisor.find(&spec).unwrap().unwrap();
+    found.plain().unwrap();
+    drop(found);
+    assert!(saved_ram(&spec.qmp) >= RAM);
+}
+
+#[test]
+fn a_qemu_that_hangs_is_told_and_not_waited_for_for_ever() {
+    let Some(mut lab) = Lab::new() else { return };
+    let guest = lab.boot(&lab.in_pool());
+    assert!(lab.counts());
+    let pid = lab.source.as_ref().unwrap().id().to_string();
+    let signal = |name: &str| assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    signal("-STOP");
+    // More often than its socket takes connections that nobody accepts.
+    for _ in 0..4 {
+        let error = Qmp::connect(&guest.qmp, &Deadline::after(Duration::from_secs(1)));
+        let error = format!("{:#}", error.unwrap_err());
+        assert!(error.contains("hang"), "{error}");
+    }
+    signal("-CONT");
+    assert!(lab.counts(), "the guest is where it was");
+}
+
+#[test]
+fn a_qemu_that_a_dead_agent_had_started_is_found_without_its_socket() {
+    let Some(lab) = Lab::new() else { return };
+    let spec = Spec {
+        name: "one".to_owned(),
+        qmp: lab.path("orphan.qmp"),
+        command: vec![],
+        output: lab.path("orphan.log"),
+        channel: 1,
+        ram: vec![],
+        release: None,
+        uuid: None,
+    };
+    let start = || {
+        Command::new("sleep")
+            .arg("1000")
+            .env("LOCUM_QMP", &spec.qmp)
+            .spawn()
+            .unwrap()
+    };
+    let mut orphan = start();
+    assert!(lab.hypervisor().find(&spec).unwrap().is_none());
+    assert!(!orphan.wait().unwrap().success(), "it was ended");
+    // One whose socket is bound may have a guest: it is told, and left alone.
+    let _socket = std::os::unix::net::UnixListener::bind(&spec.qmp).unwrap();
+    fs::remove_file(&spec.qmp).unwrap();
+    let mut running = start();
+    let error = lab.hypervisor().find(&spec).err().unwrap().to_string();
+    assert!(error.contains("has a QEMU here already"), "{error}");
+    assert!(running.try_wait().unwrap().is_none());
+    running.kill().unwrap();
+    running.wait().unwrap();
 }

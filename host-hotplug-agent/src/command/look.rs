@@ -51,7 +51,7 @@ pub fn preflight(sys: &SysRoot, output: Output) -> Result<ExitCode> {
 pub fn status(sys: &SysRoot, cli: &Cli, output: Output) -> Result<()> {
     let device = Device::open(sys, Access::Look)?;
     let l0 = L0View::new(&*memory::status(&device, device.header())?);
-    let daemon = ipc::ask(&cli.socket, &Question::Status).ok();
+    let daemon = ipc::ask(&cli.socket, &Question::Status);
     let kernel = sys.read_optional("proc/sys/kernel/osrelease").unwrap_or_default();
     let view = StatusView::new(l0, device.header().image_bytes, kernel, daemon);
     if output.json {

@@ -1,11 +1,11 @@
 //! The daemon's socket: one JSON line asks, one JSON line answers.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Refusal;
@@ -13,6 +13,8 @@ use crate::status::DaemonStatus;
 
 /// For the daemon to answer: it reads kernel and initramfs before it accepts a refresh.
 const ANSWER: Duration = Duration::from_secs(600);
+/// For it to say how it is: that waits for nothing.
+const STATUS: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
 /// A question to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,16 +45,25 @@ pub enum Answer {
 /// Asks the daemon at `socket`.
 ///
 /// # Errors
-/// [`Refusal::NoDaemon`], or the daemon's refusal.
+/// [`Refusal::NoDaemon`], [`Refusal::DaemonHangs`], or the daemon's refusal.
 pub fn ask(socket: &Path, question: &Question) -> Result<DaemonStatus> {
     let no_daemon = |error| Refusal::NoDaemon {
         path: socket.to_owned(),
         error,
     };
     let mut stream = UnixStream::connect(socket).map_err(no_daemon)?;
-    stream.set_read_timeout(Some(ANSWER))?;
+    let limit = if *question == Question::Status { STATUS } else { ANSWER };
+    stream.set_read_timeout(Some(limit))?;
     send(&mut stream, question)?;
-    match receive(&mut BufReader::new(stream)).context("reading the daemon's answer")? {
+    let answer = receive(&mut BufReader::new(stream)).map_err(|error| match error.downcast_ref::<io::Error>() {
+        Some(late) if late.kind() == io::ErrorKind::WouldBlock => Refusal::DaemonHangs {
+            path: socket.to_owned(),
+            seconds: limit.as_secs(),
+        }
+        .into(),
+        _ => error.context("reading the daemon's answer"),
+    })?;
+    match answer {
         Answer::Status(status) => Ok(*status),
         Answer::Refused(why) => Err(anyhow!(why)),
     }
@@ -96,6 +107,20 @@ mod tests {
         );
         drop(left);
         assert!(receive::<Question>(&mut reader).is_err());
+    }
+
+    #[test]
+    fn a_daemon_that_hangs_is_told_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("locum.sock");
+        // Stopped (SIGSTOP), its kernel still takes connections and bytes.
+        let _daemon = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let error = ask(&path, &Question::Status).unwrap_err();
+        assert!(
+            matches!(error.downcast_ref(), Some(Refusal::DaemonHangs { .. })),
+            "{error}"
+        );
+        assert!(error.to_string().contains("systemctl restart locum"), "{error}");
     }
 
     #[test]

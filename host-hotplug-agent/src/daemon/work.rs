@@ -9,6 +9,7 @@ use partitioner::{Event, Role, State};
 use super::ipc::Question;
 use super::keep::{self, Kept};
 use crate::error::Refusal;
+use crate::guest::Place;
 use crate::journal::{Brief, Entry};
 use crate::machine::TextKind;
 use crate::pool::crossing;
@@ -265,13 +266,50 @@ impl Worker {
         outcome.map(drop)
     }
 
+    /// No guest of the refresh that has ended is left stopped here, or as only a handover wants it. Tells what could not be
+    /// helped.
+    fn look_after_guests(&self) -> Vec<String> {
+        let (guests, dead) = {
+            let inner = self.agent.shared.lock();
+            (inner.brief.guests.clone(), inner.brief.dead.clone())
+        };
+        let mut unwell = Vec::new();
+        for spec in guests {
+            let name = &spec.name;
+            if dead.contains(name) {
+                unwell.push(format!(
+                    "guest {name}: its QEMU ended in the successor before it could come back: start it anew"
+                ));
+                continue;
+            }
+            let looked = self.agent.hypervisor.find(&spec).and_then(|vm| match vm {
+                Some(mut vm) => match vm.place()? {
+                    Place::Running => vm.plain(),
+                    // Stopped by a handover that failed. With no other host there, it can run nowhere else.
+                    Place::Stopped if !self.agent.has_other() => vm.resume(),
+                    _ => Ok(()),
+                },
+                None => Ok(()),
+            });
+            if let Err(error) = looked {
+                unwell.push(format!(
+                    "guest {name}: its QEMU could not be looked after ({error:#}): until `cont` and `migrate-set-capabilities` \
+                     (x-ignore-shared off) at its QMP socket, it may stand still, and to save or migrate it would lose its RAM"
+                ));
+            }
+        }
+        unwell
+    }
+
     /// Writes down how it ended.
     fn conclude(&self, fault: Option<String>) {
         let exits = self.agent.exits();
         crossing::mend(&*self.agent.machine);
+        let unwell = self.look_after_guests();
         let mut inner = self.agent.shared.lock();
         let error = fault.or_else(|| inner.refresh.last_error().map(str::to_owned));
-        let losses = inner.refresh.losses().iter().map(ToString::to_string).collect();
+        let losses = inner.refresh.losses().iter().map(ToString::to_string);
+        let losses = losses.chain(unwell).collect();
         let unreclaimed = inner.refresh.unreclaimed().to_vec();
         let generation = inner.refresh.generation().0;
         if let Some(report) = &mut inner.report {

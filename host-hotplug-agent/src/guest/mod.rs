@@ -3,6 +3,7 @@
 pub mod argv;
 pub mod bound;
 pub mod keyval;
+mod orphan;
 pub mod pool;
 pub mod process;
 pub mod qemu;
@@ -137,6 +138,13 @@ pub trait Vm: Send {
     /// If QEMU does not obey: then it is not known.
     fn arrive(&mut self) -> Result<Place>;
 
+    /// Leaves nothing switched on that a handover wanted: an ordinary migration of the guest, or saving it, is to take its RAM
+    /// along. Done by [`Vm::resume`] and [`Vm::arrive`] where the guest runs.
+    ///
+    /// # Errors
+    /// If QEMU refuses.
+    fn plain(&mut self) -> Result<()>;
+
     /// Ends the QEMU, by force if need be; done when its process is gone.
     ///
     /// # Errors
@@ -159,7 +167,8 @@ pub trait Hypervisor: Send + Sync {
     /// If its QEMU does not answer.
     fn attach(&self, spec: &Spec) -> Result<Box<dyn Vm>>;
 
-    /// Takes hold of whatever QEMU of the guest there is on this host; `None` if nobody listens at its socket.
+    /// Takes hold of whatever QEMU of the guest there is on this host; `None` if nobody listens at its socket. One that an
+    /// earlier daemon had started and that has not opened its socket yet is ended.
     ///
     /// # Errors
     /// If somebody does, and does not answer.

@@ -17,7 +17,7 @@ use super::bound::Bound;
 use super::pool::Pool;
 use super::process::Process;
 use super::qmp::Qmp;
-use super::{Hypervisor, Place, Ram, Received, Sent, Spec, Vm, argv, users};
+use super::{Hypervisor, Place, Ram, Received, Sent, Spec, Vm, argv, orphan, users};
 use crate::channel::port::PortError;
 use crate::channel::{Port, stream};
 use crate::config;
@@ -34,6 +34,8 @@ const QUIT: Duration = Duration::from_secs(10);
 const END: Duration = Duration::from_secs(2);
 /// For its process to be gone once it is killed.
 const KILLED: Duration = Duration::from_secs(3);
+/// The capability that leaves shared RAM out of the stream.
+const IGNORE_SHARED: &str = "x-ignore-shared";
 /// Where output of a QEMU goes whose own output is no file.
 const OUTPUT_DIR: &str = "run/locum";
 
@@ -126,17 +128,19 @@ impl Hypervisor for Qemu {
     }
 
     fn find(&self, spec: &Spec) -> Result<Option<Box<dyn Vm>>> {
-        match UnixStream::connect(&spec.qmp) {
-            Ok(_) => self.attach(spec).map(Some),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+        match self.attach(spec) {
+            Err(error) if nobody_listens(&error) => {
+                orphan::end(&self.sys, spec)?;
                 Ok(None)
             }
-            Err(error) => Err(error).with_context(|| format!("connecting to {}", spec.qmp.display())),
+            outcome => outcome.map(Some),
         }
     }
 
     fn prepare(&self, spec: &Spec, until: &Deadline<'_>) -> Result<Box<dyn Vm>> {
         let spec = self.here(spec);
+        // One that was started before would have the guest's RAM, and its disks.
+        orphan::end(&self.sys, &spec)?;
         let mut vm = QemuVm::start(&spec, until)?;
         let process = Process::new(&self.sys, vm.pid);
         // A QEMU makes a file that is not there: then the guest would go on with empty RAM.
@@ -347,6 +351,7 @@ impl QemuVm {
             .with_context(|| format!("opening {}", spec.output.display()))?;
         let child = Command::new(program)
             .args(args)
+            .env(orphan::MARK, &spec.qmp)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
@@ -382,8 +387,14 @@ impl QemuVm {
     }
 }
 
+/// Whether a connection failed because no QEMU is there.
+fn nobody_listens(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    matches!(kind, Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused))
+}
+
 /// Whether a process that is not our child has ended, reaped by its parent or not.
-fn ended(pid: Pid) -> bool {
+pub(super) fn ended(pid: Pid) -> bool {
     match fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())) {
         // The state follows the name, which is in parentheses and may hold any character.
         Ok(stat) => stat
@@ -495,7 +506,7 @@ impl Vm for QemuVm {
         let _ = self.qmp.execute("migrate_cancel", json!({}), &until);
         loop {
             match run_state(&mut self.qmp, &until)?.as_str() {
-                "running" => return Ok(()),
+                "running" => return self.plain(),
                 // Between stop and the end of a migration, or of its cancellation.
                 "finish-migrate" | "save-vm" => std::thread::sleep(Duration::from_millis(10)),
                 _ => {
@@ -520,6 +531,9 @@ impl Vm for QemuVm {
 
     fn arrive(&mut self) -> Result<Place> {
         let place = self.place()?;
+        if place == Place::Running {
+            self.plain()?;
+        }
         if place != Place::Waiting {
             return Ok(place);
         }
@@ -532,7 +546,31 @@ impl Vm for QemuVm {
         }
         // It came between the two questions, all of it: so it is stopped in the other host.
         self.qmp.execute("cont", json!({}), &until)?;
+        self.plain()?;
         Ok(Place::Running)
+    }
+
+    fn plain(&mut self) -> Result<()> {
+        let until = Deadline::after(ANSWER);
+        let off = json!({ "capabilities": [{ "capability": IGNORE_SHARED, "state": false }] });
+        let mut refused = None;
+        // QEMU refuses as long as a migration, or its cancellation, goes on.
+        let done = until.find(Duration::from_millis(20), || {
+            match self.qmp.execute("migrate-set-capabilities", off.clone(), &until) {
+                Err(error) if error.downcast_ref::<PortError>().is_none() => {
+                    refused = Some(error);
+                    Ok(None)
+                }
+                outcome => outcome.map(Some),
+            }
+        })?;
+        if done.is_none() {
+            let why = refused.unwrap_or_else(|| anyhow!("no answer"));
+            return Err(why.context(format!("switching {IGNORE_SHARED} off")));
+        }
+        // QEMU's own (migration/options.c). A guest may not stand still as long in an ordinary migration.
+        let parameters = json!({ "max-bandwidth": 128u64 << 20, "downtime-limit": 300 });
+        self.qmp.execute("migrate-set-parameters", parameters, &until).map(drop)
     }
 
     fn quit(&mut self) -> Result<()> {
@@ -563,7 +601,7 @@ fn run_state(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<String> {
 /// Capabilities and limits of a migration, the same on both sides.
 fn set_up(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<()> {
     let on = |name: &str| json!({ "capability": name, "state": true });
-    let capabilities = [on("x-ignore-shared"), on("events")];
+    let capabilities = [on(IGNORE_SHARED), on("events")];
     qmp.execute(
         "migrate-set-capabilities",
         json!({ "capabilities": capabilities }),

@@ -6,15 +6,22 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::event::PollFlags;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    sendmsg, socket_with,
+};
 use serde_json::{Map, Value, json};
 
 use crate::channel::port::PortError;
 use crate::deadline::Deadline;
 use crate::tsc;
+
+/// Between two attempts to connect.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// An event, with the TSC at which it was read.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,14 +42,28 @@ pub struct Qmp {
     events: VecDeque<Event>,
 }
 
+/// A connection that does not block. [`UnixStream::connect`] would, for as long as a QEMU that hangs has not accepted the
+/// connections before (`unix_stream_connect()`).
+fn connect(path: &Path, until: &Deadline<'_>) -> Result<UnixStream> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let address = SocketAddrUnix::new(path)?;
+    let connected = until.find(AGAIN, || match rustix::net::connect(&socket, &address) {
+        Ok(()) => Ok(Some(())),
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
+        Err(error) => Err(io::Error::from(error)),
+    })?;
+    connected.context("it takes no connections: does it hang (`kill -CONT` it, or end it), or is it stopped?")?;
+    Ok(socket.into())
+}
+
 impl Qmp {
     /// Connects and negotiates.
     ///
     /// # Errors
     /// If QEMU does not answer in time; it serves one client at a time.
     pub fn connect(path: &Path, until: &Deadline<'_>) -> Result<Self> {
-        let stream = UnixStream::connect(path)?;
-        stream.set_nonblocking(true)?;
+        let stream = connect(path, until)?;
         let mut qmp = Self {
             stream,
             buffer: Vec::new(),
@@ -50,7 +71,7 @@ impl Qmp {
         };
         let greeting = qmp
             .message(until)
-            .context("no greeting: is another program connected to this socket?")?;
+            .context("no greeting: is another program connected to this socket, or does QEMU hang?")?;
         if greeting.get("QMP").is_none() {
             bail!("it is no QMP socket");
         }

@@ -8,6 +8,7 @@
 
 pub mod file;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use partitioner::Refresh;
@@ -54,6 +55,8 @@ pub struct Brief {
     pub inheritance: Option<Inheritance>,
     /// Incumbent: whether it was started, or about to be.
     pub started: bool,
+    /// Incumbent: guests that were to come back, and have a QEMU in neither host.
+    pub dead: BTreeSet<String>,
     /// Successor: seconds that the incumbent has to power off, once it has put this host in charge.
     pub retire_seconds: Option<u64>,
 }

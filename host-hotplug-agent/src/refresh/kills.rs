@@ -78,6 +78,7 @@ impl Stage {
         assert_eq!(self.world.leaks(), [] as [String; 0], "{what}");
         assert_eq!(self.world.extents_in(), [owner; 2], "{what}: the pool's table");
         let error = self.shared.status().last_error;
+        assert_eq!(self.world.without_ram(), [], "{what}");
         for guest in ["one", "two"] {
             assert_eq!(self.world.runs_in(guest), [owner], "{what}: guest {guest}; {error:?}");
         }

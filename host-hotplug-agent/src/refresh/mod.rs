@@ -16,6 +16,8 @@ mod agent;
 #[cfg(test)]
 mod deaths;
 pub mod drive;
+#[cfg(test)]
+mod faults;
 mod found;
 pub mod give_back;
 pub mod incumbent;

@@ -1,6 +1,6 @@
 //! The successor's side: it answers the incumbent until that is gone, then takes over the machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ pub struct Successor {
     agent: Agent,
     generation: u64,
     guests: BTreeMap<String, (Spec, Box<dyn Vm>)>,
+    /// Those that run here for certain.
+    arrived: BTreeSet<String>,
     /// Guests that another daemon of this host knew, and of which this one has not found out yet whether they are here.
     doubtful: Vec<Spec>,
     ports: Ports,
@@ -50,6 +52,7 @@ impl Successor {
             agent,
             generation,
             guests: BTreeMap::new(),
+            arrived: BTreeSet::new(),
             doubtful,
             ports: Ports::default(),
             link: None,
@@ -89,12 +92,25 @@ impl Successor {
                 seconds,
             } = message
             {
-                self.accept(*refresh, *report, seconds)?;
+                if let Err(error) = self.accept(*refresh, *report, seconds) {
+                    tracing::warn!("{error:#}");
+                    let reason = format!("{error:#}");
+                    self.try_say(
+                        &Message::Failed {
+                            name: String::new(),
+                            reason,
+                        },
+                        &gone,
+                    );
+                    continue;
+                }
                 // Not heard of: its agent asks again.
                 self.try_say(&Message::Entrusted, &gone);
                 returned = self.take_over()?;
             } else if let Err(error) = self.answer(message, &gone) {
-                self.hang_up(error)?;
+                // Its guests wait for an answer still: there is no reason to stop.
+                tracing::warn!("the incumbent's agent: {error:#}");
+                self.forget();
             }
         }
     }
@@ -154,16 +170,6 @@ impl Successor {
         self.ports = Ports::default();
     }
 
-    /// After a failure to answer: if only the channel failed, the incumbent's agent may come again.
-    fn hang_up(&mut self, error: anyhow::Error) -> Result<()> {
-        if error.downcast_ref::<MessageError>().is_none() {
-            return Err(error);
-        }
-        tracing::warn!("the incumbent's agent: {error:#}");
-        self.forget();
-        Ok(())
-    }
-
     fn say(&mut self, message: &Message, gone: Gone<'_>) -> Result<(), MessageError> {
         match &mut self.link {
             Some(link) => link.send(message, &Deadline::after(MESSAGE).or_when(gone)),
@@ -184,18 +190,42 @@ impl Successor {
         let sys = self.agent.machine.sys();
         let online = sys.read("sys/devices/system/cpu/online")?;
         let kernel = sys.read("proc/sys/kernel/osrelease")?;
-        let guests = self.guests.iter_mut().map(|(name, (_, vm))| {
-            anyhow::Ok(There {
+        let (hypervisor, arrived) = (&*self.agent.hypervisor, &self.arrived);
+        let mut gone = Vec::new();
+        let mut there = Vec::new();
+        for (name, (spec, vm)) in &mut self.guests {
+            let place = match vm.place() {
+                Ok(place) => place,
+                Err(error) => match hypervisor.find(spec) {
+                    Ok(None) => {
+                        tracing::warn!("guest {name}: its QEMU has ended here ({error:#})");
+                        gone.push(name.clone());
+                        continue;
+                    }
+                    Ok(Some(again)) => {
+                        *vm = again;
+                        vm.place()?
+                    }
+                    // It hangs, with the guest that has arrived in it.
+                    Err(_) if arrived.contains(name) => Place::Running,
+                    Err(_) => return Err(error.context(format!("guest {name}: its QEMU does not answer: end it"))),
+                },
+            };
+            there.push(There {
                 name: name.clone(),
-                place: vm.place()?,
-            })
-        });
+                place,
+            });
+        }
+        for name in gone {
+            self.guests.remove(&name);
+            self.arrived.remove(&name);
+        }
         Ok(Message::Hello {
             generation: self.generation,
             kernel,
             cpus: crate::sysroot::parse_list(&online).map_or(0, |cpus| cpus.len()),
             versions: Versions::OURS,
-            guests: Some(guests.collect::<Result<_>>()?),
+            guests: Some(there),
             entrusted: self.agent.shared.lock().refresh.role() == Role::Successor
                 && self.agent.shared.lock().refresh.state() != State::Idle,
         })
@@ -210,6 +240,7 @@ impl Successor {
                 if vm.place()? == Place::Running {
                     crossing::runs_here(&self.agent, &spec);
                 }
+                self.arrived.insert(spec.name.clone());
                 self.guests.insert(spec.name.clone(), (spec, vm));
             }
         }
@@ -349,6 +380,7 @@ impl Successor {
         let message = match vm.receive(port, &Deadline::after(limit).or_when(&over)) {
             Ok(Received { received, resumed }) => {
                 crossing::runs_here(&self.agent, spec);
+                self.arrived.insert(name.clone());
                 if let Some(inheritance) = &mut self.agent.shared.lock().brief.inheritance {
                     let guest = inheritance.report.guest(&name);
                     (guest.moved, guest.received, guest.resumed) = (true, received, resumed);
@@ -369,15 +401,26 @@ impl Successor {
                 }
             }
         };
-        Ok(self.say(&message, gone)?)
+        let said = self.say(&message, gone);
+        // The word first: the incumbent waits for it.
+        if let Message::Resumed { name, .. } = &message
+            && let Some((_, vm)) = self.guests.get_mut(name)
+            && let Err(error) = vm.plain()
+        {
+            tracing::warn!("guest {name}: {error:#}");
+        }
+        Ok(said?)
     }
 
     /// Sends a guest back. Until the incumbent says what became of it, it stays stopped here.
     fn give_back(&mut self, name: String, limit: Duration, gone: Gone<'_>) -> Result<()> {
-        let (spec, vm) = self
-            .guests
-            .get_mut(&name)
-            .with_context(|| format!("guest {name} does not run here"))?;
+        let Some((spec, vm)) = self.guests.get_mut(&name) else {
+            // The incumbent's QEMU reads until its time is over, or until there is a new conversation, in which it hears of it.
+            tracing::warn!("guest {name} is to go back, and has no QEMU here");
+            self.forget();
+            return Ok(());
+        };
+        self.arrived.remove(&name);
         let port = self.ports.get(&*self.agent.machine, spec.channel)?;
         if let Err(error) = crossing::mark(&*self.agent.machine, spec, PoolState::Crossing) {
             tracing::warn!("{error}");
@@ -411,15 +454,21 @@ impl Successor {
 
     fn accept(&self, refresh: Refresh, report: Report, seconds: u64) -> Result<()> {
         let taken = Refresh::take_over(refresh)?;
-        {
+        let before = {
             let mut inner = self.agent.shared.lock();
+            let before = (inner.refresh.clone(), inner.running.clone(), inner.report.clone());
             inner.refresh = taken;
             inner.running = Some(report.name.clone());
             inner.report = Some(report);
             inner.brief.retire_seconds = Some(seconds);
-        }
+            before
+        };
         // Before the incumbent hears of it: from then on it only powers off.
-        self.agent.write_down()
+        self.agent.write_down().inspect_err(|_| {
+            let mut inner = self.agent.shared.lock();
+            (inner.refresh, inner.running, inner.report) = before;
+            inner.brief.retire_seconds = None;
+        })
     }
 
     /// The incumbent has died before it put this host in charge: what it has told is enough to go on without it. Guests that

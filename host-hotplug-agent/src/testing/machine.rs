@@ -35,6 +35,8 @@ pub struct FakeMachine {
     hidden: Mutex<BTreeMap<String, PathBuf>>,
     /// What the threads of its last daemon share.
     daemon: Mutex<Option<Arc<Shared>>>,
+    /// Which successor it is.
+    number: usize,
 }
 
 impl FakeMachine {
@@ -48,7 +50,9 @@ impl FakeMachine {
             slot,
             tsc_khz: 100_000,
         };
+        let number = world.lock().successors;
         Arc::new(Self {
+            number,
             world: world.clone(),
             tree: Arc::new(tree),
             sys,
@@ -89,7 +93,8 @@ impl FakeMachine {
     }
 
     fn sees(&self) -> Result<()> {
-        let dead = self.facts.slot == SUCCESSOR && self.world.lock().dead;
+        let inner = self.world.lock();
+        let dead = self.facts.slot == SUCCESSOR && (inner.dead || inner.successors != self.number);
         ensure!(!dead, "a dead host sees nothing");
         Ok(())
     }
@@ -379,6 +384,7 @@ impl Machine for FakeMachine {
                         .push(format!("the successor has {memory} as an earlier host left it"));
                 }
             }
+            inner.successors += 1;
         }
         self.world.clear_channels();
         self.world.region.update(|status| {
@@ -482,6 +488,7 @@ impl Machine for FakeMachine {
     }
 
     fn channel(&self, number: usize) -> Result<Port> {
+        self.sees()?;
         self.world.fault(self.facts.slot, "channel")?;
         let end = self.world.open(number, self.facts.slot)?;
         Ok(Port::new(File::from(OwnedFd::from(end))))

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use locum_abi::Slot;
 
 use super::world::{VmState, World};
@@ -76,19 +76,30 @@ impl Hypervisor for FakeHypervisor {
 
     fn find(&self, spec: &Spec) -> Result<Option<Box<dyn Vm>>> {
         self.world.step(self.slot, "find");
-        let there = self.world.lock().vms.contains_key(&(self.slot, spec.name.clone()));
+        let key = (self.slot, spec.name.clone());
+        let (there, hangs) = {
+            let inner = self.world.lock();
+            (inner.vms.contains_key(&key), inner.hung.contains(&key))
+        };
+        ensure!(!hangs, "its QEMU does not answer");
         Ok(there.then(|| self.vm(&spec.name)))
     }
 
     fn attach(&self, spec: &Spec) -> Result<Box<dyn Vm>> {
         self.world.fault(self.slot, "attach")?;
-        Ok(self.vm(&spec.name))
+        let vm = FakeVm {
+            world: self.world.clone(),
+            key: (self.slot, spec.name.clone()),
+        };
+        vm.alive()?;
+        Ok(Box::new(vm))
     }
 
     fn prepare(&self, spec: &Spec, _until: &Deadline<'_>) -> Result<Box<dyn Vm>> {
         self.world.fault(self.slot, "prepare")?;
         let key = (self.slot, spec.name.clone());
         let before = self.world.lock().vms.insert(key, VmState::Waiting);
+        self.world.lock().capable.insert((self.slot, spec.name.clone()));
         assert_eq!(before, None, "a second QEMU for {} in slot {:?}", spec.name, self.slot);
         Ok(self.vm(&spec.name))
     }
@@ -107,6 +118,14 @@ struct FakeVm {
 }
 
 impl FakeVm {
+    /// What a QEMU that is gone, or hangs, answers: the time-out of the latter is over at once.
+    fn alive(&self) -> Result<()> {
+        let inner = self.world.lock();
+        ensure!(inner.vms.contains_key(&self.key), "its QEMU is gone");
+        ensure!(!inner.hung.contains(&self.key), "its QEMU does not answer");
+        Ok(())
+    }
+
     fn become_(&self, state: VmState) {
         let mut inner = self.world.lock();
         if state == VmState::Running {
@@ -125,6 +144,9 @@ impl Vm for FakeVm {
             stream::abandon(port, until);
             return Err(error);
         }
+        self.world.lock().capable.insert(self.key.clone());
+        self.world.step(self.key.0, "capable");
+        self.alive().inspect_err(|_| stream::abandon(port, until))?;
         let begun = tsc::now();
         let (mut inside, end) = UnixStream::pair()?;
         inside.write_all(b"state of a guest")?;
@@ -152,6 +174,7 @@ impl Vm for FakeVm {
             self.world.kill_successor();
         }
         self.world.fault(self.key.0, "receive")?;
+        self.alive()?;
         self.become_(VmState::Running);
         self.world.step(self.key.0, "running");
         Ok(Received {
@@ -160,7 +183,15 @@ impl Vm for FakeVm {
         })
     }
 
+    fn plain(&mut self) -> Result<()> {
+        self.world.step(self.key.0, "plain");
+        self.alive()?;
+        self.world.lock().capable.remove(&self.key);
+        Ok(())
+    }
+
     fn place(&mut self) -> Result<Place> {
+        self.alive()?;
         let inner = self.world.lock();
         Ok(match inner.vms.get(&self.key) {
             Some(VmState::Waiting) => Place::Waiting,
@@ -172,21 +203,28 @@ impl Vm for FakeVm {
 
     fn arrive(&mut self) -> Result<Place> {
         let place = self.place()?;
-        if place == Place::Waiting {
-            self.quit()?;
+        match place {
+            Place::Waiting => self.quit()?,
+            Place::Running => self.plain()?,
+            Place::Stopped => {}
         }
         Ok(place)
     }
 
     fn resume(&mut self) -> Result<()> {
         self.world.step(self.key.0, "resume");
+        self.alive()?;
         self.become_(VmState::Running);
-        Ok(())
+        self.plain()
     }
 
     fn quit(&mut self) -> Result<()> {
         self.world.step(self.key.0, "quit");
-        self.world.lock().vms.remove(&self.key);
+        // By force, if it hangs.
+        let mut inner = self.world.lock();
+        inner.vms.remove(&self.key);
+        inner.hung.remove(&self.key);
+        inner.capable.remove(&self.key);
         Ok(())
     }
 }

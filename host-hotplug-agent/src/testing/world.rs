@@ -16,7 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::l0::FakeRegion;
 use super::machine::FakeMachine;
 use super::tree::Tree;
-use crate::l0::view;
+use crate::l0::{memory, view};
 use crate::machine::TextKind;
 use crate::pool::Extents;
 use crate::pool::table::{Table, words};
@@ -75,6 +75,10 @@ pub struct World {
 pub(super) struct Inner {
     /// QEMU processes by slot and guest.
     pub vms: BTreeMap<(Slot, String), VmState>,
+    /// Those that do not answer.
+    pub hung: BTreeSet<(Slot, String)>,
+    /// Those that would leave a guest's RAM out of a stream.
+    pub capable: BTreeSet<(Slot, String)>,
     /// Bits of the CPUs' CR4 that L0 does not know.
     pub unknown_cr4: u64,
     /// What the incumbent gave.
@@ -107,6 +111,8 @@ pub(super) struct Inner {
     pub dumps: bool,
     /// How the incumbent died, if it did.
     death: Option<Death>,
+    /// How many successors were started: threads of those before the last one do nothing any more.
+    pub successors: usize,
     /// Channels that a host had open already.
     opened: BTreeSet<(usize, Slot)>,
     faults: Vec<Fault>,
@@ -120,6 +126,12 @@ pub(super) struct Inner {
     dies_before: Option<(&'static str, usize)>,
     /// Steps of each host's daemon so far.
     steps: BTreeMap<Slot, Vec<String>>,
+    /// What befalls, before which step of a host's daemon.
+    blows: BTreeMap<Slot, (usize, Blow)>,
+    /// Before which step it did.
+    struck: BTreeMap<Slot, String>,
+    /// Another end of every channel that there ever was, to interfere with.
+    wires: Vec<UnixStream>,
     /// By host: each has a `/sys/kernel/locum` of its own.
     shown: BTreeMap<(Slot, &'static str), String>,
 }
@@ -149,6 +161,9 @@ pub struct Death {
     pub crossed: Vec<String>,
 }
 
+/// What befalls the world between two steps of a daemon.
+pub type Blow = Arc<dyn Fn() + Send + Sync>;
+
 /// An operation that fails.
 struct Fault {
     slot: Slot,
@@ -166,6 +181,8 @@ impl World {
             behaviour,
             inner: Mutex::new(Inner {
                 vms: BTreeMap::new(),
+                hung: BTreeSet::new(),
+                capable: BTreeSet::new(),
                 unknown_cr4: 0,
                 granted: Vec::new(),
                 removed: BTreeSet::new(),
@@ -182,6 +199,7 @@ impl World {
                 hangs_in_power_off: false,
                 dumps: false,
                 death: None,
+                successors: 0,
                 opened: BTreeSet::new(),
                 faults: Vec::new(),
                 kills: BTreeMap::new(),
@@ -189,6 +207,9 @@ impl World {
                 dies: None,
                 dies_before: None,
                 steps: BTreeMap::new(),
+                blows: BTreeMap::new(),
+                struck: BTreeMap::new(),
+                wires: Vec::new(),
                 shown: BTreeMap::new(),
             }),
         })
@@ -197,6 +218,11 @@ impl World {
     /// Lets an operation of a host fail, the next `times` times.
     pub fn fail(&self, slot: Slot, operation: &'static str, times: usize) {
         self.fail_after(slot, operation, 0, times);
+    }
+
+    /// L0's status.
+    pub fn status(&self) -> Box<Status> {
+        memory::status(&self.region, &self.region.header()).unwrap()
     }
 
     /// Nothing fails any more.
@@ -284,6 +310,8 @@ impl World {
         let mut inner = self.lock();
         inner.dead = true;
         inner.vms.retain(|(slot, _), _| *slot == INCUMBENT);
+        inner.hung.retain(|(slot, _)| *slot == INCUMBENT);
+        inner.capable.retain(|(slot, _)| *slot == INCUMBENT);
     }
 
     /// L0 is of a release that knows no wills.
@@ -396,6 +424,61 @@ impl World {
         })
     }
 
+    /// Something befalls the world once, before a step of that host's daemon, of which `after` come before.
+    pub fn strike(&self, slot: Slot, after: usize, blow: Blow) {
+        self.lock().blows.insert(slot, (after, blow));
+    }
+
+    /// Before which step it befell, if it did.
+    pub fn struck(&self, slot: Slot) -> Option<String> {
+        self.lock().struck.get(&slot).cloned()
+    }
+
+    /// A guest's QEMU is killed.
+    pub fn kill_qemu(&self, slot: Slot, guest: &str) {
+        let mut inner = self.lock();
+        let key = (slot, guest.to_owned());
+        inner.vms.remove(&key);
+        inner.hung.remove(&key);
+        inner.capable.remove(&key);
+    }
+
+    /// A guest's QEMU, if it has one, does not answer any more, until it is killed or [`Self::wake_qemus`].
+    pub fn hang_qemu(&self, slot: Slot, guest: &str) {
+        let mut inner = self.lock();
+        let key = (slot, guest.to_owned());
+        if inner.vms.contains_key(&key) {
+            inner.hung.insert(key);
+        }
+    }
+
+    /// All QEMUs answer again.
+    pub fn wake_qemus(&self) {
+        self.lock().hung.clear();
+    }
+
+    /// Whether a guest has a QEMU in that host, whatever it does.
+    pub fn has_qemu(&self, slot: Slot, guest: &str) -> bool {
+        self.lock().vms.contains_key(&(slot, guest.to_owned()))
+    }
+
+    /// QEMUs with a running guest that would leave its RAM out of a stream.
+    pub fn without_ram(&self) -> Vec<(Slot, String)> {
+        let inner = self.lock();
+        let running = inner.vms.iter().filter(|(_, state)| **state == VmState::Running);
+        running
+            .map(|(key, _)| key.clone())
+            .filter(|key| inner.capable.contains(key))
+            .collect()
+    }
+
+    /// All channels that are open break off.
+    pub fn cut_channels(&self) {
+        for wire in std::mem::take(&mut self.lock().wires) {
+            let _ = wire.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
     /// Another daemon of the host may live.
     pub fn revive_daemon(&self, slot: Slot) {
         let mut inner = self.lock();
@@ -406,6 +489,22 @@ impl World {
     /// A step of a host's daemon, before it takes effect: where a daemon can be killed.
     pub(super) fn step(&self, slot: Slot, what: &str) {
         let mut inner = self.lock();
+        let blow = match inner.blows.remove(&slot) {
+            Some((0, blow)) => {
+                inner.struck.insert(slot, what.to_owned());
+                Some(blow)
+            }
+            Some((left, blow)) => {
+                inner.blows.insert(slot, (left - 1, blow));
+                None
+            }
+            None => None,
+        };
+        if let Some(blow) = blow {
+            drop(inner);
+            blow();
+            inner = self.lock();
+        }
         let steps = inner.steps.entry(slot).or_default();
         steps.push(what.to_owned());
         let so_far = steps.iter().filter(|known| *known == what).count();
@@ -469,16 +568,25 @@ impl World {
             return Ok(end);
         }
         let (left, right) = channel();
+        let wires = [left.try_clone()?, right.try_clone()?];
         ends[slot.other()] = Some(right);
+        inner.wires.extend(wires);
         Ok(left)
     }
 
     /// New channels, for a successor that starts.
     pub(super) fn clear_channels(&self) {
-        let pairs = (0..CHANNEL_COUNT).map(|_| channel());
+        let pairs: Vec<_> = (0..CHANNEL_COUNT).map(|_| channel()).collect();
         let mut inner = self.lock();
+        inner.wires.clear();
+        for (left, right) in &pairs {
+            inner
+                .wires
+                .extend([left.try_clone().unwrap(), right.try_clone().unwrap()]);
+        }
         inner.opened.clear();
         inner.ends = pairs
+            .into_iter()
             .map(|(left, right)| PerSlot::new(Some(left), Some(right)))
             .collect();
     }

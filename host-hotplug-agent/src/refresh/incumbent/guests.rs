@@ -1,6 +1,7 @@
 //! Guests given to the successor, and taken back. A guest never runs in both hosts, and whenever it is not known where
 //! it runs, the successor is stopped first.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -8,7 +9,7 @@ use locum_abi::{HostState, PoolState};
 
 use super::settle::{Patience, Settled};
 use super::{Incumbent, MESSAGE, Ports, VERDICT};
-use crate::channel::Message;
+use crate::channel::{Link, Message};
 use crate::deadline::Deadline;
 use crate::guest::{Spec, Vm};
 use crate::pool::crossing;
@@ -173,11 +174,21 @@ impl Incumbent {
             seconds: limit.as_secs(),
         })?;
         let port = self.ports.get(&*self.agent.machine, spec.channel)?;
-        match vm.receive(port, &Deadline::after(limit).or_when(&given_up)) {
+        let (taken, before) = (port.taken(), port.taken().load(Ordering::Relaxed));
+        let link = self.link.as_ref();
+        let over = || {
+            let begun = taken.load(Ordering::Relaxed) != before;
+            given_up() || (!begun && link.is_none_or(Link::ended))
+        };
+        match vm.receive(port, &Deadline::after(limit).or_when(&over)) {
             Ok(received) => {
                 let (received, resumed) = (received.received, received.resumed);
                 crossing::runs_here(&agent, spec);
+                let plain = vm.plain();
                 // The guest runs here. Should the successor not hear of it, its QEMU stays stopped until it is aborted.
+                if let Err(error) = plain {
+                    tracing::warn!("guest {name}: {error:#}");
+                }
                 if let Err(error) = self.tell(&Message::Resumed {
                     name: name.clone(),
                     received,

@@ -149,6 +149,9 @@ impl Incumbent {
                 let spec = self.spec(&name).ok()?;
                 let mut vm = self.agent.hypervisor.find(&spec).ok()??;
                 (vm.place().ok()? == Place::Running).then(|| {
+                    if let Err(error) = vm.plain() {
+                        tracing::warn!("guest {name}: {error:#}");
+                    }
                     drop(vm);
                     // Its QEMU in the successor stays stopped, should this not be heard.
                     if let Err(error) = self.connect(TRY, &[]).and_then(|_| self.tell(&resumed(&name))) {
@@ -175,6 +178,7 @@ impl Incumbent {
             && vm.place()? == Place::Running
         {
             // It has never stopped, or QEMU has resumed it because its stream broke off.
+            vm.plain()?;
             return Ok(Settled::Here);
         }
         let there = self.ask(name);
@@ -251,7 +255,9 @@ impl Incumbent {
         let mut here = false;
         if let Some(mut vm) = self.agent.hypervisor.find(&spec)? {
             here = vm.place()? == Place::Running;
-            if !here {
+            if here {
+                vm.plain()?;
+            } else {
                 vm.quit()?;
             }
         }
@@ -273,7 +279,11 @@ impl Incumbent {
             (true, Some(Place::Running)) => {
                 bail!("guest {name} runs in both hosts: stop it in one, then `locum retry`")
             }
-            (false, None) => bail!("guest {name} has a QEMU neither here nor in the successor"),
+            (false, None) => {
+                // Nothing brings it back, so nothing waits for it.
+                self.agent.shared.lock().brief.dead.insert(name.to_owned());
+                return Ok(true);
+            }
             _ => {}
         }
         Ok(here)

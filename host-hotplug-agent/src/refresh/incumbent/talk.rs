@@ -220,6 +220,10 @@ impl Incumbent {
             report: Box::new(report),
             seconds: self.config.timeouts.retire.as_secs(),
         })?;
-        self.expect(MESSAGE, |message| matches!(message, Message::Entrusted).then_some(()))
+        self.expect(MESSAGE, |message| match message {
+            Message::Entrusted => Some(Ok(())),
+            Message::Failed { reason, .. } => Some(Err(anyhow!("the successor cannot take charge: {reason}"))),
+            _ => None,
+        })?
     }
 }
