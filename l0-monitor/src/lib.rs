@@ -55,13 +55,15 @@
         reason = "what is not used is told by the build for bare metal, which has all of boot"
     )
 )]
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
 extern crate std;
 
 mod arch;
 mod boot;
 mod doors;
 mod fatal;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod id;
 mod logger;
 mod machine;

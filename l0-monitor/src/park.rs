@@ -27,7 +27,7 @@ use locum_abi::{Event, MAX_CPUS, Slot};
 use crate::arch::{cpuid, lapic, msr, registers};
 use crate::id::{self, CpuIndex, PerCpu};
 use crate::machine_check;
-use crate::partition::{PARTITION, StartMode};
+use crate::partition::{PARTITION, Partition, StartMode};
 use crate::shared::{self, MailboxWords};
 use crate::stage::{self, Stage, Step};
 
@@ -156,7 +156,7 @@ pub(crate) fn wait_for_start(cpu: CpuIndex) -> (Start, StartMode) {
     }
     let kind = wait_kind();
     let (start, mode) = loop {
-        if let Some(found) = look(cpu) {
+        if let Some(found) = look(&PARTITION, cpu) {
             break found;
         }
         wait(kind, PARTITION.owner(cpu));
@@ -178,13 +178,13 @@ pub(crate) fn wait_for_start(cpu: CpuIndex) -> (Start, StartMode) {
 }
 
 /// Looks for a command of L0's and at the mailbox of the CPU's owner.
-fn look(cpu: CpuIndex) -> Option<(Start, StartMode)> {
+pub(crate) fn look(partition: &Partition, cpu: CpuIndex) -> Option<(Start, StartMode)> {
     if let Some(start) = take_command(cpu) {
-        return begin(cpu, start);
+        return begin(partition, cpu, start);
     }
-    let slot = PARTITION.owner(cpu);
+    let slot = partition.owner(cpu);
     let mailbox = shared::mailbox(slot);
-    match decide(id::apic_id(cpu), |id| is_owned(id, slot), mailbox) {
+    match decide(id::apic_id(cpu), |id| is_owned(partition, id, slot), mailbox) {
         Action::Wait => None,
         Action::Answer => {
             shared::clear_mailbox(slot, mailbox.head);
@@ -204,7 +204,7 @@ fn look(cpu: CpuIndex) -> Option<(Start, StartMode)> {
                 rsi: 0,
                 slot,
             };
-            let begun = begin(cpu, start);
+            let begun = begin(partition, cpu, start);
             shared::clear_mailbox(slot, mailbox.head);
             if begun.is_none() {
                 refuse(mailbox);
@@ -225,8 +225,8 @@ fn refuse(mailbox: MailboxWords) {
 }
 
 /// How the CPU, in [`Stage::Starting`], begins. None, and it stays parked, if that host may not start it any more.
-fn begin(cpu: CpuIndex, start: Start) -> Option<(Start, StartMode)> {
-    let mode = PARTITION.start_mode(cpu, start.slot);
+fn begin(partition: &Partition, cpu: CpuIndex, start: Start) -> Option<(Start, StartMode)> {
+    let mode = partition.start_mode(cpu, start.slot);
     if mode.is_none() {
         // Nothing of a host is on this CPU: it goes on waiting.
         let refused = stage::take(cpu, Step::Refuse).and_then(|()| stage::take(cpu, Step::Settle));
@@ -235,8 +235,8 @@ fn begin(cpu: CpuIndex, start: Start) -> Option<(Start, StartMode)> {
     Some((start, mode?))
 }
 
-fn is_owned(apic_id: u32, slot: Slot) -> bool {
-    id::index_of_apic(apic_id).is_some_and(|cpu| PARTITION.owner(cpu) == slot && stage::of(cpu) != Stage::Absent)
+fn is_owned(partition: &Partition, apic_id: u32, slot: Slot) -> bool {
+    id::index_of_apic(apic_id).is_some_and(|cpu| partition.owner(cpu) == slot && stage::of(cpu) != Stage::Absent)
 }
 
 /// Waits until something may have happened.

@@ -452,6 +452,14 @@ pub(crate) fn mailbox(slot: Slot) -> MailboxWords {
     }
 }
 
+/// Writes a mailbox as its host does.
+#[cfg(feature = "fuzz")]
+pub(crate) fn set_mailbox(slot: Slot, words: MailboxWords) {
+    let mailbox = slot_area(slot).cast::<u64>();
+    word64(mailbox.wrapping_add(1)).store(words.vector, Relaxed);
+    word64(mailbox).store(words.head, Release);
+}
+
 /// Clears the command if the mailbox still says `head`; another command is not touched.
 pub(crate) fn clear_mailbox(slot: Slot, head: u64) -> bool {
     word64(slot_area(slot).cast::<u64>())

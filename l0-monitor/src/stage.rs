@@ -211,6 +211,12 @@ pub(crate) fn take(cpu: CpuIndex, step: Step) -> Result<(), Stage> {
     Ok(())
 }
 
+/// Has a CPU stand anywhere, as no step does: for a new life on the same CPUs.
+#[cfg(feature = "fuzz")]
+pub(crate) fn put(cpu: CpuIndex, stage: Stage) {
+    STAGES[cpu].0.store(stage as u8, SeqCst);
+}
+
 /// Whether `cpu` is parked, and nobody is about to start it.
 pub(crate) fn is_parked(cpu: CpuIndex) -> bool {
     of(cpu) == Stage::Parked

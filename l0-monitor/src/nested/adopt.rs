@@ -117,6 +117,12 @@ impl Adopted {
         checked
     }
 
+    /// Addresses of all adopted VMCSs.
+    #[cfg(feature = "fuzz")]
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = u64> {
+        self.entries.iter().map(|entry| entry.phys)
+    }
+
     /// Address of any adopted VMCS.
     pub(crate) fn any(&self) -> Option<u64> {
         self.entries.last().map(|entry| entry.phys)

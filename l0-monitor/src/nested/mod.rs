@@ -53,7 +53,7 @@ pub(crate) mod fingerprint;
 pub(crate) mod host_area;
 pub(crate) mod hypercall;
 pub(crate) mod machine_check;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod model;
 pub(crate) mod predictors;
 pub(crate) mod regions;
@@ -65,8 +65,8 @@ pub(crate) mod steady;
 pub(crate) mod steady_path;
 #[cfg(test)]
 mod steady_tests;
-#[cfg(test)]
-mod test_bed;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod test_bed;
 #[cfg(test)]
 mod tests;
 pub(crate) mod this_machine;

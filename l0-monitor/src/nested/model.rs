@@ -1,11 +1,12 @@
 //! A model of VMX for tests: VMCSs with memory and a current pointer, the errors that matter, physical memory in words.
 
+use core::ops::Range;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::vec::Vec;
 
 use locum_abi::PAGE_SIZE;
 
-use crate::arch::paging::{PRESENT_WRITABLE, PRESENT_WRITABLE_LARGE};
+use crate::arch::paging::{PRESENT_WRITABLE, PRESENT_WRITABLE_LARGE, page_of};
 use crate::vmx::controls::SecondaryControls;
 use crate::vmx::field::{self, Area, Field};
 use crate::vmx::hardware::Invalidate;
@@ -46,8 +47,8 @@ pub(crate) struct Model {
     pub(crate) current: Option<u64>,
     /// VMXON region, if in VMX operation.
     pub(crate) vmxon: Option<u64>,
-    /// Physical memory.
-    pub(crate) memory: BTreeMap<u64, u8>,
+    /// Physical memory, by pages.
+    pub(crate) memory: HashMap<u64, [u8; PAGE_SIZE as usize]>,
     /// MSRs that exist.
     pub(crate) msrs: HashMap<u32, u64>,
     /// What was invalidated.
@@ -62,6 +63,8 @@ pub(crate) struct Model {
     pub(crate) pci_address: u32,
     /// How often it was done what is dear on silicon.
     pub(crate) done: Done,
+    /// Memory that nobody may reach through [`Hardware::read_phys`] and [`Hardware::write_phys`].
+    pub(crate) private: Range<u64>,
 }
 
 /// Counts of what is dear.
@@ -98,7 +101,7 @@ impl Model {
     /// Stores a word.
     pub(crate) fn put(&mut self, address: u64, value: u64) {
         for (i, byte) in value.to_le_bytes().into_iter().enumerate() {
-            self.memory.insert(address + i as u64, byte);
+            self.set_byte(address + i as u64, byte);
         }
     }
 
@@ -156,7 +159,7 @@ impl Model {
             return None;
         }
         let byte = self.field(vmcs01, bitmap) + u64::from(field.0 / 8);
-        let exits = self.read_phys(byte, 1) >> (field.0 % 8) & 1 != 0;
+        let exits = self.byte(byte) >> (field.0 % 8) & 1 != 0;
         (!exits).then(|| self.field(vmcs01, field::VMCS_LINK))
     }
 
@@ -164,6 +167,16 @@ impl Model {
     pub(crate) fn assert_put_down(&self) {
         let active = self.put_down.filter(|phys| self.active.contains(phys));
         assert_eq!(active, None, "is to be cleared");
+    }
+
+    fn byte(&self, address: u64) -> u8 {
+        let page = self.memory.get(&page_of(address));
+        page.map_or(0, |page| page[(address % PAGE_SIZE) as usize])
+    }
+
+    fn set_byte(&mut self, address: u64, byte: u8) {
+        let page = self.memory.entry(page_of(address)).or_insert([0; PAGE_SIZE as usize]);
+        page[(address % PAGE_SIZE) as usize] = byte;
     }
 
     fn bad_pointer(phys: u64) -> bool {
@@ -314,14 +327,16 @@ impl Hardware for Model {
     }
 
     fn read_phys(&mut self, address: u64, size: u8) -> u64 {
+        assert!(!self.private.contains(&address), "read of {address:#x}");
         (0..u64::from(size))
-            .map(|i| u64::from(self.memory.get(&(address + i)).copied().unwrap_or(0)) << (8 * i))
+            .map(|i| u64::from(self.byte(address + i)) << (8 * i))
             .sum()
     }
 
     fn write_phys(&mut self, address: u64, size: u8, value: u64) {
+        assert!(!self.private.contains(&address), "write of {address:#x}");
         for i in 0..u64::from(size) {
-            self.memory.insert(address + i, (value >> (8 * i)) as u8);
+            self.set_byte(address + i, (value >> (8 * i)) as u8);
         }
     }
 }

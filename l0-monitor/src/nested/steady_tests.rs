@@ -10,7 +10,7 @@ use crate::nested::model::{Done, Model};
 use crate::nested::shadow::Use;
 use crate::nested::shadow_tests::shadowed_without;
 use crate::nested::steady::Steady;
-use crate::nested::test_bed::{FIXED, GUEST, USES, VMCS01, access, context, instruction, nested_on};
+use crate::nested::test_bed::{FIXED, GUEST, USES, VMCS01, access, context, instruction, landing, nested_on};
 use crate::nested::vcpu::VCpu;
 use crate::vmx::controls::{ExitControls, SecondaryControls};
 use crate::vmx::exit::{Interruption, Reason};
@@ -181,22 +181,6 @@ struct Seen {
     landings: Vec<BTreeMap<u32, u64>>,
     /// Its VMCS at each entry.
     entries: Vec<BTreeMap<u32, u64>>,
-}
-
-/// VMCS01 as far as its host can tell: of the control registers' read shadows only the bits that VMX fixes show.
-fn landing(vcpu: &VCpu, hw: &Model) -> BTreeMap<u32, u64> {
-    let mut fields = hw.vmcs[&VMCS01].clone();
-    fields.retain(|f, _| Field(*f).area() == Area::Guest || *f == field::CR0_SHADOW.0 || *f == field::CR4_SHADOW.0);
-    fields.remove(&field::VMCS_LINK.0);
-    // What was never written is 0.
-    fields.retain(|_, v| *v != 0);
-    for (field, mask) in [
-        (field::CR0_SHADOW, vcpu.caps.fixed.cr0.bits()),
-        (field::CR4_SHADOW, vcpu.caps.fixed.cr4.bits()),
-    ] {
-        fields.entry(field.0).and_modify(|v| *v &= mask);
-    }
-    fields
 }
 
 fn exits(vcpu: &mut VCpu, hw: &mut Model, steady: bool, used: &mut u32) -> Next {

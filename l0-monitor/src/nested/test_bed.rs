@@ -22,7 +22,7 @@ use crate::vmx::VmxStatus;
 use crate::vmx::caps::FixedBits;
 use crate::vmx::controls::ExitControls;
 use crate::vmx::exit::{InstructionInfo, IoAccess, Reason};
-use crate::vmx::field::{self, Field};
+use crate::vmx::field::{self, Area, Field};
 
 pub(crate) const VMCS01: u64 = 0x10_0000;
 pub(crate) const OWN_VMXON: u64 = 0x10_1000;
@@ -241,4 +241,20 @@ pub(crate) fn exiting_access(
 
 pub(crate) fn snapshot(hw: &Model) -> Vec<BTreeMap<u32, u64>> {
     [GUEST, OTHER].into_iter().map(|v| hw.vmcs[&v].clone()).collect()
+}
+
+/// VMCS01 as far as its host can tell: of the control registers' read shadows only the bits that VMX fixes show.
+pub(crate) fn landing(vcpu: &VCpu, hw: &Model) -> BTreeMap<u32, u64> {
+    let mut fields = hw.vmcs[&VMCS01].clone();
+    fields.retain(|f, _| Field(*f).area() == Area::Guest || *f == field::CR0_SHADOW.0 || *f == field::CR4_SHADOW.0);
+    fields.remove(&field::VMCS_LINK.0);
+    // What was never written is 0.
+    fields.retain(|_, v| *v != 0);
+    for (field, mask) in [
+        (field::CR0_SHADOW, vcpu.caps.fixed.cr0.bits()),
+        (field::CR4_SHADOW, vcpu.caps.fixed.cr4.bits()),
+    ] {
+        fields.entry(field.0).and_modify(|v| *v &= mask);
+    }
+    fields
 }

@@ -309,6 +309,64 @@ fn wild_accesses_and_triple_faults_end_the_host() {
     }
 }
 
+/// Page tables are a host's word: none of them is read that is not its own, and what they map to neither.
+#[test]
+fn page_tables_outside_the_partition_are_not_read() {
+    let gp = Interruption::exception(ExceptionVector::GeneralProtection, true);
+    // The root at 0x1000, the next table at 0x2000, the operand at 0x5000: each of them is the other host's.
+    for limit in [0x1000, 0x2000, 0x5000] {
+        for (mut vcpu, mut hw) in nested() {
+            hw.put(0x5000, OTHER);
+            hw.private = limit..4 << 30;
+            set_limit(limit);
+            let before = (snapshot(&hw), vcpu.belief, vcpu.adopted.len());
+            for reason in [Reason::VMPTRLD, Reason::VMCLEAR, Reason::VMPTRST, Reason::INVEPT] {
+                instruction(&mut vcpu, &mut hw, reason, 0x5000);
+                assert_eq!(injected(&hw).0, gp.0, "{reason:?} below {limit:#x}");
+                assert_eq!(hw.field(VMCS01, field::GUEST_RIP), RIP, "{reason:?} is not gone past");
+            }
+            assert_eq!((snapshot(&hw), vcpu.belief, vcpu.adopted.len()), before);
+        }
+    }
+}
+
+/// SDM vol. 3C, 29.2.4: an EPT violation in the middle of the delivery of an event leaves it in the IDT-vectoring
+/// information. The access is made good, and then the event is delivered from its beginning.
+#[test]
+fn an_event_that_ept_interrupted_is_delivered_again() {
+    const NMI: u64 = 0x8000_0202;
+    const PAGE_FAULT: u64 = 0x8000_0b0e;
+    const SOFTWARE: u64 = 0x8000_0480;
+    for (mut vcpu, mut hw) in nested() {
+        hw.set(VMCS01, field::GUEST_PHYSICAL_ADDRESS, 1 << 30);
+        let mut exit = |event: u64, blocking: Interruptibility, qualification: u64| {
+            hw.set(VMCS01, field::EXIT_QUALIFICATION, qualification);
+            hw.set(VMCS01, field::ENTRY_INTERRUPTION, 0);
+            hw.set(VMCS01, field::IDT_VECTORING, event);
+            hw.set(VMCS01, field::IDT_VECTORING_ERROR, 6);
+            hw.set(VMCS01, field::INSTRUCTION_LENGTH, 2);
+            hw.set(VMCS01, field::GUEST_INTERRUPTIBILITY, blocking.bits());
+            assert_eq!(exit_host(&mut vcpu, &mut hw, Reason::EPT_VIOLATION), Next::Host);
+            assert_eq!(hw.field(VMCS01, field::GUEST_RIP), RIP);
+            let blocking = hw.field(VMCS01, field::GUEST_INTERRUPTIBILITY);
+            (injected(&hw).0, Interruptibility::from_bits_retain(blocking), {
+                let of_entry = [field::ENTRY_ERROR_CODE, field::ENTRY_INSTRUCTION_LENGTH];
+                of_entry.map(|field| hw.field(VMCS01, field))
+            })
+        };
+        let none = Interruptibility::empty();
+        assert_eq!(exit(PAGE_FAULT, none, 1), (PAGE_FAULT, none, [6, 2]));
+        assert_eq!(exit(SOFTWARE, none, 1), (SOFTWARE, none, [6, 2]));
+        // An NMI that was on its way blocks none that is to be delivered.
+        assert_eq!(exit(NMI, Interruptibility::NMI, 1).1, none);
+        // Bit 12 is undefined in the vectoring information, and must be 0 at an entry.
+        assert_eq!(exit(NMI | 1 << 12, none, 1).0, NMI);
+        // An IRET had ended the blocking of NMIs, and is executed anew.
+        assert_eq!(exit(0, none, 1 | 1 << 12).1, Interruptibility::NMI);
+        assert_eq!(exit(0, none, 1), (0, none, [6, 2]));
+    }
+}
+
 #[test]
 fn a_host_that_resets_the_machine_beside_another_ends_itself() {
     for (mut vcpu, mut hw) in nested() {

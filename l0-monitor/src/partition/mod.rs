@@ -16,6 +16,8 @@
 mod device;
 pub(crate) mod ept;
 mod first_map;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 pub(crate) mod io_filter;
 pub(crate) mod ioapic;
 pub(crate) mod memory;
