@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use partitioner::{Event, Role, State};
+use partitioner::{Event, Loss, Role, State};
 
 use super::ipc::Question;
 use super::keep::{self, Kept};
@@ -269,9 +269,14 @@ impl Worker {
     /// No guest of the refresh that has ended is left stopped here, or as only a handover wants it. Tells what could not be
     /// helped.
     fn look_after_guests(&self) -> Vec<String> {
-        let (guests, dead) = {
+        let (guests, dead, kept_stopped) = {
             let inner = self.agent.shared.lock();
-            (inner.brief.guests.clone(), inner.brief.dead.clone())
+            let stopped = |loss: &Loss| match loss {
+                Loss::Stopped(name) => Some(name.clone()),
+                _ => None,
+            };
+            let kept_stopped: Vec<_> = inner.refresh.losses().iter().filter_map(stopped).collect();
+            (inner.brief.guests.clone(), inner.brief.dead.clone(), kept_stopped)
         };
         let mut unwell = Vec::new();
         for spec in guests {
@@ -285,6 +290,8 @@ impl Worker {
             let looked = self.agent.hypervisor.find(&spec).and_then(|vm| match vm {
                 Some(mut vm) => match vm.place()? {
                     Place::Running => vm.plain(),
+                    // It may have run in the host that died since: an operator decides.
+                    Place::Stopped if kept_stopped.contains(name) => vm.plain(),
                     // Stopped by a handover that failed. With no other host there, it can run nowhere else.
                     Place::Stopped if !self.agent.has_other() => vm.resume(),
                     _ => Ok(()),

@@ -130,7 +130,8 @@ pub(super) struct Inner {
     blows: BTreeMap<Slot, (usize, Blow)>,
     /// Before which step it did.
     struck: BTreeMap<Slot, String>,
-    /// Another end of every channel that there ever was, to interfere with.
+    /// While something is to befall: another end of every channel, to interfere with. As long as there is one, nobody sees
+    /// that the other side has closed its own.
     wires: Vec<UnixStream>,
     /// By host: each has a `/sys/kernel/locum` of its own.
     shown: BTreeMap<(Slot, &'static str), String>,
@@ -504,6 +505,7 @@ impl World {
             drop(inner);
             blow();
             inner = self.lock();
+            inner.wires.clear();
         }
         let steps = inner.steps.entry(slot).or_default();
         steps.push(what.to_owned());
@@ -570,7 +572,9 @@ impl World {
         let (left, right) = channel();
         let wires = [left.try_clone()?, right.try_clone()?];
         ends[slot.other()] = Some(right);
-        inner.wires.extend(wires);
+        if !inner.blows.is_empty() {
+            inner.wires.extend(wires);
+        }
         Ok(left)
     }
 
@@ -579,10 +583,9 @@ impl World {
         let pairs: Vec<_> = (0..CHANNEL_COUNT).map(|_| channel()).collect();
         let mut inner = self.lock();
         inner.wires.clear();
-        for (left, right) in &pairs {
-            inner
-                .wires
-                .extend([left.try_clone().unwrap(), right.try_clone().unwrap()]);
+        if !inner.blows.is_empty() {
+            let ends = pairs.iter().flat_map(|(left, right)| [left, right]);
+            inner.wires = ends.map(|end| end.try_clone().unwrap()).collect();
         }
         inner.opened.clear();
         inner.ends = pairs
