@@ -121,7 +121,8 @@ pub(super) const IN_CI: Fault = daemon(
     AWAIT,
 );
 
-/// Refreshes that go through all the same.
+/// Refreshes that go through all the same. The steps are those that last: a script can't meet others, and the machine in memory
+/// has them all.
 const DAEMONS: &[Fault] = &[
     daemon(
         "the incumbent's daemon is killed while memory is removed",
@@ -130,16 +131,10 @@ const DAEMONS: &[Fault] = &[
         "remove memory",
     ),
     daemon(
-        "the incumbent's daemon is killed while CPUs become nested",
+        "the incumbent's daemon is killed while it loads the successor's image",
         Side::Incumbent,
-        at!("enter nested"),
-        "enter nested",
-    ),
-    daemon(
-        "the incumbent's daemon is killed while memory is given",
-        Side::Incumbent,
-        at!("give memory"),
-        "give memory",
+        at!("load the successor"),
+        "load the successor",
     ),
     IN_CI,
     daemon(
