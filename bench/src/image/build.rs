@@ -150,8 +150,8 @@ const LOCUM: Module = Module {
 /// The lab's own, which executes instructions.
 const PROBE: Module = Module {
     name: "lab_probe.ko",
-    folder: "bench/probe",
-    sources: &["bench/probe"],
+    folder: "host-hotplug-agent/kmod/tests/probe",
+    sources: &["host-hotplug-agent/kmod/tests/probe"],
 };
 
 /// `locum.ko` for a kernel; `None` while the workspace has no module.

@@ -1,5 +1,5 @@
 //! Every instruction that exits for a host, or may, comes to the same natively and nested: executed by user space
-//! (`lab-guest instructions`) and by the kernel (`bench/probe`).
+//! (`lab-guest instructions`) and by the kernel (`host-hotplug-agent/kmod/tests/probe`).
 
 use anyhow::{Result, ensure};
 
