@@ -43,7 +43,8 @@ fn alloc(run: &mut Run, name: &str) -> Result<String> {
 /// How many bytes of the guest at `backend` are not zero, where the secret was.
 fn dirt(run: &mut Run, backend: &str) -> Result<u64> {
     run.sh(&format!(
-        "printf 'pmemsave 0x200000 100000 /tmp/ram\\nquit\\n' | {QEMU} {backend} >/dev/null"
+        "rm -f /tmp/ram; printf 'pmemsave 0x200000 100000 \"/tmp/ram\"\\nquit\\n' | {QEMU} {backend} >/dev/null; \
+         [ -s /tmp/ram ]"
     ))?;
     Ok(run.sh("tr -d '\\000' </tmp/ram | wc -c")?.trim().parse()?)
 }
