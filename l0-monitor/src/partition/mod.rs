@@ -23,6 +23,8 @@ pub(crate) mod ioapic;
 pub(crate) mod memory;
 pub(crate) mod owners;
 mod pages;
+#[cfg(test)]
+mod properties;
 mod state;
 #[cfg(test)]
 mod tests;
