@@ -6,20 +6,17 @@ use super::abort::Facts;
 use crate::{
     machine::deadline::Span,
     steps::{
-        Run,
+        DAEMON, Run,
         refresh::Outcome,
         successor::{Kernel, Successor},
     },
 };
 
-/// Kills the daemon as the kernel does that is out of memory.
-const KILL: &str = "killed=0; for p in /proc/[0-9]*; do \
-                    if [ \"$(tr '\\0' ' ' <$p/cmdline 2>/dev/null)\" = 'locum daemon ' ]; then \
-                    kill -9 ${p#/proc/} && killed=1; fi; done; [ $killed = 1 ]";
+/// Kills the daemon as the kernel does that is out of memory, with [`DAEMON`] at hand.
+const KILL: &str = "pid=$(daemon); [ -n \"$pid\" ] && kill -9 $pid";
 /// Starts it again when it is gone, as systemd does: in the midst of an ioctl it does not die at once.
-const START: &str = "while for p in /proc/[0-9]*; do \
-                     [ \"$(tr '\\0' ' ' <$p/cmdline 2>/dev/null)\" = 'locum daemon ' ] && break; done; \
-                     do sleep 0.1; done; setsid locum daemon </dev/null >>/var/log/locum.log 2>&1 &";
+const START: &str = "while [ -n \"$(daemon)\" ]; do sleep 0.1; done; \
+                     setsid locum daemon </dev/null >>/var/log/locum.log 2>&1 &";
 /// `signal NAME WORDS`: to each process with these words in its command line.
 const SIGNAL: &str = "signal() { for p in /proc/[0-9]*; do case \"$(tr '\\0' ' ' <$p/cmdline 2>/dev/null)\" in \
                       *\"$2\"*) [ ${p#/proc/} = $$ ] || kill -$1 ${p#/proc/};; esac; done; }";
@@ -285,7 +282,7 @@ impl Fault {
     /// Waits for the time and does the deed, once, in the host; for the lab's line is too slow to meet a step.
     fn script(&self) -> String {
         let deed = match self.deed {
-            Deed::KillDaemon => format!("{KILL}\nsleep 1\n{START}"),
+            Deed::KillDaemon => format!("{DAEMON}\n{KILL}\nsleep 1\n{START}"),
             Deed::Do(deed, _) => format!("{SIGNAL}\n{deed}"),
         };
         format!(
@@ -375,12 +372,12 @@ fn strand(run: &mut Run, good: &Successor, stranded: &Stranded) -> Result<()> {
     run.wait_status("the wait for the successor", |status| {
         status.daemon.as_ref().filter(|daemon| waits(&daemon.summary)).map(drop)
     })?;
-    run.sh(KILL)?;
+    run.sh(&format!("{DAEMON}; {KILL}"))?;
     let state = run.status()?.state;
     ensure!(state == "no daemon", "the daemon is not dead: {state}");
     run.check_guests()?;
     run.sh(stranded.meanwhile)?;
-    run.sh(START)?;
+    run.sh(&format!("{DAEMON}; {START}"))?;
     let said = run.wait_status("the daemon's first word", |status| {
         let daemon = status.daemon.as_ref()?;
         Some((daemon.summary.clone(), daemon.last_error.clone()))

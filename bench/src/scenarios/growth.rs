@@ -6,7 +6,7 @@ use super::refreshes;
 use crate::{
     machine::deadline::Span,
     report::agent::Tables,
-    steps::{Run, refresh::Outcome},
+    steps::{DAEMON, Run, refresh::Outcome},
 };
 
 /// Refreshes in a row.
@@ -27,6 +27,7 @@ while [ ! -e /run/enough ]; do
     n=$((n + 1))
     echo $n >/run/died
 done
+rm /run/enough
 "#;
 
 /// What a host and L0 use, that must not grow.
@@ -47,10 +48,11 @@ struct Footprint {
 impl Footprint {
     fn of(run: &mut Run) -> Result<Self> {
         let status = run.status()?;
-        let words = run.sh("for p in /proc/[0-9]*; do \
-             if [ \"$(tr '\\0' ' ' <$p/cmdline 2>/dev/null)\" = 'locum daemon ' ]; then d=$p; fi; done; \
-             awk '/^VmRSS/ { print $2 } /^Threads/ { print $2 }' $d/status; ls $d/fd | wc -l; \
-             ls -l /proc/[0-9]*/fd 2>/dev/null | grep -c -e '-> /dev/locum' -e '-> /dev/dax'")?;
+        let words = run.sh(&format!(
+            "{DAEMON}; d=/proc/$(daemon); \
+             awk '/^VmRSS/ {{ print $2 }} /^Threads/ {{ print $2 }}' $d/status; ls $d/fd | wc -l; \
+             ls -l /proc/[0-9]*/fd 2>/dev/null | grep -c -e '-> /dev/locum' -e '-> /dev/dax'"
+        ))?;
         let numbers: Vec<u64> = words.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
         let [daemon_kib, daemon_threads, daemon_files, handles] = *numbers.as_slice() else {
             anyhow::bail!("the daemon's figures are not four: {words}");
@@ -152,7 +154,7 @@ pub(super) fn cycles(run: &mut Run) -> Result<()> {
             .step(&format!("{done} times in and out, {died} guests died"));
         run.check_guests()?;
     };
-    run.sh("touch /run/enough; while pidof -q sh && pgrep -f come-and-go.sh >/dev/null; do sleep 1; done; true")?;
+    run.sh("touch /run/enough; while [ -e /run/enough ]; do sleep 1; done")?;
     run.check_dormant()?;
     let after = Footprint::of(run)?;
     let grown = after.beyond(&before);

@@ -19,3 +19,8 @@ mod watches;
 mod witness;
 
 pub(crate) use run::Run;
+
+/// Shell text: `daemon` prints the process of a host's agent, if there is one.
+pub(crate) const DAEMON: &str = "daemon() { for p in /proc/[0-9]*; do \
+                                 [ \"$(tr '\\0' ' ' <$p/cmdline 2>/dev/null)\" = 'locum daemon ' ] && echo ${p#/proc/}; \
+                                 done; true; }";
