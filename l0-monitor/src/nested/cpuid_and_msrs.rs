@@ -147,10 +147,7 @@ impl<H: Hardware> Context<'_, H> {
             }
             return true;
         }
-        match self.vcpu.held.split(msr, value) {
-            Some(rest) => self.hw.wrmsr(msr, rest) && self.vcpu.held.set(msr, value),
-            None => self.hw.wrmsr(msr, value),
-        }
+        self.vcpu.held.write(self.hw, msr, value)
     }
 
     /// XSETBV.

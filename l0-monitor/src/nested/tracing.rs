@@ -58,22 +58,17 @@ impl Held {
         held.map_or(0, |(_, value)| value)
     }
 
-    /// What the CPU gets of a value that the host writes; `None` if nothing is held of `msr`.
-    pub(crate) fn split(&self, msr: u32, value: u64) -> Option<u64> {
-        let held = TRACING.iter().find(|(held, _)| *held == msr);
-        held.map(|(_, bits)| value & !bits)
-    }
-
-    /// The host wrote this value. True.
-    pub(crate) fn set(&mut self, msr: u32, value: u64) -> bool {
-        for ((_, bits), place) in TRACING
-            .into_iter()
-            .zip(&mut self.0)
-            .filter(|((held, _), _)| *held == msr)
-        {
+    /// The host writes an MSR: the CPU gets all but what is held of it. False where the CPU raises #GP.
+    pub(crate) fn write(&mut self, hw: &mut impl Hardware, msr: u32, value: u64) -> bool {
+        let mut places = TRACING.into_iter().zip(&mut self.0);
+        let Some(((_, bits), place)) = places.find(|((held, _), _)| *held == msr) else {
+            return hw.wrmsr(msr, value);
+        };
+        let written = hw.wrmsr(msr, value & !bits);
+        if written {
             *place = value & bits;
         }
-        true
+        written
     }
 }
 

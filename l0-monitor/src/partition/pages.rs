@@ -40,21 +40,19 @@ impl IoBitmaps {
         }
     }
 
-    fn current(&self) -> &Words<1024> {
+    fn copy(&self, number: usize) -> &Words<1024> {
         let [first, second] = &self.copies;
-        if self.current.load(Ordering::Acquire) == 0 {
-            first
-        } else {
-            second
-        }
+        if number == 0 { first } else { second }
+    }
+
+    fn current(&self) -> &Words<1024> {
+        self.copy(self.current.load(Ordering::Acquire))
     }
 
     /// Called under the partition's lock.
     fn set(&self, byte: impl Fn(u16) -> u8) {
         let next = 1 - self.current.load(Ordering::Relaxed).min(1);
-        let [first, second] = &self.copies;
-        let words = if next == 0 { first } else { second };
-        for (port, word) in (0..=u16::MAX).step_by(64).zip(&words.0) {
+        for (port, word) in (0..=u16::MAX).step_by(64).zip(&self.copy(next).0) {
             let bytes = core::array::from_fn(|i| byte(port + 8 * i as u16));
             word.store(u64::from_le_bytes(bytes), Ordering::Release);
         }
