@@ -40,8 +40,47 @@ impl<'s> Process<'s> {
         own.into_iter().find(|path| path.exists())
     }
 
+    /// The files that it maps shared; none if it has ended.
+    pub fn mappings(&self) -> Vec<Mapping> {
+        let maps = fs::read_to_string(self.proc("maps")).unwrap_or_default();
+        maps.lines().filter_map(Mapping::parse).collect()
+    }
+
     /// Something below its directory in `/proc`.
     pub fn proc(&self, name: &str) -> PathBuf {
         self.sys.path(format!("proc/{}/{name}", self.pid.as_raw_nonzero()))
+    }
+}
+
+/// A shared mapping of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// The file's path.
+    pub file: PathBuf,
+    /// Where in the file it begins.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Whether it may be written to.
+    pub writable: bool,
+}
+
+impl Mapping {
+    /// Of a line of `/proc/PID/maps` (Linux `Documentation/filesystems/proc.rst`), if it is one.
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.splitn(6, ' ');
+        let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+        let (start, end) = words.next()?.split_once('-')?;
+        let mode = words.next()?;
+        let offset = hex(words.next()?)?;
+        let file = PathBuf::from(words.nth(2)?.trim_start());
+        let len = hex(end)?.checked_sub(hex(start)?)?;
+        let writable = mode.contains('w');
+        (mode.ends_with('s') && file.is_absolute()).then_some(Self {
+            file,
+            offset,
+            len,
+            writable,
+        })
     }
 }

@@ -61,16 +61,10 @@ fn opened(process: Process<'_>) -> Vec<PathBuf> {
     entries.filter_map(|entry| fs::read_link(entry.path()).ok()).collect()
 }
 
-/// Files that it has mapped shared and for writing (proc_pid_maps(5)): the file itself may have been closed since.
+/// Files that it has mapped shared and for writing: the file itself may have been closed since.
 fn mapped(process: Process<'_>) -> Vec<PathBuf> {
-    let maps = fs::read_to_string(process.proc("maps")).unwrap_or_default();
-    let lines = maps.lines().filter_map(|line| {
-        let mut words = line.split_ascii_whitespace();
-        let mode = words.nth(1)?;
-        let file = words.nth(3)?;
-        (mode.contains('w') && mode.contains('s')).then(|| PathBuf::from(file))
-    });
-    lines.collect()
+    let mappings = process.mappings().into_iter();
+    mappings.filter(|map| map.writable).map(|map| map.file).collect()
 }
 
 #[cfg(test)]

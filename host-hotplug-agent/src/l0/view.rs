@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use locum_abi::status::EXIT_REASONS;
-use locum_abi::{CpuStatus, Slot, Status};
+use locum_abi::{CpuStatus, HostState, Slot, Status};
 use serde::{Serialize, Serializer};
 
 use super::names;
@@ -68,6 +68,11 @@ pub struct L0View {
     pub refusals: u64,
     /// What L0 uses of its tables.
     pub tables: TablesView,
+}
+
+/// Whether L0 has a host in this state, or a partition for one.
+pub fn is_there(state: HostState) -> bool {
+    !matches!(state, HostState::Absent | HostState::Retired)
 }
 
 /// What L0 uses of tables whose size is fixed. It does not grow from refresh to refresh. An older L0 counts nothing.

@@ -1,5 +1,8 @@
 //! The guests of a refresh in the pool's table: entered before it begins, crossing while their state is on its way.
 
+use std::cell::LazyCell;
+
+use locum_abi::HostState;
 use locum_abi::pool::PoolState;
 
 use super::Keeper;
@@ -7,6 +10,7 @@ use super::table::{ClaimError, Entry, Uuid};
 use crate::error::Refusal;
 use crate::guest::Spec;
 use crate::guest::pool::Pool;
+use crate::l0::view;
 use crate::machine::Machine;
 use crate::refresh::Agent;
 
@@ -16,17 +20,14 @@ impl Keeper<'_> {
     /// # Errors
     /// If another guest has some of it.
     fn of_guest(&self, spec: &Spec) -> Result<Vec<(partitioner::MemRange, Option<Entry>)>, Refusal> {
-        let refuse = |problem: String| Refusal::PoolTable {
-            guest: spec.name.clone(),
-            problem,
-        };
         let entries = self
             .extents
             .entries()
-            .map_err(|why| refuse(ClaimError::from(why).to_string()))?;
+            .map_err(|why| refused(spec, &ClaimError::from(why)))?;
         let uuid = spec.uuid.as_deref().and_then(Uuid::parse).unwrap_or_default();
         let ranges = spec.ram.iter().filter_map(crate::guest::Ram::range);
-        let all = self.seen();
+        // Looking at all processes is dear, and hardly ever needed.
+        let all = LazyCell::new(|| self.seen());
         let mut his = Vec::new();
         for range in ranges {
             let overlapping = || entries.iter().filter(|entry| entry.extent.range.overlaps(range));
@@ -37,10 +38,12 @@ impl Keeper<'_> {
             };
             let stranger = overlapping().find(|entry| !is_his(entry) && !self.is_stale(entry, &all));
             if let Some(stranger) = stranger {
-                return Err(refuse(format!(
+                let known = &stranger.extent;
+                let problem = format!(
                     "its RAM at {range} overlaps {} of guest {} (UUID {})",
-                    stranger.extent.range, stranger.extent.name, stranger.extent.uuid
-                )));
+                    known.range, known.name, known.uuid
+                );
+                return Err(refused(spec, &problem));
             }
             his.push((range, overlapping().find(is_his).cloned()));
         }
@@ -62,10 +65,8 @@ pub fn check(machine: &dyn Machine, guests: &[Spec]) -> Result<(), Refusal> {
                 .into_iter()
                 .find(|range| theirs.iter().any(|other| other.overlaps(*range)))
             {
-                return Err(Refusal::PoolTable {
-                    guest: one.name.clone(),
-                    problem: format!("its RAM at {range} overlaps that of guest {}", other.name),
-                });
+                let problem = format!("its RAM at {range} overlaps that of guest {}", other.name);
+                return Err(refused(one, &problem));
             }
         }
     }
@@ -89,10 +90,7 @@ pub fn enter(machine: &dyn Machine, guests: &[Spec]) -> Result<(), Refusal> {
             if entry.is_none() {
                 keeper
                     .enter(range, &spec.name, uuid, &keeper.seen())
-                    .map_err(|error| Refusal::PoolTable {
-                        guest: spec.name.clone(),
-                        problem: error.to_string(),
-                    })?;
+                    .map_err(|error| refused(spec, &error))?;
             }
         }
     }
@@ -107,19 +105,15 @@ pub fn mark(machine: &dyn Machine, spec: &Spec, state: PoolState) -> Result<(), 
     let Some(keeper) = keeper(machine) else {
         return Ok(());
     };
-    let refuse = |problem: &str| Refusal::PoolTable {
-        guest: spec.name.clone(),
-        problem: problem.to_owned(),
-    };
     for (range, entry) in keeper.of_guest(spec)? {
-        let entry = entry.ok_or_else(|| refuse(&format!("the pool's table lacks its RAM at {range}")))?;
+        let entry = entry.ok_or_else(|| refused(spec, &format!("the pool's table lacks its RAM at {range}")))?;
         if entry.state == state && entry.word.slot() == machine.facts().slot {
             continue;
         }
         let known = matches!(entry.state, PoolState::Used | PoolState::Crossing);
         let moved = known && keeper.extents.settle(&entry, state, machine.facts().slot).is_some();
         if !moved {
-            return Err(refuse(&ClaimError::Contended.to_string()));
+            return Err(refused(spec, &ClaimError::Contended));
         }
     }
     Ok(())
@@ -137,14 +131,26 @@ pub fn mend(machine: &dyn Machine) {
     drop(keeper(machine));
 }
 
+fn refused(spec: &Spec, problem: &dyn std::fmt::Display) -> Refusal {
+    Refusal::PoolTable {
+        guest: spec.name.clone(),
+        problem: problem.to_string(),
+    }
+}
+
 fn keeper(machine: &dyn Machine) -> Option<Keeper<'_>> {
     let facts = machine.facts();
     let extents = machine.extents()?;
     let other = machine.host(facts.slot.other()).ok();
-    let gone = other
-        .and_then(|host| locum_abi::HostState::from_raw(host.state))
-        .is_some_and(|state| matches!(state, locum_abi::HostState::Absent | locum_abi::HostState::Retired));
-    match Keeper::new(machine.sys(), &Pool::of(&facts.header), extents, facts.slot, !gone) {
+    let other = other.and_then(|host| HostState::from_raw(host.state));
+    let beside_another = other.is_none_or(view::is_there);
+    match Keeper::new(
+        machine.sys(),
+        &Pool::of(&facts.header),
+        extents,
+        facts.slot,
+        beside_another,
+    ) {
         Ok(keeper) => Some(keeper),
         Err(error) => {
             tracing::warn!("the pool's table: {error:#}");

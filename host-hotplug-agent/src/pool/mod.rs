@@ -173,7 +173,7 @@ impl<'a> Keeper<'a> {
 
     fn view(&self, entry: &Entry) -> View {
         let range = entry.extent.range;
-        let part = self.parts.iter().find(|part| part.range.contains(range));
+        let part = self.part(range);
         View {
             guest: entry.extent.name.clone(),
             uuid: entry.extent.uuid,
@@ -192,9 +192,7 @@ impl<'a> Keeper<'a> {
     /// # Errors
     /// If the table is damaged.
     pub fn free_ranges(&self) -> Result<Vec<MemRange>> {
-        let entries = self.entries()?;
-        let parts: Vec<MemRange> = self.parts.iter().map(|part| part.range).collect();
-        Ok(table::free(&parts, &entries))
+        self.gaps(None)
     }
 
     /// Enters what processes of this host map and no entry has. Returns what cannot be entered, for it overlaps.

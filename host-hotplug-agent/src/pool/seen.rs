@@ -1,8 +1,6 @@
 //! Processes of this host that map some of the pool: guests that were started by hand are in no table.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 
 use partitioner::MemRange;
 use rustix::process::Pid;
@@ -11,7 +9,7 @@ use super::table::Uuid;
 use crate::guest::argv;
 use crate::guest::keyval;
 use crate::guest::pool::Part;
-use crate::guest::process::Process;
+use crate::guest::process::{Mapping, Process};
 use crate::sysroot::SysRoot;
 
 /// A process with some of the pool in its address space.
@@ -37,17 +35,13 @@ pub fn look(sys: &SysRoot, parts: &[Part]) -> Vec<Seen> {
 }
 
 fn process(sys: &SysRoot, parts: &[Part], pid: i32) -> Option<Seen> {
-    let maps = fs::read_to_string(sys.path(format!("proc/{pid}/maps"))).ok()?;
-    let ranges = merged(
-        maps.lines()
-            .filter_map(mapping)
-            .flat_map(|map| resolve(parts, &map))
-            .collect(),
-    );
+    let process = Process::new(sys, Pid::from_raw(pid)?);
+    let mappings = process.mappings();
+    let ranges = merged(mappings.iter().flat_map(|map| resolve(parts, map)).collect());
     if ranges.is_empty() {
         return None;
     }
-    let command = Process::new(sys, Pid::from_raw(pid)?).command().unwrap_or_default();
+    let command = process.command().unwrap_or_default();
     Some(Seen {
         pid,
         name: name(&command).unwrap_or_else(|| format!("process {pid}")),
@@ -56,28 +50,9 @@ fn process(sys: &SysRoot, parts: &[Part], pid: i32) -> Option<Seen> {
     })
 }
 
-/// A file's mapping: its path, offset and length.
-struct Mapping<'a> {
-    path: &'a Path,
-    offset: u64,
-    len: u64,
-}
-
-/// A line of `/proc/PID/maps` (Linux `Documentation/filesystems/proc.rst`), if it is a shared mapping of a file.
-fn mapping(line: &str) -> Option<Mapping<'_>> {
-    let mut words = line.splitn(6, ' ');
-    let (start, end) = words.next()?.split_once('-')?;
-    let shared = words.next()?.ends_with('s');
-    let offset = u64::from_str_radix(words.next()?, 16).ok()?;
-    let path = Path::new(words.nth(2)?.trim_start());
-    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
-    let len = hex(end)?.checked_sub(hex(start)?)?;
-    (shared && path.is_absolute()).then_some(Mapping { path, offset, len })
-}
-
-fn resolve(parts: &[Part], map: &Mapping<'_>) -> Vec<MemRange> {
+fn resolve(parts: &[Part], map: &Mapping) -> Vec<MemRange> {
     let end = map.offset.saturating_add(map.len);
-    let parts = parts.iter().filter(|part| part.file == map.path);
+    let parts = parts.iter().filter(|part| part.file == map.file);
     let within = parts.filter_map(|part| {
         let from = map.offset.max(part.offset);
         let to = end.min(part.offset + part.range.len());
