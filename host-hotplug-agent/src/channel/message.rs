@@ -231,6 +231,13 @@ impl Link {
         self.port.ended()
     }
 
+    /// Whether nothing can come over `port` any more of what was agreed upon over `link`, to be asked while another thread
+    /// reads. An agent that died before its first byte sends none; after that, its own end is in the stream.
+    pub fn abandoned<'a>(link: Option<&'a Self>, port: &Port) -> impl Fn() -> bool + use<'a> {
+        let untouched = port.untouched();
+        move || untouched() && link.is_none_or(Self::ended)
+    }
+
     /// Sends a message.
     ///
     /// # Errors

@@ -79,9 +79,11 @@ impl Port {
         }
     }
 
-    /// Bytes read so far, to be looked at while another thread reads.
-    pub fn taken(&self) -> Arc<AtomicU64> {
-        self.taken.clone()
+    /// Whether no byte has been read since this was called, to be asked while another thread reads.
+    pub fn untouched(&self) -> impl Fn() -> bool + use<> {
+        let taken = self.taken.clone();
+        let before = taken.load(Ordering::Relaxed);
+        move || taken.load(Ordering::Relaxed) == before
     }
 
     /// Whether the other side has closed, and nothing is left to be read.

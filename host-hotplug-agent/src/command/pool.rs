@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{print_json, print_line};
 use crate::cli::{Output, PoolCommand};
 use crate::guest::pool::Pool;
-use crate::l0::memory;
+use crate::l0::{memory, view};
 use crate::machine::{Access, Device};
 use crate::pool::table::Uuid;
 use crate::pool::{Keeper, View, Wanted};
@@ -30,9 +30,9 @@ pub fn run(sys: &SysRoot, command: Option<&PoolCommand>, list: Output) -> Result
          L0 of the installed package when there is time",
     )?;
     let other = memory::host(&device, device.header(), slot.other())?;
-    let alone = [HostState::Absent, HostState::Retired].map(|state| state as u32);
+    let beside_another = HostState::from_raw(other.state).is_none_or(view::is_there);
     let pool = Pool::of(device.header());
-    let keeper = Keeper::new(sys, &pool, &extents, slot, !alone.contains(&other.state))?;
+    let keeper = Keeper::new(sys, &pool, &extents, slot, beside_another)?;
     match command {
         None => show(&keeper, list),
         Some(PoolCommand::Alloc {

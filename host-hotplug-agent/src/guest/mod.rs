@@ -152,6 +152,13 @@ pub trait Vm: Send {
     fn quit(&mut self) -> Result<()>;
 }
 
+/// [`Vm::plain`], where the guest's crossing matters more.
+pub fn try_plain(vm: &mut dyn Vm, name: &str) {
+    if let Err(error) = vm.plain() {
+        tracing::warn!("guest {name}: {error:#}");
+    }
+}
+
 /// What runs guests on this host.
 pub trait Hypervisor: Send + Sync {
     /// Looks at a running guest and says how to start its QEMU on the other host.

@@ -75,6 +75,11 @@ pub fn is_there(state: HostState) -> bool {
     !matches!(state, HostState::Absent | HostState::Retired)
 }
 
+/// Whether a host in this state was started, and has not been cleared away since.
+pub fn was_started(state: HostState) -> bool {
+    matches!(state, HostState::Running | HostState::Dead | HostState::Dumping)
+}
+
 /// What L0 uses of tables whose size is fixed. It does not grow from refresh to refresh. An older L0 counts nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TablesView {

@@ -65,6 +65,16 @@ impl Agent {
         self.machine.add_memory(block, node, online)
     }
 
+    /// Makes a CPU native again.
+    ///
+    /// # Errors
+    /// If there is no such CPU; or L0's refusal.
+    pub fn leave_nested(&self, apic: ApicId) -> Result<()> {
+        self.machine.leave(self.cpu_number(apic)?)?;
+        self.notifiers_as_before();
+        Ok(())
+    }
+
     /// VM exits that L0 took since boot, on all CPUs; 0 if L0 does not say.
     pub fn exits(&self) -> u64 {
         self.machine.status().map_or(0, |status| view::total_exits(&status))

@@ -128,21 +128,13 @@ fn successors_killed_after(after: usize) -> bool {
     stage.world.kill_incumbent_before("attach", 1);
     stage.world.kill_daemon(SUCCESSOR, after);
     stage.begin();
-    let reigns = |stage: &Stage| {
-        let successor = stage.world.successor();
-        successor.is_some_and(|tree| tree.path().join("run/locum/kept.json").exists())
-    };
     stage.sees(|stage| {
         let ended = stage.shared.lock().running.is_none();
-        stage.world.killed(SUCCESSOR).is_some() || reigns(stage) || (ended && stage.world.death().is_none())
+        stage.world.killed(SUCCESSOR).is_some() || stage.successor_reigns() || (ended && stage.world.death().is_none())
     });
     let killed = stage.world.killed(SUCCESSOR);
     let what = format!("the successor's daemon killed before step {after} ({killed:?})");
-    if killed.is_some() {
-        stage.world.revive_daemon(SUCCESSOR);
-        let machine = stage.world.successor_machine().unwrap();
-        let _daemon = machine.alive().then(|| machine.start_daemon());
-    }
+    let _daemon = killed.is_some().then(|| stage.restart_successor());
     match stage.death() {
         Some(death) => {
             assert_eq!(death.crossed, ["one"], "{what}");

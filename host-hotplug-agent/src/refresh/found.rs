@@ -26,10 +26,7 @@ impl Agent {
             Action::AddPci(address) => Some(self.machine.sys().exists(pci::dir(*address))),
             Action::EnterNested(apic) => Some(self.mode(*apic)? == Some(CpuMode::Nested)),
             Action::LeaveNested(apic) => Some(self.mode(*apic)? == Some(CpuMode::Native)),
-            Action::StartSuccessor => Some(matches!(
-                self.other_state(),
-                Some(HostState::Running | HostState::Dead | HostState::Dumping)
-            )),
+            Action::StartSuccessor => Some(self.other_state().is_some_and(view::was_started)),
             Action::StopSuccessor => Some(!self.has_other()),
             Action::Transfer(_)
             | Action::LoadSuccessor
@@ -51,7 +48,7 @@ impl Agent {
 
     /// Whether L0 has another host, or a partition for one; or does not say.
     pub fn has_other(&self) -> bool {
-        self.other_state().is_none_or(is_there)
+        self.other_state().is_none_or(view::is_there)
     }
 
     /// Whether Linux has that memory block, online or not.
@@ -81,9 +78,4 @@ impl Agent {
         let cpu = view::used(&status).iter().find(|cpu| cpu.apic_id == apic.0);
         Ok(cpu.and_then(view::owner) == Some(self.machine.facts().slot))
     }
-}
-
-/// Whether L0 has a host in this state, or a partition for one.
-pub fn is_there(state: HostState) -> bool {
-    !matches!(state, HostState::Absent | HostState::Retired)
 }

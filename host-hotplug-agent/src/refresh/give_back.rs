@@ -9,7 +9,6 @@ use locum_abi::{CpuMode, HostState};
 use partitioner::{ApicId, MemRange};
 
 use super::Agent;
-use super::found::is_there;
 use crate::channel::{Link, Message};
 use crate::deadline::Deadline;
 use crate::evidence::{self, Dead};
@@ -51,7 +50,7 @@ impl Lacks {
             cpus.map(|cpu| ApicId(cpu.apic_id)).collect()
         };
         Ok(Self {
-            other: agent.other_state().filter(|&state| is_there(state)),
+            other: agent.other_state().filter(|&state| view::is_there(state)),
             nested: in_mode(CpuMode::Nested),
             parked: in_mode(CpuMode::Parked),
             memory: removed(agent)?,
@@ -125,7 +124,7 @@ pub fn give_back(agent: &Agent, force: bool) -> Result<Vec<String>> {
             lost.push(format!("{what}: {error:#}"));
         }
     };
-    let started = matches!(lacks.other, Some(HostState::Running | HostState::Dead));
+    let started = lacks.other.is_some_and(view::was_started);
     let lacks = Lacks::of(agent)?;
     let saved = evidence::save(
         machine,

@@ -97,6 +97,22 @@ impl Stage {
     }
 }
 
+impl Stage {
+    /// Whether the successor's daemon has written down how the refresh ended.
+    pub(super) fn successor_reigns(&self) -> bool {
+        let successor = self.world.successor();
+        successor.is_some_and(|tree| tree.path().join("run/locum/kept.json").exists())
+    }
+
+    /// Another daemon in the successor, whose own was killed. The incumbent may have stopped that host, for want of an answer:
+    /// then there is none.
+    pub(super) fn restart_successor(&self) -> Option<impl Sized> {
+        self.world.revive_daemon(SUCCESSOR);
+        let machine = self.world.successor_machine().unwrap();
+        machine.alive().then(|| machine.start_daemon())
+    }
+}
+
 /// The incumbent's daemon dies after `after` steps, and `again` steps after its restart. False: there were not so many.
 fn killed_after(course: &Course, after: usize, again: Option<usize>) -> bool {
     let mut stage = Stage::new(Behaviour::Boots);
@@ -182,23 +198,16 @@ fn successors_killed_after(after: usize) -> bool {
     let stage = Stage::new(Behaviour::Boots);
     stage.world.kill_daemon(SUCCESSOR, after);
     stage.begin();
-    let reigns = |stage: &Stage| {
-        let successor = stage.world.successor();
-        successor.is_some_and(|tree| tree.path().join("run/locum/kept.json").exists())
-    };
     stage.sees(|stage| {
         let ended = stage.shared.lock().running.is_none();
-        stage.world.killed(SUCCESSOR).is_some() || reigns(stage) || (ended && !stage.retired())
+        stage.world.killed(SUCCESSOR).is_some() || stage.successor_reigns() || (ended && !stage.retired())
     });
     let Some(step) = stage.world.killed(SUCCESSOR) else {
         stage.ended("a good refresh");
         return false;
     };
     let what = format!("the successor's daemon killed before step {after} (`{step}`)");
-    stage.world.revive_daemon(SUCCESSOR);
-    // The incumbent may have stopped it, for want of an answer.
-    let machine = stage.world.successor_machine().unwrap();
-    let _daemon = machine.alive().then(|| machine.start_daemon());
+    let _daemon = stage.restart_successor();
     stage.ended(&what);
     stage.refreshes(&what);
     true

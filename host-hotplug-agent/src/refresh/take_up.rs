@@ -9,11 +9,11 @@
 //! | no successor runs yet, but resources were given | L0 takes them back and they are given again: it does not tell each |
 
 use anyhow::{Result, bail};
-use locum_abi::HostState;
 use partitioner::{Action, Course, Event, State};
 
 use super::Agent;
 use super::incumbent::Incumbent;
+use crate::l0::view;
 
 /// Makes the refresh in `agent` fit what is so, before it goes on.
 ///
@@ -54,11 +54,8 @@ fn check(agent: &Agent, incumbent: &mut Incumbent) -> Result<()> {
     let other = agent.other_state();
     let started = done.contains(&Action::StartSuccessor);
     match other {
-        Some(HostState::Running | HostState::Dead | HostState::Dumping)
-            if started || next == Some(Action::StartSuccessor) => {}
-        Some(HostState::Running | HostState::Dead | HostState::Dumping) => {
-            bail!("L0 has a successor that this refresh did not start")
-        }
+        Some(state) if view::was_started(state) && (started || next == Some(Action::StartSuccessor)) => {}
+        Some(state) if view::was_started(state) => bail!("L0 has a successor that this refresh did not start"),
         _ if started => bail!("L0 has no successor any more"),
         _ if done.iter().any(|action| matches!(action, Action::Transfer(_))) || agent.has_other() => {
             incumbent.give_again()?;

@@ -1,7 +1,6 @@
 //! Guests given to the successor, and taken back. A guest never runs in both hosts, and whenever it is not known where
 //! it runs, the successor is stopped first.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -11,7 +10,7 @@ use super::settle::{Patience, Settled};
 use super::{Incumbent, MESSAGE, Ports, VERDICT};
 use crate::channel::{Link, Message};
 use crate::deadline::Deadline;
-use crate::guest::{Spec, Vm};
+use crate::guest::{Spec, Vm, try_plain};
 use crate::pool::crossing;
 use crate::report::GuestReport;
 
@@ -174,21 +173,16 @@ impl Incumbent {
             seconds: limit.as_secs(),
         })?;
         let port = self.ports.get(&*self.agent.machine, spec.channel)?;
-        let (taken, before) = (port.taken(), port.taken().load(Ordering::Relaxed));
-        let link = self.link.as_ref();
-        let over = || {
-            let begun = taken.load(Ordering::Relaxed) != before;
-            given_up() || (!begun && link.is_none_or(Link::ended))
+        let received = {
+            let abandoned = Link::abandoned(self.link.as_ref(), port);
+            vm.receive(port, &Deadline::after(limit).or_when(&|| given_up() || abandoned()))
         };
-        match vm.receive(port, &Deadline::after(limit).or_when(&over)) {
+        match received {
             Ok(received) => {
                 let (received, resumed) = (received.received, received.resumed);
                 crossing::runs_here(&agent, spec);
-                let plain = vm.plain();
+                try_plain(vm, &name);
                 // The guest runs here. Should the successor not hear of it, its QEMU stays stopped until it is aborted.
-                if let Err(error) = plain {
-                    tracing::warn!("guest {name}: {error:#}");
-                }
                 if let Err(error) = self.tell(&Message::Resumed {
                     name: name.clone(),
                     received,

@@ -147,11 +147,7 @@ impl Incumbent {
                 agent.notifiers_first();
                 machine.enter(agent.cpu_number(*apic)?)
             }
-            Action::LeaveNested(apic) => {
-                machine.leave(agent.cpu_number(*apic)?)?;
-                agent.notifiers_as_before();
-                Ok(())
-            }
+            Action::LeaveNested(apic) => agent.leave_nested(*apic),
             Action::Transfer(transfer) => self.transfer(*transfer),
             Action::StartSuccessor => {
                 let start = self.start.context("the successor's image is not loaded")?;

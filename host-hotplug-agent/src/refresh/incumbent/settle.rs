@@ -13,7 +13,7 @@ use super::talk::Silence;
 use super::{Incumbent, MESSAGE, Ports};
 use crate::channel::message::There;
 use crate::channel::{Link, Message};
-use crate::guest::{Place, Spec};
+use crate::guest::{Place, Spec, try_plain};
 
 /// How long the successor's agent may take to notice that the channel was opened anew, at the first try.
 const TRY: Duration = Duration::from_secs(10);
@@ -149,9 +149,7 @@ impl Incumbent {
                 let spec = self.spec(&name).ok()?;
                 let mut vm = self.agent.hypervisor.find(&spec).ok()??;
                 (vm.place().ok()? == Place::Running).then(|| {
-                    if let Err(error) = vm.plain() {
-                        tracing::warn!("guest {name}: {error:#}");
-                    }
+                    try_plain(vm.as_mut(), &name);
                     drop(vm);
                     // Its QEMU in the successor stays stopped, should this not be heard.
                     if let Err(error) = self.connect(TRY, &[]).and_then(|_| self.tell(&resumed(&name))) {
