@@ -1,10 +1,11 @@
 //! Clocks that must not run backwards, checked across all threads of the guest.
 //!
 //! Each thread loads the highest value that any thread has seen, *then* reads the clock: a lower reading is a fault,
-//! whatever the scheduling in between.
+//! whatever the scheduling in between. Time is read as the kernel reads it; what the vDSO says is watched apart
+//! ([`kernel_clock`]).
 
 use crate::beat::Fault;
-use crate::tsc;
+use crate::{kernel_clock, tsc};
 use rustix::time::{ClockId, clock_gettime};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -38,6 +39,7 @@ impl Floor {
 pub(crate) struct Shared {
     monotonic: Floor,
     realtime: Floor,
+    vdso: Floor,
     tsc: Floor,
 }
 
@@ -52,6 +54,8 @@ pub(crate) struct Look {
     pub realtime_ns: u64,
     /// Step of `CLOCK_MONOTONIC` since the latest reading of any thread, in ns.
     pub step_ns: u64,
+    /// How far `CLOCK_MONOTONIC` fell as the vDSO reads it, in ns.
+    pub vdso_fell_ns: u64,
     /// What ran backwards.
     pub faults: Vec<(Fault, Backwards)>,
 }
@@ -75,21 +79,26 @@ impl Shared {
         if !own_fell {
             note(Fault::TscSkew, all);
         }
-        let (monotonic_ns, step) = self.monotonic.check(|| nanoseconds(ClockId::Monotonic));
+        let (monotonic_ns, step) = self.monotonic.check(kernel_clock::monotonic_ns);
         let step_ns = note(Fault::MonotonicBackwards, step);
-        let (realtime_ns, step) = self.realtime.check(|| nanoseconds(ClockId::Realtime));
+        let (realtime_ns, step) = self.realtime.check(kernel_clock::realtime_ns);
         note(Fault::RealtimeBackwards, step);
+        let vdso_fell_ns = match self.vdso.check(|| nanoseconds(ClockId::Monotonic)).1 {
+            Ok(_) => 0,
+            Err(fall) => fall.earlier - fall.later,
+        };
         Look {
             tsc,
             monotonic_ns,
             realtime_ns,
             step_ns,
+            vdso_fell_ns,
             faults,
         }
     }
 }
 
-/// Reads a clock, in ns.
+/// Reads a clock as programs do, by the vDSO, in ns.
 #[must_use]
 pub(crate) fn nanoseconds(clock: ClockId) -> u64 {
     let now = clock_gettime(clock);
@@ -144,6 +153,10 @@ mod tests {
             kinds,
             [Fault::TscSkew, Fault::MonotonicBackwards, Fault::RealtimeBackwards]
         );
+        assert_eq!(shared.look(&Floor::default()).vdso_fell_ns, 0);
+        shared.vdso.0.store(u64::MAX, Ordering::Relaxed);
+        let look = shared.look(&Floor::default());
+        assert!(look.vdso_fell_ns > 0, "it is told, and no fault: {look:?}");
         let own = Floor(AtomicU64::new(u64::MAX));
         assert_eq!(shared.look(&own).faults.first().map(|f| f.0), Some(Fault::TscBackwards));
     }

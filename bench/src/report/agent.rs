@@ -176,6 +176,9 @@ pub(crate) struct Beat {
     pub host_tsc: u64,
     /// Faults that its checks found.
     pub faults: u64,
+    /// Work done and extremes, by name.
+    #[serde(default)]
+    pub work: BTreeMap<String, u64>,
     /// Its clocks.
     #[serde(default)]
     pub clock: Option<Clock>,

@@ -67,6 +67,10 @@ pub(crate) struct Guest {
     pub state_bytes: u64,
     /// Nanoseconds of emulated time by which its monotonic clock fell behind the host's TSC over the run.
     pub clock_lag_ns: Option<i64>,
+    /// Most that its monotonic clock fell where a program reads it by the vDSO, in ns: a guest of several vCPUs reads the
+    /// old host's page until vCPU 0 is there.
+    #[serde(default)]
+    pub vdso_fell_ns: u64,
 }
 
 impl Guest {

@@ -17,6 +17,11 @@ pub(super) fn pause_limit(guest: &str, cpu_model: &str) -> u64 {
     work + 6 * slice
 }
 
+/// Ticks of a clock of `hz` Hz, in ns.
+fn in_ns(ticks: u64, hz: u64) -> u64 {
+    u64::try_from(u128::from(ticks) * 1_000_000_000 / u128::from(hz)).unwrap_or(u64::MAX)
+}
+
 /// The watcher's word may be so many times as much: while others take the successor's CPUs, its own absence counts.
 const WATCHER: u64 = 10;
 
@@ -58,6 +63,13 @@ pub(super) fn with(run: &mut Run, guests: &[&str], count: u32, fault: Option<&Fa
             ensure!(
                 (1..limit).contains(&stopped) && seen < limit * WATCHER,
                 "guest {} stood still for {stopped} instructions, {seen} as seen by {by}; the limit is {limit}",
+                guest.name,
+            );
+            let hz = bochs::tsc_hz(&run.cpu_model).unwrap_or(bochs::IPS);
+            let (fell, longest) = (guest.vdso_fell_ns, in_ns(limit, hz));
+            ensure!(
+                fell < longest,
+                "guest {}: the vDSO's clock fell by {fell} ns, more than the longest pause of {longest} ns",
                 guest.name,
             );
         }

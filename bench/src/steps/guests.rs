@@ -114,6 +114,7 @@ impl Run {
             entry.alive = true;
             entry.checksum_ok = after.faults == 0;
             entry.clock_lag_ns = lag;
+            entry.vdso_fell_ns = after.work.get("vdso_fell_ns").copied().unwrap_or(0);
         }
         self.check("the guests live and their checks find nothing");
         Ok(())

@@ -10,9 +10,9 @@ pub enum Fault {
     MemoryStale = 2,
     /// A general, vector, x87 or flags register changed while it was held.
     Registers = 3,
-    /// `CLOCK_MONOTONIC` ran backwards.
+    /// `CLOCK_MONOTONIC`, as the kernel reads it, ran backwards.
     MonotonicBackwards = 4,
-    /// `CLOCK_REALTIME` ran backwards.
+    /// `CLOCK_REALTIME`, as the kernel reads it, ran backwards.
     RealtimeBackwards = 5,
     /// The TSC of a vCPU ran backwards.
     TscBackwards = 6,
@@ -85,11 +85,13 @@ pub enum Tally {
     LongestStepNs = 7,
     /// Most that a sleep ended late, in ns.
     LatestWakeNs = 8,
+    /// Most that `CLOCK_MONOTONIC` fell as the vDSO reads it, in ns; see [`crate::kernel_clock`].
+    VdsoFellNs = 9,
 }
 
 impl Tally {
     /// All tallies, in the order of their words.
-    pub const ALL: [Tally; 9] = [
+    pub const ALL: [Tally; 10] = [
         Tally::PagesVerified,
         Tally::Passes,
         Tally::RegisterRounds,
@@ -99,6 +101,7 @@ impl Tally {
         Tally::NetLost,
         Tally::LongestStepNs,
         Tally::LatestWakeNs,
+        Tally::VdsoFellNs,
     ];
 
     /// The name that reports use.
@@ -114,6 +117,7 @@ impl Tally {
             Tally::NetLost => "net_lost",
             Tally::LongestStepNs => "longest_step_ns",
             Tally::LatestWakeNs => "latest_wake_ns",
+            Tally::VdsoFellNs => "vdso_fell_ns",
         }
     }
 }

@@ -30,6 +30,7 @@ impl Guest<'_> {
         }
         self.page.add(Tally::ClockChecks, 1);
         self.page.raise(Tally::LongestStepNs, look.step_ns);
+        self.page.raise(Tally::VdsoFellNs, look.vdso_fell_ns);
         look
     }
 
