@@ -229,6 +229,15 @@ pub(crate) const BY_NAME: &[Scenario] = &[
         play: Play::On(|args| args.l0_args = "check=vmcs".into(), native::cycles),
     },
     Scenario {
+        name: "cycles-windows",
+        about: "in and out of nested with L0's shadowing=windows, as on CPUs without APICv: the guests' timers fire",
+        minutes: 15,
+        play: Play::On(
+            |args| args.l0_args = "check=vmcs shadowing=windows".into(),
+            native::windows,
+        ),
+    },
+    Scenario {
         name: "cycles-guests",
         about: "1,000 times in and out of nested while guests start and are killed beside one that lives: nothing grows",
         minutes: 20,

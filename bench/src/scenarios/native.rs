@@ -35,6 +35,25 @@ pub(super) fn cycles(run: &mut Run) -> Result<()> {
     run.check_dormant()
 }
 
+/// 20 stays in nested mode and 1,000 ways in and out, during and after which the guests' timers fire. L0 runs with
+/// `check=vmcs shadowing=windows`.
+pub(super) fn windows(run: &mut Run) -> Result<()> {
+    run.start_native(&["g1".into(), "g2".into()])?;
+    for stay in 1..=20 {
+        run.sh("locum enter")?;
+        run.check_guests().with_context(|| format!("stay {stay}, nested"))?;
+        run.sh("locum leave")?;
+        run.check_guests().with_context(|| format!("stay {stay}, after it"))?;
+    }
+    compared(run)?;
+    for _ in 0..5 {
+        run.sh("locum cycle 200")?;
+        compared(run)?;
+    }
+    run.check_guests()?;
+    run.check_dormant()
+}
+
 /// The lab itself: without L0, KVM runs a guest.
 pub(super) fn plain(run: &mut Run) -> Result<()> {
     run.sh("modprobe kvm_intel && /guest/pool-up.sh")?;

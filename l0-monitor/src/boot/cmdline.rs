@@ -25,8 +25,8 @@ pub(crate) struct Options {
     pub(crate) host_cpus: Option<u32>,
     /// Whether VMCSs are compared before and after: `check=vmcs`. See [`crate::nested::fingerprint`].
     pub(crate) check: bool,
-    /// How VMCS shadowing is used where CPUs have it: `shadowing=active`, `shadowing=cleared` or `shadowing=off`. See
-    /// [`crate::nested::shadow`].
+    /// How VMCS shadowing is used where CPUs have it: `shadowing=active`, `shadowing=cleared`, `shadowing=windows` or
+    /// `shadowing=off`. See [`crate::nested::shadow`].
     pub(crate) shadowing: shadow::Use,
     /// Whether a guest's exit is no barrier for branch predictors: `ibpb=off`. See [`crate::nested::predictors`].
     pub(crate) no_barriers: bool,
@@ -87,15 +87,16 @@ pub(crate) fn parse<'a>(line: &'a str, mut bad: impl FnMut(BadArgument<'a>)) -> 
                 (!options.check).then_some("check=vmcs")
             }
             "shadowing" => match value {
-                "active" | "cleared" | "off" => {
+                "active" | "cleared" | "windows" | "off" => {
                     options.shadowing = match value {
                         "cleared" => shadow::Use::Cleared,
+                        "windows" => shadow::Use::Windows,
                         "off" => shadow::Use::Off,
                         _ => shadow::Use::Active,
                     };
                     None
                 }
-                _ => Some("shadowing=active, shadowing=cleared or shadowing=off"),
+                _ => Some("shadowing=active, shadowing=cleared, shadowing=windows or shadowing=off"),
             },
             "ibpb" => {
                 options.no_barriers = value == "off";
@@ -219,6 +220,7 @@ mod tests {
         assert!(!o.no_barriers && !parse_all("ibpb=on").0.no_barriers && parse_all("ibpb=off").0.no_barriers);
         assert_eq!(o.shadowing, shadow::Use::Cleared);
         assert_eq!(parse_all("shadowing=off").0.shadowing, shadow::Use::Off);
+        assert_eq!(parse_all("shadowing=windows").0.shadowing, shadow::Use::Windows);
         assert_eq!(parse_all("shadowing=active").0.shadowing, shadow::Use::Active);
         assert!(o.selftest && !parse_all("quiet").0.selftest && !parse_all("selftest=1").0.selftest);
     }

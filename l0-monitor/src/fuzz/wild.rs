@@ -70,6 +70,7 @@ pub(super) fn context<'a>(vcpu: &'a mut VCpu, hw: &'a mut Model) -> Context<'a, 
 /// How the life's CPU uses VMCS shadowing.
 pub(super) fn shadowing(u: &mut Unstructured<'_>) -> Use {
     match u.arbitrary::<u8>().unwrap_or(1) & 3 {
+        0 => Use::Windows,
         1 => Use::Active,
         3 => Use::Cleared,
         _ => Use::Off,

@@ -37,6 +37,9 @@ pub(crate) enum Use {
     Cleared,
     /// Not at all: the slow form is tried this way on CPUs that have the fast one.
     Off,
+    /// [`Use::Active`], and interrupt windows are shadowed instead of the guest interrupt status on CPUs that have that,
+    /// too: what CPUs without APICv do is tried this way on others.
+    Windows,
 }
 
 static USE: AtomicU8 = AtomicU8::new(Use::Active as u8);
@@ -49,7 +52,9 @@ pub(crate) fn set_use(how: Use) {
 /// How VMCS shadowing is to be used.
 pub(crate) fn how() -> Use {
     let how = USE.load(Ordering::Relaxed);
-    let known = [Use::Cleared, Use::Off].into_iter().find(|known| *known as u8 == how);
+    let known = [Use::Cleared, Use::Off, Use::Windows]
+        .into_iter()
+        .find(|known| *known as u8 == how);
     known.unwrap_or_default()
 }
 
@@ -144,17 +149,17 @@ impl Shadow {
         in_both: [0; FIELDS.len()],
     };
 
-    /// Makes the shadow VMCS at `phys` ready for this CPU, to be cleared after each use or not. Its page begins with the revision identifier, bit 31 set;
-    /// the bitmaps are two pages that all CPUs share, with a bit for each encoding below 0x8000; it was all ones at
-    /// first, which means that every access exits. VMCS01 is current.
-    pub(crate) fn prepare(&mut self, hw: &mut impl Hardware, phys: u64, bitmaps: [u64; 2], cleared: bool) {
+    /// Makes the shadow VMCS at `phys` ready for this CPU, to be used in this way, which is not [`Use::Off`]. Its page begins
+    /// with the revision identifier, bit 31 set; the bitmaps are two pages that all CPUs share, with a bit for each
+    /// encoding below 0x8000, all ones at first, which means that every access exits. VMCS01 is current.
+    pub(crate) fn prepare(&mut self, hw: &mut impl Hardware, phys: u64, bitmaps: [u64; 2], how: Use) {
         if self.phys == phys {
             return self.clear(hw);
         }
         *self = Self {
             phys,
             bitmaps,
-            cleared,
+            cleared: how == Use::Cleared,
             ..Self::NONE
         };
         for (i, field) in FIELDS.into_iter().enumerate() {
@@ -169,7 +174,9 @@ impl Shadow {
         }
         // With APICv, KVM neither opens interrupt windows nor moves the TPR threshold. (Some CPUs have the field and no
         // posted interrupts, without which KVM does not use it: there the two exit.)
-        if self.has(shadowed::STATUS) {
+        if how == Use::Windows {
+            self.present &= !(1 << shadowed::STATUS);
+        } else if self.has(shadowed::STATUS) {
             self.present &= !(1 << shadowed::PRIMARY | 1 << shadowed::TPR);
         }
         let written = self.present & ((1 << WRITTEN) - 1);

@@ -68,7 +68,7 @@ fn both_kinds() -> impl Iterator<Item = (Box<VCpu>, Model)> {
     let without = SHADOWED
         .into_iter()
         .map(|shadowing| shadowed_without(&[field::GUEST_INTERRUPT_STATUS], shadowing));
-    shadowed().chain(without)
+    shadowed().chain(without).chain([nested_on(Use::Windows)])
 }
 
 #[test]
@@ -106,6 +106,7 @@ fn interrupt_windows_are_shadowed_where_there_is_no_apicv() {
         assert_eq!(covered(&without.0), [true, true, false]);
         assert_eq!(covered(&nested_on(shadowing).0), [false, false, true]);
     }
+    assert_eq!(covered(&nested_on(Use::Windows).0), [true, true, false]);
 }
 
 #[test]

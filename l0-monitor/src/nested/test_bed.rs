@@ -97,7 +97,7 @@ pub(crate) fn context<'a>(vcpu: &'a mut VCpu, hw: &'a mut Model) -> Context<'a, 
 }
 
 /// Every way to use VMCS shadowing; a CPU without it is as one that does not use it.
-pub(crate) const USES: [Use; 3] = [Use::Active, Use::Cleared, Use::Off];
+pub(crate) const USES: [Use; 4] = [Use::Active, Use::Cleared, Use::Off, Use::Windows];
 
 /// A host in VMX operation with an adopted, current VMCS, as KVM is most of the time; on a CPU with VMCS shadowing and
 /// on one without.
@@ -164,9 +164,8 @@ pub(crate) fn prepare_shadow(vcpu: &mut VCpu, hw: &mut Model, shadowing: Use) {
             hw.put(bitmap + 8 * word, !0);
         }
     }
-    let cleared = shadowing == Use::Cleared;
-    hw.put_down = cleared.then_some(SHADOW);
-    vcpu.shadow.prepare(hw, SHADOW, BITMAPS, cleared);
+    hw.put_down = (shadowing == Use::Cleared).then_some(SHADOW);
+    vcpu.shadow.prepare(hw, SHADOW, BITMAPS, shadowing);
 }
 
 /// What KVM has in a replaced field; valid for VM entry.

@@ -118,8 +118,7 @@ fn take_root(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, slot: Slot, exit_rip:
     }
     let shadowing = shadow::how();
     if vcpu.caps.shadowing && shadowing != shadow::Use::Off {
-        let cleared = shadowing == shadow::Use::Cleared;
-        vcpu.shadow.prepare(hw, regions.shadow, regions.bitmaps, cleared);
+        vcpu.shadow.prepare(hw, regions.shadow, regions.bitmaps, shadowing);
     }
     if fingerprint::enabled() {
         fingerprint::probe(hw);
