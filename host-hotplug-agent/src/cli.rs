@@ -150,6 +150,12 @@ pub enum PoolCommand {
         #[command(flatten)]
         output: Output,
     },
+    /// Make the pool devices of this host, which QEMU maps; may be called again. For a unit that comes before all guests
+    Up {
+        /// How to print
+        #[command(flatten)]
+        output: Output,
+    },
     /// Take back what a guest has; its bytes are cleared before another guest gets them
     Free {
         /// The guest's name or UUID

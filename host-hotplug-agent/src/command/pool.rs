@@ -1,5 +1,7 @@
 //! `locum pool`: which guest's RAM lies where, a piece for a guest, and back.
 
+use std::process::Command as Process;
+
 use anyhow::{Context, Result};
 use locum_abi::HostState;
 use partitioner::MemRange;
@@ -7,10 +9,11 @@ use serde::Serialize;
 
 use super::{print_json, print_line};
 use crate::cli::{Output, PoolCommand};
-use crate::guest::pool::Pool;
+use crate::guest::pool::{Pool, pieces};
 use crate::l0::{memory, view};
 use crate::machine::{Access, Device};
 use crate::pool::table::Uuid;
+use crate::pool::up::up;
 use crate::pool::{Keeper, View, Wanted};
 use crate::sysroot::SysRoot;
 
@@ -24,6 +27,9 @@ struct List {
 
 pub fn run(sys: &SysRoot, command: Option<&PoolCommand>, list: Output) -> Result<()> {
     let device = Device::open(sys, Access::Control)?;
+    if let Some(PoolCommand::Up { output }) = command {
+        return make(sys, &device, *output);
+    }
     let slot = device.info().slot().context("locum.ko puts this host into no slot")?;
     let extents = device.extents()?.context(
         "this L0 is older and has no table of the pool: give each guest an `offset` of its own by hand, and reboot into the \
@@ -34,7 +40,8 @@ pub fn run(sys: &SysRoot, command: Option<&PoolCommand>, list: Output) -> Result
     let pool = Pool::of(device.header());
     let keeper = Keeper::new(sys, &pool, &extents, slot, beside_another)?;
     match command {
-        None => show(&keeper, list),
+        // The latter was answered above.
+        None | Some(PoolCommand::Up { .. }) => show(&keeper, list),
         Some(PoolCommand::Alloc {
             name,
             size,
@@ -69,6 +76,32 @@ pub fn run(sys: &SysRoot, command: Option<&PoolCommand>, list: Output) -> Result
             Ok(())
         }
     }
+}
+
+/// Loads the drivers as they are to be, and has them make devices of the pool.
+fn make(sys: &SysRoot, device: &Device, output: Output) -> Result<()> {
+    if sys.is_hosts() {
+        for words in [&["dax_hmem", "region_idle=1"][..], &["device_dax"]] {
+            let status = Process::new("modprobe").args(words).status();
+            // Either may be part of the kernel. If it is missing, the devices are.
+            if !status.is_ok_and(|status| status.success()) {
+                tracing::warn!("`modprobe {}` failed", words.join(" "));
+            }
+        }
+    }
+    let made = up(sys, &pieces(device.header()))?;
+    if output.json {
+        return print_json(&made);
+    }
+    made.iter().try_for_each(|up| {
+        let how = if up.was_there { "is there" } else { "made" };
+        print_line(&format!(
+            "{}: {} MiB at {:#x}, {how}",
+            up.device,
+            up.size >> 20,
+            up.start
+        ))
+    })
 }
 
 fn parse_uuid(text: &str) -> Result<Uuid> {

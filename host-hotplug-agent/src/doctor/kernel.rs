@@ -123,7 +123,7 @@ fn dax(sys: &SysRoot) -> Check {
         "pool device",
         Verdict::Advice,
         "no device-DAX device of a size",
-        "boot with dax_hmem.region_idle=1, then `echo SIZE > /sys/bus/dax/devices/dax0.0/size; echo dax0.0 > /sys/bus/dax/drivers/device_dax/new_id`",
+        "boot with dax_hmem.region_idle=1, then `locum pool up` (the unit locum-pool.service does it)",
     )
 }
 

@@ -8,6 +8,7 @@ pub mod crossing;
 pub mod mapped;
 pub mod seen;
 pub mod table;
+pub mod up;
 
 use std::fs::{self, File, OpenOptions};
 use std::sync::Arc;
