@@ -7,6 +7,7 @@
 //!   built, and all of it goes into one initramfs and onto a GRUB CD.
 //! - [`machine`]: a running emulator (Bochs), and the hosts on it, to which serial lines lead.
 //! - [`steps`]: what is done with a running machine, up to a whole refresh; a run leaves a [`report`].
+//! - [`package`]: what an operator installs.
 //! - [`demo`], [`scenarios`] and [`benchmarks`] are made of such steps, as are [`boot`] and [`shell`]; [`suite`]
 //!   plays the scenarios.
 //!
@@ -20,6 +21,7 @@ mod debian;
 mod demo;
 mod image;
 mod machine;
+mod package;
 mod paths;
 mod progress;
 mod report;
@@ -85,6 +87,12 @@ enum Command {
         /// The SVG file to write
         svg: PathBuf,
     },
+    /// Make the Debian package, and print where it is
+    Package {
+        /// What lintian finds is an error, too
+        #[arg(long)]
+        strict: bool,
+    },
     /// Build locum.ko and print where it is
     Kmod {
         /// Kernels to build for
@@ -115,6 +123,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Root { list: true, .. } => upkeep::list(),
         Command::Root { kernel, .. } => upkeep::fetch(&kernel),
         Command::Picture { report, svg } => picture::write(&report, &svg).map(|()| true),
+        Command::Package { strict } => package::command(strict),
         Command::Kmod { kernel } => upkeep::modules(&kernel),
     }
 }

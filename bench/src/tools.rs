@@ -22,6 +22,7 @@ const NEEDS: &[(&str, &str)] = &[
     ("xz", "xz-utils"),
     ("iasl", "acpica-tools"),
     ("gcc", "gcc"),
+    ("strip", "binutils"),
     ("/usr/lib/x86_64-linux-gnu/libc.a", "libc6-dev"),
     ("setpriv", "util-linux"),
     (

@@ -44,6 +44,18 @@ pub enum Command {
     Doctor(Output),
     /// Tell what of this machine Locum cannot do with, or only at a loss; needs neither L0 nor the module
     Preflight(Output),
+    /// Have the next boot go by way of Locum, once; a boot that ends well has the one after it go that way, too
+    Setup {
+        /// Only tell whether it can
+        #[arg(long, conflicts_with = "confirm")]
+        check: bool,
+        /// This boot has ended well: run by locum-confirm.service
+        #[arg(long, hide = true)]
+        confirm: bool,
+        /// How to print
+        #[command(flatten)]
+        output: Output,
+    },
     /// Show what a refresh to NAME would move; changes nothing
     Plan {
         /// Successor: NAME.toml in the configuration directory

@@ -35,6 +35,7 @@
 //! | [`config`] | `/etc/locum/NAME.toml` |
 //! | [`error`] | what is refused before anything changes |
 //! | [`preflight`], [`doctor`] | is this machine fit? The first without L0, too |
+//! | [`setup`] | how this machine boots next |
 //! | [`sysroot`], [`inventory`], [`acpi`] | the machine as Linux shows it, and what the firmware's code uses of it |
 //! | [`l0`] | the machine as L0 shows it |
 //! | [`machine`] | the machine as it can be changed: the one place of ioctls and sysfs writes |
@@ -75,6 +76,7 @@ pub mod pool;
 mod preflight;
 mod refresh;
 mod report;
+mod setup;
 mod status;
 pub mod sysroot;
 mod systemd;

@@ -110,6 +110,40 @@ impl Root {
         .tree(as_it_is)
     }
 
+    /// A server as Debian installs it, before Locum: a kernel with its headers, GRUB, and what builds modules.
+    ///
+    /// # Errors
+    /// As [`Root::bochs`].
+    pub(crate) fn server() -> Result<Self> {
+        let packages = [
+            "linux-image-amd64",
+            "linux-headers-amd64",
+            "initramfs-tools",
+            "zstd",
+            "systemd-sysv",
+            "grub2-common",
+            "dkms",
+        ];
+        Recipe {
+            lead: Some("linux-image-amd64"),
+            ..Recipe::new("server", "a server as Debian installs it", &packages)
+        }
+        .tree(as_it_is)
+    }
+
+    /// What makes and checks the package.
+    ///
+    /// # Errors
+    /// As [`Root::bochs`].
+    pub(crate) fn packager() -> Result<Self> {
+        let packages = ["debhelper", "dh-dkms", "lintian"];
+        Recipe {
+            lead: Some("debhelper"),
+            ..Recipe::new("packager", "Debian's tools for packages", &packages)
+        }
+        .tree(as_it_is)
+    }
+
     /// What builds modules, for kernels whose headers are put there.
     ///
     /// # Errors

@@ -18,7 +18,34 @@ use crate::{paths, progress::say, tools};
 /// It does not compile; cargo has printed why.
 pub(crate) fn l0() -> Result<PathBuf> {
     ensure_target("x86_64-unknown-none")?;
-    cargo("l0-monitor", "l0", "x86_64-unknown-none", false)
+    let built = cargo("l0-monitor", "l0", "x86_64-unknown-none", false)?;
+    // As the package has it: the symbols are most of the file, and stay beside it for whoever debugs.
+    let stripped = built.with_file_name("l0.stripped");
+    let part = stripped.with_extension(std::process::id().to_string());
+    tools::run(Command::new("strip").arg("-o").args([&part, &built]))?;
+    fs::rename(&part, &stripped)?;
+    Ok(stripped)
+}
+
+/// Has the agent write its manual pages and completions into `dir`.
+///
+/// # Errors
+/// As [`l0`].
+pub(crate) fn pages(dir: &Path) -> Result<()> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .current_dir(paths::workspace())
+        .args([
+            "run",
+            "--quiet",
+            "--package",
+            "host-hotplug-agent",
+            "--example",
+            "pages",
+        ])
+        .arg(dir)
+        .stdin(Stdio::null());
+    tools::run(&mut command)
 }
 
 /// `labd`, linked statically: hosts have no libraries but QEMU's.
@@ -227,7 +254,7 @@ fn make_module(kernel: &Kernel, what: &Module, module: &Path) -> Result<()> {
 }
 
 /// Removes what builds left that were interrupted: they are named by process, and those are gone.
-fn sweep(dir: &Path) -> Result<()> {
+pub(crate) fn sweep(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).into_iter().flatten() {
         let path = entry?.path();
         let pid = path.file_name().unwrap_or_default();
@@ -255,7 +282,7 @@ fn fingerprint(kernel: &Kernel, what: &Module) -> Result<String> {
     Ok(format!("{:016x}", hasher.finish()))
 }
 
-fn copy_tree(source: &Path, target: &Path) -> Result<()> {
+pub(crate) fn copy_tree(source: &Path, target: &Path) -> Result<()> {
     for file in sources(source) {
         let file = file?;
         let to = target.join(file.path().strip_prefix(source)?);

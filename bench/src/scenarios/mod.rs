@@ -8,6 +8,7 @@ mod growth;
 mod instructions;
 mod kmod;
 mod native;
+mod package;
 mod pool;
 mod refreshes;
 mod refuse;
@@ -191,6 +192,13 @@ pub(crate) const CI: &[Scenario] = &[
 
 /// Smaller ones, for the search for a fault, played by name (`--only`).
 pub(crate) const BY_NAME: &[Scenario] = &[
+    Scenario {
+        name: "package",
+        about: "the Debian package is made, installed, and purged in a directory: lintian is quiet, DKMS builds the module, \
+                GRUB's menu has the entry, the next boot goes by way of Locum once, purge leaves nothing",
+        minutes: 5,
+        play: Play::Program(package::all),
+    },
     Scenario {
         name: "kmod-every",
         about: "locum.ko is built, warnings being errors, for every kernel that the archive has with headers",

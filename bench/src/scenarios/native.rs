@@ -35,11 +35,11 @@ pub(super) fn cycles(run: &mut Run) -> Result<()> {
     run.check_dormant()
 }
 
-/// 20 stays in nested mode and 1,000 ways in and out, during and after which the guests' timers fire. L0 runs with
+/// Six stays in nested mode and 1,000 ways in and out, during and after which the guests' timers fire. L0 runs with
 /// `check=vmcs shadowing=windows`.
 pub(super) fn windows(run: &mut Run) -> Result<()> {
     run.start_native(&["g1".into(), "g2".into()])?;
-    for stay in 1..=20 {
+    for stay in 1..=6 {
         run.sh("locum enter")?;
         run.check_guests().with_context(|| format!("stay {stay}, nested"))?;
         run.sh("locum leave")?;

@@ -4,6 +4,7 @@ mod look;
 mod nested;
 mod pool;
 mod refresh;
+mod setup;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
     let sys = SysRoot::at(&cli.root);
     match &cli.command {
         Command::Doctor(output) => return look::doctor(&sys, cli, *output),
+        Command::Setup { check, confirm, output } => return setup::run(&sys, *check, *confirm, *output),
         Command::Preflight(output) => return look::preflight(&sys, *output),
         Command::Status(output) => look::status(&sys, cli, *output)?,
         Command::Trace { newest, kinds, output } => look::trace(&sys, *newest, kinds, *output)?,

@@ -6,7 +6,7 @@
 //!
 //! [`facts`] only look and judge nothing; [`rules`] are pure and look at nothing else.
 
-mod facts;
+pub mod facts;
 mod finding;
 mod rules;
 

@@ -1,0 +1,188 @@
+//! What an operator installs, in a directory that has a server's system: no machine is booted.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{debian::root::Root, package, progress::say, tools};
+
+/// What GRUB's generators ask of the disk. A directory has none, so this one is made up.
+const PROBE: &str = r#"#!/bin/sh
+for word; do
+    case $word in
+    --target=*) target=${word#--target=} ;;
+    esac
+    [ "$last" != --target ] || target=$word
+    last=$word
+done
+case $target in
+device) echo /dev/sda2 ;;
+fs) echo "${LAB_FS:-ext2}" ;;
+fs_uuid) echo 01234567-89ab-cdef-0123-456789abcdef ;;
+partuuid) echo 00000000-01 ;;
+partmap) echo gpt ;;
+drive) echo '(hd0,gpt2)' ;;
+hints_string) echo --hint=hd0,gpt2 ;;
+esac
+"#;
+
+/// Directories whose files come and go with any package.
+const COMMON: [&str; 5] = ["var/lib/dpkg", "var/log", "var/cache", "run", "etc/ld.so.cache"];
+
+/// All of it.
+pub(super) fn all(dir: &Path) -> Result<()> {
+    tools::ensure()?;
+    let deb = package::make()?;
+    let found = package::lint(&deb)?;
+    ensure!(found.is_empty(), "lintian finds:\n{found}");
+    say("lintian is quiet");
+
+    let server = Server::new(dir)?;
+    let before = server.files()?;
+    server.install(&deb)?;
+    server.modules()?;
+    server.menu()?;
+    server.next_boot()?;
+    server.sh("dpkg --purge locum").context("purging")?;
+    let left: Vec<_> = server.files()?.difference(&before).cloned().collect();
+    ensure!(left.is_empty(), "purge leaves {left:?}");
+    let menu = server.menu_text()?;
+    ensure!(!menu.contains("locum"), "purge leaves GRUB's menu as it was:\n{menu}");
+    say("purge leaves nothing");
+    tools::remove_tree(server.root.dir())
+}
+
+/// A server's system in a directory.
+struct Server {
+    root: Root,
+}
+
+impl Server {
+    fn new(dir: &Path) -> Result<Self> {
+        let tree = dir.join("server");
+        if tree.exists() {
+            tools::remove_tree(&tree)?;
+        }
+        fs::create_dir_all(dir)?;
+        tools::shell(r#"cp -a --reflink=auto "$1" "$2""#, &[Root::server()?.dir(), &tree])?;
+        let root = Root::at(tree);
+        let probe = root.path("usr/sbin/grub-probe");
+        fs::write(&probe, PROBE)?;
+        fs::set_permissions(&probe, fs::Permissions::from_mode(0o755))?;
+        fs::create_dir_all(root.path("boot/grub"))?;
+        let server = Self { root };
+        // A tree is made without initramfs.
+        server.sh("update-initramfs -c -k all && grub-editenv /boot/grub/grubenv create && update-grub")?;
+        Ok(server)
+    }
+
+    fn sh(&self, script: &str) -> Result<String> {
+        let (status, text) =
+            tools::status(
+                self.root
+                    .chroot()
+                    .args(["env", "DEBIAN_FRONTEND=noninteractive", "sh", "-c", script]),
+            )?;
+        ensure!(status == Some(0), "`{script}` ended with {status:?}:\n{text}");
+        Ok(text)
+    }
+
+    /// Every file but those that come and go with any package.
+    fn files(&self) -> Result<BTreeSet<PathBuf>> {
+        let base = self.root.dir();
+        let mut files = BTreeSet::new();
+        for entry in walkdir::WalkDir::new(base) {
+            let path = entry?.path().strip_prefix(base)?.to_owned();
+            if !COMMON.iter().any(|common| path.starts_with(common)) {
+                files.insert(path);
+            }
+        }
+        Ok(files)
+    }
+
+    fn install(&self, deb: &Path) -> Result<()> {
+        fs::copy(deb, self.root.path("tmp/locum.deb"))?;
+        let text = self.sh("dpkg --install /tmp/locum.deb")?;
+        fs::remove_file(self.root.path("tmp/locum.deb"))?;
+        ensure!(text.contains("locum preflight"), "it says what comes next:\n{text}");
+        // Again, as an upgrade: nothing is asked, nothing fails.
+        fs::copy(deb, self.root.path("tmp/locum.deb"))?;
+        self.sh("dpkg --install /tmp/locum.deb")?;
+        fs::remove_file(self.root.path("tmp/locum.deb"))?;
+        Ok(())
+    }
+
+    /// The releases of its kernels.
+    fn kernels(&self) -> Result<Vec<String>> {
+        let mut releases = Vec::new();
+        for entry in fs::read_dir(self.root.path("boot"))? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            releases.extend(name.strip_prefix("vmlinuz-").map(str::to_owned));
+        }
+        ensure!(!releases.is_empty(), "the server has no kernel");
+        Ok(releases)
+    }
+
+    fn modules(&self) -> Result<()> {
+        for release in self.kernels()? {
+            let path = self.sh(&format!("modinfo -k {release} -n locum"))?;
+            ensure!(path.contains("/updates/dkms/"), "DKMS put no module there: {path}");
+            say(&format!("DKMS built locum.ko for {release}"));
+        }
+        Ok(())
+    }
+
+    fn menu_text(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.root.path("boot/grub/grub.cfg"))?)
+    }
+
+    /// One entry for each kernel, and the environment block decides which one is the default.
+    fn menu(&self) -> Result<()> {
+        self.sh("grub-script-check /boot/grub/grub.cfg")?;
+        let menu = self.menu_text()?;
+        for release in self.kernels()? {
+            for line in [
+                format!("--id 'locum-{release}' {{"),
+                "    save_env locum_next".into(),
+                "    insmod all_video".into(),
+                "    multiboot2 /boot/locum-l0 pool=50% ".into(),
+                format!("    module2 /boot/vmlinuz-{release} root="),
+                "dax_hmem.region_idle=1 movablecore=50%".into(),
+                format!("    module2 --nounzip /boot/initrd.img-{release}"),
+                format!("    set default=\"locum-{release}\""),
+            ] {
+                ensure!(menu.contains(&line), "GRUB's menu lacks {line:?}:\n{menu}");
+            }
+        }
+        let plain = menu.find("menuentry ").unwrap_or_default();
+        let locum = menu.find("by way of Locum").unwrap_or_default();
+        ensure!(plain < locum, "an entry without Locum comes first");
+        say("GRUB's menu has the entry");
+        Ok(())
+    }
+
+    /// It changes when it is asked for, and not where GRUB could not take it back.
+    fn next_boot(&self) -> Result<()> {
+        const LIST: &str = "grub-editenv /boot/grub/grubenv list";
+        ensure!(!self.sh(LIST)?.contains("locum_next"), "nothing has asked for it");
+        let (status, text) = tools::status(self.root.chroot().args(["env", "LAB_FS=btrfs", "locum", "setup"]))?;
+        ensure!(
+            status == Some(1) && text.contains("cannot write to btrfs"),
+            "it is refused on btrfs: {status:?}\n{text}"
+        );
+        ensure!(!self.sh(LIST)?.contains("locum_next"), "a refusal changes nothing");
+        self.sh("locum setup --check")?;
+        self.sh("locum setup")?;
+        ensure!(
+            self.sh(LIST)?.contains("locum_next=1"),
+            "the next boot goes by way of Locum"
+        );
+        say("the next boot goes by way of Locum, once");
+        Ok(())
+    }
+}
