@@ -33,15 +33,25 @@ const BOOT_CODE: [u8; 11] = [0x31, 0xc0, 0x8e, 0xd8, 0x66, 0xff, 0x06, 0x00, 0x8
 struct Lab {
     dir: tempfile::TempDir,
     pool: PathBuf,
-    source: Option<Child>,
+    source: Option<Killed>,
 }
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if let Some(source) = &mut self.source {
-            let _ = source.kill();
-            let _ = source.wait();
+        // Dropped before by a test that failed: it would go on.
+        if let Ok(mut target) = Qmp::connect(&self.path("target.qmp"), &Deadline::after(OFTEN)) {
+            let _ = target.execute("quit", json!({}), &Deadline::after(OFTEN));
         }
+    }
+}
+
+/// A process that ends with the test, however that ends.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -100,7 +110,7 @@ impl Lab {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        self.source = Some(child);
+        self.source = Some(Killed(child));
         assert!(seen(|| UnixStream::connect(&qmp).is_ok()), "QEMU does not come up");
         Guest {
             name: "one".to_owned(),
@@ -212,7 +222,7 @@ fn a_guest_goes_over_and_back_and_its_ram_stays() {
     assert!(sent.stopped < received.received);
 
     // And back, as an abort does it.
-    lab.source.take().unwrap().wait().unwrap();
+    lab.source.take().unwrap().0.wait().unwrap();
     let mut returned = hypervisor.prepare(&spec, &until).unwrap();
     let (sent, received) = hand_over(target.as_mut(), returned.as_mut(), &until);
     sent.unwrap();
@@ -395,7 +405,7 @@ fn a_qemu_that_hangs_is_told_and_not_waited_for_for_ever() {
     let Some(mut lab) = Lab::new() else { return };
     let guest = lab.boot(&lab.in_pool());
     assert!(lab.counts());
-    let pid = lab.source.as_ref().unwrap().id().to_string();
+    let pid = lab.source.as_ref().unwrap().0.id().to_string();
     let signal = |name: &str| assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
     signal("-STOP");
     // More often than its socket takes connections that nobody accepts.
@@ -422,22 +432,23 @@ fn a_qemu_that_a_dead_agent_had_started_is_found_without_its_socket() {
         uuid: None,
     };
     let start = || {
-        Command::new("sleep")
-            .arg("1000")
-            .env("LOCUM_QMP", &spec.qmp)
-            .spawn()
-            .unwrap()
+        let started = Command::new("sleep").arg("60").env("LOCUM_QMP", &spec.qmp).spawn();
+        let started = Killed(started.unwrap());
+        // It has begun before its environment is there to be read.
+        let environment = format!("/proc/{}/environ", started.0.id());
+        let wanted = spec.qmp.to_str().unwrap().as_bytes();
+        let named = |environment: Vec<u8>| environment.windows(wanted.len()).any(|at| at == wanted);
+        assert!(seen(|| fs::read(&environment).is_ok_and(named)), "it does not start");
+        started
     };
     let mut orphan = start();
     assert!(lab.hypervisor().find(&spec).unwrap().is_none());
-    assert!(!orphan.wait().unwrap().success(), "it was ended");
+    assert!(!orphan.0.wait().unwrap().success(), "it was ended");
     // One whose socket is bound may have a guest: it is told, and left alone.
     let _socket = std::os::unix::net::UnixListener::bind(&spec.qmp).unwrap();
     fs::remove_file(&spec.qmp).unwrap();
     let mut running = start();
     let error = lab.hypervisor().find(&spec).err().unwrap().to_string();
     assert!(error.contains("has a QEMU here already"), "{error}");
-    assert!(running.try_wait().unwrap().is_none());
-    running.kill().unwrap();
-    running.wait().unwrap();
+    assert!(running.0.try_wait().unwrap().is_none());
 }
