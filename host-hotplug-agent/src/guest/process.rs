@@ -46,9 +46,54 @@ impl<'s> Process<'s> {
         maps.lines().filter_map(Mapping::parse).collect()
     }
 
+    /// How it stands; `None` if it is gone.
+    pub fn stat(&self) -> Option<Stat> {
+        Stat::parse(&fs::read_to_string(self.proc("stat")).ok()?)
+    }
+
+    /// Whether it has ended, reaped by its parent or not. Of one that is not our child.
+    pub fn ended(&self) -> bool {
+        self.stat().is_none_or(|stat| stat.ended)
+    }
+
+    /// Whether exec has taken its old memory from it, and not yet given it its environment (Linux `load_elf_binary()`).
+    pub fn in_exec(&self) -> bool {
+        // Of others' processes neither can be read; kernel threads and those that have ended have no program.
+        let no_environment = fs::read(self.proc("environ")).is_ok_and(|environment| environment.is_empty());
+        let has_program = fs::read_link(self.proc("exe")).is_ok();
+        // One that was given no variable at all has a place for them all the same.
+        no_environment && has_program && self.stat().is_some_and(|stat| stat.env_end == 0)
+    }
+
     /// Something below its directory in `/proc`.
     pub fn proc(&self, name: &str) -> PathBuf {
         self.sys.path(format!("proc/{}/{name}", self.pid.as_raw_nonzero()))
+    }
+}
+
+/// What `/proc/PID/stat` tells (Linux `Documentation/filesystems/proc.rst`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// It has ended.
+    pub ended: bool,
+    /// Its parent's number; 0 for none.
+    pub parent: i32,
+    /// Where its environment ends; 0 while it has none.
+    pub env_end: u64,
+}
+
+impl Stat {
+    fn parse(text: &str) -> Option<Self> {
+        // The name is in parentheses and may hold any character.
+        let (_, rest) = text.rsplit_once(')')?;
+        let words: Vec<&str> = rest.split_whitespace().collect();
+        // The state is the third.
+        let word = |number: usize| words.get(number - 3).copied();
+        Some(Self {
+            ended: word(3)?.starts_with(['Z', 'X']),
+            parent: word(4)?.parse().ok()?,
+            env_end: word(51)?.parse().ok()?,
+        })
     }
 }
 
@@ -82,5 +127,33 @@ impl Mapping {
             len,
             writable,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_very_process_is_told_from_its_stat() {
+        let sys = SysRoot::default();
+        let own = Process::new(&sys, rustix::process::getpid());
+        let stat = own.stat().unwrap();
+        assert_eq!(
+            Some(stat.parent),
+            rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get())
+        );
+        assert!(!stat.ended && stat.env_end > 0);
+        assert!(!own.ended() && !own.in_exec());
+    }
+
+    #[test]
+    fn a_name_may_hold_any_character() {
+        let numbers = vec!["7"; 48].join(" ");
+        let stat = |name: &str, state: &str| Stat::parse(&format!("4 ({name}) {state} 1 {numbers}"));
+        assert_eq!(stat("a) Z (b", "S").unwrap().parent, 1);
+        assert!(!stat("a) Z (b", "S").unwrap().ended);
+        assert!(stat("sleep", "Z").unwrap().ended);
+        assert_eq!(Stat::parse("4 (sleep) S 1"), None);
     }
 }

@@ -382,7 +382,7 @@ impl QemuVm {
     fn gone(&mut self) -> bool {
         match &mut self.child {
             Some(child) => !matches!(child.try_wait(), Ok(None)),
-            None => ended(self.pid),
+            None => Process::new(&SysRoot::default(), self.pid).ended(),
         }
     }
 }
@@ -391,18 +391,6 @@ impl QemuVm {
 fn nobody_listens(error: &anyhow::Error) -> bool {
     let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
     matches!(kind, Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused))
-}
-
-/// Whether a process that is not our child has ended, reaped by its parent or not.
-pub(super) fn ended(pid: Pid) -> bool {
-    match fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())) {
-        // The state follows the name, which is in parentheses and may hold any character.
-        Ok(stat) => stat
-            .rsplit(')')
-            .next()
-            .is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
-        Err(_) => true,
-    }
 }
 
 /// A process that is killed unless it becomes a [`QemuVm`].
