@@ -93,15 +93,18 @@ pub fn receive(port: &mut Port, mut qemu: UnixStream, until: &Deadline<'_>) -> R
         let mut head = [0; 8];
         port.read_exact(&mut head, until)?;
         let [l0, l1, l2, l3, c0, c1, c2, c3] = head;
+        let crc = u32::from_le_bytes([c0, c1, c2, c3]);
         let len = match u32::from_le_bytes([l0, l1, l2, l3]) {
-            0 => return failed.map_or(Ok(total), Err),
+            0 if crc == 0 => return failed.map_or(Ok(total), Err),
+            // Not nothing's checksum: another length was meant, and the state does not end here.
+            0 => return Err(StreamError::Damaged),
             ABANDONED => return Err(StreamError::Abandoned),
             len if len as usize > CHUNK => return Err(StreamError::Damaged),
             len => len as usize,
         };
         let mut bytes = vec![0; len];
         port.read_exact(&mut bytes, until)?;
-        if crc32fast::hash(&bytes) != u32::from_le_bytes([c0, c1, c2, c3]) {
+        if crc32fast::hash(&bytes) != crc {
             return Err(StreamError::Damaged);
         }
         if failed.is_none() {
@@ -164,6 +167,13 @@ mod tests {
             receive(&mut into, end, &within(180)),
             Err(StreamError::Damaged)
         ));
+
+        // As a length of a power of two becomes by one bit.
+        let (mut out, mut into) = pair();
+        out.write_all(&header(0, 0x1234), &within(180)).unwrap();
+        let (_keep, end) = UnixStream::pair().unwrap();
+        let early = receive(&mut into, end, &within(180));
+        assert!(matches!(early, Err(StreamError::Damaged)), "not the end");
 
         let (mut out, mut into) = pair();
         let (_source, end) = UnixStream::pair().unwrap();
