@@ -3,7 +3,7 @@
 mod look;
 mod nested;
 mod pool;
-mod refresh;
+pub(crate) mod refresh;
 mod setup;
 
 use std::process::ExitCode;

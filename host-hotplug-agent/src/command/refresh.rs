@@ -40,7 +40,7 @@ pub fn plan(sys: &SysRoot, cli: &Cli, name: &str, output: Output) -> Result<()> 
 /// program ends.
 pub fn refresh(cli: &Cli, name: Option<&str>, detach: bool, output: Output) -> Result<ExitCode> {
     let question = name.map_or(Question::Status, |name| Question::Refresh(name.to_owned()));
-    let mut status = ipc::ask(&cli.socket, &question)?;
+    let status = ipc::ask(&cli.socket, &question)?;
     if name.is_none() && status.running.is_none() {
         return Err(Refusal::NothingToFollow.into());
     }
@@ -48,16 +48,7 @@ pub fn refresh(cli: &Cli, name: Option<&str>, detach: bool, output: Output) -> R
         show(&status, output)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut shown = String::new();
-    while status.running.is_some() {
-        let line = format!("{}/{} {}", status.done, status.total, status.summary);
-        if !output.json && line != shown {
-            print_line(&line)?;
-            shown = line;
-        }
-        std::thread::sleep(LOOK);
-        status = again(cli)?;
-    }
+    let status = follow(cli, status, |line| if output.json { Ok(()) } else { print_line(line) })?;
     show(&status, output)?;
     let ended_well = status.report.is_some_and(|report| report.outcome != "aborted");
     Ok(if ended_well {
@@ -65,6 +56,28 @@ pub fn refresh(cli: &Cli, name: Option<&str>, detach: bool, output: Output) -> R
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Tells each line that is new until nothing runs any more; returns the status then.
+///
+/// # Errors
+/// If the daemon does not come again, or of `tell`. The refresh goes on all the same.
+pub(crate) fn follow(
+    cli: &Cli,
+    mut status: DaemonStatus,
+    mut tell: impl FnMut(&str) -> Result<()>,
+) -> Result<DaemonStatus> {
+    let mut shown = String::new();
+    while status.running.is_some() {
+        let line = format!("{}/{} {}", status.done, status.total, status.summary);
+        if line != shown {
+            tell(&line)?;
+            shown = line;
+        }
+        std::thread::sleep(LOOK);
+        status = again(cli)?;
+    }
+    Ok(status)
 }
 
 /// The status, of a daemon that may just be started anew.

@@ -14,6 +14,8 @@
 
 mod agent;
 #[cfg(test)]
+mod clients;
+#[cfg(test)]
 mod deaths;
 pub mod drive;
 #[cfg(test)]
