@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use partitioner::{Event, Loss, Role, State};
+use partitioner::{ApicId, Event, Loss, Role, State};
 
 use super::ipc::Question;
 use super::keep::{self, Kept};
@@ -266,6 +266,21 @@ impl Worker {
         outcome.map(drop)
     }
 
+    /// Leaves the CPUs that are nested though there is no other host any more: one that could not be left at its turn keeps those
+    /// nested, too, that came online since. Tells which stay so; `None` if L0 does not say.
+    fn leave_the_rest(&self) -> Option<Vec<Loss>> {
+        let agent = &self.agent;
+        if agent.has_other() {
+            return None;
+        }
+        let nested = Lacks::of(agent).ok()?.nested;
+        let stays = |apic: &ApicId| {
+            let left = agent.leave_nested(*apic);
+            left.inspect_err(|error| tracing::warn!("{apic}: {error:#}")).is_err()
+        };
+        Some(nested.into_iter().filter(stays).map(Loss::Nested).collect())
+    }
+
     /// No guest of the refresh that has ended is left stopped here, or as only a handover wants it. Tells what could not be
     /// helped.
     fn look_after_guests(&self) -> Vec<String> {
@@ -313,10 +328,13 @@ impl Worker {
         let exits = self.agent.exits();
         crossing::mend(&*self.agent.machine);
         let unwell = self.look_after_guests();
+        let nested = self.leave_the_rest();
         let mut inner = self.agent.shared.lock();
         let error = fault.or_else(|| inner.refresh.last_error().map(str::to_owned));
-        let losses = inner.refresh.losses().iter().map(ToString::to_string);
-        let losses = losses.chain(unwell).collect();
+        let lost = inner.refresh.losses().iter();
+        let lost = lost.filter(|loss| nested.is_none() || !matches!(loss, Loss::Nested(_)));
+        let lost = lost.chain(nested.iter().flatten()).map(ToString::to_string);
+        let losses = lost.chain(unwell).collect();
         let unreclaimed = inner.refresh.unreclaimed().to_vec();
         let generation = inner.refresh.generation().0;
         if let Some(report) = &mut inner.report {
