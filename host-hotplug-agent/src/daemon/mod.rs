@@ -21,7 +21,7 @@ use crate::guest::pool::Pool;
 use crate::guest::qemu::Qemu;
 use crate::journal::Journal;
 use crate::machine::{Access, Device, Host, Machine};
-use crate::refresh::{Agent, Shared};
+use crate::refresh::{Agent, Limits, Shared};
 use crate::sysroot::SysRoot;
 use crate::systemd;
 use ipc::{Answer, Question};
@@ -45,6 +45,7 @@ pub fn run(sys: SysRoot, config_dir: &Path, socket: &Path) -> Result<()> {
         hypervisor: Arc::new(Qemu::new(sys.clone(), pool)),
         shared: Arc::new(Shared::new(u64::from(own), kept.unreclaimed, kept.report)),
         journal: Arc::new(Journal::at(&sys)),
+        limits: Limits::default(),
     };
     let worker = Arc::new(Worker::new(agent.clone(), config_dir.to_owned()));
     let listener = listen(socket)?;

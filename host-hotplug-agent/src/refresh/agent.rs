@@ -1,6 +1,7 @@
 //! What an agent works with, whichever side it is on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use locum_abi::HostState;
@@ -25,6 +26,26 @@ pub struct Agent {
     pub shared: Arc<Shared>,
     /// What of it outlives this daemon.
     pub journal: Arc<Journal>,
+    /// How long the other agent may take.
+    pub limits: Limits,
+}
+
+/// How long the other agent may take, beside what the configuration grants.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// For a message to get through.
+    pub message: Duration,
+    /// Beyond a guest's time, for the successor to say how it went, its QEMU's end included.
+    pub verdict: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            message: Duration::from_secs(30),
+            verdict: Duration::from_secs(30),
+        }
+    }
 }
 
 impl Agent {

@@ -34,8 +34,11 @@ impl Stage {
         host.unwrap().state
     }
 
+    /// The successor has the machine: the incumbent has powered off, or was taken by force.
     pub(super) fn retired(&self) -> bool {
-        self.state_of(INCUMBENT) == HostState::Retired as u32
+        [HostState::Retired, HostState::Absent]
+            .map(|state| state as u32)
+            .contains(&self.state_of(INCUMBENT))
     }
 
     /// Another daemon begins in the incumbent.
@@ -145,7 +148,16 @@ fn killed_after(course: &Course, after: usize, again: Option<usize>) -> bool {
 /// Every step there is, of which there should be more than `least`.
 pub(super) fn each(killed_after: impl Fn(usize) -> bool + Sync + RefUnwindSafe, what: &str, least: usize) {
     // More than CPUs: they wait most of the time.
-    let threads = 8;
+    each_by(8, killed_after, what, least);
+}
+
+/// As [`each`], with so many threads.
+pub(super) fn each_by(
+    threads: usize,
+    killed_after: impl Fn(usize) -> bool + Sync + RefUnwindSafe,
+    what: &str,
+    least: usize,
+) {
     let failures = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for first in 0..threads {

@@ -36,7 +36,7 @@ pub mod take_up;
 #[cfg(test)]
 mod tests;
 
-pub use agent::Agent;
+pub use agent::{Agent, Limits};
 pub use prepare::Prepared;
 pub use shared::Shared;
 

@@ -15,7 +15,7 @@ use crate::l0::{memory, view};
 use crate::load::cpio;
 use crate::machine::{Machine, TextKind};
 use crate::refresh::prepare::PlanView;
-use crate::refresh::{Prepared, Shared};
+use crate::refresh::{Limits, Prepared, Shared};
 use crate::report::Report;
 use crate::testing::kernel::bzimage;
 use crate::testing::machine::FakeMachine;
@@ -45,7 +45,13 @@ impl Stage {
     }
 
     pub(super) fn with_timeouts(behaviour: Behaviour, boot: u64, retire: u64) -> Self {
+        Self::with_limits(behaviour, (boot, retire), Limits::default())
+    }
+
+    /// Seconds to boot and to retire, and how long the agents wait for each other.
+    pub(super) fn with_limits(behaviour: Behaviour, (boot, retire): (u64, u64), limits: Limits) -> Self {
         let world = World::new(behaviour);
+        world.limit(limits);
         let tree = Tree::lab();
         tree.put("sys/devices/system/cpu/online", "0-3\n");
         let kernel = tree.put("vmlinuz", bzimage(256 << 10));

@@ -150,6 +150,7 @@ impl FakeMachine {
             hypervisor: Arc::new(FakeHypervisor::new(&self.world, self.facts.slot)),
             shared: shared.clone(),
             journal: Arc::new(Journal::at(&self.sys)),
+            limits: self.world.limits(),
         };
         *self.daemon.lock().unwrap() = Some(shared.clone());
         let worker = Arc::new(Worker::new(agent, config));
@@ -430,9 +431,6 @@ impl Machine for FakeMachine {
             inner.granted.clear();
             inner.will = Will::Pass;
         }
-        if slot == SUCCESSOR {
-            self.world.end_daemon(INCUMBENT);
-        }
         self.world.region.update(|status| {
             status.hosts[slot.other()].state = HostState::Absent as u32;
             for cpu in owned_by(status, slot.other()) {
@@ -443,6 +441,9 @@ impl Machine for FakeMachine {
                 status.generation += 1;
             }
         });
+        if slot == SUCCESSOR {
+            self.world.end_daemon(INCUMBENT);
+        }
         Ok(())
     }
 
@@ -472,7 +473,12 @@ impl Machine for FakeMachine {
                 return Ok(());
             }
         }
+        let mut heir = false;
         self.world.region.update(|status| {
+            heir = status.hosts[SUCCESSOR].state == HostState::Running as u32;
+            if !heir {
+                return;
+            }
             status.hosts[INCUMBENT].state = HostState::Retired as u32;
             status.generation += 1;
             for cpu in owned_by(status, INCUMBENT) {
@@ -480,6 +486,9 @@ impl Machine for FakeMachine {
                 cpu.mode = CpuMode::Parked as u32;
             }
         });
+        if !heir {
+            self.world.reset("power_off");
+        }
         Ok(())
     }
 

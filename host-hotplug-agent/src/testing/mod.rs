@@ -4,6 +4,8 @@ pub mod kernel;
 pub mod l0;
 pub mod machine;
 pub mod tables;
+pub mod torn;
 pub mod tree;
+pub mod trouble;
 pub mod vm;
 pub mod world;

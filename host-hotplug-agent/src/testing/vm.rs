@@ -1,6 +1,6 @@
 //! Guests of the fake world. A guest that would run in two hosts fails the test.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail, ensure};
 use locum_abi::Slot;
 
+use super::torn::captured;
 use super::world::{VmState, World};
 use crate::channel::{Port, stream};
 use crate::config;
@@ -15,6 +16,9 @@ use crate::deadline::Deadline;
 use crate::error::Refusal;
 use crate::guest::{Hypervisor, Place, Ram, Received, Sent, Spec, Vm};
 use crate::tsc;
+
+/// A guest's, beside its RAM.
+const STATE: &[u8] = b"state of a guest";
 
 /// QEMU on one host.
 pub struct FakeHypervisor {
@@ -97,6 +101,7 @@ impl Hypervisor for FakeHypervisor {
 
     fn prepare(&self, spec: &Spec, _until: &Deadline<'_>) -> Result<Box<dyn Vm>> {
         self.world.fault(self.slot, "prepare")?;
+        self.world.disk_of(&spec.name)?;
         let key = (self.slot, spec.name.clone());
         let before = self.world.lock().vms.insert(key, VmState::Waiting);
         self.world.lock().capable.insert((self.slot, spec.name.clone()));
@@ -144,17 +149,35 @@ impl Vm for FakeVm {
             stream::abandon(port, until);
             return Err(error);
         }
+        // QEMU writes out what the disk has still to get before it lets go of it.
+        self.world
+            .disk_of(&self.key.1)
+            .inspect_err(|_| stream::abandon(port, until))?;
         self.world.lock().capable.insert(self.key.clone());
         self.world.step(self.key.0, "capable");
         self.alive().inspect_err(|_| stream::abandon(port, until))?;
         let begun = tsc::now();
         let (mut inside, end) = UnixStream::pair()?;
-        inside.write_all(b"state of a guest")?;
+        inside.write_all(STATE)?;
         drop(inside);
         self.become_(VmState::Stopped);
         self.world.step(self.key.0, "stopped");
         let stopped = tsc::now();
-        let state_bytes = stream::send(end, port, until)?;
+        let state_bytes = match self.world.torn(self.key.0) {
+            None => stream::send(end, port, until)?,
+            Some(torn) => {
+                let mut sent = 0;
+                let whole = captured(
+                    |port| {
+                        sent = stream::send(end, port, until)?;
+                        Ok(())
+                    },
+                    until,
+                )?;
+                torn.send(&self.world, &whole, port, until)?;
+                sent
+            }
+        };
         self.world.step(self.key.0, "sent");
         Ok(Sent {
             begun,
@@ -166,14 +189,22 @@ impl Vm for FakeVm {
     }
 
     fn receive(&mut self, port: &mut Port, until: &Deadline<'_>) -> Result<Received> {
-        let (_inside, end) = UnixStream::pair()?;
-        stream::receive(port, end, until)?;
+        let (mut inside, end) = UnixStream::pair()?;
+        let outcome = stream::receive(port, end, until);
+        let mut state = Vec::new();
+        inside.read_to_end(&mut state)?;
+        if state != STATE {
+            // Never half a state; but what follows the last byte of it is not the guest's.
+            outcome?;
+            bail!("QEMU does not accept {} bytes of state", state.len());
+        }
         self.world.step(self.key.0, "received");
         let received = tsc::now();
         if self.world.fault(self.key.0, "die_in_receive").is_err() {
             self.world.kill_successor();
         }
         self.world.fault(self.key.0, "receive")?;
+        self.world.disk_of(&self.key.1)?;
         self.alive()?;
         self.become_(VmState::Running);
         self.world.step(self.key.0, "running");
@@ -213,6 +244,7 @@ impl Vm for FakeVm {
 
     fn resume(&mut self) -> Result<()> {
         self.world.step(self.key.0, "resume");
+        self.world.disk_of(&self.key.1)?;
         self.alive()?;
         self.become_(VmState::Running);
         self.plain()

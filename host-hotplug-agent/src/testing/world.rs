@@ -15,11 +15,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::l0::FakeRegion;
 use super::machine::FakeMachine;
+use super::torn::Torn;
 use super::tree::Tree;
 use crate::l0::{memory, view};
 use crate::machine::TextKind;
 use crate::pool::Extents;
 use crate::pool::table::{Table, words};
+use crate::refresh::Limits;
 
 /// The slot of the host that is there from the start.
 pub const INCUMBENT: Slot = Slot::Even;
@@ -77,6 +79,14 @@ pub(super) struct Inner {
     pub vms: BTreeMap<(Slot, String), VmState>,
     /// Those that do not answer.
     pub hung: BTreeSet<(Slot, String)>,
+    /// Guests whose disk does not answer.
+    pub diskless: BTreeSet<String>,
+    /// What becomes of the bytes of a guest's state.
+    pub torn: Option<Torn>,
+    /// Hosts whose kernel has no memory for what it is asked for next.
+    pub short: BTreeSet<Slot>,
+    /// How long the agents wait for each other.
+    pub limits: Limits,
     /// Those that would leave a guest's RAM out of a stream.
     pub capable: BTreeSet<(Slot, String)>,
     /// Bits of the CPUs' CR4 that L0 does not know.
@@ -138,6 +148,11 @@ pub(super) struct Inner {
 }
 
 impl Inner {
+    /// Whether something is to befall.
+    fn has_plans(&self) -> bool {
+        !self.blows.is_empty() || self.torn.is_some()
+    }
+
     /// Memory of a host becomes another's: noted if bytes of the other one are still in it.
     pub fn passes(&mut self, block: u64, to: Slot) {
         let held = self.held.insert(block, Held::Of(to)).unwrap_or(Held::Of(INCUMBENT));
@@ -183,6 +198,10 @@ impl World {
             inner: Mutex::new(Inner {
                 vms: BTreeMap::new(),
                 hung: BTreeSet::new(),
+                diskless: BTreeSet::new(),
+                torn: None,
+                short: BTreeSet::new(),
+                limits: Limits::default(),
                 capable: BTreeSet::new(),
                 unknown_cr4: 0,
                 granted: Vec::new(),
@@ -221,14 +240,11 @@ impl World {
         self.fail_after(slot, operation, 0, times);
     }
 
-    /// L0's status.
-    pub fn status(&self) -> Box<Status> {
-        memory::status(&self.region, &self.region.header()).unwrap()
-    }
-
     /// Nothing fails any more.
     pub fn mend(&self) {
-        self.lock().faults.clear();
+        let mut inner = self.lock();
+        inner.faults.clear();
+        inner.short.clear();
     }
 
     /// As [`Self::fail`], but the first `spared` times it works.
@@ -296,14 +312,21 @@ impl World {
         self.lock().wiped.contains(&range)
     }
 
-    /// The successor dies now.
+    /// The successor dies now, unless it is the machine's only host.
     pub fn kill_successor(&self) {
-        self.stop_successor();
+        let mut beside = false;
         self.region.update(|status| {
+            beside = status.hosts[INCUMBENT].state == HostState::Running as u32;
+            if !beside {
+                return;
+            }
             status.hosts[SUCCESSOR].state = HostState::Dead as u32;
             status.hosts[SUCCESSOR].reason = StopReason::TripleFault as u32;
             status.hosts[SUCCESSOR].detail[0] = 0xdead;
         });
+        if beside {
+            self.stop_successor();
+        }
     }
 
     /// It ends, with its guests and channels.
@@ -343,6 +366,20 @@ impl World {
     /// Lets it die before a step of that name, of which there have been `count`.
     pub fn kill_incumbent_before(&self, step: &'static str, count: usize) {
         self.lock().dies_before = Some((step, count));
+    }
+
+    /// The machine is reset: its last host has ended.
+    pub(super) fn reset(&self, step: &str) {
+        self.end_daemon(INCUMBENT);
+        let mut inner = self.lock();
+        inner.vms.clear();
+        inner.dead = true;
+        inner.death = Some(Death {
+            step: step.to_owned(),
+            reset: true,
+            beside: false,
+            crossed: Vec::new(),
+        });
     }
 
     /// How the incumbent died, if it did.
@@ -480,8 +517,17 @@ impl World {
         }
     }
 
-    /// Another daemon of the host may live.
+    /// Nothing is to befall the channels any more.
+    pub(super) fn drop_wires(&self) {
+        self.lock().wires.clear();
+    }
+
+    /// Another daemon of the host may live, if the host does.
     pub fn revive_daemon(&self, slot: Slot) {
+        let host = memory::host(&self.region, &self.region.header(), slot).unwrap();
+        if host.state != HostState::Running as u32 && host.state != HostState::Retired as u32 {
+            return;
+        }
         let mut inner = self.lock();
         inner.kills.remove(&slot);
         inner.kills_before.remove(&slot);
@@ -572,7 +618,7 @@ impl World {
         let (left, right) = channel();
         let wires = [left.try_clone()?, right.try_clone()?];
         ends[slot.other()] = Some(right);
-        if !inner.blows.is_empty() {
+        if inner.has_plans() {
             inner.wires.extend(wires);
         }
         Ok(left)
@@ -583,7 +629,7 @@ impl World {
         let pairs: Vec<_> = (0..CHANNEL_COUNT).map(|_| channel()).collect();
         let mut inner = self.lock();
         inner.wires.clear();
-        if !inner.blows.is_empty() {
+        if inner.has_plans() {
             let ends = pairs.iter().flat_map(|(left, right)| [left, right]);
             inner.wires = ends.map(|end| end.try_clone().unwrap()).collect();
         }
@@ -604,6 +650,7 @@ impl World {
         self.step(slot, operation);
         let mut inner = self.lock();
         ensure!(slot == INCUMBENT || !inner.dead, "a dead host does nothing");
+        ensure!(!inner.short.remove(&slot), "{operation}: Cannot allocate memory");
         for fault in &mut inner.faults {
             if fault.slot != slot || fault.operation != operation {
                 continue;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use locum_abi::{HostState, PoolState};
 
 use super::settle::{Patience, Settled};
-use super::{Incumbent, MESSAGE, Ports, VERDICT};
+use super::{Incumbent, Ports};
 use crate::channel::{Link, Message};
 use crate::deadline::Deadline;
 use crate::guest::{Spec, Vm, try_plain};
@@ -57,14 +57,14 @@ impl Incumbent {
             Message::Failed { reason, .. } => Some(Err(anyhow!("{reason}"))),
             _ => None,
         };
-        self.expect(MESSAGE, receiving)??;
+        self.expect(self.agent.limits.message, receiving)??;
         let agent = self.agent.clone();
         let given_up = || agent.other_died().is_some();
         let port = self.ports.get(&*self.agent.machine, spec.channel)?;
         crossing::mark(&*agent.machine, &spec, PoolState::Crossing)?;
         let sent = vm.send(port, &Deadline::after(limit).or_when(&given_up));
         // The operator must wait for the word: until then it is not known where the guest runs.
-        let verdict = self.insist(limit + VERDICT, |message| match message {
+        let verdict = self.insist(limit + self.agent.limits.verdict, |message| match message {
             Message::Resumed { .. } | Message::Failed { .. } => Some(message.clone()),
             _ => None,
         });
@@ -192,7 +192,7 @@ impl Incumbent {
                     return Ok(());
                 }
                 let gone = |message: &Message| matches!(message, Message::Gone { .. }).then_some(());
-                if let Err(error) = self.insist(MESSAGE, gone) {
+                if let Err(error) = self.insist(self.agent.limits.message, gone) {
                     tracing::warn!("guest {name}: {error:#}");
                 }
                 Ok(())

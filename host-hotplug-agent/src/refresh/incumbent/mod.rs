@@ -24,10 +24,6 @@ use crate::l0::view;
 use crate::load::Files;
 use crate::machine::Start;
 
-/// Beyond a guest's time, for the successor to say how it went, its QEMU's end included.
-const VERDICT: Duration = Duration::from_secs(30);
-/// For a message to get through.
-const MESSAGE: Duration = Duration::from_secs(30);
 /// For the last process to close guests' memory. Each QEMU has ended before: only who looks on can still have it open.
 const UNUSED: Duration = Duration::from_secs(1);
 

@@ -10,7 +10,7 @@ use locum_abi::HostState;
 use partitioner::{Action, Event};
 
 use super::talk::Silence;
-use super::{Incumbent, MESSAGE, Ports};
+use super::{Incumbent, Ports};
 use crate::channel::message::There;
 use crate::channel::{Link, Message};
 use crate::guest::{Place, Spec, try_plain};
@@ -95,7 +95,7 @@ impl Incumbent {
         if self.crossed() {
             self.connect_patiently(guests).map(drop)
         } else {
-            self.connect(self.config.timeouts.guest_start + MESSAGE, guests)
+            self.connect(self.config.timeouts.guest_start + self.agent.limits.message, guests)
                 .map(drop)
         }
     }
@@ -214,7 +214,7 @@ impl Incumbent {
     /// What the successor does with a guest. Where others run in it, this waits for its agent as long as it lives.
     fn ask(&mut self, name: &str) -> Result<Option<Place>> {
         let crossed = self.crossed();
-        let limit = self.config.timeouts.guest_start + MESSAGE;
+        let limit = self.config.timeouts.guest_start + self.agent.limits.message;
         loop {
             let there = if crossed {
                 self.connect_patiently(&[])?

@@ -6,8 +6,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use locum_abi::{HostState, Will};
 use partitioner::Refresh;
 
+use super::Incumbent;
 use super::settle::Patience;
-use super::{Incumbent, MESSAGE, VERDICT};
 use crate::channel::message::{HEIRS, MessageError, There};
 use crate::channel::port::PortError;
 use crate::channel::{Link, Message};
@@ -89,7 +89,7 @@ impl Incumbent {
         let agent = self.agent.clone();
         let given_up = || agent.other_died().is_some();
         let link = self.link.as_mut().context("there is no channel to the successor")?;
-        match link.send(message, &Deadline::after(MESSAGE).or_when(&given_up)) {
+        match link.send(message, &Deadline::after(agent.limits.message).or_when(&given_up)) {
             Ok(()) => Ok(()),
             Err(error) => {
                 self.link = None;
@@ -193,12 +193,16 @@ impl Incumbent {
                 Message::Failed { name, reason } => Some(Err(anyhow!("guest {name}: {reason}"))),
                 _ => None,
             };
-            let (name, ticks) = self.hear(self.config.timeouts.guest_start + VERDICT, patience, answer)??;
+            let (name, ticks) = self.hear(
+                self.config.timeouts.guest_start + self.agent.limits.verdict,
+                patience,
+                answer,
+            )??;
             self.note(&name, |guest| guest.prepare_ticks = ticks);
         }
         if inherits {
             let heir = |message: &Message| matches!(message, Message::Heir).then_some(());
-            self.hear(MESSAGE, patience, heir)?;
+            self.hear(self.agent.limits.message, patience, heir)?;
         }
         // From here on guests may run there: this host's death must not be theirs. One that is older does not take the
         // machine over, but its guests live.
@@ -220,7 +224,7 @@ impl Incumbent {
             report: Box::new(report),
             seconds: self.config.timeouts.retire.as_secs(),
         })?;
-        self.expect(MESSAGE, |message| match message {
+        self.expect(self.agent.limits.message, |message| match message {
             Message::Entrusted => Some(Ok(())),
             Message::Failed { reason, .. } => Some(Err(anyhow!("the successor cannot take charge: {reason}"))),
             _ => None,

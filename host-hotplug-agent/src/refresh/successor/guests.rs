@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use locum_abi::PoolState;
 use partitioner::Loss;
 
-use super::{Gone, MESSAGE, Successor};
+use super::{Gone, Successor};
 use crate::channel::{Link, Message};
 use crate::deadline::Deadline;
 use crate::guest::{Hypervisor, Place, Received, Spec, Vm, try_plain};
@@ -171,9 +171,10 @@ impl Successor {
         if let Err(error) = vm.send(port, &Deadline::after(limit).or_when(gone)) {
             tracing::warn!("guest {name}: {error:#}");
         }
+        let patience = limit + self.message();
         loop {
             let link = self.link.as_mut().context("there is no channel to the incumbent")?;
-            match link.receive(&Deadline::after(limit + MESSAGE).or_when(gone))? {
+            match link.receive(&Deadline::after(patience).or_when(gone))? {
                 Message::Resumed { .. } => return self.let_go(name, gone),
                 Message::Failed { .. } => {
                     if let Some((spec, vm)) = self.guests.get_mut(&name) {

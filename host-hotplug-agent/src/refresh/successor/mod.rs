@@ -19,8 +19,6 @@ use crate::channel::{Link, Message, Versions};
 use crate::deadline::Deadline;
 use crate::guest::{Place, Spec, Vm};
 
-/// For a message to get through.
-const MESSAGE: Duration = Duration::from_secs(60);
 /// Between two attempts to begin a conversation anew.
 const AGAIN: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 200 });
 /// Between two attempts to take an incumbent that hangs.
@@ -154,9 +152,11 @@ impl Successor {
 
     /// Begins a conversation.
     fn call(&mut self, until: &Deadline<'_>) -> Result<()> {
-        let message = self.hello()?;
+        let message = self.hello();
+        self.tell(message.as_ref().err());
+        let message = message?;
         let mut link = Link::new(self.agent.machine.channel(0)?);
-        let limit = Deadline::after(MESSAGE.min(until.left()));
+        let limit = Deadline::after(self.message().min(until.left()));
         let given_up = || until.given_up();
         link.send(&message, &limit.or_when(&given_up))?;
         self.link = Some(link);
@@ -169,9 +169,15 @@ impl Successor {
         self.ports = Ports::default();
     }
 
+    /// For a message to get through: longer than the incumbent waits, which decides what becomes of the guests.
+    fn message(&self) -> Duration {
+        2 * self.agent.limits.message
+    }
+
     fn say(&mut self, message: &Message, gone: Gone<'_>) -> Result<(), MessageError> {
+        let until = Deadline::after(self.message());
         match &mut self.link {
-            Some(link) => link.send(message, &Deadline::after(MESSAGE).or_when(gone)),
+            Some(link) => link.send(message, &until.or_when(gone)),
             None => Err(PortError::Closed.into()),
         }
     }
@@ -181,6 +187,19 @@ impl Successor {
             tracing::warn!("the incumbent's agent: {error}");
             self.forget();
         }
+    }
+
+    /// Why nothing is said: the incumbent's operator is told to look here.
+    fn tell(&self, mute: Option<&anyhow::Error>) {
+        let why = mute.map(|error| format!("{error:#}"));
+        let before = std::mem::replace(&mut self.agent.shared.lock().awaits, why.clone());
+        if before == why {
+            return;
+        }
+        if let Some(why) = why {
+            tracing::warn!("the incumbent is told nothing: {why}");
+        }
+        self.agent.publish();
     }
 
     /// Says what is so, or nothing: the incumbent runs a guest that is not told.
