@@ -43,7 +43,7 @@ pub(crate) fn test(args: &TestArgs) -> Result<bool> {
     let (count, fetched) = thread::scope(|scope| {
         let fetched = scope.spawn(|| kernel::prefetch(wanted, platforms));
         let count = if workspace_too {
-            workspace::test()
+            workspace::test(args.all)
         } else {
             Ok(Count::default())
         };

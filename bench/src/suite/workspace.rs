@@ -18,11 +18,16 @@ pub(super) struct Count {
     pub failed: usize,
 }
 
-/// The workspace's own tests.
-pub(super) fn test() -> Result<Count> {
-    say("cargo test --workspace");
+/// With it in the environment, the agent's tests play faults at every step of a refresh, else at some.
+const EVERY_STEP: &str = "LOCUM_EVERY_STEP";
+
+/// The workspace's own tests; all of what they may play, or some of what would take minutes.
+pub(super) fn test(all: bool) -> Result<Count> {
+    let more = if all { "LOCUM_EVERY_STEP=1 " } else { "" };
+    say(&format!("{more}cargo test --workspace"));
     let begin = Instant::now();
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .envs(all.then_some((EVERY_STEP, "1")))
         .current_dir(paths::workspace())
         .args(["test", "--workspace", "--no-fail-fast", "--quiet"])
         .stdin(Stdio::null())
