@@ -8,6 +8,7 @@ pub mod pool;
 pub mod process;
 pub mod qemu;
 pub mod qmp;
+mod running;
 pub mod there;
 pub mod users;
 
