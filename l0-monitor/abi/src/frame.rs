@@ -37,6 +37,15 @@ pub struct TableRegister {
     pub base: u64,
 }
 
+impl TableRegister {
+    /// No table.
+    pub const ZERO: Self = Self {
+        pad: [0; 3],
+        limit: 0,
+        base: 0,
+    };
+}
+
 /// The frame: 4 KiB, page aligned. Its last bytes are the stack used while neither the host's nor L0's is mapped.
 #[repr(C, align(4096))]
 #[derive(Debug)]
@@ -102,6 +111,47 @@ pub struct Frame {
     pub module: [u8; 3584],
 }
 
+impl Frame {
+    /// A page of zeroes: nobody's frame.
+    pub const ZERO: Self = Self {
+        magic: 0,
+        apic_id: 0,
+        nmi: 0,
+        result: 0,
+        machine_check: 0,
+        phys: 0,
+        return_native: 0,
+        l0_cr3: 0,
+        l0_entry: 0,
+        stub_gdtr: TableRegister::ZERO,
+        stub_idtr: TableRegister::ZERO,
+        rip: 0,
+        rsp: 0,
+        rflags: 0,
+        cr0: 0,
+        cr3: 0,
+        cr4: 0,
+        gdtr: TableRegister::ZERO,
+        idtr: TableRegister::ZERO,
+        selectors: [0; 8],
+        fs_base: 0,
+        gs_base: 0,
+        tr_base: 0,
+        tr_limit: 0,
+        ldtr_limit: 0,
+        ldtr_base: 0,
+        dr7: 0,
+        reserved2: [0; 34],
+        module: [0; 3584],
+    };
+
+    /// Whether this is a frame, and that of the CPU with this APIC id. L0 takes no other one.
+    #[must_use]
+    pub const fn is_of(&self, apic_id: u32) -> bool {
+        self.magic == FRAME_MAGIC && self.apic_id == apic_id
+    }
+}
+
 const _: () = assert!(size_of::<Frame>() == 4096);
 const _: () = assert!(core::mem::offset_of!(Frame, module) == 512);
 
@@ -121,3 +171,21 @@ pub const GS: usize = 5;
 pub const LDTR: usize = 6;
 /// See [`ES`].
 pub const TR: usize = 7;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_frame_of_the_same_cpu_is_taken() {
+        let frame = |magic, apic_id| Frame {
+            magic,
+            apic_id,
+            ..Frame::ZERO
+        };
+        assert!(frame(FRAME_MAGIC, 6).is_of(6));
+        assert!(!frame(FRAME_MAGIC, 6).is_of(4));
+        assert!(!frame(FRAME_MAGIC ^ 1, 6).is_of(6));
+        assert!(!Frame::ZERO.is_of(0));
+    }
+}

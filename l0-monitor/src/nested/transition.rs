@@ -10,7 +10,7 @@
     reason = "changes control registers, and reads the frame that a host names"
 )]
 
-use locum_abi::frame::{FRAME_MAGIC, TR};
+use locum_abi::frame::TR;
 use locum_abi::{Errno, Event, Frame, PAGE_SIZE, Slot};
 use x86_64::registers::debug::Dr7;
 
@@ -132,7 +132,7 @@ fn take_root(vcpu: &mut VCpu, hw: &mut Cpu, cpu: CpuIndex, slot: Slot, exit_rip:
 /// # Errors
 /// [`Errno::Frame`], [`Errno::NoVmx`], [`Errno::EntryFailed`]; nothing has changed for the host then.
 pub(crate) fn enter(vcpu: &mut VCpu, hw: &mut Cpu, frame: &Frame, cpu: CpuIndex, exit_rip: u64) -> Result<(), Errno> {
-    if frame.magic != FRAME_MAGIC || frame.apic_id != id::apic_id(cpu) {
+    if !frame.is_of(id::apic_id(cpu)) {
         return Err(Errno::Frame);
     }
     vcpu.pretend_bsp = false;
@@ -277,10 +277,8 @@ fn check_frame(vcpu: &mut VCpu, hw: &mut Cpu, address: u64) -> Result<(), Errno>
     let mapped = |hw: &mut Cpu, address: u64| l0.translate(hw, &is_own, address, false).ok();
     // SAFETY: the page belongs to the host, which gave it to L0 with the call; plain data.
     let seen = unsafe { &*(phys as *const Frame) };
-    let good = mapped(hw, address) == Some(phys)
-        && mapped(hw, seen.return_native).is_some()
-        && seen.magic == FRAME_MAGIC
-        && seen.apic_id == vcpu.apic_id;
+    let good =
+        mapped(hw, address) == Some(phys) && mapped(hw, seen.return_native).is_some() && seen.is_of(vcpu.apic_id);
     if good { Ok(()) } else { Err(Errno::Frame) }
 }
 
