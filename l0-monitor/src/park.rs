@@ -109,19 +109,29 @@ pub(crate) struct Start {
     pub(crate) slot: Slot,
 }
 
-/// How each CPU is to start that was commanded to: its stage says whose it is.
-struct Command(UnsafeCell<Option<Start>>);
+impl Start {
+    /// None: zeroes.
+    const NONE: Self = Self {
+        rip: 0,
+        rsi: 0,
+        slot: Slot::Even,
+    };
+}
+
+/// How each CPU is to start that was commanded to: its stage says whose it is, and whether there is anything in it. Zeroes
+/// before, so that the image need not hold them.
+struct Command(UnsafeCell<Start>);
 
 // SAFETY: the CPU's stage hands the command over: only the CPU that took `Step::Claim` writes it, before
 // `Step::Command`; only the addressee reads it, after.
 unsafe impl Sync for Command {}
 
-static COMMANDS: PerCpu<Command> = PerCpu([const { Command(UnsafeCell::new(None)) }; MAX_CPUS]);
+static COMMANDS: PerCpu<Command> = PerCpu([const { Command(UnsafeCell::new(Start::NONE)) }; MAX_CPUS]);
 
 /// Has a CPU start in VMX non-root for which the caller took [`Step::Claim`]. It looks for that within a few ms.
 pub(crate) fn command(cpu: CpuIndex, start: Start) {
     // SAFETY: this CPU claimed the other; see the `Sync` impl.
-    unsafe { *COMMANDS[cpu].0.get() = Some(start) };
+    unsafe { *COMMANDS[cpu].0.get() = start };
     let told = stage::take(cpu, Step::Command);
     debug_assert!(told.is_ok(), "a claimed CPU is nobody else's");
 }
@@ -131,7 +141,7 @@ fn take_command(cpu: CpuIndex) -> Option<Start> {
         return None;
     }
     // SAFETY: commanded, and addressed to this CPU; see the `Sync` impl.
-    unsafe { (*COMMANDS[cpu].0.get()).take() }
+    Some(unsafe { *COMMANDS[cpu].0.get() })
 }
 
 /// Waits on this CPU, which is `cpu` and in [`Stage::Parking`], until it is to run for a host: where, and in which

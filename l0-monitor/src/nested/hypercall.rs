@@ -1,17 +1,17 @@
 //! What a nested host may ask for ([`locum_abi::hypercall`]).
 #![expect(unsafe_code, reason = "sends INIT to the CPUs of a dead host")]
 
-use locum_abi::{Call, Errno, Event, HostState, Op, Slot, StopReason};
+use locum_abi::{Call, Errno, Event, HostState, Op, Slot};
 
 use crate::arch::general::Register;
 use crate::arch::{lapic, registers};
 use crate::id;
 use crate::nested::context::Context;
-use crate::nested::this_machine::{ThisMachine, die};
+use crate::nested::this_machine::{ThisMachine, leave_to_heir};
 use crate::nested::transition;
 use crate::nested::vcpu::VCpu;
 use crate::park::{self, Start};
-use crate::partition::{PARTITION, Survivor};
+use crate::partition::PARTITION;
 use crate::shared;
 use crate::stage::{self, Step};
 use crate::vmx::instructions::Cpu;
@@ -26,8 +26,6 @@ pub(crate) enum Served {
     Resume,
     /// This CPU parks.
     Park,
-    /// The machine is reset: its last host has ended.
-    Reset,
     /// The host goes on natively.
     Leave {
         /// Address of its frame.
@@ -35,24 +33,25 @@ pub(crate) enum Served {
     },
 }
 
+/// What a call comes to that is not refused.
+enum Answer {
+    /// It is done, and the host goes on behind it.
+    Done,
+    /// The host makes it once more.
+    Again,
+    /// The host does not go on here, or not nested.
+    Ends(Served),
+}
+
 /// Serves the call in the host's registers. VMCS01 is current.
 pub(crate) fn serve(vcpu: &mut VCpu, hw: &mut Cpu) -> Served {
     let arguments = [Register::Rdi, Register::Rsi, Register::Rdx].map(|register| vcpu.gprs[register]);
     let op = Op::from_raw(vcpu.gprs[Register::Rax]);
     let call = op.ok_or(Errno::Argument).and_then(|op| Call::decode(op, arguments));
-    let result = match call {
-        // The call is made once more by not going past it.
-        Ok(Call::Leave { frame }) => match transition::leave(vcpu, hw, frame) {
-            Ok(transition::Left::Again) => return Served::Resume,
-            Ok(transition::Left::Native) => return Served::Leave { frame },
-            Err(errno) => Err(errno),
-        },
-        Ok(call) => serve_call(vcpu, hw, call),
-        Err(errno) => Err(errno),
-    };
-    vcpu.gprs[Register::Rax] = match result {
-        Ok(Served::Resume) => 0,
-        Ok(other) => return other,
+    vcpu.gprs[Register::Rax] = match call.and_then(|call| serve_call(vcpu, hw, call)) {
+        Ok(Answer::Done) => 0,
+        Ok(Answer::Again) => return Served::Resume,
+        Ok(Answer::Ends(served)) => return served,
         Err(errno) => {
             let [argument, ..] = arguments;
             shared::trace(Event::CallRefused { errno, op, argument });
@@ -70,44 +69,43 @@ pub(crate) fn serve(vcpu: &mut VCpu, hw: &mut Cpu) -> Served {
     Served::Resume
 }
 
-fn serve_call(vcpu: &mut VCpu, hw: &mut Cpu, call: Call) -> Result<Served, Errno> {
+fn serve_call(vcpu: &mut VCpu, hw: &mut Cpu, call: Call) -> Result<Answer, Errno> {
     let slot = vcpu.slot;
     match call {
-        Call::Ping | Call::Leave { .. } => Ok(Served::Resume),
-        Call::Grant(grant) => {
-            PARTITION.grant(grant, slot)?;
-            Ok(Served::Resume)
-        }
+        Call::Ping => {}
+        Call::Grant(grant) => PARTITION.grant(grant, slot)?,
         Call::Start {
             entry,
             zero_page,
             apic_id,
-        } => start(vcpu, hw, [entry, zero_page], apic_id),
-        Call::Abort => abort(hw, slot),
-        Call::Retire => retire(vcpu, hw),
-        Call::Park => Ok(Served::Park),
+        } => start(vcpu, hw, [entry, zero_page], apic_id)?,
+        Call::Abort => abort(hw, slot)?,
+        Call::Retire => {
+            retire(vcpu, hw)?;
+            return Ok(Answer::Ends(Served::Park));
+        }
+        Call::Park => return Ok(Answer::Ends(Served::Park)),
+        // The call is made once more by not going past it.
+        Call::Leave { frame } => {
+            return Ok(match transition::leave(vcpu, hw, frame)? {
+                transition::Left::Again => Answer::Again,
+                transition::Left::Native => Answer::Ends(Served::Leave { frame }),
+            });
+        }
         Call::Dump => {
             PARTITION.begin_dump(slot)?;
             log::error!("the host in slot {} has panicked and writes a dump", slot.raw());
-            Ok(Served::Resume)
         }
-        Call::Will(will) => {
-            PARTITION.set_will(slot, will)?;
-            Ok(Served::Resume)
-        }
+        Call::Will(will) => PARTITION.set_will(slot, will)?,
         Call::Exit { detail } => {
-            if !PARTITION.has_heir(slot) {
-                return Err(Errno::State);
-            }
-            Ok(match die(slot, vcpu.cpu, StopReason::PoweredOff, detail) {
-                Survivor::Other => Served::Park,
-                Survivor::None => Served::Reset,
-            })
+            leave_to_heir(slot, vcpu.cpu, detail)?;
+            return Ok(Answer::Ends(Served::Park));
         }
     }
+    Ok(Answer::Done)
 }
 
-fn start(vcpu: &VCpu, hw: &mut Cpu, addresses: [u64; 2], apic_id: u32) -> Result<Served, Errno> {
+fn start(vcpu: &VCpu, hw: &mut Cpu, addresses: [u64; 2], apic_id: u32) -> Result<(), Errno> {
     let slot = vcpu.slot;
     let to = slot.other();
     let boot = id::index_of_apic(apic_id).ok_or(Errno::Argument)?;
@@ -125,10 +123,10 @@ fn start(vcpu: &VCpu, hw: &mut Cpu, addresses: [u64; 2], apic_id: u32) -> Result
         slot: to,
     };
     park::command(boot, start);
-    Ok(Served::Resume)
+    Ok(())
 }
 
-fn abort(hw: &mut Cpu, slot: Slot) -> Result<Served, Errno> {
+fn abort(hw: &mut Cpu, slot: Slot) -> Result<(), Errno> {
     let other = slot.other();
     PARTITION.condemn(slot)?;
     let cpus = PARTITION.cpus(other);
@@ -145,11 +143,10 @@ fn abort(hw: &mut Cpu, slot: Slot) -> Result<Served, Errno> {
     if !parked {
         return Err(Errno::Timeout);
     }
-    PARTITION.end_two(hw, slot, HostState::Absent)?;
-    Ok(Served::Resume)
+    PARTITION.end_two(hw, slot, HostState::Absent)
 }
 
-fn retire(vcpu: &mut VCpu, hw: &mut Cpu) -> Result<Served, Errno> {
+fn retire(vcpu: &mut VCpu, hw: &mut Cpu) -> Result<(), Errno> {
     let slot = vcpu.slot;
     PARTITION.begin_retiring(slot)?;
     let retired = give_everything(vcpu, hw);
@@ -157,7 +154,7 @@ fn retire(vcpu: &mut VCpu, hw: &mut Cpu) -> Result<Served, Errno> {
         Ok(()) => shared::trace(Event::HostRetired { slot }),
         Err(_) => PARTITION.cancel_retiring(),
     }
-    retired.map(|()| Served::Park)
+    retired
 }
 
 fn give_everything(vcpu: &mut VCpu, hw: &mut Cpu) -> Result<(), Errno> {

@@ -130,7 +130,6 @@ fn go_on(vcpu: &mut VCpu, hw: &mut Cpu, next: Next) -> Onward {
         Next::Call => match hypercall::serve(vcpu, hw) {
             Served::Resume => resume(vcpu, hw),
             Served::Park => park(vcpu, hw),
-            Served::Reset => Onward::Reset,
             Served::Leave { frame } => Onward::Leave { frame },
         },
         // L0 sent it, since the host is being stopped. No other INIT may be sent from then on; now VMX can be left.

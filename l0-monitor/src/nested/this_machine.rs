@@ -1,6 +1,6 @@
 //! What is around a CPU on this machine, as opposed to the tests' model: the partition, the trace ring, the hosts.
 
-use locum_abi::{Event, Slot, StopReason};
+use locum_abi::{Errno, Event, Slot, StopReason};
 
 use crate::id::{self, CpuIndex};
 use crate::nested::context::Surroundings;
@@ -53,6 +53,26 @@ pub(crate) fn die(slot: Slot, cpu: CpuIndex, reason: StopReason, detail: [u64; 3
         // It was dead already, so the survivor is at work.
         return Survivor::Other;
     };
+    tell_death(slot, apic_id, reason, detail);
+    if survivor == Survivor::None {
+        log::error!("no other host runs: reset");
+    }
+    survivor
+}
+
+/// The host in `slot` ends by itself on this CPU. What it has stays as it is until its heir takes it.
+///
+/// # Errors
+/// [`Errno::State`] if nobody goes on without it.
+pub(crate) fn leave_to_heir(slot: Slot, cpu: CpuIndex, detail: [u64; 3]) -> Result<(), Errno> {
+    let apic_id = id::apic_id(cpu);
+    if PARTITION.leave_to_heir(slot, detail, apic_id)? {
+        tell_death(slot, apic_id, StopReason::PoweredOff, detail);
+    }
+    Ok(())
+}
+
+fn tell_death(slot: Slot, apic_id: u32, reason: StopReason, detail: [u64; 3]) {
     let [first, second, _] = detail;
     shared::trace(Event::HostDead {
         slot,
@@ -63,8 +83,4 @@ pub(crate) fn die(slot: Slot, cpu: CpuIndex, reason: StopReason, detail: [u64; 3
         "the host in slot {} died on APIC id {apic_id}: {reason:?} {detail:x?}",
         slot.raw()
     );
-    if survivor == Survivor::None {
-        log::error!("no other host runs: reset");
-    }
-    survivor
 }

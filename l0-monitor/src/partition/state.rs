@@ -33,8 +33,8 @@ pub(super) struct State {
     pub(super) ioapics: ArrayVec<IoApic, MAX_IOAPICS>,
     /// There are more than these.
     pub(super) too_many_ioapics: bool,
-    /// The host that has begun to retire.
-    pub(super) retiring: Option<Slot>,
+    /// The reigning host has begun to retire.
+    pub(super) retiring: bool,
     /// What becomes of the machine when the reigning host cannot go on beside another.
     pub(super) will: Will,
     /// End of the memory that is mapped from the start.
@@ -53,6 +53,11 @@ impl State {
     /// Whether the host in `slot` runs, if only its crash kernel.
     pub(super) fn is_alive(&self, slot: Slot) -> bool {
         matches!(self.hosts[slot], HostState::Running | HostState::Dumping)
+    }
+
+    /// Whether the host in `slot` has begun to retire.
+    pub(super) fn retires(&self, slot: Slot) -> bool {
+        self.retiring && self.owners.reigning() == slot
     }
 
     /// Whether another host goes on if the one in `slot` dies, be it to write its dump. Else the machine is reset.
@@ -78,7 +83,7 @@ impl State {
         }
         self.owners.give_all(to);
         self.two = false;
-        self.retiring = None;
+        self.retiring = false;
         self.will = Will::Pass;
         // The other's tables lose all rights: nothing that is late can use them.
         let built = (self.rebuild(to), self.rebuild(gone));

@@ -3,6 +3,7 @@
 use firmware_shim::e820::{E820Map, MemoryType as RangeType};
 use locum_abi::{Errno, Grant, HostState, PAGE_SIZE, Slot, StopReason};
 
+use super::device::Latches;
 use super::first_map::{BIOS, MIB};
 use super::*;
 use crate::arch::paging::LARGE_PAGE;
@@ -522,7 +523,7 @@ fn a_dead_host_is_nobodys_survivor() {
     let partition = two();
     let died = |slot| partition.declare_dead(slot, StopReason::TripleFault, [0; 3], 0);
     assert_eq!(died(ODD), Some(Survivor::Other));
-    assert!(!partition.has_heir(EVEN));
+    assert_eq!(partition.leave_to_heir(EVEN, [0; 3], 0), Err(Errno::State));
     assert_eq!(
         partition.begin_retiring(EVEN),
         Err(Errno::State),
@@ -535,6 +536,20 @@ fn a_dead_host_is_nobodys_survivor() {
         "it may reset the machine"
     );
     assert_eq!(died(EVEN), Some(Survivor::None), "the machine is reset");
+}
+
+#[test]
+fn a_host_that_ends_by_itself_leaves_all_to_its_heir() {
+    let partition = two();
+    assert_eq!(partition.leave_to_heir(EVEN, [7, 8, 9], 0), Ok(true));
+    assert_eq!(partition.state.lock().hosts[EVEN], HostState::Dead);
+    assert_eq!(
+        partition.leave_to_heir(EVEN, [0; 3], 0),
+        Ok(false),
+        "another CPU of it was first"
+    );
+    assert_eq!(partition.leave_to_heir(ODD, [0; 3], 0), Err(Errno::State));
+    assert_eq!(partition.state.lock().hosts[ODD], HostState::Running);
 }
 
 #[test]
