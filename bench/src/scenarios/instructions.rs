@@ -1,5 +1,5 @@
 //! Every instruction that exits for a host, or may, comes to the same natively and nested: executed by user space
-//! (`lab-guest instructions`) and by the kernel (`host-hotplug-agent/kmod/tests/probe`).
+//! (`lab-guest instructions`) and by the kernel (`--kernel`, with `host-hotplug-agent/kmod/tests/probe`).
 
 use anyhow::{Result, ensure};
 
@@ -7,8 +7,8 @@ use crate::steps::Run;
 
 /// Who executes, how, and lines at the least.
 const PROBES: [(&str, &str, usize); 2] = [
-    ("user space", "lab-guest instructions", 500),
-    ("kernel", "cat /proc/lab_probe", 100),
+    ("user space", "lab-guest instructions --check", 500),
+    ("kernel", "lab-guest instructions --kernel --check", 1000),
 ];
 
 /// Each instruction is tried natively, nested, and natively again.

@@ -52,6 +52,8 @@ pub(crate) mod exits;
 pub(crate) mod fingerprint;
 pub(crate) mod host_area;
 pub(crate) mod hypercall;
+#[cfg(all(test, feature = "fuzz"))]
+mod instruction_tests;
 pub(crate) mod machine_check;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod model;

@@ -50,7 +50,14 @@ enum Command {
         listen: String,
     },
     /// Execute every instruction that may exit for a host, in user space, and print what came of it
-    Instructions,
+    Instructions {
+        /// In the kernel, by lab_probe.ko
+        #[arg(long)]
+        kernel: bool,
+        /// Fail if what is known of an instruction is not so; the CPU is to be in VMX operation
+        #[arg(long)]
+        check: bool,
+    },
     /// Have a guest of measure.sh measure events, and print its answers, one line of JSON each
     Measure {
         /// The socket that is its console
@@ -137,8 +144,13 @@ fn run(command: Command) -> Result<()> {
             serve_disk(&memory, &socket)
         }
         Command::Echo { listen } => echo::serve(&listen),
-        Command::Instructions => {
-            print!("{}", instructions::all()?);
+        Command::Instructions { kernel, check } => {
+            let text = if kernel {
+                instructions::kernel(check)?
+            } else {
+                instructions::all(check)?
+            };
+            print!("{text}");
             Ok(())
         }
         Command::Measure {

@@ -5,8 +5,9 @@ use std::mem::{MaybeUninit, offset_of};
 
 use anyhow::{Result, bail, ensure};
 
-use super::table::Case;
-use super::{Mode, PAGE, PAGE_BYTES, STACK};
+use lab_instructions::{Case, PAGE};
+
+use super::{Mode, PAGE_BYTES, STACK};
 
 /// Selectors of Linux' user space: 64-bit code, 32-bit code, data.
 const CODE_64: u64 = 0x33;
