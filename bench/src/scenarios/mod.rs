@@ -14,6 +14,7 @@ mod refreshes;
 mod refuse;
 mod selftest;
 mod stock;
+mod tools;
 
 use std::path::Path;
 
@@ -200,6 +201,18 @@ pub(crate) const BY_NAME: &[Scenario] = &[
         play: Play::Program(package::all),
     },
     Scenario {
+        name: "miri",
+        about: "the unit tests of L0 with its model of a CPU, of the ABI, the plan and the tables, under Miri",
+        minutes: 15,
+        play: Play::Program(tools::miri),
+    },
+    Scenario {
+        name: "fuzz",
+        about: "L0's four fuzz targets with new inputs, ten minutes in all",
+        minutes: 13,
+        play: Play::Program(tools::fuzz),
+    },
+    Scenario {
         name: "kmod-every",
         about: "locum.ko is built, warnings being errors, for every kernel that the archive has with headers",
         minutes: 15,
@@ -220,7 +233,8 @@ pub(crate) const BY_NAME: &[Scenario] = &[
     Scenario {
         name: "instructions",
         about: "every instruction that exits for a host, or may, in its kernel and in user space (64-bit and compatibility \
-                mode, with a breakpoint), with and without TF: alike native and nested",
+                mode, with breakpoints, behind STI and MOV SS with an interrupt waiting), with and without TF: alike \
+                native and nested, and as L0's tests have it",
         minutes: 3,
         play: Play::On(
             |args| {

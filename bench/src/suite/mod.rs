@@ -4,6 +4,7 @@ mod args;
 mod choice;
 mod play;
 mod results;
+mod skipped;
 mod workspace;
 
 use std::{thread, time::Instant};
@@ -16,6 +17,7 @@ use crate::{
     machine::platform::Platform,
 };
 pub(crate) use args::TestArgs;
+pub(crate) use skipped::Skipped;
 use workspace::Count;
 
 /// Runs the tests; returns whether all passed.
@@ -53,11 +55,18 @@ pub(crate) fn test(args: &TestArgs) -> Result<bool> {
     match fetched {
         Ok(Ok(_)) => {
             for played in play::all(&chosen, args, &commit) {
-                let word = if played.ok { "ok" } else { "FAILED" };
+                let word = match (played.skipped, played.ok) {
+                    (true, _) => "SKIPPED",
+                    (false, true) => "ok",
+                    (false, false) => "FAILED",
+                };
                 println!("{:>6} s  {:<22} {word}", played.seconds, played.scenario);
                 // Once more, since of a long log often only the end is kept.
                 for line in played.error.iter().flat_map(|error| error.lines()) {
                     println!("          {line}");
+                }
+                if played.skipped {
+                    continue;
                 }
                 if played.ok {
                     count.passed += 1;

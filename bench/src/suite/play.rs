@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use super::{
     args::TestArgs,
     results::{self, Played},
+    skipped::Skipped,
 };
 use crate::{
     paths,
@@ -48,13 +49,16 @@ fn one(scenario: &Scenario, args: &TestArgs, commit: &str) -> Played {
     let mut report = Report::default();
     let outcome = play(scenario, args, &mut report);
     let seconds = begin.elapsed().as_secs();
+    let skipped = outcome.as_ref().is_err_and(|error| error.is::<Skipped>());
     match outcome {
+        Err(ref error) if skipped => println!("scenario {} ... SKIPPED: {error:#}", scenario.name),
         Ok(()) => println!("scenario {} ... ok ({seconds} s)", scenario.name),
         Err(ref error) => println!("scenario {} ... FAILED ({seconds} s)\n{error:#}\n", scenario.name),
     }
     let played = Played {
         scenario: scenario.name.to_owned(),
         ok: outcome.is_ok(),
+        skipped,
         seconds,
         error: outcome.err().map(|error| shortened(&format!("{error:#}"))),
         kernels: [report.incumbent, report.successor]
@@ -64,7 +68,7 @@ fn one(scenario: &Scenario, args: &TestArgs, commit: &str) -> Played {
         commit: commit.to_owned(),
         date: results::date(),
     };
-    if let Err(error) = results::keep(&played) {
+    if !skipped && let Err(error) = results::keep(&played) {
         say(&format!("the result cannot be kept: {error:#}"));
     }
     played

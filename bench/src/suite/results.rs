@@ -26,6 +26,9 @@ pub(super) struct Played {
     pub commit: String,
     /// Whether it passed.
     pub ok: bool,
+    /// Whether it could not be played; that is not kept.
+    #[serde(skip)]
+    pub skipped: bool,
     /// Why not: the first lines.
     pub error: Option<String>,
     /// Seconds of wall time.

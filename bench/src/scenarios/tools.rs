@@ -1,0 +1,106 @@
+//! Other tools that run L0's code: Miri, which finds undefined behaviour, and the fuzzer. Both want a nightly compiler;
+//! where something is missing they are skipped, and say what to install.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{paths, progress::say, suite::Skipped, tools};
+
+/// What has code of its own that any host can run: L0 with the model of a CPU, the ABI, the plan, the tables.
+const PURE: [&str; 4] = ["l0-monitor", "locum-abi", "partitioner", "firmware-shim"];
+
+/// L0's fuzz targets, and the seconds of each: ten minutes in all.
+const TARGETS: [(&str, u32); 4] = [("decode", 60), ("life", 180), ("wild", 180), ("partition", 180)];
+
+/// Bytes that an input has at most.
+const INPUT: usize = 1024;
+
+/// The unit tests of all pure cores under Miri.
+pub(super) fn miri(dir: &Path) -> Result<()> {
+    ask(
+        &["miri", "--version"],
+        "Miri is not installed: rustup toolchain install nightly --component miri,rust-src",
+    )?;
+    let mut cargo = nightly();
+    cargo.args(["miri", "test", "--lib"]);
+    for package in PURE {
+        cargo.args(["-p", package]);
+    }
+    // Tests read files of the workspace.
+    cargo.env("MIRIFLAGS", "-Zmiri-disable-isolation");
+    let text = kept(cargo, dir, "miri")?;
+    let lines = text.lines().filter(|line| line.starts_with("test result: ok. "));
+    let passed = lines.filter_map(|line| line.split(' ').nth(3)?.parse::<u32>().ok());
+    let passed: u32 = passed.sum();
+    ensure!(passed > 0, "Miri ran no test");
+    say(&format!("miri: {passed} tests passed"));
+    Ok(())
+}
+
+/// The fuzz targets with new inputs. What they find is kept in this work tree's `target/lab/fuzz`, and goes on from there
+/// the next time; the corpus of the repository is read only.
+pub(super) fn fuzz(dir: &Path) -> Result<()> {
+    ask(
+        &["fuzz", "--version"],
+        "cargo-fuzz or its nightly compiler is not installed: rustup toolchain install nightly; \
+         cargo install --locked cargo-fuzz",
+    )?;
+    let crate_dir = paths::workspace().join("l0-monitor");
+    for (target, seconds) in TARGETS {
+        let found = paths::out().join("fuzz").join(target);
+        fs::create_dir_all(&found)?;
+        let mut cargo = nightly();
+        cargo
+            .current_dir(&crate_dir)
+            .args(["fuzz", "run", "-O", "--debug-assertions", "--sanitizer", "none", target])
+            .arg(found)
+            .arg(crate_dir.join("fuzz/corpus").join(target))
+            .args([
+                "--",
+                &format!("-max_len={INPUT}"),
+                &format!("-max_total_time={seconds}"),
+            ]);
+        let text = kept(cargo, dir, target)
+            .with_context(|| format!("target {target}; the input is in l0-monitor/fuzz/artifacts/{target}"))?;
+        let done = text.lines().rev().find(|line| line.starts_with("Done "));
+        let done = done.with_context(|| format!("target {target} did not say that it was done"))?;
+        say(&format!("fuzz {target}: {done}"));
+    }
+    Ok(())
+}
+
+/// Cargo of the nightly toolchain, by rustup: whatever toolchain the lab itself was started with.
+fn nightly() -> Command {
+    let mut rustup = Command::new("rustup");
+    rustup
+        .current_dir(paths::workspace())
+        .args(["run", "nightly", "cargo"])
+        // Cargo's own, of the toolchain that runs the lab.
+        .env_remove("CARGO")
+        .env_remove("RUSTUP_TOOLCHAIN");
+    rustup
+}
+
+/// Whether a tool answers; if not, this scenario is skipped.
+fn ask(words: &[&str], missing: &str) -> Result<()> {
+    match tools::status(nightly().args(words)) {
+        Ok((Some(0), _)) => Ok(()),
+        _ => Err(Skipped(missing.to_owned()).into()),
+    }
+}
+
+/// Runs a command; all that it says is kept in the scenario's directory.
+fn kept(mut command: Command, dir: &Path, name: &str) -> Result<String> {
+    fs::create_dir_all(dir)?;
+    let log = dir.join(format!("{name}.log"));
+    let (status, text) = tools::status(&mut command)?;
+    fs::write(&log, &text).with_context(|| format!("writing {}", log.display()))?;
+    ensure!(
+        status == Some(0),
+        "{command:?} failed (log: {}):\n{}",
+        log.display(),
+        tools::last_lines(&text, 30)
+    );
+    Ok(text)
+}
