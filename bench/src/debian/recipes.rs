@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{
     pocket::Pocket,
@@ -16,6 +16,8 @@ const BOCHS_PATCH: &str = include_str!("../../emulator/bochs.patch");
 const BOCHS_BUILD: &str = include_str!("../../emulator/build.sh");
 /// What `build.sh` ends with if the patch does not apply.
 const DOES_NOT_APPLY: i32 = 3;
+/// How Linux's own tests of KVM are built.
+const SELFTESTS_BUILD: &str = include_str!("../../selftests/build.sh");
 /// What an operator sets in the stock guest.
 const GUEST_SETUP: &str = include_str!("../../guest/stock/setup.sh");
 
@@ -144,6 +146,28 @@ impl Root {
         .tree(as_it_is)
     }
 
+    /// Linux's own tests of KVM (`tools/testing/selftests/kvm`), `usr/lib/kvm-selftests/`: built from the newest source
+    /// that Debian has of a kernel's line (`6.12`), which takes some minutes the first time.
+    ///
+    /// # Errors
+    /// As [`Root::bochs`].
+    pub(crate) fn selftests(line: &str, pocket: Pocket) -> Result<Self> {
+        let source = format!("linux-source-{line}");
+        // rsync is what `make headers` copies with.
+        let packages = [&source, "gcc", "libc6-dev", "binutils", "make", "xz-utils", "rsync"];
+        Recipe {
+            lead: Some(&source),
+            backports: pocket == Pocket::Backports,
+            ingredients: &[SELFTESTS_BUILD],
+            ..Recipe::new(
+                &format!("selftests-{line}"),
+                "Linux's tests of KVM and a compiler",
+                &packages,
+            )
+        }
+        .tree(build_selftests)
+    }
+
     /// What builds modules, for kernels whose headers are put there.
     ///
     /// # Errors
@@ -162,6 +186,13 @@ impl Root {
 /// Nothing is to be done to a tree once it is fetched.
 fn as_it_is(_: &Root, _: &str) -> Result<()> {
     Ok(())
+}
+
+fn build_selftests(root: &Root, version: &str) -> Result<()> {
+    say("building Linux's tests of KVM, once");
+    fs::write(root.path("usr/src/build.sh"), SELFTESTS_BUILD)?;
+    tools::run(root.chroot().args(["sh", "/usr/src/build.sh"]))
+        .with_context(|| format!("the tests of linux-source {version} do not build (bench/selftests/build.sh)"))
 }
 
 fn build_bochs(root: &Root, version: &str) -> Result<()> {

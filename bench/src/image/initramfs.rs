@@ -193,6 +193,17 @@ const SQUASHFS: &[&str] = &[
     "64K",
 ];
 
+/// Linux's own tests of KVM as an image to be mounted: made once for each tree.
+///
+/// # Errors
+/// As [`Image::build`].
+pub(crate) fn selftests(root: &Root) -> Result<PathBuf> {
+    root.derived("programs.sqfs", SQUASHFS, |part| {
+        let programs = root.path("usr/lib/kvm-selftests");
+        tools::run(Command::new("mksquashfs").arg(programs).arg(part).args(SQUASHFS))
+    })
+}
+
 /// The image that depends on the host root only, and on what is taken from there: made once.
 fn base() -> Result<PathBuf> {
     let root = Root::host()?;

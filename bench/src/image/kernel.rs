@@ -97,6 +97,15 @@ impl Kernel {
         &self.root
     }
 
+    /// The tree of Linux's own tests of KVM, of this kernel's line.
+    ///
+    /// # Errors
+    /// It cannot be fetched or built.
+    pub(crate) fn selftests(&self) -> Result<Root> {
+        let pocket = Archive::today()?.kernels.find(&self.release)?.pocket;
+        Root::selftests(&line(&self.release), pocket)
+    }
+
     /// The bzImage.
     #[must_use]
     pub(crate) fn image(&self) -> PathBuf {
@@ -160,6 +169,11 @@ impl Kernel {
         )?;
         Ok(target)
     }
+}
+
+/// The line that a release is of: its first two numbers.
+fn line(release: &str) -> String {
+    release.split('.').take(2).collect::<Vec<_>>().join(".")
 }
 
 /// Tells which kernels a run takes, and why these.
@@ -282,6 +296,11 @@ fn module_name(file: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_release_is_of_a_line() {
+        assert_eq!(line("6.12.107+deb13-amd64"), "6.12");
+    }
 
     #[test]
     fn closure_takes_dependencies() {

@@ -37,12 +37,28 @@ pub(crate) struct Report {
     pub phases: Vec<Phase>,
     /// What was checked, in words, in order.
     pub checks: Vec<String>,
+    /// What Linux's own tests of KVM came to, natively and nested.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub selftests: Vec<Selftest>,
     /// L0.
     pub l0: L0,
     /// Bytes of memory that belong to nobody at the end.
     pub unreclaimed_bytes: u64,
     /// What did not come back, in words.
     pub losses: Vec<String>,
+}
+
+/// One of Linux's own tests of KVM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Selftest {
+    /// Its program.
+    pub name: String,
+    /// What it came to natively, in words.
+    pub native: String,
+    /// What it came to nested.
+    pub nested: String,
+    /// Emulated seconds that it took, natively and nested.
+    pub seconds: [u64; 2],
 }
 
 /// One guest.

@@ -7,6 +7,7 @@ mod floor;
 mod growth;
 mod instructions;
 mod kmod;
+mod kvm_selftests;
 mod native;
 mod package;
 mod pool;
@@ -242,6 +243,20 @@ pub(crate) const BY_NAME: &[Scenario] = &[
                 args.probe = true;
             },
             instructions::all,
+        ),
+    },
+    Scenario {
+        name: "selftests",
+        about: "Linux's own tests of KVM, its nested guests included: each comes to the same natively and nested",
+        minutes: 30,
+        play: Play::On(
+            |args| {
+                args.cpus = 2;
+                args.selftests = true;
+                // Native and nested, each has its bound; together they are more than other scenarios.
+                args.timeout = args.timeout.max(6000);
+            },
+            kvm_selftests::all,
         ),
     },
     Scenario {

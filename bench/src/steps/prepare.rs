@@ -12,7 +12,7 @@ use crate::{
     debian::kernels::{NEWEST, OLDEST},
     image::{
         build,
-        initramfs::Image,
+        initramfs::{self, Image},
         iso::{Boot, Iso},
         kernel::{self, Kernel},
         stock_guest::StockGuest,
@@ -91,6 +91,9 @@ pub(crate) struct MachineArgs {
     /// Put the lab's own module that executes instructions into the initramfs: `/lab_probe.ko`
     #[arg(skip)]
     pub probe: bool,
+    /// Put Linux's own tests of KVM into the initramfs: `/images/selftests.sqfs`
+    #[arg(skip)]
+    pub selftests: bool,
     /// Where what lies in its RAM
     #[arg(skip = Layout::USUAL)]
     pub layout: Layout,
@@ -112,6 +115,7 @@ impl Default for MachineArgs {
             workload: false,
             stock_guest: false,
             probe: false,
+            selftests: false,
             file: Vec::new(),
             timeout: 600,
             strict: false,
@@ -178,6 +182,10 @@ fn initramfs<'a>(args: &MachineArgs, kernels: &'a [Kernel]) -> Result<Image<'a>>
     let mut extra: Vec<_> = args.file.iter().map(|spec| extra_file(spec)).collect::<Result<_>>()?;
     if let Some(first) = kernels.first().filter(|_| args.probe) {
         extra.push(("lab_probe.ko".to_owned(), build::probe(first)?, 0o644));
+    }
+    if let Some(first) = kernels.first().filter(|_| args.selftests) {
+        let image = initramfs::selftests(&first.selftests()?)?;
+        extra.push(("images/selftests.sqfs".to_owned(), image, 0o644));
     }
     Ok(Image {
         kernels,

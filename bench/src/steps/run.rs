@@ -214,5 +214,8 @@ fn trees(args: &MachineArgs) -> Result<Vec<String>> {
     if args.stock_guest {
         trees.push(Root::guest()?);
     }
+    if args.selftests {
+        trees.push(Kernel::get(&args.kernel)?.selftests()?);
+    }
     Ok(trees.iter().map(Root::name).collect())
 }
