@@ -140,7 +140,16 @@ pub(crate) fn memory_type(address: u64) -> (mtrr::MemoryType, u64) {
 
 /// Whether there is RAM at `address`, or what is below 1 MiB up to the VGA window.
 pub(crate) fn is_memory(address: u64) -> bool {
+    memory_end(address) > address
+}
+
+/// Where the memory ends that is at `address` (see [`is_memory`]); `address` itself if there is none.
+pub(crate) fn memory_end(address: u64) -> u64 {
     const VGA: u64 = 0xa_0000;
     let ram = MACHINE.get().into_iter().flat_map(Machine::ram);
-    address < VGA || ram.into_iter().any(|range| (range.start..range.end).contains(&address))
+    let found = ram
+        .into_iter()
+        .find(|range| (range.start..range.end).contains(&address));
+    let low = if address < VGA { VGA } else { address };
+    found.map_or(low, |range| range.end.max(low))
 }

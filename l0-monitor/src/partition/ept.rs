@@ -65,6 +65,8 @@ pub(crate) struct Stretch {
     pub(crate) memory_type: MemoryType,
     /// Where it is in host-physical memory, less where the host sees it: 0 but for page 0 and blank pages of a successor.
     pub(crate) offset: u64,
+    /// Each page of it is the one that `offset` leads the first of them to. An EPT has one such page, for good.
+    pub(crate) repeated: bool,
     /// First address that may differ.
     pub(crate) end: u64,
 }
@@ -94,6 +96,8 @@ pub(crate) struct Ept<'a> {
     store: Option<&'a [Table]>,
     /// Tables in use below the root.
     below: usize,
+    /// The one that maps the repeated page, again and again: it serves each large page that is nothing else.
+    repeating: Option<&'a Table>,
     large_1g: bool,
 }
 
@@ -102,6 +106,7 @@ impl<'a> Ept<'a> {
     pub(crate) const NONE: Self = Self {
         store: None,
         below: 0,
+        repeating: None,
         large_1g: false,
     };
 
@@ -110,6 +115,7 @@ impl<'a> Ept<'a> {
         Self {
             store: Some(tables),
             below: 0,
+            repeating: None,
             large_1g,
         }
     }
@@ -144,6 +150,33 @@ impl<'a> Ept<'a> {
             entry.store(0, Ordering::Relaxed);
         }
         self.below = 0;
+        self.repeating = None;
+    }
+
+    /// Takes a table of the store.
+    fn take(&mut self) -> Result<&'a Table, Exhausted> {
+        let table = self.tables().get(self.below + 1).ok_or(Exhausted)?;
+        self.below += 1;
+        Ok(table)
+    }
+
+    /// The table that has this entry everywhere.
+    fn repeating(&mut self, entry: u64) -> Result<&'a Table, Exhausted> {
+        if let Some(table) = self.repeating {
+            return Ok(table);
+        }
+        let table = self.take()?;
+        for place in &table.0 {
+            place.store(entry, Ordering::Relaxed);
+        }
+        self.repeating = Some(table);
+        Ok(table)
+    }
+
+    /// Whether this entry names a table that is not for one large page alone.
+    fn is_repeating(&self, entry: u64) -> bool {
+        self.repeating
+            .is_some_and(|table| table.address() == entry & paging::ADDRESS)
     }
 
     fn table_at(&self, entry: u64) -> Option<&'a Table> {
@@ -182,9 +215,17 @@ impl<'a> Ept<'a> {
             }
             let entry = place.load(Ordering::Relaxed);
             let flags = Flags::from_bits_retain(entry);
-            let has_table = level > 1 && flags.intersects(Flags::ALL) && !flags.contains(Flags::LARGE);
+            let has_table = level > 1
+                && flags.intersects(Flags::ALL)
+                && !flags.contains(Flags::LARGE)
+                && !(level == 2 && self.is_repeating(entry));
             let here = stretch(first);
-            let uniform = here.end >= last;
+            let uniform = here.end >= last && !here.repeated;
+            if level == 2 && !has_table && here.repeated && here.end >= last {
+                let table = self.repeating(here.leaf(first, false))?;
+                place.store(table.address() | Flags::ALL.bits(), Ordering::Release);
+                continue;
+            }
             let leaf_allowed = level == 1 || level == 2 || (level == 3 && self.large_1g);
             if !has_table && uniform && (leaf_allowed || here.access == Access::None) {
                 place.store(here.leaf(first, level > 1), Ordering::Release);
@@ -198,10 +239,8 @@ impl<'a> Ept<'a> {
                 (self.table_at(entry).ok_or(Exhausted)?, start, end)
             } else {
                 // What was a large page (or nothing) is made anew, whole.
-                let below = self.tables().get(self.below + 1).ok_or(Exhausted)?;
-                self.below += 1;
                 (
-                    below,
+                    self.take()?,
                     if entry == 0 { start } else { first },
                     if entry == 0 { end } else { last },
                 )
@@ -267,6 +306,7 @@ mod tests {
                 access,
                 memory_type: MemoryType::WriteBack,
                 offset: 0,
+                repeated: false,
                 end,
             }
         }
@@ -298,6 +338,70 @@ mod tests {
         assert_eq!(ept.lookup(0x1020_0000), (large(0x1020_0000), paging::LARGE_PAGE));
         ept.update(0x1000_1000, 0x1000_2000, &hole(0..0)).unwrap();
         assert_eq!(ept.lookup(0x1000_1000).0, page(0x1000_1000));
+    }
+
+    #[test]
+    fn a_repeated_page_takes_one_table_however_often_it_is_there() {
+        const PAGE: u64 = 0x7000;
+        // From a page after 4 MiB on to 40 MiB.
+        let begin = 2 * paging::LARGE_PAGE + PAGE_SIZE;
+        let end = 20 * paging::LARGE_PAGE;
+        let repeated = |address: u64| match address {
+            address if address < begin => Stretch {
+                end: begin,
+                ..hole(0..0)(address)
+            },
+            address if address < end => Stretch {
+                access: Access::Read,
+                memory_type: MemoryType::WriteBack,
+                offset: PAGE.wrapping_sub(address),
+                repeated: true,
+                end,
+            },
+            address => hole(0..0)(address),
+        };
+        let tables = store(6);
+        let mut ept = Ept::new(&tables, true);
+        ept.update(0, 1 << 30, &repeated).unwrap();
+        assert_eq!(
+            ept.tables_below(),
+            4,
+            "two down to large pages, one for a part of one, and one for all others"
+        );
+        for address in [
+            begin,
+            3 * paging::LARGE_PAGE,
+            9 * paging::LARGE_PAGE + 0x5000,
+            end - PAGE_SIZE,
+        ] {
+            assert_eq!(ept.lookup(address), (PAGE | 6 << 3 | 5, PAGE_SIZE), "{address:#x}");
+        }
+        assert_eq!(ept.lookup(begin - PAGE_SIZE).0, page(begin - PAGE_SIZE));
+        assert_eq!(ept.lookup(end), (large(end), paging::LARGE_PAGE));
+        // A part of one becomes something else, and the others stay.
+        let part = 5 * paging::LARGE_PAGE;
+        let partly = |address: u64| match address {
+            address if (part..part + PAGE_SIZE).contains(&address) => Stretch {
+                end: part + PAGE_SIZE,
+                ..hole(0..0)(address)
+            },
+            address if address < part => Stretch {
+                end: repeated(address).end.min(part),
+                ..repeated(address)
+            },
+            address => repeated(address),
+        };
+        ept.update(part, part + PAGE_SIZE, &partly).unwrap();
+        assert_eq!(ept.lookup(part), (page(part), PAGE_SIZE));
+        assert_eq!(ept.lookup(part + PAGE_SIZE).0, PAGE | 6 << 3 | 5);
+        assert_eq!(
+            ept.lookup(part + paging::LARGE_PAGE).0,
+            PAGE | 6 << 3 | 5,
+            "another's is as it was"
+        );
+        // And with all of it.
+        ept.update(0, 1 << 30, &hole(0..end)).unwrap();
+        assert_eq!(ept.lookup(6 * paging::LARGE_PAGE).0, 0);
     }
 
     #[test]

@@ -303,6 +303,7 @@ fn stretch(map: &Map) -> impl Fn(u64) -> Stretch {
     |address| {
         let (kind, end) = map.at(address);
         Stretch {
+            repeated: false,
             access: kind.access(Slot::Even, false),
             memory_type: MemoryType::WriteBack,
             offset: 0,

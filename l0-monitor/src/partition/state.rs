@@ -134,19 +134,25 @@ impl State {
                     access: Access::Full,
                     memory_type: MemoryType::WriteBack,
                     offset: shared::page_zero(slot),
+                    repeated: false,
                     end: PAGE_SIZE,
                 };
             }
             let (kind, run) = map.at(address);
-            let zeroed =
-                zeroes.contains(&address) && kind.access(slot, sole) == Access::None && machine::is_memory(address);
+            let memory_end = machine::memory_end(address);
+            let zeroed = zeroes.contains(&address) && memory_end > address && kind.access(slot, sole) == Access::None;
             if kind == Kind::Blank(slot.other()) || zeroed {
                 let page = page_of(address);
                 return Stretch {
                     access: Access::Read,
                     memory_type: MemoryType::WriteBack,
                     offset: pages::zeroes().wrapping_sub(page),
-                    end: page + PAGE_SIZE,
+                    repeated: true,
+                    // A large page may be all zeroes, or some pages of it.
+                    end: match zeroed {
+                        true => run.min(memory_end).min(zeroes.end).max(page + PAGE_SIZE),
+                        false => page + PAGE_SIZE,
+                    },
                 };
             }
             let (memory_type, type_end) = machine::memory_type(address);
@@ -154,6 +160,7 @@ impl State {
                 access: kind.access(slot, sole),
                 memory_type,
                 offset: 0,
+                repeated: false,
                 end: match zeroes.start {
                     border if address < border => run.min(type_end).min(border),
                     _ => run.min(type_end),
