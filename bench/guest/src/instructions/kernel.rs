@@ -36,6 +36,7 @@ const DB: u64 = 1;
 const BP: u64 = 3;
 const UD: u64 = 6;
 const GP: u64 = 13;
+const INTERRUPTED: u64 = 256;
 
 const RESUME_FLAG: u64 = 1 << 16;
 
@@ -116,10 +117,21 @@ pub fn kernel(checked: bool) -> Result<String> {
                     };
                     check(case, compatibility, 0, came)?;
                 }
+                // Were there none, all would be alike, too.
+                ensure!(
+                    !checked || how != How::AfterSti || case.name != "nop" || stops.iter().any(interrupts_behind),
+                    "no interrupt behind a NOP that follows an STI: {stops:x?}"
+                );
             }
         }
     }
     Ok(text)
+}
+
+/// The interrupt, at what follows an STI and a NOP.
+fn interrupts_behind(stop: &Stop) -> bool {
+    let [vector, rip, ..] = stop;
+    (*vector, *rip) == (INTERRUPTED, 2)
 }
 
 /// One try: the registers that it began with, and its stops.
@@ -176,7 +188,7 @@ fn attempt(case: &Case, compatibility: bool, how: How) -> Result<([u64; 7], Vec<
 fn told(case: &Case, begin: &[u64; 7], how: How, stop: &Stop) -> String {
     let [vector, rip, rflags, rsp, registers @ ..] = stop;
     let at = rip.wrapping_sub(how.before().len() as u64) as i64;
-    let fault = !matches!(*vector, DB | BP | 256);
+    let fault = !matches!(*vector, DB | BP | INTERRUPTED);
     let flags = if fault { *rflags } else { rflags & !RESUME_FLAG };
     let mut text = format!("vector {vector} at {at:+} flags {flags:#x}");
     for ((name, chosen), found) in NAMES.into_iter().zip(begin).zip(registers) {

@@ -6,20 +6,22 @@
  * knows none.
  *
  * The code ends with an INT3. That, an exception, a #DB and the interrupt are seen by their handlers' hooks (die
- * notifier, irq_work), which note the registers; what ends a try goes on at lab_probe_landing. A #PF has no such hook.
+ * notifier, hrtimer), which note the registers; what ends a try goes on at lab_probe_landing. A #PF has no such hook.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/cpumask.h>
 #include <linux/fs.h>
-#include <linux/irq_work.h>
+#include <linux/hrtimer.h>
 #include <linux/kdebug.h>
+#include <linux/ktime.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/notifier.h>
 #include <linux/proc_fs.h>
 #include <linux/sched.h>
 #include <linux/uaccess.h>
+#include <linux/version.h>
 #include <asm/debugreg.h>
 #include <asm/irq_regs.h>
 #include <asm/processor-flags.h>
@@ -131,16 +133,31 @@ static int excepted(struct notifier_block *block, unsigned long what, void *data
 
 static struct notifier_block notifier = { .notifier_call = excepted, .priority = INT_MAX };
 
-static void interrupted(struct irq_work *work)
+/* Of the handlers that interrupts have, the timer's alone tells what was interrupted. */
+static enum hrtimer_restart interrupted(struct hrtimer *timer)
 {
 	struct pt_regs *regs = get_irq_regs();
 
 	/* What comes late, when a fault's handler has let interrupts in, comes anywhere. */
 	if (regs && ours(regs))
 		note(INTERRUPTED, regs);
+	return HRTIMER_NORESTART;
 }
 
-static struct irq_work work = IRQ_WORK_INIT_HARD(interrupted);
+static struct hrtimer timer;
+
+/* How long a timer that is due may take until its interrupt waits, in nanoseconds. */
+#define DUE 200000
+
+/* Has an interrupt wait on this CPU, where interrupts are off. */
+static void raise(void)
+{
+	u64 now = ktime_get_ns();
+
+	hrtimer_start(&timer, ns_to_ktime(now), HRTIMER_MODE_ABS_PINNED_HARD);
+	while (ktime_get_ns() - now < DUE)
+		cpu_relax();
+}
 
 static void attempt(const struct request *request)
 {
@@ -169,7 +186,7 @@ static void attempt(const struct request *request)
 		set_debugreg(5UL, 7);
 	}
 	if (request->how & INTERRUPT)
-		irq_work_queue(&work);
+		raise();
 	running = true;
 	lab_probe_enter(&start);
 	running = false;
@@ -183,7 +200,7 @@ static void attempt(const struct request *request)
 		native_write_cr0(cr0);
 	local_irq_restore(flags);
 	preempt_enable();
-	irq_work_sync(&work);
+	hrtimer_cancel(&timer);
 }
 
 static ssize_t probe_write(struct file *file, const char __user *from, size_t count, loff_t *offset)
@@ -229,6 +246,12 @@ static int __init probe_init(void)
 
 	if (error)
 		return error;
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 15, 0)
+	hrtimer_setup(&timer, interrupted, CLOCK_MONOTONIC, HRTIMER_MODE_ABS_PINNED_HARD);
+#else
+	hrtimer_init(&timer, CLOCK_MONOTONIC, HRTIMER_MODE_ABS_PINNED_HARD);
+	timer.function = interrupted;
+#endif
 	error = register_die_notifier(&notifier);
 	if (error)
 		goto pages;
