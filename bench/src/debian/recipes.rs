@@ -60,6 +60,18 @@ impl Root {
         .tree(as_it_is)
     }
 
+    /// What loads a crash kernel, and what writes its dump.
+    ///
+    /// # Errors
+    /// As [`Root::bochs`].
+    pub(crate) fn crash() -> Result<Self> {
+        Recipe {
+            lead: Some("makedumpfile"),
+            ..Recipe::new("crash", "what makes crash dumps", &["kexec-tools", "makedumpfile"])
+        }
+        .tree(as_it_is)
+    }
+
     /// What the second board boots by: UEFI firmware, and GRUB for it.
     ///
     /// # Errors

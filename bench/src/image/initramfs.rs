@@ -54,6 +54,10 @@ const GUEST_SCRIPTS: &[(&str, &str)] = &[
 /// The server in the guest of `redis.sh`, from the host root.
 const REDIS: &str = "usr/bin/redis-server";
 
+/// What loads a crash kernel, and what writes its dump, from [`Root::crash`].
+const KEXEC: &str = "usr/sbin/kexec";
+const MAKEDUMPFILE: &str = "usr/bin/makedumpfile";
+
 /// What goes into an image.
 #[derive(Debug)]
 pub(crate) struct Image<'a> {
@@ -65,6 +69,8 @@ pub(crate) struct Image<'a> {
     pub agent: Option<PathBuf>,
     /// Whether the Redis benchmark is in it. Successors have little memory, so others do without.
     pub workload: bool,
+    /// Whether a host can have a crash kernel: what loads one, and its initramfs.
+    pub crash: bool,
     /// The stock guest, if it is to be started: its kernel and initramfs, and a network for its disk.
     pub stock_guest: Option<StockGuest>,
     /// Further files: path in the image, source, mode.
@@ -126,6 +132,9 @@ impl Image<'_> {
         }
         if self.workload {
             own.file("bin/lab-ycsb", build::lab_ycsb()?, 0o755);
+        }
+        if self.crash {
+            add_crash(&mut own)?;
         }
         own.bytes("begin", include_bytes!("../../image/begin"), 0o755);
         for (name, text) in GUEST_SCRIPTS {
@@ -278,6 +287,29 @@ fn redis_initrd(modules: &Path) -> Result<Vec<u8>> {
     }
     add_guest_modules(&mut archive, modules, NET_MODULES);
     to_bytes(&archive)
+}
+
+/// Adds what loads a crash kernel, and that one's initramfs.
+fn add_crash(own: &mut Files) -> Result<()> {
+    let root = Root::crash()?;
+    own.bytes("crash/load", include_bytes!("../../image/crash-load"), 0o755);
+    own.file("crash/kexec", root.path(KEXEC), 0o755);
+    for library in root.libraries(KEXEC)? {
+        let name = library.rsplit('/').next().unwrap_or(&library);
+        own.file(&format!("crash/lib/{name}"), root.path(&library), 0o755);
+    }
+    let mut initrd = Files::default();
+    for directory in ["proc", "dev", "sys"] {
+        initrd.directory(directory);
+    }
+    initrd.bytes("init", include_bytes!("../../image/crash-init"), 0o755);
+    add_busybox(&mut initrd)?;
+    initrd.file("bin/makedumpfile", root.path(MAKEDUMPFILE), 0o755);
+    for library in root.libraries(MAKEDUMPFILE)? {
+        initrd.file(&library, root.path(&library), 0o755);
+    }
+    own.bytes("crash/initrd", to_bytes(&initrd)?, 0o644);
+    Ok(())
 }
 
 /// Adds modules, and the order to load them in.

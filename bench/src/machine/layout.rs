@@ -40,6 +40,13 @@ impl Layout {
         successor: 768,
     };
 
+    /// With room above the pool for a crash kernel's memory: Linux takes that from the end of RAM downwards, too
+    /// (`reserve_crashkernel_generic()` in kernel/crash_reserve.c).
+    pub(crate) const CRASH: Self = Self {
+        memory: 2304,
+        ..Self::USUAL
+    };
+
     /// With RAM above 4 GiB. All that can go is there: Linux takes movable memory from the highest zone that it has
     /// (`find_usable_zone_for_movable()` in mm/mm_init.c).
     pub(crate) const HIGH: Self = Self {
@@ -90,7 +97,7 @@ mod tests {
 
     #[test]
     fn parts_lie_one_behind_the_other() {
-        for layout in [Layout::USUAL, Layout::LARGE, Layout::HIGH] {
+        for layout in [Layout::USUAL, Layout::LARGE, Layout::CRASH, Layout::HIGH] {
             assert!(1024 + layout.successor <= layout.pool);
             assert!(layout.pool < layout.pool_end && layout.pool_end < layout.memory);
             assert!(layout.successor > layout.pool_end - layout.pool);

@@ -292,11 +292,8 @@ impl Fault {
     }
 }
 
-/// The incumbent panics when the first of two guests has crossed: the successor takes the machine over, with that guest.
-pub(super) fn incumbent_panics(run: &mut Run) -> Result<()> {
-    run.start_native(&["g1".into(), "g2".into()])?;
-    let successor = run.successor()?;
-    successor.install(&mut run.host())?;
+/// Has the incumbent panic when the first of two guests has crossed.
+pub(super) fn arm_panic(run: &mut Run) -> Result<()> {
     let panics = Fault {
         what: "the incumbent panics",
         side: Side::Incumbent,
@@ -306,6 +303,15 @@ pub(super) fn incumbent_panics(run: &mut Run) -> Result<()> {
     };
     arm(run, &panics)?;
     run.machine.expect_panic("console0.log");
+    Ok(())
+}
+
+/// The incumbent panics when the first of two guests has crossed: the successor takes the machine over, with that guest.
+pub(super) fn incumbent_panics(run: &mut Run) -> Result<()> {
+    run.start_native(&["g1".into(), "g2".into()])?;
+    let successor = run.successor()?;
+    successor.install(&mut run.host())?;
+    arm_panic(run)?;
     run.sh(&format!("locum refresh {} --detach", successor.name))?;
     let report = run.succeeded_by(&successor)?;
     let console = run.machine.log("console0.log");

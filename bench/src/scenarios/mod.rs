@@ -2,6 +2,7 @@
 
 mod abort;
 mod board;
+mod dumps;
 mod faults;
 mod floor;
 mod growth;
@@ -9,6 +10,7 @@ mod instructions;
 mod kmod;
 mod kvm_selftests;
 mod native;
+mod nmi;
 mod package;
 mod pool;
 mod refreshes;
@@ -260,6 +262,13 @@ pub(crate) const BY_NAME: &[Scenario] = &[
         ),
     },
     Scenario {
+        name: "nmi",
+        about: "NMIs between the CPUs of a host, 200 rounds each: natively, on both hosts of a refresh at the same time, and in \
+                the successor, under two guests",
+        minutes: 12,
+        play: Play::On(|_| {}, nmi::all),
+    },
+    Scenario {
         name: "cycles",
         about: "8,000 times in and out of nested under two guests: every VMCS is left as it was",
         minutes: 15,
@@ -398,6 +407,18 @@ pub(crate) const BY_NAME: &[Scenario] = &[
                 another refresh",
         minutes: 10,
         play: Play::On(|_| {}, faults::incumbent_panics),
+    },
+    Scenario {
+        name: "fault-incumbent-dumps",
+        about: "the same with a crash kernel loaded (kdump): the successor waits for its dump, which is whole; another refresh",
+        minutes: 12,
+        play: Play::On(dumps::machine, dumps::waited_for),
+    },
+    Scenario {
+        name: "fault-dump-cut-off",
+        about: "the same with a dump that does not end: it is cut off after timeouts.dump, and told",
+        minutes: 10,
+        play: Play::On(dumps::machine, dumps::cut_off),
     },
     Scenario {
         name: "fault-incumbent-hangs",

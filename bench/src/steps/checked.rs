@@ -4,11 +4,12 @@ use anyhow::{Result, bail, ensure};
 
 use super::{
     refresh::Outcome,
-    run::{LONG, Run},
+    run::{ANSWER, LONG, Run},
     successor::{Kernel, Successor},
 };
 use crate::{
     image::kernel::{CARD_DRIVER, CLOUD},
+    machine::deadline::Span,
     report::agent::Refresh,
 };
 
@@ -113,6 +114,7 @@ impl Run {
             boot_timeout: 600,
             poweroff: &[],
             retire_timeout: 120,
+            dump_timeout: 300,
         })
     }
 
@@ -158,6 +160,27 @@ impl Run {
         self.report.generation = generation;
         self.report.add_refresh(&report);
         Ok(report)
+    }
+
+    /// Waits until a successor that does not reign yet sees that the incumbent writes a dump, and waits for that.
+    ///
+    /// # Errors
+    /// It does not.
+    pub(crate) fn sees_dump(&mut self, successor: &Successor) -> Result<()> {
+        self.progress.step("waiting for the incumbent's dump");
+        self.machine.host(successor.generation).wait_ready(LONG)?;
+        let end = self.machine.deadline(LONG)?;
+        let mut said = String::new();
+        while self.machine.now()? < end {
+            let output = self.machine.host(successor.generation).run("locum status", ANSWER)?;
+            said = output.text;
+            if said.contains("dumping") && said.contains("writes a dump") {
+                self.check("the successor sees that the incumbent writes a dump, and waits for it");
+                return Ok(());
+            }
+            self.machine.look(Span::seconds(1))?;
+        }
+        bail!("the successor sees no dump; its last status was:\n{said}")
     }
 
     /// Shows that the reigning host has the whole machine: its kernel, all CPUs, all memory blocks, the cards, the guests.

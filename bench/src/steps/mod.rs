@@ -15,6 +15,7 @@ pub(crate) mod refresh;
 mod run;
 pub(crate) mod successor;
 pub(crate) mod visits;
+pub(crate) mod vmcore;
 mod watches;
 mod witness;
 

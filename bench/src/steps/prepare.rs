@@ -94,6 +94,9 @@ pub(crate) struct MachineArgs {
     /// Put Linux's own tests of KVM into the initramfs: `/images/selftests.sqfs`
     #[arg(skip)]
     pub selftests: bool,
+    /// Put what loads a crash kernel into the initramfs, and that one's own initramfs: `/own/crash/load`
+    #[arg(long)]
+    pub crash: bool,
     /// Where what lies in its RAM
     #[arg(skip = Layout::USUAL)]
     pub layout: Layout,
@@ -116,6 +119,7 @@ impl Default for MachineArgs {
             stock_guest: false,
             probe: false,
             selftests: false,
+            crash: false,
             file: Vec::new(),
             timeout: 600,
             strict: false,
@@ -195,6 +199,7 @@ fn initramfs<'a>(args: &MachineArgs, kernels: &'a [Kernel]) -> Result<Image<'a>>
             .collect::<Result<_>>()?,
         agent: tolerate(args, build::agent().map(Some))?,
         workload: args.workload,
+        crash: args.crash,
         stock_guest: args.stock_guest.then(StockGuest::get).transpose()?,
         extra,
     })

@@ -56,6 +56,8 @@ pub(crate) struct Successor {
     pub poweroff: &'static [&'static str],
     /// Seconds that the incumbent has to power off.
     pub retire_timeout: u64,
+    /// Seconds that a host that panics has to write its dump.
+    pub dump_timeout: u64,
 }
 
 impl Successor {
@@ -115,8 +117,8 @@ carry = [{carry}]
         }
         let _ = write!(
             text,
-            "\n[timeouts]\nboot = {}\nretire = {}\n",
-            self.boot_timeout, self.retire_timeout
+            "\n[timeouts]\nboot = {}\nretire = {}\ndump = {}\n",
+            self.boot_timeout, self.retire_timeout, self.dump_timeout
         );
         text
     }
@@ -172,6 +174,7 @@ mod tests {
             boot_timeout: 60,
             poweroff: &[],
             retire_timeout: 120,
+            dump_timeout: 300,
         }
     }
 
