@@ -226,6 +226,17 @@ fn successors_killed_after(after: usize) -> bool {
 }
 
 #[test]
+fn a_successor_whose_daemon_stays_dead_is_given_up_and_the_next_one_comes_up() {
+    let stage = Stage::new(Behaviour::Boots);
+    stage.world.kill_daemon(SUCCESSOR, 3);
+    stage.begin();
+    assert_eq!(stage.wait().outcome, "aborted");
+    let what = "the successor's daemon killed for good";
+    stage.ended(what);
+    stage.refreshes(what);
+}
+
+#[test]
 fn the_successors_daemon_may_die_at_every_step() {
     each(successors_killed_after, "the successor's daemon", 20);
 }

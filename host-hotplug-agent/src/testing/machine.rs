@@ -127,6 +127,7 @@ impl FakeMachine {
             inner.successor = Some(machine.tree.clone());
             inner.successor_machine = Some(machine.clone());
         }
+        self.world.begin_daemon(SUCCESSOR);
         machine.start_daemon();
     }
 

@@ -437,6 +437,14 @@ impl World {
         self.lock().kills.insert(slot, usize::MAX);
     }
 
+    /// A host begins with a daemon of its own, whatever became of that of the host that was in its slot before.
+    pub(super) fn begin_daemon(&self, slot: Slot) {
+        let mut inner = self.lock();
+        if inner.kills.get(&slot) == Some(&usize::MAX) {
+            inner.kills.remove(&slot);
+        }
+    }
+
     /// Kills a host's daemon before a step of that name, of which there have been `count`.
     pub fn kill_daemon_before(&self, slot: Slot, step: &'static str, count: usize) {
         self.lock().kills_before.insert(slot, (step, count));
