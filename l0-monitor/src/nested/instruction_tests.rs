@@ -188,7 +188,7 @@ fn host(shadowing: Use) -> (Box<VCpu>, Model) {
 }
 
 #[test]
-fn an_instruction_comes_to_what_the_lab_saw_natively() {
+fn an_instruction_comes_to_what_the_table_says() {
     let mut served = 0;
     for (case, native) in TABLE.iter().filter_map(|case| Some((case, case.native?))) {
         for (cpl, compatibility) in [(0, false), (0, true), (3, false), (3, true)] {
