@@ -14,6 +14,10 @@ pub(crate) const LEAF1_ECX_XSAVE: u32 = 1 << 26;
 pub(crate) const LEAF1_ECX_OSXSAVE: u32 = 1 << 27;
 /// Leaf 7 ECX: CR4.PKE.
 pub(crate) const LEAF7_ECX_OSPKE: u32 = 1 << 4;
+/// Extended leaf 1.
+pub(crate) const EXTENDED_1: u32 = 0x8000_0001;
+/// Extended leaf 1 EDX: SYSCALL, which code outside 64-bit mode has not.
+pub(crate) const EXTENDED_1_EDX_SYSCALL: u32 = 1 << 11;
 /// Leaf 7 ECX: five-level paging.
 const LEAF7_ECX_LA57: u32 = 1 << 16;
 /// Leaf 7 EBX: SGX.

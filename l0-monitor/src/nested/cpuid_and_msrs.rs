@@ -42,7 +42,11 @@ impl<H: Hardware> Context<'_, H> {
         );
         let regs = self.hw.cpuid(leaf, subleaf);
         let cr4 = Cr4Flags::from_bits_retain(self.read(field::GUEST_CR4));
-        let [a, b, c, d] = cpuid_for(leaf, subleaf, regs, cr4);
+        let [a, b, c, mut d] = cpuid_for(leaf, subleaf, regs, cr4);
+        // L0 asks in 64-bit mode, where alone the CPU tells of SYSCALL (SDM vol. 2A, CPUID).
+        if leaf == cpuid::EXTENDED_1 && !self.is_64_bit_mode() {
+            d &= !cpuid::EXTENDED_1_EDX_SYSCALL;
+        }
         for (register, value) in [
             (Register::Rax, a),
             (Register::Rbx, b),
@@ -174,6 +178,7 @@ impl<H: Hardware> Context<'_, H> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::registers::EferFlags;
     use crate::nested::exits::Next;
     use crate::nested::model::Model;
     use crate::nested::test_bed::*;
@@ -195,6 +200,22 @@ mod tests {
         assert_eq!(cpuid_for(1, 0, [0; 4], Cr4Flags::OSXSAVE)[2], 1 << 27);
         assert_eq!(cpuid_for(7, 0, [0, 0, 1 << 4, 0], none)[2], 0);
         assert_eq!(cpuid_for(7, 1, [0, 0, 1 << 4, 0], none)[2], 1 << 4);
+    }
+
+    #[test]
+    fn cpuid_tells_of_syscall_in_64_bit_mode_only() {
+        for (mut vcpu, mut hw) in nested() {
+            for (rights, told) in [
+                (AccessRights::CODE_64, cpuid::EXTENDED_1_EDX_SYSCALL),
+                (AccessRights::CODE_64.difference(AccessRights::LONG), 0),
+            ] {
+                hw.set(VMCS01, field::GUEST_EFER, EferFlags::LONG_MODE_ACTIVE.bits());
+                hw.set(VMCS01, Segment::Cs.guest_rights(), rights.bits());
+                vcpu.gprs[Register::Rax] = cpuid::EXTENDED_1.into();
+                execute(&mut vcpu, &mut hw, Reason::CPUID);
+                assert_eq!(vcpu.gprs[Register::Rdx], u64::from(told));
+            }
+        }
     }
 
     /// The host executes an instruction; what is injected, and whether it went past it.

@@ -6,6 +6,7 @@ use std::vec::Vec;
 
 use locum_abi::PAGE_SIZE;
 
+use crate::arch::cpuid;
 use crate::arch::paging::{PRESENT_WRITABLE, PRESENT_WRITABLE_LARGE, page_of};
 use crate::vmx::controls::SecondaryControls;
 use crate::vmx::field::{self, Area, Field};
@@ -284,7 +285,8 @@ impl Hardware for Model {
     }
 
     fn cpuid(&mut self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        [leaf, subleaf, 0, 0]
+        let syscall = u32::from(leaf == cpuid::EXTENDED_1) * cpuid::EXTENDED_1_EDX_SYSCALL;
+        [leaf, subleaf, 0, syscall]
     }
 
     fn rdmsr(&mut self, msr: u32) -> Option<u64> {
