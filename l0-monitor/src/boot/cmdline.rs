@@ -45,6 +45,17 @@ pub(crate) struct BadArgument<'a> {
     pub(crate) expected: &'static str,
 }
 
+/// Takes a value over if it is a known one; else tells what it should be.
+fn chosen<T>(place: &mut T, value: Option<T>, expected: &'static str) -> Option<&'static str> {
+    match value {
+        Some(value) => {
+            *place = value;
+            None
+        }
+        None => Some(expected),
+    }
+}
+
 /// Reads the arguments; those that are wrong go to `bad` and are left out.
 pub(crate) fn parse<'a>(line: &'a str, mut bad: impl FnMut(BadArgument<'a>)) -> Options {
     let mut options = Options::default();
@@ -67,17 +78,16 @@ pub(crate) fn parse<'a>(line: &'a str, mut bad: impl FnMut(BadArgument<'a>)) -> 
                 options.host_cpus = value.parse().ok().filter(|&n| n > 0);
                 options.host_cpus.is_none().then_some("host_cpus=N, at least 1")
             }
-            "park" => match value {
-                "hlt" | "mwait" | "spin" => {
-                    options.wait = match value {
-                        "mwait" => Wait::Monitor,
-                        "spin" => Wait::Spin,
-                        _ => Wait::Halt,
-                    };
-                    None
-                }
-                _ => Some("park=hlt, park=mwait or park=spin"),
-            },
+            "park" => chosen(
+                &mut options.wait,
+                match value {
+                    "hlt" => Some(Wait::Halt),
+                    "mwait" => Some(Wait::Monitor),
+                    "spin" => Some(Wait::Spin),
+                    _ => None,
+                },
+                "park=hlt, park=mwait or park=spin",
+            ),
             "selftest" => {
                 options.selftest = value.is_empty();
                 (!options.selftest).then_some("selftest, without a value")
@@ -86,18 +96,17 @@ pub(crate) fn parse<'a>(line: &'a str, mut bad: impl FnMut(BadArgument<'a>)) -> 
                 options.check = value == "vmcs";
                 (!options.check).then_some("check=vmcs")
             }
-            "shadowing" => match value {
-                "active" | "cleared" | "windows" | "off" => {
-                    options.shadowing = match value {
-                        "cleared" => shadow::Use::Cleared,
-                        "windows" => shadow::Use::Windows,
-                        "off" => shadow::Use::Off,
-                        _ => shadow::Use::Active,
-                    };
-                    None
-                }
-                _ => Some("shadowing=active, shadowing=cleared, shadowing=windows or shadowing=off"),
-            },
+            "shadowing" => chosen(
+                &mut options.shadowing,
+                match value {
+                    "active" => Some(shadow::Use::Active),
+                    "cleared" => Some(shadow::Use::Cleared),
+                    "windows" => Some(shadow::Use::Windows),
+                    "off" => Some(shadow::Use::Off),
+                    _ => None,
+                },
+                "shadowing=active, shadowing=cleared, shadowing=windows or shadowing=off",
+            ),
             "ibpb" => {
                 options.no_barriers = value == "off";
                 (!matches!(value, "on" | "off")).then_some("ibpb=on or ibpb=off")

@@ -16,8 +16,15 @@ use crate::vmx::field;
 /// Microcode updates that hosts asked for while nested.
 static UPDATES: AtomicU32 = AtomicU32::new(0);
 
-/// CPUID as the host gets it natively: OSXSAVE and OSPKE follow its CR4, not L0's (SDM vol. 2A, CPUID).
-pub(crate) fn cpuid_for(leaf: u32, subleaf: u32, mut regs: [u32; 4], cr4: Cr4Flags) -> [u32; 4] {
+/// CPUID as the host gets it natively: OSXSAVE and OSPKE follow its CR4, not L0's, and SYSCALL is told in 64-bit mode only,
+/// which L0 is always in (SDM vol. 2A, CPUID).
+pub(crate) fn cpuid_for(
+    leaf: u32,
+    subleaf: u32,
+    mut regs: [u32; 4],
+    cr4: Cr4Flags,
+    in_64_bit_mode: impl FnOnce() -> bool,
+) -> [u32; 4] {
     let follow = |word: u32, bit: u32, on: bool| if on { word | bit } else { word & !bit };
     match (leaf, subleaf) {
         (1, _) => regs[2] = follow(regs[2], cpuid::LEAF1_ECX_OSXSAVE, cr4.contains(Cr4Flags::OSXSAVE)),
@@ -27,6 +34,10 @@ pub(crate) fn cpuid_for(leaf: u32, subleaf: u32, mut regs: [u32; 4], cr4: Cr4Fla
                 cpuid::LEAF7_ECX_OSPKE,
                 cr4.contains(Cr4Flags::PROTECTION_KEY_USER),
             )
+        }
+        (cpuid::EXTENDED_1, _) => {
+            let told = regs[3] & cpuid::EXTENDED_1_EDX_SYSCALL != 0;
+            regs[3] = follow(regs[3], cpuid::EXTENDED_1_EDX_SYSCALL, told && in_64_bit_mode());
         }
         _ => {}
     }
@@ -42,11 +53,7 @@ impl<H: Hardware> Context<'_, H> {
         );
         let regs = self.hw.cpuid(leaf, subleaf);
         let cr4 = Cr4Flags::from_bits_retain(self.read(field::GUEST_CR4));
-        let [a, b, c, mut d] = cpuid_for(leaf, subleaf, regs, cr4);
-        // L0 asks in 64-bit mode, where alone the CPU tells of SYSCALL (SDM vol. 2A, CPUID).
-        if leaf == cpuid::EXTENDED_1 && !self.is_64_bit_mode() {
-            d &= !cpuid::EXTENDED_1_EDX_SYSCALL;
-        }
+        let [a, b, c, d] = cpuid_for(leaf, subleaf, regs, cr4, || self.is_64_bit_mode());
         for (register, value) in [
             (Register::Rax, a),
             (Register::Rbx, b),
@@ -196,6 +203,7 @@ mod tests {
     #[test]
     fn cpuid_follows_the_hosts_cr4() {
         let none = Cr4Flags::empty();
+        let cpuid_for = |leaf, subleaf, regs, cr4| cpuid_for(leaf, subleaf, regs, cr4, || true);
         assert_eq!(cpuid_for(1, 0, [0, 0, 1 << 27, 0], none)[2], 0);
         assert_eq!(cpuid_for(1, 0, [0; 4], Cr4Flags::OSXSAVE)[2], 1 << 27);
         assert_eq!(cpuid_for(7, 0, [0, 0, 1 << 4, 0], none)[2], 0);
