@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::progress::say;
+use crate::{paths, progress::say};
 
 /// A program (found in `PATH`) or a file, and the Debian package it comes from.
 const NEEDS: &[(&str, &str)] = &[
@@ -84,6 +84,14 @@ pub(crate) fn is_root() -> bool {
             .and_then(|ids| ids.split_whitespace().nth(1))
             == Some("0")
     })
+}
+
+/// The cargo that runs the lab, in the workspace, without standard input.
+#[must_use]
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(paths::workspace()).stdin(Stdio::null());
+    command
 }
 
 /// Runs a command quietly; its output becomes part of the error if it fails.

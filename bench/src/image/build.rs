@@ -21,7 +21,9 @@ pub(crate) fn l0() -> Result<PathBuf> {
     let built = cargo("l0-monitor", "l0", "x86_64-unknown-none", false)?;
     // As the package has it: the symbols are most of the file, and stay beside it for whoever debugs.
     let stripped = built.with_file_name("l0.stripped");
-    let part = stripped.with_extension(std::process::id().to_string());
+    let part = built.with_file_name("l0.part");
+    // Machines are made at the same time.
+    let _lock = paths::lock(&paths::out(), "l0")?;
     tools::run(Command::new("strip").arg("-o").args([&part, &built]))?;
     fs::rename(&part, &stripped)?;
     Ok(stripped)
@@ -32,20 +34,15 @@ pub(crate) fn l0() -> Result<PathBuf> {
 /// # Errors
 /// As [`l0`].
 pub(crate) fn pages(dir: &Path) -> Result<()> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command
-        .current_dir(paths::workspace())
-        .args([
-            "run",
-            "--quiet",
-            "--package",
-            "host-hotplug-agent",
-            "--example",
-            "pages",
-        ])
-        .arg(dir)
-        .stdin(Stdio::null());
-    tools::run(&mut command)
+    let words = [
+        "run",
+        "--quiet",
+        "--package",
+        "host-hotplug-agent",
+        "--example",
+        "pages",
+    ];
+    tools::run(tools::cargo().args(words).arg(dir))
 }
 
 /// `labd`, linked statically: hosts have no libraries but QEMU's.
@@ -121,9 +118,8 @@ fn ensure_target(target: &str) -> Result<()> {
 }
 
 fn cargo(package: &str, binary: &str, target: &str, is_static: bool) -> Result<PathBuf> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = tools::cargo();
     command
-        .current_dir(paths::workspace())
         .args([
             "build",
             "--quiet",
@@ -131,7 +127,6 @@ fn cargo(package: &str, binary: &str, target: &str, is_static: bool) -> Result<P
             "--message-format=json-render-diagnostics",
         ])
         .args(["--package", package, "--bin", binary, "--target", target])
-        .stdin(Stdio::null())
         .stderr(Stdio::inherit());
     if is_static {
         // A directory of its own: other flags would make cargo build everything anew each time.

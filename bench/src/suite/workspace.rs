@@ -1,13 +1,10 @@
 //! The workspace's own tests, by cargo.
 
-use std::{
-    process::{Command, Stdio},
-    time::Instant,
-};
+use std::{process::Stdio, time::Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{paths, progress::say};
+use crate::{progress::say, tools};
 
 /// Numbers of tests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,14 +20,12 @@ const EVERY_STEP: &str = "LOCUM_EVERY_STEP";
 
 /// The workspace's own tests; all of what they may play, or some of what would take minutes.
 pub(super) fn test(all: bool) -> Result<Count> {
-    let more = if all { "LOCUM_EVERY_STEP=1 " } else { "" };
+    let more = if all { format!("{EVERY_STEP}=1 ") } else { String::new() };
     say(&format!("{more}cargo test --workspace"));
     let begin = Instant::now();
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let output = tools::cargo()
         .envs(all.then_some((EVERY_STEP, "1")))
-        .current_dir(paths::workspace())
         .args(["test", "--workspace", "--no-fail-fast", "--quiet"])
-        .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
         .context("starting cargo test")?;
