@@ -102,7 +102,12 @@ impl Shared {
 #[must_use]
 pub(crate) fn nanoseconds(clock: ClockId) -> u64 {
     let now = clock_gettime(clock);
-    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+    in_ns(now.tv_sec, now.tv_nsec)
+}
+
+/// A time since an epoch, in ns.
+pub(crate) const fn in_ns(seconds: i64, nanoseconds: i64) -> u64 {
+    seconds.unsigned_abs() * 1_000_000_000 + nanoseconds.unsigned_abs()
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@
 
 use std::io;
 
+use crate::clock::in_ns;
+
 /// `CLOCK_MONOTONIC` by the kernel's own reading, in ns.
 ///
 /// # Panics
@@ -36,7 +38,7 @@ fn read(clock: libc::clockid_t) -> u64 {
     // SAFETY: the kernel writes one timespec there, which lives until after the call.
     let result = unsafe { libc::syscall(libc::SYS_clock_gettime, clock, &raw mut now) };
     assert_eq!(result, 0, "clock_gettime: {}", io::Error::last_os_error());
-    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+    in_ns(now.tv_sec, now.tv_nsec)
 }
 
 #[cfg(test)]

@@ -254,7 +254,8 @@ impl Ticks {
 }
 
 /// How long so many ticks take.
-fn length(ticks: u64, hz: u64) -> Duration {
+#[must_use]
+pub(crate) fn length(ticks: u64, hz: u64) -> Duration {
     let nanoseconds = u128::from(ticks) * 1_000_000_000 / u128::from(hz.max(1));
     Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
 }

@@ -108,13 +108,10 @@ impl Server {
     fn install(&self, deb: &Path) -> Result<()> {
         fs::copy(deb, self.root.path("tmp/locum.deb"))?;
         let text = self.sh("dpkg --install /tmp/locum.deb")?;
-        fs::remove_file(self.root.path("tmp/locum.deb"))?;
         ensure!(text.contains("locum preflight"), "it says what comes next:\n{text}");
         // Again, as an upgrade: nothing is asked, nothing fails.
-        fs::copy(deb, self.root.path("tmp/locum.deb"))?;
         self.sh("dpkg --install /tmp/locum.deb")?;
-        fs::remove_file(self.root.path("tmp/locum.deb"))?;
-        Ok(())
+        Ok(fs::remove_file(self.root.path("tmp/locum.deb"))?)
     }
 
     /// The releases of its kernels.

@@ -1,10 +1,15 @@
 //! Hosts replaced one after the other under their guests, which stand still no longer than they may.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 
 use super::faults::{self, Fault};
 use crate::{
-    machine::bochs::{self, SKYLAKE_X},
+    machine::{
+        bochs::{self, SKYLAKE_X},
+        deadline::length,
+    },
     steps::{Run, successor::Successor},
 };
 
@@ -15,11 +20,6 @@ pub(super) fn pause_limit(guest: &str, cpu_model: &str) -> u64 {
     let work = if guest == "g1" { 6_000_000 } else { 60_000_000 };
     let slice = 3 * bochs::tsc_hz(cpu_model).unwrap_or(bochs::IPS) / 1000;
     work + 6 * slice
-}
-
-/// Ticks of a clock of `hz` Hz, in ns.
-fn in_ns(ticks: u64, hz: u64) -> u64 {
-    u64::try_from(u128::from(ticks) * 1_000_000_000 / u128::from(hz)).unwrap_or(u64::MAX)
 }
 
 /// The watcher's word may be so many times as much: while others take the successor's CPUs, its own absence counts.
@@ -66,10 +66,10 @@ pub(super) fn with(run: &mut Run, guests: &[&str], count: u32, fault: Option<&Fa
                 guest.name,
             );
             let hz = bochs::tsc_hz(&run.cpu_model).unwrap_or(bochs::IPS);
-            let (fell, longest) = (guest.vdso_fell_ns, in_ns(limit, hz));
+            let (fell, longest) = (Duration::from_nanos(guest.vdso_fell_ns), length(limit, hz));
             ensure!(
                 fell < longest,
-                "guest {}: the vDSO's clock fell by {fell} ns, more than the longest pause of {longest} ns",
+                "guest {}: the vDSO's clock fell by {fell:?}, more than the longest pause of {longest:?}",
                 guest.name,
             );
         }

@@ -7,7 +7,11 @@ use super::{
     visits::{self, Visit},
     witness::{Guest, Witness},
 };
-use crate::{image::stock_guest, machine::bochs, report::agent::Beat};
+use crate::{
+    image::stock_guest,
+    machine::{bochs, deadline::length},
+    report::agent::Beat,
+};
 
 /// Visits, some 15 emulated seconds apart, after which the stock guest should have booted.
 const PATIENCE: u32 = 60;
@@ -131,8 +135,7 @@ fn clock_lag(before: &str, after: &Beat, tsc_hz: u64) -> Option<i64> {
     let before: Beat = serde_json::from_str(before).ok()?;
     let (from, to) = (before.clock?.monotonic_ns, after.clock.as_ref()?.monotonic_ns);
     let ticks = after.host_tsc.checked_sub(before.host_tsc)?;
-    let host_ns = u128::from(ticks) * 1_000_000_000 / u128::from(tsc_hz);
-    let host_ns = i64::try_from(host_ns).ok()?;
+    let host_ns = i64::try_from(length(ticks, tsc_hz).as_nanos()).ok()?;
     Some(host_ns - i64::try_from(to.checked_sub(from)?).ok()?)
 }
 
