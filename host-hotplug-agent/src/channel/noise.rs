@@ -12,8 +12,9 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::message::{Link, Message, MessageError};
-use super::port::{Port, PortError, pair, within};
+use super::port::{Port, PortError, within};
 use super::stream::{self, StreamError};
+use crate::testing::torn::captured;
 
 /// What happens to bytes on their way.
 #[derive(Clone, Debug)]
@@ -78,20 +79,6 @@ fn carrying(bytes: &[u8]) -> (UnixStream, Port) {
     (near, Port::new(File::from(OwnedFd::from(far))))
 }
 
-/// What a sender writes into a channel.
-fn written(send: impl FnOnce(Port)) -> Vec<u8> {
-    let (out, mut into) = pair();
-    send(out);
-    let mut all = Vec::new();
-    let mut some = [0; 4096];
-    loop {
-        match into.read_some(&mut some, &within(60)).unwrap() {
-            0 => return all,
-            count => all.extend_from_slice(&some[..count]),
-        }
-    }
-}
-
 fn message() -> impl Strategy<Value = Message> {
     let name = || "[a-z]{0,12}";
     prop_oneof![
@@ -131,9 +118,11 @@ fn chunks(parts: &[Vec<u8>]) -> Vec<u8> {
         let (mut qemu, end) = UnixStream::pair().unwrap();
         qemu.write_all(part).unwrap();
         drop(qemu);
-        all.extend(written(|mut port| {
-            stream::send(end, &mut port, &within(60)).unwrap();
-        }));
+        let sent = captured(
+            |mut port| Ok(stream::send(end, &mut port, &within(60)).map(drop)?),
+            &within(60),
+        );
+        all.extend(sent.unwrap());
         // The last one, which ends the stream.
         all.truncate(all.len() - 8);
     }
@@ -175,7 +164,8 @@ proptest! {
         let mut ends = vec![0];
         let mut bytes = Vec::new();
         for message in &sent {
-            bytes.extend(written(|port| Link::new(port).send(message, &within(60)).unwrap()));
+            let sent = captured(|port| Ok(Link::new(port).send(message, &within(60))?), &within(60));
+            bytes.extend(sent.unwrap());
             ends.push(bytes.len());
         }
         let good = noises.iter().map(|noise| noise.meddle(&mut bytes)).min().unwrap_or(bytes.len());

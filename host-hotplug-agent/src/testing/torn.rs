@@ -43,22 +43,20 @@ impl Torn {
         port.write_all(first, until)?;
         if self.then == Then::Cut {
             world.cut_channels();
-            return Ok(());
+        } else {
+            world.drop_wires();
         }
-        world.drop_wires();
+        let mut rest = rest.to_vec();
         match self.then {
-            Then::Cut => {}
-            Then::Silence => {}
+            Then::Cut | Then::Silence => return Ok(()),
             Then::Damage => {
-                let mut rest = rest.to_vec();
                 if let Some(byte) = rest.first_mut() {
                     *byte ^= 0x10;
                 }
-                port.write_all(&rest, until)?;
             }
-            Then::Foreign => port.write_all(&vec![0x5a; rest.len()], until)?,
+            Then::Foreign => rest.fill(0x5a),
         }
-        Ok(())
+        Ok(port.write_all(&rest, until)?)
     }
 }
 
@@ -66,10 +64,9 @@ impl Torn {
 ///
 /// # Errors
 /// As `send`.
-pub(super) fn captured(send: impl FnOnce(&mut Port) -> Result<()>, until: &Deadline<'_>) -> Result<Vec<u8>> {
-    let (mut into, mut out) = port::pair();
-    send(&mut into)?;
-    drop(into);
+pub(crate) fn captured(send: impl FnOnce(Port) -> Result<()>, until: &Deadline<'_>) -> Result<Vec<u8>> {
+    let (into, mut out) = port::pair();
+    send(into)?;
     let mut whole = Vec::new();
     let mut some = [0; 4096];
     loop {

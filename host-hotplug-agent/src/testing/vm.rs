@@ -168,8 +168,8 @@ impl Vm for FakeVm {
             Some(torn) => {
                 let mut sent = 0;
                 let whole = captured(
-                    |port| {
-                        sent = stream::send(end, port, until)?;
+                    |mut port| {
+                        sent = stream::send(end, &mut port, until)?;
                         Ok(())
                     },
                     until,

@@ -67,6 +67,17 @@ impl Stage {
         there.lock().awaits.clone()
     }
 
+    /// How it ended, as the incumbent says: what was aborted has an error, and nothing else has.
+    fn reported(&self, what: &str) -> Report {
+        let report = self.shared.lock().report.clone().unwrap_or_default();
+        assert_eq!(
+            report.outcome == "aborted",
+            report.error.is_some(),
+            "{what}: {report:?}"
+        );
+        report
+    }
+
     /// How it ended, as the host says that reigns.
     fn told(&self) -> Report {
         if self.retired() {
@@ -188,12 +199,7 @@ fn befalls(fault: &Fault, after: usize) -> bool {
     } else {
         stage.ended(&what);
     }
-    let report = stage.shared.lock().report.clone().unwrap_or_default();
-    assert_eq!(
-        report.outcome == "aborted",
-        report.error.is_some(),
-        "{what}: {report:?}"
-    );
+    let report = stage.reported(&what);
     assert_eq!(stage.world.without_ram(), [], "{what}: to save it would lose its RAM");
     // One of a few is enough: the questions above have found nothing that is not as it was.
     if after.is_multiple_of(4) && report.losses.is_empty() {

@@ -35,12 +35,7 @@ fn tears(number: usize) -> bool {
     );
     assert!(stage.world.has_torn(), "{what}: it was not sent");
     stage.ended(&what);
-    let report = stage.shared.lock().report.clone().unwrap_or_default();
-    assert_eq!(
-        report.outcome == "aborted",
-        report.error.is_some(),
-        "{what}: {report:?}"
-    );
+    let report = stage.reported(&what);
     // A piece of a state is no state: its guest has not gone over. Once all of it has come, what follows it does not matter.
     // (With the channels the whole refresh may go.)
     let whole = at >= 24;
