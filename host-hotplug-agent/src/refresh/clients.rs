@@ -20,16 +20,27 @@ use crate::deadline::Deadline;
 use crate::error::Refusal;
 use crate::testing::world::{Behaviour, INCUMBENT};
 
+/// A thread that answers, until this goes away.
+struct Answers(UnixListener);
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
+    }
+}
+
 impl Stage {
     /// Answers at a socket, as the daemon's main loop does.
-    fn answers_at(&self, socket: &Path) {
+    fn answers_at(&self, socket: &Path) -> Answers {
         let (listener, worker) = (UnixListener::bind(socket).unwrap(), self.worker.clone());
+        let answers = Answers(listener.try_clone().unwrap());
         std::thread::spawn(move || {
-            for stream in listener.incoming() {
+            for stream in listener.incoming().map_while(Result::ok) {
                 let worker = worker.clone();
-                std::thread::spawn(move || serve(&worker, stream.unwrap()));
+                std::thread::spawn(move || serve(&worker, stream));
             }
         });
+        answers
     }
 
     /// The refresh stands still before its `after`th step until the flag is set.
@@ -50,7 +61,7 @@ fn a_refresh_goes_on_without_the_program_that_began_it_and_can_be_followed_again
     let stage = Stage::new(Behaviour::Boots);
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("locum.sock");
-    stage.answers_at(&socket);
+    let _answers = stage.answers_at(&socket);
     let open = stage.gate(10);
 
     // Ended before it has read an answer, as by Ctrl-C.

@@ -161,6 +161,12 @@ impl Stage {
     }
 }
 
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.world.end();
+    }
+}
+
 pub(super) fn kept(successor: &Tree) -> Report {
     let text = fs::read_to_string(successor.path().join("run/locum/kept.json")).unwrap();
     let kept: serde_json::Value = serde_json::from_str(&text).unwrap();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, bail, ensure};
 use locum_abi::{
@@ -233,6 +233,21 @@ impl World {
                 shown: BTreeMap::new(),
             }),
         })
+    }
+
+    /// Its end, with the test: daemons that still run are killed at their next step, and what holds the world by what it
+    /// holds lets it go. Else its hosts' files would outlive the test.
+    pub fn end(&self) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.dead = true;
+        inner.kills = [INCUMBENT, SUCCESSOR].map(|slot| (slot, usize::MAX)).into();
+        let machine = inner.successor_machine.take();
+        let files = inner.successor.take();
+        let blows = std::mem::take(&mut inner.blows);
+        inner.wires.clear();
+        inner.ends.clear();
+        drop(inner);
+        drop((machine, files, blows));
     }
 
     /// Lets an operation of a host fail, the next `times` times.
