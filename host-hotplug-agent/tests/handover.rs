@@ -407,8 +407,16 @@ fn a_qemu_that_hangs_is_told_and_not_waited_for_for_ever() {
     assert!(lab.counts());
     let pid = lab.source.as_ref().unwrap().0.id().to_string();
     let signal = |name: &str| assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    let mut connected = Qmp::connect(&guest.qmp, &Deadline::after(HANG)).unwrap();
     signal("-STOP");
-    // More often than its socket takes connections that nobody accepts.
+    let error = connected.execute("query-status", json!({}), &Deadline::after(Duration::from_secs(1)));
+    let error = format!("{:#}", error.unwrap_err());
+    assert!(
+        error.contains("query-status: QEMU does not answer in time: it hangs"),
+        "{error}"
+    );
+    drop(connected);
+    // More often than its socket takes connections that nobody accepts. It may have accepted one before it stopped.
     for _ in 0..4 {
         let error = Qmp::connect(&guest.qmp, &Deadline::after(Duration::from_secs(1)));
         let error = format!("{:#}", error.unwrap_err());

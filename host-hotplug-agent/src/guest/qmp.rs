@@ -34,6 +34,34 @@ pub struct Event {
     pub tsc: u64,
 }
 
+/// Why a connection gave nothing, whatever was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum QmpError {
+    /// Nothing came in time.
+    #[error("QEMU does not answer in time: it hangs, or is stopped (`kill -CONT` it, or end it)")]
+    Silent,
+    /// Its process ended, or it took the connection away.
+    #[error("QEMU closed the connection")]
+    Closed,
+    /// Someone here wants it to end.
+    #[error("given up")]
+    GivenUp,
+    /// Anything else.
+    #[error("the connection to QEMU failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<PortError> for QmpError {
+    fn from(error: PortError) -> Self {
+        match error {
+            PortError::Timeout => Self::Silent,
+            PortError::Closed => Self::Closed,
+            PortError::GivenUp => Self::GivenUp,
+            PortError::Io(error) => Self::Io(error),
+        }
+    }
+}
+
 /// A connection to a QEMU.
 #[derive(Debug)]
 pub struct Qmp {
@@ -71,7 +99,7 @@ impl Qmp {
         };
         let greeting = qmp
             .message(until)
-            .context("no greeting: is another program connected to this socket, or does QEMU hang?")?;
+            .context("no greeting, as if another program were connected to this socket")?;
         if greeting.get("QMP").is_none() {
             bail!("it is no QMP socket");
         }
@@ -153,8 +181,8 @@ impl Qmp {
     pub fn wait_closed(&mut self, until: &Deadline<'_>) -> Result<()> {
         loop {
             if let Err(error) = self.message(until) {
-                return match error.downcast_ref::<PortError>() {
-                    Some(PortError::Closed) => Ok(()),
+                return match error.downcast_ref() {
+                    Some(QmpError::Closed) => Ok(()),
                     _ => Err(error),
                 };
             }
@@ -183,18 +211,22 @@ impl Qmp {
             }
             let mut chunk = [0; 4096];
             match self.stream.read(&mut chunk) {
-                Ok(0) => return Err(PortError::Closed.into()),
+                Ok(0) => return Err(QmpError::Closed.into()),
                 Ok(count) => self.buffer.extend_from_slice(chunk.get(..count).unwrap_or_default()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    until.wait(&self.stream, PollFlags::IN)?;
+                    self.wait(PollFlags::IN, until)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    return Err(PortError::Closed.into());
+                    return Err(QmpError::Closed.into());
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(QmpError::Io(error).into()),
             }
         }
+    }
+
+    fn wait(&self, flags: PollFlags, until: &Deadline<'_>) -> Result<(), QmpError> {
+        until.wait(&self.stream, flags).map(drop).map_err(QmpError::from)
     }
 
     /// Writes a line; the descriptor goes along with its first byte.
@@ -219,13 +251,13 @@ impl Qmp {
                     first = false;
                 }
                 Err(rustix::io::Errno::AGAIN) => {
-                    until.wait(&self.stream, PollFlags::OUT)?;
+                    self.wait(PollFlags::OUT, until)?;
                 }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => {
-                    return Err(PortError::Closed.into());
+                    return Err(QmpError::Closed.into());
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(QmpError::Io(error.into()).into()),
             }
         }
         Ok(())

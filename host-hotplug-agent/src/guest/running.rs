@@ -14,9 +14,8 @@ use serde_json::{Value, json};
 
 use super::process::Process;
 use super::qemu::ANSWER;
-use super::qmp::Qmp;
+use super::qmp::{Qmp, QmpError};
 use super::{Place, Received, Sent, Spec, Vm, orphan};
-use crate::channel::port::PortError;
 use crate::channel::{Port, stream};
 use crate::deadline::Deadline;
 use crate::sysroot::SysRoot;
@@ -137,7 +136,7 @@ impl Started {
         })?;
         match found {
             Some(qmp) => Ok(qmp),
-            None if until.given_up() => Err(PortError::GivenUp.into()),
+            None if until.given_up() => Err(QmpError::GivenUp.into()),
             None => bail!(
                 "QEMU did not open {} in time: {}",
                 spec.qmp.display(),
@@ -273,7 +272,7 @@ impl Vm for QemuVm {
         // QEMU refuses as long as a migration, or its cancellation, goes on.
         let done = until.find(Duration::from_millis(20), || {
             match self.qmp.execute("migrate-set-capabilities", off.clone(), &until) {
-                Err(error) if error.downcast_ref::<PortError>().is_none() => {
+                Err(error) if error.downcast_ref::<QmpError>().is_none() => {
                     refused = Some(error);
                     Ok(None)
                 }
