@@ -3,6 +3,7 @@
 //! The rules are those of MOV to a control register (SDM vol. 2B, "MOV—Move to/from Control Registers") and of entering
 //! and leaving IA-32e mode (SDM vol. 3A, 10.8.5).
 
+use crate::arch::general::Register;
 use crate::arch::registers::{CR4_CET, Cr0Flags, Cr4Flags, EferFlags};
 use crate::nested::context::{Context, Exception};
 use crate::nested::machine_check::exceptions;
@@ -35,11 +36,11 @@ impl<H: Hardware> Context<'_, H> {
             | Cr0Flags::from_bits_retain(self.read(field::GUEST_CR0)).difference(fixed);
         let done = match access {
             CrAccess::Write { cr: 0, gpr } => {
-                let value = self.gpr(gpr);
+                let value = self.source(gpr);
                 self.write_cr0(Cr0Flags::from_bits_retain(value))
             }
             CrAccess::Write { cr: 4, gpr } => {
-                let value = self.gpr(gpr);
+                let value = self.source(gpr);
                 self.write_cr4(Cr4Flags::from_bits_retain(value))
             }
             CrAccess::Clts => self.write_cr0(cr0.difference(Cr0Flags::TASK_SWITCHED)),
@@ -54,6 +55,16 @@ impl<H: Hardware> Context<'_, H> {
             self.advance();
         } else {
             self.inject(Exception::GeneralProtection);
+        }
+    }
+
+    /// What MOV takes of a register: all of it in 64-bit mode only.
+    fn source(&mut self, gpr: Register) -> u64 {
+        let value = self.gpr(gpr);
+        if self.is_64_bit_mode() {
+            value
+        } else {
+            value & u64::from(u32::MAX)
         }
     }
 

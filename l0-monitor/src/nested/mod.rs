@@ -45,6 +45,8 @@
 
 pub(crate) mod adopt;
 pub(crate) mod context;
+#[cfg(test)]
+mod control_register_tests;
 pub(crate) mod control_registers;
 pub(crate) mod cpuid_and_msrs;
 pub(crate) mod decode;

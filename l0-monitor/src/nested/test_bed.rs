@@ -21,7 +21,7 @@ use crate::partition::io_filter::Verdict;
 use crate::vmx::VmxStatus;
 use crate::vmx::caps::FixedBits;
 use crate::vmx::controls::ExitControls;
-use crate::vmx::exit::{InstructionInfo, IoAccess, Reason};
+use crate::vmx::exit::{InstructionInfo, Interruption, IoAccess, Reason};
 use crate::vmx::field::{self, Area, Field};
 
 pub(crate) const VMCS01: u64 = 0x10_0000;
@@ -256,4 +256,9 @@ pub(crate) fn landing(vcpu: &VCpu, hw: &Model) -> BTreeMap<u32, u64> {
         fields.entry(field.0).and_modify(|v| *v &= mask);
     }
     fields
+}
+
+/// What the host finds injected.
+pub(crate) fn injected(hw: &Model) -> Interruption {
+    Interruption(hw.field(VMCS01, field::ENTRY_INTERRUPTION))
 }

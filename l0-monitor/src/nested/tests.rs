@@ -5,8 +5,7 @@ use x86_64::structures::idt::{ExceptionVector, PageFaultErrorCode};
 
 use crate::arch::general::Register;
 use crate::arch::registers::{
-    CR0_L0, CR4_CET, Cr0Flags, Cr4Flags, DEBUGCTL_BTF, DEBUGCTL_CLEAR, DR7_CLEAR, EFER_LONG_MODE, EferFlags,
-    RFLAGS_CLEAR, RFlags,
+    CR4_CET, Cr0Flags, Cr4Flags, DEBUGCTL_BTF, DEBUGCTL_CLEAR, DR7_CLEAR, EFER_LONG_MODE, RFLAGS_CLEAR, RFlags,
 };
 use crate::nested::adopt::CAPACITY;
 use crate::nested::context::Exception;
@@ -15,18 +14,12 @@ use crate::nested::host_area::{HostArea, REPLACED, TABLE_LIMIT, TSS_LIMIT, repla
 use crate::nested::model::{Model, REVISION, error};
 use crate::nested::vcpu::{Belief, VCpu};
 use crate::vmx::caps::Caps;
-use crate::vmx::controls::EntryControls;
 use crate::vmx::exit::{Interruption, Reason};
 use crate::vmx::field::{self, Field, Segment};
 use crate::vmx::guest::{AccessRights, Interruptibility, PendingDebug};
 use crate::vmx::{Hardware, VmxStatus};
 
 use crate::nested::test_bed::*;
-
-/// What the host finds injected.
-fn injected(hw: &Model) -> Interruption {
-    Interruption(hw.field(VMCS01, field::ENTRY_INTERRUPTION))
-}
 
 #[test]
 fn every_field_is_what_it_would_have_been() {
@@ -426,89 +419,6 @@ fn cet_wants_write_protection() {
         assert!(area.valid(&vcpu.caps));
         area.0[replaced::CR0] = no_wp.bits();
         assert!(!area.valid(&vcpu.caps));
-    }
-}
-
-#[test]
-fn cr0_and_cr4_show_the_hosts_values() {
-    for (mut vcpu, mut hw) in nested() {
-        let pae = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION;
-        hw.set(VMCS01, field::GUEST_CR0, CR0_L0.bits());
-        hw.set(VMCS01, field::CR0_SHADOW, CR0_L0.bits());
-        hw.set(VMCS01, field::GUEST_EFER, EFER_LONG_MODE.bits());
-        let ia32e = EntryControls::IA32E.bits().into();
-        hw.set(VMCS01, field::ENTRY_CONTROLS, ia32e);
-        // As the trampoline of an AP does, outside VMX operation: paging and NE off.
-        let vmx_on = core::mem::take(&mut vcpu.belief);
-        vcpu.gprs[Register::Rax] = Cr0Flags::PROTECTED_MODE_ENABLE.bits();
-        hw.set(VMCS01, field::EXIT_QUALIFICATION, 0);
-        exit_host(&mut vcpu, &mut hw, Reason::CR_ACCESS);
-        let seen = Cr0Flags::PROTECTED_MODE_ENABLE | Cr0Flags::EXTENSION_TYPE;
-        assert_eq!(
-            (hw.field(VMCS01, field::GUEST_CR0), hw.field(VMCS01, field::CR0_SHADOW)),
-            ((seen | FIXED.cr0).bits(), seen.bits())
-        );
-        assert_eq!(
-            (
-                hw.field(VMCS01, field::GUEST_EFER),
-                hw.field(VMCS01, field::ENTRY_CONTROLS)
-            ),
-            (EferFlags::LONG_MODE_ENABLE.bits(), 0)
-        );
-        hw.set(VMCS01, field::GUEST_CR4, (pae | FIXED.cr4).bits());
-        vcpu.gprs[Register::Rax] = KVM_CR0.bits();
-        exit_host(&mut vcpu, &mut hw, Reason::CR_ACCESS);
-        assert_eq!(
-            (
-                hw.field(VMCS01, field::GUEST_EFER),
-                hw.field(VMCS01, field::ENTRY_CONTROLS)
-            ),
-            (EFER_LONG_MODE.bits(), ia32e)
-        );
-        // CR4.VMXE can't be cleared in VMX operation.
-        vcpu.belief = vmx_on;
-        vcpu.gprs[Register::Rax] = pae.bits();
-        hw.set(VMCS01, field::EXIT_QUALIFICATION, 4);
-        exit_host(&mut vcpu, &mut hw, Reason::CR_ACCESS);
-        assert_eq!(
-            injected(&hw),
-            Interruption::exception(ExceptionVector::GeneralProtection, true)
-        );
-        vcpu.belief = Belief::default();
-        exit_host(&mut vcpu, &mut hw, Reason::CR_ACCESS);
-        assert_eq!(
-            (hw.field(VMCS01, field::GUEST_CR4), hw.field(VMCS01, field::CR4_SHADOW)),
-            ((pae | FIXED.cr4).bits(), pae.bits())
-        );
-    }
-}
-
-/// SDM vol. 2B, MOV to a control register, and vol. 3C, 24.8: what faults natively.
-#[test]
-fn cr0_keeps_what_vmx_operation_and_64_bit_mode_want() {
-    let gp = Interruption::exception(ExceptionVector::GeneralProtection, true);
-    let whole = CR0_L0 | FIXED.cr0;
-    for (mut vcpu, mut hw) in nested() {
-        hw.set(VMCS01, field::GUEST_EFER, EFER_LONG_MODE.bits());
-        hw.set(VMCS01, Segment::Cs.guest_rights(), AccessRights::CODE_64.bits());
-        let write = |vcpu: &mut VCpu, hw: &mut Model, value: Cr0Flags| {
-            hw.set(VMCS01, field::GUEST_CR0, whole.bits());
-            hw.set(VMCS01, field::ENTRY_INTERRUPTION, 0);
-            vcpu.gprs[Register::Rax] = value.bits();
-            hw.set(VMCS01, field::EXIT_QUALIFICATION, 0);
-            exit_host(vcpu, hw, Reason::CR_ACCESS);
-            injected(hw) != gp
-        };
-        assert!(write(&mut vcpu, &mut hw, whole));
-        assert!(!write(&mut vcpu, &mut hw, whole.difference(Cr0Flags::NUMERIC_ERROR)));
-        let unpaged = whole.difference(Cr0Flags::PAGING);
-        assert!(!write(&mut vcpu, &mut hw, unpaged));
-        vcpu.belief = Belief::default();
-        assert!(write(&mut vcpu, &mut hw, whole.difference(Cr0Flags::NUMERIC_ERROR)));
-        assert!(!write(&mut vcpu, &mut hw, unpaged), "64-bit code");
-        let compatible = AccessRights::CODE_64.difference(AccessRights::LONG);
-        hw.set(VMCS01, Segment::Cs.guest_rights(), compatible.bits());
-        assert!(write(&mut vcpu, &mut hw, unpaged));
     }
 }
 
