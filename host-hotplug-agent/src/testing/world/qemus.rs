@@ -1,0 +1,55 @@
+//! QEMU processes, by slot and guest.
+
+use locum_abi::Slot;
+
+use super::{VmState, World};
+
+impl World {
+    /// A guest's QEMU is killed.
+    pub fn kill_qemu(&self, slot: Slot, guest: &str) {
+        let mut inner = self.lock();
+        let key = (slot, guest.to_owned());
+        inner.vms.remove(&key);
+        inner.hung.remove(&key);
+        inner.capable.remove(&key);
+    }
+
+    /// A guest's QEMU, if it has one, does not answer any more, until it is killed or [`Self::wake_qemus`].
+    pub fn hang_qemu(&self, slot: Slot, guest: &str) {
+        let mut inner = self.lock();
+        let key = (slot, guest.to_owned());
+        if inner.vms.contains_key(&key) {
+            inner.hung.insert(key);
+        }
+    }
+
+    /// All QEMUs answer again.
+    pub fn wake_qemus(&self) {
+        self.lock().hung.clear();
+    }
+
+    /// Whether a guest has a QEMU in that host, whatever it does.
+    pub fn has_qemu(&self, slot: Slot, guest: &str) -> bool {
+        self.lock().vms.contains_key(&(slot, guest.to_owned()))
+    }
+
+    /// QEMUs with a running guest that would leave its RAM out of a stream.
+    pub fn without_ram(&self) -> Vec<(Slot, String)> {
+        let inner = self.lock();
+        let running = inner.vms.iter().filter(|(_, state)| **state == VmState::Running);
+        running
+            .map(|(key, _)| key.clone())
+            .filter(|key| inner.capable.contains(key))
+            .collect()
+    }
+
+    /// Slots in which the guest runs.
+    pub fn runs_in(&self, guest: &str) -> Vec<Slot> {
+        let inner = self.lock();
+        let running = inner
+            .vms
+            .iter()
+            .filter(|((_, name), state)| name == guest && **state == VmState::Running);
+        running.map(|((slot, _), _)| *slot).collect()
+    }
+}
