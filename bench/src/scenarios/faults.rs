@@ -93,10 +93,14 @@ enum End {
     GivenUp(&'static str),
 }
 
-/// True when a host's daemon is at this step.
+/// True when a host's daemon is at this step. It begins no program: a step may last no longer than that.
 macro_rules! at {
     ($step:literal) => {
-        concat!("grep -q '", $step, "' /sys/kernel/locum/progress 2>/dev/null")
+        concat!(
+            "now=; { read -r now </sys/kernel/locum/progress; } 2>/dev/null; case $now in *\"",
+            $step,
+            "\"*) true;; *) false;; esac"
+        )
     };
 }
 
@@ -114,7 +118,7 @@ const fn daemon(what: &'static str, side: Side, when: &'static str, taken_up: &'
 pub(super) const IN_CI: Fault = daemon(
     "the incumbent's daemon is killed while it waits for the successor's agent",
     Side::Incumbent,
-    at!("wait for the successor.s agent"),
+    at!("wait for the successor's agent"),
     AWAIT,
 );
 
@@ -167,7 +171,7 @@ const OTHERS: &[Fault] = &[
     Fault {
         what: "the guest's QEMU hangs",
         side: Side::Incumbent,
-        when: at!("wait for the successor.s agent"),
+        when: at!("wait for the successor's agent"),
         deed: Deed::Do("signal STOP /run/g1.qmp", "signal CONT /run/g1.qmp"),
         end: End::GivenUp("g1"),
     },
@@ -281,12 +285,16 @@ fn arm(run: &mut Run, fault: &Fault) -> Result<()> {
 impl Fault {
     /// Waits for the time and does the deed, once, in the host; for the lab's line is too slow to meet a step.
     fn script(&self) -> String {
-        let deed = match self.deed {
-            Deed::KillDaemon => format!("{DAEMON}\n{KILL}\nsleep 1\n{START}"),
-            Deed::Do(deed, _) => format!("{SIGNAL}\n{deed}"),
+        let (ready, deed) = match self.deed {
+            // To find it takes longer than some steps.
+            Deed::KillDaemon => (
+                format!("{DAEMON}\nuntil pid=$(daemon) && [ -n \"$pid\" ]; do sleep 0.1; done"),
+                format!("kill -9 $pid\nsleep 1\n{START}"),
+            ),
+            Deed::Do(deed, _) => (SIGNAL.to_owned(), deed.to_owned()),
         };
         format!(
-            "#!/bin/sh\n(\nuntil {}; do sleep 0.01; done\n{deed}\n) </dev/null >/run/fault.log 2>&1 &\n",
+            "#!/bin/sh\n(\n{ready}\nuntil {}; do sleep 0.01; done\n{deed}\n) </dev/null >/run/fault.log 2>&1 &\n",
             self.when
         )
     }
