@@ -60,8 +60,8 @@ pub(crate) fn boot(args: &BootArgs) -> Result<bool> {
     }
     host.power_off()?;
     say(&format!("off after {:.1?}", begin.elapsed()));
-    if !args.keep {
-        fs::remove_file(&setup.iso)?;
+    if let (Some(iso), false) = (setup.medium.cd(), args.keep) {
+        fs::remove_file(iso)?;
     }
     Ok(all_well)
 }

@@ -136,6 +136,10 @@ impl Root {
             "zstd",
             "systemd-sysv",
             "grub2-common",
+            "grub-efi-amd64-bin",
+            "e2fsprogs",
+            "fdisk",
+            "udev",
             "dkms",
         ];
         Recipe {

@@ -9,4 +9,5 @@ pub(crate) mod files;
 pub(crate) mod initramfs;
 pub(crate) mod iso;
 pub(crate) mod kernel;
+pub(crate) mod server_disk;
 pub(crate) mod stock_guest;

@@ -175,8 +175,16 @@ impl Host<'_> {
     /// # Errors
     /// It does not within `limit`, or the machine dies.
     pub(crate) fn reboot(&mut self, limit: Span) -> Result<Hello> {
+        self.boots_anew(limit, |host| host.start("reboot -f").map(drop))
+    }
+
+    /// Does something that has the machine boot again, and waits for this host's `labd` to say hello.
+    ///
+    /// # Errors
+    /// Those of `cause`; or it does not within `limit`, or the machine dies.
+    pub(crate) fn boots_anew(&mut self, limit: Span, cause: impl FnOnce(&mut Self) -> Result<()>) -> Result<Hello> {
         let before = self.channel().hellos();
-        self.start("reboot -f")?;
+        cause(self)?;
         let generation = self.generation;
         self.wait(limit, |channel| {
             let hello = channel.hello().filter(|hello| hello.generation == generation);

@@ -20,4 +20,4 @@ mod tcg;
 pub(crate) mod turns;
 
 pub(crate) use host::Host;
-pub(crate) use server::{Machine, Setup};
+pub(crate) use server::{Machine, Medium, Setup};

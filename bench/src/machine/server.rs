@@ -89,14 +89,34 @@ pub(crate) struct Setup {
     pub memory: u32,
     /// The second board, with [`Platform::Tcg`].
     pub board: Board,
-    /// The CD.
-    pub iso: PathBuf,
+    /// What it boots.
+    pub medium: Medium,
     /// What runs it.
     pub platform: Platform,
     /// Everything about the run goes there.
     pub dir: PathBuf,
     /// The machine is killed after this long.
     pub limit: Span,
+}
+
+/// What a machine boots.
+#[derive(Debug, Clone)]
+pub(crate) enum Medium {
+    /// A CD's image.
+    Cd(PathBuf),
+    /// A disk's, which it writes to; on the second board only.
+    Disk(PathBuf),
+}
+
+impl Medium {
+    /// The CD, if it is one.
+    #[must_use]
+    pub(crate) fn cd(&self) -> Option<&Path> {
+        match self {
+            Self::Cd(iso) => Some(iso),
+            Self::Disk(_) => None,
+        }
+    }
 }
 
 impl Machine {
@@ -112,26 +132,33 @@ impl Machine {
         }
         let turn = turns::take()?;
         let channels = [Channel::listen()?, Channel::listen()?];
-        let hardware = Hardware {
-            cpus: setup.cpus,
-            cpu_model: setup.cpu_model.clone(),
-            memory: setup.memory,
-            iso: setup.iso.clone(),
-            channels: [channels[0].port(), channels[1].port()],
+        let ports = [channels[0].port(), channels[1].port()];
+        let hardware = || -> Result<Hardware> {
+            Ok(Hardware {
+                cpus: setup.cpus,
+                cpu_model: setup.cpu_model.clone(),
+                memory: setup.memory,
+                iso: setup
+                    .medium
+                    .cd()
+                    .context("only --platform tcg boots a disk")?
+                    .to_owned(),
+                channels: ports,
+            })
         };
         let mut monitor = None;
         let (child, clock) = match setup.platform {
             Platform::Bochs => (
-                bochs::start(&hardware, &setup.dir)?,
+                bochs::start(&hardware()?, &setup.dir)?,
                 Clock::bochs(&setup.dir.join(bochs::TICKS), &setup.cpu_model),
             ),
-            Platform::Kvm => (qemu::start(&hardware, &setup.dir)?, Clock::wall()),
+            Platform::Kvm => (qemu::start(&hardware()?, &setup.dir)?, Clock::wall()),
             Platform::Tcg => {
                 let ours = Monitor::listen()?;
                 let wires = tcg::Wires {
                     cpus: setup.cpus,
-                    iso: &setup.iso,
-                    channels: hardware.channels,
+                    medium: &setup.medium,
+                    channels: ports,
                     monitor: ours.port()?,
                 };
                 let child = tcg::start(&setup.board, &wires, &setup.dir)?;

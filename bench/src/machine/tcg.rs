@@ -2,6 +2,7 @@
 //! VMX.
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
     path::Path,
     process::{Child, Command, Stdio},
@@ -9,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{board::Board, qemu};
+use super::{board::Board, qemu, server::Medium};
 use crate::debian::root::Root;
 
 /// What the board is connected to.
@@ -17,8 +18,8 @@ use crate::debian::root::Root;
 pub(crate) struct Wires<'a> {
     /// CPUs.
     pub cpus: u32,
-    /// The CD it boots.
-    pub iso: &'a Path,
+    /// What it boots.
+    pub medium: &'a Medium,
     /// TCP ports on 127.0.0.1 that COM3 and COM4 connect to.
     pub channels: [u16; 2],
     /// The one that QEMU's monitor connects to.
@@ -49,9 +50,7 @@ pub(crate) fn start(board: &Board, wires: &Wires, dir: &Path) -> Result<Child> {
         .args(qemu::words()?)
         .args(["-no-user-config", "-nodefaults", "-display", "none", "-vga", "std"])
         .args(board.arguments(wires.cpus, ovmf))
-        .arg("-cdrom")
-        .arg(wires.iso)
-        .args(["-boot", "d"])
+        .args(drive(wires.medium))
         .args(["-serial", "file:console0.log", "-serial", "file:console1.log"])
         .args(["-serial", &format!("tcp:127.0.0.1:{com3}")])
         .args(["-serial", &format!("tcp:127.0.0.1:{com4}")])
@@ -62,4 +61,16 @@ pub(crate) fn start(board: &Board, wires: &Wires, dir: &Path) -> Result<Child> {
         .stdout(Stdio::null())
         .stderr(File::create(dir.join(qemu::ERRORS))?);
     command.spawn().context("starting QEMU")
+}
+
+fn drive(medium: &Medium) -> Vec<OsString> {
+    match medium {
+        Medium::Cd(iso) => vec!["-cdrom".into(), iso.into(), "-boot".into(), "d".into()],
+        Medium::Disk(file) => {
+            // What a machine writes is there when it boots again; it need not outlive this machine.
+            let mut drive = OsString::from("if=virtio,format=raw,cache=unsafe,file=");
+            drive.push(file);
+            vec!["-drive".into(), drive]
+        }
+    }
 }

@@ -6,6 +6,7 @@ mod dumps;
 mod faults;
 mod floor;
 mod growth;
+mod install;
 mod instructions;
 mod kmod;
 mod kvm_selftests;
@@ -202,6 +203,13 @@ pub(crate) const BY_NAME: &[Scenario] = &[
                 GRUB's menu has the entry, the next boot goes by way of Locum once, purge leaves nothing",
         minutes: 5,
         play: Play::Program(package::all),
+    },
+    Scenario {
+        name: "install",
+        about: "the second board with UEFI and Debian on its disk: the package is installed, the server boots by way of Locum; \
+                an L0 that cannot be loaded, one that refuses and one that hangs cost one boot each; purge leaves nothing",
+        minutes: 20,
+        play: Play::Program(install::all),
     },
     Scenario {
         name: "miri",

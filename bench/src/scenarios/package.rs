@@ -152,6 +152,7 @@ impl Server {
                 "dax_hmem.region_idle=1 movablecore=50%".into(),
                 format!("    module2 --nounzip /boot/initrd.img-{release}"),
                 format!("    set default=\"locum-{release}\""),
+                "        set fallback=0".into(),
             ] {
                 ensure!(menu.contains(&line), "GRUB's menu lacks {line:?}:\n{menu}");
             }

@@ -12,7 +12,7 @@ use crate::{
         iso::{Boot, Iso},
     },
     machine::{
-        Machine, Setup,
+        Machine, Medium, Setup,
         board::Board,
         bochs::{HASWELL, IVY_BRIDGE, SKYLAKE_X, TIGER_LAKE},
         deadline::Span,
@@ -79,7 +79,7 @@ fn boot(dir: &Path, model: &str) -> Result<String> {
         cpu_model: model.to_owned(),
         memory: 512,
         board: Board::default(),
-        iso: iso.clone(),
+        medium: Medium::Cd(iso.clone()),
         platform: Platform::Bochs,
         dir: dir.to_owned(),
         limit: LIMIT,

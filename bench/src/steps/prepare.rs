@@ -18,7 +18,7 @@ use crate::{
         stock_guest::StockGuest,
     },
     machine::{
-        Setup,
+        Medium, Setup,
         board::{Board, Firmware},
         bochs::HASWELL,
         deadline::Span,
@@ -157,7 +157,7 @@ pub(crate) fn prepare(args: &MachineArgs) -> Result<Setup> {
         memory: args.layout.memory,
         board: args.board.clone(),
         platform: args.platform,
-        iso,
+        medium: Medium::Cd(iso),
         dir,
         limit: Span::seconds(args.timeout),
     })

@@ -1,0 +1,227 @@
+//! The disk of a server as Debian's installer leaves it: a GPT with an EFI system partition and a root on ext4. What the
+//! lab adds is its own hand (`labd`), and a first GRUB that finds the root; the server installs Debian's own over it.
+
+use std::{
+    ffi::OsString,
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use super::build;
+use crate::{
+    debian::{Archive, apt::Apt, index, root::Root},
+    paths, tools,
+};
+
+/// Where the EFI system partition is and how large, in MiB.
+const ESP: (u64, u64) = (1, 64);
+/// The same of the root: the server and the modules that it will build.
+const ROOT: (u64, u64) = (ESP.0 + ESP.1, 3072);
+/// All of it: GPT has a copy of itself at the end.
+const SIZE: u64 = ROOT.0 + ROOT.1 + 1;
+
+/// What the installer writes, but for labels instead of UUIDs. On a busy machine the emulator's guest is as slow as it
+/// gets: nothing there may be given up for that.
+const FILES: &[(&str, &str)] = &[
+    (
+        "etc/fstab",
+        "LABEL=root / ext4 defaults 0 1\nLABEL=EFI /boot/efi vfat umask=0077 0 1\n",
+    ),
+    (
+        "etc/default/grub",
+        "GRUB_DEFAULT=0\nGRUB_TIMEOUT=0\nGRUB_DISTRIBUTOR=Debian\nGRUB_CMDLINE_LINUX_DEFAULT=\n\
+         GRUB_CMDLINE_LINUX=\"console=ttyS0,115200 panic=0 systemd.default_timeout_start_sec=3600 \
+         systemd.default_device_timeout_sec=3600\"\n",
+    ),
+    ("etc/hostname", "server\n"),
+    (
+        "etc/systemd/system/labd.service",
+        "[Unit]\nDescription=The lab's hand\n[Service]\nExecStart=/usr/local/sbin/labd serve ttyS2\nKillMode=process\n\
+         [Install]\nWantedBy=multi-user.target\n",
+    ),
+    // Nobody looks at it, and a login there waits for a line that the lab has.
+    (
+        "etc/systemd/system/serial-getty@ttyS0.service.d/none.conf",
+        "[Unit]\nConditionPathExists=/none\n",
+    ),
+];
+
+/// What the first GRUB does.
+const FIRST: &str = "search --no-floppy --label root --set=root\nset prefix=($root)/boot/grub\n\
+                     configfile $prefix/grub.cfg\n";
+/// Its modules.
+const MODULES: &str = "normal linux part_gpt ext2 search search_label configfile gzio all_video";
+
+/// A copy of the server's disk at `target`, made once, with more files in it: path from the root, and what is there.
+///
+/// # Errors
+/// The server cannot be fetched, or the disk cannot be made.
+pub(crate) fn copy(target: &Path, more: &[(&str, &Path)]) -> Result<()> {
+    let root = Root::server()?;
+    let labd = build::labd()?;
+    let ingredients = (FILES, FIRST, MODULES, ESP, ROOT, fs::read(&labd)?);
+    let disk = root.derived("disk.img", ingredients, |part| make(&root, &labd, part))?;
+    tools::shell(r#"cp --sparse=always --reflink=auto "$1" "$2""#, &[&disk, target])?;
+    for (path, file) in more {
+        // Files of a file system that nobody has mounted (debugfs(8)).
+        let request = format!("write {} {path}", file.display());
+        let mut place = OsString::from(target);
+        place.push(format!("?offset={}", ROOT.0 << 20));
+        let said = tools::output(root.program("usr/sbin/debugfs").args(["-w", "-R", &request]).arg(place))?;
+        ensure!(
+            said.contains("Allocated inode"),
+            "putting {path} on the server's disk: {said}"
+        );
+    }
+    Ok(())
+}
+
+/// The packages of another kernel with its headers, for the server to install: an archive of them, fetched once.
+///
+/// # Errors
+/// They cannot be fetched.
+pub(crate) fn kernel(release: &str) -> Result<PathBuf> {
+    Root::server()?.derived(&format!("{release}.tar"), (), |part| {
+        let archive = Archive::today()?;
+        let index = archive
+            .index
+            .as_ref()
+            .map_err(|why| anyhow!("Debian's archive can't be reached: {why}"))?;
+        let mut packages = index::headers(index, release);
+        packages.push(format!("linux-image-{release}"));
+        let debs = part.with_extension("debs");
+        fs::create_dir_all(&debs)?;
+        Apt::new(&paths::cache()?)?.download(&packages, &debs)?;
+        tools::shell(r#"tar -C "$1" -cf "$2" ."#, &[&debs, part])?;
+        Ok(fs::remove_dir_all(debs)?)
+    })
+}
+
+fn make(root: &Root, labd: &Path, disk: &Path) -> Result<()> {
+    let tree = disk.with_extension("tree");
+    if tree.exists() {
+        tools::remove_tree(&tree)?;
+    }
+    tools::shell(r#"cp -a --reflink=auto "$1" "$2""#, &[root.dir(), &tree])?;
+    furnish(&Root::at(tree.clone()), labd)?;
+    fs::File::create(disk)?.set_len(SIZE << 20)?;
+    partition(root, disk)?;
+    esp(root, disk)?;
+    root_file_system(root, &tree, disk)?;
+    tools::remove_tree(&tree)
+}
+
+/// Makes a tree a server that boots.
+fn furnish(server: &Root, labd: &Path) -> Result<()> {
+    for (path, text) in FILES {
+        let path = server.path(path);
+        fs::create_dir_all(path.parent().context("a file has a directory")?)?;
+        fs::write(path, text)?;
+    }
+    let hand = server.path("usr/local/sbin/labd");
+    fs::copy(labd, &hand)?;
+    fs::set_permissions(hand, fs::Permissions::from_mode(0o755))?;
+    let wants = server.path("etc/systemd/system/multi-user.target.wants");
+    fs::create_dir_all(&wants)?;
+    symlink("../labd.service", wants.join("labd.service"))?;
+    fs::create_dir_all(server.path("boot/efi"))?;
+    fs::create_dir_all(server.path("boot/grub"))?;
+    // A tree is made without initramfs.
+    tools::run(server.chroot().args(["update-initramfs", "-c", "-k", "all"]))?;
+    let kernel = newest(server)?;
+    let first = format!(
+        "linux /boot/vmlinuz-{kernel} root=LABEL=root ro console=ttyS0,115200\ninitrd /boot/initrd.img-{kernel}\nboot\n"
+    );
+    Ok(fs::write(server.path("boot/grub/grub.cfg"), first)?)
+}
+
+/// The release of the kernel in a tree.
+fn newest(server: &Root) -> Result<String> {
+    let names = fs::read_dir(server.path("boot"))?.filter_map(Result::ok);
+    let releases = names.filter_map(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        name.strip_prefix("vmlinuz-").map(str::to_owned)
+    });
+    releases.max().context("the server has no kernel")
+}
+
+fn partition(root: &Root, disk: &Path) -> Result<()> {
+    let table = disk.with_extension("table");
+    fs::write(
+        &table,
+        format!(
+            "label: gpt\nstart={}MiB, size={}MiB, type=U, name=EFI\nstart={}MiB, size={}MiB, type=L, name=root\n",
+            ESP.0, ESP.1, ROOT.0, ROOT.1
+        ),
+    )?;
+    let sfdisk = root.program("usr/sbin/sfdisk");
+    tools::run(
+        Command::new("sh")
+            .args(["-c", r#"table=$1; shift; exec "$@" <"$table""#, "sh"])
+            .arg(&table)
+            .arg(sfdisk.get_program())
+            .args(sfdisk.get_args())
+            .args(["--quiet", "--no-reread", "--no-tell-kernel"])
+            .arg(disk),
+    )?;
+    Ok(fs::remove_file(table)?)
+}
+
+/// The EFI system partition, with the first GRUB where firmware looks for one (UEFI 2.10, 3.5.1.1).
+fn esp(root: &Root, disk: &Path) -> Result<()> {
+    const MAKE: &str = r#"set -e
+        at="$1@@$OFFSET"
+        mformat -i "$at" -F -T "$SECTORS" -v EFI ::
+        mmd -i "$at" ::/EFI ::/EFI/BOOT
+        mcopy -i "$at" "$2" ::/EFI/BOOT/BOOTX64.EFI"#;
+    let [program, first] = ["efi", "cfg"].map(|ending| disk.with_extension(ending));
+    fs::write(&first, FIRST)?;
+    // mkimage is not in the server: it has GRUB's modules only.
+    let maker = Root::uefi()?;
+    tools::run(
+        maker
+            .program("usr/bin/grub-mkimage")
+            .arg("-d")
+            .arg(root.path("usr/lib/grub/x86_64-efi"))
+            .args(["-O", "x86_64-efi", "-p", "/boot/grub", "-c"])
+            .arg(&first)
+            .arg("-o")
+            .arg(&program)
+            .args(MODULES.split(' ')),
+    )?;
+    let script = MAKE
+        .replace("$OFFSET", &(ESP.0 << 20).to_string())
+        .replace("$SECTORS", &(ESP.1 << 11).to_string());
+    tools::shell(&script, &[disk, &program])?;
+    for file in [program, first] {
+        fs::remove_file(file)?;
+    }
+    Ok(())
+}
+
+fn root_file_system(root: &Root, tree: &Path, disk: &Path) -> Result<()> {
+    let mut words: Vec<OsString> = Vec::new();
+    if !tools::is_root() {
+        // Where mmdebstrap made the tree, its owners are this user's subordinates.
+        words.extend(["unshare", "--map-auto", "--map-root-user"].map(OsString::from));
+    }
+    let mke2fs = root.program("usr/sbin/mke2fs");
+    words.push(mke2fs.get_program().to_owned());
+    words.extend(mke2fs.get_args().map(OsString::from));
+    let (program, arguments) = words.split_first().context("a command has a program")?;
+    tools::run(
+        Command::new(program)
+            .args(arguments)
+            .args(["-q", "-F", "-t", "ext4", "-L", "root", "-E"])
+            .arg(format!("offset={}", ROOT.0 << 20))
+            .arg("-d")
+            .arg(tree)
+            .arg(disk)
+            .arg(format!("{}M", ROOT.1))
+            .env("MKE2FS_CONFIG", root.path("etc/mke2fs.conf")),
+    )
+}
