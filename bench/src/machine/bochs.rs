@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
+use super::checks;
 use crate::debian::root::Root;
 
 /// Instructions per second that the emulated clock assumes.
@@ -52,9 +53,12 @@ const MICROCODE: &[(&str, &str)] = &[(
     "0x08b 0 02006e05 00000000 00000000 00000000 ffffffff ffffffff\n",
 )];
 
-/// The MSRs of a model.
-fn msrs(cpu_model: &str) -> String {
+/// The MSRs of a model, with or without those of machine checks.
+fn msrs(cpu_model: &str, machine_checks: bool) -> String {
     let mut text = SILENT.to_owned();
+    if machine_checks {
+        text.push_str(checks::MSRS);
+    }
     for (_, line) in MICROCODE.iter().filter(|(model, _)| *model == cpu_model) {
         text.push_str(line);
     }
@@ -72,6 +76,8 @@ pub(crate) struct Hardware {
     pub memory: u32,
     /// The CD it boots.
     pub iso: std::path::PathBuf,
+    /// Its CPUs have a bank for machine checks, and may be given some ([`checks`]).
+    pub machine_checks: bool,
     /// TCP ports on 127.0.0.1 that COM3 and COM4 connect to.
     pub channels: [u16; 2],
 }
@@ -91,7 +97,7 @@ pub(crate) fn start(hardware: &Hardware, dir: &Path) -> Result<Child> {
     let root = Root::bochs()?;
     let config = dir.join("bochsrc");
     fs::write(&config, config_text(hardware, &root, dir))?;
-    fs::write(dir.join("msrs"), msrs(&hardware.cpu_model))?;
+    fs::write(dir.join("msrs"), msrs(&hardware.cpu_model, hardware.machine_checks))?;
     let bochs = root.program("usr/bin/bochs");
     // The emulator must not outlive the lab, however the lab ends.
     let mut command = Command::new("setpriv");
@@ -117,6 +123,7 @@ fn config_text(hardware: &Hardware, root: &Root, dir: &Path) -> String {
         memory,
         iso,
         channels: [com3, com4],
+        machine_checks: _,
     } = hardware;
     let share = root.path("usr/share/bochs");
     let vga = root.path("usr/share/vgabios/vgabios.bin");
@@ -162,9 +169,9 @@ mod tests {
 
     #[test]
     fn a_microcode_is_the_servers_alone() {
-        assert_eq!(msrs(HASWELL), SILENT);
-        let server = msrs(SKYLAKE_X);
-        assert!(server.starts_with(SILENT) && server.contains("0x08b"));
+        assert_eq!(msrs(HASWELL, false), SILENT);
+        let server = msrs(SKYLAKE_X, true);
+        assert!(server.starts_with(SILENT) && server.contains("0x08b") && server.contains(checks::MSRS));
         // As Bochs wants them: address, type, and three pairs of words.
         for line in server.lines() {
             assert_eq!(line.split_whitespace().count(), 8, "{line}");

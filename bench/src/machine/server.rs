@@ -95,6 +95,8 @@ pub(crate) struct Setup {
     pub platform: Platform,
     /// Everything about the run goes there.
     pub dir: PathBuf,
+    /// Its CPUs may be given machine checks, if Bochs runs it.
+    pub machine_checks: bool,
     /// The machine is killed after this long.
     pub limit: Span,
 }
@@ -143,6 +145,7 @@ impl Machine {
                     .cd()
                     .context("only --platform tcg boots a disk")?
                     .to_owned(),
+                machine_checks: setup.machine_checks,
                 channels: ports,
             })
         };

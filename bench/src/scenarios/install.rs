@@ -89,6 +89,7 @@ impl Server {
             },
             medium: Medium::Disk(disk),
             platform: Platform::Tcg,
+            machine_checks: false,
             dir: dir.to_owned(),
             limit: Span::seconds(LIMIT),
         })?;

@@ -10,6 +10,7 @@ mod install;
 mod instructions;
 mod kmod;
 mod kvm_selftests;
+mod mce;
 mod native;
 mod nmi;
 mod package;
@@ -275,6 +276,19 @@ pub(crate) const BY_NAME: &[Scenario] = &[
                 the successor, under two guests",
         minutes: 12,
         play: Play::On(|_| {}, nmi::all),
+    },
+    Scenario {
+        name: "mce",
+        about: "broadcast machine checks under two guests: natively, with a CPU parked, nested, and on the way in and out",
+        minutes: 8,
+        play: Play::On(mce::machine, mce::one_host),
+    },
+    Scenario {
+        name: "mce-two-hosts",
+        about: "the same on both hosts of a refresh at the same time, with the error in a bank of each or of one alone, while \
+                the second boots, and when the guests have crossed",
+        minutes: 12,
+        play: Play::On(mce::machine, mce::two_hosts),
     },
     Scenario {
         name: "cycles",

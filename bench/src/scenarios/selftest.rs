@@ -81,6 +81,7 @@ fn boot(dir: &Path, model: &str) -> Result<String> {
         board: Board::default(),
         medium: Medium::Cd(iso.clone()),
         platform: Platform::Bochs,
+        machine_checks: false,
         dir: dir.to_owned(),
         limit: LIMIT,
     };

@@ -97,6 +97,9 @@ pub(crate) struct MachineArgs {
     /// Put what loads a crash kernel into the initramfs, and that one's own initramfs: `/own/crash/load`
     #[arg(long)]
     pub crash: bool,
+    /// Have CPUs that take machine checks, for [`Machine::machine_checks`](crate::machine::Machine::machine_checks)
+    #[arg(skip)]
+    pub machine_checks: bool,
     /// Where what lies in its RAM
     #[arg(skip = Layout::USUAL)]
     pub layout: Layout,
@@ -120,6 +123,7 @@ impl Default for MachineArgs {
             probe: false,
             selftests: false,
             crash: false,
+            machine_checks: false,
             file: Vec::new(),
             timeout: 600,
             strict: false,
@@ -158,6 +162,7 @@ pub(crate) fn prepare(args: &MachineArgs) -> Result<Setup> {
         board: args.board.clone(),
         platform: args.platform,
         medium: Medium::Cd(iso),
+        machine_checks: args.machine_checks,
         dir,
         limit: Span::seconds(args.timeout),
     })
