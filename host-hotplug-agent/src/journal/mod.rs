@@ -51,6 +51,8 @@ pub struct Brief {
     pub start: Option<Start>,
     /// Whether Linux called panic notifiers before a crash kernel when the refresh began; `None` if it did not say.
     pub notifiers_first: Option<bool>,
+    /// How long Linux let its CPUs meet at a machine check when the refresh began, as it says so; `None` if it did not.
+    pub check_meeting: Option<String>,
     /// Successor: what it goes on with if the incumbent dies before it puts this host in charge.
     pub inheritance: Option<Inheritance>,
     /// Incumbent: whether it was started, or about to be.

@@ -93,6 +93,7 @@ impl Agent {
     pub fn leave_nested(&self, apic: ApicId) -> Result<()> {
         self.machine.leave(self.cpu_number(apic)?)?;
         self.notifiers_as_before();
+        self.checks_as_before();
         Ok(())
     }
 

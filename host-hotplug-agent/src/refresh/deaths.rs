@@ -247,6 +247,23 @@ fn a_successor_that_writes_a_dump_is_waited_for_and_the_guests_that_stayed_go_on
     stage.intact();
 }
 
+const MEETING: &str = "sys/devices/system/machinecheck/machinecheck0/monarch_timeout";
+
+#[test]
+fn each_cpu_judges_machine_checks_by_itself_while_cpus_are_nested() {
+    for before in ["1000000", "0"] {
+        let stage = Stage::with_timeouts(Behaviour::Hangs, HANG.as_secs(), HANG.as_secs());
+        stage.machine.tree().put(MEETING, format!("{before}\n"));
+        let now = || stage.machine.sys().read(MEETING).unwrap();
+        stage.begin();
+        stage.sees(|stage| stage.shared.status().summary.contains("wait for the successor"));
+        assert_eq!(now(), "0");
+        stage.worker.answer(&Question::Abort).unwrap();
+        stage.wait();
+        assert_eq!(now(), before, "as it was");
+    }
+}
+
 const NOTIFIERS_FIRST: &str = "sys/module/kernel/parameters/crash_kexec_post_notifiers";
 
 #[test]

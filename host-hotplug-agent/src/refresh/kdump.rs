@@ -48,7 +48,7 @@ impl Agent {
     }
 
     /// Whether a CPU of this host is nested, or L0 does not say.
-    fn is_nested(&self) -> bool {
+    pub(super) fn is_nested(&self) -> bool {
         let slot = self.machine.facts().slot;
         let nested = |status: Box<locum_abi::Status>| {
             let mut own = view::used(&status).iter().filter(|cpu| view::owner(cpu) == Some(slot));

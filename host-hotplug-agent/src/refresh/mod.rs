@@ -13,6 +13,7 @@
 //! ```
 
 mod agent;
+mod checks;
 #[cfg(test)]
 mod clients;
 #[cfg(test)]

@@ -141,6 +141,7 @@ impl Incumbent {
             }
             Action::EnterNested(apic) => {
                 agent.notifiers_first();
+                agent.checks_apart();
                 machine.enter(agent.cpu_number(*apic)?)
             }
             Action::LeaveNested(apic) => agent.leave_nested(*apic),

@@ -64,6 +64,7 @@ impl Successor {
         let agent = self.agent.clone();
         // Its CPUs came up nested.
         agent.notifiers_first();
+        agent.checks_apart();
         let gone = || incumbent_state(&agent) != Some(HostState::Running);
         // Another daemon of this host may have been put in charge.
         let mut returned = self.take_over()?;
