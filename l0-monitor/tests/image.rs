@@ -72,6 +72,19 @@ fn what_is_jumped_to_begins_with_endbr64() {
     }
 }
 
+/// On the way back to a native host, a machine check is a note of L0's until the stub's IDT is loaded. Looked for any
+/// earlier, the last of them would never be found.
+#[test]
+fn a_check_is_looked_for_once_the_stubs_idt_is_loaded() {
+    let image = image();
+    let elf = ElfFile64::<object::Endianness>::parse(&*image).expect("an ELF file");
+    let way = &code(&elf, "l0_to_stub")[..64];
+    let at = |bytes: &[u8]| way.windows(bytes.len()).position(|found| found == bytes);
+    // LIDT [RDI + disp8]; XCHG [RSI], AL; JMP RAX.
+    let steps = [&[0x0f, 0x01, 0x5f][..], &[0x86, 0x06], &[0xff, 0xe0]].map(|bytes| at(bytes).expect("its bytes"));
+    assert!(steps.is_sorted(), "{steps:?}");
+}
+
 /// SDM vol. 3A, table 6-1.
 fn has_error_code(vector: usize) -> bool {
     matches!(vector, 8 | 10..=14 | 17 | 21 | 29 | 30)

@@ -1,7 +1,7 @@
 //! The native call: a host in VMX root jumps here, on L0's page tables, to become nested (see [`locum_abi::frame`]).
 #![expect(unsafe_code, reason = "the entry is assembly that switches stacks")]
 
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 
 use locum_abi::{Errno, Event, Frame};
 
@@ -107,19 +107,31 @@ pub(crate) unsafe fn return_native(cpu: CpuIndex, frame: u64) -> ! {
     }
     // SAFETY: the stub's contract (`locum_abi::frame`): its GDT and IDT are mapped under both page tables, its stack
     // ends with the frame.
-    unsafe {
-        asm!(
-            "lgdt [rdi + {gdtr}]",
-            "lidt [rdi + {idtr}]",
-            "lea rsp, [rdi + {size}]",
-            "mov rax, [rdi + {target}]",
-            "jmp rax",
-            gdtr = const core::mem::offset_of!(Frame, stub_gdtr) + 6,
-            idtr = const core::mem::offset_of!(Frame, stub_idtr) + 6,
-            size = const size_of::<Frame>(),
-            target = const core::mem::offset_of!(Frame, return_native),
-            in("rdi") frame,
-            options(noreturn),
-        )
-    }
+    unsafe { l0_to_stub(frame, machine_check::noted_at(cpu)) }
+}
+
+// RDI is the frame, RSI the byte that a check of this CPU is noted in. Once the stub's IDT is loaded, its handler
+// remembers a check in the frame; one that came before is a note still, and nobody would look for it again.
+global_asm!(
+    ".pushsection .text",
+    ".global l0_to_stub",
+    "l0_to_stub:",
+    "lgdt [rdi + {gdtr}]",
+    "lidt [rdi + {idtr}]",
+    "xor eax, eax",
+    "xchg byte ptr [rsi], al",
+    "or byte ptr [rdi + {checked}], al",
+    "lea rsp, [rdi + {size}]",
+    "mov rax, [rdi + {target}]",
+    "jmp rax",
+    ".popsection",
+    gdtr = const core::mem::offset_of!(Frame, stub_gdtr) + 6,
+    idtr = const core::mem::offset_of!(Frame, stub_idtr) + 6,
+    checked = const core::mem::offset_of!(Frame, machine_check),
+    size = const size_of::<Frame>(),
+    target = const core::mem::offset_of!(Frame, return_native),
+);
+
+unsafe extern "C" {
+    fn l0_to_stub(frame: u64, noted: u64) -> !;
 }
