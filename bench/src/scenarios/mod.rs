@@ -285,7 +285,7 @@ pub(crate) const BY_NAME: &[Scenario] = &[
     },
     Scenario {
         name: "mce-two-hosts",
-        about: "the same on both hosts of a refresh at the same time, with the error in a bank of each or of one alone, while \
+        about: "the same under one guest on both hosts of a refresh at the same time, with the error in a bank of each or of one alone, while \
                 the second boots, and when the guests have crossed",
         minutes: 12,
         play: Play::On(mce::machine, mce::two_hosts),
