@@ -100,9 +100,8 @@ pub(super) fn two_hosts(run: &mut Run) -> Result<()> {
         ..run.successor()?
     };
     successor.install(&mut run.host())?;
-    run.sh(&format!("locum refresh {} --detach", successor.name))?;
     let [first, second] = [all - successor.cpus, successor.cpus];
-    booting(run, first)?;
+    booting(run, &successor, first)?;
     run.machine.host(1).wait_ready(LONG)?;
     let both = [(0, first), (1, second)];
     let error_in = |generation, how, count| Ask {
@@ -143,22 +142,33 @@ fn parked(run: &mut Run) -> Result<()> {
     Ok(())
 }
 
-/// The successor's kernel has begun and takes no machine checks yet.
-fn booting(run: &mut Run, cpus: u32) -> Result<()> {
+/// Begins the refresh, and has machine checks raised when the successor's kernel prints its first words, so before it takes
+/// any: L0 answers for it. The incumbent keeps so many CPUs.
+fn booting(run: &mut Run, successor: &Successor, cpus: u32) -> Result<()> {
+    // What is asked beforehand need not be asked while that kernel goes on.
+    let [taken, answers] = [ask(run, 0, TAKEN)?, answered(run)?];
+    run.sh(&format!("locum refresh {} --detach", successor.name))?;
     run.machine.wait_log("console1.log", "Linux version", 1, LONG)?;
-    let before = answered(run)?;
-    let ask = Ask {
-        only: Some(0),
-        ..Ask::at_any_moment("while the successor boots", 3)
+    run.progress.step("machine checks, while the successor boots");
+    let checks = Checks {
+        count: 3,
+        errors: u64::MAX,
+        in_l0: false,
     };
-    raised(run, &[(0, cpus)], &ask)?;
-    let count = answered(run)? - before;
+    run.machine.machine_checks(&checks, LONG)?;
+    let here = ask(run, 0, TAKEN)? - taken;
+    let sent = checks.count * u64::from(cpus);
     ensure!(
-        count > 0,
+        here == sent,
+        "{here} machine checks arrived in the incumbent, not {sent}"
+    );
+    let answers = answered(run)? - answers;
+    ensure!(
+        answers > 0,
         "L0 answered no machine check of a successor that boots: it was too late for them"
     );
     run.check(&format!(
-        "{count} machine checks were answered for a successor that boots"
+        "{answers} machine checks were answered for a successor that boots"
     ));
     Ok(())
 }
