@@ -84,6 +84,18 @@ pub(crate) fn answer(mut rdmsr: impl FnMut(u32) -> Option<u64>, trace: impl Fn(E
     status
 }
 
+/// Answers a check that a host has left on `cpu`, the CPU that executes this: it was noted, or the host has ended in its
+/// handler, by a panic for one. INIT leaves MCIP as it is, and the next check would reset the machine. True: 0 is to be
+/// written to IA32_MCG_STATUS.
+pub(crate) fn left_by_host(cpu: CpuIndex, rdmsr: impl Fn(u32) -> Option<u64>, trace: impl Fn(Event)) -> bool {
+    take(cpu);
+    let left = status(&rdmsr).contains(McgStatus::MCIP);
+    if left {
+        answer(rdmsr, trace);
+    }
+    left
+}
+
 /// What IA32_MCG_STATUS said at the last check that was answered on each CPU, with [`TOLD`]; 0 once it was logged.
 static ANSWERED: PerCpu<AtomicU64> = PerCpu([const { AtomicU64::new(0) }; MAX_CPUS]);
 /// A reserved bit of IA32_MCG_STATUS.
@@ -171,6 +183,26 @@ mod tests {
     fn a_cpu_without_the_msrs_is_answered_too() {
         let (status, events) = told(&[]);
         assert_eq!((status, events.len()), (McgStatus::empty(), 1));
+    }
+
+    #[test]
+    fn what_a_host_leaves_unfinished_is_answered() {
+        let cpu = CpuIndex::new(61).unwrap();
+        for noted in [false, true] {
+            for (status, left) in [(0, false), (1, false), (5, true)] {
+                if noted {
+                    note(cpu);
+                }
+                let events = RefCell::new(0);
+                let rdmsr = |msr| (msr == msr::MCG_STATUS).then_some(status);
+                assert_eq!(
+                    left_by_host(cpu, rdmsr, |_| *events.borrow_mut() += 1),
+                    left,
+                    "{status}"
+                );
+                assert_eq!((events.into_inner(), take(cpu)), (i32::from(left), false));
+            }
+        }
     }
 
     #[test]

@@ -152,9 +152,7 @@ pub(crate) fn wait_for_start(cpu: CpuIndex) -> (Start, StartMode) {
         registers::normalise();
         lapic::Parked::new()
     };
-    if machine_check::take(cpu) {
-        // It came when this was still a host's CPU, and the host has gone.
-        machine_check::answer(msr::read_safe, shared::trace);
+    if machine_check::left_by_host(cpu, msr::read_safe, shared::trace) {
         msr::write_safe(msr::MCG_STATUS, 0);
     }
     if let Err(found) = stage::take(cpu, Step::Settle) {
