@@ -51,6 +51,8 @@ const SCREEN: &str = "screen.png";
 const FATAL: &[(&str, &str)] = &[
     ("console0.log", "Kernel panic - not syncing"),
     ("console1.log", "Kernel panic - not syncing"),
+    // systemd's, and nobody is there to log in.
+    ("console0.log", "You are in emergency mode"),
     ("l0.log", "this CPU halts"),
     ("l0.log", "this CPU ends here"),
     ("l0.log", "the machine resets"),
