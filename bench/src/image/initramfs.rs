@@ -299,7 +299,8 @@ fn add_crash(own: &mut Files) -> Result<()> {
         own.file(&format!("crash/lib/{name}"), root.path(&library), 0o755);
     }
     let mut initrd = Files::default();
-    for directory in ["proc", "dev", "sys"] {
+    // makedumpfile wants to write to the last.
+    for directory in ["proc", "dev", "sys", "tmp"] {
         initrd.directory(directory);
     }
     initrd.bytes("init", include_bytes!("../../image/crash-init"), 0o755);
