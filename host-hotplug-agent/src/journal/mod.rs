@@ -8,7 +8,7 @@
 
 pub mod file;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use partitioner::Refresh;
@@ -49,10 +49,9 @@ pub struct Brief {
     pub guests: Vec<Spec>,
     /// Incumbent: how the successor starts, once its image is loaded.
     pub start: Option<Start>,
-    /// Whether Linux called panic notifiers before a crash kernel when the refresh began; `None` if it did not say.
-    pub notifiers_first: Option<bool>,
-    /// How long Linux let its CPUs meet at a machine check when the refresh began, as it says so; `None` if it did not.
-    pub check_meeting: Option<String>,
+    /// Settings of Linux that are others while nested: file, and what it said when the refresh began.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
     /// Successor: what it goes on with if the incumbent dies before it puts this host in charge.
     pub inheritance: Option<Inheritance>,
     /// Incumbent: whether it was started, or about to be.

@@ -92,8 +92,7 @@ impl Agent {
     /// If there is no such CPU; or L0's refusal.
     pub fn leave_nested(&self, apic: ApicId) -> Result<()> {
         self.machine.leave(self.cpu_number(apic)?)?;
-        self.notifiers_as_before();
-        self.checks_as_before();
+        self.settings_as_before();
         Ok(())
     }
 

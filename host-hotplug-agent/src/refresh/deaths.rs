@@ -247,36 +247,31 @@ fn a_successor_that_writes_a_dump_is_waited_for_and_the_guests_that_stayed_go_on
     stage.intact();
 }
 
-const MEETING: &str = "sys/devices/system/machinecheck/machinecheck0/monarch_timeout";
+/// A setting of Linux is `nested` while CPUs are, and what it was `before` afterwards.
+fn is_set_while_nested(file: &str, nested: &str, before: &str) {
+    let stage = Stage::with_timeouts(Behaviour::Hangs, HANG.as_secs(), HANG.as_secs());
+    stage.machine.tree().put(file, format!("{before}\n"));
+    let now = || stage.machine.sys().read(file).unwrap();
+    stage.begin();
+    stage.sees(|stage| stage.shared.status().summary.contains("wait for the successor"));
+    assert_eq!(now(), nested);
+    stage.worker.answer(&Question::Abort).unwrap();
+    stage.wait();
+    assert_eq!(now(), before, "as it was");
+}
 
 #[test]
 fn each_cpu_judges_machine_checks_by_itself_while_cpus_are_nested() {
+    const MEETING: &str = "sys/devices/system/machinecheck/machinecheck0/monarch_timeout";
     for before in ["1000000", "0"] {
-        let stage = Stage::with_timeouts(Behaviour::Hangs, HANG.as_secs(), HANG.as_secs());
-        stage.machine.tree().put(MEETING, format!("{before}\n"));
-        let now = || stage.machine.sys().read(MEETING).unwrap();
-        stage.begin();
-        stage.sees(|stage| stage.shared.status().summary.contains("wait for the successor"));
-        assert_eq!(now(), "0");
-        stage.worker.answer(&Question::Abort).unwrap();
-        stage.wait();
-        assert_eq!(now(), before, "as it was");
+        is_set_while_nested(MEETING, "0", before);
     }
 }
 
-const NOTIFIERS_FIRST: &str = "sys/module/kernel/parameters/crash_kexec_post_notifiers";
-
 #[test]
 fn panic_notifiers_come_before_a_crash_kernel_while_cpus_are_nested() {
+    const NOTIFIERS_FIRST: &str = "sys/module/kernel/parameters/crash_kexec_post_notifiers";
     for before in ["N", "Y"] {
-        let stage = Stage::with_timeouts(Behaviour::Hangs, HANG.as_secs(), HANG.as_secs());
-        stage.machine.tree().put(NOTIFIERS_FIRST, format!("{before}\n"));
-        let now = || stage.machine.sys().read(NOTIFIERS_FIRST).unwrap();
-        stage.begin();
-        stage.sees(|stage| stage.shared.status().summary.contains("wait for the successor"));
-        assert_eq!(now(), "Y");
-        stage.worker.answer(&Question::Abort).unwrap();
-        stage.wait();
-        assert_eq!(now(), before, "as it was");
+        is_set_while_nested(NOTIFIERS_FIRST, "Y", before);
     }
 }

@@ -13,7 +13,6 @@
 //! ```
 
 mod agent;
-mod checks;
 #[cfg(test)]
 mod clients;
 #[cfg(test)]
@@ -29,6 +28,7 @@ mod kdump;
 mod kills;
 pub mod phase;
 pub mod prepare;
+mod settings;
 pub mod shared;
 #[cfg(test)]
 mod stranded;

@@ -140,8 +140,7 @@ impl Incumbent {
                 blocks.into_iter().try_for_each(|range| machine.wipe(range))
             }
             Action::EnterNested(apic) => {
-                agent.notifiers_first();
-                agent.checks_apart();
+                agent.settings_while_nested();
                 machine.enter(agent.cpu_number(*apic)?)
             }
             Action::LeaveNested(apic) => agent.leave_nested(*apic),

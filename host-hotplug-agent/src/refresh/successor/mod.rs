@@ -63,8 +63,7 @@ impl Successor {
     pub fn serve(mut self) -> Result<()> {
         let agent = self.agent.clone();
         // Its CPUs came up nested.
-        agent.notifiers_first();
-        agent.checks_apart();
+        agent.settings_while_nested();
         let gone = || incumbent_state(&agent) != Some(HostState::Running);
         // Another daemon of this host may have been put in charge.
         let mut returned = self.take_over()?;
