@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::bail;
 use clap::Parser;
 
-use super::tests::{HANG, Stage};
+use super::stage::{HANG, Stage};
 use crate::cli::Cli;
 use crate::command::refresh::follow;
 use crate::daemon::ipc::{self, Question};

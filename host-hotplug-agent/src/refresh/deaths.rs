@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use locum_abi::{CpuMode, HostState, Slot, Will};
 
 use super::kills::{ABORTED, Course, GOOD, each};
-use super::tests::{HANG, Stage, kept};
+use super::stage::{HANG, Stage, kept};
 use crate::daemon::ipc::Question;
 use crate::l0::{memory, view};
 use crate::machine::Machine;

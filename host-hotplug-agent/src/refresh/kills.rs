@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use locum_abi::{CpuMode, HostState, Slot};
 
-use super::tests::{Stage, kept};
+use super::stage::{Stage, kept};
 use crate::l0::{memory, view};
 use crate::testing::world::{Behaviour, INCUMBENT, SUCCESSOR};
 

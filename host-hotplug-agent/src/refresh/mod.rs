@@ -31,6 +31,8 @@ pub mod prepare;
 mod settings;
 pub mod shared;
 #[cfg(test)]
+mod stage;
+#[cfg(test)]
 mod stranded;
 pub mod successor;
 pub mod take_up;

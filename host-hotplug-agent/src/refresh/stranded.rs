@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::net::UnixStream;
 
-use super::tests::{HANG, Stage};
+use super::stage::{HANG, Stage};
 use crate::daemon;
 use crate::daemon::ipc::{self, Question};
 use crate::error::Refusal;

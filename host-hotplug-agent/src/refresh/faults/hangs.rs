@@ -10,7 +10,7 @@ use super::some_of;
 use super::table::HANGS;
 use crate::refresh::Limits;
 use crate::refresh::kills::{Course, each_by};
-use crate::refresh::tests::Stage;
+use crate::refresh::stage::Stage;
 use crate::testing::world::{Behaviour, INCUMBENT};
 
 /// For a message, and beyond it for a verdict.

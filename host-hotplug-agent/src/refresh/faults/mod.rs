@@ -10,7 +10,7 @@ use std::sync::Arc;
 use locum_abi::{HostState, Slot};
 
 use super::kills::{Course, each};
-use super::tests::{Stage, kept};
+use super::stage::{Stage, kept};
 use crate::daemon::ipc::Question;
 use crate::l0::{memory, view};
 use crate::report::Report;

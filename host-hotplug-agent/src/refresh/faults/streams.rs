@@ -4,7 +4,7 @@ use locum_abi::Slot;
 
 use super::some_of;
 use crate::refresh::kills::{ABORTED, Course, GOOD, each};
-use crate::refresh::tests::Stage;
+use crate::refresh::stage::Stage;
 use crate::testing::torn::{Then, Torn};
 use crate::testing::world::{Behaviour, INCUMBENT, SUCCESSOR};
 
