@@ -87,17 +87,7 @@ pub(super) fn one_host(run: &mut Run) -> Result<()> {
 pub(super) fn two_hosts(run: &mut Run) -> Result<()> {
     run.start_native(&["g1".into()])?;
     let all = run.report.cpus;
-    let successor = Successor {
-        // What it does by itself waits for the lab.
-        cmdline: "lab.wait".into(),
-        poweroff: &[
-            "/bin/sh",
-            "-c",
-            "until [ -e /run/go ]; do sleep 0.1; done; exec poweroff -f",
-        ],
-        retire_timeout: 3600,
-        ..run.successor()?
-    };
+    let successor = run.successor_that_halts()?;
     successor.install(&mut run.host())?;
     let [first, second] = [all - successor.cpus, successor.cpus];
     booting(run, &successor, first)?;
@@ -110,15 +100,11 @@ pub(super) fn two_hosts(run: &mut Run) -> Result<()> {
     raised(run, &both, &Ask::in_l0("two hosts", 20))?;
     // No daemon has told the successor's Linux yet that there is another host.
     raised(run, &both, &error_in(1, "two hosts, the error in the successor", 10))?;
-    run.machine.host(1).run("/own/begin", LONG)?.ok()?;
-    crossed(run)?;
+    run.let_guests_cross(&successor)?;
     raised(run, &both, &Ask::in_l0("two hosts, guests in the successor", 20))?;
     raised(run, &both, &error_in(0, "the same, the error in the incumbent", 10))?;
     raised(run, &both, &error_in(1, "the same, the error in the successor", 10))?;
-    run.sh("touch /run/go")?;
-    let report = run.succeeded_by(&successor)?;
-    ensure!(report.losses.is_empty(), "it cost {:?}", report.losses);
-    run.check_whole(&successor)?;
+    run.let_incumbent_go(&successor)?;
     let meeting = run.sh("cat /sys/devices/system/machinecheck/machinecheck0/monarch_timeout")?;
     ensure!(
         meeting.trim() != "0",
@@ -177,15 +163,6 @@ fn booting(run: &mut Run, successor: &Successor, cpus: u32) -> Result<()> {
 /// Machine checks that L0 answered so far, as its trace has them.
 fn answered(run: &mut Run) -> Result<u64> {
     ask(run, 0, "locum trace --kind machine-check | grep -c answered || true")
-}
-
-/// Waits until all guests have crossed and the successor is in charge.
-fn crossed(run: &mut Run) -> Result<()> {
-    run.progress.step("waiting for the guests to cross");
-    let look = "for i in $(seq 600); do grep -q 'until the incumbent is gone' /sys/kernel/locum/progress && exit 0; sleep 1; done; \
-                cat /sys/kernel/locum/state /sys/kernel/locum/progress; exit 1";
-    let waited = run.machine.host(1).run(look, LONG)?.ok();
-    waited.context("the successor is not in charge").map(drop)
 }
 
 /// Raises them. Afterwards each of these hosts has taken each of them on each CPU, and the guests go on.

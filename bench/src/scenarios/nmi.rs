@@ -2,12 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use crate::{
-    machine::deadline::Span,
-    steps::{Run, successor::Successor},
-};
+use crate::{machine::deadline::Span, steps::Run};
 
 /// Rounds in which a host has all its CPUs tell where they are.
 const ROUNDS: u64 = 200;
@@ -30,42 +27,19 @@ pub(super) fn all(run: &mut Run) -> Result<()> {
     let all = run.report.cpus;
     each(run, &[(0, all)], "natively")?;
     run.check_guests()?;
-    let successor = Successor {
-        // What it does by itself waits for the lab.
-        cmdline: "lab.wait".into(),
-        poweroff: &[
-            "/bin/sh",
-            "-c",
-            "until [ -e /run/go ]; do sleep 0.1; done; exec poweroff -f",
-        ],
-        retire_timeout: 3600,
-        ..run.successor()?
-    };
+    let successor = run.successor_that_halts()?;
     successor.install(&mut run.host())?;
     run.sh(&format!("locum refresh {} --detach", successor.name))?;
     run.machine.host(1).wait_ready(LONG)?;
     let both = [(0, all - successor.cpus), (1, successor.cpus)];
     each(run, &both, "nested, the guests in the incumbent")?;
     run.check_guests()?;
-    run.machine.host(1).run("/own/begin", LONG)?.ok()?;
-    crossed(run)?;
+    run.let_guests_cross(&successor)?;
     each(run, &both, "nested, the guests in the successor")?;
-    run.sh("touch /run/go")?;
-    let report = run.succeeded_by(&successor)?;
-    ensure!(report.losses.is_empty(), "it cost {:?}", report.losses);
-    run.check_whole(&successor)?;
+    run.let_incumbent_go(&successor)?;
     each(run, &[(1, all)], "natively, in the successor")?;
     run.check_guests()?;
     run.power_off()
-}
-
-/// Waits until all guests have crossed and the successor is in charge.
-fn crossed(run: &mut Run) -> Result<()> {
-    run.progress.step("waiting for the guests to cross");
-    let look = "for i in $(seq 600); do grep -q 'until the incumbent is gone' /sys/kernel/locum/progress && exit 0; sleep 1; done; \
-                cat /sys/kernel/locum/state /sys/kernel/locum/progress; exit 1";
-    let waited = run.machine.host(1).run(look, LONG)?.ok();
-    waited.context("the successor is not in charge").map(drop)
 }
 
 /// Has these hosts trace all their CPUs at the same time, generation and number of CPUs of each.

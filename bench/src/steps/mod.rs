@@ -3,13 +3,15 @@
 //! A [`Run`] is begun with how its machine is to be ([`prepare`]). Its guests are started and looked after by [`guests`],
 //! which know them by a [`witness`]; the stock guest is known by its pages ([`visits`]). [`refresh`] has the reigning host
 //! replaced by a [`successor`] while [`watches`] look on from both hosts. [`checked`] puts these together with what must
-//! hold after each. On the second board, which has no VMX, no host is replaced: [`board`] has what must hold there.
+//! hold after each; [`halts`] has a refresh wait at two places, for what is to be tried on both hosts. On the second board,
+//! which has no VMX, no host is replaced: [`board`] has what must hold there.
 
 pub(crate) mod board;
 mod checked;
 pub(crate) mod events;
 pub(crate) mod exits;
 mod guests;
+mod halts;
 pub(crate) mod prepare;
 pub(crate) mod refresh;
 mod run;
