@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::trees;
 use crate::{progress::say, tools};
@@ -62,6 +62,32 @@ impl Root {
             fs::rename(&part, &target).with_context(|| format!("renaming {}", part.display()))?;
         }
         Ok(target)
+    }
+
+    /// A copy of the tree, in place of what is at `to`.
+    ///
+    /// # Errors
+    /// There is no room, or what is there cannot be removed.
+    pub(crate) fn copy(&self, to: &Path) -> Result<Self> {
+        if to.exists() {
+            tools::remove_tree(to)?;
+        }
+        tools::shell(r#"cp -a --reflink=auto "$1" "$2""#, &[&self.dir, to])?;
+        Ok(Self::at(to.to_owned()))
+    }
+
+    /// The releases of the kernels in its `boot/`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn kernels(&self) -> Result<Vec<String>> {
+        let mut releases = Vec::new();
+        for entry in fs::read_dir(self.path("boot"))? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            releases.extend(name.strip_prefix("vmlinuz-").map(str::to_owned));
+        }
+        ensure!(!releases.is_empty(), "{} has no kernel", self.dir.display());
+        Ok(releases)
     }
 
     /// A path inside the tree, `inner` given without the leading slash.

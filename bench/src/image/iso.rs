@@ -48,6 +48,9 @@ const UEFI_MODULES: &str = "search";
 /// What GRUB does first where the firmware does not tell it which device it came from.
 const UEFI_FIRST: &str = "search --file --set=root /boot/grub/grub.cfg\nset prefix=($root)/boot/grub\n";
 
+/// Where a tree has GRUB's modules for UEFI.
+pub(super) const GRUB: &str = "usr/lib/grub/x86_64-efi";
+
 /// The file of the CD that UEFI boots: a file system of its own (UEFI 2.10, 13.3.2.1).
 const UEFI_IMAGE: &str = "uefi.img";
 /// Its size, in blocks of 512 bytes: a floppy's.
@@ -123,25 +126,33 @@ fn uefi_image() -> Result<PathBuf> {
     let root = Root::uefi()?;
     let ingredients = (MODULES, UEFI_MODULES, UEFI_FIRST, UEFI_BLOCKS, MAKE);
     root.derived("grub.img", ingredients, |part| {
-        let [program, first] = ["efi", "cfg"].map(|ending| part.with_extension(ending));
-        fs::write(&first, UEFI_FIRST)?;
-        tools::run(
-            root.program("usr/bin/grub-mkimage")
-                .arg("-d")
-                .arg(root.path("usr/lib/grub/x86_64-efi"))
-                .args(["-O", "x86_64-efi", "-p", "/boot/grub", "-c"])
-                .arg(&first)
-                .arg("-o")
-                .arg(&program)
-                .args(MODULES.split(' '))
-                .args(UEFI_MODULES.split(' ')),
-        )?;
+        let program = part.with_extension("efi");
+        let modules = format!("{MODULES} {UEFI_MODULES}");
+        grub(&root.path(GRUB), UEFI_FIRST, &modules, &program)?;
         tools::shell(&MAKE.replace("$UEFI_BLOCKS", UEFI_BLOCKS), &[part, &program])?;
-        for file in [program, first] {
-            fs::remove_file(file)?;
-        }
-        Ok(())
+        Ok(fs::remove_file(program)?)
     })
+}
+
+/// Makes GRUB's program for UEFI, of the modules of that directory and with these first commands, at `program`.
+///
+/// # Errors
+/// [`Root::uefi`] cannot be had, or its program fails.
+pub(super) fn grub(directory: &Path, first: &str, modules: &str, program: &Path) -> Result<()> {
+    let commands = program.with_extension("cfg");
+    fs::write(&commands, first)?;
+    tools::run(
+        Root::uefi()?
+            .program("usr/bin/grub-mkimage")
+            .arg("-d")
+            .arg(directory)
+            .args(["-O", "x86_64-efi", "-p", "/boot/grub", "-c"])
+            .arg(&commands)
+            .arg("-o")
+            .arg(program)
+            .args(modules.split(' ')),
+    )?;
+    Ok(fs::remove_file(commands)?)
 }
 
 #[cfg(test)]

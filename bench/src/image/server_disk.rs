@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::build;
+use super::{
+    build, ext4,
+    iso::{self, GRUB},
+};
 use crate::{
     debian::{Archive, apt::Apt, index, root::Root},
     paths, tools,
@@ -103,15 +106,11 @@ pub(crate) fn kernel(release: &str) -> Result<PathBuf> {
 
 fn make(root: &Root, labd: &Path, disk: &Path) -> Result<()> {
     let tree = disk.with_extension("tree");
-    if tree.exists() {
-        tools::remove_tree(&tree)?;
-    }
-    tools::shell(r#"cp -a --reflink=auto "$1" "$2""#, &[root.dir(), &tree])?;
-    furnish(&Root::at(tree.clone()), labd)?;
+    furnish(&root.copy(&tree)?, labd)?;
     fs::File::create(disk)?.set_len(SIZE << 20)?;
     partition(root, disk)?;
     esp(root, disk)?;
-    root_file_system(root, &tree, disk)?;
+    ext4::make(root, &tree, disk, "root", Some(ROOT))?;
     tools::remove_tree(&tree)
 }
 
@@ -132,21 +131,11 @@ fn furnish(server: &Root, labd: &Path) -> Result<()> {
     fs::create_dir_all(server.path("boot/grub"))?;
     // A tree is made without initramfs.
     tools::run(server.chroot().args(["update-initramfs", "-c", "-k", "all"]))?;
-    let kernel = newest(server)?;
+    let kernel = server.kernels()?.into_iter().max().unwrap_or_default();
     let first = format!(
         "linux /boot/vmlinuz-{kernel} root=LABEL=root ro console=ttyS0,115200\ninitrd /boot/initrd.img-{kernel}\nboot\n"
     );
     Ok(fs::write(server.path("boot/grub/grub.cfg"), first)?)
-}
-
-/// The release of the kernel in a tree.
-fn newest(server: &Root) -> Result<String> {
-    let names = fs::read_dir(server.path("boot"))?.filter_map(Result::ok);
-    let releases = names.filter_map(|entry| {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        name.strip_prefix("vmlinuz-").map(str::to_owned)
-    });
-    releases.max().context("the server has no kernel")
 }
 
 fn partition(root: &Root, disk: &Path) -> Result<()> {
@@ -178,50 +167,12 @@ fn esp(root: &Root, disk: &Path) -> Result<()> {
         mformat -i "$at" -F -T "$SECTORS" -v EFI ::
         mmd -i "$at" ::/EFI ::/EFI/BOOT
         mcopy -i "$at" "$2" ::/EFI/BOOT/BOOTX64.EFI"#;
-    let [program, first] = ["efi", "cfg"].map(|ending| disk.with_extension(ending));
-    fs::write(&first, FIRST)?;
-    // mkimage is not in the server: it has GRUB's modules only.
-    let maker = Root::uefi()?;
-    tools::run(
-        maker
-            .program("usr/bin/grub-mkimage")
-            .arg("-d")
-            .arg(root.path("usr/lib/grub/x86_64-efi"))
-            .args(["-O", "x86_64-efi", "-p", "/boot/grub", "-c"])
-            .arg(&first)
-            .arg("-o")
-            .arg(&program)
-            .args(MODULES.split(' ')),
-    )?;
+    let program = disk.with_extension("efi");
+    // The server has GRUB's modules only.
+    iso::grub(&root.path(GRUB), FIRST, MODULES, &program)?;
     let script = MAKE
         .replace("$OFFSET", &(ESP.0 << 20).to_string())
         .replace("$SECTORS", &(ESP.1 << 11).to_string());
     tools::shell(&script, &[disk, &program])?;
-    for file in [program, first] {
-        fs::remove_file(file)?;
-    }
-    Ok(())
-}
-
-fn root_file_system(root: &Root, tree: &Path, disk: &Path) -> Result<()> {
-    let mut words: Vec<OsString> = Vec::new();
-    if !tools::is_root() {
-        // Where mmdebstrap made the tree, its owners are this user's subordinates.
-        words.extend(["unshare", "--map-auto", "--map-root-user"].map(OsString::from));
-    }
-    let mke2fs = root.program("usr/sbin/mke2fs");
-    words.push(mke2fs.get_program().to_owned());
-    words.extend(mke2fs.get_args().map(OsString::from));
-    let (program, arguments) = words.split_first().context("a command has a program")?;
-    tools::run(
-        Command::new(program)
-            .args(arguments)
-            .args(["-q", "-F", "-t", "ext4", "-L", "root", "-E"])
-            .arg(format!("offset={}", ROOT.0 << 20))
-            .arg("-d")
-            .arg(tree)
-            .arg(disk)
-            .arg(format!("{}M", ROOT.1))
-            .env("MKE2FS_CONFIG", root.path("etc/mke2fs.conf")),
-    )
+    Ok(fs::remove_file(program)?)
 }

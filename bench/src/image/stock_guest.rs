@@ -9,7 +9,6 @@ use std::{
     io::Write,
     net::TcpListener,
     path::{Path, PathBuf},
-    process::Command,
     sync::Arc,
     thread,
 };
@@ -17,7 +16,8 @@ use std::{
 use anyhow::{Context, Result};
 use lab_guest::{map::Shared, nbd};
 
-use crate::{debian::root::Root, tools};
+use super::ext4;
+use crate::debian::root::Root;
 
 /// Its name.
 pub(crate) const NAME: &str = "g3";
@@ -74,25 +74,9 @@ impl StockGuest {
     }
 }
 
-/// An ext4 image of the tree, its owners as they are there.
 fn make_disk(root: &Root, disk: &Path) -> Result<()> {
     fs::File::create(disk)?.set_len(DISK << 20)?;
-    let mke2fs = root.program("usr/sbin/mke2fs");
-    let mut command = Command::new(mke2fs.get_program());
-    if !tools::is_root() {
-        // Where mmdebstrap made the tree, its owners are this user's subordinates.
-        command = Command::new("unshare");
-        command
-            .args(["--map-auto", "--map-root-user"])
-            .arg(mke2fs.get_program());
-    }
-    command
-        .args(mke2fs.get_args())
-        .args(["-q", "-F", "-t", "ext4", "-L", NAME, "-d"])
-        .arg(root.dir())
-        .arg(disk)
-        .env("MKE2FS_CONFIG", root.path("etc/mke2fs.conf"));
-    tools::run(&mut command)
+    ext4::make(root, root.dir(), disk, NAME, None)
 }
 
 /// A copy of the guest's disk, served over NBD to whoever connects for as long as the lab runs.

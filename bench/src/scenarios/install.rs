@@ -34,8 +34,9 @@ const CPUS: u32 = 2;
 /// RAM in MiB: half of it becomes the pool.
 const MEMORY: u32 = 3072;
 
-/// L0 as it is, and one that hangs, on the server's disk.
+/// On the server's disk: an L0 that hangs.
 const HUNG: &str = "/root/l0-that-hangs";
+/// The package.
 const PACKAGE: &str = "/root/locum.deb";
 /// Another kernel's packages.
 const KERNEL: &str = "/root/kernel.tar";

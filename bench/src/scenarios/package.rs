@@ -64,13 +64,8 @@ struct Server {
 
 impl Server {
     fn new(dir: &Path) -> Result<Self> {
-        let tree = dir.join("server");
-        if tree.exists() {
-            tools::remove_tree(&tree)?;
-        }
         fs::create_dir_all(dir)?;
-        tools::shell(r#"cp -a --reflink=auto "$1" "$2""#, &[Root::server()?.dir(), &tree])?;
-        let root = Root::at(tree);
+        let root = Root::server()?.copy(&dir.join("server"))?;
         let probe = root.path("usr/sbin/grub-probe");
         fs::write(&probe, PROBE)?;
         fs::set_permissions(&probe, fs::Permissions::from_mode(0o755))?;
@@ -114,19 +109,8 @@ impl Server {
         Ok(fs::remove_file(self.root.path("tmp/locum.deb"))?)
     }
 
-    /// The releases of its kernels.
-    fn kernels(&self) -> Result<Vec<String>> {
-        let mut releases = Vec::new();
-        for entry in fs::read_dir(self.root.path("boot"))? {
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            releases.extend(name.strip_prefix("vmlinuz-").map(str::to_owned));
-        }
-        ensure!(!releases.is_empty(), "the server has no kernel");
-        Ok(releases)
-    }
-
     fn modules(&self) -> Result<()> {
-        for release in self.kernels()? {
+        for release in self.root.kernels()? {
             let path = self.sh(&format!("modinfo -k {release} -n locum"))?;
             ensure!(path.contains("/updates/dkms/"), "DKMS put no module there: {path}");
             say(&format!("DKMS built locum.ko for {release}"));
@@ -142,7 +126,7 @@ impl Server {
     fn menu(&self) -> Result<()> {
         self.sh("grub-script-check /boot/grub/grub.cfg")?;
         let menu = self.menu_text()?;
-        for release in self.kernels()? {
+        for release in self.root.kernels()? {
             for line in [
                 format!("--id 'locum-{release}' {{"),
                 "    save_env locum_next".into(),
