@@ -56,10 +56,19 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Make the initramfs that a successor with an installed kernel starts from
+    Image {
+        /// The kernel's version, as `uname -r` has it; without it, the one that runs
+        version: Option<String>,
+    },
     /// Show what a refresh to NAME would move; changes nothing
     Plan {
         /// Successor: NAME.toml in the configuration directory
-        name: String,
+        #[arg(required_unless_present = "kernel")]
+        name: Option<String>,
+        /// Instead of NAME: the installed kernel of this version, all else as `/etc/default/locum` and this host have it
+        #[arg(long, value_name = "VERSION", conflicts_with = "name")]
+        kernel: Option<String>,
         /// How to print
         #[command(flatten)]
         output: Output,
@@ -67,8 +76,11 @@ pub enum Command {
     /// Replace this host by NAME, and wait for the outcome
     Refresh {
         /// Successor: NAME.toml in the configuration directory
-        #[arg(required_unless_present = "follow")]
+        #[arg(required_unless_present_any = ["follow", "kernel"])]
         name: Option<String>,
+        /// Instead of NAME: the installed kernel of this version, all else as `/etc/default/locum` and this host have it
+        #[arg(long, value_name = "VERSION", conflicts_with_all = ["name", "follow"])]
+        kernel: Option<String>,
         /// Do not wait
         #[arg(long, conflicts_with = "follow")]
         detach: bool,
@@ -132,7 +144,11 @@ pub enum Command {
     /// Make every CPU of this host native again (for tests and debugging)
     Leave,
     /// Serve requests: run by systemd
-    Daemon,
+    Daemon {
+        /// End once this host reigns alone, and has all that it was to get: run in a successor's initramfs
+        #[arg(long)]
+        until_reigning: bool,
+    },
     /// List what the firmware's AML uses, line by line: run by `doctor`, `plan` and the daemon, as a process that may die
     #[command(name = "__aml", hide = true)]
     Aml {
@@ -187,6 +203,8 @@ mod tests {
     fn a_refresh_has_a_name_or_is_followed() {
         let fits = |line: &[&str]| Cli::try_parse_from([&["locum", "refresh"], line].concat()).is_ok();
         assert!(fits(&["next"]) && fits(&["--follow"]) && fits(&["next", "--detach"]));
+        assert!(fits(&["--kernel", "6.12.1"]));
+        assert!(!fits(&["next", "--kernel", "6.12.1"]) && !fits(&["--follow", "--kernel", "6.12.1"]));
         assert!(!fits(&[]) && !fits(&["next", "--follow"]) && !fits(&["--follow", "--detach"]));
     }
 

@@ -73,6 +73,20 @@ pub enum Refusal {
         "`{0}` is no successor's name: use letters, digits, `.`, `_` and `-`, at most 63 of them, and no `.` first"
     )]
     BadName(String),
+    /// A version that is none.
+    #[error("`{0}` is no kernel's version: write it as `uname -r` does, such as 6.12.57+deb13-amd64")]
+    BadVersion(String),
+    /// A kernel that is not installed.
+    #[error("kernel {version} is not installed: install its package, or choose one of: {known}")]
+    NoKernel {
+        /// Its version.
+        version: String,
+        /// Those that are.
+        known: String,
+    },
+    /// A successor's initramfs that is to be made.
+    #[error("the image of a successor with kernel {0} is missing, or older than what it is made of: `locum image {0}`")]
+    NoImage(String),
     /// A configuration that is wrong.
     #[error("{path}, line {line}: {problem}")]
     BadConfig {
@@ -155,6 +169,18 @@ pub enum Refusal {
         /// Why not.
         problem: String,
     },
+    /// A guest that nobody named, and whose QEMU cannot be asked.
+    #[error(
+        "guest {guest} runs here, and its QEMU has no QMP socket with a path on its command line: start it with `-qmp \
+         unix:PATH,server=on,wait=off`, or name the guests in a file of /etc/locum and refresh by that"
+    )]
+    NoSocket {
+        /// Its name, or its process.
+        guest: String,
+    },
+    /// A process in the pool that is no QEMU.
+    #[error("{0} can write to guests' memory, and is no QEMU: end it")]
+    PoolUser(String),
     /// A guest that is not running.
     #[error("guest {guest} is {status}, not running: resume it, or take it off `guests`")]
     GuestNotRunning {

@@ -36,6 +36,7 @@
 //! | [`error`] | what is refused before anything changes |
 //! | [`preflight`], [`doctor`] | is this machine fit? The first without L0, too |
 //! | [`setup`] | how this machine boots next |
+//! | [`image`] | the initramfs that a successor starts from |
 //! | [`sysroot`], [`inventory`], [`acpi`] | the machine as Linux shows it, and what the firmware's code uses of it |
 //! | [`l0`] | the machine as L0 shows it |
 //! | [`machine`] | the machine as it can be changed: the one place of ioctls and sysfs writes |
@@ -67,6 +68,7 @@ mod doctor;
 pub mod error;
 mod evidence;
 pub mod guest;
+mod image;
 mod inventory;
 mod journal;
 mod l0;

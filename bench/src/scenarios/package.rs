@@ -48,6 +48,7 @@ pub(super) fn all(dir: &Path) -> Result<()> {
     server.modules()?;
     server.menu()?;
     server.next_boot()?;
+    server.image()?;
     server.sh("dpkg --purge locum").context("purging")?;
     let left: Vec<_> = server.files()?.difference(&before).cloned().collect();
     ensure!(left.is_empty(), "purge leaves {left:?}");
@@ -145,6 +146,48 @@ impl Server {
         let locum = menu.find("by way of Locum").unwrap_or_default();
         ensure!(plain < locum, "an entry without Locum comes first");
         say("GRUB's menu has the entry");
+        Ok(())
+    }
+
+    /// The initramfs of a successor has what takes guests over, and the host's own initramfs has none of it.
+    fn image(&self) -> Result<()> {
+        for release in self.root.kernels()? {
+            let path = format!("/var/lib/locum/images/{release}.img");
+            let said = self.sh(&format!("locum image {release}"))?;
+            ensure!(said.starts_with(&format!("{path}: ")), "it tells where it is: {said}");
+            let list = self.sh(&format!("lsinitramfs {path}"))?;
+            let files: BTreeSet<&str> = list.lines().collect();
+            for file in [
+                "scripts/init-top/locum",
+                "usr/bin/chroot",
+                "locum/usr/sbin/locum",
+                "locum/usr/bin/sh",
+                "locum/etc/passwd",
+            ] {
+                ensure!(files.contains(file), "the image lacks {file}:\n{list}");
+            }
+            for module in ["locum.ko", "kvm-intel.ko", "bridge.ko"] {
+                ensure!(
+                    list.contains(&format!("/{module}")),
+                    "the image lacks {module}:\n{list}"
+                );
+            }
+            let order = self.sh(&format!(
+                "d=$(mktemp -d) && unmkinitramfs {path} $d && cat $d/scripts/init-top/ORDER $d/main/scripts/init-top/ORDER \
+                 2>/dev/null; rm -r $d"
+            ))?;
+            let (udev, locum) = (order.find("/udev "), order.find("/locum "));
+            ensure!(
+                udev.is_some() && udev < locum,
+                "the script does not run after udev has begun:\n{order}"
+            );
+            let usual = self.sh(&format!("lsinitramfs /boot/initrd.img-{release}"))?;
+            ensure!(
+                !usual.contains("locum/") && !usual.contains("init-top/locum"),
+                "the host's own initramfs is another than before:\n{usual}"
+            );
+            say(said.trim());
+        }
         Ok(())
     }
 

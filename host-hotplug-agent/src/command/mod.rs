@@ -1,5 +1,6 @@
 //! The commands, each as a function that prints.
 
+mod image;
 mod look;
 mod nested;
 mod pool;
@@ -8,12 +9,13 @@ mod setup;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::acpi::aml;
 use crate::cli::{Cli, Command};
 use crate::daemon::{self, ipc::Question};
+use crate::refresh::Choice;
 use crate::sysroot::SysRoot;
 
 /// Carries out the command line.
@@ -37,22 +39,33 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         } => nested::cycle(&sys, *count, *pause_us, *output)?,
         Command::Enter => nested::enter(&sys)?,
         Command::Leave => nested::leave(&sys)?,
-        Command::Plan { name, output } => refresh::plan(&sys, cli, name, *output)?,
+        Command::Image { version } => image::run(&sys, version.as_deref())?,
+        Command::Plan { name, kernel, output } => {
+            let choice = choice(name.as_deref(), kernel.as_deref()).context("clap has one of them given")?;
+            refresh::plan(&sys, cli, choice, *output)?;
+        }
         Command::Refresh {
             name,
+            kernel,
             detach,
             follow: _,
             output,
         } => {
-            return refresh::refresh(cli, name.as_deref(), *detach, *output);
+            let choice = choice(name.as_deref(), kernel.as_deref());
+            return refresh::refresh(&sys, cli, choice, *detach, *output);
         }
         Command::Abort { force: false, output } => refresh::ask(cli, &Question::Abort, *output)?,
         Command::Abort { force: true, output } => refresh::ask(cli, &Question::AbortByForce, *output)?,
         Command::Retry(output) => refresh::ask(cli, &Question::Retry, *output)?,
         Command::Aml { skip } => aml::main(&sys, skip),
-        Command::Daemon => daemon::run(sys, &cli.config_dir, &cli.socket)?,
+        Command::Daemon { until_reigning } => daemon::run(sys, &cli.config_dir, &cli.socket, *until_reigning)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a refresh goes to; `None` if neither is given.
+fn choice<'c>(name: Option<&'c str>, kernel: Option<&'c str>) -> Option<Choice<'c>> {
+    name.map(Choice::Named).or(kernel.map(Choice::Kernel))
 }
 
 /// Prints a value as JSON.

@@ -12,9 +12,10 @@ use crate::deadline::Deadline;
 use crate::error::Refusal;
 use crate::guest::pool::Pool;
 use crate::guest::qemu::Qemu;
+use crate::image;
 use crate::machine::{Access, Device, Host, Machine};
-use crate::refresh::Prepared;
 use crate::refresh::prepare::PlanView;
+use crate::refresh::{Choice, Prepared};
 use crate::status::DaemonStatus;
 use crate::sysroot::SysRoot;
 
@@ -23,11 +24,11 @@ const LOOK: Duration = Duration::from_millis(300);
 /// For a daemon that died to be there again.
 const RESTART: Duration = Duration::from_secs(30);
 
-pub fn plan(sys: &SysRoot, cli: &Cli, name: &str, output: Output) -> Result<()> {
+pub fn plan(sys: &SysRoot, cli: &Cli, choice: Choice<'_>, output: Output) -> Result<()> {
     let host = Host::new(sys.clone(), Device::open(sys, Access::Control)?)?;
     let unreclaimed = ipc::ask(&cli.socket, &Question::Status).map_or_else(|_| Vec::new(), |status| status.unreclaimed);
     let hypervisor = Qemu::new(sys.clone(), Pool::of(&host.facts().header));
-    let prepared = Prepared::new(&host, &hypervisor, &cli.config_dir, name, unreclaimed)?;
+    let prepared = Prepared::new(&host, &hypervisor, &cli.config_dir, choice, unreclaimed)?;
     let view = PlanView::new(&prepared, &host)?;
     if output.json {
         print_json(&view)
@@ -36,12 +37,22 @@ pub fn plan(sys: &SysRoot, cli: &Cli, name: &str, output: Output) -> Result<()> 
     }
 }
 
-/// Begins a refresh and follows it; without a name, follows the one that runs. It is the daemon's: it goes on when this
+/// Begins a refresh and follows it; without a choice, follows the one that runs. It is the daemon's: it goes on when this
 /// program ends.
-pub fn refresh(cli: &Cli, name: Option<&str>, detach: bool, output: Output) -> Result<ExitCode> {
-    let question = name.map_or(Question::Status, |name| Question::Refresh(name.to_owned()));
+pub fn refresh(sys: &SysRoot, cli: &Cli, choice: Option<Choice<'_>>, detach: bool, output: Output) -> Result<ExitCode> {
+    let question = match choice {
+        None => Question::Status,
+        Some(Choice::Named(name)) => Question::Refresh(name.to_owned()),
+        Some(Choice::Kernel(version)) => {
+            if !image::is_fresh(sys, version) {
+                tracing::info!("making the successor's image for {version}");
+                image::make(sys, version)?;
+            }
+            Question::RefreshToKernel(version.to_owned())
+        }
+    };
     let status = ipc::ask(&cli.socket, &question)?;
-    if name.is_none() && status.running.is_none() {
+    if choice.is_none() && status.running.is_none() {
         return Err(Refusal::NothingToFollow.into());
     }
     if detach {

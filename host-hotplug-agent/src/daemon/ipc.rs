@@ -24,6 +24,8 @@ pub enum Question {
     Status,
     /// Start a refresh to that successor.
     Refresh(String),
+    /// Start a refresh to the installed kernel of that version.
+    RefreshToKernel(String),
     /// Stop the refresh that runs, or give back what one left behind.
     Abort,
     /// The same; a successor of which nothing is known is stopped whatever runs there.

@@ -27,11 +27,15 @@ use crate::systemd;
 use ipc::{Answer, Question};
 pub use work::Worker;
 
-/// Runs until it is ended.
+/// How often it is looked whether this host reigns.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Runs until it is ended; if `until_reigning`, no longer than until this host reigns alone, and all that it was to get is
+/// its own.
 ///
 /// # Errors
 /// If there is no L0 or module, or another daemon runs.
-pub fn run(sys: SysRoot, config_dir: &Path, socket: &Path) -> Result<()> {
+pub fn run(sys: SysRoot, config_dir: &Path, socket: &Path, until_reigning: bool) -> Result<()> {
     let device = Device::open(&sys, Access::Control)?;
     device.listen()?;
     let host = Arc::new(Host::new(sys.clone(), device)?);
@@ -53,9 +57,13 @@ pub fn run(sys: SysRoot, config_dir: &Path, socket: &Path) -> Result<()> {
     systemd::ready();
     worker.take_up()?;
     let watchdog = systemd::watchdog();
+    let most = watchdog.into_iter().chain(until_reigning.then_some(LOOK)).min();
     // Nothing here may take long: whatever does has a thread of its own.
     loop {
-        let [client, request] = wait(&listener, host.device().file(), watchdog)?;
+        let [client, request] = wait(&listener, host.device().file(), most)?;
+        if until_reigning && worker.has_succeeded() {
+            return Ok(());
+        }
         if watchdog.is_some() {
             // A daemon that nobody gets an answer of is not alive, either: every answer needs this lock.
             drop(agent.shared.lock());
@@ -75,7 +83,7 @@ pub fn run(sys: SysRoot, config_dir: &Path, socket: &Path) -> Result<()> {
         if request && let Some(name) = host.device().next_request()? {
             let worker = worker.clone();
             std::thread::spawn(move || {
-                if let Err(error) = worker.begin(&name) {
+                if let Err(error) = worker.begin(name.as_str()) {
                     tracing::warn!("{error:#}");
                 }
             });

@@ -16,7 +16,7 @@ use crate::pool::crossing;
 use crate::refresh::give_back::{Lacks, give_back};
 use crate::refresh::incumbent::Incumbent;
 use crate::refresh::successor::Successor;
-use crate::refresh::{Agent, Prepared, drive, take_up};
+use crate::refresh::{Agent, Choice, Prepared, drive, take_up};
 use crate::report::Report;
 use crate::status::DaemonStatus;
 use crate::tsc;
@@ -40,7 +40,8 @@ impl Worker {
     pub fn answer(self: &Arc<Self>, question: &Question) -> Result<DaemonStatus> {
         match question {
             Question::Status => {}
-            Question::Refresh(name) => self.begin(name)?,
+            Question::Refresh(name) => self.begin(name.as_str())?,
+            Question::RefreshToKernel(version) => self.begin(Choice::Kernel(version))?,
             Question::Abort => self.abort(false)?,
             Question::AbortByForce => self.abort(true)?,
             Question::Retry => {
@@ -55,7 +56,8 @@ impl Worker {
     ///
     /// # Errors
     /// Why it was refused; nothing has changed then.
-    pub fn begin(self: &Arc<Self>, name: &str) -> Result<()> {
+    pub fn begin<'c>(self: &Arc<Self>, choice: impl Into<Choice<'c>>) -> Result<()> {
+        let choice = choice.into();
         {
             let mut inner = self.agent.shared.lock();
             if let Some(running) = &inner.running {
@@ -64,13 +66,13 @@ impl Worker {
             if self.agent.has_other() {
                 return Err(Refusal::Split.into());
             }
-            inner.running = Some(name.to_owned());
+            inner.running = Some(choice.name().to_owned());
             inner.refused = None;
             inner.abort = None;
             inner.lost = None;
         }
         self.agent.machine.busy(true);
-        match self.accept(name) {
+        match self.accept(choice) {
             Ok(incumbent) => {
                 let worker = self.clone();
                 std::thread::spawn(move || worker.refresh(incumbent));
@@ -87,13 +89,13 @@ impl Worker {
         }
     }
 
-    fn accept(&self, name: &str) -> Result<Incumbent> {
+    fn accept(&self, choice: Choice<'_>) -> Result<Incumbent> {
         let unreclaimed = self.agent.shared.lock().refresh.unreclaimed().to_vec();
         let prepared = Prepared::new(
             &*self.agent.machine,
             &*self.agent.hypervisor,
             &self.config_dir,
-            name,
+            choice,
             unreclaimed,
         )?;
         // What a plan is refused for beyond the partitioner's rules: as `locum plan` does.
@@ -104,7 +106,7 @@ impl Worker {
         inner.refresh.plan_for(&prepared.inventory, &prepared.request)?;
         inner.refresh.apply(Event::Start)?;
         inner.report = Some(Report {
-            name: name.to_owned(),
+            name: choice.name().to_owned(),
             from_generation: u64::from(status.generation),
             incumbent: self
                 .agent
@@ -128,6 +130,7 @@ impl Worker {
 
     /// Serves the incumbent, as the host of that generation, in a thread of its own.
     pub fn succeed(self: &Arc<Self>, generation: u64) {
+        self.agent.shared.lock().succeeds = true;
         let worker = self.clone();
         std::thread::spawn(move || {
             let outcome = Successor::new(worker.agent.clone(), generation).serve();
@@ -369,7 +372,23 @@ impl Worker {
         // this.
         let mut inner = self.agent.shared.lock();
         inner.running = None;
+        inner.succeeds = false;
         inner.abort = None;
         inner.brief = Brief::default();
+    }
+
+    /// Whether this host reigns alone, and nothing of the refresh that made it is left to do.
+    pub fn has_succeeded(&self) -> bool {
+        let busy = {
+            let inner = self.agent.shared.lock();
+            inner.succeeds || inner.running.is_some()
+        };
+        let reigns = || {
+            let own = self.agent.generation().ok();
+            let status = self.agent.machine.status().ok();
+            own.zip(status)
+                .is_some_and(|(own, status)| own == u64::from(status.generation))
+        };
+        !busy && reigns() && !self.agent.has_other()
     }
 }

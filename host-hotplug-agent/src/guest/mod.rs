@@ -2,6 +2,7 @@
 
 pub mod argv;
 pub mod bound;
+pub mod discover;
 pub mod keyval;
 mod orphan;
 pub mod pool;
@@ -187,6 +188,12 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// If it does not come up in time.
     fn prepare(&self, spec: &Spec, until: &Deadline<'_>) -> Result<Box<dyn Vm>>;
+
+    /// The guests that run on this host, as a configuration would name them.
+    ///
+    /// # Errors
+    /// [`Refusal::PoolUser`] or [`Refusal::NoSocket`].
+    fn guests_here(&self) -> Result<Vec<config::Guest>, Refusal>;
 
     /// Processes of this host that could write to guests' RAM, in words; `None` if there is none.
     fn users(&self) -> Option<String>;

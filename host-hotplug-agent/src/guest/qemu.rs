@@ -15,7 +15,7 @@ use super::pool::Pool;
 use super::process::Process;
 use super::qmp::Qmp;
 use super::running::QemuVm;
-use super::{Hypervisor, Ram, Spec, Vm, argv, orphan, users};
+use super::{Hypervisor, Ram, Spec, Vm, argv, discover, orphan, users};
 use crate::config;
 use crate::deadline::Deadline;
 use crate::error::Refusal;
@@ -138,6 +138,10 @@ impl Hypervisor for Qemu {
         };
         vm.quit()?;
         Err(problem)
+    }
+
+    fn guests_here(&self) -> Result<Vec<config::Guest>, Refusal> {
+        discover::guests(&self.sys, &self.pool)
     }
 
     fn users(&self) -> Option<String> {

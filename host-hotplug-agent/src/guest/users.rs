@@ -16,25 +16,33 @@ const ACCESS_MODE: u32 = 0o3;
 
 /// These processes in words; `None` if there is none.
 pub fn of(sys: &SysRoot, pool: &Pool) -> Option<String> {
-    let pids = sys.list("proc").unwrap_or_default();
-    let mut users = pids.iter().filter_map(|pid| user(sys, pool, pid));
-    let named: Vec<String> = users.by_ref().take(NAMED).collect();
-    let more = match users.count() {
+    let users = each(sys, pool);
+    let named: Vec<String> = users.iter().take(NAMED).map(|pid| in_words(sys, *pid)).collect();
+    let more = match users.len().saturating_sub(NAMED) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
     (!named.is_empty()).then(|| named.join(", ") + &more)
 }
 
-fn user(sys: &SysRoot, pool: &Pool, pid: &str) -> Option<String> {
-    let id = Pid::from_raw(pid.parse().ok()?)?;
-    let process = Process::new(sys, id);
+/// These processes, in the order of `/proc`.
+pub fn each(sys: &SysRoot, pool: &Pool) -> Vec<Pid> {
+    let pids = sys.list("proc").unwrap_or_default();
+    let pids = pids.iter().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
+    pids.filter(|pid| uses(sys, pool, *pid)).collect()
+}
+
+/// A process with its name.
+pub fn in_words(sys: &SysRoot, pid: Pid) -> String {
+    let pid = pid.as_raw_nonzero();
+    let name = sys.read_optional(format!("proc/{pid}/comm")).unwrap_or_default();
+    format!("process {pid} ({name})")
+}
+
+fn uses(sys: &SysRoot, pool: &Pool, pid: Pid) -> bool {
+    let process = Process::new(sys, pid);
     let in_pool = |file: &Path| may_be(pool, file) && pool.outside(sys, process, file).is_none();
-    let uses = opened(process).iter().any(|file| in_pool(file)) || mapped(process).iter().any(|file| in_pool(file));
-    uses.then(|| {
-        let name = sys.read_optional(format!("proc/{pid}/comm")).unwrap_or_default();
-        format!("process {pid} ({name})")
-    })
+    opened(process).iter().any(|file| in_pool(file)) || mapped(process).iter().any(|file| in_pool(file))
 }
 
 /// Spares a look at files that cannot be the pool.

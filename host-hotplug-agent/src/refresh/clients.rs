@@ -18,6 +18,7 @@ use crate::daemon::ipc::{self, Question};
 use crate::daemon::serve;
 use crate::deadline::Deadline;
 use crate::error::Refusal;
+use crate::sysroot::SysRoot;
 use crate::testing::world::{Behaviour, INCUMBENT};
 
 /// A thread that answers, until this goes away.
@@ -94,7 +95,13 @@ fn a_refresh_goes_on_without_the_program_that_began_it_and_can_be_followed_again
     let (done, total): (usize, usize) = (done.parse().unwrap(), total.parse().unwrap());
     assert!(0 < done && done < total, "{first}");
     stage.ended("followed");
-    let over = crate::command::refresh::refresh(&cli, None, false, crate::cli::Output { json: false });
+    let over = crate::command::refresh::refresh(
+        &SysRoot::default(),
+        &cli,
+        None,
+        false,
+        crate::cli::Output { json: false },
+    );
     assert!(matches!(
         over.unwrap_err().downcast_ref(),
         Some(Refusal::NothingToFollow)

@@ -13,6 +13,7 @@
 //! ```
 
 mod agent;
+mod by_kernel;
 #[cfg(test)]
 mod clients;
 #[cfg(test)]
@@ -40,7 +41,7 @@ pub mod take_up;
 mod tests;
 
 pub use agent::{Agent, Limits};
-pub use prepare::Prepared;
+pub use prepare::{Choice, Prepared};
 pub use shared::Shared;
 
 use std::collections::BTreeMap;

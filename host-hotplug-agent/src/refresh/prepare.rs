@@ -6,7 +6,7 @@ use anyhow::Result;
 use locum_abi::CHANNEL_COUNT;
 use partitioner::{Inventory, MemRange, PciAddress, Plan, PortRange, Request, Unreclaimed, plan};
 
-use super::incumbent::image;
+use super::{by_kernel, incumbent::image};
 use crate::config::Config;
 use crate::error::Refusal;
 use crate::guest::{Hypervisor, Spec, there};
@@ -19,6 +19,31 @@ use crate::preflight;
 
 /// Ports of a UART.
 const UART_PORTS: u16 = 8;
+
+/// What an operator refreshes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice<'c> {
+    /// `NAME.toml` in the configuration directory.
+    Named(&'c str),
+    /// The installed kernel of that version; all else is made of this host ([`super::by_kernel`]).
+    Kernel(&'c str),
+}
+
+impl<'c> From<&'c str> for Choice<'c> {
+    fn from(name: &'c str) -> Self {
+        Self::Named(name)
+    }
+}
+
+impl Choice<'_> {
+    /// How the refresh is called.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Named(name) => name,
+            Self::Kernel(version) => version,
+        }
+    }
+}
 
 /// A refresh that can begin.
 #[derive(Clone, Debug)]
@@ -42,7 +67,7 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Reads the configuration `name` and checks everything.
+    /// Reads or makes the configuration and checks everything.
     ///
     /// # Errors
     /// A [`Refusal`], or what cannot be read of this host.
@@ -50,10 +75,13 @@ impl Prepared {
         machine: &dyn Machine,
         hypervisor: &dyn Hypervisor,
         config_dir: &Path,
-        name: &str,
+        choice: Choice<'_>,
         unreclaimed: Vec<Unreclaimed>,
     ) -> Result<Self> {
-        let (config, text) = Config::read(config_dir, name)?;
+        let (config, text) = match choice {
+            Choice::Named(name) => Config::read(config_dir, name)?,
+            Choice::Kernel(version) => by_kernel::config(machine, hypervisor, version)?,
+        };
         preflight::check(machine.sys())?;
         let unseen = preflight::check_carried_over(&machine.carried_over())?;
         let files = Files::read(&config, &text.path)?;
@@ -75,7 +103,7 @@ impl Prepared {
         notes.extend(stays);
         notes.extend(pinned(machine));
         Ok(Self {
-            name: name.to_owned(),
+            name: choice.name().to_owned(),
             config,
             text,
             files,
@@ -100,7 +128,7 @@ impl Prepared {
 }
 
 /// The console port of the successor's slot.
-fn console_port(machine: &dyn Machine) -> u32 {
+pub(super) fn console_port(machine: &dyn Machine) -> u32 {
     let facts = machine.facts();
     facts.header.slots[facts.slot.other()].console_port
 }

@@ -25,6 +25,8 @@ pub struct Inner {
     pub report: Option<Report>,
     /// Name of the refresh that is being prepared or runs.
     pub running: Option<String>,
+    /// Whether a thread serves the incumbent, or takes over from it.
+    pub succeeds: bool,
     /// Why the operator wants to stop.
     pub abort: Option<String>,
     /// Whether the operator wants the stuck action tried again.
@@ -47,6 +49,7 @@ impl Shared {
                 refresh: Refresh::idle(Generation(generation), unreclaimed),
                 report,
                 running: None,
+                succeeds: false,
                 abort: None,
                 retry: false,
                 lost: None,

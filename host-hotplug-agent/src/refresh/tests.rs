@@ -386,7 +386,7 @@ fn a_plan_says_what_it_could_not_look_at_and_what_stays() {
     stage.machine.tree().function("10000:01:00.0", "0x010802", 0, None, "");
     let hypervisor = FakeHypervisor::new(&stage.world, INCUMBENT);
     let config = stage.machine.tree().path().join("etc/locum");
-    let prepared = Prepared::new(&*stage.machine, &hypervisor, &config, "next", vec![]).unwrap();
+    let prepared = Prepared::new(&*stage.machine, &hypervisor, &config, "next".into(), vec![]).unwrap();
     let text = PlanView::new(&prepared, &*stage.machine).unwrap().to_string();
     for guest in ["one", "two"] {
         let note = format!("beware      guest {guest}: qemu of the successor was not looked at");
@@ -469,4 +469,28 @@ fn a_refused_request_changes_nothing_and_says_so_in_sysfs() {
         assert!(error.contains(flag) && error.contains("boot with"), "{error}");
         stage.intact();
     }
+}
+
+#[test]
+fn a_daemon_that_runs_until_its_host_reigns_ends_then_and_not_before() {
+    let stage = Stage::new(Behaviour::Boots);
+    let succeeded = || stage.worker.has_succeeded();
+    assert!(succeeded());
+    stage.shared.lock().succeeds = true;
+    assert!(!succeeded(), "it serves the incumbent, or takes over from it");
+    stage.shared.lock().succeeds = false;
+    stage.shared.lock().running = Some("next".to_owned());
+    assert!(!succeeded(), "something is left to do");
+    stage.shared.lock().running = None;
+    let other = |state: HostState| {
+        stage
+            .world
+            .region
+            .update(|status| status.hosts[SUCCESSOR].state = state as u32);
+    };
+    other(HostState::Dead);
+    assert!(!succeeded(), "there is another host");
+    other(HostState::Retired);
+    stage.world.region.update(|status| status.generation = 1);
+    assert!(!succeeded(), "another one reigns");
 }

@@ -14,7 +14,7 @@ const PROBE: &str = "usr/sbin/grub-probe";
 /// The word in the environment block.
 const WORD: &str = "locum_next";
 /// What the entries' identifiers begin with.
-const PREFIX: &str = "locum-";
+pub(super) const PREFIX: &str = "locum-";
 
 /// What GRUB reads files through but cannot write: its disk abstractions and file systems (GRUB 2.12, util/grub.d/00_header).
 const UNWRITABLE: [&str; 10] = [
@@ -167,7 +167,12 @@ mod tests {
         let server = Server::new();
         assert!(!server.goes_by_locum());
         let findings = examine(&server.sys());
-        assert!(findings.iter().all(|finding| finding.ok), "{findings:?}");
+        assert!(
+            findings.iter().all(|finding| finding.ok || !finding.needed),
+            "{findings:?}"
+        );
+        let image = findings.iter().find(|finding| finding.what == "successor").unwrap();
+        assert!(!image.ok && image.text.contains("`locum image 6.12.1`"), "{image:?}");
         assert!(findings.iter().any(|finding| finding.text == "entry locum-6.12.1"));
         assert!(!server.goes_by_locum(), "looking changes nothing");
         once(&server.sys()).unwrap();

@@ -5,18 +5,20 @@
 //! it loads anything. A host that has come up well puts it there again. So after a boot that fails or hangs, whatever the
 //! reason, GRUB takes the entry that it took before there was Locum.
 
+pub mod defaults;
 mod grub;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
 
+use crate::image;
 use crate::preflight::facts::SecureBoot;
 use crate::sysroot::SysRoot;
+use defaults::Defaults;
 use grub::Grub;
 
 /// L0, as the package brings it.
 const L0: &str = "boot/locum-l0";
-const DEFAULTS: &str = "etc/default/locum";
 const LOCM: &str = "sys/firmware/acpi/tables/LOCM";
 
 /// One thing that the next boot by way of Locum needs.
@@ -26,6 +28,8 @@ pub struct Finding {
     pub what: &'static str,
     /// Whether it is as it must be.
     pub ok: bool,
+    /// Whether the next boot needs it; else a refresh does.
+    pub needed: bool,
     /// What was found, and if it is not as it must be, what to do.
     pub text: String,
 }
@@ -35,6 +39,7 @@ impl Finding {
         Self {
             what,
             ok: true,
+            needed: true,
             text: text.into(),
         }
     }
@@ -47,7 +52,7 @@ impl Finding {
     }
 }
 
-/// Looks at all that the next boot needs; changes nothing.
+/// Looks at all that the next boot needs, and then a refresh; changes nothing.
 pub fn examine(sys: &SysRoot) -> Vec<Finding> {
     let grub = Grub::of(sys);
     vec![
@@ -56,6 +61,7 @@ pub fn examine(sys: &SysRoot) -> Vec<Finding> {
         entries(&grub),
         environment(&grub),
         next(&grub),
+        successor(sys, &grub),
     ]
 }
 
@@ -66,7 +72,7 @@ pub fn examine(sys: &SysRoot) -> Vec<Finding> {
 pub fn once(sys: &SysRoot) -> Result<()> {
     let missing: Vec<String> = examine(sys)
         .into_iter()
-        .filter(|finding| !finding.ok)
+        .filter(|finding| finding.needed && !finding.ok)
         .map(|finding| format!("{}: {}", finding.what, finding.text))
         .collect();
     if !missing.is_empty() {
@@ -92,7 +98,7 @@ pub fn confirm(sys: &SysRoot) -> Result<Confirmed> {
     if !sys.exists(LOCM) {
         bail!("this host runs without L0: there is nothing to confirm");
     }
-    if !stays(&sys.read_optional(DEFAULTS).unwrap_or_default()) {
+    if Defaults::read(sys).get("LOCUM_STAY") == Some("no") {
         return Ok(Confirmed::NotWanted);
     }
     let grub = Grub::of(sys);
@@ -143,34 +149,31 @@ fn environment(grub: &Grub<'_>) -> Finding {
     }
 }
 
+/// What a refresh to the newest kernel starts from.
+fn successor(sys: &SysRoot, grub: &Grub<'_>) -> Finding {
+    let id = grub.newest_entry().unwrap_or_default();
+    let version = id.strip_prefix(grub::PREFIX).unwrap_or(&id);
+    let finding = if version.is_empty() {
+        Finding::bad("successor", "there is no kernel with a locum.ko")
+    } else if image::is_fresh(sys, version) {
+        Finding::ok("successor", format!("its image for {version} is there"))
+    } else {
+        Finding::bad(
+            "successor",
+            format!("it has no image yet that is of what is installed now: `locum image {version}`"),
+        )
+    };
+    Finding {
+        needed: false,
+        ..finding
+    }
+}
+
 fn next(grub: &Grub<'_>) -> Finding {
     const WHAT: &str = "next boot";
     match grub.next() {
         Ok(true) => Finding::ok(WHAT, "by way of Locum"),
         Ok(false) => Finding::ok(WHAT, "as without Locum"),
         Err(error) => Finding::bad(WHAT, format!("{error:#}; is grub-common installed?")),
-    }
-}
-
-/// `LOCUM_STAY` in the text of `/etc/default/locum`: yes, unless it says no.
-fn stays(text: &str) -> bool {
-    let value = text
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("LOCUM_STAY="))
-        .next_back();
-    value.is_none_or(|value| value.trim_matches(['"', '\'']) != "no")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_word_of_the_defaults_counts() {
-        assert!(stays(""));
-        assert!(stays("LOCUM_STAY=\"yes\"\n"));
-        assert!(!stays("LOCUM_STAY=yes\n LOCUM_STAY='no'\n"));
-        assert!(!stays("LOCUM_POOL=50%\nLOCUM_STAY=no"));
-        assert!(stays("# LOCUM_STAY=no"));
     }
 }

@@ -109,6 +109,18 @@ impl Hypervisor for FakeHypervisor {
         Ok(self.vm(&spec.name))
     }
 
+    fn guests_here(&self) -> Result<Vec<config::Guest>, Refusal> {
+        let inner = self.world.lock();
+        let here = inner.vms.keys().filter(|(slot, _)| *slot == self.slot);
+        let guest = |name: &String| config::Guest {
+            name: name.clone(),
+            qmp: PathBuf::from(format!("/run/{name}.qmp")),
+            command: Vec::new(),
+            channel: None,
+        };
+        Ok(here.map(|(_, name)| guest(name)).collect())
+    }
+
     fn users(&self) -> Option<String> {
         let inner = self.world.lock();
         let here = inner.vms.keys().filter(|(slot, _)| *slot == self.slot);
