@@ -10,8 +10,8 @@ cd bochs
 patch --fuzz=0 --dry-run -p1 <../bochs.patch || exit 3
 patch --fuzz=0 -p1 <../bochs.patch
 # Show-ips logs from a signal handler, which ends in a deadlock on the log's mutex.
-./configure --enable-smp --enable-x86-64 --enable-cpu-level=6 --enable-vmx=2 --enable-pci --enable-e1000 --enable-avx --enable-evex --enable-cet \
-    --enable-cdrom --enable-all-optimizations --disable-debugger --disable-show-ips --disable-plugins --disable-docbook --with-nogui \
+./configure --enable-smp --enable-x86-64 --enable-cpu-level=6 --enable-vmx=2 --enable-pci --enable-e1000 --enable-usb-xhci --enable-avx --enable-evex \
+    --enable-cet --enable-cdrom --enable-all-optimizations --disable-debugger --disable-show-ips --disable-plugins --disable-docbook --with-nogui \
     CFLAGS=-O2 CXXFLAGS=-O2
 make -j "$(nproc)" bochs
 cp bochs /usr/bin/bochs

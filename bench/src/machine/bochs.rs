@@ -3,7 +3,7 @@
 use std::{
     fmt::Write as _,
     fs::{self, File},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -75,7 +75,9 @@ pub(crate) struct Hardware {
     /// RAM in MiB. What is beyond 3072 lies above 4 GiB, less the GiB below that.
     pub memory: u32,
     /// The CD it boots.
-    pub iso: std::path::PathBuf,
+    pub iso: PathBuf,
+    /// The image of its disk, which it writes to; without one it has no controller for it either.
+    pub disk: Option<PathBuf>,
     /// Its CPUs have a bank for machine checks, and may be given some ([`checks`]).
     pub machine_checks: bool,
     /// TCP ports on 127.0.0.1 that COM3 and COM4 connect to.
@@ -122,6 +124,7 @@ fn config_text(hardware: &Hardware, root: &Root, dir: &Path) -> String {
         cpu_model,
         memory,
         iso,
+        disk,
         channels: [com3, com4],
         machine_checks: _,
     } = hardware;
@@ -151,13 +154,22 @@ error: action=report
 info: action=report
 debug: action=ignore
 speaker: enabled=0
-pci: enabled=1, chipset=i440fx, slot1=e1000, slot2=e1000
+pci: enabled=1, chipset=i440fx, slot1=e1000, slot2=e1000{controller}
 "#,
+        controller = if disk.is_some() { ", slot5=usb_xhci" } else { "" },
     );
     for card in 0..2 {
         let _ = writeln!(
             text,
             "e1000: card={card}, enabled=1, mac=52:54:00:00:00:0{card}, ethmod=slirp, script=\"\""
+        );
+    }
+    if let Some(disk) = disk {
+        // Bochs' own disks are IDE's, with an interrupt of the PIC's that no successor has.
+        let _ = writeln!(
+            text,
+            "usb_xhci: enabled=1, port1=disk, options1=\"speed:super, path:{}, proto:bbb\"",
+            disk.display()
         );
     }
     text

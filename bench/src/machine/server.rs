@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{
     board::Board,
@@ -93,6 +93,8 @@ pub(crate) struct Setup {
     pub board: Board,
     /// What it boots.
     pub medium: Medium,
+    /// The image of a disk that it has besides, behind a USB controller, and writes to; on Bochs only.
+    pub disk: Option<PathBuf>,
     /// What runs it.
     pub platform: Platform,
     /// Everything about the run goes there.
@@ -134,6 +136,11 @@ impl Machine {
         for file in LOGS.iter().chain([&bochs::TICKS, &SCREEN]) {
             let _ = fs::remove_file(setup.dir.join(file));
         }
+        ensure!(
+            setup.disk.is_none() || setup.platform == Platform::Bochs,
+            "only --platform bochs has a disk beside its CD, not {}",
+            setup.platform
+        );
         let turn = turns::take()?;
         let channels = [Channel::listen()?, Channel::listen()?];
         let ports = [channels[0].port(), channels[1].port()];
@@ -147,6 +154,7 @@ impl Machine {
                     .cd()
                     .context("only --platform tcg boots a disk")?
                     .to_owned(),
+                disk: setup.disk.clone(),
                 machine_checks: setup.machine_checks,
                 channels: ports,
             })

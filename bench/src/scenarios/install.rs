@@ -89,6 +89,7 @@ impl Server {
                 ..Board::default()
             },
             medium: Medium::Disk(disk),
+            disk: None,
             platform: Platform::Tcg,
             machine_checks: false,
             dir: dir.to_owned(),

@@ -80,6 +80,7 @@ fn boot(dir: &Path, model: &str) -> Result<String> {
         memory: 512,
         board: Board::default(),
         medium: Medium::Cd(iso.clone()),
+        disk: None,
         platform: Platform::Bochs,
         machine_checks: false,
         dir: dir.to_owned(),

@@ -162,6 +162,7 @@ pub(crate) fn prepare(args: &MachineArgs) -> Result<Setup> {
         board: args.board.clone(),
         platform: args.platform,
         medium: Medium::Cd(iso),
+        disk: None,
         machine_checks: args.machine_checks,
         dir,
         limit: Span::seconds(args.timeout),
