@@ -4,15 +4,15 @@
 use std::{
     ffi::OsString,
     fs,
-    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
-    process::Command,
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 
 use super::{
-    build, ext4,
+    build,
+    disk::{self, Partition},
+    ext4,
     iso::{self, GRUB},
 };
 use crate::{
@@ -104,60 +104,27 @@ pub(crate) fn kernel(release: &str) -> Result<PathBuf> {
     })
 }
 
-fn make(root: &Root, labd: &Path, disk: &Path) -> Result<()> {
-    let tree = disk.with_extension("tree");
+fn make(root: &Root, labd: &Path, image: &Path) -> Result<()> {
+    let tree = image.with_extension("tree");
     furnish(&root.copy(&tree)?, labd)?;
-    fs::File::create(disk)?.set_len(SIZE << 20)?;
-    partition(root, disk)?;
-    esp(root, disk)?;
-    ext4::make(root, &tree, disk, "root", Some(ROOT))?;
+    let partitions = [Partition::new("EFI", "U", ESP), Partition::new("root", "L", ROOT)];
+    disk::partition(root, image, SIZE, &partitions)?;
+    esp(root, image)?;
+    ext4::make(root, &tree, image, "root", Some(ROOT))?;
     tools::remove_tree(&tree)
 }
 
 /// Makes a tree a server that boots.
 fn furnish(server: &Root, labd: &Path) -> Result<()> {
-    for (path, text) in FILES {
-        let path = server.path(path);
-        fs::create_dir_all(path.parent().context("a file has a directory")?)?;
-        fs::write(path, text)?;
-    }
-    let hand = server.path("usr/local/sbin/labd");
-    fs::copy(labd, &hand)?;
-    fs::set_permissions(hand, fs::Permissions::from_mode(0o755))?;
-    let wants = server.path("etc/systemd/system/multi-user.target.wants");
-    fs::create_dir_all(&wants)?;
-    symlink("../labd.service", wants.join("labd.service"))?;
+    disk::put(server, FILES)?;
+    disk::hand(server, labd)?;
     fs::create_dir_all(server.path("boot/efi"))?;
     fs::create_dir_all(server.path("boot/grub"))?;
-    // A tree is made without initramfs.
-    tools::run(server.chroot().args(["update-initramfs", "-c", "-k", "all"]))?;
-    let kernel = server.kernels()?.into_iter().max().unwrap_or_default();
+    let kernel = disk::initramfs(server)?;
     let first = format!(
         "linux /boot/vmlinuz-{kernel} root=LABEL=root ro console=ttyS0,115200\ninitrd /boot/initrd.img-{kernel}\nboot\n"
     );
     Ok(fs::write(server.path("boot/grub/grub.cfg"), first)?)
-}
-
-fn partition(root: &Root, disk: &Path) -> Result<()> {
-    let table = disk.with_extension("table");
-    fs::write(
-        &table,
-        format!(
-            "label: gpt\nstart={}MiB, size={}MiB, type=U, name=EFI\nstart={}MiB, size={}MiB, type=L, name=root\n",
-            ESP.0, ESP.1, ROOT.0, ROOT.1
-        ),
-    )?;
-    let sfdisk = root.program("usr/sbin/sfdisk");
-    tools::run(
-        Command::new("sh")
-            .args(["-c", r#"table=$1; shift; exec "$@" <"$table""#, "sh"])
-            .arg(&table)
-            .arg(sfdisk.get_program())
-            .args(sfdisk.get_args())
-            .args(["--quiet", "--no-reread", "--no-tell-kernel"])
-            .arg(disk),
-    )?;
-    Ok(fs::remove_file(table)?)
 }
 
 /// The EFI system partition, with the first GRUB where firmware looks for one (UEFI 2.10, 3.5.1.1).
