@@ -18,6 +18,9 @@ const BOCHS_BUILD: &str = include_str!("../../emulator/build.sh");
 const DOES_NOT_APPLY: i32 = 3;
 /// How Linux's own tests of KVM are built.
 const SELFTESTS_BUILD: &str = include_str!("../../selftests/build.sh");
+/// What Debian does after a first boot: a machine's own name, and caches that are up to date.
+const SETTLED: &str = "chroot \"$1\" sh -ec 'systemd-machine-id-setup; ldconfig; journalctl --update-catalog; \
+                       /usr/lib/systemd/systemd-update-done'";
 /// What an operator sets in the stock guest.
 const GUEST_SETUP: &str = include_str!("../../guest/stock/setup.sh");
 
@@ -145,6 +148,36 @@ impl Root {
         Recipe {
             lead: Some("linux-image-amd64"),
             ..Recipe::new("server", "a server as Debian installs it", &packages)
+        }
+        .tree(as_it_is)
+    }
+
+    /// A host as Debian installs it, before Locum: a kernel with its headers, systemd, what builds modules, and QEMU.
+    ///
+    /// # Errors
+    /// As [`Root::bochs`].
+    pub(crate) fn debian_host() -> Result<Self> {
+        let packages = [
+            "linux-image-amd64",
+            "linux-headers-amd64",
+            "initramfs-tools",
+            "zstd",
+            "systemd-sysv",
+            "udev",
+            "dbus",
+            "e2fsprogs",
+            "fdisk",
+            "dkms",
+            "grub-common",
+            "busybox-static",
+            "iproute2",
+            "qemu-system-x86",
+            "seabios",
+        ];
+        Recipe {
+            lead: Some("linux-image-amd64"),
+            hook: Some(SETTLED),
+            ..Recipe::new("debian-host", "a host as Debian installs it", &packages)
         }
         .tree(as_it_is)
     }

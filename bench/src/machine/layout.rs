@@ -56,6 +56,14 @@ impl Layout {
         successor: 512,
     };
 
+    /// For hosts that are a whole Debian: its initramfs alone takes some 300 MiB where it is unpacked.
+    pub(crate) const DEBIAN: Self = Self {
+        memory: 3072,
+        pool: 2048,
+        pool_end: 2560,
+        successor: 1024,
+    };
+
     /// L0's argument.
     #[must_use]
     pub(crate) fn l0_pool(&self) -> String {
@@ -97,7 +105,13 @@ mod tests {
 
     #[test]
     fn parts_lie_one_behind_the_other() {
-        for layout in [Layout::USUAL, Layout::LARGE, Layout::CRASH, Layout::HIGH] {
+        for layout in [
+            Layout::USUAL,
+            Layout::LARGE,
+            Layout::CRASH,
+            Layout::HIGH,
+            Layout::DEBIAN,
+        ] {
             assert!(1024 + layout.successor <= layout.pool);
             assert!(layout.pool < layout.pool_end && layout.pool_end < layout.memory);
             assert!(layout.successor > layout.pool_end - layout.pool);

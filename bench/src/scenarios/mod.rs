@@ -2,6 +2,7 @@
 
 mod abort;
 mod board;
+mod debian;
 mod dumps;
 mod faults;
 mod floor;
@@ -211,6 +212,13 @@ pub(crate) const BY_NAME: &[Scenario] = &[
                 an L0 that cannot be loaded, one that refuses and one that hangs cost one boot each; purge leaves nothing",
         minutes: 20,
         play: Play::Program(install::all),
+    },
+    Scenario {
+        name: "debian",
+        about: "the emulated server with a disk: a whole Debian with Locum's package boots above L0 from its own root, its \
+                units are up, the disk's PCI function goes and comes back, and what is written outlives a reboot",
+        minutes: 10,
+        play: Play::Program(debian::all),
     },
     Scenario {
         name: "miri",

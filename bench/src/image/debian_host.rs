@@ -1,0 +1,165 @@
+//! The disk of a host on the emulated server that is a whole Debian: its own kernel and initramfs, systemd, DKMS, QEMU, and
+//! Locum's package, installed as an operator installs it. GRUB is on a CD there, so the disk has none.
+
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{
+    build,
+    disk::{self, Partition},
+    ext4,
+};
+use crate::{debian::root::Root, package, paths, progress::say, tools};
+
+/// The root, from where on and how large, in MiB: the host, and some room.
+const ROOT: (u64, u64) = (1, 3072);
+/// All of it: GPT has a copy of itself at the end.
+const SIZE: u64 = ROOT.0 + ROOT.1 + 1;
+
+/// What an operator sets, and the lab's hand.
+const FILES: &[(&str, &str)] = &[
+    ("etc/fstab", "LABEL=root / ext4 defaults 0 1\n"),
+    ("etc/hostname", "debian\n"),
+    ("etc/hosts", "127.0.0.1 localhost\n127.0.1.1 debian\n"),
+    // GRUB's environment block would be on the CD.
+    (
+        "etc/default/locum",
+        "LOCUM_POOL=\"50%\"\nLOCUM_L0=\"\"\nLOCUM_CMDLINE=\"\"\nLOCUM_STAY=\"no\"\n",
+    ),
+    (
+        "etc/systemd/system/labd.service",
+        "[Unit]\nDescription=The lab's hand\n[Service]\nExecStart=/bin/sh /usr/local/sbin/labd-serve\nKillMode=process\n\
+         [Install]\nWantedBy=multi-user.target\n",
+    ),
+    // COM3 in even generations, COM4 in odd ones.
+    (
+        "usr/local/sbin/labd-serve",
+        "generation=0\nfor word in $(cat /proc/cmdline); do\n    case $word in\n    locum.generation=*) \
+         generation=${word#*=} ;;\n    esac\ndone\nexec labd serve ttyS$((2 + generation % 2))\n",
+    ),
+    // Nobody looks at a login, and on two of the lines it would wait in the lab's way.
+    (
+        "etc/systemd/system/serial-getty@.service.d/none.conf",
+        "[Unit]\nConditionPathExists=/none\n",
+    ),
+    // Each line written to the disk costs the emulator more than it tells.
+    ("etc/systemd/journald.conf.d/lab.conf", "[Journal]\nStorage=volatile\n"),
+];
+
+/// Units that would look after a server at night: they cost the emulator much, and show nothing.
+const MASKED: &[&str] = &[
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "systemd-tmpfiles-clean.timer",
+];
+
+/// The host as it is installed.
+#[derive(Debug, Clone)]
+pub(crate) struct DebianHost {
+    dir: PathBuf,
+    /// Its kernel's release.
+    pub release: String,
+}
+
+impl DebianHost {
+    /// Installs it, unless it is there and nothing that it is made of has changed.
+    ///
+    /// # Errors
+    /// It cannot be fetched, something of Locum does not build or install, or its disk cannot be made.
+    pub(crate) fn get() -> Result<Self> {
+        let root = Root::debian_host()?;
+        let (deb, labd) = (package::make()?, build::labd()?);
+        let release = root.kernels()?.into_iter().max().unwrap_or_default();
+        let host = Self {
+            dir: paths::out().join("debian-host"),
+            release,
+        };
+        let _lock = paths::lock(&paths::out(), "debian-host")?;
+        let mut hasher = DefaultHasher::new();
+        (FILES, MASKED, ROOT, root.name(), fs::read(&deb)?, fs::read(&labd)?).hash(&mut hasher);
+        let stamp = format!("{:016x}", hasher.finish());
+        if fs::read_to_string(host.dir.join("stamp")).is_ok_and(|old| old == stamp) {
+            return Ok(host);
+        }
+        say("installing a Debian host with Locum's package");
+        if host.dir.exists() {
+            tools::remove_tree(&host.dir)?;
+        }
+        fs::create_dir_all(&host.dir)?;
+        host.make(&root, &deb, &labd)?;
+        fs::write(host.dir.join("stamp"), stamp)?;
+        Ok(host)
+    }
+
+    /// Its kernel.
+    #[must_use]
+    pub(crate) fn kernel(&self) -> PathBuf {
+        self.dir.join("vmlinuz")
+    }
+
+    /// Its initramfs.
+    #[must_use]
+    pub(crate) fn initrd(&self) -> PathBuf {
+        self.dir.join("initrd.img")
+    }
+
+    /// Puts a copy of its disk at `target`.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub(crate) fn disk(&self, target: &Path) -> Result<()> {
+        tools::shell(
+            r#"cp --sparse=always --reflink=auto "$1" "$2""#,
+            &[&self.dir.join("disk.img"), target],
+        )
+    }
+
+    fn make(&self, root: &Root, deb: &Path, labd: &Path) -> Result<()> {
+        let tree = root.copy(&self.dir.join("tree"))?;
+        disk::put(&tree, FILES)?;
+        disk::hand(&tree, labd)?;
+        for unit in MASKED {
+            symlink("/dev/null", tree.path(&format!("etc/systemd/system/{unit}")))?;
+        }
+        install(&tree, deb, &self.release)?;
+        disk::initramfs(&tree)?;
+        for (from, to) in [("vmlinuz", self.kernel()), ("initrd.img", self.initrd())] {
+            let from = tree.path(&format!("boot/{from}-{}", self.release));
+            fs::copy(&from, to).with_context(|| format!("copying {}", from.display()))?;
+        }
+        let image = self.dir.join("disk.img");
+        disk::partition(root, &image, SIZE, &[Partition::new("root", "L", ROOT)])?;
+        ext4::make(root, tree.dir(), &image, "root", Some(ROOT))?;
+        tools::remove_tree(tree.dir())
+    }
+}
+
+/// Installs the package, and DKMS makes the module.
+fn install(tree: &Root, deb: &Path, release: &str) -> Result<()> {
+    fs::copy(deb, tree.path("tmp/locum.deb"))?;
+    // What the operator has set in a file of the package's stays.
+    let script = format!(
+        "dpkg --force-confold --install /tmp/locum.deb && rm /tmp/locum.deb && modinfo -k {release} -n locum | grep updates/dkms"
+    );
+    let (status, text) =
+        tools::status(
+            tree.chroot()
+                .args(["env", "DEBIAN_FRONTEND=noninteractive", "sh", "-c", &script]),
+        )?;
+    ensure!(
+        status == Some(0),
+        "Locum's package cannot be installed in the Debian host:\n{}",
+        tools::last_lines(&text, 30)
+    );
+    Ok(())
+}
