@@ -4,7 +4,7 @@
 use std::{
     fs,
     hash::{DefaultHasher, Hash, Hasher},
-    os::unix::fs::symlink,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
 };
 
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use super::{
     build,
     disk::{self, Partition},
-    ext4,
+    ext4, initramfs,
 };
 use crate::{debian::root::Root, package, paths, progress::say, tools};
 
@@ -30,7 +30,8 @@ const FILES: &[(&str, &str)] = &[
     // GRUB's environment block would be on the CD.
     (
         "etc/default/locum",
-        "LOCUM_POOL=\"50%\"\nLOCUM_L0=\"\"\nLOCUM_CMDLINE=\"\"\nLOCUM_STAY=\"no\"\n",
+        "LOCUM_POOL=\"50%\"\nLOCUM_L0=\"\"\nLOCUM_CMDLINE=\"\"\nLOCUM_STAY=\"no\"\n\
+         LOCUM_REFRESH_CPUS=2\nLOCUM_REFRESH_MEMORY=896M\nLOCUM_IMAGE_EXTRA=/srv/guest\n",
     ),
     (
         "etc/systemd/system/labd.service",
@@ -50,6 +51,19 @@ const FILES: &[(&str, &str)] = &[
     ),
     // Each line written to the disk costs the emulator more than it tells.
     ("etc/systemd/journald.conf.d/lab.conf", "[Journal]\nStorage=volatile\n"),
+];
+
+/// How a guest is started.
+const GUEST_SCRIPT: &str = include_str!("../../guest/scripts/guest.sh");
+
+/// What becomes a package that does nothing but to be there.
+const WITNESS: &[(&str, &str)] = &[
+    (
+        "srv/witness/DEBIAN/control",
+        "Package: lab-witness\nVersion: 1\nArchitecture: all\nMaintainer: The lab <lab@localhost>\n\
+         Description: a file that was installed\n",
+    ),
+    ("srv/witness/usr/share/lab-witness", "installed\n"),
 ];
 
 /// Units that would look after a server at night: they cost the emulator much, and show nothing.
@@ -78,7 +92,12 @@ impl DebianHost {
     /// It cannot be fetched, something of Locum does not build or install, or its disk cannot be made.
     pub(crate) fn get() -> Result<Self> {
         let root = Root::debian_host()?;
-        let (deb, labd) = (package::make()?, build::labd()?);
+        let deb = package::make()?;
+        let programs = Programs {
+            labd: build::labd()?,
+            lab_guest: build::lab_guest()?,
+            guest_init: build::guest_init()?,
+        };
         let release = root.kernels()?.into_iter().max().unwrap_or_default();
         let host = Self {
             dir: paths::out().join("debian-host"),
@@ -86,7 +105,10 @@ impl DebianHost {
         };
         let _lock = paths::lock(&paths::out(), "debian-host")?;
         let mut hasher = DefaultHasher::new();
-        (FILES, MASKED, ROOT, root.name(), fs::read(&deb)?, fs::read(&labd)?).hash(&mut hasher);
+        (FILES, MASKED, ROOT, GUEST_SCRIPT, WITNESS, root.name(), fs::read(&deb)?).hash(&mut hasher);
+        for program in [&programs.labd, &programs.lab_guest, &programs.guest_init] {
+            fs::read(program)?.hash(&mut hasher);
+        }
         let stamp = format!("{:016x}", hasher.finish());
         if fs::read_to_string(host.dir.join("stamp")).is_ok_and(|old| old == stamp) {
             return Ok(host);
@@ -96,7 +118,7 @@ impl DebianHost {
             tools::remove_tree(&host.dir)?;
         }
         fs::create_dir_all(&host.dir)?;
-        host.make(&root, &deb, &labd)?;
+        host.make(&root, &deb, &programs)?;
         fs::write(host.dir.join("stamp"), stamp)?;
         Ok(host)
     }
@@ -124,15 +146,40 @@ impl DebianHost {
         )
     }
 
-    fn make(&self, root: &Root, deb: &Path, labd: &Path) -> Result<()> {
+    /// A guest as the lab's other hosts have it, what looks at it, and a package to install.
+    fn guest(&self, tree: &Root, programs: &Programs) -> Result<()> {
+        let dir = tree.path("srv/guest");
+        fs::create_dir_all(&dir)?;
+        fs::write(dir.join("initrd"), initramfs::bare_guest(&programs.guest_init)?)?;
+        let script = dir.join("guest.sh");
+        fs::write(&script, GUEST_SCRIPT)?;
+        fs::set_permissions(script, fs::Permissions::from_mode(0o755))?;
+        let looker = tree.path("usr/local/bin/lab-guest");
+        fs::copy(&programs.lab_guest, &looker)?;
+        fs::set_permissions(looker, fs::Permissions::from_mode(0o755))?;
+        disk::put(tree, WITNESS)?;
+        in_tree(
+            tree,
+            &format!(
+                "cp /boot/vmlinuz-{} /srv/guest/vmlinuz && \
+                 dpkg-deb --root-owner-group --build /srv/witness /srv/lab-witness.deb && rm -r /srv/witness",
+                self.release
+            ),
+        )
+    }
+
+    fn make(&self, root: &Root, deb: &Path, programs: &Programs) -> Result<()> {
         let tree = root.copy(&self.dir.join("tree"))?;
         disk::put(&tree, FILES)?;
-        disk::hand(&tree, labd)?;
+        disk::hand(&tree, &programs.labd)?;
+        self.guest(&tree, programs)?;
         for unit in MASKED {
             symlink("/dev/null", tree.path(&format!("etc/systemd/system/{unit}")))?;
         }
         install(&tree, deb, &self.release)?;
         disk::initramfs(&tree)?;
+        // It would take the emulator ten minutes.
+        in_tree(&tree, &format!("locum image {}", self.release)).context("making the image of a successor")?;
         for (from, to) in [("vmlinuz", self.kernel()), ("initrd.img", self.initrd())] {
             let from = tree.path(&format!("boot/{from}-{}", self.release));
             fs::copy(&from, to).with_context(|| format!("copying {}", from.display()))?;
@@ -144,6 +191,28 @@ impl DebianHost {
     }
 }
 
+/// What of the lab's is in it.
+struct Programs {
+    labd: PathBuf,
+    lab_guest: PathBuf,
+    guest_init: PathBuf,
+}
+
+/// Runs a shell command in the tree.
+fn in_tree(tree: &Root, script: &str) -> Result<()> {
+    let (status, text) =
+        tools::status(
+            tree.chroot()
+                .args(["env", "DEBIAN_FRONTEND=noninteractive", "sh", "-c", script]),
+        )?;
+    ensure!(
+        status == Some(0),
+        "`{script}` ended with {status:?}:\n{}",
+        tools::last_lines(&text, 30)
+    );
+    Ok(())
+}
+
 /// Installs the package, and DKMS makes the module.
 fn install(tree: &Root, deb: &Path, release: &str) -> Result<()> {
     fs::copy(deb, tree.path("tmp/locum.deb"))?;
@@ -151,15 +220,5 @@ fn install(tree: &Root, deb: &Path, release: &str) -> Result<()> {
     let script = format!(
         "dpkg --force-confold --install /tmp/locum.deb && rm /tmp/locum.deb && modinfo -k {release} -n locum | grep updates/dkms"
     );
-    let (status, text) =
-        tools::status(
-            tree.chroot()
-                .args(["env", "DEBIAN_FRONTEND=noninteractive", "sh", "-c", &script]),
-        )?;
-    ensure!(
-        status == Some(0),
-        "Locum's package cannot be installed in the Debian host:\n{}",
-        tools::last_lines(&text, 30)
-    );
-    Ok(())
+    in_tree(tree, &script).context("Locum's package cannot be installed in the Debian host")
 }

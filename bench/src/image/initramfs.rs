@@ -261,6 +261,20 @@ fn base_archive(root: &Root) -> Result<Files> {
     Ok(archive)
 }
 
+/// The initramfs of a guest without devices: the program that checks, alone.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn bare_guest(init: &Path) -> Result<Vec<u8>> {
+    let mut archive = Files::default();
+    for directory in ["proc", "dev"] {
+        archive.directory(directory);
+    }
+    archive.file("init", init, 0o755);
+    add_guest_modules(&mut archive, Path::new(""), &[]);
+    to_bytes(&archive)
+}
+
 /// The guests' initramfs: the program that checks, and the modules for the guest that has devices.
 fn guest_initrd(modules: &Path) -> Result<Vec<u8>> {
     let mut archive = Files::default();

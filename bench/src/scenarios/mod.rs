@@ -221,6 +221,12 @@ pub(crate) const BY_NAME: &[Scenario] = &[
         play: Play::Program(debian::all),
     },
     Scenario {
+        name: "debian-refresh",
+        about: "the same: two refreshes by `locum refresh --kernel` under a guest; each time the root on the disk takes over",
+        minutes: 40,
+        play: Play::Program(debian::refreshes),
+    },
+    Scenario {
         name: "miri",
         about: "the unit tests of L0 with its model of a CPU, of the ABI, the plan and the tables, under Miri",
         minutes: 15,

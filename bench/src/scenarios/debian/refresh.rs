@@ -1,0 +1,126 @@
+//! A refresh of a whole Debian to an installed kernel: guests cross while the next host runs from its initramfs, and then
+//! the machine's own root takes over.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, ensure};
+
+use super::Host;
+use crate::{machine::deadline::Span, progress::say, report::agent::Beat, tools};
+
+/// Long enough for a refresh, with both hosts' systemd in it.
+const REFRESH: Span = Span::seconds(1800);
+/// Long enough for a guest to boot, or to show that it lives.
+const GUEST: Span = Span::seconds(700);
+
+/// The guest, a microvm of 128 MiB.
+const NAME: &str = "g1";
+/// What is written to the root before, between and after refreshes.
+const WITNESSES: [&str; 3] = ["/etc/before", "/etc/between", "/etc/after"];
+
+/// All of it.
+pub(in super::super) fn all(dir: &Path) -> Result<()> {
+    tools::ensure()?;
+    fs::create_dir_all(dir)?;
+    let mut host = Host::new("debian-refresh", dir)?;
+    host.up("Debian boots from its disk")?;
+    let mut guest = host.start_guest()?;
+    for witness in WITNESSES.iter().take(2) {
+        host.write(witness)?;
+        host.refresh()?;
+        guest = host.guest_lives(&guest)?;
+    }
+    host.write(WITNESSES[2])?;
+    host.install_a_package()?;
+    host.reboot()?;
+    for witness in WITNESSES {
+        host.sh(&format!("cat {witness}"))
+            .with_context(|| format!("{witness} is lost"))?;
+    }
+    host.sh("dpkg --status lab-witness && cat /usr/share/lab-witness")
+        .context("the package that was installed after the refreshes is lost")?;
+    say("debian-refresh: what was written and installed is on the disk after a reset");
+    host.off()
+}
+
+impl Host {
+    /// As an operator starts one; returns its first word.
+    fn start_guest(&mut self) -> Result<String> {
+        self.progress.step("starting guest g1");
+        self.sh(&format!(
+            "GUEST=/srv/guest setsid /srv/guest/guest.sh {NAME} >/run/{NAME}.qemu 2>&1 </dev/null &"
+        ))?;
+        let watch = format!("lab-guest watch --name {NAME} --running --timeout 600");
+        self.here()
+            .run(&watch, GUEST)?
+            .ok()
+            .with_context(|| format!("guest {NAME} does not come up"))
+    }
+
+    fn write(&mut self, path: &str) -> Result<()> {
+        self.sh(&format!("echo {path} > {path}")).map(drop)
+    }
+
+    /// Refreshes to the kernel that runs, and waits until the next host's own systemd has come up.
+    fn refresh(&mut self) -> Result<()> {
+        let (release, generation) = (self.release.clone(), self.generation);
+        self.progress.step(&format!("refreshing generation {generation}"));
+        let plan = self.sh(&format!("locum plan --kernel {release}"))?;
+        ensure!(plan.contains(NAME), "the plan has no guest {NAME}:\n{plan}");
+        self.machine
+            .host(generation)
+            .start(&format!("locum refresh --kernel {release} >/run/refresh.log 2>&1"))?;
+        self.generation += 1;
+        let came = self.machine.host(self.generation).wait_ready(REFRESH);
+        if came.is_err() {
+            // The machine may be gone; then the error says so.
+            let look = "cat /run/refresh.log; locum status; locum trace -n 30";
+            let told = self.machine.host(generation).run(look, GUEST);
+            came.with_context(|| told.map(|output| output.text).unwrap_or_default())?;
+        }
+        self.booted()?;
+        let status = self.status()?;
+        ensure!(
+            status.generation == self.generation,
+            "generation {} reigns",
+            status.generation
+        );
+        ensure!(status.state == "idle", "the daemon is {}", status.state);
+        ensure!(status.all_native(), "not every CPU is native: {:?}", status.cpus);
+        let report = status
+            .last_report
+            .context("the daemon of the root knows nothing of the refresh")?;
+        ensure!(
+            report.outcome == "done" && report.losses.is_empty(),
+            "the refresh is not done: {report:?}"
+        );
+        let root = self.sh("findmnt -no SOURCE,FSTYPE,OPTIONS /")?;
+        ensure!(root.contains("ext4") && root.contains("rw"), "the root is {root}");
+        let of_qemu = self.sh("readlink /proc/$(pgrep -o qemu-system)/root")?;
+        ensure!(of_qemu.trim() == "/run/locum/host", "QEMU's root is {}", of_qemu.trim());
+        say(&format!(
+            "debian-refresh: generation {} has the root {}, {} bytes are unreclaimed",
+            self.generation,
+            root.trim(),
+            status.unreclaimed_bytes
+        ));
+        Ok(())
+    }
+
+    /// The guest is in the boot it was started with, and finds no fault; returns what it says now.
+    fn guest_lives(&mut self, before: &str) -> Result<String> {
+        self.progress.step("checking guest g1");
+        let file = format!("/run/{NAME}.before.json");
+        self.here().push(&file, before.as_bytes(), GUEST)?;
+        let watch = format!("lab-guest watch --name {NAME} --survived {file} --timeout 600");
+        let after = self.here().run(&watch, GUEST)?.ok()?;
+        let beat: Beat = serde_json::from_str(&after).with_context(|| format!("lab-guest printed {after}"))?;
+        ensure!(beat.faults == 0, "the guest found {} faults", beat.faults);
+        Ok(after)
+    }
+
+    /// As an operator does it, from a file.
+    fn install_a_package(&mut self) -> Result<()> {
+        self.sh("dpkg --install /srv/lab-witness.deb").map(drop)
+    }
+}
