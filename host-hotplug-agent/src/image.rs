@@ -23,7 +23,7 @@ const TOOL: &str = "usr/sbin/mkinitramfs";
 const HOOK: &str = "usr/share/initramfs-tools/hooks/locum";
 const ASKED: &str = "LOCUM_IMAGE";
 /// The script in it.
-const SCRIPT: &str = "usr/share/locum/successor";
+const SCRIPT: &str = "usr/share/initramfs-tools/scripts/init-top/locum";
 /// The module that each kernel needs.
 const MODULE: &str = "locum.ko";
 /// What an image is of, besides the kernel: it changes whenever a package is installed.
