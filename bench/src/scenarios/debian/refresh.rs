@@ -50,11 +50,16 @@ impl Host {
         self.sh(&format!(
             "GUEST=/srv/guest setsid /srv/guest/guest.sh {NAME} >/run/{NAME}.qemu 2>&1 </dev/null &"
         ))?;
-        let watch = format!("lab-guest watch --name {NAME} --running --timeout 600");
-        self.here()
-            .run(&watch, GUEST)?
-            .ok()
-            .with_context(|| format!("guest {NAME} does not come up"))
+        let words = format!("cat /run/{NAME}.qemu /run/{NAME}.log; lsmod | grep kvm; ls -l /dev/kvm /dev/dax*");
+        self.sh(&format!("sleep 10; pgrep qemu-system || {{ {words}; exit 1; }}"))
+            .context("QEMU does not start")?;
+        let watch = format!("lab-guest watch --name {NAME} --running --timeout 300");
+        let sign = self.here().run(&watch, GUEST)?.ok();
+        if sign.is_err() {
+            let told = self.sh(&words)?;
+            return sign.with_context(|| format!("guest {NAME} does not come up:\n{told}"));
+        }
+        sign
     }
 
     fn write(&mut self, path: &str) -> Result<()> {
