@@ -315,7 +315,10 @@ impl Hardware for Model {
         let ones = u32::MAX >> (32 - 8 * u32::from(size));
         match port {
             0xcf8 if size == 4 => self.pci_address,
-            0xcfc => self.pci.get(&self.pci_address).copied().unwrap_or(!0) & ones,
+            0xcfc..=0xcff => {
+                let word = self.pci.get(&self.pci_address).copied().unwrap_or(!0);
+                word >> (8 * (port - 0xcfc)) & ones
+            }
             _ => ones,
         }
     }

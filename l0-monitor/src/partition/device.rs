@@ -101,9 +101,21 @@ pub(crate) fn port(hw: &mut impl Hardware, io: IoAccess, value: u32) -> Verdict 
     Verdict::Done
 }
 
+/// What a host may do with a function's configuration space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rights {
+    /// All: it is its own.
+    All,
+    /// All, but for a bridge, which it may read: it writes its crash dump. A kernel that boots switches off the interrupt
+    /// routers there that it finds no use for, by AML (Linux `acpi_pci_link_add`), and the other host's devices need them.
+    AllButBridges,
+    /// It may read a bridge, and nothing else: it is the other host's.
+    Bridges,
+}
+
 /// A configuration cycle. Both hosts may read bridges (class 06h: host, ISA, PM): AML looks there for the interrupt
 /// routers. Everything else of the other partition reads as all ones.
-pub(crate) fn pci(hw: &mut impl Hardware, address: u32, own: bool, io: IoAccess, value: u32) -> Verdict {
+pub(crate) fn pci(hw: &mut impl Hardware, address: u32, rights: Rights, io: IoAccess, value: u32) -> Verdict {
     let refused = |value: u32| {
         shared::trace(Event::PciDenied {
             address,
@@ -112,13 +124,19 @@ pub(crate) fn pci(hw: &mut impl Hardware, address: u32, own: bool, io: IoAccess,
         });
         dropped(io)
     };
-    if !own && !io.input {
+    if rights == Rights::Bridges && !io.input {
         return refused(value);
     }
     let cycle = PCI_CYCLE.lock();
-    if !own {
+    // Where it matters whether it is a bridge: what that must be.
+    let wanted = match rights {
+        Rights::Bridges => Some(true),
+        Rights::AllButBridges if !io.input => Some(false),
+        Rights::AllButBridges | Rights::All => None,
+    };
+    if let Some(wanted) = wanted {
         hw.port_out(PCI_ADDRESS, 4, address & !0xff | CLASS_REGISTER);
-        if hw.port_in(PCI_DATA + 3, 1) != CLASS_BRIDGE {
+        if (hw.port_in(PCI_DATA + 3, 1) == CLASS_BRIDGE) != wanted {
             drop(cycle);
             return refused(value);
         }
@@ -232,6 +250,34 @@ mod tests {
         hw.pci.insert(ENABLED | 0x21 << 8 | VENDOR, 0x1234_8086);
         hw.pci.insert(ENABLED | 0x21 << 8 | (COMMAND & 0xff), 0x0007);
         hw
+    }
+
+    #[test]
+    fn a_host_that_dumps_leaves_bridges_as_they_are() {
+        const LINE: u32 = 0x3c;
+        let access = |function: u32, rights, input| {
+            let mut hw = machine();
+            let address = ENABLED | function << 8 | LINE;
+            hw.pci.insert(address, 0x10b);
+            let io = IoAccess {
+                port: PCI_DATA,
+                size: 4,
+                input,
+                string: false,
+            };
+            let verdict = pci(&mut hw, address, rights, io, 0x80);
+            (verdict, hw.pci.get(&address).copied())
+        };
+        let (bridge, device) = (0x10, 0x20);
+        let (done, kept, written) = (Verdict::Done, Some(0x10b), Some(0x80));
+        let read = Verdict::Value(0x10b);
+        assert_eq!(access(bridge, Rights::All, false), (done, written));
+        assert_eq!(access(bridge, Rights::AllButBridges, false), (done, kept));
+        assert_eq!(access(bridge, Rights::AllButBridges, true), (read, kept));
+        assert_eq!(access(device, Rights::AllButBridges, false), (done, written));
+        assert_eq!(access(bridge, Rights::Bridges, false), (done, kept));
+        assert_eq!(access(bridge, Rights::Bridges, true), (read, kept));
+        assert_eq!(access(device, Rights::Bridges, true), (Verdict::Value(!0), kept));
     }
 
     fn silenced(functions: Functions) -> std::vec::Vec<u16> {

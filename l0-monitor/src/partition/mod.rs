@@ -45,6 +45,7 @@ use crate::shared::layout::Place;
 use crate::stage::{self, Stage, Step};
 use crate::vmx::Hardware;
 use crate::vmx::exit::IoAccess;
+use device::Rights;
 use ept::{Ept, Exhausted};
 use first_map::first_map;
 pub(crate) use hosts::Survivor;
@@ -291,22 +292,30 @@ impl Partition {
     /// Serves a port access of the host in `slot`: an IN or OUT, not a string instruction. `value` is what an OUT
     /// writes.
     pub(crate) fn port(&self, hw: &mut impl Hardware, slot: Slot, io: IoAccess, value: u32) -> Verdict {
-        let rule = {
+        let (rule, dumps) = {
             let mut guard = self.state.lock();
             let state = &mut *guard;
             // One that waited for the lock while the other host ended, or whose other host does not go on without it, is as
             // if alone.
             let rule = state.io.rule(&state.owners, slot, io, value);
-            match rule {
+            let rule = match rule {
                 _ if !state.two => PortRule::Direct,
                 PortRule::Answer(Verdict::Power) if !state.has_heir(slot) => PortRule::Direct,
                 rule => rule,
-            }
+            };
+            (rule, state.hosts[slot] == HostState::Dumping)
         };
         match rule {
             PortRule::Answer(verdict) => verdict,
             PortRule::Direct => device::port(hw, io, value),
-            PortRule::Pci { address, own } => device::pci(hw, address, own, io, value),
+            PortRule::Pci { address, own } => {
+                let rights = match (own, dumps) {
+                    (true, false) => Rights::All,
+                    (true, true) => Rights::AllButBridges,
+                    (false, _) => Rights::Bridges,
+                };
+                device::pci(hw, address, rights, io, value)
+            }
             PortRule::Denied => {
                 shared::trace(Event::PortDenied {
                     port: io.port,
