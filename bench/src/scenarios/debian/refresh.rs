@@ -47,11 +47,12 @@ impl Host {
     /// As an operator starts one; returns its first word.
     fn start_guest(&mut self) -> Result<String> {
         self.progress.step("starting guest g1");
+        self.sh("modprobe kvm_intel || { dmesg | tail -n 20; exit 1; }")?;
         self.sh(&format!(
             "GUEST=/srv/guest setsid /srv/guest/guest.sh {NAME} >/run/{NAME}.qemu 2>&1 </dev/null &"
         ))?;
-        let words = format!("cat /run/{NAME}.qemu /run/{NAME}.log; lsmod | grep kvm; ls -l /dev/kvm /dev/dax*");
-        self.sh(&format!("sleep 10; pgrep qemu-system || {{ {words}; exit 1; }}"))
+        let words = format!("cat /run/{NAME}.qemu /run/{NAME}.log; ls -l /dev/kvm /dev/dax*");
+        self.sh(&format!("sleep 10; pidof qemu-system-x86_64 || {{ {words}; exit 1; }}"))
             .context("QEMU does not start")?;
         let watch = format!("lab-guest watch --name {NAME} --running --timeout 300");
         let sign = self.here().run(&watch, GUEST)?.ok();
@@ -101,7 +102,7 @@ impl Host {
         );
         let root = self.sh("findmnt -no SOURCE,FSTYPE,OPTIONS /")?;
         ensure!(root.contains("ext4") && root.contains("rw"), "the root is {root}");
-        let of_qemu = self.sh("readlink /proc/$(pgrep -o qemu-system)/root")?;
+        let of_qemu = self.sh("readlink /proc/$(pidof -s qemu-system-x86_64)/root")?;
         ensure!(of_qemu.trim() == "/run/locum/host", "QEMU's root is {}", of_qemu.trim());
         say(&format!(
             "debian-refresh: generation {} has the root {}, {} bytes are unreclaimed",
