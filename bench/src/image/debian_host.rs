@@ -216,9 +216,11 @@ fn in_tree(tree: &Root, script: &str) -> Result<()> {
 /// Installs the package, and DKMS makes the module.
 fn install(tree: &Root, deb: &Path, release: &str) -> Result<()> {
     fs::copy(deb, tree.path("tmp/locum.deb"))?;
-    // What the operator has set in a file of the package's stays.
+    // A machine that has a name of its own does not boot for the first time. What the operator has set in a file of the
+    // package's stays.
     let script = format!(
-        "dpkg --force-confold --install /tmp/locum.deb && rm /tmp/locum.deb && modinfo -k {release} -n locum | grep updates/dkms"
+        "systemd-machine-id-setup && dpkg --force-confold --install /tmp/locum.deb && rm /tmp/locum.deb && \
+         modinfo -k {release} -n locum | grep updates/dkms"
     );
     in_tree(tree, &script).context("Locum's package cannot be installed in the Debian host")
 }
