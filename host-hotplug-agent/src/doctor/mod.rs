@@ -148,7 +148,8 @@ fn configurations(dir: &std::path::Path) -> Check {
             NAME,
             Verdict::Advice,
             format!("no successor in {}", dir.display()),
-            "write NAME.toml: kernel, initramfs, cmdline, cpus, memory, devices, guests",
+            "`locum refresh --kernel VERSION` needs none; or write NAME.toml: kernel, initramfs, cmdline, cpus, memory, devices, \
+             guests",
         ),
         None => Check::ok(NAME, names.join(", ")),
     }

@@ -25,6 +25,10 @@ const CPUS: &str = "LOCUM_REFRESH_CPUS";
 const MEMORY: &str = "LOCUM_REFRESH_MEMORY";
 /// Its kernel's command line.
 const CMDLINE: &str = "LOCUM_REFRESH_CMDLINE";
+/// PCI functions that it has from the start, such as a network card.
+const DEVICES: &str = "LOCUM_REFRESH_DEVICES";
+/// I/O ports likewise.
+const PORTS: &str = "LOCUM_REFRESH_PORTS";
 /// Of this host's memory, if nobody says how much.
 const USUAL_MEMORY: &str = "25%";
 /// What the successor finds as it is here, if it is here.
@@ -50,6 +54,8 @@ struct File {
     cmdline: String,
     cpus: usize,
     memory: String,
+    devices: Vec<String>,
+    ports: Vec<String>,
     carry: Vec<PathBuf>,
     guests: Vec<Guest>,
     timeouts: Timeouts,
@@ -88,6 +94,8 @@ pub fn config(machine: &dyn Machine, hypervisor: &dyn Hypervisor, version: &str)
         cmdline: given.unwrap_or_else(running),
         cpus: cpus(sys, defaults.get(CPUS))?,
         memory: memory(sys, defaults.get(MEMORY).unwrap_or(USUAL_MEMORY))?,
+        devices: words(defaults.get(DEVICES)),
+        ports: words(defaults.get(PORTS)),
         carry: CARRY
             .into_iter()
             .filter(|path| sys.exists(path))
@@ -101,6 +109,11 @@ pub fn config(machine: &dyn Machine, hypervisor: &dyn Hypervisor, version: &str)
     let path = PathBuf::from(format!("the configuration for {version}"));
     let config = Config::parse(&path, &text)?;
     Ok((config, ConfigText { path, text }))
+}
+
+fn words(text: Option<&str>) -> Vec<String> {
+    let words = text.unwrap_or_default().split_whitespace();
+    words.map(str::to_owned).collect()
 }
 
 fn guest(guest: config::Guest) -> Guest {
@@ -208,7 +221,10 @@ mod tests {
             "root=LABEL=root ro console=ttyS0,115200 movablecore=50%\n",
         );
         tree.put("etc/machine-id", "0123\n");
-        tree.put("etc/default/locum", "LOCUM_REFRESH_MEMORY=512M\n");
+        tree.put(
+            "etc/default/locum",
+            "LOCUM_REFRESH_MEMORY=512M\nLOCUM_REFRESH_DEVICES=\"0000:00:03.0\"\n",
+        );
         stage
     }
 
@@ -236,6 +252,9 @@ mod tests {
         assert_eq!(config.cmdline, "root=LABEL=root ro console=ttyS1,115200");
         assert_eq!(config.cpus.request(), CpuRequest::Count(2));
         assert_eq!(config.memory.request(), MemoryRequest::Size(512 << 20));
+        let devices: Vec<String> = config.devices.iter().map(ToString::to_string).collect();
+        assert_eq!(devices, ["0000:00:03.0"]);
+        assert_eq!(config.ports, []);
         let names: Vec<&str> = config.guests.iter().map(|guest| guest.name.as_str()).collect();
         assert_eq!(names, ["one", "two"]);
         assert!(config.carry.iter().any(|path| path.ends_with("etc/machine-id")));
@@ -262,6 +281,10 @@ mod tests {
             tree.put("etc/default/locum", "LOCUM_REFRESH_MEMORY=half\n");
         });
         assert!(told.contains("such as 8G"), "{told}");
+        let told = refused(&|tree| {
+            tree.put("etc/default/locum", "LOCUM_REFRESH_DEVICES=eth0\n");
+        });
+        assert!(told.contains("no PCI address"), "{told}");
         let stage = with_kernel();
         let told = stage.worker.begin(Choice::Kernel("../6")).unwrap_err().to_string();
         assert!(told.contains("no kernel's version"), "{told}");

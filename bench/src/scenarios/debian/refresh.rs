@@ -71,6 +71,15 @@ impl Host {
     fn refresh(&mut self) -> Result<()> {
         let (release, generation) = (self.release.clone(), self.generation);
         self.progress.step(&format!("refreshing generation {generation}"));
+        // COM4 is the lab's line to odd generations, COM3 that to even ones: a UART must be there as Linux boots.
+        let line = if generation % 2 == 0 {
+            "0x2e8-0x2ef"
+        } else {
+            "0x3e8-0x3ef"
+        };
+        self.sh(&format!(
+            "sed -i /^LOCUM_REFRESH_PORTS=/d /etc/default/locum && echo LOCUM_REFRESH_PORTS={line} >>/etc/default/locum"
+        ))?;
         let plan = self.sh(&format!("locum plan --kernel {release}"))?;
         ensure!(plan.contains(NAME), "the plan has no guest {NAME}:\n{plan}");
         self.machine
