@@ -80,8 +80,6 @@ impl Host {
         self.sh(&format!(
             "sed -i /^LOCUM_REFRESH_PORTS=/d /etc/default/locum && echo LOCUM_REFRESH_PORTS={line} >>/etc/default/locum"
         ))?;
-        let plan = self.sh(&format!("locum plan --kernel {release}"))?;
-        ensure!(plan.contains(NAME), "the plan has no guest {NAME}:\n{plan}");
         self.machine
             .host(generation)
             .start(&format!("locum refresh --kernel {release} >/run/refresh.log 2>&1"))?;
