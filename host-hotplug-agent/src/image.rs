@@ -185,13 +185,13 @@ mod tests {
         let image = make(&tree.sys(), VERSION).unwrap();
         assert_eq!(fs::read_to_string(&image).unwrap(), format!("1 for {VERSION}\n"));
         assert!(is_fresh(&tree.sys(), VERSION));
-        let later = SystemTime::now() + Duration::from_secs(60);
+        let made = fs::metadata(&image).unwrap().modified().unwrap();
         tree.put(PACKAGES, "");
         let status = fs::File::options()
             .write(true)
             .open(tree.path().join(PACKAGES))
             .unwrap();
-        status.set_modified(later).unwrap();
+        status.set_modified(made + Duration::from_secs(60)).unwrap();
         assert!(!is_fresh(&tree.sys(), VERSION), "a package was installed since");
     }
 

@@ -77,8 +77,8 @@ fn socket(items: &[Item<'_>]) -> Option<PathBuf> {
         .map(pairs)
         .filter(|pairs| value(pairs, "mode") == Some("control"))
         .filter_map(|pairs| chardev(value(&pairs, "chardev").or_else(|| value(&pairs, ""))?));
-    let path = short.chain(long).map(PathBuf::from).find(|path| path.is_absolute());
-    path
+    let mut paths = short.chain(long).map(PathBuf::from);
+    paths.find(|path| path.is_absolute())
 }
 
 fn pairs(item: &Item<'_>) -> Vec<Pair> {
