@@ -27,8 +27,9 @@ const MEMORY: &str = "LOCUM_REFRESH_MEMORY";
 const CMDLINE: &str = "LOCUM_REFRESH_CMDLINE";
 /// PCI functions that it has from the start, such as a network card.
 const DEVICES: &str = "LOCUM_REFRESH_DEVICES";
-/// I/O ports likewise.
+/// I/O ports and IOAPIC pins likewise.
 const PORTS: &str = "LOCUM_REFRESH_PORTS";
+const PINS: &str = "LOCUM_REFRESH_PINS";
 /// Of this host's memory, if nobody says how much.
 const USUAL_MEMORY: &str = "25%";
 /// What the successor finds as it is here, if it is here.
@@ -56,6 +57,7 @@ struct File {
     memory: String,
     devices: Vec<String>,
     ports: Vec<String>,
+    pins: Vec<u32>,
     carry: Vec<PathBuf>,
     guests: Vec<Guest>,
     timeouts: Timeouts,
@@ -96,6 +98,7 @@ pub fn config(machine: &dyn Machine, hypervisor: &dyn Hypervisor, version: &str)
         memory: memory(sys, defaults.get(MEMORY).unwrap_or(USUAL_MEMORY))?,
         devices: words(defaults.get(DEVICES)),
         ports: words(defaults.get(PORTS)),
+        pins: pins(defaults.get(PINS))?,
         carry: CARRY
             .into_iter()
             .filter(|path| sys.exists(path))
@@ -109,6 +112,14 @@ pub fn config(machine: &dyn Machine, hypervisor: &dyn Hypervisor, version: &str)
     let path = PathBuf::from(format!("the configuration for {version}"));
     let config = Config::parse(&path, &text)?;
     Ok((config, ConfigText { path, text }))
+}
+
+fn pins(text: Option<&str>) -> Result<Vec<u32>> {
+    let pins = words(text).into_iter().map(|pin| {
+        let number = pin.parse();
+        number.with_context(|| format!("`{pin}`, of {PINS} in /{}, is no number of a pin (GSI)", defaults::FILE))
+    });
+    pins.collect()
 }
 
 fn words(text: Option<&str>) -> Vec<String> {
@@ -223,7 +234,7 @@ mod tests {
         tree.put("etc/machine-id", "0123\n");
         tree.put(
             "etc/default/locum",
-            "LOCUM_REFRESH_MEMORY=512M\nLOCUM_REFRESH_DEVICES=\"0000:00:03.0\"\n",
+            "LOCUM_REFRESH_MEMORY=512M\nLOCUM_REFRESH_DEVICES=\"0000:00:03.0\"\nLOCUM_REFRESH_PINS=3\n",
         );
         stage
     }
@@ -255,6 +266,7 @@ mod tests {
         let devices: Vec<String> = config.devices.iter().map(ToString::to_string).collect();
         assert_eq!(devices, ["0000:00:03.0"]);
         assert_eq!(config.ports, []);
+        assert_eq!(config.pins, [partitioner::Gsi(3)]);
         let names: Vec<&str> = config.guests.iter().map(|guest| guest.name.as_str()).collect();
         assert_eq!(names, ["one", "two"]);
         assert!(config.carry.iter().any(|path| path.ends_with("etc/machine-id")));
@@ -285,6 +297,10 @@ mod tests {
             tree.put("etc/default/locum", "LOCUM_REFRESH_DEVICES=eth0\n");
         });
         assert!(told.contains("no PCI address"), "{told}");
+        let told = refused(&|tree| {
+            tree.put("etc/default/locum", "LOCUM_REFRESH_PINS=ttyS1\n");
+        });
+        assert!(told.contains("`ttyS1`, of LOCUM_REFRESH_PINS"), "{told}");
         let stage = with_kernel();
         let told = stage.worker.begin(Choice::Kernel("../6")).unwrap_err().to_string();
         assert!(told.contains("no kernel's version"), "{told}");
