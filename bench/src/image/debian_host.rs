@@ -79,6 +79,11 @@ const MASKED: &[&str] = &[
     "systemd-tmpfiles-clean.timer",
 ];
 
+/// Installs the package for a kernel. A machine that has an id of its own does not boot for the first time. What the
+/// operator has set in a file of the package's stays.
+const INSTALL: &str = "systemd-machine-id-setup && dpkg --force-confold --install /tmp/locum.deb && \
+                       rm /tmp/locum.deb && modinfo -k \"$release\" -n locum | grep updates/dkms";
+
 /// The host as it is installed.
 #[derive(Debug, Clone)]
 pub(crate) struct DebianHost {
@@ -107,7 +112,8 @@ impl DebianHost {
         };
         let _lock = paths::lock(&paths::out(), "debian-host")?;
         let mut hasher = DefaultHasher::new();
-        (FILES, MASKED, ROOT, GUEST_SCRIPT, WITNESS, root.name(), fs::read(&deb)?).hash(&mut hasher);
+        (FILES, MASKED, INSTALL, ROOT).hash(&mut hasher);
+        (GUEST_SCRIPT, WITNESS, root.name(), fs::read(&deb)?).hash(&mut hasher);
         for program in [&programs.labd, &programs.lab_guest, &programs.guest_init] {
             fs::read(program)?.hash(&mut hasher);
         }
@@ -218,11 +224,6 @@ fn in_tree(tree: &Root, script: &str) -> Result<()> {
 /// Installs the package, and DKMS makes the module.
 fn install(tree: &Root, deb: &Path, release: &str) -> Result<()> {
     fs::copy(deb, tree.path("tmp/locum.deb"))?;
-    // A machine that has a name of its own does not boot for the first time. What the operator has set in a file of the
-    // package's stays.
-    let script = format!(
-        "systemd-machine-id-setup && dpkg --force-confold --install /tmp/locum.deb && rm /tmp/locum.deb && \
-         modinfo -k {release} -n locum | grep updates/dkms"
-    );
-    in_tree(tree, &script).context("Locum's package cannot be installed in the Debian host")
+    in_tree(tree, &format!("release={release}; {INSTALL}"))
+        .context("Locum's package cannot be installed in the Debian host")
 }
