@@ -200,8 +200,7 @@ impl Config {
     /// # Errors
     /// [`Refusal::BadName`], [`Refusal::NoConfig`] or [`Refusal::BadConfig`].
     pub fn read(dir: &Path, name: &str) -> Result<(Self, ConfigText), Refusal> {
-        let legal = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
-        if name.is_empty() || name.len() > 63 || name.starts_with('.') || !name.chars().all(legal) {
+        if !is_file_name(name, ".-_") {
             return Err(Refusal::BadName(name.to_owned()));
         }
         let path = path(dir, name);
@@ -267,6 +266,13 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Whether a name that an operator gives is part of a path, and of nothing else: at most 63 ASCII letters, digits and `others`,
+/// and no `.` first.
+pub fn is_file_name(name: &str, others: &str) -> bool {
+    let legal = |c: char| c.is_ascii_alphanumeric() || others.contains(c);
+    !name.is_empty() && name.len() <= 63 && !name.starts_with('.') && name.chars().all(legal)
 }
 
 /// The file of that name.

@@ -12,6 +12,7 @@ use std::{fs, io};
 
 use anyhow::{Context, Result, bail};
 
+use crate::config::is_file_name;
 use crate::error::Refusal;
 use crate::sysroot::SysRoot;
 
@@ -35,11 +36,10 @@ const LOCUM: &str = "usr/sbin/locum";
 /// # Errors
 /// [`Refusal::BadVersion`].
 pub fn check_name(version: &str) -> Result<(), Refusal> {
-    let legal = |c: char| c.is_ascii_alphanumeric() || ".-_+~".contains(c);
-    if version.is_empty() || version.len() > 63 || version.starts_with('.') || !version.chars().all(legal) {
-        return Err(Refusal::BadVersion(version.to_owned()));
+    match is_file_name(version, ".-_+~") {
+        true => Ok(()),
+        false => Err(Refusal::BadVersion(version.to_owned())),
     }
-    Ok(())
 }
 
 /// The image for that kernel, without a leading slash.

@@ -150,7 +150,7 @@ impl Worker {
         let agent = &self.agent;
         crossing::mend(&*agent.machine);
         let own = agent.generation()?;
-        let reigns = own == u64::from(agent.machine.status()?.generation);
+        let reigns = agent.reigns()?;
         match agent.journal.read(&agent.boot_id(), own) {
             Ok(Some(entry)) => self.go_on(entry, reigns),
             Ok(None) if reigns => self.tell_split("the machine is split, and no journal tells why"),
@@ -242,8 +242,7 @@ impl Worker {
 
     fn give_back(&self, force: bool) -> Result<()> {
         let agent = &self.agent;
-        let reigns = agent.generation()? == u64::from(agent.machine.status()?.generation);
-        if !reigns || Lacks::of(agent)?.nothing() {
+        if !agent.reigns()? || Lacks::of(agent)?.nothing() {
             return Err(Refusal::NothingToAbort.into());
         }
         {
@@ -383,12 +382,6 @@ impl Worker {
             let inner = self.agent.shared.lock();
             inner.succeeds || inner.running.is_some()
         };
-        let reigns = || {
-            let own = self.agent.generation().ok();
-            let status = self.agent.machine.status().ok();
-            own.zip(status)
-                .is_some_and(|(own, status)| own == u64::from(status.generation))
-        };
-        !busy && reigns() && !self.agent.has_other()
+        !busy && self.agent.reigns().unwrap_or(false) && !self.agent.has_other()
     }
 }

@@ -118,6 +118,14 @@ impl Agent {
         Ok(u64::from(host.generation))
     }
 
+    /// Whether L0 says that this is the reigning host.
+    ///
+    /// # Errors
+    /// If L0 does not say.
+    pub fn reigns(&self) -> Result<bool> {
+        Ok(self.generation()? == u64::from(self.machine.status()?.generation))
+    }
+
     /// Writes down where the refresh stands. Once this has returned, another daemon can go on from here.
     ///
     /// # Errors

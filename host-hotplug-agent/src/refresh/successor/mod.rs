@@ -68,7 +68,10 @@ impl Successor {
         // Another daemon of this host may have been put in charge.
         let mut returned = self.take_over()?;
         loop {
-            if self.agent.shared.lock().refresh.role() == Role::Incumbent && returned.is_none() && self.reigns() {
+            if self.agent.shared.lock().refresh.role() == Role::Incumbent
+                && returned.is_none()
+                && self.agent.reigns().unwrap_or(false)
+            {
                 return Ok(());
             }
             let message = match returned.take() {
@@ -110,12 +113,6 @@ impl Successor {
                 self.forget();
             }
         }
-    }
-
-    /// Whether L0 says that this is the reigning host.
-    fn reigns(&self) -> bool {
-        let status = self.agent.machine.status();
-        status.is_ok_and(|status| u64::from(status.generation) == self.generation)
     }
 
     /// The next message, in a new conversation if the last one broke off.
