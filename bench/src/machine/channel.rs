@@ -12,6 +12,16 @@ use std::{
 use anyhow::{Context, Result, bail};
 use labd::{Decoder, MAX_CHUNK, ToHost, ToLab, encode};
 
+/// The I/O ports of the line to a host: COM3 is that to even generations, COM4 to odd ones.
+#[must_use]
+pub(crate) fn ports(generation: u32) -> &'static str {
+    if generation.is_multiple_of(2) {
+        "0x3e8-0x3ef"
+    } else {
+        "0x2e8-0x2ef"
+    }
+}
+
 /// A command channel to whatever host holds the machine's serial port.
 pub(crate) struct Channel {
     port: u16,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 
-use crate::machine::{Host, deadline::Span};
+use crate::machine::{Host, channel, deadline::Span};
 
 /// What a successor boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,8 +102,7 @@ carry = [{carry}]
             cpus = self.cpus,
             memory = self.memory,
             poweroff = self.poweroff,
-            // COM4 is the lab's channel to odd generations, COM3 that to even ones.
-            channel = if console == 1 { "0x2e8-0x2ef" } else { "0x3e8-0x3ef" },
+            channel = channel::ports(self.generation),
         );
         if let Some(device) = &self.device {
             let _ = writeln!(text, "devices = [\"{device}\"]");

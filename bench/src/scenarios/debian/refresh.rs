@@ -6,7 +6,12 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result, ensure};
 
 use super::Host;
-use crate::{machine::deadline::Span, progress::say, report::agent::Beat, tools};
+use crate::{
+    machine::{channel, deadline::Span},
+    progress::say,
+    report::agent::Beat,
+    tools,
+};
 
 /// Long enough for a refresh, with both hosts' systemd in it.
 const REFRESH: Span = Span::seconds(1800);
@@ -71,14 +76,13 @@ impl Host {
     fn refresh(&mut self) -> Result<()> {
         let (release, generation) = (self.release.clone(), self.generation);
         self.progress.step(&format!("refreshing generation {generation}"));
-        // COM4 is the lab's line to odd generations, COM3 that to even ones: a UART must be there as Linux boots.
-        let line = if generation % 2 == 0 {
-            "0x2e8-0x2ef"
-        } else {
-            "0x3e8-0x3ef"
-        };
+        // The lab's line must be there as Linux boots, and it has the console's pin, COM2 and COM4 or COM1 and COM3: without
+        // that, programs that write to the console stand still.
+        let ports = channel::ports(generation + 1);
+        let pin = if generation.is_multiple_of(2) { 3 } else { 4 };
         self.sh(&format!(
-            "sed -i /^LOCUM_REFRESH_PORTS=/d /etc/default/locum && echo LOCUM_REFRESH_PORTS={line} >>/etc/default/locum"
+            "sed -i '/^LOCUM_REFRESH_P/d' /etc/default/locum && \
+             printf 'LOCUM_REFRESH_%s\\n' PORTS={ports} PINS={pin} >>/etc/default/locum"
         ))?;
         self.machine
             .host(generation)
