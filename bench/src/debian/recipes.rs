@@ -21,6 +21,18 @@ const SELFTESTS_BUILD: &str = include_str!("../../selftests/build.sh");
 /// What Debian does after a first boot: caches are up to date.
 const SETTLED: &str =
     "chroot \"$1\" sh -ec 'ldconfig; journalctl --update-catalog; /usr/lib/systemd/systemd-update-done'";
+/// What every server has here that Debian installs: kernel, initramfs, systemd, and what builds modules.
+const SERVER: &[&str] = &[
+    "linux-image-amd64",
+    "linux-headers-amd64",
+    "initramfs-tools",
+    "zstd",
+    "systemd-sysv",
+    "udev",
+    "e2fsprogs",
+    "fdisk",
+    "dkms",
+];
 /// What an operator sets in the stock guest.
 const GUEST_SETUP: &str = include_str!("../../guest/stock/setup.sh");
 
@@ -132,19 +144,7 @@ impl Root {
     /// # Errors
     /// As [`Root::bochs`].
     pub(crate) fn server() -> Result<Self> {
-        let packages = [
-            "linux-image-amd64",
-            "linux-headers-amd64",
-            "initramfs-tools",
-            "zstd",
-            "systemd-sysv",
-            "grub2-common",
-            "grub-efi-amd64-bin",
-            "e2fsprogs",
-            "fdisk",
-            "udev",
-            "dkms",
-        ];
+        let packages = [SERVER, &["grub2-common", "grub-efi-amd64-bin"]].concat();
         Recipe {
             lead: Some("linux-image-amd64"),
             ..Recipe::new("server", "a server as Debian installs it", &packages)
@@ -157,23 +157,15 @@ impl Root {
     /// # Errors
     /// As [`Root::bochs`].
     pub(crate) fn debian_host() -> Result<Self> {
-        let packages = [
-            "linux-image-amd64",
-            "linux-headers-amd64",
-            "initramfs-tools",
-            "zstd",
-            "systemd-sysv",
-            "udev",
+        let own = [
             "dbus",
-            "e2fsprogs",
-            "fdisk",
-            "dkms",
             "grub-common",
             "busybox-static",
             "iproute2",
             "qemu-system-x86",
             "seabios",
         ];
+        let packages = [SERVER, &own].concat();
         Recipe {
             lead: Some("linux-image-amd64"),
             hook: Some(SETTLED),

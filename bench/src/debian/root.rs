@@ -119,6 +119,17 @@ impl Root {
         command
     }
 
+    /// Runs a shell script inside the tree to its end, and returns what it prints. Nothing in it is asked of anybody.
+    ///
+    /// # Errors
+    /// It fails; with all that it printed.
+    pub(crate) fn sh(&self, script: &str) -> Result<String> {
+        let words = ["env", "DEBIAN_FRONTEND=noninteractive", "sh", "-c", script];
+        let (status, text) = tools::status(self.chroot().args(words))?;
+        ensure!(status == Some(0), "`{script}` ended with {status:?}:\n{text}");
+        Ok(text)
+    }
+
     /// A command that runs inside the tree (chroot), with `/proc`: objtool, for one, wants it. Without root, in a user
     /// namespace.
     #[must_use]

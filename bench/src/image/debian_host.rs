@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::{
     build,
@@ -166,14 +166,12 @@ impl DebianHost {
         fs::copy(&programs.lab_guest, &looker)?;
         fs::set_permissions(looker, fs::Permissions::from_mode(0o755))?;
         disk::put(tree, WITNESS)?;
-        in_tree(
-            tree,
-            &format!(
-                "cp /boot/vmlinuz-{} /srv/guest/vmlinuz && \
-                 dpkg-deb --root-owner-group --build /srv/witness /srv/lab-witness.deb && rm -r /srv/witness",
-                self.release
-            ),
-        )
+        tree.sh(&format!(
+            "cp /boot/vmlinuz-{} /srv/guest/vmlinuz && \
+             dpkg-deb --root-owner-group --build /srv/witness /srv/lab-witness.deb && rm -r /srv/witness",
+            self.release
+        ))
+        .map(drop)
     }
 
     fn make(&self, root: &Root, deb: &Path, programs: &Programs) -> Result<()> {
@@ -187,7 +185,8 @@ impl DebianHost {
         install(&tree, deb, &self.release)?;
         disk::initramfs(&tree)?;
         // It would take the emulator ten minutes.
-        in_tree(&tree, &format!("locum image {}", self.release)).context("making the image of a successor")?;
+        tree.sh(&format!("locum image {}", self.release))
+            .context("making the image of a successor")?;
         for (from, to) in [("vmlinuz", self.kernel()), ("initrd.img", self.initrd())] {
             let from = tree.path(&format!("boot/{from}-{}", self.release));
             fs::copy(&from, to).with_context(|| format!("copying {}", from.display()))?;
@@ -206,24 +205,10 @@ struct Programs {
     guest_init: PathBuf,
 }
 
-/// Runs a shell command in the tree.
-fn in_tree(tree: &Root, script: &str) -> Result<()> {
-    let (status, text) =
-        tools::status(
-            tree.chroot()
-                .args(["env", "DEBIAN_FRONTEND=noninteractive", "sh", "-c", script]),
-        )?;
-    ensure!(
-        status == Some(0),
-        "`{script}` ended with {status:?}:\n{}",
-        tools::last_lines(&text, 30)
-    );
-    Ok(())
-}
-
 /// Installs the package, and DKMS makes the module.
 fn install(tree: &Root, deb: &Path, release: &str) -> Result<()> {
     fs::copy(deb, tree.path("tmp/locum.deb"))?;
-    in_tree(tree, &format!("release={release}; {INSTALL}"))
+    tree.sh(&format!("release={release}; {INSTALL}"))
+        .map(drop)
         .context("Locum's package cannot be installed in the Debian host")
 }

@@ -266,23 +266,21 @@ fn base_archive(root: &Root) -> Result<Files> {
 /// # Errors
 /// It cannot be read.
 pub(crate) fn bare_guest(init: &Path) -> Result<Vec<u8>> {
+    checking_guest(init, Path::new(""), &[])
+}
+
+/// The guests' initramfs: the program that checks, and the modules for the guest that has devices.
+fn guest_initrd(modules: &Path) -> Result<Vec<u8>> {
+    checking_guest(&build::guest_init()?, modules, &[NET_MODULES, &[DISK_MODULE]].concat())
+}
+
+fn checking_guest(init: &Path, modules: &Path, names: &[&str]) -> Result<Vec<u8>> {
     let mut archive = Files::default();
     for directory in ["proc", "dev"] {
         archive.directory(directory);
     }
     archive.file("init", init, 0o755);
-    add_guest_modules(&mut archive, Path::new(""), &[]);
-    to_bytes(&archive)
-}
-
-/// The guests' initramfs: the program that checks, and the modules for the guest that has devices.
-fn guest_initrd(modules: &Path) -> Result<Vec<u8>> {
-    let mut archive = Files::default();
-    for directory in ["proc", "dev"] {
-        archive.directory(directory);
-    }
-    archive.file("init", build::guest_init()?, 0o755);
-    add_guest_modules(&mut archive, modules, &[NET_MODULES, &[DISK_MODULE]].concat());
+    add_guest_modules(&mut archive, modules, names);
     to_bytes(&archive)
 }
 

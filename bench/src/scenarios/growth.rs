@@ -94,7 +94,7 @@ impl Footprint {
     }
 }
 
-/// Twenty refreshes under a guest, with as few CPUs as will do: they are many. The last hosts use no more than the first of the same parity that came by a refresh.
+/// Twenty refreshes under a guest: the last hosts use no more than the first of the same parity that came by a refresh.
 pub(super) fn refreshes(run: &mut Run) -> Result<()> {
     run.start_native(&["g1".into()])?;
     let releases = [run.to.clone(), run.report.incumbent.clone()];

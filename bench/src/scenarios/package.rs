@@ -49,7 +49,7 @@ pub(super) fn all(dir: &Path) -> Result<()> {
     server.menu()?;
     server.next_boot()?;
     server.image()?;
-    server.sh("dpkg --purge locum").context("purging")?;
+    server.root.sh("dpkg --purge locum").context("purging")?;
     let left: Vec<_> = server.files()?.difference(&before).cloned().collect();
     ensure!(left.is_empty(), "purge leaves {left:?}");
     let menu = server.menu_text()?;
@@ -73,19 +73,10 @@ impl Server {
         fs::create_dir_all(root.path("boot/grub"))?;
         let server = Self { root };
         // A tree is made without initramfs.
-        server.sh("update-initramfs -c -k all && grub-editenv /boot/grub/grubenv create && update-grub")?;
+        server
+            .root
+            .sh("update-initramfs -c -k all && grub-editenv /boot/grub/grubenv create && update-grub")?;
         Ok(server)
-    }
-
-    fn sh(&self, script: &str) -> Result<String> {
-        let (status, text) =
-            tools::status(
-                self.root
-                    .chroot()
-                    .args(["env", "DEBIAN_FRONTEND=noninteractive", "sh", "-c", script]),
-            )?;
-        ensure!(status == Some(0), "`{script}` ended with {status:?}:\n{text}");
-        Ok(text)
     }
 
     /// Every file but those that come and go with any package.
@@ -103,16 +94,16 @@ impl Server {
 
     fn install(&self, deb: &Path) -> Result<()> {
         fs::copy(deb, self.root.path("tmp/locum.deb"))?;
-        let text = self.sh("dpkg --install /tmp/locum.deb")?;
+        let text = self.root.sh("dpkg --install /tmp/locum.deb")?;
         ensure!(text.contains("locum preflight"), "it says what comes next:\n{text}");
         // Again, as an upgrade: nothing is asked, nothing fails.
-        self.sh("dpkg --install /tmp/locum.deb")?;
+        self.root.sh("dpkg --install /tmp/locum.deb")?;
         Ok(fs::remove_file(self.root.path("tmp/locum.deb"))?)
     }
 
     fn modules(&self) -> Result<()> {
         for release in self.root.kernels()? {
-            let path = self.sh(&format!("modinfo -k {release} -n locum"))?;
+            let path = self.root.sh(&format!("modinfo -k {release} -n locum"))?;
             ensure!(path.contains("/updates/dkms/"), "DKMS put no module there: {path}");
             say(&format!("DKMS built locum.ko for {release}"));
         }
@@ -125,7 +116,7 @@ impl Server {
 
     /// One entry for each kernel, and the environment block decides which one is the default.
     fn menu(&self) -> Result<()> {
-        self.sh("grub-script-check /boot/grub/grub.cfg")?;
+        self.root.sh("grub-script-check /boot/grub/grub.cfg")?;
         let menu = self.menu_text()?;
         for release in self.root.kernels()? {
             for line in [
@@ -153,9 +144,9 @@ impl Server {
     fn image(&self) -> Result<()> {
         for release in self.root.kernels()? {
             let path = format!("/var/lib/locum/images/{release}.img");
-            let said = self.sh(&format!("locum image {release}"))?;
+            let said = self.root.sh(&format!("locum image {release}"))?;
             ensure!(said.starts_with(&format!("{path}: ")), "it tells where it is: {said}");
-            let list = self.sh(&format!("lsinitramfs {path}"))?;
+            let list = self.root.sh(&format!("lsinitramfs {path}"))?;
             let files: BTreeSet<&str> = list.lines().collect();
             for file in [
                 "scripts/init-top/locum",
@@ -172,7 +163,7 @@ impl Server {
                     "the image lacks {module}:\n{list}"
                 );
             }
-            let order = self.sh(&format!(
+            let order = self.root.sh(&format!(
                 "d=$(mktemp -d) && unmkinitramfs {path} $d && cat $d/scripts/init-top/ORDER $d/main/scripts/init-top/ORDER \
                  2>/dev/null; rm -r $d"
             ))?;
@@ -181,7 +172,7 @@ impl Server {
                 udev.is_some() && udev < locum,
                 "the script does not run after udev has begun:\n{order}"
             );
-            let usual = self.sh(&format!("lsinitramfs /boot/initrd.img-{release}"))?;
+            let usual = self.root.sh(&format!("lsinitramfs /boot/initrd.img-{release}"))?;
             ensure!(
                 !usual.contains("locum/usr"),
                 "the host's own initramfs is furnished, too:\n{usual}"
@@ -194,17 +185,17 @@ impl Server {
     /// It changes when it is asked for, and not where GRUB could not take it back.
     fn next_boot(&self) -> Result<()> {
         const LIST: &str = "grub-editenv /boot/grub/grubenv list";
-        ensure!(!self.sh(LIST)?.contains("locum_next"), "nothing has asked for it");
+        ensure!(!self.root.sh(LIST)?.contains("locum_next"), "nothing has asked for it");
         let (status, text) = tools::status(self.root.chroot().args(["env", "LAB_FS=btrfs", "locum", "setup"]))?;
         ensure!(
             status == Some(1) && text.contains("cannot write to btrfs"),
             "it is refused on btrfs: {status:?}\n{text}"
         );
-        ensure!(!self.sh(LIST)?.contains("locum_next"), "a refusal changes nothing");
-        self.sh("locum setup --check")?;
-        self.sh("locum setup")?;
+        ensure!(!self.root.sh(LIST)?.contains("locum_next"), "a refusal changes nothing");
+        self.root.sh("locum setup --check")?;
+        self.root.sh("locum setup")?;
         ensure!(
-            self.sh(LIST)?.contains("locum_next=1"),
+            self.root.sh(LIST)?.contains("locum_next=1"),
             "the next boot goes by way of Locum"
         );
         say("the next boot goes by way of Locum, once");
