@@ -10,6 +10,7 @@ pub mod pages;
 pub mod pci;
 pub mod pins;
 mod ram;
+pub mod serial;
 
 use anyhow::{Context, Result};
 use locum_abi::{Header, Slot, Status};

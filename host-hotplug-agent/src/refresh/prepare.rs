@@ -10,12 +10,13 @@ use super::{by_kernel, incumbent::image};
 use crate::config::Config;
 use crate::error::Refusal;
 use crate::guest::{Hypervisor, Spec, there};
-use crate::inventory;
+use crate::inventory::{self, serial, serial::Line};
 use crate::journal::ConfigText;
 use crate::load::{Files, threads};
 use crate::machine::Machine;
 use crate::pool::crossing;
 use crate::preflight;
+use crate::sysroot::SysRoot;
 
 /// Ports of a UART.
 const UART_PORTS: u16 = 8;
@@ -93,7 +94,7 @@ impl Prepared {
             facts.slot,
             unreclaimed,
         )?;
-        let request = request(&config, &files, console_port(machine));
+        let (request, waits) = request(machine.sys(), &inventory, &config, &files, console_port(machine))?;
         let stays = inventory::pages::settle(machine.sys(), &mut inventory, &request);
         // Guests last: what is cheaper to find out comes first.
         let guests = guests(hypervisor, &config)?;
@@ -101,6 +102,7 @@ impl Prepared {
         let mut notes = there::check(&files.initramfs, &guests)?;
         notes.extend(unseen);
         notes.extend(stays);
+        notes.extend(waits);
         notes.extend(pinned(machine));
         Ok(Self {
             name: choice.name().to_owned(),
@@ -133,20 +135,43 @@ pub(super) fn console_port(machine: &dyn Machine) -> u32 {
     facts.header.slots[facts.slot.other()].console_port
 }
 
-fn request(config: &Config, files: &Files, console_port: u32) -> Request {
-    let first = u16::try_from(console_port).ok().filter(|&port| port != 0);
-    let console = first.and_then(|first| PortRange::new(first, first.saturating_add(UART_PORTS - 1)));
+/// What the successor is to get, and a note if programs that write to its console will wait.
+fn request(
+    sys: &SysRoot,
+    inventory: &Inventory,
+    config: &Config,
+    files: &Files,
+    console_port: u32,
+) -> Result<(Request, Option<String>)> {
     let mut ports = config.ports.clone();
-    ports.extend(console.filter(|console| !ports.iter().any(|ports| ports.overlaps(*console))));
-    Request {
+    let mut pins = config.pins.clone();
+    let mut note = None;
+    if let Some(first) = u16::try_from(console_port).ok().filter(|&port| port != 0) {
+        let console = PortRange::new(first, first.saturating_add(UART_PORTS - 1));
+        ports.extend(console.filter(|console| !ports.iter().any(|ports| ports.overlaps(*console))));
+        // Linux polls for its own words, but lets programs wait for the interrupt.
+        match serial::line(sys, inventory, first)? {
+            Line::None => {}
+            Line::Free(gsi) if pins.contains(&gsi) => {}
+            Line::Free(gsi) => pins.push(gsi),
+            Line::Shared(gsi, other) => {
+                note = Some(format!(
+                    "the interrupt of the next host's console, {gsi}, stays here, for {other} has it: programs that write \
+                     to that console wait for what does not come"
+                ));
+            }
+        }
+    }
+    let request = Request {
         cpus: config.cpus.request(),
         memory: config.memory.request(),
         boot: files.boot_size(),
         functions: config.devices.clone(),
         ports,
-        pins: config.pins.clone(),
+        pins,
         guests: config.guests.iter().map(|guest| guest.name.clone()).collect(),
-    }
+    };
+    Ok((request, note))
 }
 
 fn guests(hypervisor: &dyn Hypervisor, config: &Config) -> Result<Vec<Spec>, Refusal> {

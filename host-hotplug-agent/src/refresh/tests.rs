@@ -396,6 +396,25 @@ fn a_plan_says_what_it_could_not_look_at_and_what_stays() {
 }
 
 #[test]
+fn the_pin_of_the_next_hosts_console_goes_with_its_ports() {
+    let stage = Stage::new(Behaviour::Boots);
+    let tree = stage.machine.tree();
+    tree.put("sys/class/tty/ttyS1/port", "0x2F8\n");
+    tree.put("sys/class/tty/ttyS1/irq", "3\n");
+    let hypervisor = FakeHypervisor::new(&stage.world, INCUMBENT);
+    let config = tree.path().join("etc/locum");
+    let prepared = || Prepared::new(&*stage.machine, &hypervisor, &config, "next".into(), vec![]).unwrap();
+    let (alone, plan) = (prepared(), prepared().plan(&*stage.machine).unwrap());
+    assert!(plan.pins.contains(&partitioner::Gsi(3)), "{:?}", plan.pins);
+    tree.put("sys/kernel/irq/3/chip_name", "IO-APIC\n");
+    tree.put("sys/kernel/irq/3/actions", "ttyS3\n");
+    let shared = prepared();
+    assert!(!shared.request.pins.contains(&partitioner::Gsi(3)));
+    let told = |prepared: &Prepared| prepared.notes.iter().any(|note| note.contains("ttyS3 has it"));
+    assert!(told(&shared) && !told(&alone), "{:?}", shared.notes);
+}
+
+#[test]
 fn an_incumbent_that_dies_on_its_way_out_is_taken() {
     let stage = Stage::with_timeouts(Behaviour::Boots, HANG.as_secs(), 1);
     stage.world.fail(INCUMBENT, "power_off", usize::MAX);

@@ -76,13 +76,11 @@ impl Host {
     fn refresh(&mut self) -> Result<()> {
         let (release, generation) = (self.release.clone(), self.generation);
         self.progress.step(&format!("refreshing generation {generation}"));
-        // The lab's line must be there as Linux boots, and it has the console's pin, COM2 and COM4 or COM1 and COM3: without
-        // that, programs that write to the console stand still.
+        // The lab's line must be there as Linux boots; its pin is the console's, COM2 and COM4 or COM1 and COM3.
         let ports = channel::ports(generation + 1);
-        let pin = if generation.is_multiple_of(2) { 3 } else { 4 };
         self.sh(&format!(
-            "sed -i '/^LOCUM_REFRESH_P/d' /etc/default/locum && \
-             printf 'LOCUM_REFRESH_%s\\n' PORTS={ports} PINS={pin} >>/etc/default/locum"
+            "sed -i '/^LOCUM_REFRESH_PORTS/d' /etc/default/locum && \
+             echo LOCUM_REFRESH_PORTS={ports} >>/etc/default/locum"
         ))?;
         self.machine
             .host(generation)
