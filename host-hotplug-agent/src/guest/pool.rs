@@ -6,7 +6,7 @@
 //! each piece, so guests can have their RAM on the node where their CPUs are.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -189,6 +189,9 @@ fn device(sys: &SysRoot, process: Process<'_>, file: &Path) -> Result<String, &'
         return by_name().cloned().ok_or("which is nowhere to be seen");
     };
     let kind = node.file_type();
+    if let Some(name) = named(sys, &names, &node) {
+        return Ok(name);
+    }
     if !kind.is_char_device() {
         return Err(if kind.is_dir() {
             "a directory"
@@ -198,9 +201,23 @@ fn device(sys: &SysRoot, process: Process<'_>, file: &Path) -> Result<String, &'
             "a plain file"
         });
     }
-    let number = format!("{}:{}", rustix::fs::major(node.rdev()), rustix::fs::minor(node.rdev()));
+    Err("a character device")
+}
+
+/// How this host names the device-DAX device that a file turned out to be.
+pub(super) fn file_of(sys: &SysRoot, file: &Metadata) -> Option<PathBuf> {
+    if !file.file_type().is_char_device() {
+        return None;
+    }
+    let names = sys.list(DEVICES).ok()?;
+    Some(Path::new("/dev").join(named(sys, &names, file)?))
+}
+
+fn named(sys: &SysRoot, names: &[String], file: &Metadata) -> Option<String> {
+    let number = format!("{}:{}", rustix::fs::major(file.rdev()), rustix::fs::minor(file.rdev()));
     let has_number = |name: &&String| sys.read_optional(format!("{DEVICES}/{name}/dev")).as_ref() == Some(&number);
-    names.iter().find(has_number).cloned().ok_or("a character device")
+    let is_device = file.file_type().is_char_device();
+    names.iter().find(|name| is_device && has_number(name)).cloned()
 }
 
 /// The device's physical memory, which may be in pieces. `None` if it has none or Linux does not tell.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::Pid;
 
-use super::argv;
+use super::{argv, pool};
 use crate::sysroot::SysRoot;
 
 /// A process on this host.
@@ -43,7 +43,20 @@ impl<'s> Process<'s> {
     /// The files that it maps shared; none if it has ended.
     pub fn mappings(&self) -> Vec<Mapping> {
         let maps = fs::read_to_string(self.proc("maps")).unwrap_or_default();
-        maps.lines().filter_map(Mapping::parse).collect()
+        let named = maps.lines().filter_map(Mapping::parse);
+        named
+            .map(|(area, map)| Mapping {
+                file: self.here(&format!("map_files/{area}"), map.file),
+                ..map
+            })
+            .collect()
+    }
+
+    /// How this host names a file that the process knows as `named`: one with a root of its own, or a `/dev` of its own, may
+    /// have the pool by any name. `link` is a magic link below its directory in `/proc`, which leads to the file itself.
+    pub fn here(&self, link: &str, named: PathBuf) -> PathBuf {
+        let file = fs::metadata(self.proc(link)).ok();
+        file.and_then(|file| pool::file_of(self.sys, &file)).unwrap_or(named)
     }
 
     /// How it stands; `None` if it is gone.
@@ -111,22 +124,22 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Of a line of `/proc/PID/maps` (Linux `Documentation/filesystems/proc.rst`), if it is one.
-    fn parse(line: &str) -> Option<Self> {
+    /// Of a line of `/proc/PID/maps` (Linux `Documentation/filesystems/proc.rst`), if it is one, with its name in `map_files`.
+    fn parse(line: &str) -> Option<(String, Self)> {
         let mut words = line.splitn(6, ' ');
         let hex = |text: &str| u64::from_str_radix(text, 16).ok();
         let (start, end) = words.next()?.split_once('-')?;
         let mode = words.next()?;
         let offset = hex(words.next()?)?;
         let file = PathBuf::from(words.nth(2)?.trim_start());
-        let len = hex(end)?.checked_sub(hex(start)?)?;
-        let writable = mode.contains('w');
-        (mode.ends_with('s') && file.is_absolute()).then_some(Self {
+        let (start, end) = (hex(start)?, hex(end)?);
+        let map = Self {
             file,
             offset,
-            len,
-            writable,
-        })
+            len: end.checked_sub(start)?,
+            writable: mode.contains('w'),
+        };
+        (mode.ends_with('s') && map.file.is_absolute()).then(|| (format!("{start:x}-{end:x}"), map))
     }
 }
 

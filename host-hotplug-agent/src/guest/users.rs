@@ -66,7 +66,11 @@ fn opened(process: Process<'_>) -> Vec<PathBuf> {
         // Without a word of how it is open, it counts.
         flags.is_none_or(|flags| u32::from_str_radix(flags.trim(), 8).is_ok_and(|flags| flags & ACCESS_MODE != 0))
     });
-    entries.filter_map(|entry| fs::read_link(entry.path()).ok()).collect()
+    let file = |entry: fs::DirEntry| {
+        let named = fs::read_link(entry.path()).ok()?;
+        Some(process.here(&format!("fd/{}", entry.file_name().display()), named))
+    };
+    entries.filter_map(file).collect()
 }
 
 /// Files that it has mapped shared and for writing: the file itself may have been closed since.
@@ -105,6 +109,44 @@ mod tests {
                 format!("00400000-00401000 r--p 00000000 00:05 7  /bin/sh\n7f0000000000-7f0000200000 {mode} 00000000 00:05 8                {file}\n7ffc00000000-7ffc00021000 rw-p 00000000 00:00 0 [stack]\n"),
             );
         }
+    }
+
+    /// As a guest is that came from the host before this one.
+    #[test]
+    fn whoever_has_the_pool_by_another_name_is_found() {
+        let tree = Tree::lab();
+        let dir = "sys/bus/dax/devices/dax0.0";
+        for (file, text) in [
+            ("resource", "0x100000000\n"),
+            ("size", "1073741824\n"),
+            ("dev", "1:3\n"),
+        ] {
+            tree.put(format!("{dir}/{file}"), text);
+        }
+        let pool = Pool::of(&locum_abi::Header {
+            pool: 4 << 30,
+            pool_size: 1 << 30,
+            ..locum_abi::Header::of_this_release()
+        });
+        // A character device that every host has stands for it.
+        let link = |path: &str, to: &str| {
+            let link = tree.path().join(path);
+            fs::create_dir_all(link.parent().unwrap()).unwrap();
+            symlink(to, link).unwrap();
+        };
+        Proc(&tree, 7).maps("rw-s", "/run/locum/host/dev/dax0.0");
+        link("proc/7/map_files/7f0000000000-7f0000200000", "/dev/null");
+        Proc(&tree, 8).maps("rw-s", "/run/locum/host/dev/zero");
+        link("proc/8/map_files/7f0000000000-7f0000200000", "/dev/zero");
+        tree.put("proc/9/comm", "other\n");
+        tree.put("proc/9/fdinfo/3", "flags:\t02100002\n");
+        link("proc/9/fd/3", "/dev/null");
+        assert_eq!(
+            of(&tree.sys(), &pool).as_deref(),
+            Some("process 7 (other), process 9 (other)")
+        );
+        let process = Process::new(&tree.sys(), Pid::from_raw(7).unwrap()).mappings();
+        assert_eq!(process[0].file, Path::new("/dev/dax0.0"));
     }
 
     #[test]
