@@ -4,29 +4,13 @@ use std::collections::BTreeMap;
 
 use partitioner::{Gsi, PciFunction, Pin};
 
-use super::{ioapic, pci};
-use crate::acpi::Interrupts;
+use super::lines::Lines;
+use super::pci;
 use crate::sysroot::SysRoot;
 
-/// Pins that an IOAPIC is taken to have that the kernel's log does not tell of.
-const PINS: u32 = 24;
-
-/// Most pins that an IOAPIC can have: eight bits tell the last one.
-const PINS_MAX: u32 = 256;
-
 /// All IOAPIC pins with their users other than `functions`.
-pub fn pins(sys: &SysRoot, madt: &Interrupts, functions: &[PciFunction]) -> Vec<Pin> {
-    let gsi_bases = &madt.gsi_bases;
-    let mut users: BTreeMap<u32, Vec<String>> = BTreeMap::new();
-    let told = ioapic::last_pins(sys);
-    for (index, &base) in gsi_bases.iter().enumerate() {
-        let next = gsi_bases.get(index + 1).copied();
-        let guess = next.unwrap_or(base.saturating_add(PINS));
-        let end = told.get(&base).map_or(guess, |last| last.saturating_add(1));
-        for gsi in base..end.min(next.unwrap_or(end)).min(base.saturating_add(PINS_MAX)) {
-            users.entry(gsi).or_default();
-        }
-    }
+pub fn pins(sys: &SysRoot, lines: &Lines<'_>, functions: &[PciFunction]) -> Vec<Pin> {
+    let mut users: BTreeMap<u32, Vec<String>> = lines.pins().map(|gsi| (gsi, Vec::new())).collect();
     for function in functions {
         if let Some(gsi) = function.gsi {
             users.entry(gsi.0).or_default();
@@ -39,15 +23,17 @@ pub fn pins(sys: &SysRoot, madt: &Interrupts, functions: &[PciFunction]) -> Vec<
         let (Ok(number), true) = (name.parse::<u32>(), chip.contains("IO-APIC")) else {
             continue;
         };
-        let gsi = madt.gsi(number);
         let actions = sys
             .read_optional(format!("sys/kernel/irq/{name}/actions"))
             .unwrap_or_default();
-        let foreign = actions
-            .split(',')
-            .filter(|action| !action.is_empty() && !belongs(sys, action, gsi, functions))
-            .map(str::to_owned);
-        users.entry(gsi).or_default().extend(foreign);
+        // Of one that may be any of several pins, none is free.
+        for gsi in lines.gsis(number) {
+            let foreign = actions
+                .split(',')
+                .filter(|action| !action.is_empty() && !belongs(sys, action, gsi, functions))
+                .map(str::to_owned);
+            users.entry(gsi).or_default().extend(foreign);
+        }
     }
     users
         .into_iter()

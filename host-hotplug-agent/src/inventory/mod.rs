@@ -4,6 +4,7 @@ pub mod firmware;
 mod ioapic;
 mod iomem;
 pub mod irq;
+pub mod lines;
 pub mod memmap;
 pub mod memory;
 pub mod pages;
@@ -15,7 +16,7 @@ pub mod serial;
 use anyhow::{Context, Result};
 use locum_abi::{Header, Slot, Status};
 use partitioner::{
-    ApicId, Cpu, CpuNumber, Generation, Gsi, Inventory, MemRange, NodeId, PortRange, StayingPorts, Unreclaimed,
+    ApicId, Cpu, CpuNumber, Generation, Inventory, MemRange, NodeId, PortRange, StayingPorts, Unreclaimed,
 };
 
 pub use iomem::{indivisible, inside};
@@ -27,6 +28,7 @@ use crate::l0::view;
 use crate::load;
 use crate::sysroot::{SysRoot, parse_list};
 use firmware::Ground;
+use lines::Lines;
 
 /// Takes stock.
 ///
@@ -41,12 +43,19 @@ pub fn take(
 ) -> Result<Inventory> {
     let madt = Interrupts::read(sys)?;
     let mut functions = pci::functions(sys)?;
+    let listing = aml::list(sys);
+    let lines = Lines::new(sys, &madt, &listing);
     for function in &mut functions {
         // Linux tells its own number.
-        function.gsi = function.gsi.map(|number| Gsi(madt.gsi(number.0)));
+        match function.gsi.map(|number| lines.gsi(number.0)).transpose() {
+            Ok(gsi) => function.gsi = gsi,
+            Err(why) => {
+                function.gsi = None;
+                function.busy.get_or_insert(why);
+            }
+        }
     }
-    let pins = irq::pins(sys, &madt, &functions);
-    let listing = aml::list(sys);
+    let pins = irq::pins(sys, &lines, &functions);
     let firmware = Ground::read(sys, &functions).staying(&listing.regions);
     let ram = Ram::read(sys)?;
     let mut blocks = memory::blocks(sys)?;

@@ -2,7 +2,9 @@
 
 use partitioner::{Gsi, Inventory};
 
+use super::lines::Lines;
 use crate::acpi::Interrupts;
+use crate::acpi::aml::Listing;
 use crate::sysroot::SysRoot;
 
 /// Where Linux lists terminals, serial lines among them.
@@ -36,7 +38,12 @@ pub fn line(sys: &SysRoot, inventory: &Inventory, port: u16) -> anyhow::Result<L
     let Some(number) = u32::try_from(irq).ok().filter(|&irq| irq != 0) else {
         return Ok(Line::None);
     };
-    let gsi = Gsi(Interrupts::read(sys)?.gsi(number));
+    let madt = Interrupts::read(sys)?;
+    // It is of the IOAPIC that has all ISA interrupts, the first one.
+    let lines = Lines::new(sys, &madt, &Listing::default());
+    let Some(gsi) = lines.gsis(number).first().copied().map(Gsi) else {
+        return Ok(Line::None);
+    };
     let pin = inventory.pins.iter().find(|pin| pin.gsi == gsi);
     let user = pin.map_or(Some("an IOAPIC that is not there"), |pin| {
         pin.users.first().map(String::as_str)

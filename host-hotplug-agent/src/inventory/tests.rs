@@ -1,4 +1,4 @@
-use partitioner::{Bar, CpuRequest, MemoryRequest, PlanError, Request, Warning, plan};
+use partitioner::{Bar, CpuRequest, Gsi, MemoryRequest, PlanError, Request, Warning, plan};
 
 use super::*;
 use crate::l0::memory as l0_memory;

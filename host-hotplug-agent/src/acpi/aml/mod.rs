@@ -13,7 +13,7 @@
 mod child;
 mod files;
 mod interpreter;
-mod listing;
+pub(crate) mod listing;
 
 use std::collections::BTreeMap;
 
