@@ -149,6 +149,18 @@ pub enum Command {
         #[arg(long)]
         until_reigning: bool,
     },
+    /// Give a domain of libvirt's its piece of the pool, or take that back: run by libvirt
+    #[command(name = "__libvirt-hook", hide = true)]
+    LibvirtHook {
+        /// The domain
+        domain: String,
+        /// What libvirt does
+        operation: String,
+        /// Before or after it
+        part: String,
+        /// What else libvirt says
+        rest: Vec<String>,
+    },
     /// List what the firmware's AML uses, line by line: run by `doctor`, `plan` and the daemon, as a process that may die
     #[command(name = "__aml", hide = true)]
     Aml {

@@ -140,10 +140,15 @@ impl TryFrom<String> for Size {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Guest {
-    /// Its name.
+    /// Its name. Of libvirt's, the domain's name if none is given.
+    #[serde(default)]
     pub name: String,
-    /// QMP socket of its QEMU here. On the successor the same path is used.
+    /// QMP socket of its QEMU here. On the successor the same path is used. Empty for a guest of libvirt's.
+    #[serde(default)]
     pub qmp: PathBuf,
+    /// Name of its domain, if libvirt has it: it crosses by libvirt's own migration.
+    #[serde(default)]
+    pub libvirt: Option<String>,
     /// Program and arguments that become its QEMU on the successor, with the same QMP socket. Empty: those of the
     /// running QEMU. `-incoming defer` is added.
     #[serde(default)]
@@ -223,8 +228,13 @@ impl Config {
             line: text.get(..offset).unwrap_or(text).matches('\n').count() + 1,
             problem,
         };
-        let config: Self = toml::from_str(text)
+        let mut config: Self = toml::from_str(text)
             .map_err(|error| bad(error.span().map_or(0, |span| span.start), error.message().to_owned()))?;
+        for guest in &mut config.guests {
+            if let (true, Some(domain)) = (guest.name.is_empty(), &guest.libvirt) {
+                guest.name.clone_from(domain);
+            }
+        }
         config
             .check()
             .map_err(|(word, problem)| bad(text.find(&word).unwrap_or(0), problem))?;
@@ -244,6 +254,20 @@ impl Config {
             if guest.name.is_empty() || !seen.insert(&guest.name) {
                 let problem = format!("guest name `{}` is empty or used twice: give each its own", guest.name);
                 return Err((format!("\"{}\"", guest.name), problem));
+            }
+            if guest.libvirt.is_some() != guest.qmp.as_os_str().is_empty() {
+                let problem = format!(
+                    "guest {}: give either `qmp`, the socket of its QEMU, or `libvirt`, the name of its domain",
+                    guest.name
+                );
+                return Err((format!("\"{}\"", guest.name), problem));
+            }
+            if let (Some(domain), false) = (&guest.libvirt, guest.command.is_empty()) {
+                let problem = format!(
+                    "guest {}: libvirt makes the command line of its domains itself",
+                    guest.name
+                );
+                return Err((format!("\"{domain}\""), problem));
             }
             if guest
                 .channel
@@ -364,6 +388,27 @@ boot = 300
         let (line, problem) = line_of(&format!("{GOOD}\n[[guests]]\nname = \"one\"\nqmp = \"/x\"\n"));
         assert_eq!(line, 12);
         assert!(problem.contains("twice"), "{problem}");
+    }
+
+    #[test]
+    fn a_guest_is_libvirts_or_has_a_socket() {
+        let guest = |lines: &str| parse(&GOOD.replace("name = \"one\"\nqmp = \"/run/one.qmp\"", lines));
+        let config = guest("libvirt = \"web\"").unwrap();
+        assert_eq!(
+            (config.guests[0].name.as_str(), config.guests[0].libvirt.as_deref()),
+            ("web", Some("web"))
+        );
+        assert_eq!(guest("libvirt = \"web\"\nname = \"w\"").unwrap().guests[0].name, "w");
+        for bad in [
+            "name = \"one\"",
+            "name = \"one\"\nqmp = \"/x\"\nlibvirt = \"one\"",
+            "libvirt = \"one\"\ncommand = [\"kvm\"]",
+        ] {
+            assert!(
+                matches!(guest(bad), Err(Refusal::BadConfig { line: 12 | 13, .. })),
+                "{bad}"
+            );
+        }
     }
 
     #[test]

@@ -169,6 +169,18 @@ pub enum Refusal {
         /// Why not.
         problem: String,
     },
+    /// A domain of libvirt's that cannot be asked.
+    #[error(
+        "guest {guest}: libvirt does not tell about domain {domain} ({problem}): see `virsh domstate {domain}`, or correct `libvirt`"
+    )]
+    NoDomain {
+        /// Name in the configuration.
+        guest: String,
+        /// The domain.
+        domain: String,
+        /// Why not.
+        problem: String,
+    },
     /// A guest that nobody named, and whose QEMU cannot be asked.
     #[error(
         "guest {guest} runs here, and its QEMU has no QMP socket with a path on its command line: start it with `-qmp \

@@ -15,7 +15,7 @@ use locum_agent::deadline::Deadline;
 use locum_agent::error::Refusal;
 use locum_agent::guest::pool::Pool;
 use locum_agent::guest::qemu::Qemu;
-use locum_agent::guest::qmp::Qmp;
+use locum_agent::guest::qmp::{Monitor, Qmp};
 use locum_agent::guest::{Hypervisor, Place, Received, Sent, Spec, Vm};
 use locum_agent::sysroot::SysRoot;
 use serde_json::json;
@@ -115,6 +115,7 @@ impl Lab {
         Guest {
             name: "one".to_owned(),
             qmp,
+            libvirt: None,
             command: vec![],
             channel: None,
         }
@@ -327,6 +328,7 @@ fn a_guest_that_is_not_there_or_does_not_run_is_refused() {
     let nobody = Guest {
         name: "none".to_owned(),
         qmp: lab.path("none.qmp"),
+        libvirt: None,
         command: vec![],
         channel: None,
     };
@@ -438,6 +440,7 @@ fn a_qemu_that_a_dead_agent_had_started_is_found_without_its_socket() {
         ram: vec![],
         release: None,
         uuid: None,
+        libvirt: None,
     };
     let start = || {
         let started = Command::new("sleep").arg("60").env("LOCUM_QMP", &spec.qmp).spawn();

@@ -87,6 +87,7 @@ impl Host {
         let guest = Guest {
             name: "vm".to_owned(),
             qmp,
+            libvirt: None,
             command: command.iter().map(|word| (*word).to_owned()).collect(),
             channel: None,
         };

@@ -5,6 +5,7 @@ pub(crate) mod message;
 mod noise;
 pub mod port;
 pub(crate) mod stream;
+pub(crate) mod tunnel;
 pub(crate) mod versions;
 
 pub(crate) use message::{Link, Message};

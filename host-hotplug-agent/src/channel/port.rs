@@ -68,6 +68,8 @@ pub struct Port {
     file: File,
     /// Bytes read so far.
     taken: Arc<AtomicU64>,
+    /// Bytes written so far.
+    given: Arc<AtomicU64>,
 }
 
 impl Port {
@@ -76,7 +78,25 @@ impl Port {
         Self {
             file,
             taken: Arc::default(),
+            given: Arc::default(),
         }
+    }
+
+    /// The same channel once more: one to read from, while another thread writes.
+    ///
+    /// # Errors
+    /// If this process has too many files open.
+    pub fn other_half(&self) -> io::Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+            taken: self.taken.clone(),
+            given: self.given.clone(),
+        })
+    }
+
+    /// Bytes written so far, by either half.
+    pub fn sent(&self) -> u64 {
+        self.given.load(Ordering::Relaxed)
     }
 
     /// Whether no byte has been read since this was called, to be asked while another thread reads.
@@ -135,7 +155,10 @@ impl Port {
     pub fn write_all(&mut self, mut bytes: &[u8], until: &Deadline<'_>) -> Result<(), PortError> {
         while !bytes.is_empty() {
             match self.file.write(bytes) {
-                Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+                Ok(count) => {
+                    self.given.fetch_add(count as u64, Ordering::Relaxed);
+                    bytes = bytes.get(count..).unwrap_or_default();
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     until.wait(&self.file, PollFlags::OUT)?;
                 }

@@ -57,6 +57,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Abort { force: false, output } => refresh::ask(cli, &Question::Abort, *output)?,
         Command::Abort { force: true, output } => refresh::ask(cli, &Question::AbortByForce, *output)?,
         Command::Retry(output) => refresh::ask(cli, &Question::Retry, *output)?,
+        Command::LibvirtHook { operation, part, .. } => pool::libvirt_hook(&sys, operation, part)?,
         Command::Aml { skip } => aml::main(&sys, skip),
         Command::Daemon { until_reigning } => daemon::run(sys, &cli.config_dir, &cli.socket, *until_reigning)?,
     }

@@ -1,6 +1,7 @@
 //! `locum pool`: which guest's RAM lies where, a piece for a guest, and back.
 
 use std::process::Command as Process;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use locum_abi::HostState;
@@ -9,6 +10,8 @@ use serde::Serialize;
 
 use super::{print_json, print_line};
 use crate::cli::{Output, PoolCommand};
+use crate::deadline::Deadline;
+use crate::guest::libvirt::hook::{self, Domain, Moment};
 use crate::guest::pool::{Pool, pieces};
 use crate::l0::{memory, view};
 use crate::machine::{Access, Device};
@@ -16,6 +19,9 @@ use crate::pool::table::Uuid;
 use crate::pool::up::up;
 use crate::pool::{Keeper, View, Wanted};
 use crate::sysroot::SysRoot;
+
+/// For another program of this host to be done with the table: it may be clearing a large guest's RAM.
+const OTHERS: Duration = Duration::from_secs(60);
 
 /// What `locum pool` shows.
 #[derive(Serialize)]
@@ -26,10 +32,39 @@ struct List {
 }
 
 pub fn run(sys: &SysRoot, command: Option<&PoolCommand>, list: Output) -> Result<()> {
-    let device = Device::open(sys, Access::Control)?;
     if let Some(PoolCommand::Up { output }) = command {
+        let device = Device::open(sys, Access::Control)?;
         return make(sys, &device, *output);
     }
+    with_keeper(sys, |keeper| answer(&keeper, command, list))
+}
+
+/// What libvirt's hook does: the domain's description comes in.
+pub fn libvirt_hook(sys: &SysRoot, operation: &str, part: &str) -> Result<()> {
+    let moment = Moment::of(operation, part);
+    if moment == Moment::Other {
+        return Ok(());
+    }
+    let xml = std::io::read_to_string(std::io::stdin()).context("reading the domain's description")?;
+    let domain = Domain::parse(&xml)?;
+    if !domain.wrapped {
+        return Ok(());
+    }
+    if !sys.exists("dev/locum") {
+        // As without L0: it starts all the same, in ordinary RAM.
+        return hook::forget(sys, &domain);
+    }
+    with_keeper(sys, |keeper| {
+        let keeper = keeper.alone(&Deadline::after(OTHERS))?;
+        match moment {
+            Moment::Start => hook::start(sys, &keeper, &domain).map(drop),
+            _ => hook::end(sys, &keeper, &domain),
+        }
+    })
+}
+
+fn with_keeper<T>(sys: &SysRoot, work: impl FnOnce(Keeper<'_>) -> Result<T>) -> Result<T> {
+    let device = Device::open(sys, Access::Control)?;
     let slot = device.info().slot().context("locum.ko puts this host into no slot")?;
     let extents = device.extents()?.context(
         "this L0 is older and has no table of the pool: give each guest an `offset` of its own by hand, and reboot into the \
@@ -38,10 +73,13 @@ pub fn run(sys: &SysRoot, command: Option<&PoolCommand>, list: Output) -> Result
     let other = memory::host(&device, device.header(), slot.other())?;
     let beside_another = HostState::from_raw(other.state).is_none_or(view::is_there);
     let pool = Pool::of(device.header());
-    let keeper = Keeper::new(sys, &pool, &extents, slot, beside_another)?;
+    work(Keeper::new(sys, &pool, &extents, slot, beside_another)?)
+}
+
+fn answer(keeper: &Keeper<'_>, command: Option<&PoolCommand>, list: Output) -> Result<()> {
     match command {
         // The latter was answered above.
-        None | Some(PoolCommand::Up { .. }) => show(&keeper, list),
+        None | Some(PoolCommand::Up { .. }) => show(keeper, list),
         Some(PoolCommand::Alloc {
             name,
             size,

@@ -10,8 +10,8 @@ use crate::cli::{Cli, Output};
 use crate::daemon::ipc::{self, Question};
 use crate::deadline::Deadline;
 use crate::error::Refusal;
+use crate::guest::here::Here;
 use crate::guest::pool::Pool;
-use crate::guest::qemu::Qemu;
 use crate::image;
 use crate::machine::{Access, Device, Host, Machine};
 use crate::refresh::prepare::PlanView;
@@ -27,7 +27,7 @@ const RESTART: Duration = Duration::from_secs(30);
 pub fn plan(sys: &SysRoot, cli: &Cli, choice: Choice<'_>, output: Output) -> Result<()> {
     let host = Host::new(sys.clone(), Device::open(sys, Access::Control)?)?;
     let unreclaimed = ipc::ask(&cli.socket, &Question::Status).map_or_else(|_| Vec::new(), |status| status.unreclaimed);
-    let hypervisor = Qemu::new(sys.clone(), Pool::of(&host.facts().header));
+    let hypervisor = Here::new(sys.clone(), Pool::of(&host.facts().header));
     let prepared = Prepared::new(&host, &hypervisor, &cli.config_dir, choice, unreclaimed)?;
     let view = PlanView::new(&prepared, &host)?;
     if output.json {

@@ -17,8 +17,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::guest::here::Here;
 use crate::guest::pool::Pool;
-use crate::guest::qemu::Qemu;
 use crate::journal::Journal;
 use crate::machine::{Access, Device, Host, Machine};
 use crate::refresh::{Agent, Limits, Shared};
@@ -46,7 +46,7 @@ pub fn run(sys: SysRoot, config_dir: &Path, socket: &Path, until_reigning: bool)
     let pool = Pool::of(&machine.facts().header);
     let agent = Agent {
         machine,
-        hypervisor: Arc::new(Qemu::new(sys.clone(), pool)),
+        hypervisor: Arc::new(Here::new(sys.clone(), pool)),
         shared: Arc::new(Shared::new(u64::from(own), kept.unreclaimed, kept.report)),
         journal: Arc::new(Journal::at(&sys)),
         limits: Limits::default(),

@@ -18,17 +18,31 @@ use crate::sysroot::SysRoot;
 /// # Errors
 /// [`Refusal::PoolUser`] for a process that is no QEMU, [`Refusal::NoSocket`] for a QEMU whose socket is not to be found
 /// out: none may be left behind unasked.
-pub fn guests(sys: &SysRoot, pool: &Pool) -> Result<Vec<config::Guest>, Refusal> {
-    users::each(sys, pool).into_iter().map(|pid| guest(sys, pid)).collect()
+pub fn guests(sys: &SysRoot, pool: &Pool, domains: Domains<'_>) -> Result<Vec<config::Guest>, Refusal> {
+    let users = users::each(sys, pool).into_iter();
+    users.map(|pid| guest(sys, pid, domains)).collect()
 }
 
-fn guest(sys: &SysRoot, pid: Pid) -> Result<config::Guest, Refusal> {
+/// Tells libvirt's name for the domain with a UUID, if libvirt has such a one.
+pub type Domains<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+fn guest(sys: &SysRoot, pid: Pid, domains: Domains<'_>) -> Result<config::Guest, Refusal> {
     let command = Process::new(sys, pid).command().unwrap_or_default();
     if !argv::starts_qemu(&command) {
         return Err(Refusal::PoolUser(users::in_words(sys, pid)));
     }
     let items = argv::items(&command);
     let name = name(&items);
+    let uuid = items.iter().rev().find(|item| item.name == "uuid");
+    if let Some(domain) = uuid.and_then(|item| domains(item.argument()?)) {
+        return Ok(config::Guest {
+            name: domain.clone(),
+            qmp: PathBuf::new(),
+            libvirt: Some(domain),
+            command: Vec::new(),
+            channel: None,
+        });
+    }
     let Some(qmp) = socket(&items) else {
         return Err(Refusal::NoSocket {
             guest: name.unwrap_or_else(|| users::in_words(sys, pid)),
@@ -38,6 +52,7 @@ fn guest(sys: &SysRoot, pid: Pid) -> Result<config::Guest, Refusal> {
     Ok(config::Guest {
         name: name.or_else(stem).unwrap_or_else(|| users::in_words(sys, pid)),
         qmp,
+        libvirt: None,
         command: Vec::new(),
         channel: None,
     })
@@ -119,7 +134,8 @@ mod tests {
             runs(&tree, pid, command);
         }
         let pool = Pool::File(PathBuf::from("/pool"));
-        let guests = guests(&tree.sys(), &pool).map_err(|error| error.to_string())?;
+        let domains = |uuid: &str| (uuid == "u1").then(|| "web".to_owned());
+        let guests = guests(&tree.sys(), &pool, &domains).map_err(|error| error.to_string())?;
         Ok(guests.into_iter().map(|guest| (guest.name, guest.qmp)).collect())
     }
 
@@ -144,6 +160,17 @@ mod tests {
         ]);
         let names: Vec<String> = names.unwrap().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["a", "c"], "the last of an option counts");
+    }
+
+    #[test]
+    fn a_domain_of_libvirts_needs_no_socket() {
+        let domain = "qemu-system-x86_64 -name guest=w -uuid u1 -chardev socket,id=charmonitor,fd=25,server=on -mon \
+                      chardev=charmonitor,id=monitor,mode=control";
+        assert_eq!(found(&[domain]), Ok(vec![("web".to_owned(), PathBuf::new())]));
+        assert!(
+            found(&[&domain.replace("u1", "u2")]).is_err(),
+            "libvirt does not know it"
+        );
     }
 
     #[test]

@@ -3,7 +3,9 @@
 pub mod argv;
 pub mod bound;
 pub mod discover;
+pub mod here;
 pub mod keyval;
+pub mod libvirt;
 mod orphan;
 pub mod pool;
 pub mod process;
@@ -43,6 +45,9 @@ pub struct Spec {
     /// UUID that its QEMU tells, if any.
     #[serde(default)]
     pub uuid: Option<String>,
+    /// Its domain's name, if libvirt has it on either host. An older agent knows of none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub libvirt: Option<String>,
     /// Release of the QEMU that it runs in, major and minor. Not told to the other agent.
     #[serde(skip)]
     pub release: Option<(u32, u32)>,

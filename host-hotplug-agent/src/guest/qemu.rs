@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::bound::Bound;
 use super::pool::Pool;
 use super::process::Process;
-use super::qmp::Qmp;
+use super::qmp::{Monitor, Qmp};
 use super::running::QemuVm;
 use super::{Hypervisor, Ram, Spec, Vm, argv, discover, orphan, users};
 use crate::config;
@@ -61,9 +61,6 @@ impl Hypervisor for Qemu {
                 status,
             });
         }
-        if self.pool == Pool::None {
-            return Err(PlanError::NoPool.into());
-        }
         let pid = peer(&qmp).map_err(refuse)?;
         let process = Process::new(&self.sys, pid);
         let running = process.command().map_err(|error| refuse(error.into()))?;
@@ -75,36 +72,12 @@ impl Hypervisor for Qemu {
                 running.join(" ")
             )));
         }
-        let files = self.in_pool(&mut qmp, process, &until).map_err(refuse)?;
-        let files = files.map_err(|problem| Refusal::NotInPool {
-            guest: guest.name.clone(),
-            problem,
-            device: self.pool.device(&self.sys),
-        })?;
-        let ram = files.into_iter().filter_map(|backend| {
-            let Backend { file, offset, size } = backend;
-            let at = self.pool.address(&self.sys, process, &file)?;
-            let known = self.pool.is_one_piece(&self.sys, process, &file);
-            let size = if known { size } else { 0 };
-            Some(Ram { file, at, offset, size })
-        });
-        let uuid = qmp.execute("query-uuid", json!({}), &until).unwrap_or_default();
-        let uuid = uuid.get("UUID").and_then(Value::as_str).map(str::to_owned);
+        let spec = self.survey(guest, channel, &mut qmp, process, &refuse)?;
         let command = command(guest, &running, process)?;
         let command = with_machine(&mut qmp, guest, &command, &until);
-        let release = release(&mut qmp, &until).unwrap_or_else(|error| {
-            tracing::warn!("guest {}: its QEMU does not tell its release ({error:#})", guest.name);
-            None
-        });
         Ok(Spec {
-            name: guest.name.clone(),
-            qmp: guest.qmp.clone(),
             command: argv::incoming(&command),
-            output: output(process, &guest.name),
-            channel,
-            ram: ram.collect(),
-            uuid,
-            release,
+            ..spec
         })
     }
 
@@ -141,7 +114,7 @@ impl Hypervisor for Qemu {
     }
 
     fn guests_here(&self) -> Result<Vec<config::Guest>, Refusal> {
-        discover::guests(&self.sys, &self.pool)
+        self.discover(&|_| None)
     }
 
     fn users(&self) -> Option<String> {
@@ -157,10 +130,66 @@ struct Backend {
 }
 
 impl Qemu {
+    /// What is found out of any QEMU by its monitor. How it is started is not in it.
+    ///
+    /// # Errors
+    /// [`Refusal::NotInPool`], [`PlanError::NoPool`], or what `refuse` makes of an error.
+    pub(super) fn survey(
+        &self,
+        guest: &config::Guest,
+        channel: usize,
+        qmp: &mut dyn Monitor,
+        process: Process<'_>,
+        refuse: &dyn Fn(anyhow::Error) -> Refusal,
+    ) -> Result<Spec, Refusal> {
+        let until = Deadline::after(ANSWER);
+        if self.pool == Pool::None {
+            return Err(PlanError::NoPool.into());
+        }
+        let files = self.in_pool(qmp, process, &until).map_err(refuse)?;
+        let files = files.map_err(|problem| Refusal::NotInPool {
+            guest: guest.name.clone(),
+            problem,
+            device: self.pool.device(&self.sys),
+        })?;
+        let ram = files.into_iter().filter_map(|backend| {
+            let Backend { file, offset, size } = backend;
+            let at = self.pool.address(&self.sys, process, &file)?;
+            let known = self.pool.is_one_piece(&self.sys, process, &file);
+            let size = if known { size } else { 0 };
+            Some(Ram { file, at, offset, size })
+        });
+        let uuid = qmp.execute("query-uuid", json!({}), &until).unwrap_or_default();
+        let uuid = uuid.get("UUID").and_then(Value::as_str).map(str::to_owned);
+        let release = release(qmp, &until).unwrap_or_else(|error| {
+            tracing::warn!("guest {}: its QEMU does not tell its release ({error:#})", guest.name);
+            None
+        });
+        Ok(Spec {
+            name: guest.name.clone(),
+            qmp: guest.qmp.clone(),
+            command: Vec::new(),
+            output: output(process, &guest.name),
+            channel,
+            ram: ram.collect(),
+            uuid,
+            libvirt: guest.libvirt.clone(),
+            release,
+        })
+    }
+
+    /// The guests that are here, of those that libvirt has as `domains` says.
+    ///
+    /// # Errors
+    /// As [`discover::guests`].
+    pub(super) fn discover(&self, domains: discover::Domains<'_>) -> Result<Vec<config::Guest>, Refusal> {
+        discover::guests(&self.sys, &self.pool, domains)
+    }
+
     /// The files with a guest's RAM, or what is wrong if some of it is not in the pool.
     fn in_pool(
         &self,
-        qmp: &mut Qmp,
+        qmp: &mut dyn Monitor,
         process: Process<'_>,
         until: &Deadline<'_>,
     ) -> Result<Result<Vec<Backend>, String>> {
@@ -259,7 +288,7 @@ fn command(guest: &config::Guest, running: &[String], process: Process<'_>) -> R
 }
 
 /// The command line with the machine type that runs, by its full name.
-fn with_machine(qmp: &mut Qmp, guest: &config::Guest, command: &[String], until: &Deadline<'_>) -> Vec<String> {
+fn with_machine(qmp: &mut dyn Monitor, guest: &config::Guest, command: &[String], until: &Deadline<'_>) -> Vec<String> {
     let program = command.first().map_or("", String::as_str);
     // A script may have the option itself.
     let may_lack = guest.command.is_empty() || argv::is_qemu(program);
@@ -277,14 +306,14 @@ fn with_machine(qmp: &mut Qmp, guest: &config::Guest, command: &[String], until:
 }
 
 /// QEMU's release, major and minor.
-fn release(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<Option<(u32, u32)>> {
+fn release(qmp: &mut dyn Monitor, until: &Deadline<'_>) -> Result<Option<(u32, u32)>> {
     let version = qmp.execute("query-version", json!({}), until)?;
     let number = |part| u32::try_from(version.get("qemu")?.get(part)?.as_u64()?).ok();
     Ok(number("major").zip(number("minor")))
 }
 
 /// The name of the machine type, versioned if it has versions.
-fn machine_type(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<String> {
+fn machine_type(qmp: &mut dyn Monitor, until: &Deadline<'_>) -> Result<String> {
     let class = qmp.execute("qom-get", json!({ "path": "/machine", "property": "type" }), until)?;
     let name = class.as_str().and_then(|class| class.strip_suffix("-machine"));
     name.map(str::to_owned)

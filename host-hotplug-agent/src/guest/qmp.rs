@@ -62,6 +62,21 @@ impl From<PortError> for QmpError {
     }
 }
 
+/// A QEMU that does as it is told, however that reaches it.
+pub trait Monitor {
+    /// Executes a command and returns its `return`.
+    ///
+    /// # Errors
+    /// QEMU's description of the error, or the connection's.
+    fn execute(&mut self, command: &str, arguments: Value, until: &Deadline<'_>) -> Result<Value>;
+}
+
+impl Monitor for Qmp {
+    fn execute(&mut self, command: &str, arguments: Value, until: &Deadline<'_>) -> Result<Value> {
+        self.command(command, arguments, None, until)
+    }
+}
+
 /// A connection to a QEMU.
 #[derive(Debug)]
 pub struct Qmp {
@@ -112,18 +127,10 @@ impl Qmp {
         &self.stream
     }
 
-    /// Executes a command and returns its `return`.
-    ///
-    /// # Errors
-    /// QEMU's description of the error, or the connection's.
-    pub fn execute(&mut self, command: &str, arguments: Value, until: &Deadline<'_>) -> Result<Value> {
-        self.command(command, arguments, None, until)
-    }
-
     /// Gives QEMU a file descriptor under a name.
     ///
     /// # Errors
-    /// As [`Self::execute`].
+    /// As [`Monitor::execute`].
     pub fn getfd(&mut self, name: &str, fd: BorrowedFd<'_>, until: &Deadline<'_>) -> Result<()> {
         self.command("getfd", json!({ "fdname": name }), Some(fd), until)
             .map(drop)

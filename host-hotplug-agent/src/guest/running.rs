@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::process::Process;
 use super::qemu::ANSWER;
-use super::qmp::{Qmp, QmpError};
+use super::qmp::{Monitor, Qmp, QmpError};
 use super::{Place, Received, Sent, Spec, Vm, orphan};
 use crate::channel::{Port, stream};
 use crate::deadline::Deadline;
@@ -267,22 +267,7 @@ impl Vm for QemuVm {
 
     fn plain(&mut self) -> Result<()> {
         let until = Deadline::after(ANSWER);
-        let off = json!({ "capabilities": [{ "capability": IGNORE_SHARED, "state": false }] });
-        let mut refused = None;
-        // QEMU refuses as long as a migration, or its cancellation, goes on.
-        let done = until.find(Duration::from_millis(20), || {
-            match self.qmp.execute("migrate-set-capabilities", off.clone(), &until) {
-                Err(error) if error.downcast_ref::<QmpError>().is_none() => {
-                    refused = Some(error);
-                    Ok(None)
-                }
-                outcome => outcome.map(Some),
-            }
-        })?;
-        if done.is_none() {
-            let why = refused.unwrap_or_else(|| anyhow!("no answer"));
-            return Err(why.context(format!("switching {IGNORE_SHARED} off")));
-        }
+        ignore_shared(&mut self.qmp, false, &until)?;
         // QEMU's own (migration/options.c). A guest may not stand still as long in an ordinary migration.
         let parameters = json!({ "max-bandwidth": 128u64 << 20, "downtime-limit": 300 });
         self.qmp.execute("migrate-set-parameters", parameters, &until).map(drop)
@@ -311,6 +296,31 @@ fn run_state(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<String> {
     let status = qmp.execute("query-status", json!({}), until)?;
     let state = status.get("status").and_then(Value::as_str);
     Ok(state.context("QEMU does not tell its state")?.to_owned())
+}
+
+/// Has an outgoing or incoming migration leave shared RAM where it is, or not.
+///
+/// # Errors
+/// If QEMU refuses.
+pub(super) fn ignore_shared(qmp: &mut dyn Monitor, state: bool, until: &Deadline<'_>) -> Result<()> {
+    let capabilities = json!({ "capabilities": [{ "capability": IGNORE_SHARED, "state": state }] });
+    let mut refused = None;
+    // QEMU refuses as long as a migration, or its cancellation, goes on.
+    let done = until.find(Duration::from_millis(20), || {
+        match qmp.execute("migrate-set-capabilities", capabilities.clone(), until) {
+            Err(error) if error.downcast_ref::<QmpError>().is_none() => {
+                refused = Some(error);
+                Ok(None)
+            }
+            outcome => outcome.map(Some),
+        }
+    })?;
+    if done.is_none() {
+        let why = refused.unwrap_or_else(|| anyhow!("no answer"));
+        let what = if state { "on" } else { "off" };
+        return Err(why.context(format!("switching {IGNORE_SHARED} {what}")));
+    }
+    Ok(())
 }
 
 /// Capabilities and limits of a migration, the same on both sides.
@@ -366,7 +376,7 @@ fn resumption(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<u64> {
 }
 
 /// Bytes of the guest's RAM.
-fn memory_size(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<u64> {
+pub(super) fn memory_size(qmp: &mut dyn Monitor, until: &Deadline<'_>) -> Result<u64> {
     let summary = qmp.execute("query-memory-size-summary", json!({}), until)?;
     Ok(summary.get("base-memory").and_then(Value::as_u64).unwrap_or(u64::MAX))
 }

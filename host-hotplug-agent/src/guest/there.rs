@@ -280,6 +280,7 @@ mod tests {
             channel: 1,
             ram: vec![],
             uuid: None,
+            libvirt: None,
             release: Some(release),
         }
     }

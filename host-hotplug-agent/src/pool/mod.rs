@@ -12,6 +12,7 @@ pub mod up;
 
 use std::fs::{self, File, OpenOptions};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use locum_abi::Slot;
@@ -20,6 +21,7 @@ use partitioner::MemRange;
 use rustix::fs::FlockOperation;
 use serde::Serialize;
 
+use crate::deadline::Deadline;
 use crate::guest::pool::{Part, Pool};
 use crate::sysroot::SysRoot;
 use seen::Seen;
@@ -30,6 +32,8 @@ pub type Extents = Table<Arc<dyn Words>>;
 
 /// Who holds it changes the table on behalf of this host.
 const LOCK: &str = "run/locum/pool.lock";
+/// Between two looks whether another program is done.
+const LOOK: Duration = Duration::from_millis(20);
 /// How often a place is chosen anew that the other host took meanwhile.
 const TRIES: usize = 16;
 
@@ -110,32 +114,48 @@ pub struct Wanted {
     pub uuid: Option<Uuid>,
 }
 
+/// The lock's file; `None` if another program has it.
+fn lock(sys: &SysRoot) -> Result<Option<File>> {
+    let path = sys.path(LOCK);
+    let context = || format!("opening {}", path.display());
+    fs::create_dir_all(sys.path("run/locum")).with_context(context)?;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(context)?;
+    let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+    Ok(locked.then_some(file))
+}
+
 impl<'a> Keeper<'a> {
     /// Of the host in `slot`. What programs that are no more had begun is brought to an end first.
     ///
     /// # Errors
     /// If the lock's file cannot be made.
     pub fn new(sys: &'a SysRoot, pool: &Pool, extents: &'a Extents, slot: Slot, beside_another: bool) -> Result<Self> {
-        let path = sys.path(LOCK);
-        let context = || format!("opening {}", path.display());
-        fs::create_dir_all(sys.path("run/locum")).with_context(context)?;
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .with_context(context)?;
-        let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
         let keeper = Self {
             sys,
             parts: pool.parts(sys),
             extents,
             slot,
             beside_another,
-            lock: locked.then_some(file),
+            lock: lock(sys)?,
         };
         keeper.mend();
         Ok(keeper)
+    }
+
+    /// Waits until no other program of this host changes the table: two guests may be started at once.
+    ///
+    /// # Errors
+    /// If the lock's file cannot be made.
+    pub fn alone(mut self, until: &Deadline<'_>) -> Result<Self> {
+        if self.lock.is_none() {
+            self.lock = until.find(LOOK, || lock(self.sys))?;
+        }
+        Ok(self)
     }
 
     fn mend(&self) {
@@ -327,6 +347,43 @@ impl<'a> Keeper<'a> {
             }
         }
         Err(ClaimError::Contended.into())
+    }
+
+    /// What a guest whose QEMU is about to start has, and whether it is on its way here from the other host. A guest that is
+    /// not gets a piece that is cleared, even if it had one before.
+    ///
+    /// # Errors
+    /// As [`Self::alloc`], or if the guest is in the other host, or in a process of this one.
+    pub fn for_start(&self, wanted: &Wanted) -> Result<(View, bool)> {
+        let uuid = wanted.uuid.context("the guest has no UUID")?;
+        let entries = self.entries()?;
+        let Some(entry) = entries.iter().find(|entry| entry.extent.uuid == uuid) else {
+            return Ok((self.alloc(wanted)?, false));
+        };
+        let (range, here) = (entry.extent.range, entry.word.slot() == self.slot);
+        match (entry.state, here) {
+            (PoolState::Crossing, false) => {
+                ensure!(
+                    range.len() >= wanted.size,
+                    "guest {} comes with {range}, which is less than it has here",
+                    wanted.name
+                );
+                Ok((self.view(entry), true))
+            }
+            // One that ended without anybody's notice.
+            (PoolState::Used, true) => {
+                self.free(&uuid.to_string())?;
+                Ok((self.alloc(wanted)?, false))
+            }
+            (state, here) => {
+                let host = if here { "this" } else { "the other" };
+                bail!(
+                    "guest {} has {range} of the pool already, which is {} by {host} host: it cannot start here",
+                    wanted.name,
+                    table::word(state)
+                )
+            }
+        }
     }
 
     fn clear(&self, claimed: &Entry) -> Result<View> {

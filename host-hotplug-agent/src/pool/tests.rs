@@ -261,3 +261,35 @@ fn one_program_of_a_host_changes_the_table_at_a_time() {
     assert_eq!(stage.alloc("two", 2).unwrap().start, 0);
     assert_eq!(stage.extents.entries().unwrap().len(), 1);
 }
+
+#[test]
+fn a_guest_that_starts_has_its_own_piece_and_one_that_comes_has_it_already() {
+    let stage = Stage::new();
+    let uuid = Uuid::parse(UUID).unwrap();
+    let start = |slot, beside, mib| {
+        let wanted = Wanted {
+            uuid: Some(uuid),
+            ..wanted("one", mib)
+        };
+        stage.with(slot, beside, |keeper| keeper.for_start(&wanted))
+    };
+    let (first, crossing) = start(Slot::Even, false, 4).unwrap();
+    assert!(!crossing && stage.dirt(first.start, 4 * MIB) == 0);
+    // It ended, and nobody heard of it.
+    stage.scribble(MIB);
+    let (again, crossing) = start(Slot::Even, false, 6).unwrap();
+    assert!(!crossing && again.end - again.start == 6 * MIB && stage.dirt(again.start, 6 * MIB) == 0);
+    // It runs.
+    stage.maps(77, again.start, 6 * MIB, "qemu-system-x86_64\0-name\0one\0");
+    assert!(error(start(Slot::Even, false, 6)).contains("process 77"));
+    assert!(error(start(Slot::Odd, true, 6)).contains("used by the other host"));
+    // It goes.
+    stage.scribble(MIB);
+    let entry = stage.extents.entries().unwrap().remove(0);
+    stage.extents.settle(&entry, PoolState::Crossing, Slot::Even).unwrap();
+    assert!(error(start(Slot::Even, true, 6)).contains("crossing by this host"));
+    let (come, crossing) = start(Slot::Odd, true, 6).unwrap();
+    assert!(crossing && come.start == again.start);
+    assert_eq!(stage.dirt(come.start, 6 * MIB), 8, "its RAM is as it was");
+    assert!(error(start(Slot::Odd, true, 8)).contains("less than"));
+}

@@ -4,6 +4,9 @@
 //! the rest to user space (Linux drivers/dax/hmem/hmem.c, drivers/dax/bus.c). Whether a range is the pool's can be told only
 //! once its device has a size, and so an address; a device of other memory gets its size of 0 back.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+
 use anyhow::{Context, Result, ensure};
 use partitioner::MemRange;
 use serde::Serialize;
@@ -12,6 +15,8 @@ use crate::sysroot::SysRoot;
 
 const DEVICES: &str = "sys/bus/dax/devices";
 const DRIVER: &str = "sys/bus/dax/drivers/device_dax";
+/// Whoever may start guests: QEMUs that are not root's are in it, as those of libvirt's are.
+const GROUP: &str = "kvm";
 
 /// A device of the pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -86,6 +91,7 @@ fn device(sys: &SysRoot, pieces: &[MemRange], name: &str) -> Result<Option<Up>> 
         sys.exists(format!("dev/{name}")),
         "it has no file /dev/{name}: is devtmpfs mounted on /dev?"
     );
+    open_to_group(sys, name)?;
     Ok(Some(Up {
         device: format!("/dev/{name}"),
         start,
@@ -94,9 +100,22 @@ fn device(sys: &SysRoot, pieces: &[MemRange], name: &str) -> Result<Option<Up>> 
     }))
 }
 
+/// As `/dev/kvm` is. Each guest's QEMU can reach the RAM of all guests then: one device has it.
+fn open_to_group(sys: &SysRoot, name: &str) -> Result<()> {
+    let groups = sys.read_optional("etc/group").unwrap_or_default();
+    let gid = groups.lines().find_map(|line| {
+        let mut words = line.split(':');
+        (words.next() == Some(GROUP)).then(|| words.nth(1)?.parse().ok())?
+    });
+    let Some(gid) = gid else { return Ok(()) };
+    let file = sys.path(format!("dev/{name}"));
+    chown(&file, None, Some(gid))
+        .and_then(|()| fs::set_permissions(&file, Permissions::from_mode(0o660)))
+        .with_context(|| format!("giving {} to the group {GROUP}", file.display()))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::os::unix::fs::symlink;
 
     use super::*;
@@ -163,6 +182,29 @@ mod tests {
         assert_eq!(machine.text(&format!("{DEVICES}/dax0.0/size")), "0");
         assert_eq!(machine.text(&format!("{DEVICES}/dax1.0/size")), SIZE.to_string());
         assert_eq!(machine.text(&format!("{DRIVER}/new_id")), "dax1.0");
+    }
+
+    #[test]
+    fn whoever_may_start_guests_may_map_it() {
+        let machine = Machine::new();
+        machine.add("dax1.0", "hmem.1", (0, POOL), None);
+        machine.add("dax2.0", "hmem.2", (SIZE, POOL + 2 * SIZE), Some("kmem"));
+        let mode = |name: &str| {
+            let file = fs::metadata(machine.dir.path().join("dev").join(name)).unwrap();
+            file.permissions().mode() & 0o777
+        };
+        let other = mode("dax2.0");
+        // Not even root's tests may give files to any group.
+        let own = rustix::process::getegid().as_raw();
+        fs::create_dir_all(machine.dir.path().join("etc")).unwrap();
+        fs::write(
+            machine.dir.path().join("etc/group"),
+            format!("root:x:0:\nkvm:x:{own}:me\n"),
+        )
+        .unwrap();
+        machine.up().unwrap();
+        assert_eq!(mode("dax1.0"), 0o660);
+        assert_eq!(mode("dax2.0"), other, "no guest's memory");
     }
 
     #[test]

@@ -66,7 +66,10 @@ struct File {
 #[derive(Serialize)]
 struct Guest {
     name: String,
-    qmp: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    qmp: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    libvirt: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -130,7 +133,8 @@ fn words(text: Option<&str>) -> Vec<String> {
 fn guest(guest: config::Guest) -> Guest {
     Guest {
         name: guest.name,
-        qmp: guest.qmp,
+        qmp: guest.libvirt.is_none().then_some(guest.qmp),
+        libvirt: guest.libvirt,
     }
 }
 

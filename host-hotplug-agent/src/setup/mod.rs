@@ -7,6 +7,7 @@
 
 pub mod defaults;
 mod grub;
+mod libvirt;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
@@ -55,14 +56,16 @@ impl Finding {
 /// Looks at all that the next boot needs, and then a refresh; changes nothing.
 pub fn examine(sys: &SysRoot) -> Vec<Finding> {
     let grub = Grub::of(sys);
-    vec![
+    let mut findings = vec![
         secure_boot(sys),
         l0(sys),
         entries(&grub),
         environment(&grub),
         next(&grub),
         successor(sys, &grub),
-    ]
+    ];
+    findings.extend(libvirt::finding(sys));
+    findings
 }
 
 /// Has the next boot go by way of Locum, once.

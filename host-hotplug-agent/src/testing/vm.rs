@@ -68,6 +68,7 @@ impl Hypervisor for FakeHypervisor {
                     size: 64 << 20,
                 }],
                 uuid: None,
+                libvirt: None,
                 release: None,
             }),
             _ => Err(Refusal::NoGuest {
@@ -115,6 +116,7 @@ impl Hypervisor for FakeHypervisor {
         let guest = |name: &String| config::Guest {
             name: name.clone(),
             qmp: PathBuf::from(format!("/run/{name}.qmp")),
+            libvirt: None,
             command: Vec::new(),
             channel: None,
         };

@@ -195,6 +195,15 @@ impl Incumbent {
                 self.note(name, |guest| guest.resumed = 1);
                 Ok(Settled::There)
             }
+            // All of it has come, and libvirt has given it up here: it stands still until somebody says so.
+            (Ok(Some(Place::Stopped)), None) => {
+                self.tell(&Message::Failed {
+                    name: name.to_owned(),
+                    reason: "it is in no QEMU of the incumbent any more".to_owned(),
+                })?;
+                self.note(name, |guest| guest.resumed = 1);
+                Ok(Settled::There)
+            }
             (there, Some(mut vm)) => {
                 vm.resume()
                     .with_context(|| format!("guest {name} does not run on after a failed handover"))?;

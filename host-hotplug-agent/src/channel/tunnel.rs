@@ -1,0 +1,552 @@
+//! Two connections through one channel: what two libvirt daemons say to each other, and a guest's state, which flow at the
+//! same time and both ways.
+//!
+//! A frame has a header of 12 bytes, then its data:
+//!
+//! | offset | length | field (little-endian) |
+//! | --- | --- | --- |
+//! | 0 | 4 | bytes of data, 32 KiB at most |
+//! | 4 | 4 | CRC-32 (ISO-HDLC) of the data and of the next four bytes |
+//! | 8 | 1 | kind |
+//! | 9 | 1 | connection |
+//! | 10 | 2 | zero |
+//!
+//! The side that opens connections says when all is over, and whether well; the other one answers alike. Each side says so
+//! once, and reads until the other one has said it. So the end is part of the stream, and a channel serves one guest after the
+//! other.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::port::{Port, PortError};
+use crate::deadline::Deadline;
+
+/// Connections of a tunnel.
+pub const CONNECTIONS: usize = 2;
+/// Bytes of data at most: half the ring, so that one side can write while the other reads.
+const CHUNK: usize = 32 * 1024;
+/// Bytes of a header.
+const HEADER: usize = 12;
+/// Between two looks for a connection that is to come, or for the end.
+const LOOK: Duration = Duration::from_millis(5);
+/// For either side's last word, once something went wrong.
+const LAST: Duration = Duration::from_secs(10);
+
+/// Why a tunnel ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    /// The channel.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// Either side gave up.
+    #[error("the other host gave up")]
+    Abandoned,
+    /// A frame that is none.
+    #[error("what libvirt sent arrived damaged")]
+    Damaged,
+    /// Nobody takes a connection.
+    #[error("connecting to {}: {error}", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// A socket of this host.
+    #[error("a socket of the tunnel failed: {0}")]
+    Socket(#[from] io::Error),
+}
+
+/// What one side of a tunnel does with its connections.
+pub enum Side<'a> {
+    /// Takes them, and says when all is over.
+    Opens {
+        /// Where each comes in.
+        listeners: [UnixListener; CONNECTIONS],
+        /// Set by whoever knows how it ended.
+        end: &'a End,
+    },
+    /// Makes each that the other side has taken.
+    Follows {
+        /// Where each goes to.
+        sockets: [PathBuf; CONNECTIONS],
+    },
+}
+
+/// How a conversation ended.
+#[derive(Debug, Default)]
+pub struct End {
+    over: AtomicBool,
+    well: AtomicBool,
+}
+
+impl End {
+    /// All is over: nothing more comes.
+    pub fn set(&self, well: bool) {
+        self.well.store(well, Ordering::Relaxed);
+        self.over.store(true, Ordering::Release);
+    }
+
+    fn get(&self) -> Option<bool> {
+        let over = self.over.load(Ordering::Acquire);
+        over.then(|| self.well.load(Ordering::Relaxed))
+    }
+}
+
+/// Bytes of each connection, both ways.
+pub type Counts = [u64; CONNECTIONS];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Kind {
+    Open = 1,
+    Data = 2,
+    Close = 3,
+    Done = 4,
+    Abandoned = 5,
+}
+
+impl Kind {
+    fn from_raw(raw: u8) -> Option<Self> {
+        [Self::Open, Self::Data, Self::Close, Self::Done, Self::Abandoned]
+            .into_iter()
+            .find(|kind| *kind as u8 == raw)
+    }
+}
+
+/// What both threads of a side know.
+struct Shared<'a> {
+    /// Those that are open: for reading, and for writing.
+    connections: Mutex<[Option<UnixStream>; CONNECTIONS]>,
+    /// Set where the other side ends it, or one of the threads fails.
+    end: &'a End,
+    counts: [AtomicU64; CONNECTIONS],
+}
+
+impl Shared<'_> {
+    fn connection(&self, number: usize) -> io::Result<Option<UnixStream>> {
+        let connections = self
+            .connections
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        connections
+            .get(number)
+            .and_then(Option::as_ref)
+            .map(UnixStream::try_clone)
+            .transpose()
+    }
+
+    fn add(&self, number: usize, stream: UnixStream) {
+        let mut connections = self
+            .connections
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(place) = connections.get_mut(number) {
+            *place = Some(stream);
+        }
+    }
+
+    fn count(&self, number: usize, bytes: usize) {
+        if let Some(count) = self.counts.get(number) {
+            count.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Carries the connections until the side that opens them says that all is over.
+///
+/// # Errors
+/// [`TunnelError`]; the other side is told.
+pub fn carry(port: &mut Port, side: Side<'_>, until: &Deadline<'_>) -> Result<Counts, TunnelError> {
+    let own = End::default();
+    let (listeners, sockets, end) = match side {
+        Side::Opens { listeners, end } => (Some(listeners), None, end),
+        Side::Follows { sockets } => (None, Some(sockets), &own),
+    };
+    let shared = Shared {
+        connections: Mutex::default(),
+        end,
+        counts: Default::default(),
+    };
+    let mut out = port.other_half()?;
+    let failed = AtomicBool::new(false);
+    let given_up = || until.given_up() || failed.load(Ordering::Relaxed);
+    let until = &until.or_when(&given_up);
+    let (wrote, read) = std::thread::scope(|scope| {
+        let fail = |_: &TunnelError| failed.store(true, Ordering::Relaxed);
+        let (shared, listeners) = (&shared, listeners.as_ref());
+        let writer = scope.spawn(move || pump_out(&mut out, listeners, shared, until).inspect_err(fail));
+        let read = pump_in(port, sockets.as_ref(), shared, until).inspect_err(|error| {
+            // The writer tells the other side.
+            fail(error);
+            shared.end.set(false);
+            drain(port);
+        });
+        (writer.join(), read)
+    });
+    let wrote = wrote.unwrap_or_else(|_| Err(io::Error::other("the pump panicked").into()));
+    match (read, wrote) {
+        (Ok(true), Ok(())) => Ok(shared.counts.map(AtomicU64::into_inner)),
+        (Ok(false), Ok(())) => Err(TunnelError::Abandoned),
+        // Who gave up for the other one's fault has less to say.
+        (Err(TunnelError::Port(PortError::GivenUp)), Err(error)) | (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+    }
+}
+
+/// Tells the other side of a tunnel that was not begun here that it is over.
+pub fn abandon(port: &mut Port) {
+    // The other side may be gone as well; its own time-out covers that.
+    if send(port, Kind::Abandoned, 0, &[], &Deadline::after(LAST)).is_ok() {
+        drain(port);
+    }
+}
+
+/// Reads what the other side still says, as far as to its last word, so that the channel is clean.
+fn drain(port: &mut Port) {
+    let until = Deadline::after(LAST);
+    while let Ok((kind, ..)) = receive(port, &until) {
+        if matches!(kind, Kind::Done | Kind::Abandoned) {
+            return;
+        }
+    }
+}
+
+/// Sends what the connections say, and at the end, how it ended.
+fn pump_out(
+    port: &mut Port,
+    listeners: Option<&[UnixListener; CONNECTIONS]>,
+    shared: &Shared<'_>,
+    until: &Deadline<'_>,
+) -> Result<(), TunnelError> {
+    let outcome = pump_connections(port, listeners, shared, until);
+    let kind = match outcome {
+        Ok(true) => Kind::Done,
+        Ok(false) | Err(_) => Kind::Abandoned,
+    };
+    let told = send(port, kind, 0, &[], &Deadline::after(LAST));
+    outcome?;
+    told
+}
+
+/// Until all is over; returns whether well.
+fn pump_connections(
+    port: &mut Port,
+    listeners: Option<&[UnixListener; CONNECTIONS]>,
+    shared: &Shared<'_>,
+    until: &Deadline<'_>,
+) -> Result<bool, TunnelError> {
+    for listener in listeners.into_iter().flatten() {
+        listener.set_nonblocking(true)?;
+    }
+    let mut open: [Option<UnixStream>; CONNECTIONS] = Default::default();
+    let mut ended = [false; CONNECTIONS];
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let over = shared.end.get();
+        let mut idle = true;
+        for number in 0..CONNECTIONS {
+            let (Some(place), Some(ended)) = (open.get_mut(number), ended.get_mut(number)) else {
+                continue;
+            };
+            if place.is_none() && !*ended {
+                *place = match listeners.and_then(|listeners| listeners.get(number)) {
+                    Some(listener) => accept(listener, number, port, shared, until)?,
+                    None => shared.connection(number)?,
+                };
+            }
+            let Some(connection) = place else { continue };
+            match connection.read(&mut chunk) {
+                Ok(0) => {
+                    send(port, Kind::Close, number, &[], until)?;
+                    (*place, *ended) = (None, true);
+                }
+                Ok(count) => {
+                    let data = chunk.get(..count).unwrap_or_default();
+                    send(port, Kind::Data, number, data, until)?;
+                    shared.count(number, count);
+                    idle = false;
+                }
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                // Its other end is gone.
+                Err(_) => (*place, *ended) = (None, true),
+            }
+        }
+        if !idle {
+            continue;
+        }
+        if let Some(well) = over {
+            return Ok(well);
+        }
+        if until.passed() {
+            return Err(PortError::Timeout.into());
+        }
+        if until.given_up() {
+            return Err(PortError::GivenUp.into());
+        }
+        wait(open.iter().flatten());
+    }
+}
+
+fn accept(
+    listener: &UnixListener,
+    number: usize,
+    port: &mut Port,
+    shared: &Shared<'_>,
+    until: &Deadline<'_>,
+) -> Result<Option<UnixStream>, TunnelError> {
+    let stream = match listener.accept() {
+        Ok((stream, _)) => stream,
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    stream.set_nonblocking(true)?;
+    shared.add(number, stream.try_clone()?);
+    send(port, Kind::Open, number, &[], until)?;
+    Ok(Some(stream))
+}
+
+/// Waits a little for any of them to say something.
+fn wait<'s>(connections: impl Iterator<Item = &'s UnixStream>) {
+    let mut fds: Vec<PollFd<'_>> = connections.map(|stream| PollFd::new(stream, PollFlags::IN)).collect();
+    let most = Timespec {
+        tv_sec: 0,
+        tv_nsec: LOOK.subsec_nanos().into(),
+    };
+    // Whatever it says, all are looked at again.
+    let _ = poll(&mut fds, Some(&most));
+}
+
+/// Gives the connections what the other side's say; returns whether it ended well there.
+fn pump_in(
+    port: &mut Port,
+    sockets: Option<&[PathBuf; CONNECTIONS]>,
+    shared: &Shared<'_>,
+    until: &Deadline<'_>,
+) -> Result<bool, TunnelError> {
+    loop {
+        let (kind, number, data) = receive(port, until)?;
+        match kind {
+            Kind::Open => {
+                let socket = sockets.and_then(|sockets| sockets.get(number));
+                let path = socket.ok_or(TunnelError::Damaged)?;
+                let stream = UnixStream::connect(path).map_err(|error| TunnelError::Connect {
+                    path: path.clone(),
+                    error,
+                })?;
+                stream.set_nonblocking(true)?;
+                shared.add(number, stream);
+            }
+            Kind::Data => {
+                shared.count(number, data.len());
+                if let Some(mut connection) = shared.connection(number)? {
+                    feed(&mut connection, &data, until)?;
+                }
+            }
+            Kind::Close => {
+                if let Some(connection) = shared.connection(number)? {
+                    // Its other end may be gone already.
+                    let _ = connection.shutdown(Shutdown::Write);
+                }
+            }
+            Kind::Done | Kind::Abandoned => {
+                let well = kind == Kind::Done;
+                if sockets.is_some() || !well {
+                    shared.end.set(well);
+                }
+                return Ok(well);
+            }
+        }
+    }
+}
+
+/// Writes all of `bytes`, unless the connection's other end is gone: then there is nobody to miss it.
+fn feed(connection: &mut UnixStream, mut bytes: &[u8], until: &Deadline<'_>) -> Result<(), TunnelError> {
+    while !bytes.is_empty() {
+        match connection.write(bytes) {
+            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                until.wait(&*connection, PollFlags::OUT)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return Ok(()),
+        }
+    }
+    Ok(())
+}
+
+fn send(port: &mut Port, kind: Kind, number: usize, data: &[u8], until: &Deadline<'_>) -> Result<(), TunnelError> {
+    let tail = [kind as u8, number as u8, 0, 0];
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&tail);
+    crc.update(data);
+    let mut frame = Vec::with_capacity(HEADER + data.len());
+    frame.extend_from_slice(&(data.len() as u32).to_le_bytes());
+    frame.extend_from_slice(&crc.finalize().to_le_bytes());
+    frame.extend_from_slice(&tail);
+    frame.extend_from_slice(data);
+    Ok(port.write_all(&frame, until)?)
+}
+
+fn receive(port: &mut Port, until: &Deadline<'_>) -> Result<(Kind, usize, Vec<u8>), TunnelError> {
+    let mut header = [0; HEADER];
+    port.read_exact(&mut header, until)?;
+    let [l0, l1, l2, l3, c0, c1, c2, c3, tail @ ..] = header;
+    let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+    if len > CHUNK {
+        return Err(TunnelError::Damaged);
+    }
+    let mut data = vec![0; len];
+    port.read_exact(&mut data, until)?;
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&tail);
+    crc.update(&data);
+    let [kind, number, ..] = tail;
+    let kind = Kind::from_raw(kind).ok_or(TunnelError::Damaged)?;
+    let number = usize::from(number);
+    if crc.finalize() != u32::from_le_bytes([c0, c1, c2, c3]) || number >= CONNECTIONS {
+        return Err(TunnelError::Damaged);
+    }
+    Ok((kind, number, data))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::port::{pair, within};
+    use super::*;
+
+    struct Lab {
+        dir: tempfile::TempDir,
+    }
+
+    impl Lab {
+        fn new() -> Self {
+            Self {
+                dir: tempfile::tempdir().unwrap(),
+            }
+        }
+
+        fn paths(&self, side: &str) -> [PathBuf; CONNECTIONS] {
+            ["words", "state"].map(|name| self.dir.path().join(format!("{side}-{name}")))
+        }
+
+        fn listeners(&self, side: &str) -> [UnixListener; CONNECTIONS] {
+            self.paths(side).map(|path| UnixListener::bind(path).unwrap())
+        }
+    }
+
+    /// The first byte of the answer is the request's, and the rest are as many as that says.
+    fn echo(listener: &UnixListener) {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        all.reverse();
+        stream.write_all(&all).unwrap();
+    }
+
+    fn ask(path: &PathBuf, size: usize) {
+        let mut stream = UnixStream::connect(path).unwrap();
+        let bytes: Vec<u8> = (0..size).map(|number| (number * 31) as u8).collect();
+        let mut reader = stream.try_clone().unwrap();
+        std::thread::scope(|scope| {
+            let answer = scope.spawn(move || {
+                let mut answer = Vec::new();
+                reader.read_to_end(&mut answer).unwrap();
+                answer
+            });
+            stream.write_all(&bytes).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut answer = answer.join().unwrap();
+            answer.reverse();
+            assert!(answer == bytes, "{size} bytes came back changed");
+        });
+    }
+
+    #[test]
+    fn both_connections_go_through_one_channel_at_once_again_and_again() {
+        let (mut here, mut there) = pair();
+        for size in [1, 40_000, 3_000_000] {
+            let lab = Lab::new();
+            let (listeners, servers) = (lab.listeners("here"), lab.listeners("there"));
+            let end = End::default();
+            std::thread::scope(|scope| {
+                for server in &servers {
+                    scope.spawn(|| echo(server));
+                }
+                let opens = Side::Opens { listeners, end: &end };
+                let opens = scope.spawn(|| carry(&mut here, opens, &within(180)));
+                let sockets = lab.paths("there");
+                let follows = scope.spawn(|| carry(&mut there, Side::Follows { sockets }, &within(180)));
+                let [words, state] = lab.paths("here");
+                let asks = [
+                    scope.spawn(move || ask(&words, 1000)),
+                    scope.spawn(move || ask(&state, size)),
+                ];
+                asks.into_iter().for_each(|ask| ask.join().unwrap());
+                end.set(true);
+                let right = [2000, 2 * size as u64];
+                assert_eq!(opens.join().unwrap().unwrap(), right);
+                assert_eq!(follows.join().unwrap().unwrap(), right);
+            });
+        }
+    }
+
+    #[test]
+    fn whoever_ends_it_badly_is_heard() {
+        let lab = Lab::new();
+        let (mut here, mut there) = pair();
+        let end = End::default();
+        let listeners = lab.listeners("here");
+        end.set(false);
+        std::thread::scope(|scope| {
+            let opens = scope.spawn(|| carry(&mut here, Side::Opens { listeners, end: &end }, &within(180)));
+            let sockets = lab.paths("there");
+            let follows = carry(&mut there, Side::Follows { sockets }, &within(180));
+            assert!(matches!(follows, Err(TunnelError::Abandoned)), "{follows:?}");
+            let opens = opens.join().unwrap();
+            assert!(matches!(opens, Err(TunnelError::Abandoned)), "{opens:?}");
+        });
+    }
+
+    #[test]
+    fn a_connection_that_nobody_takes_ends_it_on_both_sides() {
+        let lab = Lab::new();
+        let (mut here, mut there) = pair();
+        let end = End::default();
+        let listeners = lab.listeners("here");
+        std::thread::scope(|scope| {
+            let opens = scope.spawn(|| carry(&mut here, Side::Opens { listeners, end: &end }, &within(180)));
+            let mut stream = UnixStream::connect(&lab.paths("here")[0]).unwrap();
+            let sockets = lab.paths("there");
+            let follows = carry(&mut there, Side::Follows { sockets }, &within(180));
+            assert!(matches!(follows, Err(TunnelError::Connect { .. })), "{follows:?}");
+            let opens = opens.join().unwrap();
+            assert!(matches!(opens, Err(TunnelError::Abandoned)), "{opens:?}");
+            assert_eq!(stream.read(&mut [0]).unwrap(), 0, "who asked is not left waiting");
+        });
+    }
+
+    #[test]
+    fn a_damaged_frame_is_none() {
+        for damaged in 0..HEADER + 3 {
+            let (mut here, mut there) = pair();
+            let (mut raw, mut copy) = pair();
+            send(&mut raw, Kind::Data, 1, b"abc", &within(180)).unwrap();
+            let mut frame = [0; HEADER + 3];
+            copy.read_exact(&mut frame, &within(180)).unwrap();
+            frame[damaged] ^= 1;
+            here.write_all(&frame, &within(180)).unwrap();
+            drop(here);
+            let read = receive(&mut there, &within(180));
+            assert!(read.is_err(), "byte {damaged}: {read:?}");
+        }
+    }
+}

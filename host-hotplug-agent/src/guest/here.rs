@@ -1,0 +1,119 @@
+//! Whatever runs guests on this host: QEMUs of their own, and those of libvirt.
+
+use anyhow::{Context, Result, ensure};
+
+use super::libvirt::{self, DomainState, DomainVm, Libvirt};
+use super::pool::Pool;
+use super::process::Process;
+use super::qemu::{ANSWER, Qemu};
+use super::{Hypervisor, Spec, Vm, argv};
+use crate::config;
+use crate::deadline::Deadline;
+use crate::error::Refusal;
+use crate::sysroot::SysRoot;
+
+/// Both.
+#[derive(Clone, Debug)]
+pub struct Here {
+    sys: SysRoot,
+    qemu: Qemu,
+}
+
+impl Here {
+    /// With guests' RAM in `pool`.
+    pub fn new(sys: SysRoot, pool: Pool) -> Self {
+        Self {
+            qemu: Qemu::new(sys.clone(), pool),
+            sys,
+        }
+    }
+
+    fn libvirt(&self) -> Result<Libvirt> {
+        Libvirt::here(&self.sys.path("")).context("this host has no libvirt: its daemon listens nowhere")
+    }
+
+    fn inspect_domain(&self, guest: &config::Guest, domain: &str, channel: usize) -> Result<Spec, Refusal> {
+        let refuse = |error: anyhow::Error| Refusal::NoDomain {
+            guest: guest.name.clone(),
+            domain: domain.to_owned(),
+            problem: format!("{error:#}"),
+        };
+        let libvirt = self.libvirt().map_err(refuse)?;
+        let until = Deadline::after(ANSWER);
+        match libvirt.state(domain, &until).map_err(refuse)? {
+            DomainState::Running => {}
+            state => {
+                return Err(Refusal::GuestNotRunning {
+                    guest: guest.name.clone(),
+                    status: if state == DomainState::Off { "off" } else { "paused" }.to_owned(),
+                });
+            }
+        }
+        let pid = libvirt::pid(&self.sys, domain).map_err(refuse)?;
+        let process = Process::new(&self.sys, pid);
+        let running = process.command().map_err(|error| refuse(error.into()))?;
+        let mut monitor = libvirt.monitor(domain);
+        let spec = self.qemu.survey(guest, channel, &mut monitor, process, &refuse)?;
+        // libvirt makes another one there. This tells what machine it is.
+        Ok(Spec {
+            command: argv::incoming(&running),
+            ..spec
+        })
+    }
+
+    fn domain(&self, spec: &Spec) -> Result<DomainVm> {
+        DomainVm::new(&self.sys, self.libvirt()?, spec)
+    }
+}
+
+impl Hypervisor for Here {
+    fn inspect(&self, guest: &config::Guest, channel: usize) -> Result<Spec, Refusal> {
+        match &guest.libvirt {
+            Some(domain) => self.inspect_domain(guest, domain, channel),
+            None => self.qemu.inspect(guest, channel),
+        }
+    }
+
+    fn attach(&self, spec: &Spec) -> Result<Box<dyn Vm>> {
+        if spec.libvirt.is_none() {
+            return self.qemu.attach(spec);
+        }
+        let vm = self.domain(spec)?;
+        ensure!(vm.is_here()?, "libvirt has no QEMU of guest {}", spec.name);
+        Ok(Box::new(vm))
+    }
+
+    fn find(&self, spec: &Spec) -> Result<Option<Box<dyn Vm>>> {
+        if spec.libvirt.is_none() {
+            return self.qemu.find(spec);
+        }
+        let vm = self.domain(spec)?;
+        Ok(if vm.is_here()? { Some(Box::new(vm)) } else { None })
+    }
+
+    fn prepare(&self, spec: &Spec, until: &Deadline<'_>) -> Result<Box<dyn Vm>> {
+        if spec.libvirt.is_none() {
+            return self.qemu.prepare(spec, until);
+        }
+        Ok(Box::new(DomainVm::waiting(&self.sys, spec, until)?))
+    }
+
+    fn guests_here(&self) -> Result<Vec<config::Guest>, Refusal> {
+        // A daemon that does not answer knows of none, and then its QEMUs are refused by name.
+        let libvirt = Libvirt::here(&self.sys.path(""));
+        let active = libvirt.map(|libvirt| libvirt.active(&Deadline::after(ANSWER)));
+        let active = active.and_then(|active| {
+            let told = active.inspect_err(|error| tracing::warn!("libvirt: {error:#}"));
+            told.ok()
+        });
+        let active = active.unwrap_or_default();
+        self.qemu.discover(&|uuid| {
+            let domain = active.iter().find(|(_, known)| known == uuid);
+            domain.map(|(name, _)| name.clone())
+        })
+    }
+
+    fn users(&self) -> Option<String> {
+        self.qemu.users()
+    }
+}

@@ -1,0 +1,189 @@
+//! libvirt's hook (`/etc/libvirt/hooks/qemu.d/locum`, <https://libvirt.org/hooks.html>): before a domain's QEMU starts, the
+//! domain gets its piece of the pool; when it has ended, that goes back. It runs as root, and what it says where it fails is
+//! what libvirt tells whoever starts the domain.
+
+use std::fs;
+use std::io::ErrorKind;
+
+use anyhow::{Context, Result};
+use roxmltree::{Document, Node};
+
+use super::wrapper::{self, EMULATOR, Given};
+use crate::pool::table::Uuid;
+use crate::pool::{Keeper, Wanted};
+use crate::sysroot::SysRoot;
+
+/// What Locum needs to know of a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Domain {
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// Bytes of RAM, those of memory devices included.
+    pub memory: u64,
+    /// Its emulator is ours.
+    pub wrapped: bool,
+}
+
+/// When libvirt calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// Its QEMU is about to start.
+    Start,
+    /// Its QEMU has ended, and all that libvirt had for it is given up.
+    End,
+    /// Anything else.
+    Other,
+}
+
+impl Moment {
+    /// Of the hook's second and third argument.
+    pub fn of(operation: &str, part: &str) -> Self {
+        match (operation, part) {
+            ("prepare", "begin") => Self::Start,
+            ("release", "end") => Self::End,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl Domain {
+    /// Of libvirt's description.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn parse(xml: &str) -> Result<Self> {
+        let document = Document::parse(xml).context("the domain's description is no XML")?;
+        let root = document.root_element();
+        let text = |name: &str| child(root, name).and_then(|node| node.text()).map(str::trim);
+        let memory = child(root, "memory").context("the domain's description has no <memory>")?;
+        let uuid = text("uuid").and_then(Uuid::parse).filter(|uuid| uuid.is_known());
+        let emulator = child(root, "devices").and_then(|devices| child(devices, "emulator"));
+        Ok(Self {
+            name: text("name")
+                .context("the domain's description has no <name>")?
+                .to_owned(),
+            uuid: uuid.context("the domain's description has no <uuid>")?,
+            memory: bytes(memory).context("<memory> of the domain's description is no size")?,
+            wrapped: emulator.and_then(|node| node.text()).map(str::trim) == Some(EMULATOR),
+        })
+    }
+}
+
+fn child<'a, 'input>(node: Node<'a, 'input>, name: &str) -> Option<Node<'a, 'input>> {
+    node.children().find(|child| child.has_tag_name(name))
+}
+
+/// A scaled size (libvirt `virScaleInteger`); libvirt itself writes KiB.
+fn bytes(node: Node<'_, '_>) -> Option<u64> {
+    let number: u64 = node.text()?.trim().parse().ok()?;
+    let unit: u64 = match node.attribute("unit").unwrap_or("KiB") {
+        "b" | "bytes" => 1,
+        "KB" => 1000,
+        "k" | "K" | "KiB" => 1 << 10,
+        "MB" => 1_000_000,
+        "M" | "MiB" => 1 << 20,
+        "GB" => 1_000_000_000,
+        "G" | "GiB" => 1 << 30,
+        "TB" => 1_000_000_000_000,
+        "T" | "TiB" => 1 << 40,
+        _ => return None,
+    };
+    number.checked_mul(unit)
+}
+
+/// Gives the domain its piece of the pool, or finds the one that it comes with, and writes down which.
+///
+/// # Errors
+/// If there is none for it: the domain must not start.
+pub fn start(sys: &SysRoot, keeper: &Keeper<'_>, domain: &Domain) -> Result<Given> {
+    let wanted = Wanted {
+        name: domain.name.clone(),
+        size: domain.memory,
+        node: None,
+        uuid: Some(domain.uuid),
+    };
+    let (view, crossing) = keeper.for_start(&wanted)?;
+    let given = Given {
+        device: view.device.context("no device of this host has its RAM")?.into(),
+        offset: view.offset.context("no device of this host has its RAM")?,
+        size: view.end - view.start,
+        crossing,
+    };
+    let path = sys.path(wrapper::given_path(&domain.uuid.to_string()));
+    let context = || path.display().to_string();
+    let fresh = path.with_extension("new");
+    fs::create_dir_all(path.parent().unwrap_or(&path)).with_context(context)?;
+    fs::write(&fresh, serde_json::to_vec(&given)?).with_context(context)?;
+    fs::rename(&fresh, &path).with_context(context)?;
+    Ok(given)
+}
+
+/// Takes back what the domain has, unless its guest has gone to the other host with it.
+///
+/// # Errors
+/// Why it was not taken back.
+pub fn end(sys: &SysRoot, keeper: &Keeper<'_>, domain: &Domain) -> Result<()> {
+    forget(sys, domain)?;
+    keeper.free(&domain.uuid.to_string()).map(drop)
+}
+
+/// Forgets what the domain had: where there is no pool, it has ordinary RAM.
+///
+/// # Errors
+/// If the file cannot be removed.
+pub fn forget(sys: &SysRoot, domain: &Domain) -> Result<()> {
+    let path = sys.path(wrapper::given_path(&domain.uuid.to_string()));
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(|| path.display().to_string()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const XML: &str = "<domain type='kvm' id='1'><name>web &amp; co</name>
+        <uuid>11111111-2222-4333-8444-555555555555</uuid>
+        <memory unit='KiB'>65536</memory><currentMemory unit='KiB'>1</currentMemory>
+        <devices><emulator>/usr/lib/locum/qemu</emulator><memory model='dimm'/></devices></domain>";
+
+    #[test]
+    fn a_domain_is_described_by_libvirt() {
+        let domain = Domain::parse(XML).unwrap();
+        assert_eq!(
+            (domain.name.as_str(), domain.memory, domain.wrapped),
+            ("web & co", 64 << 20, true)
+        );
+        assert_eq!(domain.uuid.to_string(), "11111111-2222-4333-8444-555555555555");
+        let other = Domain::parse(&XML.replace("/usr/lib/locum/qemu", "/usr/bin/qemu-system-x86_64")).unwrap();
+        assert!(!other.wrapped);
+        let size = |text: &str| Domain::parse(&XML.replace("unit='KiB'>65536", text)).map(|domain| domain.memory);
+        assert_eq!(size("unit='GiB'>2").unwrap(), 2 << 30);
+        assert_eq!(size(">4").unwrap(), 4096);
+        for bad in ["unit='parsec'>2", ">", ">many", "unit='TiB'>99999999999"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+        for part in ["<name>", "<uuid>", "<memory unit"] {
+            let without = XML.replacen(part, &part.replace('<', "<x"), 1);
+            assert!(Domain::parse(&without).is_err(), "{part}");
+        }
+        assert!(Domain::parse("no domain").is_err());
+    }
+
+    #[test]
+    fn libvirt_calls_at_many_moments() {
+        assert_eq!(Moment::of("prepare", "begin"), Moment::Start);
+        assert_eq!(Moment::of("release", "end"), Moment::End);
+        for (operation, part) in [
+            ("start", "begin"),
+            ("stopped", "end"),
+            ("migrate", "begin"),
+            ("reconnect", "begin"),
+        ] {
+            assert_eq!(Moment::of(operation, part), Moment::Other);
+        }
+    }
+}
