@@ -38,7 +38,7 @@ pub(crate) fn command(strict: bool) -> Result<bool> {
 /// Something of it does not build, or Debian's tools cannot be had.
 pub(crate) fn make() -> Result<PathBuf> {
     let root = Root::packager()?;
-    let (l0, locum) = (build::l0()?, build::agent()?);
+    let (l0, locum, emulator) = (build::l0()?, build::agent()?, build::emulator()?);
     let name = format!("locum_{VERSION}_amd64.deb");
     let _lock = paths::lock(&paths::out(), "package")?;
     in_tree(&root, |outer, inner| {
@@ -50,7 +50,11 @@ pub(crate) fn make() -> Result<PathBuf> {
         fs::remove_dir_all(source.join("kmod/tests"))?;
         let built = source.join("built");
         fs::create_dir_all(&built)?;
-        for (file, name, mode) in [(l0, "locum-l0", 0o644), (locum, "locum", 0o755)] {
+        for (file, name, mode) in [
+            (l0, "locum-l0", 0o644),
+            (locum, "locum", 0o755),
+            (emulator, "qemu", 0o755),
+        ] {
             let to = built.join(name);
             fs::copy(&file, &to).with_context(|| format!("copying {}", file.display()))?;
             fs::set_permissions(to, fs::Permissions::from_mode(mode))?;

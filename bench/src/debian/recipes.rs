@@ -152,7 +152,7 @@ impl Root {
         .tree(as_it_is)
     }
 
-    /// A host as Debian installs it, before Locum: a kernel with its headers, systemd, what builds modules, and QEMU.
+    /// A host as Debian installs it, before Locum: a kernel with its headers, systemd, what builds modules, QEMU and libvirt.
     ///
     /// # Errors
     /// As [`Root::bochs`].
@@ -164,6 +164,8 @@ impl Root {
             "iproute2",
             "qemu-system-x86",
             "seabios",
+            "libvirt-daemon-system",
+            "libvirt-clients",
         ];
         let packages = [SERVER, &own].concat();
         Recipe {

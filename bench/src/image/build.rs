@@ -85,6 +85,14 @@ pub(crate) fn agent() -> Result<PathBuf> {
     cargo("host-hotplug-agent", "locum", "x86_64-unknown-linux-gnu", true)
 }
 
+/// The emulator of libvirt domains that are to cross, built as [`agent`] is.
+///
+/// # Errors
+/// It does not build.
+pub(crate) fn emulator() -> Result<PathBuf> {
+    cargo("host-hotplug-agent", "locum-qemu", "x86_64-unknown-linux-gnu", true)
+}
+
 #[derive(Deserialize)]
 struct Message {
     reason: String,

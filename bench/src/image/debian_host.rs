@@ -55,6 +55,14 @@ const FILES: &[(&str, &str)] = &[
     ("etc/systemd/journald.conf.d/lab.conf", "[Journal]\nStorage=volatile\n"),
 ];
 
+/// A guest of libvirt's, as the lab's others but for a board that libvirt knows.
+const DOMAIN: &str = include_str!("../../guest/scripts/d1.xml");
+
+/// libvirt has none of its daemons up before somebody asks, and `locum setup` tells the line that its guests need.
+const LIBVIRT: &str = "systemctl disable libvirtd.service libvirt-guests.service && systemctl enable libvirtd.socket virtlogd.socket && \
+    line=$(locum setup --check | sed -n 's/.*write `\\(cgroup_device_acl[^`]*\\)`.*/\\1/p'); \
+    [ -n \"$line\" ] && echo \"$line\" >>/etc/libvirt/qemu.conf";
+
 /// How a guest is started.
 const GUEST_SCRIPT: &str = include_str!("../../guest/scripts/guest.sh");
 
@@ -112,7 +120,7 @@ impl DebianHost {
         };
         let _lock = paths::lock(&paths::out(), "debian-host")?;
         let mut hasher = DefaultHasher::new();
-        (FILES, MASKED, INSTALL, ROOT).hash(&mut hasher);
+        (FILES, MASKED, INSTALL, LIBVIRT, DOMAIN, ROOT).hash(&mut hasher);
         (GUEST_SCRIPT, WITNESS, root.name(), fs::read(&deb)?).hash(&mut hasher);
         for program in [&programs.labd, &programs.lab_guest, &programs.guest_init] {
             fs::read(program)?.hash(&mut hasher);
@@ -161,6 +169,7 @@ impl DebianHost {
         fs::write(dir.join("initrd"), initramfs::bare_guest(&programs.guest_init)?)?;
         let script = dir.join("guest.sh");
         fs::write(&script, GUEST_SCRIPT)?;
+        fs::write(dir.join("d1.xml"), DOMAIN)?;
         fs::set_permissions(script, fs::Permissions::from_mode(0o755))?;
         let looker = tree.path("usr/local/bin/lab-guest");
         fs::copy(&programs.lab_guest, &looker)?;
@@ -183,6 +192,7 @@ impl DebianHost {
             symlink("/dev/null", tree.path(&format!("etc/systemd/system/{unit}")))?;
         }
         install(&tree, deb, &self.release)?;
+        tree.sh(LIBVIRT).context("telling libvirt of the pool")?;
         disk::initramfs(&tree)?;
         // It would take the emulator ten minutes.
         tree.sh(&format!("locum image {}", self.release))

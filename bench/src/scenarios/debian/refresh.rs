@@ -1,5 +1,5 @@
-//! A refresh of a whole Debian to an installed kernel: guests cross while the next host runs from its initramfs, and then
-//! the machine's own root takes over.
+//! A refresh of a whole Debian to an installed kernel: guests cross while the next host runs from its initramfs, one by
+//! itself and one by libvirt's own migration, and then the machine's own root takes over.
 
 use std::{fs, path::Path};
 
@@ -18,8 +18,9 @@ const REFRESH: Span = Span::seconds(1800);
 /// Long enough for a guest to boot, or to show that it lives.
 const GUEST: Span = Span::seconds(700);
 
-/// The guest, a microvm of 128 MiB.
-const NAME: &str = "g1";
+/// The guests, of 128 MiB each: a microvm, and a domain of libvirt's.
+const GUESTS: [&str; 2] = ["g1", DOMAIN];
+const DOMAIN: &str = "d1";
 /// What is written to the root before, between and after refreshes.
 const WITNESSES: [&str; 3] = ["/etc/before", "/etc/between", "/etc/after"];
 
@@ -29,11 +30,14 @@ pub(in super::super) fn all(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir)?;
     let mut host = Host::new("debian-refresh", dir)?;
     host.up("Debian boots from its disk")?;
-    let mut guest = host.start_guest()?;
+    let mut beats = [host.start_guest()?, host.start_domain()?];
     for witness in WITNESSES.iter().take(2) {
         host.write(witness)?;
         host.refresh()?;
-        guest = host.guest_lives(&guest)?;
+        for (name, beat) in GUESTS.iter().zip(&mut beats) {
+            *beat = host.guest_lives(name, beat)?;
+        }
+        host.libvirt_has_it()?;
     }
     host.write(WITNESSES[2])?;
     host.install_a_package()?;
@@ -51,21 +55,63 @@ pub(in super::super) fn all(dir: &Path) -> Result<()> {
 impl Host {
     /// As an operator starts one; returns its first word.
     fn start_guest(&mut self) -> Result<String> {
-        self.progress.step("starting guest g1");
+        let [name, _] = GUESTS;
+        self.progress.step(&format!("starting guest {name}"));
         self.sh("modprobe kvm_intel || { dmesg | tail -n 20; exit 1; }")?;
         self.sh(&format!(
-            "GUEST=/srv/guest setsid /srv/guest/guest.sh {NAME} >/run/{NAME}.qemu 2>&1 </dev/null &"
+            "GUEST=/srv/guest setsid /srv/guest/guest.sh {name} >/run/{name}.qemu 2>&1 </dev/null &"
         ))?;
-        let words = format!("cat /run/{NAME}.qemu /run/{NAME}.log; ls -l /dev/kvm /dev/dax*");
+        let words = format!("cat /run/{name}.qemu /run/{name}.log; ls -l /dev/kvm /dev/dax*");
         self.sh(&format!("sleep 10; pidof qemu-system-x86_64 || {{ {words}; exit 1; }}"))
             .context("QEMU does not start")?;
-        let watch = format!("lab-guest watch --name {NAME} --running --timeout 300");
+        self.first_word(name, &words)
+    }
+
+    /// Likewise, one of libvirt's.
+    fn start_domain(&mut self) -> Result<String> {
+        self.progress.step(&format!("starting domain {DOMAIN}"));
+        self.sh(&format!("virsh define /srv/guest/{DOMAIN}.xml && virsh start {DOMAIN}"))
+            .context("libvirt does not start its domain")?;
+        let pool = self.sh("locum pool")?;
+        say(&format!("debian-refresh: {}", pool.trim()));
+        ensure!(
+            pool.contains(DOMAIN),
+            "domain {DOMAIN} has nothing of the pool:\n{pool}"
+        );
+        let words = format!("cat /run/{DOMAIN}.log /var/log/libvirt/qemu/{DOMAIN}.log");
+        self.first_word(DOMAIN, &words)
+    }
+
+    fn first_word(&mut self, name: &str, words: &str) -> Result<String> {
+        let watch = format!("lab-guest watch --name {name} --running --timeout 300");
         let sign = self.here().run(&watch, GUEST)?.ok();
         if sign.is_err() {
-            let told = self.sh(&words)?;
-            return sign.with_context(|| format!("guest {NAME} does not come up:\n{told}"));
+            let told = self.sh(words)?;
+            return sign.with_context(|| format!("guest {name} does not come up:\n{told}"));
         }
         sign
+    }
+
+    /// The libvirt of the host that reigns owns the domain.
+    fn libvirt_has_it(&mut self) -> Result<()> {
+        let said = self.sh(&format!(
+            "virsh domstate {DOMAIN}; virsh list --all; virsh suspend {DOMAIN} && virsh domstate {DOMAIN}; \
+             virsh resume {DOMAIN}; virsh domstate {DOMAIN}; \
+             virsh qemu-monitor-command {DOMAIN} '{{\"execute\":\"query-migrate-capabilities\"}}'"
+        ))?;
+        let states: Vec<&str> = said
+            .lines()
+            .filter(|line| ["running", "paused"].contains(line))
+            .collect();
+        ensure!(
+            states == ["running", "paused", "running"],
+            "libvirt does not have its domain in hand:\n{said}"
+        );
+        ensure!(
+            said.contains(r#"{"state":false,"capability":"x-ignore-shared"}"#),
+            "its RAM would be left out of a migration:\n{said}"
+        );
+        Ok(())
     }
 
     fn write(&mut self, path: &str) -> Result<()> {
@@ -111,8 +157,11 @@ impl Host {
         );
         let root = self.sh("findmnt -no SOURCE,FSTYPE,OPTIONS /")?;
         ensure!(root.contains("ext4") && root.contains("rw"), "the root is {root}");
-        let of_qemu = self.sh("readlink /proc/$(pidof -s qemu-system-x86_64)/root")?;
-        ensure!(of_qemu.trim() == "/run/locum/host", "QEMU's root is {}", of_qemu.trim());
+        let roots = self.sh("for qemu in $(pidof qemu-system-x86_64); do readlink /proc/$qemu/root; done")?;
+        ensure!(
+            roots.lines().all(|root| root == "/run/locum/host") && roots.lines().count() == GUESTS.len(),
+            "the roots of QEMUs are {roots}"
+        );
         say(&format!(
             "debian-refresh: generation {} has the root {}, {} bytes are unreclaimed",
             self.generation,
@@ -123,14 +172,14 @@ impl Host {
     }
 
     /// The guest is in the boot it was started with, and finds no fault; returns what it says now.
-    fn guest_lives(&mut self, before: &str) -> Result<String> {
-        self.progress.step("checking guest g1");
-        let file = format!("/run/{NAME}.before.json");
+    fn guest_lives(&mut self, name: &str, before: &str) -> Result<String> {
+        self.progress.step(&format!("checking guest {name}"));
+        let file = format!("/run/{name}.before.json");
         self.here().push(&file, before.as_bytes(), GUEST)?;
-        let watch = format!("lab-guest watch --name {NAME} --survived {file} --timeout 600");
+        let watch = format!("lab-guest watch --name {name} --survived {file} --timeout 600");
         let after = self.here().run(&watch, GUEST)?.ok()?;
         let beat: Beat = serde_json::from_str(&after).with_context(|| format!("lab-guest printed {after}"))?;
-        ensure!(beat.faults == 0, "the guest found {} faults", beat.faults);
+        ensure!(beat.faults == 0, "guest {name} found {} faults", beat.faults);
         Ok(after)
     }
 
