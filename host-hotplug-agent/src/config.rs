@@ -136,6 +136,9 @@ impl TryFrom<String> for Size {
     }
 }
 
+/// Instead of a domain's name: all of them.
+pub const ALL: &str = "all";
+
 /// A guest to hand over.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -146,7 +149,7 @@ pub struct Guest {
     /// QMP socket of its QEMU here. On the successor the same path is used. Empty for a guest of libvirt's.
     #[serde(default)]
     pub qmp: PathBuf,
-    /// Name of its domain, if libvirt has it: it crosses by libvirt's own migration.
+    /// Name of its domain, if libvirt has it: it crosses by libvirt's own migration. [`ALL`]: each domain that is in the pool.
     #[serde(default)]
     pub libvirt: Option<String>,
     /// Program and arguments that become its QEMU on the successor, with the same QMP socket. Empty: those of the

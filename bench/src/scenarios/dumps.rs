@@ -22,7 +22,7 @@ pub(super) fn machine(args: &mut MachineArgs) {
 /// takes the machine over, with that guest.
 pub(super) fn waited_for(run: &mut Run) -> Result<()> {
     let (begin, end) = (1024, 1024 + run.layout.successor);
-    let successor = dumps(run, &format!("lab.foreign={begin}-{end}"), 300)?;
+    let successor = dumps(run, &format!("lab.foreign={begin}-{end}"), 1500)?;
     let console = run.machine.log(CONSOLE);
     let told = vmcore::Told::parse(&console, &run.machine.dir().join("vmcore.head"))?;
     told.check(&run.report.incumbent, run.report.cpus / 2, end - begin)?;

@@ -49,6 +49,7 @@ pub(super) fn all(dir: &Path) -> Result<()> {
     server.menu()?;
     server.next_boot()?;
     server.image()?;
+    server.hook()?;
     server.root.sh("dpkg --purge locum").context("purging")?;
     let left: Vec<_> = server.files()?.difference(&before).cloned().collect();
     ensure!(left.is_empty(), "purge leaves {left:?}");
@@ -179,6 +180,25 @@ impl Server {
             );
             say(said.trim());
         }
+        Ok(())
+    }
+
+    /// libvirt's hook lets a domain start on a host without L0, and says what it cannot read.
+    fn hook(&self) -> Result<()> {
+        let call = |xml: &str| {
+            let script = format!("echo \"{xml}\" | /etc/libvirt/hooks/qemu.d/locum g prepare begin -");
+            tools::status(self.root.chroot().args(["sh", "-c", &script]))
+        };
+        let domain = "<domain><name>g</name><uuid>11111111-2222-4333-8444-555555555555</uuid><memory>65536</memory>\
+             <devices><emulator>/usr/lib/locum/qemu</emulator></devices></domain>";
+        let (status, text) = call(domain)?;
+        ensure!(status == Some(0), "the hook fails: {status:?}\n{text}");
+        let (status, text) = call("no domain")?;
+        ensure!(
+            status == Some(1) && text.contains("no XML"),
+            "the hook does not say what is wrong: {status:?}\n{text}"
+        );
+        say("libvirt's hook answers");
         Ok(())
     }
 

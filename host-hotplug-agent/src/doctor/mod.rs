@@ -9,15 +9,19 @@ use locum_abi::POOL_PIECES;
 use crate::config::Config;
 use crate::error::Refusal;
 use crate::machine::{Access, CarriedOver, Device};
-use crate::preflight;
+use crate::preflight::{self, facts::SecureBoot};
 use crate::sysroot::{SysRoot, parse_list};
 use check::{Check, Verdict};
+
+/// L0's table.
+const LOCM: &str = "sys/firmware/acpi/tables/LOCM";
 
 /// All checks.
 pub fn examine(sys: &SysRoot, config_dir: &std::path::Path) -> Vec<Check> {
     let mut checks = Vec::new();
     checks.extend(preflight::for_refresh(sys).into_iter().map(Check::from));
     checks.extend(boot_error(sys));
+    checks.extend(secure_boot(sys));
     checks.extend(monitor(sys));
     checks.extend(control_registers(sys));
     checks.extend(nodes_without_pool(sys));
@@ -43,6 +47,19 @@ fn boot_error(sys: &SysRoot) -> Option<Check> {
         format!("L0 gave up: {told}"),
         "correct what it names, and boot the entry with Locum again",
     ))
+}
+
+/// Whether the firmware keeps GRUB from starting L0.
+fn secure_boot(sys: &SysRoot) -> Option<Check> {
+    let keeps_out = SecureBoot::read(sys) == SecureBoot::On && !sys.exists(LOCM);
+    keeps_out.then(|| {
+        Check::bad(
+            "Secure Boot",
+            Verdict::Missing,
+            "it is on, and nobody has signed L0: GRUB does not start it",
+            "switch it off in the firmware's set-up",
+        )
+    })
 }
 
 fn monitor(sys: &SysRoot) -> Vec<Check> {
@@ -175,6 +192,21 @@ mod tests {
             "{check}"
         );
         assert!(!check.to_string().contains("sda1"), "{check}");
+    }
+
+    #[test]
+    fn secure_boot_is_told_where_l0_is_missing() {
+        let tree = crate::testing::tree::Tree::lab();
+        let variable = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+        tree.put(variable, [6, 0, 0, 0, 0]);
+        assert!(secure_boot(&tree.sys()).is_none());
+        tree.put(variable, [6, 0, 0, 0, 1]);
+        let check = secure_boot(&tree.sys()).unwrap();
+        assert_eq!(check.verdict, Verdict::Missing);
+        assert!(check.to_string().contains("switch it off"), "{check}");
+        // Somebody has signed it.
+        tree.put(LOCM, "");
+        assert!(secure_boot(&tree.sys()).is_none());
     }
 
     #[test]

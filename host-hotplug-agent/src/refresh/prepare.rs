@@ -7,7 +7,7 @@ use locum_abi::CHANNEL_COUNT;
 use partitioner::{Inventory, MemRange, PciAddress, Plan, PortRange, Request, Unreclaimed, plan};
 
 use super::{by_kernel, incumbent::image};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::error::Refusal;
 use crate::guest::{Hypervisor, Spec, there};
 use crate::inventory::{self, serial, serial::Line};
@@ -79,11 +79,12 @@ impl Prepared {
         choice: Choice<'_>,
         unreclaimed: Vec<Unreclaimed>,
     ) -> Result<Self> {
-        let (config, text) = match choice {
+        let (mut config, text) = match choice {
             Choice::Named(name) => Config::read(config_dir, name)?,
             Choice::Kernel(version) => by_kernel::config(machine, hypervisor, version)?,
         };
         preflight::check(machine.sys())?;
+        with_all_domains(hypervisor, &mut config)?;
         let unseen = preflight::check_carried_over(&machine.carried_over())?;
         let files = Files::read(&config, &text.path)?;
         let facts = machine.facts();
@@ -172,6 +173,22 @@ fn request(
         guests: config.guests.iter().map(|guest| guest.name.clone()).collect(),
     };
     Ok((request, note))
+}
+
+/// Puts the domains that are in the pool, and that no other line names, in place of a line that means all of them.
+fn with_all_domains(hypervisor: &dyn Hypervisor, config: &mut Config) -> Result<(), Refusal> {
+    let means_all = |guest: &config::Guest| guest.libvirt.as_deref() == Some(config::ALL);
+    if !config.guests.iter().any(means_all) {
+        return Ok(());
+    }
+    config.guests.retain(|guest| !means_all(guest));
+    let here = hypervisor.guests_here()?.into_iter();
+    let more: Vec<_> = here
+        .filter(|guest| guest.libvirt.is_some())
+        .filter(|guest| config.guests.iter().all(|known| known.libvirt != guest.libvirt))
+        .collect();
+    config.guests.extend(more);
+    Ok(())
 }
 
 fn guests(hypervisor: &dyn Hypervisor, config: &Config) -> Result<Vec<Spec>, Refusal> {
@@ -316,5 +333,67 @@ impl std::fmt::Display for PlanView {
             write!(f, "\nbeware      {note}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::deadline::Deadline;
+    use crate::guest::Vm;
+
+    /// Knows what is in the pool, and nothing else.
+    struct Pool(Vec<config::Guest>);
+
+    impl Hypervisor for Pool {
+        fn guests_here(&self) -> Result<Vec<config::Guest>, Refusal> {
+            Ok(self.0.clone())
+        }
+        fn inspect(&self, _: &config::Guest, _: usize) -> Result<Spec, Refusal> {
+            unreachable!("nobody asked")
+        }
+        fn attach(&self, _: &Spec) -> Result<Box<dyn Vm>> {
+            unreachable!("nobody asked")
+        }
+        fn find(&self, _: &Spec) -> Result<Option<Box<dyn Vm>>> {
+            unreachable!("nobody asked")
+        }
+        fn prepare(&self, _: &Spec, _: &Deadline<'_>) -> Result<Box<dyn Vm>> {
+            unreachable!("nobody asked")
+        }
+        fn users(&self) -> Option<String> {
+            unreachable!("nobody asked")
+        }
+    }
+
+    fn guest(name: &str, domain: Option<&str>) -> config::Guest {
+        config::Guest {
+            name: name.to_owned(),
+            qmp: PathBuf::new(),
+            libvirt: domain.map(str::to_owned),
+            command: Vec::new(),
+            channel: None,
+        }
+    }
+
+    #[test]
+    fn all_domains_are_those_that_no_line_names() {
+        let pool = Pool(vec![guest("q", None), guest("a", Some("a")), guest("b", Some("b"))]);
+        let names = |lines: &str| {
+            let text = format!("kernel = \"/k\"\ninitramfs = \"/i\"\ncpus = 1\nmemory = \"1G\"\n{lines}");
+            let mut config = Config::parse(Path::new("/x.toml"), &text).unwrap();
+            with_all_domains(&pool, &mut config).unwrap();
+            let names = config.guests.into_iter().map(|guest| guest.name);
+            names.collect::<Vec<_>>()
+        };
+        let all = "[[guests]]\nlibvirt = \"all\"\n";
+        assert_eq!(names(all), ["a", "b"]);
+        assert_eq!(
+            names(&format!("{all}[[guests]]\nname = \"first\"\nlibvirt = \"b\"\n")),
+            ["first", "a"]
+        );
+        assert_eq!(names("[[guests]]\nlibvirt = \"b\"\n"), ["b"]);
     }
 }

@@ -155,6 +155,7 @@ impl Host {
             report.outcome == "done" && report.losses.is_empty(),
             "the refresh is not done: {report:?}"
         );
+        self.console_came(generation)?;
         let root = self.sh("findmnt -no SOURCE,FSTYPE,OPTIONS /")?;
         ensure!(root.contains("ext4") && root.contains("rw"), "the root is {root}");
         let roots = self.sh("for qemu in $(pidof qemu-system-x86_64); do readlink /proc/$qemu/root; done")?;
@@ -168,6 +169,17 @@ impl Host {
             root.trim(),
             status.unreclaimed_bytes
         ));
+        Ok(())
+    }
+
+    /// The interrupt of the next host's console went with its ports, though Linux has other numbers in each host.
+    fn console_came(&mut self, before: u32) -> Result<()> {
+        let pin = if before.is_multiple_of(2) { 3 } else { 4 };
+        let granted = self.sh("locum trace --kind owner")?;
+        ensure!(
+            granted.contains(&format!("IOAPIC pin {pin}")),
+            "IOAPIC pin {pin} was not given:\n{granted}"
+        );
         Ok(())
     }
 
