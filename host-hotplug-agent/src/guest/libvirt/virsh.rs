@@ -1,12 +1,13 @@
 //! What Locum has libvirt do, by `virsh`: libvirt's own library would bind this program to one build of it.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::deadline::Deadline;
@@ -141,22 +142,49 @@ impl Libvirt {
         DomainMonitor { libvirt: self, domain }
     }
 
-    /// Notes when a domain's QEMU tells of an event, until it is dropped.
+    /// Notes when a domain's QEMU tells of an event.
     ///
     /// # Errors
     /// If `virsh` does not start.
     pub fn watch(&self, domain: &str, event: &str) -> Result<Watch> {
-        let mut command = self.command(&["qemu-monitor-event", domain, "--event", event, "--loop"]);
-        let mut child = Running(command.stderr(Stdio::null()).spawn().context("starting virsh")?);
-        let out = child.0.stdout.take().context("virsh has no output")?;
-        let reader = std::thread::spawn(move || {
-            let lines = BufReader::new(out).lines().map_while(Result::ok);
-            lines
-                .filter(|line| line.starts_with("event "))
-                .map(|_| tsc::now())
-                .last()
-        });
-        Ok(Watch { child, reader })
+        let words = ["qemu-monitor-event", domain, "--event", event, "--loop"];
+        let mut command = self.command(&words);
+        let child = Running(command.stderr(Stdio::null()).spawn().context("starting virsh")?);
+        Ok(Watch {
+            child,
+            begun: Moment::now(),
+        })
+    }
+}
+
+/// The same moment by the TSC and by the wall clock, of which QEMU tells.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    tsc: u64,
+    seconds: f64,
+}
+
+impl Moment {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "QEMU tells by that clock, and nothing waits for it"
+    )]
+    fn now() -> Self {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            tsc: tsc::now(),
+            seconds: wall.as_secs_f64(),
+        }
+    }
+
+    /// The TSC at `seconds`, if that lies between this moment and a later one.
+    fn tsc_at(&self, seconds: f64, later: Self) -> Option<u64> {
+        let part = (seconds - self.seconds) / (later.seconds - self.seconds);
+        let ticks = later.tsc.checked_sub(self.tsc)?;
+        // A clock that was set meanwhile tells nothing.
+        (0.0..=1.0)
+            .contains(&part)
+            .then(|| self.tsc + (ticks as f64 * part) as u64)
     }
 }
 
@@ -175,15 +203,26 @@ impl Drop for Running {
 #[derive(Debug)]
 pub struct Watch {
     child: Running,
-    reader: std::thread::JoinHandle<Option<u64>>,
+    begun: Moment,
 }
 
 impl Watch {
-    /// The TSC at the last one that was heard of.
-    pub fn last(self) -> Option<u64> {
-        drop(self.child);
-        self.reader.join().ok().flatten()
+    /// The TSC at the last one that it heard of.
+    pub fn last(mut self) -> Option<u64> {
+        let pid = i32::try_from(self.child.0.id()).ok().and_then(Pid::from_raw)?;
+        // It says what it heard as it ends by that.
+        kill_process(pid, Signal::INT).ok()?;
+        let mut told = String::new();
+        self.child.0.stdout.take()?.read_to_string(&mut told).ok()?;
+        let seconds = told.lines().filter_map(event_time).next_back()?;
+        self.begun.tsc_at(seconds, Moment::now())
     }
+}
+
+/// When QEMU told of an event, in seconds: `event STOP at 1795909092.876398 for domain 'g': <null>`.
+fn event_time(line: &str) -> Option<f64> {
+    let (_, rest) = line.strip_prefix("event ")?.split_once(" at ")?;
+    rest.split(' ').next()?.parse().ok()
 }
 
 /// The monitor of a domain's QEMU, which is libvirt's.
@@ -210,4 +249,24 @@ impl Monitor for DomainMonitor<'_> {
 /// For an answer of libvirt's.
 pub fn answer() -> Deadline<'static> {
     Deadline::after(ANSWER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_placed_between_two_moments() {
+        let line = "event STOP at 1795909092.876398 for domain 'g': <null>";
+        let seconds = event_time(line).unwrap();
+        assert!((seconds - 1_795_909_092.876_398).abs() < 1e-5);
+        assert_eq!(event_time("events received: 1"), None);
+        assert_eq!(event_time("event loop interrupted"), None);
+        let at = |tsc, seconds| Moment { tsc, seconds };
+        let (first, last) = (at(1000, 10.0), at(3000, 12.0));
+        assert_eq!(first.tsc_at(10.5, last), Some(1500));
+        assert_eq!(first.tsc_at(9.0, last), None, "the clock was set");
+        assert_eq!(first.tsc_at(13.0, last), None);
+        assert_eq!(first.tsc_at(10.5, at(3000, 10.0)), None);
+    }
 }
