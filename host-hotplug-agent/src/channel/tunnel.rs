@@ -11,16 +11,16 @@
 //! | 9 | 1 | connection |
 //! | 10 | 2 | zero |
 //!
-//! The side that opens connections says when all is over, and whether well; the other one answers alike. Each side says so
-//! once, and reads until the other one has said it. So the end is part of the stream, and a channel serves one guest after the
-//! other.
+//! The side that opens connections says when all is over, and how; the other one answers alike. Each side says so once, and
+//! reads until the other one has said it. So the end is part of the stream, and a channel serves one guest after the other.
+//! That the guest stays is said only where that is certain: what the other side has of it is thrown away then.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -45,9 +45,12 @@ pub enum TunnelError {
     /// The channel.
     #[error(transparent)]
     Port(#[from] PortError),
-    /// Either side gave up.
+    /// The side that opens connections keeps the guest, or the other one gave up.
     #[error("the other host gave up")]
     Abandoned,
+    /// The side that opens connections does not know how it ended.
+    #[error("the other host does not know how it ended")]
+    Broken,
     /// A frame that is none.
     #[error("what libvirt sent arrived damaged")]
     Damaged,
@@ -80,23 +83,48 @@ pub enum Side<'a> {
     },
 }
 
-/// How a conversation ended.
+/// How a conversation ended, as the side says that opens connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The guest has been given up here.
+    Well,
+    /// The guest stays here.
+    Kept,
+    /// Nobody knows.
+    Unknown,
+}
+
+impl Ending {
+    const fn kind(self) -> Kind {
+        match self {
+            Self::Well => Kind::Done,
+            Self::Kept => Kind::Abandoned,
+            Self::Unknown => Kind::Broken,
+        }
+    }
+
+    fn of(kind: Kind) -> Option<Self> {
+        [Self::Well, Self::Kept, Self::Unknown]
+            .into_iter()
+            .find(|ending| ending.kind() == kind)
+    }
+}
+
+/// The end of a conversation, once it is known.
 #[derive(Debug, Default)]
 pub struct End {
-    over: AtomicBool,
-    well: AtomicBool,
+    /// The kind of frame that says it, or 0.
+    kind: AtomicU8,
 }
 
 impl End {
     /// All is over: nothing more comes.
-    pub fn set(&self, well: bool) {
-        self.well.store(well, Ordering::Relaxed);
-        self.over.store(true, Ordering::Release);
+    pub fn set(&self, ending: Ending) {
+        self.kind.store(ending.kind() as u8, Ordering::Release);
     }
 
-    fn get(&self) -> Option<bool> {
-        let over = self.over.load(Ordering::Acquire);
-        over.then(|| self.well.load(Ordering::Relaxed))
+    fn get(&self) -> Option<Ending> {
+        Ending::of(Kind::from_raw(self.kind.load(Ordering::Acquire))?)
     }
 }
 
@@ -111,13 +139,20 @@ enum Kind {
     Close = 3,
     Done = 4,
     Abandoned = 5,
+    Broken = 6,
 }
 
 impl Kind {
     fn from_raw(raw: u8) -> Option<Self> {
-        [Self::Open, Self::Data, Self::Close, Self::Done, Self::Abandoned]
-            .into_iter()
-            .find(|kind| *kind as u8 == raw)
+        let all = [
+            Self::Open,
+            Self::Data,
+            Self::Close,
+            Self::Done,
+            Self::Abandoned,
+            Self::Broken,
+        ];
+        all.into_iter().find(|kind| *kind as u8 == raw)
     }
 }
 
@@ -175,6 +210,7 @@ pub fn carry(port: &mut Port, side: Side<'_>, until: &Deadline<'_>) -> Result<Co
         end,
         counts: Default::default(),
     };
+    let fallback = on_failure(listeners.is_some());
     let mut out = port.other_half()?;
     let failed = AtomicBool::new(false);
     let given_up = || until.given_up() || failed.load(Ordering::Relaxed);
@@ -186,18 +222,24 @@ pub fn carry(port: &mut Port, side: Side<'_>, until: &Deadline<'_>) -> Result<Co
         let read = pump_in(port, sockets.as_ref(), shared, until).inspect_err(|error| {
             // The writer tells the other side.
             fail(error);
-            shared.end.set(false);
+            shared.end.set(fallback);
             drain(port);
         });
         (writer.join(), read)
     });
     let wrote = wrote.unwrap_or_else(|_| Err(io::Error::other("the pump panicked").into()));
     match (read, wrote) {
-        (Ok(true), Ok(())) => Ok(shared.counts.map(AtomicU64::into_inner)),
-        (Ok(false), Ok(())) => Err(TunnelError::Abandoned),
+        (Ok(Ending::Well), Ok(())) => Ok(shared.counts.map(AtomicU64::into_inner)),
+        (Ok(Ending::Kept), Ok(())) => Err(TunnelError::Abandoned),
+        (Ok(Ending::Unknown), Ok(())) => Err(TunnelError::Broken),
         // Who gave up for the other one's fault has less to say.
         (Err(TunnelError::Port(PortError::GivenUp)), Err(error)) | (Err(error), _) | (Ok(_), Err(error)) => Err(error),
     }
+}
+
+/// What a side says that fails: whoever opens connections does not know then how those end that use them.
+const fn on_failure(opens: bool) -> Ending {
+    if opens { Ending::Unknown } else { Ending::Kept }
 }
 
 /// Tells the other side of a tunnel that was not begun here that it is over.
@@ -212,7 +254,7 @@ pub fn abandon(port: &mut Port) {
 fn drain(port: &mut Port) {
     let until = Deadline::after(LAST);
     while let Ok((kind, ..)) = receive(port, &until) {
-        if matches!(kind, Kind::Done | Kind::Abandoned) {
+        if Ending::of(kind).is_some() {
             return;
         }
     }
@@ -226,22 +268,21 @@ fn pump_out(
     until: &Deadline<'_>,
 ) -> Result<(), TunnelError> {
     let outcome = pump_connections(port, listeners, shared, until);
-    let kind = match outcome {
-        Ok(true) => Kind::Done,
-        Ok(false) | Err(_) => Kind::Abandoned,
-    };
-    let told = send(port, kind, 0, &[], &Deadline::after(LAST));
+    let ending = outcome
+        .as_ref()
+        .map_or(on_failure(listeners.is_some()), |ending| *ending);
+    let told = send(port, ending.kind(), 0, &[], &Deadline::after(LAST));
     outcome?;
     told
 }
 
-/// Until all is over; returns whether well.
+/// Until all is over; returns how it ended.
 fn pump_connections(
     port: &mut Port,
     listeners: Option<&[UnixListener; CONNECTIONS]>,
     shared: &Shared<'_>,
     until: &Deadline<'_>,
-) -> Result<bool, TunnelError> {
+) -> Result<Ending, TunnelError> {
     for listener in listeners.into_iter().flatten() {
         listener.set_nonblocking(true)?;
     }
@@ -281,8 +322,8 @@ fn pump_connections(
         if !idle {
             continue;
         }
-        if let Some(well) = over {
-            return Ok(well);
+        if let Some(ending) = over {
+            return Ok(ending);
         }
         if until.passed() {
             return Err(PortError::Timeout.into());
@@ -325,13 +366,13 @@ fn wait<'s>(connections: impl Iterator<Item = &'s UnixStream>) {
     let _ = poll(&mut fds, Some(&most));
 }
 
-/// Gives the connections what the other side's say; returns whether it ended well there.
+/// Gives the connections what the other side's say; returns how it ended there.
 fn pump_in(
     port: &mut Port,
     sockets: Option<&[PathBuf; CONNECTIONS]>,
     shared: &Shared<'_>,
     until: &Deadline<'_>,
-) -> Result<bool, TunnelError> {
+) -> Result<Ending, TunnelError> {
     loop {
         let (kind, number, data) = receive(port, until)?;
         match kind {
@@ -357,12 +398,15 @@ fn pump_in(
                     let _ = connection.shutdown(Shutdown::Write);
                 }
             }
-            Kind::Done | Kind::Abandoned => {
-                let well = kind == Kind::Done;
-                if sockets.is_some() || !well {
-                    shared.end.set(well);
+            Kind::Done | Kind::Abandoned | Kind::Broken => {
+                let ending = Ending::of(kind).ok_or(TunnelError::Damaged)?;
+                if sockets.is_some() {
+                    shared.end.set(ending);
+                } else if ending != Ending::Well {
+                    // The other side's failure says nothing of the guest.
+                    shared.end.set(Ending::Unknown);
                 }
-                return Ok(well);
+                return Ok(ending);
             }
         }
     }
@@ -491,7 +535,7 @@ mod tests {
                     scope.spawn(move || ask(&state, size)),
                 ];
                 asks.into_iter().for_each(|ask| ask.join().unwrap());
-                end.set(true);
+                end.set(Ending::Well);
                 let right = [2000, 2 * size as u64];
                 assert_eq!(opens.join().unwrap().unwrap(), right);
                 assert_eq!(follows.join().unwrap().unwrap(), right);
@@ -501,18 +545,47 @@ mod tests {
 
     #[test]
     fn whoever_ends_it_badly_is_heard() {
+        for ending in [Ending::Kept, Ending::Unknown] {
+            let lab = Lab::new();
+            let (mut here, mut there) = pair();
+            let end = End::default();
+            let listeners = lab.listeners("here");
+            end.set(ending);
+            let right = |outcome: &Result<Counts, TunnelError>| match ending {
+                Ending::Kept => matches!(outcome, Err(TunnelError::Abandoned)),
+                _ => matches!(outcome, Err(TunnelError::Broken)),
+            };
+            std::thread::scope(|scope| {
+                let opens = scope.spawn(|| carry(&mut here, Side::Opens { listeners, end: &end }, &within(180)));
+                let sockets = lab.paths("there");
+                let follows = carry(&mut there, Side::Follows { sockets }, &within(180));
+                assert!(right(&follows), "{follows:?}");
+                let opens = opens.join().unwrap();
+                assert!(right(&opens), "{opens:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn whoever_opens_it_and_fails_does_not_claim_to_keep_the_guest() {
         let lab = Lab::new();
         let (mut here, mut there) = pair();
         let end = End::default();
         let listeners = lab.listeners("here");
-        end.set(false);
         std::thread::scope(|scope| {
-            let opens = scope.spawn(|| carry(&mut here, Side::Opens { listeners, end: &end }, &within(180)));
+            let opens = scope.spawn(|| {
+                let given_up = within(180);
+                carry(
+                    &mut here,
+                    Side::Opens { listeners, end: &end },
+                    &given_up.or_when(&|| true),
+                )
+            });
             let sockets = lab.paths("there");
             let follows = carry(&mut there, Side::Follows { sockets }, &within(180));
-            assert!(matches!(follows, Err(TunnelError::Abandoned)), "{follows:?}");
+            assert!(matches!(follows, Err(TunnelError::Broken)), "{follows:?}");
             let opens = opens.join().unwrap();
-            assert!(matches!(opens, Err(TunnelError::Abandoned)), "{opens:?}");
+            assert!(matches!(opens, Err(TunnelError::Port(PortError::GivenUp))), "{opens:?}");
         });
     }
 

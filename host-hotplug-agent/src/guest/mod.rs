@@ -139,7 +139,7 @@ pub trait Vm: Send {
     fn place(&mut self) -> Result<Place>;
 
     /// Brings to an end what an earlier daemon had begun with a QEMU that waits for a guest's state. If the state has arrived,
-    /// the guest runs here afterwards; if not, it never will, and the QEMU is gone.
+    /// the guest runs here afterwards, but for one of libvirt's, which stands still; if not, it never will, and the QEMU is gone.
     ///
     /// # Errors
     /// If QEMU does not obey: then it is not known.
@@ -155,8 +155,16 @@ pub trait Vm: Send {
     /// Ends the QEMU, by force if need be; done when its process is gone.
     ///
     /// # Errors
-    /// If the process cannot be ended.
+    /// If the process cannot be ended, or if what it has of the guest may be all there is.
     fn quit(&mut self) -> Result<()>;
+
+    /// As [`Vm::quit`], of a guest that is known to run in the other host: what is here of it is worth nothing.
+    ///
+    /// # Errors
+    /// If the process cannot be ended.
+    fn discard(&mut self) -> Result<()> {
+        self.quit()
+    }
 }
 
 /// [`Vm::plain`], where the guest's crossing matters more.

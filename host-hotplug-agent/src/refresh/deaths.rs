@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use locum_abi::{CpuMode, HostState, Slot, Will};
 
-use super::kills::{ABORTED, Course, GOOD, each};
+use super::kills::{ABORTED, ABORTED_OF_LIBVIRTS, Course, GOOD, GOOD_OF_LIBVIRTS, each};
 use super::stage::{HANG, Stage, kept};
 use crate::daemon::ipc::Question;
 use crate::l0::{memory, view};
@@ -40,6 +40,7 @@ impl Stage {
         assert!(successor.sys().exists("sys/bus/pci/devices/0000:00:02.0"), "{what}");
         let left = successor.path().join("run/locum/journal");
         self.sees(|_| !left.exists());
+        assert_eq!(self.world.leaks(), [] as [String; 0], "{what}");
         for guest in ["one", "two"] {
             let runs = self.world.runs_in(guest);
             let crossed = death.crossed.iter().any(|name| name == guest);
@@ -98,10 +99,9 @@ fn dies_after(course: &Course, after: usize, seen: &Seen) -> bool {
     true
 }
 
-#[test]
-fn the_incumbent_may_die_at_every_step() {
+fn dies_at_every_step(course: &Course) {
     let seen = Seen::default();
-    each(|after| dies_after(&GOOD, after, &seen), GOOD.name, 40);
+    each(|after| dies_after(course, after, &seen), course.name, 40);
     let seen = seen.into_inner().unwrap();
     for phase in [
         ("reset", 0),
@@ -115,16 +115,36 @@ fn the_incumbent_may_die_at_every_step() {
 }
 
 #[test]
-fn the_incumbent_may_die_at_every_step_of_an_abort() {
+fn the_incumbent_may_die_at_every_step() {
+    dies_at_every_step(&GOOD);
+}
+
+#[test]
+fn the_incumbent_may_die_at_every_step_with_guests_of_libvirts() {
+    dies_at_every_step(&GOOD_OF_LIBVIRTS);
+}
+
+fn dies_at_every_step_of_an_abort(course: &Course) {
     let seen = Seen::default();
-    each(|after| dies_after(&ABORTED, after, &seen), ABORTED.name, 40);
+    each(|after| dies_after(course, after, &seen), course.name, 40);
     assert!(seen.into_inner().unwrap().contains(&("taken over", 1)));
+}
+
+#[test]
+fn the_incumbent_may_die_at_every_step_of_an_abort() {
+    dies_at_every_step_of_an_abort(&ABORTED);
+}
+
+#[test]
+fn the_incumbent_may_die_at_every_step_of_an_abort_with_guests_of_libvirts() {
+    dies_at_every_step_of_an_abort(&ABORTED_OF_LIBVIRTS);
 }
 
 /// The incumbent dies when the first guest has crossed, and the successor's daemon is killed after `after` steps of its own,
 /// and started anew. False: there were not so many.
-fn successors_killed_after(after: usize) -> bool {
+fn successors_killed_after(course: &Course, after: usize) -> bool {
     let stage = Stage::new(Behaviour::Boots);
+    (course.faults)(&stage);
     stage.world.kill_incumbent_before("attach", 1);
     stage.world.kill_daemon(SUCCESSOR, after);
     stage.begin();
@@ -148,7 +168,13 @@ fn successors_killed_after(after: usize) -> bool {
 
 #[test]
 fn the_successors_daemon_may_die_as_well_while_it_takes_over() {
-    each(successors_killed_after, "the successor's daemon", 20);
+    each(|after| successors_killed_after(&GOOD, after), GOOD.name, 20);
+}
+
+#[test]
+fn the_successors_daemon_may_die_as_well_while_it_takes_guests_of_libvirts_over() {
+    let course = &GOOD_OF_LIBVIRTS;
+    each(|after| successors_killed_after(course, after), course.name, 20);
 }
 
 #[test]

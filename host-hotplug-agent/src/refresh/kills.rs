@@ -28,6 +28,21 @@ pub(super) const ABORTED: Course = Course {
     faults: |stage| stage.world.fail_after(SUCCESSOR, "receive", 1, 1),
 };
 
+/// As [`GOOD`], with domains of libvirt's.
+pub(super) const GOOD_OF_LIBVIRTS: Course = Course {
+    name: "a good refresh of libvirt's guests",
+    faults: |stage| stage.world.managed_by_libvirt(),
+};
+
+/// As [`ABORTED`], with domains of libvirt's.
+pub(super) const ABORTED_OF_LIBVIRTS: Course = Course {
+    name: "a refresh of libvirt's guests whose second one is refused",
+    faults: |stage| {
+        stage.world.managed_by_libvirt();
+        (ABORTED.faults)(stage);
+    },
+};
+
 impl Stage {
     pub(super) fn state_of(&self, slot: Slot) -> u32 {
         let host = memory::host(&self.world.region, &self.world.region.header(), slot);
@@ -199,15 +214,35 @@ fn the_incumbents_daemon_may_die_at_every_step_of_an_abort() {
 }
 
 #[test]
-fn the_incumbents_daemon_may_die_again_while_it_takes_up() {
+fn the_incumbents_daemon_may_die_at_every_step_with_guests_of_libvirts() {
+    at_every_step(&GOOD_OF_LIBVIRTS);
+}
+
+#[test]
+fn the_incumbents_daemon_may_die_at_every_step_of_an_abort_with_guests_of_libvirts() {
+    at_every_step(&ABORTED_OF_LIBVIRTS);
+}
+
+fn again_at_every_step(course: &Course) {
     // Every third step, to spare time.
-    let killed = |number: usize| killed_after(&ABORTED, 3 * number, Some(number % 5));
-    each(killed, ABORTED.name, 40 / 3);
+    let killed = |number: usize| killed_after(course, 3 * number, Some(number % 5));
+    each(killed, course.name, 40 / 3);
+}
+
+#[test]
+fn the_incumbents_daemon_may_die_again_while_it_takes_up() {
+    again_at_every_step(&ABORTED);
+}
+
+#[test]
+fn the_incumbents_daemon_may_die_again_while_it_takes_up_guests_of_libvirts() {
+    again_at_every_step(&ABORTED_OF_LIBVIRTS);
 }
 
 /// The successor's daemon dies after `after` steps, and is started anew. False: there were not so many.
-fn successors_killed_after(after: usize) -> bool {
+fn successors_killed_after(course: &Course, after: usize) -> bool {
     let stage = Stage::new(Behaviour::Boots);
+    (course.faults)(&stage);
     stage.world.kill_daemon(SUCCESSOR, after);
     stage.begin();
     stage.sees(|stage| {
@@ -215,10 +250,13 @@ fn successors_killed_after(after: usize) -> bool {
         stage.world.killed(SUCCESSOR).is_some() || stage.successor_reigns() || (ended && !stage.retired())
     });
     let Some(step) = stage.world.killed(SUCCESSOR) else {
-        stage.ended("a good refresh");
+        stage.ended(course.name);
         return false;
     };
-    let what = format!("the successor's daemon killed before step {after} (`{step}`)");
+    let what = format!(
+        "{}, the successor's daemon killed before step {after} (`{step}`)",
+        course.name
+    );
     let _daemon = stage.restart_successor();
     stage.ended(&what);
     stage.refreshes(&what);
@@ -238,5 +276,36 @@ fn a_successor_whose_daemon_stays_dead_is_given_up_and_the_next_one_comes_up() {
 
 #[test]
 fn the_successors_daemon_may_die_at_every_step() {
-    each(successors_killed_after, "the successor's daemon", 20);
+    each(|after| successors_killed_after(&GOOD, after), GOOD.name, 20);
+}
+
+#[test]
+fn the_successors_daemon_may_die_at_every_step_with_guests_of_libvirts() {
+    for (course, least) in [(&GOOD_OF_LIBVIRTS, 20), (&ABORTED_OF_LIBVIRTS, 15)] {
+        each(|after| successors_killed_after(course, after), course.name, least);
+    }
+}
+
+/// The incumbent's daemon dies when libvirt has just given a guest up, and the successor's after `after` steps from there: the
+/// guest stands still, whole, and must go on whichever of them hears of it. False: there were not so many.
+fn both_killed_after(after: usize) -> bool {
+    let mut stage = Stage::new(Behaviour::Boots);
+    stage.world.managed_by_libvirt();
+    stage.world.kill_daemon_before(INCUMBENT, "confirmed", 0);
+    stage.begin();
+    assert_eq!(stage.killed().as_deref(), Some("confirmed"));
+    stage.world.kill_daemon(SUCCESSOR, after);
+    stage.restart();
+    stage.sees(|stage| stage.world.killed(SUCCESSOR).is_some() || stage.successor_reigns());
+    let killed = stage.world.killed(SUCCESSOR);
+    let what = format!("a guest is given up, and the successor's daemon killed {after} steps later (`{killed:?}`)");
+    let _daemon = killed.is_some().then(|| stage.restart_successor());
+    stage.ended(&what);
+    stage.refreshes(&what);
+    killed.is_some()
+}
+
+#[test]
+fn both_daemons_may_die_when_libvirt_has_given_a_guest_up() {
+    each(both_killed_after, "both daemons", 10);
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail, ensure};
 use locum_abi::Slot;
 
+use super::domain::FakeDomain;
 use super::torn::captured;
 use super::world::{VmState, World};
 use crate::channel::{Port, stream};
@@ -18,7 +19,7 @@ use crate::guest::{Hypervisor, Place, Ram, Received, Sent, Spec, Vm};
 use crate::tsc;
 
 /// A guest's, beside its RAM.
-const STATE: &[u8] = b"state of a guest";
+pub(super) const STATE: &[u8] = b"state of a guest";
 
 /// QEMU on one host.
 pub struct FakeHypervisor {
@@ -44,17 +45,26 @@ impl FakeHypervisor {
     }
 
     fn vm(&self, name: &str) -> Box<dyn Vm> {
+        let key = (self.slot, name.to_owned());
+        if self.world.has_libvirt() {
+            return Box::new(FakeDomain::new(&self.world, key));
+        }
         Box::new(FakeVm {
             world: self.world.clone(),
-            key: (self.slot, name.to_owned()),
+            key,
         })
+    }
+
+    /// Name of the guest's domain.
+    fn domain(&self, name: &str) -> Option<String> {
+        self.world.has_libvirt().then(|| name.to_owned())
     }
 }
 
 impl Hypervisor for FakeHypervisor {
     fn inspect(&self, guest: &config::Guest, channel: usize) -> Result<Spec, Refusal> {
-        let inner = self.world.lock();
-        match inner.vms.get(&(self.slot, guest.name.clone())) {
+        let state = self.world.lock().vms.get(&(self.slot, guest.name.clone())).copied();
+        match state {
             Some(VmState::Running) => Ok(Spec {
                 name: guest.name.clone(),
                 qmp: guest.qmp.clone(),
@@ -68,7 +78,7 @@ impl Hypervisor for FakeHypervisor {
                     size: 64 << 20,
                 }],
                 uuid: None,
-                libvirt: None,
+                libvirt: self.domain(&guest.name),
                 release: None,
             }),
             _ => Err(Refusal::NoGuest {
@@ -92,18 +102,19 @@ impl Hypervisor for FakeHypervisor {
 
     fn attach(&self, spec: &Spec) -> Result<Box<dyn Vm>> {
         self.world.fault(self.slot, "attach")?;
-        let vm = FakeVm {
-            world: self.world.clone(),
-            key: (self.slot, spec.name.clone()),
-        };
-        vm.alive()?;
-        Ok(Box::new(vm))
+        self.world.answers(&(self.slot, spec.name.clone()))?;
+        Ok(self.vm(&spec.name))
     }
 
     fn prepare(&self, spec: &Spec, _until: &Deadline<'_>) -> Result<Box<dyn Vm>> {
         self.world.fault(self.slot, "prepare")?;
         self.world.disk_of(&spec.name)?;
         let key = (self.slot, spec.name.clone());
+        if self.world.has_libvirt() {
+            let there = self.world.lock().vms.contains_key(&key);
+            ensure!(!there, "libvirt has domain {} here already", spec.name);
+            return Ok(self.vm(&spec.name));
+        }
         let before = self.world.lock().vms.insert(key, VmState::Waiting);
         self.world.lock().capable.insert((self.slot, spec.name.clone()));
         assert_eq!(before, None, "a second QEMU for {} in slot {:?}", spec.name, self.slot);
@@ -111,12 +122,13 @@ impl Hypervisor for FakeHypervisor {
     }
 
     fn guests_here(&self) -> Result<Vec<config::Guest>, Refusal> {
+        let libvirts = self.world.has_libvirt();
         let inner = self.world.lock();
         let here = inner.vms.keys().filter(|(slot, _)| *slot == self.slot);
         let guest = |name: &String| config::Guest {
             name: name.clone(),
             qmp: PathBuf::from(format!("/run/{name}.qmp")),
-            libvirt: None,
+            libvirt: libvirts.then(|| name.clone()),
             command: Vec::new(),
             channel: None,
         };
@@ -137,12 +149,8 @@ struct FakeVm {
 }
 
 impl FakeVm {
-    /// What a QEMU that is gone, or hangs, answers: the time-out of the latter is over at once.
     fn alive(&self) -> Result<()> {
-        let inner = self.world.lock();
-        ensure!(inner.vms.contains_key(&self.key), "its QEMU is gone");
-        ensure!(!inner.hung.contains(&self.key), "its QEMU does not answer");
-        Ok(())
+        self.world.answers(&self.key)
     }
 
     fn become_(&self, state: VmState) {

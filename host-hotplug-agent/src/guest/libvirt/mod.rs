@@ -26,7 +26,7 @@ use super::qmp::Monitor;
 use super::running::{ignore_shared, memory_size};
 use super::{Place, Received, Sent, Spec, Vm};
 use crate::channel::Port;
-use crate::channel::tunnel::{self, CONNECTIONS, End, Side, TunnelError};
+use crate::channel::tunnel::{self, CONNECTIONS, End, Ending, Side, TunnelError};
 use crate::deadline::Deadline;
 use crate::sysroot::SysRoot;
 use crate::tsc;
@@ -164,6 +164,34 @@ impl DomainVm {
         Ok(told.starts_with("paused") && !told.contains("migrat"))
     }
 
+    /// How a migration ended that `virsh` calls a failure, or that was `cut_short` here. Only one that has ended by itself
+    /// says that the guest stays.
+    fn ending(&self, cut_short: bool) -> Ending {
+        // libvirt's daemon does it, and goes on without whoever asked.
+        let until = Deadline::after(GIVE_UP);
+        let _ = self.libvirt.run(&["domjobabort", &self.domain], &until);
+        let stays = match self.state() {
+            _ if cut_short => false,
+            Ok(DomainState::Running) => true,
+            Ok(DomainState::Paused) => self.is_complete().unwrap_or(false),
+            Ok(DomainState::Off) | Err(_) => false,
+        };
+        if stays { Ending::Kept } else { Ending::Unknown }
+    }
+
+    /// What it does with its guest, once libvirt has ended a migration that it is in the midst of. It does so by itself when
+    /// the other libvirt is not to be reached any more: with the guest where it came from, or with nothing where it went.
+    fn at_rest(&self) -> Result<Place> {
+        let place = Deadline::after(GIVE_UP).find(LOOK, || {
+            anyhow::Ok(match self.state()? {
+                DomainState::Running => Some(Place::Running),
+                DomainState::Off => Some(Place::Waiting),
+                DomainState::Paused => self.is_complete()?.then_some(Place::Stopped),
+            })
+        })?;
+        place.with_context(|| format!("libvirt does not end its migration of domain {}", self.domain))
+    }
+
     /// The guest's own libvirt sends it, and gives it up.
     fn migrate(&self, port: &mut Port, until: &Deadline<'_>) -> Result<Sent> {
         let ram = memory_size(&mut self.monitor(), until)?;
@@ -193,20 +221,19 @@ impl DomainVm {
             let tunnel = scope.spawn(move || tunnel::carry(port, Side::Opens { listeners, end }, until));
             let broken = || until.given_up() || tunnel.is_finished();
             let migrated = self.libvirt.run(&words, &until.or_when(&broken));
-            if migrated.is_err() {
-                // libvirt's daemon does it, and goes on without whoever asked.
-                let _ = self
-                    .libvirt
-                    .run(&["domjobabort", &self.domain], &Deadline::after(GIVE_UP));
-            }
-            end.set(migrated.is_ok());
+            end.set(match &migrated {
+                Ok(_) => Ending::Well,
+                Err(_) => self.ending(until.passed() || broken()),
+            });
             (migrated, tunnel.join())
         });
         let saved = tsc::now();
         let carried = carried.unwrap_or_else(|_| Err(io::Error::other("the tunnel panicked").into()));
         let counts = match (migrated, carried) {
             (Ok(_), carried) => carried.context("libvirt has sent the guest, but")?,
-            (Err(_), Err(error)) if !matches!(error, TunnelError::Abandoned) => return Err(error.into()),
+            (Err(_), Err(error)) if !matches!(error, TunnelError::Abandoned | TunnelError::Broken) => {
+                return Err(error.into());
+            }
             (Err(error), _) => return Err(error),
         };
         let state = self.state()?;
@@ -281,13 +308,12 @@ impl Vm for DomainVm {
     }
 
     fn arrive(&mut self) -> Result<Place> {
-        let place = self.place()?;
-        match place {
-            Place::Running => self.plain()?,
-            Place::Waiting => self.quit()?,
-            // Whether the other libvirt has given it up is not known here.
-            Place::Stopped => {}
+        // In the midst of a migration it is not known whether what is here is the guest, or not yet.
+        let place = self.at_rest()?;
+        if place == Place::Running {
+            self.plain()?;
         }
+        // Stopped: whether the other libvirt has given it up is not known here.
         Ok(place)
     }
 
@@ -308,6 +334,11 @@ impl Vm for DomainVm {
             Err(_) if self.state()? == DomainState::Off => Ok(()),
             outcome => outcome.map(drop),
         }
+    }
+
+    fn discard(&mut self) -> Result<()> {
+        self.void = true;
+        self.quit()
     }
 }
 

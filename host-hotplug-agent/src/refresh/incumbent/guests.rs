@@ -10,7 +10,7 @@ use super::settle::{Patience, Settled};
 use super::{Incumbent, Ports};
 use crate::channel::{Link, Message};
 use crate::deadline::Deadline;
-use crate::guest::{Spec, Vm, try_plain};
+use crate::guest::{Place, Spec, Vm, try_plain};
 use crate::pool::crossing;
 use crate::report::GuestReport;
 
@@ -79,13 +79,13 @@ impl Incumbent {
                     guest.received = received;
                     guest.resumed = resumed;
                 });
-                vm.quit()
+                vm.discard()
             }
             // It runs there: whatever went wrong here came after the last byte.
             (Err(error), Ok(Message::Resumed { .. })) => {
                 tracing::warn!("guest {name} runs in the successor, but: {error:#}");
                 self.note(name, |guest| guest.resumed = 1);
-                vm.quit()
+                vm.discard()
             }
             (sent, Ok(Message::Failed { reason, .. })) => {
                 vm.resume()
@@ -120,13 +120,27 @@ impl Incumbent {
             tracing::warn!("guest {name}: {error:#}");
             outcome = self.try_return(name);
         }
-        if outcome.is_ok() {
-            self.note(name, |guest| {
+        match outcome {
+            Ok(()) => self.note(name, |guest| {
                 guest.resumed = 0;
                 guest.moved = false;
-            });
+            }),
+            Err(_) if self.agent.other_state() != Some(HostState::Running) => self.leave_stopped(name),
+            Err(_) => {}
         }
         outcome
+    }
+
+    /// The successor has died with the guest, or all of it had come and libvirt left it stopped here. Then nobody can tell
+    /// whether it has run there since, and it is not let run.
+    fn leave_stopped(&self, name: &str) {
+        let libvirts = self.spec(name).ok().filter(|spec| spec.libvirt.is_some());
+        let found = libvirts.map_or(Ok(None), |spec| self.agent.hypervisor.find(&spec));
+        if let Ok(Some(mut vm)) = found
+            && matches!(vm.place(), Ok(Place::Stopped))
+        {
+            self.agent.shared.lock().brief.dead.insert(name.to_owned());
+        }
     }
 
     /// After a failure it is not known how far the successor's agent has come, so the next attempt begins a new

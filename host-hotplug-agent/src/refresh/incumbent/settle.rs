@@ -13,12 +13,19 @@ use super::talk::Silence;
 use super::{Incumbent, Ports};
 use crate::channel::message::There;
 use crate::channel::{Link, Message};
-use crate::guest::{Place, Spec, try_plain};
+use crate::deadline::Deadline;
+use crate::guest::{Place, Spec, Vm, try_plain};
+use crate::pool::crossing;
 
 /// How long the successor's agent may take to notice that the channel was opened anew, at the first try.
 const TRY: Duration = Duration::from_secs(10);
 /// How long the channel stays closed between two tries, for the other agent to see its end.
 const CLOSED: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 500 });
+
+/// For a libvirt to answer, and to end its migration.
+const AT_REST: Duration = Duration::from_secs(60);
+/// How often the successor's agent is told to resume a guest.
+const RESUMES: usize = 3;
 
 /// Where a guest turned out to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,7 +170,8 @@ impl Incumbent {
         }
     }
 
-    /// Finds out where a guest runs of which it is not known. On success it runs, and only there.
+    /// Finds out where a guest runs of which it is not known. On success it runs, and only there; but one that libvirt has
+    /// given up here may stand still in the successor, or have died with it.
     ///
     /// # Errors
     /// If it cannot be found out, and then the guest stands still in this host; or if it runs here, and the successor is
@@ -171,7 +179,7 @@ impl Incumbent {
     pub(super) fn settle(&mut self, name: &str) -> Result<Settled> {
         let spec = self.spec(name)?;
         // One that does not answer may not be needed any more.
-        let mut here = self.agent.hypervisor.find(&spec);
+        let mut here = self.find_here(&spec);
         if let Ok(Some(vm)) = &mut here
             && vm.place()? == Place::Running
         {
@@ -179,7 +187,9 @@ impl Incumbent {
             vm.plain()?;
             return Ok(Settled::Here);
         }
-        let there = self.ask(name);
+        // libvirt has given it up: then it is in the successor or nowhere, and to stop that would gain nothing.
+        let given_up = spec.libvirt.is_some() && matches!(here, Ok(None));
+        let there = self.ask(name, given_up || self.crossed());
         if let Err(silence) = &there {
             // Nobody says where the guest runs. Stop the successor for certain; then it runs here only.
             self.take_back()
@@ -190,20 +200,15 @@ impl Incumbent {
         match (there, here) {
             (Ok(Some(Place::Running)), here) => {
                 if let Some(mut vm) = here {
-                    vm.quit()?;
+                    vm.discard()?;
                 }
                 self.note(name, |guest| guest.resumed = 1);
                 Ok(Settled::There)
             }
-            // All of it has come, and libvirt has given it up here: it stands still until somebody says so.
-            (Ok(Some(Place::Stopped)), None) => {
-                self.tell(&Message::Failed {
-                    name: name.to_owned(),
-                    reason: "it is in no QEMU of the incumbent any more".to_owned(),
-                })?;
-                self.note(name, |guest| guest.resumed = 1);
-                Ok(Settled::There)
-            }
+            // All of it has come, and libvirt has given it up here.
+            (Ok(Some(Place::Stopped)), None) => Ok(self.run_there(name)),
+            // With the successor. That is told as the loss of a guest that had crossed.
+            (Err(_), None) if given_up => Ok(Settled::There),
             (there, Some(mut vm)) => {
                 vm.resume()
                     .with_context(|| format!("guest {name} does not run on after a failed handover"))?;
@@ -220,12 +225,64 @@ impl Incumbent {
         }
     }
 
-    /// What the successor does with a guest. Where others run in it, this waits for its agent as long as it lives.
-    fn ask(&mut self, name: &str) -> Result<Option<Place>> {
-        let crossed = self.crossed();
+    /// What this host has of a guest. libvirt's may be in the midst of a migration still, which ends with the guest given up or
+    /// resumed; or it does not answer, for it was started anew just now. Until it is known which, no guest that stands still
+    /// in the successor may be let run.
+    fn find_here(&self, spec: &Spec) -> Result<Option<Box<dyn Vm>>> {
+        let mut found = self.agent.hypervisor.find(spec);
+        if spec.libvirt.is_none() {
+            return found;
+        }
+        Deadline::after(AT_REST).comes_true(CLOSED, || {
+            let at_rest = match &mut found {
+                Ok(Some(vm)) => vm.place().is_ok_and(|place| place != Place::Waiting),
+                Ok(None) => true,
+                Err(_) => false,
+            };
+            if !at_rest {
+                found = self.agent.hypervisor.find(spec);
+            }
+            at_rest
+        });
+        found
+    }
+
+    /// Has a guest run in the successor that has come there whole, stands still, and is nowhere else. An agent that dies may
+    /// not have heard of it, so it is asked what came of it. Where the guest cannot run, it stands still all the same: that
+    /// agent tries again when it reigns, and tells.
+    fn run_there(&mut self, name: &str) -> Settled {
+        for _ in 0..RESUMES {
+            let word = Message::Failed {
+                name: name.to_owned(),
+                reason: "it is in no QEMU of the incumbent any more".to_owned(),
+            };
+            if let Err(error) = self.tell(&word) {
+                tracing::warn!("guest {name}: {error:#}");
+            }
+            match self.ask(name, true) {
+                Ok(Some(Place::Stopped)) => {}
+                Ok(Some(Place::Running)) => {
+                    self.note(name, |guest| guest.resumed = 1);
+                    return Settled::There;
+                }
+                outcome => {
+                    tracing::warn!("guest {name}, which had come to the successor: {outcome:?}");
+                    if self.agent.other_state() != Some(HostState::Running) {
+                        return Settled::There;
+                    }
+                }
+            }
+        }
+        tracing::warn!("guest {name} stands still in the successor, and is nowhere else");
+        Settled::There
+    }
+
+    /// What the successor does with a guest. If `patient`, this waits for its agent as long as it lives: guests run in it, or
+    /// may.
+    fn ask(&mut self, name: &str, patient: bool) -> Result<Option<Place>> {
         let limit = self.config.timeouts.guest_start + self.agent.limits.message;
         loop {
-            let there = if crossed {
+            let there = if patient {
                 self.connect_patiently(&[])?
             } else {
                 self.connect(limit, &[])?
@@ -237,7 +294,7 @@ impl Incumbent {
                         .find(|there| there.name == name)
                         .map(|there| there.place));
                 }
-                None if crossed => {
+                None if patient => {
                     // Its operator may install another there.
                     std::thread::sleep(TRY);
                 }
@@ -260,12 +317,16 @@ impl Incumbent {
     pub(super) fn settle_return(&mut self, name: &str) -> Result<bool> {
         let spec = self.spec(name)?;
         let mut here = false;
+        let mut whole = None;
         if let Some(mut vm) = self.agent.hypervisor.find(&spec)? {
-            here = vm.place()? == Place::Running;
-            if here {
-                vm.plain()?;
-            } else {
-                vm.quit()?;
+            match vm.place()? {
+                Place::Running => {
+                    vm.plain()?;
+                    here = true;
+                }
+                // All of it has come. Whether libvirt has given it up there is still to be asked.
+                Place::Stopped if spec.libvirt.is_some() => whole = Some(vm),
+                Place::Stopped | Place::Waiting => vm.quit()?,
             }
         }
         let there = match self.connect_patiently(&[]) {
@@ -277,7 +338,11 @@ impl Incumbent {
             }
             Err(error) => return Err(error),
         };
-        match (here, there.map(|there| there.place)) {
+        let there = there.map(|there| there.place);
+        if let Some(vm) = whole {
+            here = self.settle_whole(&spec, vm, there)?;
+        }
+        match (here, there) {
             (true, Some(Place::Stopped)) => self.tell(&resumed(name))?,
             (false, Some(Place::Stopped)) => self.tell(&Message::Failed {
                 name: name.to_owned(),
@@ -294,6 +359,22 @@ impl Incumbent {
             _ => {}
         }
         Ok(here)
+    }
+
+    /// A guest that came back whole and stands still goes on if the successor's libvirt has given it up. Else it is there, and
+    /// may have run since.
+    fn settle_whole(&self, spec: &Spec, mut vm: Box<dyn Vm>, there: Option<Place>) -> Result<bool> {
+        match there {
+            None | Some(Place::Waiting) => {
+                vm.resume()?;
+                crossing::runs_here(&self.agent, spec);
+                Ok(true)
+            }
+            Some(Place::Running | Place::Stopped) => {
+                vm.discard()?;
+                Ok(false)
+            }
+        }
     }
 }
 

@@ -23,8 +23,8 @@ impl Successor {
             if let (Some(mut vm), Some(spec)) = (vm, known) {
                 if vm.place()? == Place::Running {
                     crossing::runs_here(&self.agent, &spec);
+                    self.arrived.insert(spec.name.clone());
                 }
-                self.arrived.insert(spec.name.clone());
                 self.guests.insert(spec.name.clone(), (spec, vm));
             }
         }
@@ -136,8 +136,9 @@ impl Successor {
                 }
             }
             Err(error) => {
-                // Only when its process is gone may the incumbent's go on.
-                vm.quit()?;
+                // Only when its process is gone may the incumbent's go on. One that stays has come whole: then a new
+                // conversation tells the incumbent so.
+                vm.quit().with_context(|| format!("{error:#}"))?;
                 self.guests.remove(&name);
                 Message::Failed {
                     name,
@@ -176,22 +177,27 @@ impl Successor {
             let link = self.link.as_mut().context("there is no channel to the incumbent")?;
             match link.receive(&Deadline::after(patience).or_when(gone))? {
                 Message::Resumed { .. } => return self.let_go(name, gone),
-                Message::Failed { .. } => {
-                    if let Some((spec, vm)) = self.guests.get_mut(&name) {
-                        vm.resume()?;
-                        crossing::runs_here(&self.agent, spec);
-                    }
-                    return Ok(());
-                }
+                Message::Failed { .. } => return self.run_on(&name),
                 other => tracing::warn!("guest {name}: unexpected message {other:?}"),
             }
         }
     }
 
+    /// The guest is not in the incumbent, and goes on here.
+    pub(super) fn run_on(&mut self, name: &str) -> Result<()> {
+        let Some((spec, vm)) = self.guests.get_mut(name) else {
+            return Ok(());
+        };
+        vm.resume()?;
+        crossing::runs_here(&self.agent, spec);
+        self.arrived.insert(name.to_owned());
+        Ok(())
+    }
+
     /// The guest runs in the incumbent.
     pub(super) fn let_go(&mut self, name: String, gone: Gone<'_>) -> Result<()> {
         if let Some((_, mut vm)) = self.guests.remove(&name) {
-            vm.quit()?;
+            vm.discard()?;
         }
         Ok(self.say(&Message::Gone { name }, gone)?)
     }

@@ -210,6 +210,12 @@ impl Successor {
         let mut there = Vec::new();
         for (name, (spec, vm)) in &mut self.guests {
             let place = match vm.place() {
+                // libvirt has no QEMU of it any more.
+                Ok(Place::Waiting) if arrived.contains(name) => {
+                    tracing::warn!("guest {name}: its QEMU has ended here");
+                    gone.push(name.clone());
+                    continue;
+                }
                 Ok(place) => place,
                 Err(error) => match hypervisor.find(spec) {
                     Ok(None) => {
@@ -273,10 +279,7 @@ impl Successor {
             Message::Return { name, seconds } => self.give_back(name, Duration::from_secs(seconds), gone),
             // What became of a guest that was on its way back when an agent died.
             Message::Resumed { name, .. } => self.let_go(name, gone),
-            Message::Failed { name, .. } => match self.guests.get_mut(&name) {
-                Some((_, vm)) => vm.resume(),
-                None => Ok(()),
-            },
+            Message::Failed { name, .. } => self.run_on(&name),
             other => {
                 tracing::warn!("unexpected message from the incumbent: {other:?}");
                 Ok(())

@@ -2,6 +2,7 @@
 
 mod channels;
 mod deaths;
+mod domains;
 mod qemus;
 mod steps;
 
@@ -13,6 +14,7 @@ use locum_abi::{CpuStatus, Grant, PerSlot, PoolExtent, PoolState, Slot, Status, 
 use partitioner::MemRange;
 
 pub use deaths::Death;
+pub use domains::{Key, Leaving};
 pub use steps::Blow;
 
 use super::l0::FakeRegion;
@@ -54,7 +56,7 @@ pub enum VmState {
     Waiting,
     /// The guest runs.
     Running,
-    /// The guest's state was sent.
+    /// The guest's state was sent. Or all of it has come, and libvirt was asked not to let it run.
     Stopped,
 }
 
@@ -88,6 +90,8 @@ pub(super) struct Inner {
     pub torn: Option<Torn>,
     /// Hosts whose kernel has no memory for what it is asked for next.
     pub short: BTreeSet<Slot>,
+    /// Guests are domains of a libvirt.
+    pub libvirts: bool,
     /// How long the agents wait for each other.
     pub limits: Limits,
     /// Those that would leave a guest's RAM out of a stream.
@@ -180,6 +184,7 @@ impl World {
                 diskless: BTreeSet::new(),
                 torn: None,
                 short: BTreeSet::new(),
+                libvirts: false,
                 limits: Limits::default(),
                 capable: BTreeSet::new(),
                 unknown_cr4: 0,

@@ -1,5 +1,6 @@
 //! QEMU processes, by slot and guest.
 
+use anyhow::{Result, ensure};
 use locum_abi::Slot;
 
 use super::{VmState, World};
@@ -26,6 +27,14 @@ impl World {
     /// All QEMUs answer again.
     pub fn wake_qemus(&self) {
         self.lock().hung.clear();
+    }
+
+    /// What a QEMU that is gone, or hangs, answers: the time-out of the latter is over at once.
+    pub(in crate::testing) fn answers(&self, key: &(Slot, String)) -> Result<()> {
+        let inner = self.lock();
+        ensure!(inner.vms.contains_key(key), "its QEMU is gone");
+        ensure!(!inner.hung.contains(key), "its QEMU does not answer");
+        Ok(())
     }
 
     /// Whether a guest has a QEMU in that host, whatever it does.
