@@ -122,12 +122,18 @@ impl Stage {
         successor.is_some_and(|tree| tree.path().join("run/locum/kept.json").exists())
     }
 
-    /// Another daemon in the successor, whose own was killed. The incumbent may have stopped that host, for want of an answer:
-    /// then there is none.
+    /// Another daemon in the successor, whose own was killed. The incumbent may stop that host, for want of an answer, at any
+    /// time: then there is none.
     pub(super) fn restart_successor(&self) -> Option<impl Sized> {
         self.world.revive_daemon(SUCCESSOR);
         let machine = self.world.successor_machine().unwrap();
-        machine.alive().then(|| machine.start_daemon())
+        let daemon = machine.try_start_daemon();
+        assert!(
+            daemon.is_ok() || !machine.alive(),
+            "the successor's daemon does not start: {:#}",
+            daemon.err().unwrap()
+        );
+        daemon.ok()
     }
 }
 

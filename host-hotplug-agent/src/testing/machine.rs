@@ -143,8 +143,13 @@ impl FakeMachine {
 
     /// A daemon of this host begins.
     pub fn start_daemon(self: &Arc<Self>) -> (Arc<Worker>, Arc<Shared>) {
+        self.try_start_daemon().unwrap()
+    }
+
+    /// As [`Self::start_daemon`]; an error if the host dies meanwhile.
+    pub fn try_start_daemon(self: &Arc<Self>) -> Result<(Arc<Worker>, Arc<Shared>)> {
         let config = self.tree.path().join("etc/locum");
-        let generation = self.host(self.facts.slot).unwrap().generation;
+        let generation = self.host(self.facts.slot)?.generation;
         let shared = Arc::new(Shared::new(u64::from(generation), vec![], None));
         let agent = Agent {
             machine: self.clone(),
@@ -155,8 +160,8 @@ impl FakeMachine {
         };
         *self.daemon.lock().unwrap() = Some(shared.clone());
         let worker = Arc::new(Worker::new(agent, config));
-        worker.take_up().unwrap();
-        (worker, shared)
+        worker.take_up()?;
+        Ok((worker, shared))
     }
 }
 
