@@ -136,10 +136,13 @@ pub type Counts = [u64; CONNECTIONS];
 enum Kind {
     Open = 1,
     Data = 2,
+    /// The connection's other end says no more, and may still listen.
     Close = 3,
     Done = 4,
     Abandoned = 5,
     Broken = 6,
+    /// The connection's other end neither says anything nor listens.
+    Gone = 7,
 }
 
 impl Kind {
@@ -151,6 +154,7 @@ impl Kind {
             Self::Done,
             Self::Abandoned,
             Self::Broken,
+            Self::Gone,
         ];
         all.into_iter().find(|kind| *kind as u8 == raw)
     }
@@ -303,20 +307,30 @@ fn pump_connections(
                 };
             }
             let Some(connection) = place else { continue };
-            match connection.read(&mut chunk) {
-                Ok(0) => {
-                    send(port, Kind::Close, number, &[], until)?;
-                    (*place, *ended) = (None, true);
+            if *ended {
+                if is_gone(connection) {
+                    send(port, Kind::Gone, number, &[], until)?;
+                    *place = None;
                 }
-                Ok(count) => {
+                continue;
+            }
+            match connection.read(&mut chunk) {
+                Ok(0) if !is_gone(connection) => {
+                    send(port, Kind::Close, number, &[], until)?;
+                    *ended = true;
+                }
+                Ok(count @ 1..) => {
                     let data = chunk.get(..count).unwrap_or_default();
                     send(port, Kind::Data, number, data, until)?;
                     shared.count(number, count);
                     idle = false;
                 }
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-                // Its other end is gone.
-                Err(_) => (*place, *ended) = (None, true),
+                // A QEMU that waits for a word from the other one learns by this alone that none comes.
+                Ok(0) | Err(_) => {
+                    send(port, Kind::Gone, number, &[], until)?;
+                    (*place, *ended) = (None, true);
+                }
             }
         }
         if !idle {
@@ -331,8 +345,16 @@ fn pump_connections(
         if until.given_up() {
             return Err(PortError::GivenUp.into());
         }
-        wait(open.iter().flatten());
+        let speaking = open.iter().zip(&ended).filter(|(_, ended)| !**ended);
+        wait(speaking.filter_map(|(connection, _)| connection.as_ref()));
     }
+}
+
+/// Whether nobody is at its other end.
+fn is_gone(connection: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(connection, PollFlags::empty())];
+    let asked = poll(&mut fds, Some(&Timespec::default()));
+    asked.is_ok() && fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
 }
 
 fn accept(
@@ -392,10 +414,15 @@ fn pump_in(
                     feed(&mut connection, &data, until)?;
                 }
             }
-            Kind::Close => {
+            Kind::Close | Kind::Gone => {
+                let which = if kind == Kind::Gone {
+                    Shutdown::Both
+                } else {
+                    Shutdown::Write
+                };
                 if let Some(connection) = shared.connection(number)? {
                     // Its other end may be gone already.
-                    let _ = connection.shutdown(Shutdown::Write);
+                    let _ = connection.shutdown(which);
                 }
             }
             Kind::Done | Kind::Abandoned | Kind::Broken => {
@@ -604,6 +631,32 @@ mod tests {
             let opens = opens.join().unwrap();
             assert!(matches!(opens, Err(TunnelError::Abandoned)), "{opens:?}");
             assert_eq!(stream.read(&mut [0]).unwrap(), 0, "who asked is not left waiting");
+        });
+    }
+
+    /// As a QEMU is that finds something wrong with the guest that it is to take.
+    #[test]
+    fn who_is_gone_at_one_end_is_gone_at_the_other() {
+        let lab = Lab::new();
+        let (mut here, mut there) = pair();
+        let end = End::default();
+        let (listeners, servers) = (lab.listeners("here"), lab.listeners("there"));
+        std::thread::scope(|scope| {
+            let opens = scope.spawn(|| carry(&mut here, Side::Opens { listeners, end: &end }, &within(180)));
+            let sockets = lab.paths("there");
+            let follows = scope.spawn(|| carry(&mut there, Side::Follows { sockets }, &within(180)));
+            for (server, path) in servers.iter().zip(lab.paths("here")) {
+                let mut stream = UnixStream::connect(path).unwrap();
+                stream.write_all(b"ab").unwrap();
+                let (mut taken, _) = server.accept().unwrap();
+                // What it leaves unread is no reason to keep silent.
+                taken.read_exact(&mut [0]).unwrap();
+                drop(taken);
+                while stream.write(&[0]).is_ok() {}
+            }
+            end.set(Ending::Well);
+            assert!(opens.join().unwrap().is_ok(), "it was noticed before the end");
+            assert!(follows.join().unwrap().is_ok());
         });
     }
 
