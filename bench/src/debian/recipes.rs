@@ -176,6 +176,19 @@ impl Root {
         .tree(as_it_is)
     }
 
+    /// QEMU, and libvirt as Debian installs it.
+    ///
+    /// # Errors
+    /// As [`Root::bochs`].
+    pub(crate) fn libvirt() -> Result<Self> {
+        let packages = ["qemu-system-x86", "seabios", "libvirt-daemon-system", "libvirt-clients"];
+        Recipe {
+            lead: Some("libvirt-daemon-system"),
+            ..Recipe::new("libvirt", "libvirt and QEMU", &packages)
+        }
+        .tree(as_it_is)
+    }
+
     /// What makes and checks the package.
     ///
     /// # Errors

@@ -93,6 +93,14 @@ pub(crate) fn emulator() -> Result<PathBuf> {
     cargo("host-hotplug-agent", "locum-qemu", "x86_64-unknown-linux-gnu", true)
 }
 
+/// What has a libvirt domain cross without the rest of the agent, linked statically.
+///
+/// # Errors
+/// As [`l0`].
+pub(crate) fn lab_domain() -> Result<PathBuf> {
+    cargo("lab-domain", "lab-domain", "x86_64-unknown-linux-gnu", true)
+}
+
 #[derive(Deserialize)]
 struct Message {
     reason: String,

@@ -11,6 +11,7 @@ mod install;
 mod instructions;
 mod kmod;
 mod kvm_selftests;
+mod libvirt;
 mod mce;
 mod native;
 mod nmi;
@@ -173,6 +174,13 @@ pub(crate) const CI: &[Scenario] = &[
         about: "the same with 72 CPUs and 68 GiB of RAM, most of it never touched",
         minutes: 2,
         play: Play::Program(board::big),
+    },
+    Scenario {
+        name: "libvirt",
+        about: "two libvirts of Debian's in namespaces that stand for hosts: a guest crosses three times, its RAM in place, and \
+                is paused, saved and started where it is then; where it has ordinary RAM it does not go",
+        minutes: 1,
+        play: Play::Program(libvirt::all),
     },
     Scenario {
         name: "aborts",

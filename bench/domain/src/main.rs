@@ -1,7 +1,7 @@
 //! One side of the crossing of a libvirt domain, for tests: the program runs once in each of two hosts (or namespaces that
 //! stand for hosts), and a socket that both see is the channel.
 //!
-//! `domain send|receive NAME UUID SOCKET`: whoever receives makes the socket. Prints the bytes of the guest's state.
+//! `lab-domain send|receive NAME UUID SOCKET`: whoever receives makes the socket. Prints the bytes of the guest's state.
 
 use std::env;
 use std::fs::File;
@@ -23,7 +23,7 @@ const HANG: Duration = Duration::from_secs(300);
 fn main() -> Result<()> {
     let words: Vec<String> = env::args().skip(1).collect();
     let [role, name, uuid, socket] = words.as_slice() else {
-        bail!("usage: domain send|receive NAME UUID SOCKET");
+        bail!("usage: lab-domain send|receive NAME UUID SOCKET");
     };
     let spec = Spec {
         name: name.clone(),
