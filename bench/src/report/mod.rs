@@ -100,6 +100,16 @@ impl Guest {
             .map(|step| step.instructions)
             .sum()
     }
+
+    /// The steps of the pause, with the ticks of each.
+    #[must_use]
+    pub(crate) fn told(&self) -> String {
+        let steps = self
+            .steps
+            .iter()
+            .map(|step| format!("{} {}", step.name, step.instructions));
+        steps.collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// One step of a pause.

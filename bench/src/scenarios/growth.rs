@@ -121,9 +121,10 @@ pub(super) fn refreshes(run: &mut Run) -> Result<()> {
             let limit = refreshes::pause_limit(&guest.name, &run.cpu_model);
             ensure!(
                 guest.stopped() < limit,
-                "guest {} stood still for {} of {limit} instructions in refresh {}",
+                "guest {} stood still for {} of {limit} instructions ({}) in refresh {}",
                 guest.name,
                 guest.stopped(),
+                guest.told(),
                 seen.len() + 1
             );
         }

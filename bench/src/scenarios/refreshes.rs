@@ -62,8 +62,9 @@ pub(super) fn with(run: &mut Run, guests: &[&str], count: u32, fault: Option<&Fa
             let (seen, by) = (guest.pause_instructions, &guest.pause_seen_by);
             ensure!(
                 (1..limit).contains(&stopped) && seen < limit * WATCHER,
-                "guest {} stood still for {stopped} instructions, {seen} as seen by {by}; the limit is {limit}",
+                "guest {} stood still for {stopped} instructions ({}), {seen} as seen by {by}; the limit is {limit}",
                 guest.name,
+                guest.told(),
             );
             let hz = bochs::tsc_hz(&run.cpu_model).unwrap_or(bochs::IPS);
             let (fell, longest) = (Duration::from_nanos(guest.vdso_fell_ns), length(limit, hz));

@@ -38,7 +38,8 @@ pub(super) fn all(run: &mut Run) -> Result<()> {
     let (stopped, limit) = (guest.stopped(), 2 * pause_limit(NAME, &run.cpu_model));
     ensure!(
         (1..limit).contains(&stopped),
-        "the guest stood still for {stopped} instructions; the limit is {limit}"
+        "the guest stood still for {stopped} instructions ({}); the limit is {limit}",
+        guest.told()
     );
     let after = Journal::read(run)?;
     let new: Vec<_> = after.warnings.difference(&before.warnings).collect();

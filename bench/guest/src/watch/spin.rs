@@ -59,13 +59,17 @@ pub struct Gap {
 }
 
 /// Spins until `enough`, asked now and then, and returns the `keep` longest gaps, longest first. A gap that has not
-/// ended is not among them.
+/// ended is not among them. Whoever else is to have the CPU gets it at once: what is measured waits for others a lot, and
+/// would wait for this one.
 #[must_use]
 pub fn gaps(page: BeatPage<'_>, keep: usize, mut enough: impl FnMut() -> bool) -> Vec<Gap> {
     let mut observer = Observer::new(page.beats(), tsc::read_ordered(), keep);
     while !enough() {
-        for _ in 0..1000 {
-            observer.observe(page.beats(), tsc::read_ordered());
+        for _ in 0..16 {
+            for _ in 0..64 {
+                observer.observe(page.beats(), tsc::read_ordered());
+            }
+            std::thread::yield_now();
         }
     }
     observer.longest
