@@ -20,6 +20,9 @@ const GONE: Duration = Duration::from_secs(60);
 /// Long enough for a host to power the machine off.
 const OFF: Span = Span::seconds(300);
 
+/// The generation of the host that a machine boots.
+const FIRST: u32 = 0;
+
 /// For a trifle.
 const TRIFLE: Span = Span::seconds(300);
 
@@ -178,16 +181,18 @@ impl Host<'_> {
         self.boots_anew(limit, |host| host.start("reboot -f").map(drop))
     }
 
-    /// Does something that has the machine boot again, and waits for this host's `labd` to say hello.
+    /// Does something that has the machine boot again, and waits for the `labd` of its first host to say hello, which this is
+    /// from then on, however often the machine was refreshed before.
     ///
     /// # Errors
     /// Those of `cause`; or it does not within `limit`, or the machine dies.
     pub(crate) fn boots_anew(&mut self, limit: Span, cause: impl FnOnce(&mut Self) -> Result<()>) -> Result<Hello> {
-        let before = self.channel().hellos();
+        let [even, _] = &self.machine.channels;
+        let before = even.hellos();
         cause(self)?;
-        let generation = self.generation;
+        self.generation = FIRST;
         self.wait(limit, |channel| {
-            let hello = channel.hello().filter(|hello| hello.generation == generation);
+            let hello = channel.hello().filter(|hello| hello.generation == FIRST);
             hello.filter(|_| channel.hellos() > before)
         })
         .context("waiting for the host to reboot")

@@ -233,6 +233,7 @@ impl Host {
         self.here()
             .boots_anew(BOOT, |host| host.start("systemctl reboot").map(drop))
             .context("rebooting")?;
+        self.generation = 0;
         say(&format!(
             "debian: rebooted; the reboot was asked for {began}, and it is now {}",
             self.machine.now()?
