@@ -1,6 +1,8 @@
 use super::super::port::{pair, within};
 use super::*;
 
+type Outcome = Result<Counts, TunnelError>;
+
 struct Lab {
     dir: tempfile::TempDir,
 }
@@ -77,26 +79,31 @@ fn both_connections_go_through_one_channel_at_once_again_and_again() {
     }
 }
 
+/// What comes of a tunnel at the side that opens connections and at the other, while `done` has their sockets in hand.
+fn outcomes<T>(end: &End, done: impl FnOnce(&Lab) -> T) -> (Outcome, Outcome, T) {
+    let lab = Lab::new();
+    let (mut here, mut there) = pair();
+    let (listeners, sockets) = (lab.listeners("here"), lab.paths("there"));
+    std::thread::scope(|scope| {
+        let opens = scope.spawn(|| carry(&mut here, Side::Opens { listeners, end }, &within(180)));
+        let follows = scope.spawn(|| carry(&mut there, Side::Follows { sockets }, &within(180)));
+        let done = done(&lab);
+        (opens.join().unwrap(), follows.join().unwrap(), done)
+    })
+}
+
 #[test]
 fn whoever_ends_it_badly_is_heard() {
     for ending in [Ending::Kept, Ending::Unknown] {
-        let lab = Lab::new();
-        let (mut here, mut there) = pair();
         let end = End::default();
-        let listeners = lab.listeners("here");
         end.set(ending);
-        let right = |outcome: &Result<Counts, TunnelError>| match ending {
+        let right = |outcome: &Outcome| match ending {
             Ending::Kept => matches!(outcome, Err(TunnelError::Abandoned)),
             _ => matches!(outcome, Err(TunnelError::Broken)),
         };
-        std::thread::scope(|scope| {
-            let opens = scope.spawn(|| carry(&mut here, Side::Opens { listeners, end: &end }, &within(180)));
-            let sockets = lab.paths("there");
-            let follows = carry(&mut there, Side::Follows { sockets }, &within(180));
-            assert!(right(&follows), "{follows:?}");
-            let opens = opens.join().unwrap();
-            assert!(right(&opens), "{opens:?}");
-        });
+        let (opens, follows, ()) = outcomes(&end, |_| {});
+        assert!(right(&follows), "{follows:?}");
+        assert!(right(&opens), "{opens:?}");
     }
 }
 
@@ -125,34 +132,19 @@ fn whoever_opens_it_and_fails_does_not_claim_to_keep_the_guest() {
 
 #[test]
 fn a_connection_that_nobody_takes_ends_it_on_both_sides() {
-    let lab = Lab::new();
-    let (mut here, mut there) = pair();
-    let end = End::default();
-    let listeners = lab.listeners("here");
-    std::thread::scope(|scope| {
-        let opens = scope.spawn(|| carry(&mut here, Side::Opens { listeners, end: &end }, &within(180)));
-        let mut stream = UnixStream::connect(&lab.paths("here")[0]).unwrap();
-        let sockets = lab.paths("there");
-        let follows = carry(&mut there, Side::Follows { sockets }, &within(180));
-        assert!(matches!(follows, Err(TunnelError::Connect { .. })), "{follows:?}");
-        let opens = opens.join().unwrap();
-        assert!(matches!(opens, Err(TunnelError::Abandoned)), "{opens:?}");
-        assert_eq!(stream.read(&mut [0]).unwrap(), 0, "who asked is not left waiting");
-    });
+    let ask = |lab: &Lab| UnixStream::connect(&lab.paths("here")[0]).unwrap();
+    let (opens, follows, mut stream) = outcomes(&End::default(), ask);
+    assert!(matches!(follows, Err(TunnelError::Connect { .. })), "{follows:?}");
+    assert!(matches!(opens, Err(TunnelError::Abandoned)), "{opens:?}");
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0, "who asked is not left waiting");
 }
 
 /// As a QEMU is that finds something wrong with the guest that it is to take.
 #[test]
 fn who_is_gone_at_one_end_is_gone_at_the_other() {
-    let lab = Lab::new();
-    let (mut here, mut there) = pair();
     let end = End::default();
-    let (listeners, servers) = (lab.listeners("here"), lab.listeners("there"));
-    std::thread::scope(|scope| {
-        let opens = scope.spawn(|| carry(&mut here, Side::Opens { listeners, end: &end }, &within(180)));
-        let sockets = lab.paths("there");
-        let follows = scope.spawn(|| carry(&mut there, Side::Follows { sockets }, &within(180)));
-        for (server, path) in servers.iter().zip(lab.paths("here")) {
+    let (opens, follows, ()) = outcomes(&end, |lab| {
+        for (server, path) in lab.listeners("there").iter().zip(lab.paths("here")) {
             let mut stream = UnixStream::connect(path).unwrap();
             stream.write_all(b"ab").unwrap();
             let (mut taken, _) = server.accept().unwrap();
@@ -162,9 +154,9 @@ fn who_is_gone_at_one_end_is_gone_at_the_other() {
             while stream.write(&[0]).is_ok() {}
         }
         end.set(Ending::Well);
-        assert!(opens.join().unwrap().is_ok(), "it was noticed before the end");
-        assert!(follows.join().unwrap().is_ok());
     });
+    assert!(opens.is_ok(), "it was noticed before the end");
+    assert!(follows.is_ok());
 }
 
 #[test]
