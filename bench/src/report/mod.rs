@@ -94,21 +94,20 @@ impl Guest {
     /// stop.
     #[must_use]
     pub(crate) fn stopped(&self) -> u64 {
-        self.steps
-            .iter()
-            .filter(|step| step.name != "ask")
-            .map(|step| step.instructions)
-            .sum()
+        self.still().map(|step| step.instructions).sum()
     }
 
-    /// The steps of the pause, with the ticks of each.
+    /// These steps in words, with the ticks of each.
     #[must_use]
     pub(crate) fn told(&self) -> String {
         let steps = self
-            .steps
-            .iter()
-            .map(|step| format!("{} {}", step.name, step.instructions));
+            .still()
+            .map(|step| format!("{} {}", step.name, picture::millions(step.instructions)));
         steps.collect::<Vec<_>>().join(", ")
+    }
+
+    fn still(&self) -> impl Iterator<Item = &Step> {
+        self.steps.iter().filter(|step| step.name != "ask")
     }
 }
 

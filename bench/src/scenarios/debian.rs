@@ -230,10 +230,11 @@ impl Host {
         self.sh("date +%s > /root/witness && sync")?;
         let before = self.sh("cat /root/witness /proc/sys/kernel/random/boot_id")?;
         let began = self.machine.now()?;
-        self.here()
+        let hello = self
+            .here()
             .boots_anew(BOOT, |host| host.start("systemctl reboot").map(drop))
             .context("rebooting")?;
-        self.generation = 0;
+        self.generation = hello.generation;
         say(&format!(
             "debian: rebooted; the reboot was asked for {began}, and it is now {}",
             self.machine.now()?

@@ -119,14 +119,7 @@ pub(super) fn refreshes(run: &mut Run) -> Result<()> {
         }
         for guest in &run.report.guests {
             let limit = refreshes::pause_limit(&guest.name, &run.cpu_model);
-            ensure!(
-                guest.stopped() < limit,
-                "guest {} stood still for {} of {limit} instructions ({}) in refresh {}",
-                guest.name,
-                guest.stopped(),
-                guest.told(),
-                seen.len() + 1
-            );
+            refreshes::check_pause(guest, limit).with_context(|| format!("refresh {}", seen.len() + 1))?;
         }
         seen.push(now);
     }

@@ -57,7 +57,7 @@ pub(crate) enum Play {
     Program(fn(&Path) -> Result<()>),
 }
 
-/// A successor that fails in one way on a machine as usual.
+/// Successors that fail on a machine as usual.
 const fn abort(name: &'static str, about: &'static str, play: fn(&mut Run) -> Result<()>) -> Scenario {
     Scenario {
         name,
@@ -283,15 +283,11 @@ pub(crate) const BY_NAME: &[Scenario] = &[
             kvm_selftests::all,
         ),
     },
-    Scenario {
-        name: "aborts-more",
-        about: "two successors that fail in other ways under a guest, then one that does not",
-        minutes: 5,
-        play: Play::On(
-            |_| {},
-            |run| abort::each(run, &["g1".into()], &[abort::GARBAGE, abort::PANIC]),
-        ),
-    },
+    abort(
+        "aborts-more",
+        "two successors that fail in other ways under a guest, then one that does not",
+        |run| abort::each(run, &["g1".into()], &[abort::GARBAGE, abort::PANIC]),
+    ),
     Scenario {
         name: "nmi",
         about: "NMIs between the CPUs of a host, 200 rounds each: natively, on both hosts of a refresh at the same time, and in \

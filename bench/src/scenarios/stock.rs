@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 
-use super::refreshes::pause_limit;
+use super::refreshes::{check_pause, pause_limit};
 use crate::{
     image::stock_guest::NAME,
     machine::layout::Layout,
@@ -35,12 +35,7 @@ pub(super) fn all(run: &mut Run) -> Result<()> {
     served_all_along(run, successor.generation)?;
     let guest = run.report.guest(NAME);
     // All of q35, and two vCPUs that are not the lab's: twice what others may take.
-    let (stopped, limit) = (guest.stopped(), 2 * pause_limit(NAME, &run.cpu_model));
-    ensure!(
-        (1..limit).contains(&stopped),
-        "the guest stood still for {stopped} instructions ({}); the limit is {limit}",
-        guest.told()
-    );
+    check_pause(guest, 2 * pause_limit(NAME, &run.cpu_model))?;
     let after = Journal::read(run)?;
     let new: Vec<_> = after.warnings.difference(&before.warnings).collect();
     run.check(&format!("warnings in the guest's journal since: {new:?}"));

@@ -281,24 +281,19 @@ fn stood_still(guest: &Guest) -> String {
         "beats" => "as a watcher outside saw it",
         _ => "by QEMU",
     };
-    let steps: Vec<_> = guest.steps.iter().filter(|step| step.name != "ask").collect();
-    let steps: Vec<_> = steps
-        .iter()
-        .map(|step| format!("{} {}", step.name, millions(step.instructions)))
-        .collect();
     format!(
         "{}: stood still for {} ticks {by}; from QEMU's stop to its resume {} ({}); {} bytes of RAM copied, {} of state",
         guest.name,
         millions(guest.pause_instructions),
         millions(guest.stopped()),
-        steps.join(", "),
+        guest.told(),
         grouped(guest.ram_bytes_copied),
         grouped(guest.state_bytes),
     )
 }
 
 /// Millions, as exact as a figure of three places.
-fn millions(ticks: u64) -> String {
+pub(super) fn millions(ticks: u64) -> String {
     let tenths = (ticks + 50_000) / 100_000;
     match tenths {
         0 => format!("0.{:02} M", (ticks + 5_000) / 10_000),
