@@ -154,12 +154,23 @@ impl Agent {
 
     /// Shows where the refresh stands in `/sys/kernel/locum` and in `systemctl status`.
     pub fn publish(&self) {
+        self.publish_state();
+        self.publish_progress();
+    }
+
+    /// Shows the state and the last error in `/sys/kernel/locum`.
+    pub fn publish_state(&self) {
+        let status = self.shared.status();
+        self.machine.publish(TextKind::State, &status.state);
+        self.machine
+            .publish(TextKind::LastError, &status.last_error.unwrap_or_default());
+    }
+
+    /// Shows the action in `/sys/kernel/locum` and in `systemctl status`: who sees it there finds it written down.
+    pub fn publish_progress(&self) {
         let status = self.shared.status();
         let progress = format!("{}/{} {}", status.done, status.total, status.summary);
-        let error = status.last_error.unwrap_or_default();
-        self.machine.publish(TextKind::State, &status.state);
         self.machine.publish(TextKind::Progress, &progress);
-        self.machine.publish(TextKind::LastError, &error);
         systemd::status(&progress);
     }
 }

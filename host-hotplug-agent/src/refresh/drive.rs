@@ -23,7 +23,7 @@ pub fn drive(agent: &Agent, mut perform: impl FnMut(&Action) -> Result<()>) -> R
                 inner.refresh.role(),
             )
         };
-        agent.publish();
+        agent.publish_state();
         if role == Role::Incumbent
             && !death_reported
             && let Some(reason) = lost(agent)
@@ -41,6 +41,7 @@ pub fn drive(agent: &Agent, mut perform: impl FnMut(&Action) -> Result<()>) -> R
             }
         }
         let Some(action) = action else {
+            agent.publish_progress();
             if matches!(course, Course::Stuck { .. }) {
                 await_retry(shared)?;
                 continue;
@@ -54,6 +55,7 @@ pub fn drive(agent: &Agent, mut perform: impl FnMut(&Action) -> Result<()>) -> R
                 continue;
             }
         }
+        agent.publish_progress();
         let name = phase::name(&shared.lock().refresh, &action);
         let (start, exits) = (tsc::now(), agent.exits());
         tracing::info!("{action}");

@@ -94,6 +94,7 @@ impl Stage {
             );
         }
         assert_eq!(self.world.leaks(), [] as [String; 0], "{what}");
+        assert_eq!(self.world.unwritten(), [] as [String; 0], "{what}");
         assert_eq!(self.world.extents_in(), [owner; 2], "{what}: the pool's table");
         let error = self.shared.status().last_error;
         assert_eq!(self.world.without_ram(), [], "{what}");
@@ -166,6 +167,9 @@ fn killed_after(course: &Course, after: usize, again: Option<usize>) -> bool {
     true
 }
 
+/// Steps at which something may go wrong before no more are tried.
+const ENOUGH: usize = 16;
+
 /// Every step there is, of which there should be more than `least`.
 pub(super) fn each(killed_after: impl Fn(usize) -> bool + Sync + RefUnwindSafe, what: &str, least: usize) {
     // More than CPUs: they wait most of the time.
@@ -189,8 +193,14 @@ pub(super) fn each_by(
                     match catch_unwind(|| killed_after(after)) {
                         Ok(true) => {}
                         Ok(false) => break,
-                        // What went wrong was told where it did.
-                        Err(_) => failures.lock().unwrap().push(after),
+                        // What went wrong was told where it did. It may go wrong without a death, too: then there is no last step.
+                        Err(_) => {
+                            let mut failures = failures.lock().unwrap();
+                            failures.push(after);
+                            if failures.len() >= ENOUGH {
+                                return;
+                            }
+                        }
                     }
                     after += threads;
                 }

@@ -520,6 +520,24 @@ impl Machine for FakeMachine {
             // Between what an action did and the journal's word of it.
             self.world.step(self.facts.slot, "publish");
         }
+        if kind == TextKind::Progress && self.facts.slot == INCUMBENT && text.contains(", next: ") {
+            let boot_id = self
+                .sys
+                .read_optional("proc/sys/kernel/random/boot_id")
+                .unwrap_or_default();
+            let generation = memory::host(&self.world.region, &self.facts.header, INCUMBENT)
+                .map_or(0, |host| u64::from(host.generation));
+            let journal = Journal::at(&self.sys);
+            // Beyond the point of no return, and on the way back, what cannot be written down is done all the same.
+            let full = journal.path().with_extension("new").is_dir();
+            if !full && let Ok(Some(entry)) = journal.read(&boot_id, generation) {
+                let written = entry.refresh.summary();
+                if !text.contains(&written) {
+                    let early = format!("`{text}` is shown, `{written}` written down");
+                    self.world.lock().unwritten.push(early);
+                }
+            }
+        }
         self.world.show(self.facts.slot, kind, text);
     }
 

@@ -110,6 +110,8 @@ pub(super) struct Inner {
     pub wiped: Vec<MemRange>,
     /// What a host could read of another one's.
     pub leaks: Vec<String>,
+    /// Steps that were shown before the journal had them.
+    pub unwritten: Vec<String>,
     /// Ends of each channel that nobody has opened.
     pub ends: Vec<PerSlot<Option<UnixStream>>>,
     /// The successor's files, once it was started.
@@ -194,6 +196,7 @@ impl World {
                 held: BTreeMap::new(),
                 wiped: Vec::new(),
                 leaks: Vec::new(),
+                unwritten: Vec::new(),
                 ends: Vec::new(),
                 successor: None,
                 successor_machine: None,
@@ -265,6 +268,11 @@ impl World {
     /// What a host could read of another one's memory, but for what was handed over.
     pub fn leaks(&self) -> Vec<String> {
         self.lock().leaks.clone()
+    }
+
+    /// Steps that the incumbent showed before its journal had them.
+    pub fn unwritten(&self) -> Vec<String> {
+        self.lock().unwritten.clone()
     }
 
     /// Hosts that have the guests' RAM, as the pool's table says.
