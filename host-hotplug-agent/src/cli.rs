@@ -69,6 +69,9 @@ pub enum Command {
         /// Instead of NAME: the installed kernel of this version, all else as `/etc/default/locum` and this host have it
         #[arg(long, value_name = "VERSION", conflicts_with = "name")]
         kernel: Option<String>,
+        /// The successor has all of this guest's disks, whatever is found of them; may be given more than once
+        #[arg(long, value_name = "GUEST")]
+        trust_storage: Vec<String>,
         /// How to print
         #[command(flatten)]
         output: Output,
@@ -81,6 +84,9 @@ pub enum Command {
         /// Instead of NAME: the installed kernel of this version, all else as `/etc/default/locum` and this host have it
         #[arg(long, value_name = "VERSION", conflicts_with_all = ["name", "follow"])]
         kernel: Option<String>,
+        /// The successor has all of this guest's disks, whatever is found of them; may be given more than once
+        #[arg(long, value_name = "GUEST", conflicts_with = "follow")]
+        trust_storage: Vec<String>,
         /// Do not wait
         #[arg(long, conflicts_with = "follow")]
         detach: bool,
@@ -217,6 +223,8 @@ mod tests {
         assert!(fits(&["next"]) && fits(&["--follow"]) && fits(&["next", "--detach"]));
         assert!(fits(&["--kernel", "6.12.1"]));
         assert!(!fits(&["next", "--kernel", "6.12.1"]) && !fits(&["--follow", "--kernel", "6.12.1"]));
+        assert!(fits(&["next", "--trust-storage", "a", "--trust-storage", "b"]));
+        assert!(!fits(&["--follow", "--trust-storage", "a"]));
         assert!(!fits(&[]) && !fits(&["next", "--follow"]) && !fits(&["--follow", "--detach"]));
     }
 

@@ -159,6 +159,9 @@ pub struct Guest {
     /// Channel to use, 1 to 3. None: the guests take turns.
     #[serde(default)]
     pub channel: Option<usize>,
+    /// The successor has all of its disks, whatever Locum finds of them.
+    #[serde(default)]
+    pub trust_storage: bool,
 }
 
 /// How long to wait at most: whole seconds in the file.

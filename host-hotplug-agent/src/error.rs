@@ -255,6 +255,50 @@ pub enum Refusal {
         /// The option.
         option: String,
     },
+    /// A guest that something other than its RAM keeps here.
+    #[error(
+        "guest {guest} cannot leave this host: {what}; detach that, or shut the guest down and take it off `guests`"
+    )]
+    Tied {
+        /// Name in the configuration.
+        guest: String,
+        /// What was found.
+        what: String,
+    },
+    /// A guest whose disks the successor may not have.
+    #[error(
+        "guest {guest}: {what}. The successor would not have it, or not all that was written: use storage that both hosts \
+         reach (NBD, iSCSI, RBD; NFS with cache=none). If it has all of it nonetheless, say so: `--trust-storage {guest}`"
+    )]
+    Storage {
+        /// Name in the configuration.
+        guest: String,
+        /// What was found, disk by disk.
+        what: String,
+    },
+    /// A name that no guest has.
+    #[error("`{name}`, whose storage is to be trusted, is no guest that is to go over: those are {known}")]
+    NoSuchGuest {
+        /// What was given.
+        name: String,
+        /// Those that are.
+        known: String,
+    },
+    /// A guest whose state the successor's QEMU may not understand.
+    #[error(
+        "guest {guest} runs in QEMU {here}, and {program} in the successor's initramfs is {there}: an older QEMU may not take \
+         its state; put the same or a later one there"
+    )]
+    OlderThere {
+        /// Name in the configuration.
+        guest: String,
+        /// Release here.
+        here: String,
+        /// The program there.
+        program: String,
+        /// Its release.
+        there: String,
+    },
     /// The plan is not possible.
     #[error(transparent)]
     Plan(#[from] PlanError),

@@ -118,6 +118,7 @@ impl Lab {
             libvirt: None,
             command: vec![],
             channel: None,
+            trust_storage: false,
         }
     }
 
@@ -331,6 +332,7 @@ fn a_guest_that_is_not_there_or_does_not_run_is_refused() {
         libvirt: None,
         command: vec![],
         channel: None,
+        trust_storage: false,
     };
     assert!(matches!(hypervisor.inspect(&nobody, 1), Err(Refusal::NoGuest { .. })));
     let guest = lab.boot(&lab.in_pool());
@@ -439,6 +441,7 @@ fn a_qemu_that_a_dead_agent_had_started_is_found_without_its_socket() {
         channel: 1,
         ram: vec![],
         release: None,
+        disks: vec![],
         uuid: None,
         libvirt: None,
     };

@@ -50,6 +50,7 @@ impl Host {
             host.property("/objects/ram", property, value);
         }
         host.property("/machine", "type", json!("pc-q35-9.2-machine"));
+        host.property("block", "nodes", json!([]));
         // As in `inputs/devdax-that-is-not-the-pool/dax.txt`.
         host.dax("dax0.0", 0x1_0000_0000, 0x4_0000_0000);
         host.dax("dax1.0", 0x18_4000_0000, 0xbd_0000_0000);
@@ -90,6 +91,7 @@ impl Host {
             libvirt: None,
             command: command.iter().map(|word| (*word).to_owned()).collect(),
             channel: None,
+            trust_storage: false,
         };
         let outcome = self.hypervisor().inspect(&guest, 1);
         qemu.join().unwrap();
@@ -112,11 +114,23 @@ fn answer(listener: &UnixListener, properties: &BTreeMap<(String, String), Value
         let Ok(line) = line else { return };
         let message: Value = serde_json::from_str(&line).unwrap();
         let argument = |name: &str| message["arguments"][name].as_str().unwrap_or_default().to_owned();
+        let asked = |what: &str, otherwise: Value| {
+            let told = properties.get(&("block".to_owned(), what.to_owned()));
+            told.cloned().unwrap_or(otherwise)
+        };
         let result = match message["execute"].as_str().unwrap() {
             "qmp_capabilities" => Some(json!({})),
             "query-status" => Some(json!({ "status": "running", "running": true })),
             "query-version" => properties.get(&("QEMU".to_owned(), "version".to_owned())).cloned(),
             "query-memdev" => Some(json!([{ "id": "ram" }])),
+            "qom-list" => Some(asked("devices", json!([]))),
+            "human-monitor-command" => Some(asked("network", json!(""))),
+            "query-migrate" => Some(asked("migrate", json!({}))),
+            // QEMU before 5.0 knows no `flat`.
+            "query-named-block-nodes" if message["arguments"] != json!({}) => {
+                properties.get(&("block".to_owned(), "nodes".to_owned())).cloned()
+            }
+            "query-named-block-nodes" => Some(asked("nodes-of-old", json!([]))),
             "qom-get" => properties.get(&(argument("path"), argument("property"))).cloned(),
             _ => None,
         };
@@ -269,4 +283,122 @@ fn files_are_looked_for_where_the_qemu_sees_them() {
     host.put(&own("cwd/vm.cfg"), "[machine]\n  type = \"q35\"\n");
     let spec = host.inspect().unwrap();
     assert!(words(&spec).ends_with("-readconfig vm.cfg -machine pc-q35-9.2 -incoming defer"));
+}
+
+/// A block node as QEMU 10.0 shows it.
+fn node(driver: &str, file: &str, read_only: bool, direct: bool) -> Value {
+    json!({
+        "node-name": "#block102", "drv": driver, "file": file, "ro": read_only,
+        "cache": { "no-flush": false, "direct": direct, "writeback": true },
+    })
+}
+
+const MOUNTS: &str = "24 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+                      40 24 0:40 / /srv/nfs rw,relatime shared:9 - nfs4 store:/vms rw,vers=4.2\n\
+                      41 40 8:2 / /srv/nfs/scratch rw - xfs /dev/sdb1 rw\n";
+
+#[test]
+fn disks_are_told_that_the_successor_may_not_have() {
+    let mut host = Host::new(OPTANE, "/dev/dax0.0");
+    host.put(&format!("proc/{}/mountinfo", std::process::id()), MOUNTS);
+    for path in ["srv/nfs/a.qcow2", "srv/nfs/scratch/b.raw", "usr/share/OVMF/CODE.fd"] {
+        host.put(path, "");
+    }
+    let mut problems = |nodes: &[Value]| {
+        host.property("block", "nodes", json!(nodes));
+        let disks = host.inspect().unwrap().disks;
+        disks.into_iter().map(|disk| disk.problem).collect::<Vec<_>>()
+    };
+    let format = node("qcow2", "/srv/nfs/a.qcow2", false, true);
+    for fine in [
+        node("file", "/srv/nfs/a.qcow2", false, true),
+        // No page cache is in between, whatever its flags say.
+        node("nbd", "nbd://10.0.2.2:10810/disk", false, false),
+        node("rbd", "rbd:pool/image", false, false),
+        node("null-co", "null-co://", false, false),
+    ] {
+        assert_eq!(problems(&[format.clone(), fine.clone()]), [] as [&str; 0], "{fine}");
+    }
+    for (bad, word) in [
+        (
+            node("file", "/srv/nfs/a.qcow2", false, false),
+            "(nfs4) is written through this host's page cache",
+        ),
+        (
+            node("file", "/srv/nfs/scratch/b.raw", false, true),
+            "is a file of this host (xfs)",
+        ),
+        (
+            node("file", "/gone.raw", false, true),
+            "/gone.raw is a file of this host",
+        ),
+        (
+            node("host_device", "/dev/vg0/vm", false, true),
+            "/dev/vg0/vm is a device of this host",
+        ),
+        (
+            node("nbd", "nbd+unix:///disk?socket=/run/g2.disk", false, false),
+            "a socket of this host",
+        ),
+        (
+            node("nbd", "nbd://127.0.0.1:10810/disk", true, false),
+            "a server of this host",
+        ),
+        (node("nvme", "nvme://0000:01:00.0/1", false, false), "driver `nvme`"),
+    ] {
+        let told = problems(&[format.clone(), bad.clone()]);
+        assert!(told.len() == 1 && told[0].contains(word), "{bad}: {told:?}");
+    }
+    // Whether the successor has such a file is seen once its initramfs is there.
+    host.property(
+        "block",
+        "nodes",
+        json!([node("file", "/usr/share/OVMF/CODE.fd", true, false)]),
+    );
+    let disks = host.inspect().unwrap().disks;
+    let (name, here) = disks[0].read_only.as_ref().unwrap();
+    assert_eq!(name, Path::new("/usr/share/OVMF/CODE.fd"));
+    assert_eq!(*here, host.dir.path().join("usr/share/OVMF/CODE.fd"));
+}
+
+#[test]
+fn an_old_qemu_tells_of_its_disks_and_one_that_does_not_is_refused() {
+    let mut host = Host::new(OPTANE, "/dev/dax0.0");
+    host.properties.remove(&("block".to_owned(), "nodes".to_owned()));
+    host.property(
+        "block",
+        "nodes-of-old",
+        json!([node("host_device", "/dev/sdb", false, true)]),
+    );
+    assert_eq!(host.inspect().unwrap().disks.len(), 1);
+    host.property("block", "nodes-of-old", json!("no list"));
+    let refusal = host.inspect().unwrap_err();
+    assert!(matches!(&refusal, Refusal::NoGuest { .. }), "{refusal}");
+}
+
+#[test]
+fn what_ties_a_guest_to_this_host_is_refused_by_name() {
+    for (what, told, word) in [
+        (
+            "devices",
+            json!([{ "name": "type", "type": "string" }, { "name": "gpu0", "type": "child<vfio-pci>" }]),
+            "`gpu0` (vfio-pci)",
+        ),
+        (
+            "network",
+            json!("net0.0: index=0,type=nic,model=virtio-net-pci\r\n \\ n0: index=0,type=vhost-user,chardev\r\n"),
+            "`n0` is a network whose other end",
+        ),
+        (
+            "migrate",
+            json!({ "blocked-reasons": ["The qcow format used by node 'd0' does not support live migration"] }),
+            "node 'd0' does not support",
+        ),
+    ] {
+        let mut host = Host::new(OPTANE, "/dev/dax0.0");
+        host.property("block", what, told);
+        let refusal = host.inspect().unwrap_err();
+        assert!(matches!(&refusal, Refusal::Tied { .. }), "{refusal}");
+        assert!(refusal.to_string().contains(word), "{refusal}");
+    }
 }

@@ -40,19 +40,25 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Enter => nested::enter(&sys)?,
         Command::Leave => nested::leave(&sys)?,
         Command::Image { version } => image::run(&sys, version.as_deref())?,
-        Command::Plan { name, kernel, output } => {
+        Command::Plan {
+            name,
+            kernel,
+            trust_storage,
+            output,
+        } => {
             let choice = choice(name.as_deref(), kernel.as_deref()).context("clap has one of them given")?;
-            refresh::plan(&sys, cli, choice, *output)?;
+            refresh::plan(&sys, cli, choice, trust_storage, *output)?;
         }
         Command::Refresh {
             name,
             kernel,
+            trust_storage,
             detach,
             follow: _,
             output,
         } => {
             let choice = choice(name.as_deref(), kernel.as_deref());
-            return refresh::refresh(&sys, cli, choice, *detach, *output);
+            return refresh::refresh(&sys, cli, choice, trust_storage, *detach, *output);
         }
         Command::Abort { force: false, output } => refresh::ask(cli, &Question::Abort, *output)?,
         Command::Abort { force: true, output } => refresh::ask(cli, &Question::AbortByForce, *output)?,

@@ -24,11 +24,11 @@ const LOOK: Duration = Duration::from_millis(300);
 /// For a daemon that died to be there again.
 const RESTART: Duration = Duration::from_secs(30);
 
-pub fn plan(sys: &SysRoot, cli: &Cli, choice: Choice<'_>, output: Output) -> Result<()> {
+pub fn plan(sys: &SysRoot, cli: &Cli, choice: Choice<'_>, trusted: &[String], output: Output) -> Result<()> {
     let host = Host::new(sys.clone(), Device::open(sys, Access::Control)?)?;
     let unreclaimed = ipc::ask(&cli.socket, &Question::Status).map_or_else(|_| Vec::new(), |status| status.unreclaimed);
     let hypervisor = Here::new(sys.clone(), Pool::of(&host.facts().header));
-    let prepared = Prepared::new(&host, &hypervisor, &cli.config_dir, choice, unreclaimed)?;
+    let prepared = Prepared::new(&host, &hypervisor, &cli.config_dir, choice, trusted, unreclaimed)?;
     let view = PlanView::new(&prepared, &host)?;
     if output.json {
         print_json(&view)
@@ -39,17 +39,28 @@ pub fn plan(sys: &SysRoot, cli: &Cli, choice: Choice<'_>, output: Output) -> Res
 
 /// Begins a refresh and follows it; without a choice, follows the one that runs. It is the daemon's: it goes on when this
 /// program ends.
-pub fn refresh(sys: &SysRoot, cli: &Cli, choice: Option<Choice<'_>>, detach: bool, output: Output) -> Result<ExitCode> {
+pub fn refresh(
+    sys: &SysRoot,
+    cli: &Cli,
+    choice: Option<Choice<'_>>,
+    trusted: &[String],
+    detach: bool,
+    output: Output,
+) -> Result<ExitCode> {
+    if let Some(Choice::Kernel(version)) = choice
+        && !image::is_fresh(sys, version)
+    {
+        tracing::info!("making the successor's image for {version}");
+        image::make(sys, version)?;
+    }
     let question = match choice {
         None => Question::Status,
+        Some(choice) if !trusted.is_empty() => Question::RefreshTrusting {
+            to: choice.into(),
+            guests: trusted.to_vec(),
+        },
         Some(Choice::Named(name)) => Question::Refresh(name.to_owned()),
-        Some(Choice::Kernel(version)) => {
-            if !image::is_fresh(sys, version) {
-                tracing::info!("making the successor's image for {version}");
-                image::make(sys, version)?;
-            }
-            Question::RefreshToKernel(version.to_owned())
-        }
+        Some(Choice::Kernel(version)) => Question::RefreshToKernel(version.to_owned()),
     };
     let status = ipc::ask(&cli.socket, &question)?;
     if choice.is_none() && status.running.is_none() {

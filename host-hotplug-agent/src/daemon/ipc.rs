@@ -9,6 +9,7 @@ use anyhow::{Result, anyhow};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Refusal;
+use crate::refresh::Choice;
 use crate::status::DaemonStatus;
 
 /// For the daemon to answer: it reads kernel and initramfs before it accepts a refresh.
@@ -26,12 +27,48 @@ pub enum Question {
     Refresh(String),
     /// Start a refresh to the installed kernel of that version.
     RefreshToKernel(String),
+    /// Start a refresh for which the successor has all of these guests' storage, by an operator's word.
+    RefreshTrusting {
+        /// Where to.
+        to: Target,
+        /// The guests' names.
+        guests: Vec<String>,
+    },
     /// Stop the refresh that runs, or give back what one left behind.
     Abort,
     /// The same; a successor of which nothing is known is stopped whatever runs there.
     AbortByForce,
     /// Try again what it is stuck on.
     Retry,
+}
+
+/// Where a refresh goes to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// That successor.
+    Named(String),
+    /// The installed kernel of that version.
+    Kernel(String),
+}
+
+impl Target {
+    /// As the refresh takes it.
+    pub fn as_choice(&self) -> Choice<'_> {
+        match self {
+            Self::Named(name) => Choice::Named(name),
+            Self::Kernel(version) => Choice::Kernel(version),
+        }
+    }
+}
+
+impl From<Choice<'_>> for Target {
+    fn from(choice: Choice<'_>) -> Self {
+        match choice {
+            Choice::Named(name) => Self::Named(name.to_owned()),
+            Choice::Kernel(version) => Self::Kernel(version.to_owned()),
+        }
+    }
 }
 
 /// The daemon's answer.

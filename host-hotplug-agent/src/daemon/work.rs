@@ -42,6 +42,7 @@ impl Worker {
             Question::Status => {}
             Question::Refresh(name) => self.begin(name.as_str())?,
             Question::RefreshToKernel(version) => self.begin(Choice::Kernel(version))?,
+            Question::RefreshTrusting { to, guests } => self.begin_trusting(to.as_choice(), guests)?,
             Question::Abort => self.abort(false)?,
             Question::AbortByForce => self.abort(true)?,
             Question::Retry => {
@@ -57,7 +58,14 @@ impl Worker {
     /// # Errors
     /// Why it was refused; nothing has changed then.
     pub fn begin<'c>(self: &Arc<Self>, choice: impl Into<Choice<'c>>) -> Result<()> {
-        let choice = choice.into();
+        self.begin_trusting(choice.into(), &[])
+    }
+
+    /// As [`Self::begin`]. By an operator's word, the successor has all storage of the guests named in `trusted`.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn begin_trusting(self: &Arc<Self>, choice: Choice<'_>, trusted: &[String]) -> Result<()> {
         {
             let mut inner = self.agent.shared.lock();
             if let Some(running) = &inner.running {
@@ -72,7 +80,7 @@ impl Worker {
             inner.lost = None;
         }
         self.agent.machine.busy(true);
-        match self.accept(choice) {
+        match self.accept(choice, trusted) {
             Ok(incumbent) => {
                 let worker = self.clone();
                 std::thread::spawn(move || worker.refresh(incumbent));
@@ -89,13 +97,14 @@ impl Worker {
         }
     }
 
-    fn accept(&self, choice: Choice<'_>) -> Result<Incumbent> {
+    fn accept(&self, choice: Choice<'_>, trusted: &[String]) -> Result<Incumbent> {
         let unreclaimed = self.agent.shared.lock().refresh.unreclaimed().to_vec();
         let prepared = Prepared::new(
             &*self.agent.machine,
             &*self.agent.hypervisor,
             &self.config_dir,
             choice,
+            trusted,
             unreclaimed,
         )?;
         // What a plan is refused for beyond the partitioner's rules: as `locum plan` does.

@@ -41,6 +41,7 @@ fn guest(sys: &SysRoot, pid: Pid, domains: Domains<'_>) -> Result<config::Guest,
             libvirt: Some(domain),
             command: Vec::new(),
             channel: None,
+            trust_storage: false,
         });
     }
     let Some(qmp) = socket(&items) else {
@@ -55,6 +56,7 @@ fn guest(sys: &SysRoot, pid: Pid, domains: Domains<'_>) -> Result<config::Guest,
         libvirt: None,
         command: Vec::new(),
         channel: None,
+        trust_storage: false,
     })
 }
 

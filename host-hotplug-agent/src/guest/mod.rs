@@ -12,7 +12,9 @@ pub mod process;
 pub mod qemu;
 pub mod qmp;
 mod running;
+pub mod storage;
 pub mod there;
+mod tied;
 pub mod users;
 
 use std::path::PathBuf;
@@ -21,6 +23,7 @@ use anyhow::Result;
 use partitioner::MemRange;
 use serde::{Deserialize, Serialize};
 
+use self::storage::Disk;
 use crate::channel::Port;
 use crate::config;
 use crate::deadline::Deadline;
@@ -51,6 +54,9 @@ pub struct Spec {
     /// Release of the QEMU that it runs in, major and minor. Not told to the other agent.
     #[serde(skip)]
     pub release: Option<(u32, u32)>,
+    /// What of its disks the successor may not have. Not told to the other agent.
+    #[serde(skip)]
+    pub disks: Vec<Disk>,
 }
 
 /// A device with RAM of a guest.

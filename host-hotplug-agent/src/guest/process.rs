@@ -40,6 +40,25 @@ impl<'s> Process<'s> {
         own.into_iter().find(|path| path.exists())
     }
 
+    /// The type of the file system that a file of [`Self::file`] is on: the process may have mounts of its own.
+    pub fn file_system(&self, file: &Path) -> Option<String> {
+        let file = fs::canonicalize(file).ok()?;
+        // Of a root that is another one, `/proc/PID/root` leads out of `/proc`.
+        let roots = [self.proc("root"), self.sys.path("")].map(|root| fs::canonicalize(&root).unwrap_or(root));
+        let below = roots.iter().find_map(|root| file.strip_prefix(root).ok())?;
+        let path = Path::new("/").join(below);
+        let mounts = fs::read_to_string(self.proc("mountinfo")).ok()?;
+        let mut best: Option<(usize, &str)> = None;
+        for (point, kind) in mounts.lines().filter_map(mount) {
+            let depth = Path::new(&point).components().count();
+            // Of two at one place the later one is seen.
+            if path.starts_with(&point) && best.is_none_or(|(deepest, _)| depth >= deepest) {
+                best = Some((depth, kind));
+            }
+        }
+        best.map(|(_, kind)| kind.to_owned())
+    }
+
     /// The files that it maps shared; none if it has ended.
     pub fn mappings(&self) -> Vec<Mapping> {
         let maps = fs::read_to_string(self.proc("maps")).unwrap_or_default();
@@ -82,6 +101,20 @@ impl<'s> Process<'s> {
     pub fn proc(&self, name: &str) -> PathBuf {
         self.sys.path(format!("proc/{}/{name}", self.pid.as_raw_nonzero()))
     }
+}
+
+/// Where something is mounted, and the type of its file system: a line of `mountinfo` (Linux
+/// `Documentation/filesystems/proc.rst`).
+fn mount(line: &str) -> Option<(String, &str)> {
+    let (before, after) = line.split_once(" - ")?;
+    let point = before.split(' ').nth(4)?;
+    // `seq_escape()` of what would part fields or lines.
+    let point = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(point.to_owned(), |point, (escaped, plain)| {
+            point.replace(escaped, plain)
+        });
+    Some((point, after.split(' ').next()?))
 }
 
 /// What `/proc/PID/stat` tells (Linux `Documentation/filesystems/proc.rst`).

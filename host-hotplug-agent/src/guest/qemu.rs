@@ -15,7 +15,7 @@ use super::pool::Pool;
 use super::process::Process;
 use super::qmp::{Monitor, Qmp};
 use super::running::QemuVm;
-use super::{Hypervisor, Ram, Spec, Vm, argv, discover, orphan, users};
+use super::{Hypervisor, Ram, Spec, Vm, argv, discover, orphan, storage, tied, users};
 use crate::config;
 use crate::deadline::Deadline;
 use crate::error::Refusal;
@@ -133,7 +133,7 @@ impl Qemu {
     /// What is found out of any QEMU by its monitor. How it is started is not in it.
     ///
     /// # Errors
-    /// [`Refusal::NotInPool`], [`PlanError::NoPool`], or what `refuse` makes of an error.
+    /// [`Refusal::NotInPool`], [`Refusal::Tied`], [`PlanError::NoPool`], or what `refuse` makes of an error.
     pub(super) fn survey(
         &self,
         guest: &config::Guest,
@@ -152,6 +152,14 @@ impl Qemu {
             problem,
             device: self.pool.device(&self.sys),
         })?;
+        let ties = tied::examine(qmp, &until).map_err(refuse)?;
+        if !ties.is_empty() {
+            return Err(Refusal::Tied {
+                guest: guest.name.clone(),
+                what: ties.join("; "),
+            });
+        }
+        let disks = storage::examine(qmp, process, &until).map_err(refuse)?;
         let ram = files.into_iter().filter_map(|backend| {
             let Backend { file, offset, size } = backend;
             let at = self.pool.address(&self.sys, process, &file)?;
@@ -175,6 +183,7 @@ impl Qemu {
             uuid,
             libvirt: guest.libvirt.clone(),
             release,
+            disks,
         })
     }
 

@@ -32,7 +32,7 @@ struct Program {
 /// Looks at the QEMU of each guest. Returns what to beware of.
 ///
 /// # Errors
-/// [`Refusal::UnknownThere`].
+/// [`Refusal::UnknownThere`], [`Refusal::OlderThere`].
 pub fn check(initramfs: &[u8], guests: &[Spec]) -> Result<Vec<String>, Refusal> {
     // A script starts what it likes.
     let with_qemu = |guest: &&Spec| guest.command.first().is_some_and(|program| argv::is_qemu(program));
@@ -93,12 +93,15 @@ fn judge(guest: &Spec, wanted: &Wanted, name: &str, program: &Program) -> Result
         release(Some(here)),
         release(Some(there))
     );
-    Ok(if there < here {
-        Some(format!(
-            "guest {}: {both}: an older QEMU may not take its state; put the same or a later one there",
-            guest.name
-        ))
-    } else if there != here && !wanted.versioned {
+    if there < here {
+        return Err(Refusal::OlderThere {
+            guest: guest.name.clone(),
+            here: release(Some(here)),
+            program: name.to_owned(),
+            there: release(Some(there)),
+        });
+    }
+    Ok(if there != here && !wanted.versioned {
         Some(format!(
             "guest {}: {both}, and its machine type has no versions: put the same release there",
             guest.name
@@ -282,6 +285,7 @@ mod tests {
             uuid: None,
             libvirt: None,
             release: Some(release),
+            disks: vec![],
         }
     }
 
@@ -357,10 +361,14 @@ mod tests {
     }
 
     #[test]
-    fn releases_that_may_not_fit_are_warned_of() {
+    fn an_older_release_is_refused_and_one_that_may_not_fit_is_warned_of() {
         let q35 = "kvm -machine pc-q35-9.2";
-        let older = checked("9.0", q35).unwrap();
-        assert!(older.len() == 1 && older[0].contains("older QEMU"), "{older:?}");
+        let older = checked("9.0", q35).unwrap_err();
+        assert!(matches!(&older, Refusal::OlderThere { .. }), "{older}");
+        assert!(
+            older.to_string().contains("runs in QEMU 9.2") && older.to_string().contains("is 9.0"),
+            "{older}"
+        );
         assert_eq!(checked("10.0", q35).unwrap(), [] as [&str; 0]);
         let microvm = checked("10.0", "kvm -machine microvm").unwrap();
         assert!(microvm.len() == 1 && microvm[0].contains("no versions"), "{microvm:?}");

@@ -310,7 +310,7 @@ mod tests {
         assert!(told.contains("no kernel's version"), "{told}");
         let hypervisor = FakeHypervisor::new(&stage.world, INCUMBENT);
         let dir = stage.machine.tree().path().join("etc/locum");
-        let plan = Prepared::new(&*stage.machine, &hypervisor, &dir, Choice::Kernel(VERSION), vec![]);
+        let plan = Prepared::new(&*stage.machine, &hypervisor, &dir, Choice::Kernel(VERSION), &[], vec![]);
         assert_eq!(plan.unwrap().name, VERSION);
     }
 

@@ -68,7 +68,8 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Reads or makes the configuration and checks everything.
+    /// Reads or makes the configuration and checks everything. The storage of guests named in `trusted` is taken for what the
+    /// successor has.
     ///
     /// # Errors
     /// A [`Refusal`], or what cannot be read of this host.
@@ -77,6 +78,7 @@ impl Prepared {
         hypervisor: &dyn Hypervisor,
         config_dir: &Path,
         choice: Choice<'_>,
+        trusted: &[String],
         unreclaimed: Vec<Unreclaimed>,
     ) -> Result<Self> {
         let (mut config, text) = match choice {
@@ -100,7 +102,9 @@ impl Prepared {
         // Guests last: what is cheaper to find out comes first.
         let guests = guests(hypervisor, &config)?;
         crossing::check(machine, &guests)?;
+        let mut distrusted = storage(&guests, &config, trusted, &files.initramfs)?;
         let mut notes = there::check(&files.initramfs, &guests)?;
+        notes.append(&mut distrusted);
         notes.extend(unseen);
         notes.extend(stays);
         notes.extend(waits);
@@ -181,11 +185,16 @@ fn with_all_domains(hypervisor: &dyn Hypervisor, config: &mut Config) -> Result<
     if !config.guests.iter().any(means_all) {
         return Ok(());
     }
+    let trust_storage = config
+        .guests
+        .iter()
+        .any(|guest| means_all(guest) && guest.trust_storage);
     config.guests.retain(|guest| !means_all(guest));
     let here = hypervisor.guests_here()?.into_iter();
     let more: Vec<_> = here
         .filter(|guest| guest.libvirt.is_some())
         .filter(|guest| config.guests.iter().all(|known| known.libvirt != guest.libvirt))
+        .map(|guest| config::Guest { trust_storage, ..guest })
         .collect();
     config.guests.extend(more);
     Ok(())
@@ -201,6 +210,50 @@ fn guests(hypervisor: &dyn Hypervisor, config: &Config) -> Result<Vec<Spec>, Ref
             hypervisor.inspect(guest, channel)
         })
         .collect()
+}
+
+/// Refuses guests whose disks the successor may not have, but for those that an operator trusts. Returns a note for each of
+/// these.
+fn storage(guests: &[Spec], config: &Config, trusted: &[String], initramfs: &[u8]) -> Result<Vec<String>, Refusal> {
+    if let Some(name) = trusted
+        .iter()
+        .find(|name| guests.iter().all(|guest| guest.name != **name))
+    {
+        let known: Vec<_> = guests.iter().map(|guest| guest.name.as_str()).collect();
+        return Err(Refusal::NoSuchGuest {
+            name: name.clone(),
+            known: if known.is_empty() {
+                "none".to_owned()
+            } else {
+                known.join(", ")
+            },
+        });
+    }
+    let mut notes = Vec::new();
+    for guest in guests {
+        let problems: Vec<_> = guest
+            .disks
+            .iter()
+            .filter(|disk| !disk.is_settled_by(initramfs))
+            .map(|disk| disk.problem.as_str())
+            .collect();
+        if problems.is_empty() {
+            continue;
+        }
+        let what = problems.join("; ");
+        let in_file = config
+            .guests
+            .iter()
+            .any(|known| known.name == guest.name && known.trust_storage);
+        if !in_file && !trusted.contains(&guest.name) {
+            return Err(Refusal::Storage {
+                guest: guest.name.clone(),
+                what,
+            });
+        }
+        notes.push(format!("guest {}: its storage is trusted: {what}", guest.name));
+    }
+    Ok(notes)
 }
 
 /// Who has memory pinned. Linux moves it out of the way as it is pinned, if it can.
@@ -342,7 +395,7 @@ mod tests {
 
     use super::*;
     use crate::deadline::Deadline;
-    use crate::guest::Vm;
+    use crate::guest::{Vm, storage::Disk};
 
     /// Knows what is in the pool, and nothing else.
     struct Pool(Vec<config::Guest>);
@@ -375,7 +428,65 @@ mod tests {
             libvirt: domain.map(str::to_owned),
             command: Vec::new(),
             channel: None,
+            trust_storage: false,
         }
+    }
+
+    #[test]
+    fn disks_that_the_successor_may_not_have_are_refused_unless_trusted() {
+        let spec = |name: &str, problems: &[&str]| Spec {
+            name: name.to_owned(),
+            qmp: PathBuf::new(),
+            command: Vec::new(),
+            output: PathBuf::new(),
+            channel: 1,
+            ram: Vec::new(),
+            uuid: None,
+            libvirt: None,
+            release: None,
+            disks: problems
+                .iter()
+                .map(|problem| Disk {
+                    problem: (*problem).to_owned(),
+                    read_only: None,
+                })
+                .collect(),
+        };
+        let guests = [
+            spec("a", &[]),
+            spec("b", &["/b is a file of this host", "/c is another"]),
+        ];
+        let config = |guests: &str| {
+            let text = format!("kernel = \"/k\"\ninitramfs = \"/i\"\ncpus = 1\nmemory = \"1G\"\n{guests}");
+            Config::parse(Path::new("/x.toml"), &text).unwrap()
+        };
+        let no_one = config("");
+        let refusal = storage(&guests, &no_one, &[], &[]).unwrap_err();
+        assert!(matches!(&refusal, Refusal::Storage { .. }), "{refusal}");
+        for part in [
+            "guest b",
+            "/b is a file of this host; /c is another",
+            "--trust-storage b",
+        ] {
+            assert!(refusal.to_string().contains(part), "{part}: {refusal}");
+        }
+        let refusal = storage(&guests, &no_one, &["a".to_owned()], &[]).unwrap_err();
+        assert!(
+            matches!(&refusal, Refusal::Storage { .. }),
+            "trust in another: {refusal}"
+        );
+        let refusal = storage(&guests, &no_one, &["b".to_owned(), "z".to_owned()], &[]).unwrap_err();
+        assert!(
+            refusal.to_string().contains("`z`") && refusal.to_string().contains("a, b"),
+            "{refusal}"
+        );
+        let by_name = storage(&guests, &no_one, &["b".to_owned()], &[]).unwrap();
+        assert!(
+            by_name.len() == 1 && by_name[0].contains("/c is another"),
+            "{by_name:?}"
+        );
+        let in_file = config("[[guests]]\nname = \"b\"\nqmp = \"/b\"\ntrust_storage = true\n");
+        assert_eq!(storage(&guests, &in_file, &[], &[]).unwrap(), by_name);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use locum_abi::{CpuMode, HostState, Slot, StopReason};
 
 use super::stage::{HANG, Stage, kept};
-use crate::daemon::ipc::Question;
+use crate::daemon::ipc::{Question, Target};
 use crate::error::Refusal;
 use crate::l0::{memory, view};
 use crate::machine::{Machine, TextKind};
@@ -386,7 +386,7 @@ fn a_plan_says_what_it_could_not_look_at_and_what_stays() {
     stage.machine.tree().function("10000:01:00.0", "0x010802", 0, None, "");
     let hypervisor = FakeHypervisor::new(&stage.world, INCUMBENT);
     let config = stage.machine.tree().path().join("etc/locum");
-    let prepared = Prepared::new(&*stage.machine, &hypervisor, &config, "next".into(), vec![]).unwrap();
+    let prepared = Prepared::new(&*stage.machine, &hypervisor, &config, "next".into(), &[], vec![]).unwrap();
     let text = PlanView::new(&prepared, &*stage.machine).unwrap().to_string();
     for guest in ["one", "two"] {
         let note = format!("beware      guest {guest}: qemu of the successor was not looked at");
@@ -403,7 +403,7 @@ fn the_pin_of_the_next_hosts_console_goes_with_its_ports() {
     tree.put("sys/class/tty/ttyS1/irq", "3\n");
     let hypervisor = FakeHypervisor::new(&stage.world, INCUMBENT);
     let config = tree.path().join("etc/locum");
-    let prepared = || Prepared::new(&*stage.machine, &hypervisor, &config, "next".into(), vec![]).unwrap();
+    let prepared = || Prepared::new(&*stage.machine, &hypervisor, &config, "next".into(), &[], vec![]).unwrap();
     let (alone, plan) = (prepared(), prepared().plan(&*stage.machine).unwrap());
     assert!(plan.pins.contains(&partitioner::Gsi(3)), "{:?}", plan.pins);
     tree.put("sys/kernel/irq/3/chip_name", "IO-APIC\n");
@@ -428,6 +428,32 @@ fn an_incumbent_that_dies_on_its_way_out_is_taken() {
     assert_eq!(kept(&successor).outcome, "done");
     let status = memory::status(&stage.world.region, &stage.world.region.header()).unwrap();
     assert!(status.cpus[..4].iter().all(|cpu| view::owner(cpu) == Some(SUCCESSOR)));
+}
+
+#[test]
+fn storage_is_trusted_by_name_only() {
+    let stage = Stage::new(Behaviour::Boots);
+    stage.world.has_local_disks("/a.qcow2 is a file of this host");
+    let trusting = |guests: &[&str]| Question::RefreshTrusting {
+        to: Target::Named("next".to_owned()),
+        guests: guests.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    for (question, guest) in [
+        (Question::Refresh("next".to_owned()), "one"),
+        (trusting(&["two"]), "one"),
+        (trusting(&["one"]), "two"),
+    ] {
+        let error = stage.worker.answer(&question).unwrap_err();
+        assert!(matches!(error.downcast_ref(), Some(Refusal::Storage { .. })), "{error}");
+        assert!(
+            error.to_string().starts_with(&format!("guest {guest}: /a.qcow2")),
+            "{error}"
+        );
+    }
+    stage.intact();
+    stage.worker.answer(&trusting(&["one", "two"])).unwrap();
+    assert_eq!(stage.wait().outcome, "retired");
+    stage.ended("trusted");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::channel::{Port, stream};
 use crate::config;
 use crate::deadline::Deadline;
 use crate::error::Refusal;
-use crate::guest::{Hypervisor, Place, Ram, Received, Sent, Spec, Vm};
+use crate::guest::{Hypervisor, Place, Ram, Received, Sent, Spec, Vm, storage::Disk};
 use crate::tsc;
 
 /// A guest's, beside its RAM.
@@ -55,6 +55,15 @@ impl FakeHypervisor {
         })
     }
 
+    fn disks(&self) -> Vec<Disk> {
+        let problem = self.world.lock().local_disk.clone();
+        let disk = |problem| Disk {
+            problem,
+            read_only: None,
+        };
+        problem.map(disk).into_iter().collect()
+    }
+
     /// Name of the guest's domain.
     fn domain(&self, name: &str) -> Option<String> {
         self.world.has_libvirt().then(|| name.to_owned())
@@ -80,6 +89,7 @@ impl Hypervisor for FakeHypervisor {
                 uuid: None,
                 libvirt: self.domain(&guest.name),
                 release: None,
+                disks: self.disks(),
             }),
             _ => Err(Refusal::NoGuest {
                 guest: guest.name.clone(),
@@ -131,6 +141,7 @@ impl Hypervisor for FakeHypervisor {
             libvirt: libvirts.then(|| name.clone()),
             command: Vec::new(),
             channel: None,
+            trust_storage: false,
         };
         Ok(here.map(|(_, name)| guest(name)).collect())
     }

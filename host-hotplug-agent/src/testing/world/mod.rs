@@ -110,6 +110,8 @@ pub(super) struct Inner {
     pub wiped: Vec<MemRange>,
     /// What a host could read of another one's.
     pub leaks: Vec<String>,
+    /// What is found of every guest's storage that the successor may not have.
+    pub local_disk: Option<String>,
     /// Steps that were shown before the journal had them.
     pub unwritten: Vec<String>,
     /// Ends of each channel that nobody has opened.
@@ -196,6 +198,7 @@ impl World {
                 held: BTreeMap::new(),
                 wiped: Vec::new(),
                 leaks: Vec::new(),
+                local_disk: None,
                 unwritten: Vec::new(),
                 ends: Vec::new(),
                 successor: None,
@@ -268,6 +271,11 @@ impl World {
     /// What a host could read of another one's memory, but for what was handed over.
     pub fn leaks(&self) -> Vec<String> {
         self.lock().leaks.clone()
+    }
+
+    /// Every guest has a disk of which that is found.
+    pub fn has_local_disks(&self, problem: &str) {
+        self.lock().local_disk = Some(problem.to_owned());
     }
 
     /// Steps that the incumbent showed before its journal had them.
