@@ -72,6 +72,9 @@ pub enum Command {
         /// The successor has all of this guest's disks, whatever is found of them; may be given more than once
         #[arg(long, value_name = "GUEST")]
         trust_storage: Vec<String>,
+        /// This guest does not go over, and is shut down first; may be given more than once
+        #[arg(long, value_name = "GUEST")]
+        leave: Vec<String>,
         /// How to print
         #[command(flatten)]
         output: Output,
@@ -87,6 +90,9 @@ pub enum Command {
         /// The successor has all of this guest's disks, whatever is found of them; may be given more than once
         #[arg(long, value_name = "GUEST", conflicts_with = "follow")]
         trust_storage: Vec<String>,
+        /// This guest does not go over, and is shut down first; may be given more than once
+        #[arg(long, value_name = "GUEST", conflicts_with = "follow")]
+        leave: Vec<String>,
         /// Do not wait
         #[arg(long, conflicts_with = "follow")]
         detach: bool,
@@ -224,6 +230,7 @@ mod tests {
         assert!(fits(&["--kernel", "6.12.1"]));
         assert!(!fits(&["next", "--kernel", "6.12.1"]) && !fits(&["--follow", "--kernel", "6.12.1"]));
         assert!(fits(&["next", "--trust-storage", "a", "--trust-storage", "b"]));
+        assert!(fits(&["--kernel", "6.12.1", "--leave", "a"]) && !fits(&["--follow", "--leave", "a"]));
         assert!(!fits(&["--follow", "--trust-storage", "a"]));
         assert!(!fits(&[]) && !fits(&["next", "--follow"]) && !fits(&["--follow", "--detach"]));
     }

@@ -177,6 +177,9 @@ pub struct Timeouts {
     /// For one guest's handover, from stop to resume.
     #[serde(deserialize_with = "seconds")]
     pub guest_move: Duration,
+    /// For guests that do not go over to shut down.
+    #[serde(deserialize_with = "seconds")]
+    pub shutdown: Duration,
     /// For the incumbent to be gone, once it is to power off.
     #[serde(deserialize_with = "seconds")]
     pub retire: Duration,
@@ -198,6 +201,7 @@ impl Default for Timeouts {
             boot: Duration::from_secs(600),
             guest_start: Duration::from_secs(120),
             guest_move: Duration::from_secs(60),
+            shutdown: Duration::from_secs(120),
             retire: Duration::from_secs(120),
             cpu: Duration::from_secs(60),
             dump: Duration::from_secs(300),

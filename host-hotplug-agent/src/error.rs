@@ -256,15 +256,35 @@ pub enum Refusal {
         option: String,
     },
     /// A guest that something other than its RAM keeps here.
-    #[error(
-        "guest {guest} cannot leave this host: {what}; detach that, or shut the guest down and take it off `guests`"
-    )]
+    #[error("guest {guest} cannot leave this host: {what}; detach that, or have it shut down first: `--leave {guest}`")]
     Tied {
         /// Name in the configuration.
         guest: String,
         /// What was found.
         what: String,
     },
+    /// A guest that would end with this host.
+    #[error(
+        "guest {guest} runs here and does not go over ({why}): it would end with this host; shut it down, or have that done \
+         first: `--leave '{guest}'`"
+    )]
+    Stays {
+        /// What it is called here.
+        guest: String,
+        /// Why it does not.
+        why: &'static str,
+    },
+    /// A guest that was to be shut down.
+    #[error("guest {guest} does not shut down: {problem}; nothing has begun, and guests that did shut down stay off")]
+    StaysUp {
+        /// Its name.
+        guest: String,
+        /// Why not.
+        problem: String,
+    },
+    /// A name that nothing here has.
+    #[error("`{0}`, which is to be shut down, is no guest of this host: see `locum plan` without `--leave`")]
+    NotHere(String),
     /// A guest whose disks the successor may not have.
     #[error(
         "guest {guest}: {what}. The successor would not have it, or not all that was written: use storage that both hosts \

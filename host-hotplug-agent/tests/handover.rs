@@ -441,6 +441,7 @@ fn a_qemu_that_a_dead_agent_had_started_is_found_without_its_socket() {
         channel: 1,
         ram: vec![],
         release: None,
+        pid: None,
         disks: vec![],
         uuid: None,
         libvirt: None,

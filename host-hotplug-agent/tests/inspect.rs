@@ -9,7 +9,9 @@ use std::path::Path;
 
 use locum_abi::Header;
 use locum_agent::config::Guest;
+use locum_agent::deadline::Deadline;
 use locum_agent::error::Refusal;
+use locum_agent::guest::others::{By, Other};
 use locum_agent::guest::pool::Pool;
 use locum_agent::guest::qemu::Qemu;
 use locum_agent::guest::{Hypervisor, Spec};
@@ -401,4 +403,55 @@ fn what_ties_a_guest_to_this_host_is_refused_by_name() {
         assert!(matches!(&refusal, Refusal::Tied { .. }), "{refusal}");
         assert!(refusal.to_string().contains(word), "{refusal}");
     }
+}
+
+/// A QEMU that was started with `-no-shutdown`, and whose guest hears its power button or not.
+fn powered_down(hears: bool) -> (String, Vec<String>) {
+    let host = Host::new("qemu-system-x86_64\n-no-shutdown", "/dev/dax0.0");
+    let stat = format!("proc/{}/stat", std::process::id());
+    host.put(&stat, format!("{} (qemu) S 1{}\n", std::process::id(), " 1".repeat(48)));
+    let stat = host.dir.path().join(stat);
+    let qmp = host.dir.path().join("qmp");
+    let listener = UnixListener::bind(&qmp).unwrap();
+    let qemu = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut out = stream.try_clone().unwrap();
+        writeln!(out, "{}", json!({ "QMP": {} })).unwrap();
+        let mut heard = Vec::new();
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            let message: Value = serde_json::from_str(&line).unwrap();
+            let command = message["execute"].as_str().unwrap().to_owned();
+            let off = hears && heard.iter().any(|heard| heard == "system_powerdown");
+            let status = if off { "shutdown" } else { "running" };
+            if writeln!(out, "{}", json!({ "return": { "status": status } })).is_err() {
+                // Nobody waits for it any more.
+                break;
+            }
+            if command == "quit" {
+                fs::remove_file(&stat).unwrap();
+            }
+            heard.push(command);
+        }
+        heard
+    });
+    let other = Other {
+        name: "vm".to_owned(),
+        pid: rustix::process::getpid(),
+        in_pool: false,
+        by: By::Qmp(qmp),
+    };
+    let limit = std::time::Duration::from_secs(if hears { 60 } else { 1 });
+    let outcome = host.hypervisor().shut_down(&other, &Deadline::after(limit));
+    let outcome = outcome.map_or_else(|error| format!("{error:#}"), |()| "off".to_owned());
+    (outcome, qemu.join().unwrap())
+}
+
+#[test]
+fn a_guest_that_is_to_stay_is_shut_down_and_its_qemu_ends() {
+    let (outcome, heard) = powered_down(true);
+    assert_eq!(outcome, "off");
+    assert_eq!(heard, ["qmp_capabilities", "system_powerdown", "query-status", "quit"]);
+    let (outcome, heard) = powered_down(false);
+    assert!(outcome.contains("power button"), "{outcome}");
+    assert!(!heard.contains(&"quit".to_owned()), "{heard:?}");
 }

@@ -35,6 +35,7 @@ fn main() -> Result<()> {
         uuid: Some(uuid.clone()),
         libvirt: Some(name.clone()),
         release: None,
+        pid: None,
         disks: Vec::new(),
     };
     let sys = SysRoot::default();

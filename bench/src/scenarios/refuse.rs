@@ -55,9 +55,10 @@ pub(super) fn all(run: &mut Run) -> Result<()> {
     refused(run, "locum refresh nothing", "nothing").context("a name without a file")?;
     run.sh("sed 's/g1/g9/g' /etc/locum/gen1.toml > /etc/locum/bad.toml")?;
     refused(run, "locum refresh bad", "g9").context("a guest that does not run")?;
-    run.sh("setsid qemu-system-x86_64 -m 16 -nodefaults -display none -pidfile /run/g9.pid -qmp unix:/run/g9.qmp,server=on,wait=off </dev/null >/dev/null 2>&1 & \
+    run.sh("setsid qemu-system-x86_64 -name g9 -m 16 -nodefaults -display none -pidfile /run/g9.pid -qmp unix:/run/g9.qmp,server=on,wait=off </dev/null >/dev/null 2>&1 & \
             while [ ! -S /run/g9.qmp ]; do sleep 0.2; done")?;
     refused(run, "locum refresh bad", "not in the pool").context("a guest with RAM elsewhere")?;
+    stays_behind(run, &good.name)?;
     let card = good.device.as_deref().context("the plan moves no card")?;
     let link = format!("ip link set $(ls /sys/bus/pci/devices/{card}/net)");
     run.sh(&format!("{link} up"))?;
@@ -70,6 +71,23 @@ pub(super) fn all(run: &mut Run) -> Result<()> {
         "a refused refresh changed something:\nbefore\n{online}\nafter\n{after}"
     );
     run.check_dormant()
+}
+
+/// The guest g9, which no configuration names, would end with this host. It has no system that heard a power button.
+fn stays_behind(run: &mut Run, good: &str) -> Result<()> {
+    let untold = format!("locum refresh {good}");
+    refused(run, &untold, "--leave 'g9'").context("a guest that would end with this host")?;
+    let plan = run.sh(&format!("locum plan {good} --leave g9"))?;
+    ensure!(
+        plan.lines()
+            .any(|line| line.split_whitespace().eq(["shut", "down", "g9"])),
+        "the plan does not say that g9 is shut down:\n{plan}"
+    );
+    run.sh(&format!(
+        "sed 's/^boot = .*/&\\nshutdown = 2/' /etc/locum/{good}.toml > /etc/locum/bad.toml"
+    ))?;
+    refused(run, "locum refresh bad --leave g9", "does not shut down").context("a guest that does not shut down")?;
+    refused(run, "locum refresh bad --leave g9 --leave g8", "g8").context("a guest that is not there")
 }
 
 /// One line of error that holds `word`, and a status that is not zero.

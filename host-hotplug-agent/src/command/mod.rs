@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::acpi::aml;
 use crate::cli::{Cli, Command};
 use crate::daemon::{self, ipc::Question};
-use crate::refresh::Choice;
+use crate::refresh::{Choice, Wishes};
 use crate::sysroot::SysRoot;
 
 /// Carries out the command line.
@@ -44,21 +44,25 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
             name,
             kernel,
             trust_storage,
+            leave,
             output,
         } => {
+            let wishes = Wishes { trust_storage, leave };
             let choice = choice(name.as_deref(), kernel.as_deref()).context("clap has one of them given")?;
-            refresh::plan(&sys, cli, choice, trust_storage, *output)?;
+            refresh::plan(&sys, cli, choice, wishes, *output)?;
         }
         Command::Refresh {
             name,
             kernel,
             trust_storage,
+            leave,
             detach,
             follow: _,
             output,
         } => {
             let choice = choice(name.as_deref(), kernel.as_deref());
-            return refresh::refresh(&sys, cli, choice, trust_storage, *detach, *output);
+            let wishes = Wishes { trust_storage, leave };
+            return refresh::refresh(&sys, cli, choice, wishes, *detach, *output);
         }
         Command::Abort { force: false, output } => refresh::ask(cli, &Question::Abort, *output)?,
         Command::Abort { force: true, output } => refresh::ask(cli, &Question::AbortByForce, *output)?,

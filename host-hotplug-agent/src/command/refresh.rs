@@ -15,7 +15,7 @@ use crate::guest::pool::Pool;
 use crate::image;
 use crate::machine::{Access, Device, Host, Machine};
 use crate::refresh::prepare::PlanView;
-use crate::refresh::{Choice, Prepared};
+use crate::refresh::{Choice, Prepared, Wishes};
 use crate::status::DaemonStatus;
 use crate::sysroot::SysRoot;
 
@@ -24,11 +24,11 @@ const LOOK: Duration = Duration::from_millis(300);
 /// For a daemon that died to be there again.
 const RESTART: Duration = Duration::from_secs(30);
 
-pub fn plan(sys: &SysRoot, cli: &Cli, choice: Choice<'_>, trusted: &[String], output: Output) -> Result<()> {
+pub fn plan(sys: &SysRoot, cli: &Cli, choice: Choice<'_>, wishes: Wishes<'_>, output: Output) -> Result<()> {
     let host = Host::new(sys.clone(), Device::open(sys, Access::Control)?)?;
     let unreclaimed = ipc::ask(&cli.socket, &Question::Status).map_or_else(|_| Vec::new(), |status| status.unreclaimed);
     let hypervisor = Here::new(sys.clone(), Pool::of(&host.facts().header));
-    let prepared = Prepared::new(&host, &hypervisor, &cli.config_dir, choice, trusted, unreclaimed)?;
+    let prepared = Prepared::new(&host, &hypervisor, &cli.config_dir, choice, wishes, unreclaimed)?;
     let view = PlanView::new(&prepared, &host)?;
     if output.json {
         print_json(&view)
@@ -43,7 +43,7 @@ pub fn refresh(
     sys: &SysRoot,
     cli: &Cli,
     choice: Option<Choice<'_>>,
-    trusted: &[String],
+    wishes: Wishes<'_>,
     detach: bool,
     output: Output,
 ) -> Result<ExitCode> {
@@ -55,9 +55,10 @@ pub fn refresh(
     }
     let question = match choice {
         None => Question::Status,
-        Some(choice) if !trusted.is_empty() => Question::RefreshTrusting {
+        Some(choice) if !wishes.are_none() => Question::RefreshWith {
             to: choice.into(),
-            guests: trusted.to_vec(),
+            trust_storage: wishes.trust_storage.to_vec(),
+            leave: wishes.leave.to_vec(),
         },
         Some(Choice::Named(name)) => Question::Refresh(name.to_owned()),
         Some(Choice::Kernel(version)) => Question::RefreshToKernel(version.to_owned()),

@@ -27,12 +27,16 @@ pub enum Question {
     Refresh(String),
     /// Start a refresh to the installed kernel of that version.
     RefreshToKernel(String),
-    /// Start a refresh for which the successor has all of these guests' storage, by an operator's word.
-    RefreshTrusting {
+    /// Start a refresh, with what an operator says beside the configuration ([`crate::refresh::Wishes`]).
+    RefreshWith {
         /// Where to.
         to: Target,
-        /// The guests' names.
-        guests: Vec<String>,
+        /// Guests whose storage is trusted.
+        #[serde(default)]
+        trust_storage: Vec<String>,
+        /// Guests to shut down first.
+        #[serde(default)]
+        leave: Vec<String>,
     },
     /// Stop the refresh that runs, or give back what one left behind.
     Abort,

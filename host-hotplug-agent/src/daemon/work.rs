@@ -16,7 +16,7 @@ use crate::pool::crossing;
 use crate::refresh::give_back::{Lacks, give_back};
 use crate::refresh::incumbent::Incumbent;
 use crate::refresh::successor::Successor;
-use crate::refresh::{Agent, Choice, Prepared, drive, take_up};
+use crate::refresh::{Agent, Choice, Prepared, Wishes, drive, take_up};
 use crate::report::Report;
 use crate::status::DaemonStatus;
 use crate::tsc;
@@ -42,7 +42,11 @@ impl Worker {
             Question::Status => {}
             Question::Refresh(name) => self.begin(name.as_str())?,
             Question::RefreshToKernel(version) => self.begin(Choice::Kernel(version))?,
-            Question::RefreshTrusting { to, guests } => self.begin_trusting(to.as_choice(), guests)?,
+            Question::RefreshWith {
+                to,
+                trust_storage,
+                leave,
+            } => self.begin_with(to.as_choice(), Wishes { trust_storage, leave })?,
             Question::Abort => self.abort(false)?,
             Question::AbortByForce => self.abort(true)?,
             Question::Retry => {
@@ -58,14 +62,14 @@ impl Worker {
     /// # Errors
     /// Why it was refused; nothing has changed then.
     pub fn begin<'c>(self: &Arc<Self>, choice: impl Into<Choice<'c>>) -> Result<()> {
-        self.begin_trusting(choice.into(), &[])
+        self.begin_with(choice.into(), Wishes::default())
     }
 
-    /// As [`Self::begin`]. By an operator's word, the successor has all storage of the guests named in `trusted`.
+    /// As [`Self::begin`], with an operator's wishes. Guests that are to shut down are waited for.
     ///
     /// # Errors
     /// As [`Self::begin`].
-    pub fn begin_trusting(self: &Arc<Self>, choice: Choice<'_>, trusted: &[String]) -> Result<()> {
+    pub fn begin_with(self: &Arc<Self>, choice: Choice<'_>, wishes: Wishes<'_>) -> Result<()> {
         {
             let mut inner = self.agent.shared.lock();
             if let Some(running) = &inner.running {
@@ -80,7 +84,7 @@ impl Worker {
             inner.lost = None;
         }
         self.agent.machine.busy(true);
-        match self.accept(choice, trusted) {
+        match self.accept(choice, wishes) {
             Ok(incumbent) => {
                 let worker = self.clone();
                 std::thread::spawn(move || worker.refresh(incumbent));
@@ -97,18 +101,21 @@ impl Worker {
         }
     }
 
-    fn accept(&self, choice: Choice<'_>, trusted: &[String]) -> Result<Incumbent> {
-        let unreclaimed = self.agent.shared.lock().refresh.unreclaimed().to_vec();
-        let prepared = Prepared::new(
-            &*self.agent.machine,
-            &*self.agent.hypervisor,
-            &self.config_dir,
-            choice,
-            trusted,
-            unreclaimed,
-        )?;
+    fn accept(&self, choice: Choice<'_>, wishes: Wishes<'_>) -> Result<Incumbent> {
+        let (machine, hypervisor) = (&*self.agent.machine, &*self.agent.hypervisor);
+        let unreclaimed = || self.agent.shared.lock().refresh.unreclaimed().to_vec();
+        let mut prepared = Prepared::new(machine, hypervisor, &self.config_dir, choice, wishes, unreclaimed())?;
         // What a plan is refused for beyond the partitioner's rules: as `locum plan` does.
-        prepared.plan(&*self.agent.machine)?;
+        prepared.plan(machine)?;
+        if !prepared.leaving.is_empty() {
+            let names: Vec<_> = prepared.leaving.iter().map(|other| other.name.as_str()).collect();
+            self.agent.shared.lock().awaits = Some(format!("{} to shut down", names.join(", ")));
+            self.agent.publish();
+            let shut_down = prepared.shut_down(machine, hypervisor, unreclaimed(), &|| self.agent.shared.aborting());
+            self.agent.shared.lock().awaits = None;
+            shut_down?;
+            prepared.plan(machine)?;
+        }
         crossing::enter(&*self.agent.machine, &prepared.guests)?;
         let status = self.agent.machine.status()?;
         let mut inner = self.agent.shared.lock();

@@ -33,8 +33,7 @@ fn guest(sys: &SysRoot, pid: Pid, domains: Domains<'_>) -> Result<config::Guest,
     }
     let items = argv::items(&command);
     let name = name(&items);
-    let uuid = items.iter().rev().find(|item| item.name == "uuid");
-    if let Some(domain) = uuid.and_then(|item| domains(item.argument()?)) {
+    if let Some(domain) = uuid(&items).and_then(domains) {
         return Ok(config::Guest {
             name: domain.clone(),
             qmp: PathBuf::new(),
@@ -60,8 +59,13 @@ fn guest(sys: &SysRoot, pid: Pid, domains: Domains<'_>) -> Result<config::Guest,
     })
 }
 
+/// Of `-uuid`.
+pub(super) fn uuid<'a>(items: &[Item<'a>]) -> Option<&'a str> {
+    items.iter().rev().find(|item| item.name == "uuid")?.argument()
+}
+
 /// Of `-name`: `guest=NAME`, or the first word.
-fn name(items: &[Item<'_>]) -> Option<String> {
+pub(super) fn name(items: &[Item<'_>]) -> Option<String> {
     let pairs = last(items, "name")?;
     let value = value(&pairs, "guest").or_else(|| value(&pairs, ""));
     value.filter(|name| !name.is_empty()).map(str::to_owned)
@@ -69,7 +73,7 @@ fn name(items: &[Item<'_>]) -> Option<String> {
 
 /// The first Unix socket that speaks QMP: of `-qmp`, or of a `-mon` in control mode and its `-chardev`. Only a path will
 /// do: a descriptor, or an abstract name, is not for another process to find.
-fn socket(items: &[Item<'_>]) -> Option<PathBuf> {
+pub(super) fn socket(items: &[Item<'_>]) -> Option<PathBuf> {
     let short = items
         .iter()
         .filter(|item| ["qmp", "qmp-pretty"].contains(&item.name))

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 
 use super::libvirt::{self, DomainState, DomainVm, Libvirt};
+use super::others::Other;
 use super::pool::Pool;
 use super::process::Process;
 use super::qemu::{ANSWER, Qemu};
@@ -61,9 +62,26 @@ impl Here {
         })
     }
 
+    /// Domains that have a QEMU: name and UUID. A daemon that does not answer knows of none, and then its QEMUs are refused by
+    /// name.
+    fn active(&self) -> Vec<(String, String)> {
+        let Some(libvirt) = Libvirt::here(&self.sys.path("")) else {
+            return Vec::new();
+        };
+        libvirt.active(&Deadline::after(ANSWER)).unwrap_or_else(|error| {
+            tracing::warn!("libvirt: {error:#}");
+            Vec::new()
+        })
+    }
+
     fn domain(&self, spec: &Spec) -> Result<DomainVm> {
         DomainVm::new(&self.sys, self.libvirt()?, spec)
     }
+}
+
+fn name_of(active: &[(String, String)], uuid: &str) -> Option<String> {
+    let domain = active.iter().find(|(_, known)| known == uuid);
+    domain.map(|(name, _)| name.clone())
 }
 
 impl Hypervisor for Here {
@@ -99,18 +117,17 @@ impl Hypervisor for Here {
     }
 
     fn guests_here(&self) -> Result<Vec<config::Guest>, Refusal> {
-        // A daemon that does not answer knows of none, and then its QEMUs are refused by name.
-        let libvirt = Libvirt::here(&self.sys.path(""));
-        let active = libvirt.map(|libvirt| libvirt.active(&Deadline::after(ANSWER)));
-        let active = active.and_then(|active| {
-            let told = active.inspect_err(|error| tracing::warn!("libvirt: {error:#}"));
-            told.ok()
-        });
-        let active = active.unwrap_or_default();
-        self.qemu.discover(&|uuid| {
-            let domain = active.iter().find(|(_, known)| known == uuid);
-            domain.map(|(name, _)| name.clone())
-        })
+        let active = self.active();
+        self.qemu.discover(&|uuid| name_of(&active, uuid))
+    }
+
+    fn others(&self, going: &[Spec]) -> Vec<Other> {
+        let active = self.active();
+        self.qemu.others_with(going, &|uuid| name_of(&active, uuid))
+    }
+
+    fn shut_down(&self, other: &Other, until: &Deadline<'_>) -> Result<()> {
+        self.qemu.shut_down(other, until)
     }
 
     fn users(&self) -> Option<String> {

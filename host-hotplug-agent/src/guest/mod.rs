@@ -7,6 +7,7 @@ pub mod here;
 pub mod keyval;
 pub mod libvirt;
 mod orphan;
+pub mod others;
 pub mod pool;
 pub mod process;
 pub mod qemu;
@@ -21,8 +22,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use partitioner::MemRange;
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
+use self::others::Other;
 use self::storage::Disk;
 use crate::channel::Port;
 use crate::config;
@@ -54,6 +57,9 @@ pub struct Spec {
     /// Release of the QEMU that it runs in, major and minor. Not told to the other agent.
     #[serde(skip)]
     pub release: Option<(u32, u32)>,
+    /// Process of its QEMU here. Not told to the other agent.
+    #[serde(skip)]
+    pub pid: Option<Pid>,
     /// What of its disks the successor may not have. Not told to the other agent.
     #[serde(skip)]
     pub disks: Vec<Disk>,
@@ -207,6 +213,15 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// If it does not come up in time.
     fn prepare(&self, spec: &Spec, until: &Deadline<'_>) -> Result<Box<dyn Vm>>;
+
+    /// Every virtual machine of this host but those that go over.
+    fn others(&self, going: &[Spec]) -> Vec<Other>;
+
+    /// Has one of them shut down, and waits until it has.
+    ///
+    /// # Errors
+    /// Why it does not.
+    fn shut_down(&self, other: &Other, until: &Deadline<'_>) -> Result<()>;
 
     /// The guests that run on this host, as a configuration would name them.
     ///

@@ -22,6 +22,11 @@ impl<'s> Process<'s> {
         Self { sys, pid }
     }
 
+    /// Its number.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
     /// Its command line.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use rustix::process::Pid;
 use serde_json::{Value, json};
 
 use super::bound::Bound;
+use super::others::{self, Other};
 use super::pool::Pool;
 use super::process::Process;
 use super::qmp::{Monitor, Qmp};
@@ -117,6 +118,14 @@ impl Hypervisor for Qemu {
         self.discover(&|_| None)
     }
 
+    fn others(&self, going: &[Spec]) -> Vec<Other> {
+        self.others_with(going, &|_| None)
+    }
+
+    fn shut_down(&self, other: &Other, until: &Deadline<'_>) -> Result<()> {
+        others::shut_down(&self.sys, other, until)
+    }
+
     fn users(&self) -> Option<String> {
         users::of(&self.sys, &self.pool)
     }
@@ -183,6 +192,7 @@ impl Qemu {
             uuid,
             libvirt: guest.libvirt.clone(),
             release,
+            pid: Some(process.pid()),
             disks,
         })
     }
@@ -193,6 +203,12 @@ impl Qemu {
     /// As [`discover::guests`].
     pub(super) fn discover(&self, domains: discover::Domains<'_>) -> Result<Vec<config::Guest>, Refusal> {
         discover::guests(&self.sys, &self.pool, domains)
+    }
+
+    /// [`Hypervisor::others`], of which libvirt has some as `domains` says.
+    pub(super) fn others_with(&self, going: &[Spec], domains: discover::Domains<'_>) -> Vec<Other> {
+        let going: Vec<Pid> = going.iter().filter_map(|spec| spec.pid).collect();
+        others::all(&self.sys, &going, &users::each(&self.sys, &self.pool), domains)
     }
 
     /// The files with a guest's RAM, or what is wrong if some of it is not in the pool.

@@ -285,6 +285,7 @@ mod tests {
             uuid: None,
             libvirt: None,
             release: Some(release),
+            pid: None,
             disks: vec![],
         }
     }

@@ -217,6 +217,7 @@ mod tests {
     use super::super::{Choice, Prepared};
     use super::*;
     use crate::load::cpio;
+    use crate::refresh::Wishes;
     use crate::testing::kernel::bzimage;
     use crate::testing::tree::Tree;
     use crate::testing::vm::FakeHypervisor;
@@ -310,7 +311,14 @@ mod tests {
         assert!(told.contains("no kernel's version"), "{told}");
         let hypervisor = FakeHypervisor::new(&stage.world, INCUMBENT);
         let dir = stage.machine.tree().path().join("etc/locum");
-        let plan = Prepared::new(&*stage.machine, &hypervisor, &dir, Choice::Kernel(VERSION), &[], vec![]);
+        let plan = Prepared::new(
+            &*stage.machine,
+            &hypervisor,
+            &dir,
+            Choice::Kernel(VERSION),
+            Wishes::default(),
+            vec![],
+        );
         assert_eq!(plan.unwrap().name, VERSION);
     }
 

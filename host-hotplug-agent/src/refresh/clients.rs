@@ -99,7 +99,7 @@ fn a_refresh_goes_on_without_the_program_that_began_it_and_can_be_followed_again
         &SysRoot::default(),
         &cli,
         None,
-        &[],
+        crate::refresh::Wishes::default(),
         false,
         crate::cli::Output { json: false },
     );

@@ -41,7 +41,7 @@ pub mod take_up;
 mod tests;
 
 pub use agent::{Agent, Limits};
-pub use prepare::{Choice, Prepared};
+pub use prepare::{Choice, Prepared, Wishes};
 pub use shared::Shared;
 
 use std::collections::BTreeMap;

@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use locum_abi::CHANNEL_COUNT;
 use partitioner::{Inventory, MemRange, PciAddress, Plan, PortRange, Request, Unreclaimed, plan};
 
 use super::{by_kernel, incumbent::image};
 use crate::config::{self, Config};
+use crate::deadline::Deadline;
 use crate::error::Refusal;
+use crate::guest::others::{By, Other};
 use crate::guest::{Hypervisor, Spec, there};
 use crate::inventory::{self, serial, serial::Line};
 use crate::journal::ConfigText;
@@ -46,6 +48,22 @@ impl Choice<'_> {
     }
 }
 
+/// What an operator says beside the configuration.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wishes<'w> {
+    /// Guests whose storage the successor has, whatever is found of it.
+    pub trust_storage: &'w [String],
+    /// Guests that do not go over, and are shut down first.
+    pub leave: &'w [String],
+}
+
+impl Wishes<'_> {
+    /// Whether there is nothing in it.
+    pub fn are_none(&self) -> bool {
+        self.trust_storage.is_empty() && self.leave.is_empty()
+    }
+}
+
 /// A refresh that can begin.
 #[derive(Clone, Debug)]
 pub struct Prepared {
@@ -59,6 +77,8 @@ pub struct Prepared {
     pub files: Files,
     /// Guests to hand over.
     pub guests: Vec<Spec>,
+    /// Guests that do not go over: to be shut down before it begins ([`Self::shut_down`]).
+    pub leaving: Vec<Other>,
     /// What this host has.
     pub inventory: Inventory,
     /// What the successor is to get.
@@ -68,8 +88,7 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Reads or makes the configuration and checks everything. The storage of guests named in `trusted` is taken for what the
-    /// successor has.
+    /// Reads or makes the configuration and checks everything.
     ///
     /// # Errors
     /// A [`Refusal`], or what cannot be read of this host.
@@ -78,7 +97,7 @@ impl Prepared {
         hypervisor: &dyn Hypervisor,
         config_dir: &Path,
         choice: Choice<'_>,
-        trusted: &[String],
+        wishes: Wishes<'_>,
         unreclaimed: Vec<Unreclaimed>,
     ) -> Result<Self> {
         let (mut config, text) = match choice {
@@ -87,27 +106,21 @@ impl Prepared {
         };
         preflight::check(machine.sys())?;
         with_all_domains(hypervisor, &mut config)?;
+        let stays = |guest: &config::Guest| wishes.leave.contains(&guest.name);
+        let (left, going) = config.guests.into_iter().partition::<Vec<_>, _>(stays);
+        config.guests = going;
         let unseen = preflight::check_carried_over(&machine.carried_over())?;
         let files = Files::read(&config, &text.path)?;
-        let facts = machine.facts();
-        let mut inventory = inventory::take(
-            machine.sys(),
-            &facts.header,
-            &*machine.status()?,
-            facts.slot,
-            unreclaimed,
-        )?;
-        let (request, waits) = request(machine.sys(), &inventory, &config, &files, console_port(machine))?;
-        let stays = inventory::pages::settle(machine.sys(), &mut inventory, &request);
+        let now = Surroundings::of(machine, &config, &files, unreclaimed)?;
         // Guests last: what is cheaper to find out comes first.
         let guests = guests(hypervisor, &config)?;
         crossing::check(machine, &guests)?;
-        let mut distrusted = storage(&guests, &config, trusted, &files.initramfs)?;
+        let mut distrusted = storage(&guests, &config, wishes.trust_storage, &files.initramfs)?;
+        let leaving = leaving(hypervisor.others(&guests), &left, wishes.leave)?;
         let mut notes = there::check(&files.initramfs, &guests)?;
         notes.append(&mut distrusted);
         notes.extend(unseen);
-        notes.extend(stays);
-        notes.extend(waits);
+        notes.extend(now.notes);
         notes.extend(pinned(machine));
         Ok(Self {
             name: choice.name().to_owned(),
@@ -115,10 +128,44 @@ impl Prepared {
             text,
             files,
             guests,
-            inventory,
-            request,
+            leaving,
+            inventory: now.inventory,
+            request: now.request,
             notes,
         })
+    }
+
+    /// Has the guests shut down that do not go over, and looks anew at what this host has then.
+    ///
+    /// # Errors
+    /// [`Refusal::StaysUp`], or what cannot be read of this host.
+    pub fn shut_down(
+        &mut self,
+        machine: &dyn Machine,
+        hypervisor: &dyn Hypervisor,
+        unreclaimed: Vec<Unreclaimed>,
+        given_up: &(dyn Fn() -> bool + Sync),
+    ) -> Result<()> {
+        let until = Deadline::after(self.config.timeouts.shutdown).or_when(given_up);
+        // All at a time: each may take as long as its services want.
+        let outcomes: Vec<_> = std::thread::scope(|scope| {
+            let until = &until;
+            let ask = |other| scope.spawn(move || hypervisor.shut_down(other, until));
+            let threads: Vec<_> = self.leaving.iter().map(ask).collect();
+            threads.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
+        });
+        for (other, outcome) in self.leaving.drain(..).zip(outcomes) {
+            let outcome = outcome.unwrap_or_else(|_| Err(anyhow!("the thread that asked it panicked")));
+            outcome.map_err(|error| Refusal::StaysUp {
+                guest: other.name,
+                problem: format!("{error:#}"),
+            })?;
+        }
+        // Their memory is free now, and their devices are Linux's.
+        let now = Surroundings::of(machine, &self.config, &self.files, unreclaimed)?;
+        self.inventory = now.inventory;
+        self.request = now.request;
+        Ok(())
     }
 
     /// The plan, and everything tried that can be tried without taking anything.
@@ -131,6 +178,28 @@ impl Prepared {
         threads::check(bytes(&plan.memory), bytes(&self.inventory.pool), self.request.boot)?;
         image::rehearse(machine, &self.config, &self.files, &plan)?;
         Ok(plan)
+    }
+}
+
+/// What of this host a refresh has to do with.
+struct Surroundings {
+    inventory: Inventory,
+    request: Request,
+    notes: Vec<String>,
+}
+
+impl Surroundings {
+    fn of(machine: &dyn Machine, config: &Config, files: &Files, unreclaimed: Vec<Unreclaimed>) -> Result<Self> {
+        let facts = machine.facts();
+        let status = machine.status()?;
+        let mut inventory = inventory::take(machine.sys(), &facts.header, &status, facts.slot, unreclaimed)?;
+        let (request, waits) = request(machine.sys(), &inventory, config, files, console_port(machine))?;
+        let stays = inventory::pages::settle(machine.sys(), &mut inventory, &request);
+        Ok(Self {
+            inventory,
+            request,
+            notes: stays.into_iter().chain(waits).collect(),
+        })
     }
 }
 
@@ -212,6 +281,36 @@ fn guests(hypervisor: &dyn Hypervisor, config: &Config) -> Result<Vec<Spec>, Ref
         .collect()
 }
 
+/// Of the guests that do not go over, those that an operator wants to be shut down, of whom a configuration names those in
+/// `left`; all others are refused.
+fn leaving(others: Vec<Other>, left: &[config::Guest], leave: &[String]) -> Result<Vec<Other>, Refusal> {
+    // A configuration may call a guest otherwise than itself does.
+    let is = |other: &Other, name: &String| {
+        let named = |guest: &&config::Guest| match &other.by {
+            By::Libvirt(domain) => guest.libvirt.as_ref() == Some(domain),
+            By::Qmp(socket) => guest.libvirt.is_none() && guest.qmp == *socket,
+            By::Nobody => false,
+        };
+        other.name == *name || left.iter().filter(named).any(|guest| guest.name == *name)
+    };
+    if let Some(other) = others.iter().find(|other| leave.iter().all(|name| !is(other, name))) {
+        return Err(Refusal::Stays {
+            guest: other.name.clone(),
+            why: if other.in_pool {
+                "no `[[guests]]` names it"
+            } else {
+                "its RAM is not in the pool"
+            },
+        });
+    }
+    let known =
+        |name: &String| left.iter().any(|guest| guest.name == *name) || others.iter().any(|other| is(other, name));
+    match leave.iter().find(|name| !known(name)) {
+        Some(name) => Err(Refusal::NotHere(name.clone())),
+        None => Ok(others),
+    }
+}
+
 /// Refuses guests whose disks the successor may not have, but for those that an operator trusts. Returns a note for each of
 /// these.
 fn storage(guests: &[Spec], config: &Config, trusted: &[String], initramfs: &[u8]) -> Result<Vec<String>, Refusal> {
@@ -283,6 +382,8 @@ pub struct PlanView {
     pub unreclaimed_bytes: u64,
     /// Guests and how they are started.
     pub guests: Vec<Spec>,
+    /// Guests that are shut down first.
+    pub leaving: Vec<String>,
     /// What to beware of beside the plan's warnings.
     pub notes: Vec<String>,
 }
@@ -306,6 +407,7 @@ impl PlanView {
             memory_bytes: plan.memory_bytes(),
             unreclaimed_bytes: plan.unreclaimed_bytes(),
             guests: prepared.guests.clone(),
+            leaving: prepared.leaving.iter().map(|other| other.name.clone()).collect(),
             notes: prepared.notes.clone(),
             plan,
         })
@@ -367,6 +469,9 @@ impl std::fmt::Display for PlanView {
             .iter()
             .map(|guest| format!("{} (channel {})", guest.name, guest.channel));
         writeln!(f, "guests      {}", list(guests.collect()))?;
+        if !self.leaving.is_empty() {
+            writeln!(f, "shut down   {}", list(self.leaving.clone()))?;
+        }
         writeln!(
             f,
             "then        {} blocks, CPUs {}, PCI {} are reclaimed",
@@ -394,7 +499,6 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::deadline::Deadline;
     use crate::guest::{Vm, storage::Disk};
 
     /// Knows what is in the pool, and nothing else.
@@ -414,6 +518,12 @@ mod tests {
             unreachable!("nobody asked")
         }
         fn prepare(&self, _: &Spec, _: &Deadline<'_>) -> Result<Box<dyn Vm>> {
+            unreachable!("nobody asked")
+        }
+        fn others(&self, _: &[Spec]) -> Vec<Other> {
+            unreachable!("nobody asked")
+        }
+        fn shut_down(&self, _: &Other, _: &Deadline<'_>) -> Result<()> {
             unreachable!("nobody asked")
         }
         fn users(&self) -> Option<String> {
@@ -444,6 +554,7 @@ mod tests {
             uuid: None,
             libvirt: None,
             release: None,
+            pid: None,
             disks: problems
                 .iter()
                 .map(|problem| Disk {

@@ -11,8 +11,8 @@ use crate::daemon::ipc::{Question, Target};
 use crate::error::Refusal;
 use crate::l0::{memory, view};
 use crate::machine::{Machine, TextKind};
-use crate::refresh::Prepared;
 use crate::refresh::prepare::PlanView;
+use crate::refresh::{Prepared, Wishes};
 use crate::testing::vm::FakeHypervisor;
 use crate::testing::world::{Behaviour, INCUMBENT, SUCCESSOR};
 
@@ -386,7 +386,15 @@ fn a_plan_says_what_it_could_not_look_at_and_what_stays() {
     stage.machine.tree().function("10000:01:00.0", "0x010802", 0, None, "");
     let hypervisor = FakeHypervisor::new(&stage.world, INCUMBENT);
     let config = stage.machine.tree().path().join("etc/locum");
-    let prepared = Prepared::new(&*stage.machine, &hypervisor, &config, "next".into(), &[], vec![]).unwrap();
+    let prepared = Prepared::new(
+        &*stage.machine,
+        &hypervisor,
+        &config,
+        "next".into(),
+        Wishes::default(),
+        vec![],
+    )
+    .unwrap();
     let text = PlanView::new(&prepared, &*stage.machine).unwrap().to_string();
     for guest in ["one", "two"] {
         let note = format!("beware      guest {guest}: qemu of the successor was not looked at");
@@ -403,7 +411,17 @@ fn the_pin_of_the_next_hosts_console_goes_with_its_ports() {
     tree.put("sys/class/tty/ttyS1/irq", "3\n");
     let hypervisor = FakeHypervisor::new(&stage.world, INCUMBENT);
     let config = tree.path().join("etc/locum");
-    let prepared = || Prepared::new(&*stage.machine, &hypervisor, &config, "next".into(), &[], vec![]).unwrap();
+    let prepared = || {
+        Prepared::new(
+            &*stage.machine,
+            &hypervisor,
+            &config,
+            "next".into(),
+            Wishes::default(),
+            vec![],
+        )
+        .unwrap()
+    };
     let (alone, plan) = (prepared(), prepared().plan(&*stage.machine).unwrap());
     assert!(plan.pins.contains(&partitioner::Gsi(3)), "{:?}", plan.pins);
     tree.put("sys/kernel/irq/3/chip_name", "IO-APIC\n");
@@ -434,9 +452,10 @@ fn an_incumbent_that_dies_on_its_way_out_is_taken() {
 fn storage_is_trusted_by_name_only() {
     let stage = Stage::new(Behaviour::Boots);
     stage.world.has_local_disks("/a.qcow2 is a file of this host");
-    let trusting = |guests: &[&str]| Question::RefreshTrusting {
+    let trusting = |guests: &[&str]| Question::RefreshWith {
         to: Target::Named("next".to_owned()),
-        guests: guests.iter().map(|name| (*name).to_owned()).collect(),
+        trust_storage: guests.iter().map(|name| (*name).to_owned()).collect(),
+        leave: vec![],
     };
     for (question, guest) in [
         (Question::Refresh("next".to_owned()), "one"),
@@ -454,6 +473,38 @@ fn storage_is_trusted_by_name_only() {
     stage.worker.answer(&trusting(&["one", "two"])).unwrap();
     assert_eq!(stage.wait().outcome, "retired");
     stage.ended("trusted");
+}
+
+#[test]
+fn a_guest_that_would_end_with_this_host_is_told_and_shut_down_if_wanted() {
+    let stage = Stage::new(Behaviour::Boots);
+    stage.world.has_plain_guest("plain");
+    let leaving = |guests: &[&str]| Question::RefreshWith {
+        to: Target::Named("next".to_owned()),
+        trust_storage: vec![],
+        leave: guests.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    let refused = |question: &Question| format!("{:#}", stage.worker.answer(question).unwrap_err());
+    let untold = refused(&Question::Refresh("next".to_owned()));
+    assert!(
+        untold.contains("guest plain runs here") && untold.contains("--leave 'plain'"),
+        "{untold}"
+    );
+    let unknown = refused(&leaving(&["plain", "none"]));
+    assert!(unknown.contains("`none`"), "{unknown}");
+    stage.world.fail(INCUMBENT, "shut_down", 1);
+    let stays = refused(&leaving(&["plain"]));
+    assert!(stays.contains("guest plain does not shut down"), "{stays}");
+    assert_eq!(stage.shared.status().running, None);
+    stage.intact();
+    assert_eq!(stage.world.plain_guests(), ["plain"]);
+    // One of the configuration's stays behind likewise.
+    stage.worker.answer(&leaving(&["plain", "two"])).unwrap();
+    assert_eq!(stage.wait().outcome, "retired");
+    assert_eq!(kept(&stage.reigns()).outcome, "done");
+    assert_eq!(stage.world.runs_in("one"), [SUCCESSOR]);
+    assert_eq!(stage.world.runs_in("two"), []);
+    assert_eq!(stage.world.plain_guests(), [] as [&str; 0]);
 }
 
 #[test]

@@ -7,15 +7,18 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail, ensure};
 use locum_abi::Slot;
+use rustix::process::Pid;
 
 use super::domain::FakeDomain;
 use super::torn::captured;
-use super::world::{VmState, World};
+use super::world::{INCUMBENT, VmState, World};
 use crate::channel::{Port, stream};
 use crate::config;
 use crate::deadline::Deadline;
 use crate::error::Refusal;
-use crate::guest::{Hypervisor, Place, Ram, Received, Sent, Spec, Vm, storage::Disk};
+use crate::guest::others::{By, Other};
+use crate::guest::storage::Disk;
+use crate::guest::{Hypervisor, Place, Ram, Received, Sent, Spec, Vm};
 use crate::tsc;
 
 /// A guest's, beside its RAM.
@@ -89,6 +92,7 @@ impl Hypervisor for FakeHypervisor {
                 uuid: None,
                 libvirt: self.domain(&guest.name),
                 release: None,
+                pid: None,
                 disks: self.disks(),
             }),
             _ => Err(Refusal::NoGuest {
@@ -144,6 +148,38 @@ impl Hypervisor for FakeHypervisor {
             trust_storage: false,
         };
         Ok(here.map(|(_, name)| guest(name)).collect())
+    }
+
+    fn others(&self, going: &[Spec]) -> Vec<Other> {
+        let inner = self.world.lock();
+        let plain = inner
+            .plain
+            .iter()
+            .filter(|_| self.slot == INCUMBENT)
+            .map(|name| (name, false));
+        let here = inner
+            .vms
+            .keys()
+            .filter(|(slot, _)| *slot == self.slot)
+            .map(|(_, name)| (name, true));
+        let others = here
+            .chain(plain)
+            .filter(|(name, _)| going.iter().all(|spec| spec.name != **name));
+        let other = |(name, in_pool): (&String, bool)| Other {
+            name: name.clone(),
+            pid: Pid::INIT,
+            in_pool,
+            by: By::Qmp(PathBuf::from(format!("/run/{name}.qmp"))),
+        };
+        others.map(other).collect()
+    }
+
+    fn shut_down(&self, other: &Other, _until: &Deadline<'_>) -> Result<()> {
+        self.world.fault(self.slot, "shut_down")?;
+        let mut inner = self.world.lock();
+        inner.plain.remove(&other.name);
+        inner.vms.remove(&(self.slot, other.name.clone()));
+        Ok(())
     }
 
     fn users(&self) -> Option<String> {

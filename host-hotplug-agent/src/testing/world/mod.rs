@@ -110,6 +110,8 @@ pub(super) struct Inner {
     pub wiped: Vec<MemRange>,
     /// What a host could read of another one's.
     pub leaks: Vec<String>,
+    /// Guests of the incumbent's with RAM of its own.
+    pub plain: BTreeSet<String>,
     /// What is found of every guest's storage that the successor may not have.
     pub local_disk: Option<String>,
     /// Steps that were shown before the journal had them.
@@ -199,6 +201,7 @@ impl World {
                 wiped: Vec::new(),
                 leaks: Vec::new(),
                 local_disk: None,
+                plain: BTreeSet::new(),
                 unwritten: Vec::new(),
                 ends: Vec::new(),
                 successor: None,
@@ -271,6 +274,16 @@ impl World {
     /// What a host could read of another one's memory, but for what was handed over.
     pub fn leaks(&self) -> Vec<String> {
         self.lock().leaks.clone()
+    }
+
+    /// The incumbent has a guest with that name, whose RAM is not in the pool.
+    pub fn has_plain_guest(&self, name: &str) {
+        self.lock().plain.insert(name.to_owned());
+    }
+
+    /// Guests of the incumbent's whose RAM is not in the pool.
+    pub fn plain_guests(&self) -> Vec<String> {
+        self.lock().plain.iter().cloned().collect()
     }
 
     /// Every guest has a disk of which that is found.
