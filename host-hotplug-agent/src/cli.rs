@@ -103,6 +103,14 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Give a guest the QEMU that is installed now, its RAM in place; the guest stands still for a moment
+    Renew {
+        /// The guest, as `locum pool` and its command line call it
+        guest: String,
+        /// How to print
+        #[command(flatten)]
+        output: Output,
+    },
     /// Show generation, modes, owners, counters and the last refresh
     Status(Output),
     /// Stop a running refresh, or give back what one left behind; the incumbent and its guests go on

@@ -263,6 +263,14 @@ pub enum Refusal {
         /// What was found.
         what: String,
     },
+    /// A name that no guest of this host has.
+    #[error("no guest of this host with its RAM in the pool is called `{name}`: those are {known}")]
+    NoGuestCalled {
+        /// What was given.
+        name: String,
+        /// Those that are.
+        known: String,
+    },
     /// A guest that would end with this host.
     #[error(
         "guest {guest} runs here and does not go over ({why}): it would end with this host; shut it down, or have that done \

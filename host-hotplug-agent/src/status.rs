@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::Refusal;
+use crate::guest::renew::Renewed;
 use crate::l0::L0View;
 use crate::l0::view::{CpuView, ExitView, HostView, TablesView};
 use crate::report::Report;
@@ -32,6 +33,9 @@ pub struct DaemonStatus {
     pub unreclaimed_bytes: u64,
     /// The last refresh, or the present one so far.
     pub report: Option<Report>,
+    /// The guest that has got another QEMU, in the answer to that request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewed: Option<Renewed>,
 }
 
 /// All of it.

@@ -1,5 +1,5 @@
 //! Guests handed over between real QEMUs on one host (TCG): RAM stays in a file that both map, state crosses a pair of
-//! sockets in place of the channel. Skipped where QEMU is not installed.
+//! sockets in place of the channel. Skipped where QEMU is not installed; the lab's scenario `qemus` has one.
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -18,6 +18,7 @@ use locum_agent::guest::qemu::Qemu;
 use locum_agent::guest::qmp::{Monitor, Qmp};
 use locum_agent::guest::{Hypervisor, Place, Received, Sent, Spec, Vm};
 use locum_agent::sysroot::SysRoot;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 const RAM: u64 = 64 << 20;
@@ -409,10 +410,10 @@ fn a_qemu_that_hangs_is_told_and_not_waited_for_for_ever() {
     let Some(mut lab) = Lab::new() else { return };
     let guest = lab.boot(&lab.in_pool());
     assert!(lab.counts());
-    let pid = lab.source.as_ref().unwrap().0.id().to_string();
-    let signal = |name: &str| assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    let pid = Pid::from_child(&lab.source.as_ref().unwrap().0);
+    let signal = |signal| kill_process(pid, signal).unwrap();
     let mut connected = Qmp::connect(&guest.qmp, &Deadline::after(HANG)).unwrap();
-    signal("-STOP");
+    signal(Signal::STOP);
     let error = connected.execute("query-status", json!({}), &Deadline::after(Duration::from_secs(1)));
     let error = format!("{:#}", error.unwrap_err());
     assert!(
@@ -426,7 +427,7 @@ fn a_qemu_that_hangs_is_told_and_not_waited_for_for_ever() {
         let error = format!("{:#}", error.unwrap_err());
         assert!(error.contains("hang"), "{error}");
     }
-    signal("-CONT");
+    signal(Signal::CONT);
     assert!(lab.counts(), "the guest is where it was");
 }
 
@@ -466,4 +467,116 @@ fn a_qemu_that_a_dead_agent_had_started_is_found_without_its_socket() {
     let error = lab.hypervisor().find(&spec).err().unwrap().to_string();
     assert!(error.contains("has a QEMU here already"), "{error}");
     assert!(running.0.try_wait().unwrap().is_none());
+}
+
+/// Ends a QEMU that this process did not start itself, or that its agent did.
+fn end(qmp: &Path) {
+    let mut left = Qmp::connect(qmp, &Deadline::after(HANG)).unwrap();
+    let _ = left.execute("quit", json!({}), &Deadline::after(HANG));
+    let _ = left.wait_closed(&Deadline::after(HANG));
+}
+
+#[test]
+fn a_guest_gets_another_qemu_under_the_same_name() {
+    let Some(mut lab) = Lab::new() else { return };
+    let guest = lab.boot(&lab.in_pool());
+    assert!(lab.counts(), "the guest runs");
+    let before = lab.source.as_ref().unwrap().0.id();
+    let hypervisor = lab.hypervisor();
+    let mut spec = hypervisor.inspect(&guest, 1).unwrap();
+    // The agent's own socket is the guest's only one.
+    spec.output = lab.path("renewed.log");
+    let until = Deadline::after(HANG);
+
+    // One that does not start, and one that does not take its state.
+    let with = |change: &dyn Fn(&mut Vec<String>)| {
+        let mut other = spec.clone();
+        change(&mut other.command);
+        format!("{:#}", hypervisor.renew(&other, &until).unwrap_err())
+    };
+    let error = with(&|command| command.extend(["-device".to_owned(), "no-such-device".to_owned()]));
+    assert!(error.contains("no-such-device"), "{error}");
+    assert!(lab.counts(), "the guest goes on in the QEMU that it has");
+    let error = with(&|command| {
+        for word in command {
+            if word.starts_with("pc-i440fx") {
+                *word = "isapc,memory-backend=ram".to_owned();
+            }
+        }
+    });
+    assert!(error.contains("does not take its state"), "{error}");
+    assert!(lab.counts(), "the guest goes on in the QEMU that it has");
+    assert_eq!(hypervisor.inspect(&guest, 1).unwrap().pid, spec.pid, "by its socket");
+
+    let counted = lab.counter();
+    let renewed = hypervisor.renew(&spec, &until).unwrap();
+    assert!(lab.counts() && lab.counter() >= counted, "the guest goes on");
+    assert_eq!(renewed.ram_bytes_copied, 0);
+    assert!(renewed.stopped_ticks > 0 && renewed.state_bytes > 1000, "{renewed:?}");
+    assert_eq!((renewed.from, renewed.to.is_some()), (spec.release, true));
+    let now = hypervisor.inspect(&guest, 1).unwrap();
+    assert_ne!(now.pid, spec.pid);
+    assert!(
+        lab.source.as_mut().unwrap().0.wait().is_ok(),
+        "process {before} is gone"
+    );
+    assert!(!lab.path("source.qmp.before").exists());
+    // Once more, since what it was started with is of ours now.
+    hypervisor
+        .renew(&hypervisor.inspect(&guest, 1).unwrap(), &until)
+        .unwrap();
+    assert!(lab.counts());
+    assert_eq!(hypervisor.go_on_renewing(), [] as [&str; 0]);
+    end(&guest.qmp);
+}
+
+/// What an agent that dies while it gives a guest another QEMU has written down.
+fn write_down(spec: &Spec) {
+    let note = json!({ "spec": spec, "sockets": [&spec.qmp] });
+    let mut path = spec.qmp.clone().into_os_string();
+    path.push(".renewing");
+    fs::write(path, note.to_string()).unwrap();
+}
+
+#[test]
+fn a_renewal_that_a_dead_agent_had_begun_is_ended_by_the_next() {
+    let Some(mut lab) = Lab::new() else { return };
+    let guest = lab.boot(&lab.in_pool());
+    assert!(lab.counts(), "the guest runs");
+    let hypervisor = lab.hypervisor();
+    let mut spec = hypervisor.inspect(&guest, 1).unwrap();
+    spec.output = lab.path("renewed.log");
+    let until = Deadline::after(HANG);
+    let before = lab.path("source.qmp.before");
+    let left = || lab.path("source.qmp.renewing").exists() || before.exists();
+
+    // It died before the other QEMU was there.
+    write_down(&spec);
+    fs::rename(&spec.qmp, &before).unwrap();
+    assert_eq!(hypervisor.go_on_renewing(), [] as [&str; 0]);
+    assert!(lab.counts() && !left());
+    assert_eq!(hypervisor.inspect(&guest, 1).unwrap().pid, spec.pid);
+
+    // While the other QEMU waited.
+    write_down(&spec);
+    fs::rename(&spec.qmp, &before).unwrap();
+    drop(hypervisor.prepare(&spec, &until).unwrap());
+    assert_eq!(hypervisor.go_on_renewing(), [] as [&str; 0]);
+    assert!(lab.counts() && !left());
+    assert_eq!(hypervisor.inspect(&guest, 1).unwrap().pid, spec.pid);
+
+    // When the guest ran there already.
+    let mut source = hypervisor.attach(&spec).unwrap();
+    write_down(&spec);
+    fs::rename(&spec.qmp, &before).unwrap();
+    let mut target = hypervisor.prepare(&spec, &until).unwrap();
+    let (sent, received) = hand_over(source.as_mut(), target.as_mut(), &until);
+    sent.unwrap();
+    received.unwrap();
+    drop((source, target));
+    assert_eq!(hypervisor.go_on_renewing(), [] as [&str; 0]);
+    assert!(lab.counts() && !left());
+    assert_ne!(hypervisor.inspect(&guest, 1).unwrap().pid, spec.pid);
+    assert!(lab.source.as_mut().unwrap().0.wait().is_ok(), "the one before is gone");
+    end(&guest.qmp);
 }

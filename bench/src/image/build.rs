@@ -133,6 +133,20 @@ fn ensure_target(target: &str) -> Result<()> {
     .with_context(|| format!("Rust has no target {target}; install it: rustup target add {target}"))
 }
 
+/// The agent's tests of real QEMUs, as `cargo test` builds them.
+///
+/// # Errors
+/// They do not build.
+pub(crate) fn handover_tests() -> Result<PathBuf> {
+    let words = ["--package", "host-hotplug-agent", "--test", "handover", "--no-run"];
+    let mut command = tools::cargo();
+    command
+        .args(["test", "--quiet", "--message-format=json-render-diagnostics"])
+        .args(words)
+        .stderr(Stdio::inherit());
+    built(command, "handover")
+}
+
 fn cargo(package: &str, binary: &str, target: &str, is_static: bool) -> Result<PathBuf> {
     let mut command = tools::cargo();
     command
@@ -150,9 +164,14 @@ fn cargo(package: &str, binary: &str, target: &str, is_static: bool) -> Result<P
             .env("CARGO_TARGET_DIR", static_dir())
             .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols");
     }
+    built(command, binary).with_context(|| package.to_owned())
+}
+
+/// The program of that name that cargo builds by `command`.
+fn built(mut command: Command, binary: &str) -> Result<PathBuf> {
     let output = command.output().context("starting cargo")?;
     if !output.status.success() {
-        bail!("{package} does not build (see above)");
+        bail!("{binary} does not build (see above)");
     }
     String::from_utf8_lossy(&output.stdout)
         .lines()
@@ -160,7 +179,7 @@ fn cargo(package: &str, binary: &str, target: &str, is_static: bool) -> Result<P
         .filter(|message| message.reason == "compiler-artifact")
         .filter(|message| message.target.as_ref().is_some_and(|target| target.name == binary))
         .find_map(|message| message.executable)
-        .with_context(|| format!("cargo built {package} but no program {binary}"))
+        .with_context(|| format!("cargo built no program {binary}"))
 }
 
 fn static_dir() -> PathBuf {

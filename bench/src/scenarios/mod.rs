@@ -17,6 +17,7 @@ mod native;
 mod nmi;
 mod package;
 mod pool;
+mod qemus;
 mod refreshes;
 mod refuse;
 mod selftest;
@@ -90,20 +91,15 @@ pub(crate) const CI: &[Scenario] = &[
     Scenario {
         name: "refresh-next",
         about: "from the stable line to the newest backports kernel and back, under a microvm and a q35 with two vCPUs, \
-                virtio disk and net; nothing unreclaimed grows",
+                virtio disk and net, on 4 CPUs of a server's model, KVM using APICv with posted interrupts; nothing \
+                unreclaimed grows",
         minutes: 15,
         play: Play::On(
-            |args| args.to = NEXT.into(),
+            |args| {
+                args.to = NEXT.into();
+                args.cpu_model = SKYLAKE_X.into();
+            },
             |run| refreshes::all(run, &["g1", "g2"], 2),
-        ),
-    },
-    Scenario {
-        name: "refresh-apicv",
-        about: "4 CPUs of a server's model, KVM using APICv with posted interrupts, a guest with devices, one refresh",
-        minutes: 6,
-        play: Play::On(
-            |args| args.cpu_model = SKYLAKE_X.into(),
-            |run| refreshes::all(run, &["g2"], 1),
         ),
     },
     Scenario {
@@ -181,6 +177,13 @@ pub(crate) const CI: &[Scenario] = &[
                 is paused, saved and started where it is then; where it has ordinary RAM it does not go",
         minutes: 1,
         play: Play::Program(libvirt::all),
+    },
+    Scenario {
+        name: "qemus",
+        about: "real QEMUs of the hosts' version, without KVM: guests cross between two of them and get another one, their RAM in \
+                place, and what fails or dies on the way",
+        minutes: 1,
+        play: Play::Program(qemus::all),
     },
     Scenario {
         name: "aborts",
@@ -282,6 +285,12 @@ pub(crate) const BY_NAME: &[Scenario] = &[
             },
             kvm_selftests::all,
         ),
+    },
+    Scenario {
+        name: "refresh-desktop",
+        about: "4 CPUs of a desktop's model, without APICv, a guest with devices, one refresh",
+        minutes: 6,
+        play: Play::On(|_| {}, |run| refreshes::all(run, &["g2"], 1)),
     },
     abort(
         "aborts-more",

@@ -64,6 +64,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
             let wishes = Wishes { trust_storage, leave };
             return refresh::refresh(&sys, cli, choice, wishes, *detach, *output);
         }
+        Command::Renew { guest, output } => refresh::renew(cli, guest, *output)?,
         Command::Abort { force: false, output } => refresh::ask(cli, &Question::Abort, *output)?,
         Command::Abort { force: true, output } => refresh::ask(cli, &Question::AbortByForce, *output)?,
         Command::Retry(output) => refresh::ask(cli, &Question::Retry, *output)?,

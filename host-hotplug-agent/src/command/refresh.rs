@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{print_json, print_line};
 use crate::cli::{Cli, Output};
@@ -113,6 +113,29 @@ fn again(cli: &Cli) -> Result<DaemonStatus> {
         }
         std::thread::sleep(LOOK);
     }
+}
+
+/// Has a guest's QEMU replaced, and tells what came of it.
+pub fn renew(cli: &Cli, guest: &str, output: Output) -> Result<()> {
+    let status = ipc::ask(&cli.socket, &Question::Renew(guest.to_owned()))?;
+    let renewed = status
+        .renewed
+        .context("the daemon is older than this program: `systemctl restart locum`")?;
+    if output.json {
+        return print_json(&renewed);
+    }
+    let release = |release: Option<(u32, u32)>| match release {
+        Some((major, minor)) => format!("QEMU {major}.{minor}"),
+        None => "a QEMU of unknown release".to_owned(),
+    };
+    print_line(&format!(
+        "guest {guest}: from {} to {}; it stood still for {} ticks of the TSC; {} bytes of state, {} bytes of RAM copied",
+        release(renewed.from),
+        release(renewed.to),
+        renewed.stopped_ticks,
+        renewed.state_bytes,
+        renewed.ram_bytes_copied
+    ))
 }
 
 pub fn ask(cli: &Cli, question: &Question, output: Output) -> Result<()> {

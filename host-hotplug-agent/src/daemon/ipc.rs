@@ -38,6 +38,8 @@ pub enum Question {
         #[serde(default)]
         leave: Vec<String>,
     },
+    /// Give that guest the QEMU that is installed now.
+    Renew(String),
     /// Stop the refresh that runs, or give back what one left behind.
     Abort,
     /// The same; a successor of which nothing is known is stopped whatever runs there.

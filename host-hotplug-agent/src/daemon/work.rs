@@ -3,13 +3,16 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use partitioner::{ApicId, Event, Loss, Role, State};
 
 use super::ipc::Question;
 use super::keep::{self, Kept};
+use crate::config::Timeouts;
+use crate::deadline::Deadline;
 use crate::error::Refusal;
 use crate::guest::Place;
+use crate::guest::renew::Renewed;
 use crate::journal::{Brief, Entry};
 use crate::machine::TextKind;
 use crate::pool::crossing;
@@ -47,6 +50,13 @@ impl Worker {
                 trust_storage,
                 leave,
             } => self.begin_with(to.as_choice(), Wishes { trust_storage, leave })?,
+            Question::Renew(name) => {
+                let renewed = Some(self.renew(name)?);
+                return Ok(DaemonStatus {
+                    renewed,
+                    ..self.agent.shared.status()
+                });
+            }
             Question::Abort => self.abort(false)?,
             Question::AbortByForce => self.abort(true)?,
             Question::Retry => {
@@ -70,15 +80,9 @@ impl Worker {
     /// # Errors
     /// As [`Self::begin`].
     pub fn begin_with(self: &Arc<Self>, choice: Choice<'_>, wishes: Wishes<'_>) -> Result<()> {
+        self.claim(choice.name())?;
         {
             let mut inner = self.agent.shared.lock();
-            if let Some(running) = &inner.running {
-                return Err(Refusal::Running(running.clone()).into());
-            }
-            if self.agent.has_other() {
-                return Err(Refusal::Split.into());
-            }
-            inner.running = Some(choice.name().to_owned());
             inner.refused = None;
             inner.abort = None;
             inner.lost = None;
@@ -99,6 +103,51 @@ impl Worker {
                 Err(error)
             }
         }
+    }
+
+    /// Gives a guest the QEMU that is installed now. Meanwhile no refresh begins.
+    fn renew(&self, name: &str) -> Result<Renewed> {
+        self.claim(&format!("another QEMU for guest {name}"))?;
+        self.agent.machine.busy(true);
+        let outcome = self.renew_now(name);
+        self.agent.machine.busy(false);
+        self.agent.shared.lock().running = None;
+        outcome
+    }
+
+    fn renew_now(&self, name: &str) -> Result<Renewed> {
+        let hypervisor = &self.agent.hypervisor;
+        let here = hypervisor.guests_here()?;
+        let Some(guest) = here.iter().find(|guest| guest.name == name) else {
+            let known: Vec<_> = here.iter().map(|guest| guest.name.as_str()).collect();
+            return Err(Refusal::NoGuestCalled {
+                name: name.to_owned(),
+                known: if known.is_empty() {
+                    "none".to_owned()
+                } else {
+                    known.join(", ")
+                },
+            }
+            .into());
+        };
+        let spec = hypervisor.inspect(guest, 1)?;
+        let limits = Timeouts::default();
+        hypervisor
+            .renew(&spec, &Deadline::after(limits.guest_start + limits.guest_move))
+            .with_context(|| format!("guest {name}"))
+    }
+
+    /// Nothing else begins, until `running` is none again.
+    fn claim(&self, what: &str) -> Result<(), Refusal> {
+        let mut inner = self.agent.shared.lock();
+        if let Some(running) = &inner.running {
+            return Err(Refusal::Running(running.clone()));
+        }
+        if self.agent.has_other() {
+            return Err(Refusal::Split);
+        }
+        inner.running = Some(what.to_owned());
+        Ok(())
     }
 
     fn accept(&self, choice: Choice<'_>, wishes: Wishes<'_>) -> Result<Incumbent> {
@@ -164,6 +213,9 @@ impl Worker {
     /// If L0 does not answer.
     pub fn take_up(self: &Arc<Self>) -> Result<()> {
         let agent = &self.agent;
+        for problem in agent.hypervisor.go_on_renewing() {
+            tracing::error!("{problem}");
+        }
         crossing::mend(&*agent.machine);
         let own = agent.generation()?;
         let reigns = agent.reigns()?;

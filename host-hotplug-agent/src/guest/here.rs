@@ -1,12 +1,13 @@
 //! Whatever runs guests on this host: QEMUs of their own, and those of libvirt.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::libvirt::{self, DomainState, DomainVm, Libvirt};
 use super::others::Other;
 use super::pool::Pool;
 use super::process::Process;
 use super::qemu::{ANSWER, Qemu};
+use super::renew::Renewed;
 use super::{Hypervisor, Spec, Vm, argv};
 use crate::config;
 use crate::deadline::Deadline;
@@ -119,6 +120,21 @@ impl Hypervisor for Here {
     fn guests_here(&self) -> Result<Vec<config::Guest>, Refusal> {
         let active = self.active();
         self.qemu.discover(&|uuid| name_of(&active, uuid))
+    }
+
+    fn renew(&self, spec: &Spec, until: &Deadline<'_>) -> Result<Renewed> {
+        if let Some(domain) = &spec.libvirt {
+            bail!(
+                "guest {} is domain {domain} of libvirt's, which migrates nothing within one host: shut it down and start it \
+                 anew, or refresh the host",
+                spec.name
+            );
+        }
+        self.qemu.renew(spec, until)
+    }
+
+    fn go_on_renewing(&self) -> Vec<String> {
+        self.qemu.go_on_renewing()
     }
 
     fn others(&self, going: &[Spec]) -> Vec<Other> {

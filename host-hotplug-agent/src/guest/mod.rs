@@ -12,6 +12,7 @@ pub mod pool;
 pub mod process;
 pub mod qemu;
 pub mod qmp;
+pub mod renew;
 mod running;
 pub mod storage;
 pub mod there;
@@ -20,12 +21,13 @@ pub mod users;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use partitioner::MemRange;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use self::others::Other;
+use self::renew::Renewed;
 use self::storage::Disk;
 use crate::channel::Port;
 use crate::config;
@@ -213,6 +215,19 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// If it does not come up in time.
     fn prepare(&self, spec: &Spec, until: &Deadline<'_>) -> Result<Box<dyn Vm>>;
+
+    /// Replaces the QEMU of a guest that runs by the one that is installed now, with the same command line.
+    ///
+    /// # Errors
+    /// Why not. The guest runs on in its QEMU, unless the error says otherwise.
+    fn renew(&self, spec: &Spec, _until: &Deadline<'_>) -> Result<Renewed> {
+        bail!("guest {} cannot get another QEMU here", spec.name)
+    }
+
+    /// Ends what a daemon that is no more had begun with [`Self::renew`]. Returns what could not be ended, in words.
+    fn go_on_renewing(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Every virtual machine of this host but those that go over.
     fn others(&self, going: &[Spec]) -> Vec<Other>;

@@ -1,5 +1,6 @@
 //! The process of a running QEMU, and files as it sees them.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -62,6 +63,39 @@ impl<'s> Process<'s> {
             }
         }
         best.map(|(_, kind)| kind.to_owned())
+    }
+
+    /// Names of the Unix sockets at which it listens, as it has bound them (Linux `net/unix/af_unix.c`, `unix_seq_show()`).
+    ///
+    /// # Errors
+    /// If `/proc` does not show them.
+    pub fn listens_at(&self) -> io::Result<Vec<PathBuf>> {
+        /// `__SO_ACCEPTCON`.
+        const LISTENS: u32 = 1 << 16;
+        let mut own = BTreeSet::new();
+        for entry in fs::read_dir(self.proc("fd"))? {
+            // One that has been closed since is none.
+            let link = fs::read_link(entry?.path()).unwrap_or_default();
+            let inode = link
+                .to_str()
+                .and_then(|link| link.strip_prefix("socket:[")?.strip_suffix(']'));
+            own.extend(inode.map(str::to_owned));
+        }
+        // Num RefCount Protocol Flags Type St Inode Path
+        let table = fs::read_to_string(self.proc("net/unix"))?;
+        let socket = |line: &str| {
+            let words: Vec<&str> = line.splitn(8, ' ').collect();
+            let flags = u32::from_str_radix(words.get(3)?, 16).ok()?;
+            let (inode, path) = words
+                .get(6..)?
+                .join(" ")
+                .trim_start()
+                .split_once(' ')
+                .map(|(a, b)| (a.to_owned(), b.to_owned()))?;
+            let named = flags & LISTENS != 0 && path.starts_with('/') && own.contains(&inode);
+            named.then(|| PathBuf::from(path))
+        };
+        Ok(table.lines().skip(1).filter_map(socket).collect())
     }
 
     /// The files that it maps shared; none if it has ended.

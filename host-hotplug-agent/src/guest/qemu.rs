@@ -15,6 +15,7 @@ use super::others::{self, Other};
 use super::pool::Pool;
 use super::process::Process;
 use super::qmp::{Monitor, Qmp};
+use super::renew::{self, Renewed};
 use super::running::QemuVm;
 use super::{Hypervisor, Ram, Spec, Vm, argv, discover, orphan, storage, tied, users};
 use crate::config;
@@ -116,6 +117,26 @@ impl Hypervisor for Qemu {
 
     fn guests_here(&self) -> Result<Vec<config::Guest>, Refusal> {
         self.discover(&|_| None)
+    }
+
+    fn renew(&self, spec: &Spec, until: &Deadline<'_>) -> Result<Renewed> {
+        let in_pool = |vm: &mut QemuVm| {
+            let process = Process::new(&self.sys, vm.pid);
+            let found = self.in_pool(&mut vm.qmp, process, until)?;
+            found
+                .map(drop)
+                .map_err(|problem| anyhow!("its RAM would not be in the pool ({problem})"))
+        };
+        renew::renew(&self.sys, spec, until, &in_pool)
+    }
+
+    fn go_on_renewing(&self) -> Vec<String> {
+        let users = users::each(&self.sys, &self.pool).into_iter();
+        let socket = |pid| {
+            let command = Process::new(&self.sys, pid).command().ok()?;
+            discover::socket(&argv::items(&command))
+        };
+        renew::go_on(&users.filter_map(socket).collect())
     }
 
     fn others(&self, going: &[Spec]) -> Vec<Other> {
@@ -331,7 +352,7 @@ fn with_machine(qmp: &mut dyn Monitor, guest: &config::Guest, command: &[String]
 }
 
 /// QEMU's release, major and minor.
-fn release(qmp: &mut dyn Monitor, until: &Deadline<'_>) -> Result<Option<(u32, u32)>> {
+pub(super) fn release(qmp: &mut dyn Monitor, until: &Deadline<'_>) -> Result<Option<(u32, u32)>> {
     let version = qmp.execute("query-version", json!({}), until)?;
     let number = |part| u32::try_from(version.get("qemu")?.get(part)?.as_u64()?).ok();
     Ok(number("major").zip(number("minor")))
@@ -354,13 +375,13 @@ fn output(process: Process<'_>, name: &str) -> PathBuf {
 }
 
 /// Whether a connection failed because no QEMU is there.
-fn nobody_listens(error: &anyhow::Error) -> bool {
+pub(super) fn nobody_listens(error: &anyhow::Error) -> bool {
     let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
     matches!(kind, Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused))
 }
 
 /// The process at the other end of the socket.
-fn peer(qmp: &Qmp) -> Result<Pid> {
+pub(super) fn peer(qmp: &Qmp) -> Result<Pid> {
     let credentials = rustix::net::sockopt::socket_peercred(qmp.stream())?;
     Ok(credentials.pid)
 }

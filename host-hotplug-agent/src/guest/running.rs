@@ -108,6 +108,31 @@ impl QemuVm {
         Ok(vm)
     }
 
+    /// Ends it without a chance to clean up: a QEMU that quits removes its sockets by their names, which another one may have.
+    ///
+    /// # Errors
+    /// If the process does not end.
+    pub(super) fn kill(&mut self) -> Result<()> {
+        let _ = kill_process(self.pid, Signal::KILL);
+        if self.ends_within(KILLED) {
+            return Ok(());
+        }
+        bail!("process {} does not end: `kill -9` it", self.pid.as_raw_nonzero())
+    }
+
+    /// Whether an outgoing migration has ended, with all of the guest in its stream.
+    ///
+    /// # Errors
+    /// If QEMU does not say.
+    pub(super) fn has_sent_all(&mut self) -> Result<bool> {
+        Ok(run_state(&mut self.qmp, &Deadline::after(ANSWER))? == "postmigrate")
+    }
+
+    /// Whether its process has ended, or is about to.
+    pub(super) fn has_ended(&mut self) -> bool {
+        self.ends_within(END)
+    }
+
     fn ends_within(&mut self, limit: Duration) -> bool {
         Deadline::after(limit).comes_true(Duration::from_millis(10), || self.gone())
     }
@@ -280,14 +305,7 @@ impl Vm for QemuVm {
         if self.ends_within(END) {
             return Ok(());
         }
-        let _ = kill_process(self.pid, Signal::KILL);
-        if self.ends_within(KILLED) {
-            return Ok(());
-        }
-        bail!(
-            "its QEMU (process {}) does not end: `kill -9` it",
-            self.pid.as_raw_nonzero()
-        )
+        self.kill().context("its QEMU")
     }
 }
 

@@ -113,6 +113,7 @@ impl Shared {
             unreclaimed: refresh.unreclaimed().to_vec(),
             unreclaimed_bytes: refresh.unreclaimed().iter().map(|left| left.range.len()).sum(),
             report: inner.report.clone(),
+            renewed: None,
         }
     }
 }

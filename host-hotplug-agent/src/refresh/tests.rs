@@ -508,6 +508,30 @@ fn a_guest_that_would_end_with_this_host_is_told_and_shut_down_if_wanted() {
 }
 
 #[test]
+fn a_qemu_is_not_replaced_beside_a_refresh_nor_where_it_cannot_be() {
+    let stage = Stage::new(Behaviour::Boots);
+    let renew = |name: &str| {
+        format!(
+            "{:#}",
+            stage.worker.answer(&Question::Renew(name.to_owned())).unwrap_err()
+        )
+    };
+    let unknown = renew("three");
+    assert!(unknown.contains("`three`") && unknown.contains("one, two"), "{unknown}");
+    let cannot = renew("one");
+    assert!(
+        cannot.contains("guest one") && cannot.contains("cannot get another QEMU"),
+        "{cannot}"
+    );
+    stage.intact();
+    stage.begin();
+    let beside = renew("one");
+    assert!(beside.contains("a refresh to `next` is running"), "{beside}");
+    assert_eq!(stage.wait().outcome, "retired");
+    stage.ended("a refresh during which another QEMU was wanted");
+}
+
+#[test]
 fn an_incumbent_that_does_not_power_off_at_once_can_do_so_later() {
     let stage = Stage::with_timeouts(Behaviour::Boots, HANG.as_secs(), 1);
     // Above another one it would have been taken by then.

@@ -1,0 +1,298 @@
+//! The QEMU of a guest is replaced by the one that is installed now, within one host, the guest's RAM in place: the same
+//! crossing as to another host, through a pair of sockets.
+//!
+//! Both QEMUs have the same sockets, monitor and consoles: the old one's are renamed meanwhile, which a Unix socket that listens
+//! does not mind, and it is killed in the end, for a QEMU that quits removes the names that it once bound. So a daemon that dies
+//! leaves two monitors by which the next one finds out where the guest is ([`go_on`]), and a file beside them says what it is.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
+
+use super::process::Process;
+use super::qemu::{self, ANSWER};
+use super::qmp::Qmp;
+use super::running::QemuVm;
+use super::{Place, Spec, Vm};
+use crate::channel::Port;
+use crate::deadline::Deadline;
+use crate::sysroot::SysRoot;
+
+/// What follows the socket's name: the old QEMU's, while the new one has it.
+const BEFORE: &str = ".before";
+/// And of the file that says so, a [`Guest`].
+const NOTE: &str = ".renewing";
+
+/// A guest with another QEMU than before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewed {
+    /// Its name.
+    pub guest: String,
+    /// Release of the QEMU before, major and minor, if it told.
+    pub from: Option<(u32, u32)>,
+    /// Of the one that it has now.
+    pub to: Option<(u32, u32)>,
+    /// Ticks of the TSC from the guest's stop to its resume.
+    pub stopped_ticks: u64,
+    /// Bytes of its state.
+    pub state_bytes: u64,
+    /// Bytes of its RAM among them.
+    pub ram_bytes_copied: u64,
+}
+
+/// Whose QEMU is being replaced.
+#[derive(Debug, Serialize, Deserialize)]
+struct Guest {
+    spec: Spec,
+    /// Sockets at which the old QEMU listens, by the names that they have before and after.
+    sockets: Vec<PathBuf>,
+}
+
+impl Guest {
+    /// With the sockets of that process.
+    fn of(sys: &SysRoot, spec: &Spec, pid: Pid) -> Result<Self> {
+        let sockets = Process::new(sys, pid)
+            .listens_at()
+            .context("its sockets are not known")?;
+        ensure!(
+            sockets.contains(&spec.qmp),
+            "it does not listen at {} itself: who opened that socket?",
+            spec.qmp.display()
+        );
+        Ok(Self {
+            spec: spec.clone(),
+            sockets,
+        })
+    }
+
+    fn note(&self) -> PathBuf {
+        beside(&self.spec.qmp, NOTE)
+    }
+
+    /// Where the old QEMU's monitor is meanwhile.
+    fn aside(&self) -> PathBuf {
+        beside(&self.spec.qmp, BEFORE)
+    }
+
+    /// Writes down that it begins, and makes room for the other QEMU's sockets.
+    fn begin(&self) -> Result<()> {
+        let note = self.note();
+        fs::write(&note, serde_json::to_vec(self)?).with_context(|| note.display().to_string())?;
+        for socket in &self.sockets {
+            let aside = beside(socket, BEFORE);
+            fs::rename(socket, &aside)
+                .with_context(|| format!("renaming {} to {}", socket.display(), aside.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The guest has its QEMU, by its sockets.
+    fn end(&self) -> Result<()> {
+        let asides = self.sockets.iter().map(|socket| beside(socket, BEFORE));
+        for path in asides.chain([self.note()]) {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| path.display().to_string());
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The old QEMU runs the guest, and has its sockets back.
+    fn back(&self, old: &mut QemuVm) -> Result<()> {
+        old.resume().context("resuming the guest in its QEMU")?;
+        for socket in &self.sockets {
+            let aside = beside(socket, BEFORE);
+            match fs::rename(&aside, socket) {
+                // An earlier daemon had not come as far as that, or had come here.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                outcome => outcome.with_context(|| format!("renaming {} back", aside.display()))?,
+            }
+        }
+        self.end()
+    }
+
+    /// Ends it, whatever came before: the guest runs in one of both, and the other one is gone. Returns whether it is the new
+    /// one.
+    fn settle(&self, old: Option<&mut QemuVm>, new: Option<&mut QemuVm>, came: Came) -> Result<bool> {
+        let place = match new {
+            Some(new) => match new.arrive() {
+                Err(error) if !new.has_ended() => return Err(error.context("asking the new QEMU")),
+                // It has ended.
+                Err(_) => None,
+                Ok(place) => Some(place),
+            },
+            None => None,
+        };
+        let name = &self.spec.name;
+        match (place, old, came) {
+            (Some(Place::Running), old, _) => {
+                if let Some(old) = old {
+                    old.kill().context("ending the QEMU that the guest had before")?;
+                }
+                self.end().map(|()| true)
+            }
+            (Some(Place::Stopped), ..) => bail!(
+                "guest {name} is stopped in its new QEMU ({}), and may be whole in the one before ({}): resume one, and end the other",
+                self.spec.qmp.display(),
+                self.aside().display()
+            ),
+            (None, _, Came::Yes) => bail!("guest {name} ran on in its new QEMU, which has ended since"),
+            (None | Some(Place::Waiting), Some(old), came) => {
+                // Its RAM may have changed since it was stopped here.
+                if place.is_none() && came == Came::Unknown && old.has_sent_all()? {
+                    bail!(
+                        "guest {name} may have run on in a QEMU that has ended since: what is in the one before ({}) is not whole",
+                        self.aside().display()
+                    );
+                }
+                self.back(old).map(|()| false)
+            }
+            (None | Some(Place::Waiting), None, _) => {
+                self.end()?;
+                bail!("neither QEMU of guest {name} is there any more")
+            }
+        }
+    }
+}
+
+/// Whether the guest ran in the new QEMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Came {
+    Yes,
+    No,
+    Unknown,
+}
+
+/// Replaces the QEMU of a guest that runs, by one with the same command line.
+///
+/// # Errors
+/// Why not. The guest runs on in its QEMU, unless the error says otherwise.
+pub(super) fn renew(
+    sys: &SysRoot,
+    spec: &Spec,
+    until: &Deadline<'_>,
+    in_pool: &dyn Fn(&mut QemuVm) -> Result<()>,
+) -> Result<Renewed> {
+    let mut old = attach(&spec.qmp)?.context("its QEMU does not answer")?;
+    let guest = Guest::of(sys, spec, old.pid)?;
+    if let Err(error) = guest.begin() {
+        guest.back(&mut old)?;
+        return Err(error);
+    }
+    let started = QemuVm::start(spec, until).and_then(|mut new| match in_pool(&mut new) {
+        Ok(()) => Ok(new),
+        Err(error) => {
+            new.quit()?;
+            Err(error)
+        }
+    });
+    let mut new = match started {
+        Ok(new) => new,
+        Err(error) => {
+            guest.back(&mut old)?;
+            return Err(error.context("the QEMU that is installed does not take its place"));
+        }
+    };
+    let (mut out, mut into) = ports()?;
+    let (sent, received) = std::thread::scope(|scope| {
+        let sending = scope.spawn(|| old.send(&mut out, until));
+        let received = new.receive(&mut into, until);
+        let sent = sending.join();
+        (sent.unwrap_or_else(|_| Err(anyhow!("the sender panicked"))), received)
+    });
+    let to = qemu::release(&mut new.qmp, &Deadline::after(ANSWER)).unwrap_or_default();
+    let came = if received.is_ok() { Came::Yes } else { Came::No };
+    let moved = guest.settle(Some(&mut old), Some(&mut new), came)?;
+    match (moved, sent, received) {
+        (true, sent, received) => {
+            let (sent, received) = (sent.unwrap_or_default(), received.unwrap_or_default());
+            Ok(Renewed {
+                guest: spec.name.clone(),
+                from: spec.release,
+                to,
+                stopped_ticks: received.resumed.saturating_sub(sent.stopped),
+                state_bytes: sent.state_bytes,
+                ram_bytes_copied: sent.ram_bytes_copied,
+            })
+        }
+        (false, _, Err(error)) | (false, Err(error), Ok(_)) => {
+            Err(error.context("the QEMU that is installed does not take its state; it runs on in the one that it had"))
+        }
+        (false, Ok(_), Ok(_)) => bail!("it runs on in the QEMU that it had, and nothing says why"),
+    }
+}
+
+/// Ends what a daemon that is no more had begun with the guests whose QEMUs have these sockets. Returns what could not be ended,
+/// in words.
+pub(super) fn go_on(sockets: &BTreeSet<PathBuf>) -> Vec<String> {
+    let mut problems = Vec::new();
+    for socket in sockets {
+        let ended = match fs::read(beside(socket, NOTE)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => Err(error.into()),
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(anyhow::Error::from),
+        };
+        if let Err(error) = ended.and_then(|guest: Guest| found(&guest)) {
+            problems.push(format!(
+                "the QEMU at {} was being replaced: {error:#}",
+                socket.display()
+            ));
+        }
+    }
+    problems
+}
+
+fn found(guest: &Guest) -> Result<()> {
+    let mut old = attach(&guest.aside())?;
+    let mut new = attach(&guest.spec.qmp)?;
+    if old.is_none() && !guest.aside().exists() {
+        // Its monitor was not renamed yet, or is so no more: the QEMU that has it has the guest.
+        return match &mut new {
+            Some(only) => guest.back(only),
+            None => guest.end(),
+        };
+    }
+    let moved = guest.settle(old.as_mut(), new.as_mut(), Came::Unknown)?;
+    let which = if moved { "its new QEMU" } else { "the QEMU that it had" };
+    tracing::info!("guest {}: it runs in {which}", guest.spec.name);
+    Ok(())
+}
+
+/// The QEMU at that socket; `None` if nobody listens there.
+fn attach(path: &Path) -> Result<Option<QemuVm>> {
+    match Qmp::connect(path, &Deadline::after(ANSWER)) {
+        Ok(qmp) => {
+            let pid = qemu::peer(&qmp)?;
+            Ok(Some(QemuVm::new(qmp, pid)))
+        }
+        Err(error) if qemu::nobody_listens(&error) => Ok(None),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
+}
+
+fn beside(socket: &Path, ending: &str) -> PathBuf {
+    let mut path = OsString::from(socket);
+    path.push(ending);
+    PathBuf::from(path)
+}
+
+/// What stands for a channel.
+fn ports() -> Result<(Port, Port)> {
+    let (left, right) = UnixStream::pair()?;
+    let port = |stream: UnixStream| -> io::Result<Port> {
+        stream.set_nonblocking(true)?;
+        Ok(Port::new(File::from(OwnedFd::from(stream))))
+    };
+    Ok((port(left)?, port(right)?))
+}
