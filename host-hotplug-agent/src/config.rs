@@ -136,6 +136,9 @@ impl TryFrom<String> for Size {
     }
 }
 
+/// Longest time for guests to shut down: less than a client waits for the daemon's answer.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(480);
+
 /// Instead of a domain's name: all of them.
 pub const ALL: &str = "all";
 
@@ -289,6 +292,13 @@ impl Config {
                     format!("guest {}: `channel` runs from 1 to {most}", guest.name),
                 ));
             }
+        }
+        if self.timeouts.shutdown > SHUTDOWN_MAX {
+            let problem = format!(
+                "`shutdown` is {} s at most: who asks for a refresh waits so long",
+                SHUTDOWN_MAX.as_secs()
+            );
+            return Err(("shutdown".into(), problem));
         }
         if let Some(address) = self.devices.iter().find(|address| address.segment() != 0) {
             let problem = format!("`devices` holds `{address}`: L0 knows PCI segment 0000 only; leave it out");

@@ -194,7 +194,7 @@ pub enum Refusal {
     #[error("{0} can write to guests' memory, and is no QEMU: end it")]
     PoolUser(String),
     /// A guest that is not running.
-    #[error("guest {guest} is {status}, not running: resume it, or take it off `guests`")]
+    #[error("guest {guest} is {status}, not running: resume it, or shut it down")]
     GuestNotRunning {
         /// Name in the configuration.
         guest: String,
@@ -256,7 +256,9 @@ pub enum Refusal {
         option: String,
     },
     /// A guest that something other than its RAM keeps here.
-    #[error("guest {guest} cannot leave this host: {what}; detach that, or have it shut down first: `--leave {guest}`")]
+    #[error(
+        "guest {guest} cannot leave this host: {what}; detach that, or have it shut down first: `--leave '{guest}'`"
+    )]
     Tied {
         /// Name in the configuration.
         guest: String,
@@ -273,17 +275,24 @@ pub enum Refusal {
     },
     /// A guest that would end with this host.
     #[error(
-        "guest {guest} runs here and does not go over ({why}): it would end with this host; shut it down, or have that done \
-         first: `--leave '{guest}'`"
+        "what runs here and does not go over would end with this host: {guests}; shut it down, or have that done first: {leave}"
     )]
     Stays {
-        /// What it is called here.
-        guest: String,
-        /// Why it does not.
-        why: &'static str,
+        /// Each with why it does not.
+        guests: String,
+        /// The options that have it shut down.
+        leave: String,
     },
+    /// A virtual machine that nobody is known for.
+    #[error(
+        "{0} is a virtual machine that would end with this host, and that neither libvirt nor a QMP socket on its command line \
+         can be asked to shut down: end it"
+    )]
+    NobodysGuest(String),
     /// A guest that was to be shut down.
-    #[error("guest {guest} does not shut down: {problem}; nothing has begun, and guests that did shut down stay off")]
+    #[error(
+        "guest {guest} does not shut down: {problem}; shut it down by hand, then try again; nothing has begun, and guests that did shut down stay off"
+    )]
     StaysUp {
         /// Its name.
         guest: String,
@@ -296,7 +305,7 @@ pub enum Refusal {
     /// A guest whose disks the successor may not have.
     #[error(
         "guest {guest}: {what}. The successor would not have it, or not all that was written: use storage that both hosts \
-         reach (NBD, iSCSI, RBD; NFS with cache=none). If it has all of it nonetheless, say so: `--trust-storage {guest}`"
+         reach (NBD, iSCSI, RBD; NFS with cache=none). If it has all of it nonetheless, say so: `--trust-storage '{guest}'`"
     )]
     Storage {
         /// Name in the configuration.

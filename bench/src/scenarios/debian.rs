@@ -62,6 +62,8 @@ done
 echo "after $i s the root is on $part"
 $b cmp -s /run/again/root/witness /run/witness && echo "the witness is there: yes"
 $b dmesg | $b grep -iE "xhci|usb|sd |ext4" | $b tail -n 25
+# Nothing can be started any more once this ends.
+($b sleep 10; echo o > /proc/sysrq-trigger) </dev/null >/dev/null 2>&1 &
 "#;
 
 /// All of it.
@@ -75,7 +77,7 @@ pub(super) fn all(dir: &Path) -> Result<()> {
     host.locum()?;
     host.reboot()?;
     host.disk_goes_and_comes()?;
-    host.off()
+    host.goes_off()
 }
 
 /// As [`all`] begins, and then two refreshes to the kernel that is installed.
@@ -263,10 +265,16 @@ impl Host {
         Ok(())
     }
 
-    /// Its root is gone, so the kernel does it.
+    /// The kernel does it.
     fn off(&mut self) -> Result<()> {
         self.progress.step("powering off");
-        self.here().power_off()?;
+        self.here().start("echo o > /proc/sysrq-trigger")?;
+        self.goes_off()
+    }
+
+    /// It has been asked to.
+    fn goes_off(&mut self) -> Result<()> {
+        self.machine.wait_off(BOOT)?;
         for file in ["disk.img", "boot.iso"] {
             fs::remove_file(self.machine.dir().join(file))?;
         }

@@ -96,6 +96,7 @@ impl Worker {
             }
             Err(error) => {
                 self.agent.shared.lock().refused = Some(format!("{error:#}"));
+                self.agent.publish_progress();
                 self.agent.machine.publish(TextKind::LastError, &format!("{error:#}"));
                 self.agent.machine.busy(false);
                 // Last, as in `conclude`.
@@ -107,11 +108,14 @@ impl Worker {
 
     /// Gives a guest the QEMU that is installed now. Meanwhile no refresh begins.
     fn renew(&self, name: &str) -> Result<Renewed> {
-        self.claim(&format!("another QEMU for guest {name}"))?;
+        self.claim(&format!("this host itself, with another QEMU for guest {name}"))?;
+        self.agent.shared.lock().abort = None;
         self.agent.machine.busy(true);
         let outcome = self.renew_now(name);
         self.agent.machine.busy(false);
-        self.agent.shared.lock().running = None;
+        let mut inner = self.agent.shared.lock();
+        inner.running = None;
+        inner.abort = None;
         outcome
     }
 
@@ -132,9 +136,9 @@ impl Worker {
         };
         let spec = hypervisor.inspect(guest, 1)?;
         let limits = Timeouts::default();
-        hypervisor
-            .renew(&spec, &Deadline::after(limits.guest_start + limits.guest_move))
-            .with_context(|| format!("guest {name}"))
+        let given_up = || self.agent.shared.aborting();
+        let until = Deadline::after(limits.guest_start + limits.guest_move).or_when(&given_up);
+        hypervisor.renew(&spec, &until).with_context(|| format!("guest {name}"))
     }
 
     /// Nothing else begins, until `running` is none again.
@@ -163,7 +167,9 @@ impl Worker {
             let shut_down = prepared.shut_down(machine, hypervisor, unreclaimed(), &|| self.agent.shared.aborting());
             self.agent.shared.lock().awaits = None;
             shut_down?;
-            prepared.plan(machine)?;
+            prepared
+                .plan(machine)
+                .context("guests that do not go over are shut down, and then")?;
         }
         crossing::enter(&*self.agent.machine, &prepared.guests)?;
         let status = self.agent.machine.status()?;

@@ -71,6 +71,34 @@ pub fn end(sys: &SysRoot, spec: &Spec) -> Result<()> {
     Ok(())
 }
 
+/// Ends every QEMU that was started for the guest, whether it has opened its socket or not, but the process `kept`.
+///
+/// # Errors
+/// If one cannot be ended.
+pub fn end_but(sys: &SysRoot, spec: &Spec, kept: Pid) -> Result<()> {
+    if !sys.is_hosts() {
+        return Ok(());
+    }
+    let own = rustix::process::getpid();
+    if let Some(pid) = still_undecided(sys, own, &Deadline::after(BEGUN))? {
+        bail!(
+            "process {} does not show whether it is the guest's QEMU: end it, or wait",
+            pid.as_raw_nonzero()
+        );
+    }
+    for pid in marked(sys, &spec.qmp)?.into_iter().filter(|pid| *pid != kept) {
+        let _ = kill_process(pid, Signal::KILL);
+        let ended = Deadline::after(KILLED).comes_true(Duration::from_millis(10), || Process::new(sys, pid).ended());
+        if !ended {
+            bail!(
+                "process {}, which an earlier daemon had started, does not end: `kill -9` it",
+                pid.as_raw_nonzero()
+            );
+        }
+    }
+    Ok(())
+}
+
 /// All processes but `own`.
 fn others(sys: &SysRoot, own: Pid) -> Result<impl Iterator<Item = Pid>> {
     let names = sys.list("proc").context("looking for QEMUs")?;

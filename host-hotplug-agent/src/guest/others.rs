@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Pid;
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ use super::argv::{self, Item};
 use super::libvirt::{DomainState, Libvirt};
 use super::process::Process;
 use super::qmp::{Monitor, Qmp};
-use super::{discover, users};
+use super::{discover, qemu, users};
 use crate::deadline::Deadline;
 use crate::sysroot::SysRoot;
 
@@ -31,7 +31,7 @@ pub struct Other {
     pub name: String,
     /// Its process.
     pub pid: Pid,
-    /// Whether it has written to the pool, or can.
+    /// Whether it could write to the pool.
     pub in_pool: bool,
     /// Who can be asked to shut it down.
     pub by: By,
@@ -57,7 +57,7 @@ pub(super) fn all(sys: &SysRoot, going: &[Pid], in_pool: &[Pid], domains: discov
             let command = Process::new(sys, pid).command().unwrap_or_default();
             let items = argv::items(&command);
             let is_qemu = command.first().is_some_and(|program| argv::is_qemu(program));
-            if !(is_qemu || has_vm(Process::new(sys, pid))) || has_no_machine(&items) {
+            if !(is_qemu || has_vm(Process::new(sys, pid))) || has_no_machine(&items) || is_helper(sys, pid, &command) {
                 return None;
             }
             let domain = discover::uuid(&items).and_then(domains);
@@ -85,6 +85,15 @@ fn has_vm(process: Process<'_>) -> bool {
     links.any(|link| link == Path::new(KVM_VM))
 }
 
+/// Whether its parent is the same QEMU: one that is torn down asynchronously (`-run-with async-teardown=on`) has such a child.
+fn is_helper(sys: &SysRoot, pid: Pid, command: &[String]) -> bool {
+    let parent = Process::new(sys, pid)
+        .stat()
+        .and_then(|stat| Pid::from_raw(stat.parent));
+    let theirs = parent.and_then(|parent| Process::new(sys, parent).command().ok());
+    theirs.is_some_and(|theirs| theirs == *command)
+}
+
 /// libvirt starts such QEMUs to ask them what they can do.
 fn has_no_machine(items: &[Item<'_>]) -> bool {
     let machines = items.iter().filter(|item| ["machine", "M"].contains(&item.name));
@@ -109,6 +118,15 @@ pub(super) fn shut_down(sys: &SysRoot, other: &Other, until: &Deadline<'_>) -> R
         By::Qmp(socket) => {
             let process = Process::new(sys, other.pid);
             let mut qmp = Qmp::connect(socket, until)?;
+            // Another one's may have that name by now, or in this host's root.
+            let listens = qemu::peer(&qmp)?;
+            ensure!(
+                listens == other.pid,
+                "process {} listens at {}, and not process {}: end the guest yourself",
+                listens.as_raw_nonzero(),
+                socket.display(),
+                other.pid.as_raw_nonzero()
+            );
             qmp.execute("system_powerdown", json!({}), until)?;
             until.find(LOOK, || look(process, &mut qmp, until))?
         }
@@ -182,6 +200,13 @@ mod tests {
             "/usr/bin/qemu-system-x86_64 -S -machine none,accel=kvm:tcg -qmp unix:/q",
             KVM_VM,
         );
+        runs(
+            &tree,
+            107,
+            "/usr/bin/kvm -name a -qmp unix:/run/a.qmp,server=on",
+            KVM_VM,
+        );
+        tree.put("proc/107/stat", format!("107 (cleanup/101) S 101{}\n", " 1".repeat(48)));
         runs(&tree, 106, "/usr/sbin/nginx -c /etc/nginx.conf", "/dev/kvm");
         let pid = |pid| Pid::from_raw(pid).unwrap();
         let domain = |known: &str| (known == uuid).then(|| "web".to_owned());

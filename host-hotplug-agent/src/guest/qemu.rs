@@ -136,7 +136,7 @@ impl Hypervisor for Qemu {
             let command = Process::new(&self.sys, pid).command().ok()?;
             discover::socket(&argv::items(&command))
         };
-        renew::go_on(&users.filter_map(socket).collect())
+        renew::go_on(&self.sys, &users.filter_map(socket).collect())
     }
 
     fn others(&self, going: &[Spec]) -> Vec<Other> {

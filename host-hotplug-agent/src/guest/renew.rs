@@ -21,7 +21,7 @@ use super::process::Process;
 use super::qemu::{self, ANSWER};
 use super::qmp::Qmp;
 use super::running::QemuVm;
-use super::{Place, Spec, Vm};
+use super::{Place, Spec, Vm, argv, orphan};
 use crate::channel::Port;
 use crate::deadline::Deadline;
 use crate::sysroot::SysRoot;
@@ -30,6 +30,10 @@ use crate::sysroot::SysRoot;
 const BEFORE: &str = ".before";
 /// And of the file that says so, a [`Guest`].
 const NOTE: &str = ".renewing";
+/// The unit of the agent's daemon.
+const OWN_UNIT: &str = "locum.service";
+/// Bytes of a Unix socket's name (`sun_path`, with a zero at its end).
+const NAME_MAX: usize = 107;
 
 /// A guest with another QEMU than before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,13 +68,20 @@ impl Guest {
             .context("its sockets are not known")?;
         ensure!(
             sockets.contains(&spec.qmp),
-            "it does not listen at {} itself: who opened that socket?",
+            "it does not listen at {} itself: another program opened that socket for it, and would have to do so again",
             spec.qmp.display()
         );
-        Ok(Self {
+        let guest = Self {
             spec: spec.clone(),
             sockets,
-        })
+        };
+        let longest = guest.aside().as_os_str().len();
+        ensure!(
+            longest <= NAME_MAX,
+            "{} would be a name of {longest} bytes, and a socket has {NAME_MAX} at most: start it with a shorter `-qmp`",
+            guest.aside().display()
+        );
+        Ok(guest)
     }
 
     fn note(&self) -> PathBuf {
@@ -85,7 +96,10 @@ impl Guest {
     /// Writes down that it begins, and makes room for the other QEMU's sockets.
     fn begin(&self) -> Result<()> {
         let note = self.note();
-        fs::write(&note, serde_json::to_vec(self)?).with_context(|| note.display().to_string())?;
+        let fresh = beside(&note, ".new");
+        fs::write(&fresh, serde_json::to_vec(self)?)
+            .and_then(|()| fs::rename(&fresh, &note))
+            .with_context(|| note.display().to_string())?;
         for socket in &self.sockets {
             let aside = beside(socket, BEFORE);
             fs::rename(socket, &aside)
@@ -96,8 +110,10 @@ impl Guest {
 
     /// The guest has its QEMU, by its sockets.
     fn end(&self) -> Result<()> {
-        let asides = self.sockets.iter().map(|socket| beside(socket, BEFORE));
-        for path in asides.chain([self.note()]) {
+        // The monitor's goes after all others: as long as it is there, none of these is taken for the guest's own.
+        let others = self.sockets.iter().filter(|socket| **socket != self.spec.qmp);
+        let asides = others.map(|socket| beside(socket, BEFORE));
+        for path in asides.chain([self.aside(), self.note()]) {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(error).with_context(|| path.display().to_string());
@@ -136,7 +152,8 @@ impl Guest {
         };
         let name = &self.spec.name;
         match (place, old, came) {
-            (Some(Place::Running), old, _) => {
+            // One that has stopped since, for an error of its disk or by its own will, is whole there.
+            (Some(Place::Running), old, _) | (Some(Place::Stopped), old, Came::Yes) => {
                 if let Some(old) = old {
                     old.kill().context("ending the QEMU that the guest had before")?;
                 }
@@ -152,7 +169,8 @@ impl Guest {
                 // Its RAM may have changed since it was stopped here.
                 if place.is_none() && came == Came::Unknown && old.has_sent_all()? {
                     bail!(
-                        "guest {name} may have run on in a QEMU that has ended since: what is in the one before ({}) is not whole",
+                        "guest {name} may have run on in a QEMU that has ended since, and then what is in the one before ({}) is \
+                         not whole: end that one and start the guest anew, or have it go on by `cont` if you know better",
                         self.aside().display()
                     );
                 }
@@ -186,6 +204,10 @@ pub(super) fn renew(
 ) -> Result<Renewed> {
     let mut old = attach(&spec.qmp)?.context("its QEMU does not answer")?;
     let guest = Guest::of(sys, spec, old.pid)?;
+    let running = Process::new(sys, old.pid);
+    let running = running.command().context("the command line of its QEMU")?;
+    restarted_by(sys, old.pid)?;
+    let (mut out, mut into) = ports()?;
     if let Err(error) = guest.begin() {
         guest.back(&mut old)?;
         return Err(error);
@@ -204,7 +226,6 @@ pub(super) fn renew(
             return Err(error.context("the QEMU that is installed does not take its place"));
         }
     };
-    let (mut out, mut into) = ports()?;
     let (sent, received) = std::thread::scope(|scope| {
         let sending = scope.spawn(|| old.send(&mut out, until));
         let received = new.receive(&mut into, until);
@@ -216,6 +237,7 @@ pub(super) fn renew(
     let moved = guest.settle(Some(&mut old), Some(&mut new), came)?;
     match (moved, sent, received) {
         (true, sent, received) => {
+            write_pid(sys, &running, old.pid, new.pid);
             let (sent, received) = (sent.unwrap_or_default(), received.unwrap_or_default());
             Ok(Renewed {
                 guest: spec.name.clone(),
@@ -235,7 +257,7 @@ pub(super) fn renew(
 
 /// Ends what a daemon that is no more had begun with the guests whose QEMUs have these sockets. Returns what could not be ended,
 /// in words.
-pub(super) fn go_on(sockets: &BTreeSet<PathBuf>) -> Vec<String> {
+pub(super) fn go_on(sys: &SysRoot, sockets: &BTreeSet<PathBuf>) -> Vec<String> {
     let mut problems = Vec::new();
     for socket in sockets {
         let ended = match fs::read(beside(socket, NOTE)) {
@@ -243,7 +265,7 @@ pub(super) fn go_on(sockets: &BTreeSet<PathBuf>) -> Vec<String> {
             Err(error) => Err(error.into()),
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(anyhow::Error::from),
         };
-        if let Err(error) = ended.and_then(|guest: Guest| found(&guest)) {
+        if let Err(error) = ended.and_then(|guest: Guest| found(sys, &guest)) {
             problems.push(format!(
                 "the QEMU at {} was being replaced: {error:#}",
                 socket.display()
@@ -253,7 +275,7 @@ pub(super) fn go_on(sockets: &BTreeSet<PathBuf>) -> Vec<String> {
     problems
 }
 
-fn found(guest: &Guest) -> Result<()> {
+fn found(sys: &SysRoot, guest: &Guest) -> Result<()> {
     let mut old = attach(&guest.aside())?;
     let mut new = attach(&guest.spec.qmp)?;
     if old.is_none() && !guest.aside().exists() {
@@ -263,10 +285,52 @@ fn found(guest: &Guest) -> Result<()> {
             None => guest.end(),
         };
     }
+    if let (Some(old), None) = (&old, &new) {
+        // One that was just started would take the guest's sockets.
+        orphan::end_but(sys, &guest.spec, old.pid)?;
+    }
     let moved = guest.settle(old.as_mut(), new.as_mut(), Came::Unknown)?;
     let which = if moved { "its new QEMU" } else { "the QEMU that it had" };
     tracing::info!("guest {}: it runs in {which}", guest.spec.name);
     Ok(())
+}
+
+/// Refuses a QEMU that systemd would start anew when it is killed: one that is its own child, in a service.
+fn restarted_by(sys: &SysRoot, pid: Pid) -> Result<()> {
+    let process = Process::new(sys, pid);
+    if process
+        .stat()
+        .is_none_or(|stat| stat.parent != Pid::INIT.as_raw_nonzero().get())
+    {
+        return Ok(());
+    }
+    let groups = fs::read_to_string(process.proc("cgroup")).unwrap_or_default();
+    let mut names = groups.lines().filter_map(|line| line.rsplit('/').next());
+    // Locum's own has those that came by a refresh, and ends with its daemon alone.
+    match names.find(|name| name.ends_with(".service") && *name != OWN_UNIT) {
+        Some(unit) => bail!(
+            "its QEMU is the process of {unit}, and systemd would start it anew, or take the guest for dead: restart that unit, \
+             or start the guest in a scope (`systemd-run --scope`)"
+        ),
+        None => Ok(()),
+    }
+}
+
+/// Puts the new process into the file that had the old one (`-pidfile`).
+fn write_pid(sys: &SysRoot, command: &[String], old: Pid, new: Pid) {
+    let items = argv::items(command);
+    let named = items
+        .iter()
+        .rev()
+        .find(|item| item.name == "pidfile")
+        .and_then(argv::Item::argument);
+    let Some(path) = named.and_then(|name| name.strip_prefix('/')).map(|name| sys.path(name)) else {
+        return;
+    };
+    let is_old = fs::read_to_string(&path).is_ok_and(|text| text.trim() == old.as_raw_nonzero().to_string());
+    if is_old && let Err(error) = fs::write(&path, format!("{}\n", new.as_raw_nonzero())) {
+        tracing::warn!("{}: {error}", path.display());
+    }
 }
 
 /// The QEMU at that socket; `None` if nobody listens there.
@@ -295,4 +359,41 @@ fn ports() -> Result<(Port, Port)> {
         Ok(Port::new(File::from(OwnedFd::from(stream))))
     };
     Ok((port(left)?, port(right)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::tree::Tree;
+
+    #[test]
+    fn a_service_that_systemd_would_start_anew_is_refused() {
+        let tree = Tree::lab();
+        let refused = |parent: u32, group: &str| {
+            tree.put("proc/100/stat", format!("100 (qemu) S {parent}{}\n", " 1".repeat(48)));
+            tree.put("proc/100/cgroup", format!("0::{group}\n"));
+            restarted_by(&tree.sys(), Pid::from_raw(100).unwrap()).is_err()
+        };
+        assert!(refused(1, "/system.slice/vm1.service"));
+        assert!(!refused(1, "/machine.slice/vm1.scope"));
+        assert!(!refused(1, "/system.slice/locum.service"));
+        assert!(
+            !refused(77, "/system.slice/runner.service"),
+            "a child of another process"
+        );
+    }
+
+    #[test]
+    fn a_pidfile_has_the_new_process_if_it_had_the_old_one() {
+        let tree = Tree::lab();
+        let command: Vec<String> = ["qemu", "-pidfile", "/run/vm1.pid"].map(str::to_owned).into();
+        let after = |before: &str| {
+            tree.put("run/vm1.pid", before);
+            let pid = |pid| Pid::from_raw(pid).unwrap();
+            write_pid(&tree.sys(), &command, pid(100), pid(200));
+            tree.sys().read("run/vm1.pid").unwrap()
+        };
+        assert_eq!(after("100\n"), "200");
+        assert_eq!(after("300\n"), "300");
+    }
 }

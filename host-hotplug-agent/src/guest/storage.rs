@@ -72,6 +72,9 @@ const SHARED: [&str; 15] = [
     "orangefs",
     "fuse.juicefs",
 ];
+/// What serves a disk, if it is this host.
+const SOCKET: &str = "a socket of this host";
+const LOOPBACK: &str = "a server of this host";
 /// Most bytes of a file that is compared with the successor's: firmware, and small images.
 const COMPARED_MAX: u64 = 64 << 20;
 
@@ -100,6 +103,8 @@ impl Disk {
 
 /// Whether an initramfs, or a file system in it, has that file.
 fn has(archive: &[u8], name: &Path, content: &[u8]) -> bool {
+    // Of several slashes one counts.
+    let name: PathBuf = name.components().collect();
     let (Ok(path), Some(file_name)) = (name.strip_prefix("/"), name.file_name()) else {
         return false;
     };
@@ -161,6 +166,11 @@ fn judge(node: &Node, process: Process<'_>) -> Option<Disk> {
     if INNER.contains(&driver) || EMPTY.contains(&driver) {
         return None;
     }
+    // libvirt's names for the firmware and its variables. It has them made where the domain goes, and QEMU writes all of the
+    // variables there when they have come with the guest's state (`hw/block/pflash_cfi01.c`, `postload_update_cb()`).
+    if node.name.starts_with("libvirt-pflash") {
+        return None;
+    }
     let disk = |problem: String| Disk {
         problem,
         read_only: None,
@@ -183,7 +193,7 @@ fn judge(node: &Node, process: Process<'_>) -> Option<Disk> {
     let here = process.file(path);
     let kind = here.as_deref().and_then(|here| process.file_system(here));
     match kind {
-        Some(kind) if SHARED.contains(&kind.as_str()) && node.direct => None,
+        Some(kind) if SHARED.contains(&kind.as_str()) && (node.direct || node.read_only) => None,
         Some(kind) if SHARED.contains(&kind.as_str()) => Some(disk(format!(
             "{file} ({kind}) is written through this host's page cache: give it `cache=none`, or `cache.direct=on`"
         ))),
@@ -199,8 +209,6 @@ fn judge(node: &Node, process: Process<'_>) -> Option<Disk> {
 
 /// What of this host serves a network disk, if it is this host. `file` is a URL, or `json:` and the node's options.
 fn server_here(file: &str) -> Option<&'static str> {
-    const SOCKET: &str = "a socket of this host";
-    const LOOPBACK: &str = "a server of this host";
     if let Some(options) = file.strip_prefix("json:") {
         let options: Value = serde_json::from_str(options).unwrap_or_default();
         return within(&options).map(|unix| if unix { SOCKET } else { LOOPBACK });
@@ -211,26 +219,33 @@ fn server_here(file: &str) -> Option<&'static str> {
     }
     let authority = rest.split(['/', '?']).next().unwrap_or_default();
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    let host = match host.strip_prefix('[') {
-        Some(bracketed) => bracketed.split(']').next().unwrap_or_default(),
-        None => host.split(':').next().unwrap_or_default(),
+    is_loopback(host_of(host)).then_some(LOOPBACK)
+}
+
+/// A host without the port that may follow it.
+fn host_of(address: &str) -> &str {
+    let mut parts = match address.strip_prefix('[') {
+        Some(bracketed) => bracketed.split(']'),
+        None => return address.split(':').next().unwrap_or_default(),
     };
-    is_loopback(host).then_some(LOOPBACK)
+    parts.next().unwrap_or_default()
 }
 
 /// Whether options of a block node name a server here: by a socket (true), or an address of the loopback (false).
 fn within(options: &Value) -> Option<bool> {
     match options {
-        Value::Object(members) => {
-            let text = |key: &str| members.get(key).and_then(Value::as_str);
-            if text("type") == Some("unix") || (members.contains_key("socket") && !members.contains_key("host")) {
-                return Some(true);
+        // Keys of nested options are joined by dots.
+        Value::Object(members) => members.iter().find_map(|(key, value)| {
+            let text = value.as_str().unwrap_or_default();
+            match key.rsplit('.').next().unwrap_or_default() {
+                "type" if text == "unix" => Some(true),
+                "host" if is_loopback(text) => Some(false),
+                // Of iSCSI, with its port.
+                "portal" if is_loopback(host_of(text)) => Some(false),
+                "url" | "uri" => server_here(text).map(|what| what == SOCKET),
+                _ => within(value),
             }
-            if text("host").is_some_and(is_loopback) {
-                return Some(false);
-            }
-            members.values().find_map(within)
-        }
+        }),
         Value::Array(items) => items.iter().find_map(within),
         _ => None,
     }
@@ -265,6 +280,14 @@ mod tests {
             ("nbd://[::1]:10809/disk", Some("a server of this host")),
             ("nfs://localhost/export/a", Some("a server of this host")),
             ("nbd+unix:///disk?socket=/run/nbd", Some("a socket of this host")),
+            (
+                r#"json:{"driver":"nbd","server.type":"unix","server.path":"/run/nbd"}"#,
+                Some("a socket of this host"),
+            ),
+            (
+                r#"json:{"driver":"iscsi","transport":"tcp","portal":"127.0.0.1:3260","target":"iqn.x"}"#,
+                Some("a server of this host"),
+            ),
             (
                 r#"json:{"driver":"nbd","server":{"type":"unix","path":"/run/nbd"}}"#,
                 Some("a socket of this host"),

@@ -293,14 +293,27 @@ fn leaving(others: Vec<Other>, left: &[config::Guest], leave: &[String]) -> Resu
         };
         other.name == *name || left.iter().filter(named).any(|guest| guest.name == *name)
     };
-    if let Some(other) = others.iter().find(|other| leave.iter().all(|name| !is(other, name))) {
-        return Err(Refusal::Stays {
-            guest: other.name.clone(),
-            why: if other.in_pool {
+    if let Some(other) = others.iter().find(|other| other.by == By::Nobody) {
+        return Err(Refusal::NobodysGuest(other.name.clone()));
+    }
+    let untold: Vec<_> = others
+        .iter()
+        .filter(|other| leave.iter().all(|name| !is(other, name)))
+        .map(|other| {
+            let why = if other.in_pool {
                 "no `[[guests]]` names it"
             } else {
                 "its RAM is not in the pool"
-            },
+            };
+            (other.name.as_str(), why)
+        })
+        .collect();
+    if !untold.is_empty() {
+        let each: Vec<_> = untold.iter().map(|(name, why)| format!("{name} ({why})")).collect();
+        let leave: Vec<_> = untold.iter().map(|(name, _)| format!("--leave '{name}'")).collect();
+        return Err(Refusal::Stays {
+            guests: each.join(", "),
+            leave: leave.join(" "),
         });
     }
     let known =
@@ -577,7 +590,7 @@ mod tests {
         for part in [
             "guest b",
             "/b is a file of this host; /c is another",
-            "--trust-storage b",
+            "--trust-storage 'b'",
         ] {
             assert!(refusal.to_string().contains(part), "{part}: {refusal}");
         }

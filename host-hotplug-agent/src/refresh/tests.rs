@@ -487,7 +487,7 @@ fn a_guest_that_would_end_with_this_host_is_told_and_shut_down_if_wanted() {
     let refused = |question: &Question| format!("{:#}", stage.worker.answer(question).unwrap_err());
     let untold = refused(&Question::Refresh("next".to_owned()));
     assert!(
-        untold.contains("guest plain runs here") && untold.contains("--leave 'plain'"),
+        untold.contains("plain (its RAM is not in the pool)") && untold.contains("--leave 'plain'"),
         "{untold}"
     );
     let unknown = refused(&leaving(&["plain", "none"]));
