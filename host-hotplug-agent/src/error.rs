@@ -1,5 +1,6 @@
 //! Why a request is refused before anything has changed. Each text names the cause, then the remedy.
 
+use std::borrow::Borrow;
 use std::path::PathBuf;
 
 use locum_abi::{FAMILY, HeaderError};
@@ -377,6 +378,15 @@ pub enum Refusal {
         /// Why not.
         error: std::io::Error,
     },
+}
+
+/// Names in a row.
+pub fn listed<S: Borrow<str>>(names: &[S]) -> String {
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    }
 }
 
 impl From<HeaderError> for Refusal {

@@ -2,7 +2,6 @@
 //! sockets in place of the channel. Skipped where QEMU is not installed; the lab's scenario `qemus` has one.
 
 use std::fs::{self, File};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -161,21 +160,12 @@ fn seen(so: impl Fn() -> bool) -> bool {
     Deadline::after(HANG).comes_true(OFTEN, so)
 }
 
-fn ports() -> (Port, Port) {
-    let (left, right) = UnixStream::pair().unwrap();
-    let port = |stream: UnixStream| {
-        stream.set_nonblocking(true).unwrap();
-        Port::new(File::from(OwnedFd::from(stream)))
-    };
-    (port(left), port(right))
-}
-
 fn hand_over(
     source: &mut dyn Vm,
     target: &mut dyn Vm,
     until: &Deadline<'_>,
 ) -> (anyhow::Result<Sent>, anyhow::Result<Received>) {
-    let (mut out, mut into) = ports();
+    let (mut out, mut into) = Port::pair().unwrap();
     std::thread::scope(|scope| {
         let sending = scope.spawn(|| source.send(&mut out, until));
         let received = target.receive(&mut into, until);

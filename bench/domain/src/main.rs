@@ -4,8 +4,6 @@
 //! `lab-domain send|receive NAME UUID SOCKET`: whoever receives makes the socket. Prints the bytes of the guest's state.
 
 use std::env;
-use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -44,7 +42,7 @@ fn main() -> Result<()> {
         "send" => {
             let libvirt = Libvirt::here(&sys.path("")).context("there is no libvirt")?;
             let mut vm = DomainVm::new(&sys, libvirt, &spec)?;
-            let sent = match vm.send(&mut port(UnixStream::connect(socket)?)?, &until) {
+            let sent = match vm.send(&mut Port::over(UnixStream::connect(socket)?)?, &until) {
                 Err(error) => {
                     vm.resume().with_context(|| format!("after {error:#}"))?;
                     return Err(error.context("it runs on here"));
@@ -57,7 +55,7 @@ fn main() -> Result<()> {
             let listener = UnixListener::bind(socket)?;
             let mut vm = DomainVm::waiting(&sys, &spec, &until)?;
             let (stream, _) = listener.accept()?;
-            if let Err(error) = vm.receive(&mut port(stream)?, &until) {
+            if let Err(error) = vm.receive(&mut Port::over(stream)?, &until) {
                 vm.quit()?;
                 return Err(error);
             }
@@ -66,9 +64,4 @@ fn main() -> Result<()> {
         _ => bail!("`{role}` is neither send nor receive"),
     }
     Ok(())
-}
-
-fn port(stream: UnixStream) -> Result<Port> {
-    stream.set_nonblocking(true)?;
-    Ok(Port::new(File::from(OwnedFd::from(stream))))
 }

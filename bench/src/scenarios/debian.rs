@@ -268,13 +268,17 @@ impl Host {
     /// The kernel does it.
     fn off(&mut self) -> Result<()> {
         self.progress.step("powering off");
-        self.here().start("echo o > /proc/sysrq-trigger")?;
-        self.goes_off()
+        self.here().power_off()?;
+        self.remove_disks()
     }
 
     /// It has been asked to.
     fn goes_off(&mut self) -> Result<()> {
         self.machine.wait_off(BOOT)?;
+        self.remove_disks()
+    }
+
+    fn remove_disks(&self) -> Result<()> {
         for file in ["disk.img", "boot.iso"] {
             fs::remove_file(self.machine.dir().join(file))?;
         }

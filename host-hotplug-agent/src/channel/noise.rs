@@ -1,10 +1,8 @@
 //! Channels that carry anything: what was sent torn, damaged, repeated or late, and what nobody sent. Whatever comes, each read
 //! ends with what was sent or with an error; nothing panics, and nothing goes round for ever.
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use proptest::collection::vec;
@@ -73,10 +71,9 @@ impl Noise {
 /// A channel with these bytes in it and nothing after them. Its other end can still be written to.
 fn carrying(bytes: &[u8]) -> (UnixStream, Port) {
     let (mut near, far) = UnixStream::pair().unwrap();
-    far.set_nonblocking(true).unwrap();
     near.write_all(bytes).unwrap();
     near.shutdown(Shutdown::Write).unwrap();
-    (near, Port::new(File::from(OwnedFd::from(far))))
+    (near, Port::over(far).unwrap())
 }
 
 fn message() -> impl Strategy<Value = Message> {

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -73,6 +74,24 @@ pub struct Port {
 }
 
 impl Port {
+    /// Over a socket that stands for a channel.
+    ///
+    /// # Errors
+    /// If it cannot be kept from blocking.
+    pub fn over(socket: UnixStream) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self::new(File::from(OwnedFd::from(socket))))
+    }
+
+    /// Two ends of a pair of sockets.
+    ///
+    /// # Errors
+    /// If there are no sockets to be had.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let (left, right) = UnixStream::pair()?;
+        Ok((Self::over(left)?, Self::over(right)?))
+    }
+
     /// Over an open file, which must not block (`O_NONBLOCK`).
     pub fn new(file: File) -> Self {
         Self {
@@ -182,10 +201,5 @@ pub fn within(seconds: u64) -> Deadline<'static> {
 /// For tests: two ends of a pair of channels.
 #[cfg(test)]
 pub fn pair() -> (Port, Port) {
-    let (left, right) = std::os::unix::net::UnixStream::pair().unwrap();
-    let file = |stream: std::os::unix::net::UnixStream| {
-        stream.set_nonblocking(true).unwrap();
-        Port::new(File::from(std::os::fd::OwnedFd::from(stream)))
-    };
-    (file(left), file(right))
+    Port::pair().unwrap()
 }

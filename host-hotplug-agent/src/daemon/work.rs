@@ -10,7 +10,7 @@ use super::ipc::Question;
 use super::keep::{self, Kept};
 use crate::config::Timeouts;
 use crate::deadline::Deadline;
-use crate::error::Refusal;
+use crate::error::{Refusal, listed};
 use crate::guest::Place;
 use crate::guest::renew::Renewed;
 use crate::journal::{Brief, Entry};
@@ -84,7 +84,6 @@ impl Worker {
         {
             let mut inner = self.agent.shared.lock();
             inner.refused = None;
-            inner.abort = None;
             inner.lost = None;
         }
         self.agent.machine.busy(true);
@@ -109,7 +108,6 @@ impl Worker {
     /// Gives a guest the QEMU that is installed now. Meanwhile no refresh begins.
     fn renew(&self, name: &str) -> Result<Renewed> {
         self.claim(&format!("this host itself, with another QEMU for guest {name}"))?;
-        self.agent.shared.lock().abort = None;
         self.agent.machine.busy(true);
         let outcome = self.renew_now(name);
         self.agent.machine.busy(false);
@@ -126,11 +124,7 @@ impl Worker {
             let known: Vec<_> = here.iter().map(|guest| guest.name.as_str()).collect();
             return Err(Refusal::NoGuestCalled {
                 name: name.to_owned(),
-                known: if known.is_empty() {
-                    "none".to_owned()
-                } else {
-                    known.join(", ")
-                },
+                known: listed(&known),
             }
             .into());
         };
@@ -151,6 +145,7 @@ impl Worker {
             return Err(Refusal::Split);
         }
         inner.running = Some(what.to_owned());
+        inner.abort = None;
         Ok(())
     }
 

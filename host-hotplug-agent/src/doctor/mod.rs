@@ -7,7 +7,7 @@ mod kernel;
 use locum_abi::POOL_PIECES;
 
 use crate::config::Config;
-use crate::error::Refusal;
+use crate::error::{Refusal, listed};
 use crate::machine::{Access, CarriedOver, Device};
 use crate::preflight::{self, facts::SecureBoot};
 use crate::sysroot::{SysRoot, parse_list};
@@ -95,11 +95,7 @@ fn monitor(sys: &SysRoot) -> Vec<Check> {
         Check::need(
             "pool",
             !pool.is_empty(),
-            if pool.is_empty() {
-                "none".to_owned()
-            } else {
-                pool.join(", ")
-            },
+            listed(&pool),
             "give L0 an argument such as pool=25% in the boot loader's entry, and see its log if it has one",
         ),
         Check::need(

@@ -31,18 +31,9 @@ pub fn end(sys: &SysRoot, spec: &Spec) -> Result<()> {
     if !sys.is_hosts() {
         return Ok(());
     }
-    let own = rustix::process::getpid();
-    if let Some(pid) = still_undecided(sys, own, &Deadline::after(BEGUN))? {
-        bail!(
-            "guest {}: process {} may have been started as its QEMU by an earlier daemon, and has not come as far as to show it: \
-             end it, or wait",
-            spec.name,
-            pid.as_raw_nonzero()
-        );
-    }
+    wait_for_undecided(sys, spec)?;
     for pid in marked(sys, &spec.qmp)? {
-        let ended = |pid| Process::new(sys, pid).ended();
-        if ended(pid) {
+        if Process::new(sys, pid).ended() {
             continue;
         }
         if listens(sys, spec) {
@@ -59,14 +50,7 @@ pub fn end(sys: &SysRoot, spec: &Spec) -> Result<()> {
             spec.name,
             pid.as_raw_nonzero()
         );
-        let _ = kill_process(pid, Signal::KILL);
-        if !Deadline::after(KILLED).comes_true(Duration::from_millis(10), || ended(pid)) {
-            bail!(
-                "guest {}: process {}, which an earlier daemon had started, does not end: `kill -9` it",
-                spec.name,
-                pid.as_raw_nonzero()
-            );
-        }
+        kill(sys, spec, pid)?;
     }
     Ok(())
 }
@@ -79,22 +63,34 @@ pub fn end_but(sys: &SysRoot, spec: &Spec, kept: Pid) -> Result<()> {
     if !sys.is_hosts() {
         return Ok(());
     }
+    wait_for_undecided(sys, spec)?;
+    let mut others = marked(sys, &spec.qmp)?.into_iter().filter(|pid| *pid != kept);
+    others.try_for_each(|pid| kill(sys, spec, pid))
+}
+
+/// Waits until everyone shows whether it is the guest's QEMU.
+fn wait_for_undecided(sys: &SysRoot, spec: &Spec) -> Result<()> {
     let own = rustix::process::getpid();
-    if let Some(pid) = still_undecided(sys, own, &Deadline::after(BEGUN))? {
+    match still_undecided(sys, own, &Deadline::after(BEGUN))? {
+        None => Ok(()),
+        Some(pid) => bail!(
+            "guest {}: process {} may have been started as its QEMU by an earlier daemon, and has not come as far as to show it: \
+             end it, or wait",
+            spec.name,
+            pid.as_raw_nonzero()
+        ),
+    }
+}
+
+fn kill(sys: &SysRoot, spec: &Spec, pid: Pid) -> Result<()> {
+    let _ = kill_process(pid, Signal::KILL);
+    let ended = || Process::new(sys, pid).ended();
+    if !Deadline::after(KILLED).comes_true(Duration::from_millis(10), ended) {
         bail!(
-            "process {} does not show whether it is the guest's QEMU: end it, or wait",
+            "guest {}: process {}, which an earlier daemon had started, does not end: `kill -9` it",
+            spec.name,
             pid.as_raw_nonzero()
         );
-    }
-    for pid in marked(sys, &spec.qmp)?.into_iter().filter(|pid| *pid != kept) {
-        let _ = kill_process(pid, Signal::KILL);
-        let ended = Deadline::after(KILLED).comes_true(Duration::from_millis(10), || Process::new(sys, pid).ended());
-        if !ended {
-            bail!(
-                "process {}, which an earlier daemon had started, does not end: `kill -9` it",
-                pid.as_raw_nonzero()
-            );
-        }
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use super::argv::{self, Item};
 use super::libvirt::{DomainState, Libvirt};
 use super::process::Process;
 use super::qmp::{Monitor, Qmp};
-use super::{discover, qemu, users};
+use super::{discover, process, users};
 use crate::deadline::Deadline;
 use crate::sysroot::SysRoot;
 
@@ -50,14 +50,14 @@ pub enum By {
 
 /// All virtual machines of this host but those in `going` processes.
 pub(super) fn all(sys: &SysRoot, going: &[Pid], in_pool: &[Pid], domains: discover::Domains<'_>) -> Vec<Other> {
-    let pids = sys.list("proc").unwrap_or_default();
-    let pids = pids.iter().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
-    pids.filter(|pid| !going.contains(pid))
+    process::every(sys)
+        .filter(|pid| !going.contains(pid))
         .filter_map(|pid| {
-            let command = Process::new(sys, pid).command().unwrap_or_default();
+            let process = Process::new(sys, pid);
+            let command = process.command().unwrap_or_default();
             let items = argv::items(&command);
             let is_qemu = command.first().is_some_and(|program| argv::is_qemu(program));
-            if !(is_qemu || has_vm(Process::new(sys, pid))) || has_no_machine(&items) || is_helper(sys, pid, &command) {
+            if !(is_qemu || has_vm(process)) || has_no_machine(&items) || is_helper(sys, process, &command) {
                 return None;
             }
             let domain = discover::uuid(&items).and_then(domains);
@@ -86,10 +86,8 @@ fn has_vm(process: Process<'_>) -> bool {
 }
 
 /// Whether its parent is the same QEMU: one that is torn down asynchronously (`-run-with async-teardown=on`) has such a child.
-fn is_helper(sys: &SysRoot, pid: Pid, command: &[String]) -> bool {
-    let parent = Process::new(sys, pid)
-        .stat()
-        .and_then(|stat| Pid::from_raw(stat.parent));
+fn is_helper(sys: &SysRoot, process: Process<'_>, command: &[String]) -> bool {
+    let parent = process.stat().and_then(|stat| Pid::from_raw(stat.parent));
     let theirs = parent.and_then(|parent| Process::new(sys, parent).command().ok());
     theirs.is_some_and(|theirs| theirs == *command)
 }
@@ -119,7 +117,7 @@ pub(super) fn shut_down(sys: &SysRoot, other: &Other, until: &Deadline<'_>) -> R
             let process = Process::new(sys, other.pid);
             let mut qmp = Qmp::connect(socket, until)?;
             // Another one's may have that name by now, or in this host's root.
-            let listens = qemu::peer(&qmp)?;
+            let listens = qmp.peer()?;
             ensure!(
                 listens == other.pid,
                 "process {} listens at {}, and not process {}: end the guest yourself",

@@ -10,6 +10,12 @@ use rustix::process::Pid;
 use super::{argv, pool};
 use crate::sysroot::SysRoot;
 
+/// Every process of this host, in the order of `/proc`; none if that cannot be read.
+pub fn every(sys: &SysRoot) -> impl Iterator<Item = Pid> {
+    let names = sys.list("proc").unwrap_or_default();
+    names.into_iter().filter_map(|name| Pid::from_raw(name.parse().ok()?))
+}
+
 /// A process on this host.
 #[derive(Clone, Copy, Debug)]
 pub struct Process<'s> {

@@ -63,7 +63,7 @@ impl Hypervisor for Qemu {
                 status,
             });
         }
-        let pid = peer(&qmp).map_err(refuse)?;
+        let pid = qmp.peer().map_err(refuse)?;
         let process = Process::new(&self.sys, pid);
         let running = process.command().map_err(|error| refuse(error.into()))?;
         if !argv::starts_qemu(&running) {
@@ -84,9 +84,8 @@ impl Hypervisor for Qemu {
     }
 
     fn attach(&self, spec: &Spec) -> Result<Box<dyn Vm>> {
-        let qmp = Qmp::connect(&spec.qmp, &Deadline::after(ANSWER)).context("its QEMU does not answer")?;
-        let pid = peer(&qmp)?;
-        Ok(Box::new(QemuVm::new(qmp, pid)))
+        let vm = QemuVm::at(&spec.qmp).context("its QEMU does not answer")?;
+        Ok(Box::new(vm))
     }
 
     fn find(&self, spec: &Spec) -> Result<Option<Box<dyn Vm>>> {
@@ -378,10 +377,4 @@ fn output(process: Process<'_>, name: &str) -> PathBuf {
 pub(super) fn nobody_listens(error: &anyhow::Error) -> bool {
     let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
     matches!(kind, Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused))
-}
-
-/// The process at the other end of the socket.
-pub(super) fn peer(qmp: &Qmp) -> Result<Pid> {
-    let credentials = rustix::net::sockopt::socket_peercred(qmp.stream())?;
-    Ok(credentials.pid)
 }

@@ -14,6 +14,7 @@ use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
     sendmsg, socket_with,
 };
+use rustix::process::Pid;
 use serde_json::{Map, Value, json};
 
 use crate::channel::port::PortError;
@@ -122,9 +123,12 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// The socket, for its peer's credentials.
-    pub fn stream(&self) -> &UnixStream {
-        &self.stream
+    /// The process at the other end of its socket.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn peer(&self) -> Result<Pid> {
+        Ok(rustix::net::sockopt::socket_peercred(&self.stream)?.pid)
     }
 
     /// Gives QEMU a file descriptor under a name.

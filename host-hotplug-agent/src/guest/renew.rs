@@ -7,10 +7,8 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -19,7 +17,6 @@ use serde::{Deserialize, Serialize};
 
 use super::process::Process;
 use super::qemu::{self, ANSWER};
-use super::qmp::Qmp;
 use super::running::QemuVm;
 use super::{Place, Spec, Vm, argv, orphan};
 use crate::channel::Port;
@@ -207,7 +204,7 @@ pub(super) fn renew(
     let running = Process::new(sys, old.pid);
     let running = running.command().context("the command line of its QEMU")?;
     restarted_by(sys, old.pid)?;
-    let (mut out, mut into) = ports()?;
+    let (mut out, mut into) = Port::pair()?;
     if let Err(error) = guest.begin() {
         guest.back(&mut old)?;
         return Err(error);
@@ -335,13 +332,9 @@ fn write_pid(sys: &SysRoot, command: &[String], old: Pid, new: Pid) {
 
 /// The QEMU at that socket; `None` if nobody listens there.
 fn attach(path: &Path) -> Result<Option<QemuVm>> {
-    match Qmp::connect(path, &Deadline::after(ANSWER)) {
-        Ok(qmp) => {
-            let pid = qemu::peer(&qmp)?;
-            Ok(Some(QemuVm::new(qmp, pid)))
-        }
+    match QemuVm::at(path) {
         Err(error) if qemu::nobody_listens(&error) => Ok(None),
-        Err(error) => Err(error).with_context(|| path.display().to_string()),
+        outcome => outcome.map(Some).with_context(|| path.display().to_string()),
     }
 }
 
@@ -349,16 +342,6 @@ fn beside(socket: &Path, ending: &str) -> PathBuf {
     let mut path = OsString::from(socket);
     path.push(ending);
     PathBuf::from(path)
-}
-
-/// What stands for a channel.
-fn ports() -> Result<(Port, Port)> {
-    let (left, right) = UnixStream::pair()?;
-    let port = |stream: UnixStream| -> io::Result<Port> {
-        stream.set_nonblocking(true)?;
-        Ok(Port::new(File::from(OwnedFd::from(stream))))
-    };
-    Ok((port(left)?, port(right)?))
 }
 
 #[cfg(test)]

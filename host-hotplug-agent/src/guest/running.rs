@@ -40,9 +40,14 @@ pub struct QemuVm {
 }
 
 impl QemuVm {
-    /// One that was there before.
-    pub fn new(qmp: Qmp, pid: Pid) -> Self {
-        Self { qmp, pid, child: None }
+    /// One that was there before, by its monitor's socket.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn at(path: &Path) -> Result<Self> {
+        let qmp = Qmp::connect(path, &Deadline::after(ANSWER))?;
+        let pid = qmp.peer()?;
+        Ok(Self { qmp, pid, child: None })
     }
 
     /// Begins an outgoing migration: its stream, the guest's RAM in bytes, and the TSC at which it began.

@@ -4,7 +4,7 @@
 //! QEMU shows a disk as a tree of block nodes (`qapi/block-core.json`, `query-named-block-nodes`). Its leaves say where the
 //! bytes are. A leaf of QEMU's own network drivers is reached from either host, and has no page cache; so has a file of a
 //! network file system that is opened with `cache.direct`. Everything else is this host's until the opposite is shown: a file
-//! that is only read is fine if the successor's initramfs has the same one, which [`Disk::is_settled_by`] looks at.
+//! that is only read is fine if the successor's initramfs has the same one, which [`settled`] looks at.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -87,38 +87,55 @@ pub struct Disk {
     pub read_only: Option<(PathBuf, PathBuf)>,
 }
 
-impl Disk {
-    /// Whether it is a file that is only read, and the successor's initramfs has one with the same bytes at the same path.
-    pub fn is_settled_by(&self, archive: &[u8]) -> bool {
-        let Some((name, here)) = &self.read_only else {
-            return false;
-        };
+/// A file that is looked for in the successor's initramfs.
+struct Wanted {
+    /// Its path, without a slash at the start.
+    path: Vec<u8>,
+    content: Vec<u8>,
+}
+
+impl Wanted {
+    fn of(disk: &Disk) -> Option<Self> {
+        let (name, here) = disk.read_only.as_ref()?;
+        // Of several slashes one counts.
+        let name: PathBuf = name.components().collect();
+        let path = name.strip_prefix("/").ok()?.as_os_str().as_encoded_bytes().to_vec();
         let small = fs::metadata(here).is_ok_and(|file| file.is_file() && file.len() <= COMPARED_MAX);
-        let (true, Ok(content)) = (small, fs::read(here)) else {
-            return false;
-        };
-        has(archive, name, &content)
+        let content = small.then(|| fs::read(here).ok()).flatten()?;
+        Some(Self { path, content })
+    }
+
+    /// Without its directories.
+    fn name(&self) -> &[u8] {
+        self.path.rsplit(|&byte| byte == b'/').next().unwrap_or_default()
+    }
+
+    fn is(&self, path: &[u8], content: &[u8]) -> bool {
+        self.path == path && self.content == content
     }
 }
 
-/// Whether an initramfs, or a file system in it, has that file.
-fn has(archive: &[u8], name: &Path, content: &[u8]) -> bool {
-    // Of several slashes one counts.
-    let name: PathBuf = name.components().collect();
-    let (Ok(path), Some(file_name)) = (name.strip_prefix("/"), name.file_name()) else {
-        return false;
+/// Of each of the disks, whether it is a file that is only read, and the successor's initramfs, or a file system in it, has one
+/// with the same bytes at the same path.
+pub fn settled(disks: &[&Disk], archive: &[u8]) -> Vec<bool> {
+    let wanted: Vec<_> = disks.iter().map(|disk| Wanted::of(disk)).collect();
+    let mut settled = vec![false; wanted.len()];
+    if wanted.iter().all(Option::is_none) {
+        return settled;
+    }
+    let mut see = |path: &[u8], content: &[u8]| {
+        for (wanted, settled) in wanted.iter().zip(&mut settled) {
+            *settled |= wanted.as_ref().is_some_and(|wanted| wanted.is(path, content));
+        }
     };
-    let (path, file_name) = (path.as_os_str().as_encoded_bytes(), file_name.as_encoded_bytes());
-    let mut found = false;
+    let is_wanted = |name: &[u8]| wanted.iter().flatten().any(|wanted| wanted.name() == name);
     initramfs::each_file(archive, &mut |entry| {
-        found |= entry.name.strip_prefix(b"./").unwrap_or(entry.name) == path && entry.content == content;
-        let image = squashfs::each_file(entry.content, &|name| name == file_name, &mut |file| {
-            found |= file.path == path && file.content == content;
-        });
+        see(entry.name.strip_prefix(b"./").unwrap_or(entry.name), entry.content);
+        let image = squashfs::each_file(entry.content, &is_wanted, &mut |file| see(&file.path, &file.content));
         // One that cannot be read has nothing to show.
         drop(image);
     });
-    found
+    settled
 }
 
 /// The disks of a guest that the successor may not have.
@@ -311,11 +328,14 @@ mod tests {
             problem: String::new(),
             read_only,
         };
-        assert!(disk(Some((here.clone(), here.clone()))).is_settled_by(&archive));
+        let is_settled = |disk: Disk| settled(&[&disk], &archive) == [true];
+        assert!(is_settled(disk(Some((here.clone(), here.clone())))));
         let elsewhere = dir.path().join("other/code.fd");
-        assert!(!disk(Some((elsewhere, here.clone()))).is_settled_by(&archive));
-        assert!(!disk(None).is_settled_by(&archive));
+        assert!(!is_settled(disk(Some((elsewhere, here.clone())))));
+        assert!(!is_settled(disk(None)));
+        let both = [disk(None), disk(Some((here.clone(), here.clone())))];
+        assert_eq!(settled(&both.iter().collect::<Vec<_>>(), &archive), [false, true]);
         fs::write(&here, "another firmware").unwrap();
-        assert!(!disk(Some((here.clone(), here))).is_settled_by(&archive));
+        assert!(!is_settled(disk(Some((here.clone(), here)))));
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::Pid;
 
 use super::pool::Pool;
-use super::process::Process;
+use super::process::{self, Process};
 use crate::sysroot::SysRoot;
 
 /// How many are named.
@@ -27,9 +27,7 @@ pub fn of(sys: &SysRoot, pool: &Pool) -> Option<String> {
 
 /// These processes, in the order of `/proc`.
 pub fn each(sys: &SysRoot, pool: &Pool) -> Vec<Pid> {
-    let pids = sys.list("proc").unwrap_or_default();
-    let pids = pids.iter().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
-    pids.filter(|pid| uses(sys, pool, *pid)).collect()
+    process::every(sys).filter(|pid| uses(sys, pool, *pid)).collect()
 }
 
 /// A process with its name.

@@ -23,6 +23,7 @@ pub mod drive;
 mod faults;
 mod found;
 pub mod give_back;
+mod going;
 pub mod incumbent;
 mod kdump;
 #[cfg(test)]
@@ -39,6 +40,8 @@ pub mod successor;
 pub mod take_up;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wishes;
 
 pub use agent::{Agent, Limits};
 pub use prepare::{Choice, Prepared, Wishes};

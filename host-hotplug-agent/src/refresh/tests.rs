@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use locum_abi::{CpuMode, HostState, Slot, StopReason};
 
 use super::stage::{HANG, Stage, kept};
-use crate::daemon::ipc::{Question, Target};
+use crate::daemon::ipc::Question;
 use crate::error::Refusal;
 use crate::l0::{memory, view};
 use crate::machine::{Machine, TextKind};
@@ -380,21 +380,19 @@ fn what_the_load_would_be_refused_for_is_refused_before_anything_is_taken() {
     stage.intact();
 }
 
+/// A refresh to `next`, before it begins.
+fn prepared(stage: &Stage) -> Prepared {
+    let hypervisor = FakeHypervisor::new(&stage.world, INCUMBENT);
+    let config = stage.machine.tree().path().join("etc/locum");
+    let (choice, wishes) = ("next".into(), Wishes::default());
+    Prepared::new(&*stage.machine, &hypervisor, &config, choice, wishes, vec![]).unwrap()
+}
+
 #[test]
 fn a_plan_says_what_it_could_not_look_at_and_what_stays() {
     let stage = Stage::new(Behaviour::Boots);
     stage.machine.tree().function("10000:01:00.0", "0x010802", 0, None, "");
-    let hypervisor = FakeHypervisor::new(&stage.world, INCUMBENT);
-    let config = stage.machine.tree().path().join("etc/locum");
-    let prepared = Prepared::new(
-        &*stage.machine,
-        &hypervisor,
-        &config,
-        "next".into(),
-        Wishes::default(),
-        vec![],
-    )
-    .unwrap();
+    let prepared = prepared(&stage);
     let text = PlanView::new(&prepared, &*stage.machine).unwrap().to_string();
     for guest in ["one", "two"] {
         let note = format!("beware      guest {guest}: qemu of the successor was not looked at");
@@ -409,19 +407,7 @@ fn the_pin_of_the_next_hosts_console_goes_with_its_ports() {
     let tree = stage.machine.tree();
     tree.put("sys/class/tty/ttyS1/port", "0x2F8\n");
     tree.put("sys/class/tty/ttyS1/irq", "3\n");
-    let hypervisor = FakeHypervisor::new(&stage.world, INCUMBENT);
-    let config = tree.path().join("etc/locum");
-    let prepared = || {
-        Prepared::new(
-            &*stage.machine,
-            &hypervisor,
-            &config,
-            "next".into(),
-            Wishes::default(),
-            vec![],
-        )
-        .unwrap()
-    };
+    let prepared = || prepared(&stage);
     let (alone, plan) = (prepared(), prepared().plan(&*stage.machine).unwrap());
     assert!(plan.pins.contains(&partitioner::Gsi(3)), "{:?}", plan.pins);
     tree.put("sys/kernel/irq/3/chip_name", "IO-APIC\n");
@@ -446,89 +432,6 @@ fn an_incumbent_that_dies_on_its_way_out_is_taken() {
     assert_eq!(kept(&successor).outcome, "done");
     let status = memory::status(&stage.world.region, &stage.world.region.header()).unwrap();
     assert!(status.cpus[..4].iter().all(|cpu| view::owner(cpu) == Some(SUCCESSOR)));
-}
-
-#[test]
-fn storage_is_trusted_by_name_only() {
-    let stage = Stage::new(Behaviour::Boots);
-    stage.world.has_local_disks("/a.qcow2 is a file of this host");
-    let trusting = |guests: &[&str]| Question::RefreshWith {
-        to: Target::Named("next".to_owned()),
-        trust_storage: guests.iter().map(|name| (*name).to_owned()).collect(),
-        leave: vec![],
-    };
-    for (question, guest) in [
-        (Question::Refresh("next".to_owned()), "one"),
-        (trusting(&["two"]), "one"),
-        (trusting(&["one"]), "two"),
-    ] {
-        let error = stage.worker.answer(&question).unwrap_err();
-        assert!(matches!(error.downcast_ref(), Some(Refusal::Storage { .. })), "{error}");
-        assert!(
-            error.to_string().starts_with(&format!("guest {guest}: /a.qcow2")),
-            "{error}"
-        );
-    }
-    stage.intact();
-    stage.worker.answer(&trusting(&["one", "two"])).unwrap();
-    assert_eq!(stage.wait().outcome, "retired");
-    stage.ended("trusted");
-}
-
-#[test]
-fn a_guest_that_would_end_with_this_host_is_told_and_shut_down_if_wanted() {
-    let stage = Stage::new(Behaviour::Boots);
-    stage.world.has_plain_guest("plain");
-    let leaving = |guests: &[&str]| Question::RefreshWith {
-        to: Target::Named("next".to_owned()),
-        trust_storage: vec![],
-        leave: guests.iter().map(|name| (*name).to_owned()).collect(),
-    };
-    let refused = |question: &Question| format!("{:#}", stage.worker.answer(question).unwrap_err());
-    let untold = refused(&Question::Refresh("next".to_owned()));
-    assert!(
-        untold.contains("plain (its RAM is not in the pool)") && untold.contains("--leave 'plain'"),
-        "{untold}"
-    );
-    let unknown = refused(&leaving(&["plain", "none"]));
-    assert!(unknown.contains("`none`"), "{unknown}");
-    stage.world.fail(INCUMBENT, "shut_down", 1);
-    let stays = refused(&leaving(&["plain"]));
-    assert!(stays.contains("guest plain does not shut down"), "{stays}");
-    assert_eq!(stage.shared.status().running, None);
-    stage.intact();
-    assert_eq!(stage.world.plain_guests(), ["plain"]);
-    // One of the configuration's stays behind likewise.
-    stage.worker.answer(&leaving(&["plain", "two"])).unwrap();
-    assert_eq!(stage.wait().outcome, "retired");
-    assert_eq!(kept(&stage.reigns()).outcome, "done");
-    assert_eq!(stage.world.runs_in("one"), [SUCCESSOR]);
-    assert_eq!(stage.world.runs_in("two"), []);
-    assert_eq!(stage.world.plain_guests(), [] as [&str; 0]);
-}
-
-#[test]
-fn a_qemu_is_not_replaced_beside_a_refresh_nor_where_it_cannot_be() {
-    let stage = Stage::new(Behaviour::Boots);
-    let renew = |name: &str| {
-        format!(
-            "{:#}",
-            stage.worker.answer(&Question::Renew(name.to_owned())).unwrap_err()
-        )
-    };
-    let unknown = renew("three");
-    assert!(unknown.contains("`three`") && unknown.contains("one, two"), "{unknown}");
-    let cannot = renew("one");
-    assert!(
-        cannot.contains("guest one") && cannot.contains("cannot get another QEMU"),
-        "{cannot}"
-    );
-    stage.intact();
-    stage.begin();
-    let beside = renew("one");
-    assert!(beside.contains("a refresh to `next` is running"), "{beside}");
-    assert_eq!(stage.wait().outcome, "retired");
-    stage.ended("a refresh during which another QEMU was wanted");
 }
 
 #[test]
