@@ -119,7 +119,19 @@ impl Server {
             .machine
             .host(0)
             .boots_anew(BOOT, |host| host.start("systemctl reboot").map(drop));
-        boot.context("rebooting").map(drop)
+        boot.context("rebooting")?;
+        self.settles()
+    }
+
+    /// Waits until nothing is left to be started: GRUB's own unit writes its environment, which is empty for a moment, and a unit
+    /// may fail late.
+    fn settles(&mut self) -> Result<()> {
+        let state = self.sh("systemctl is-system-running --wait || true")?;
+        ensure!(
+            ["running", "degraded"].contains(&state.trim()),
+            "the server has booted, and is {state}"
+        );
+        Ok(())
     }
 
     /// Whether the next boot is to go by way of Locum.
@@ -154,6 +166,7 @@ impl Server {
     fn debian(&mut self) -> Result<()> {
         self.progress.step("Debian boots from its disk");
         self.machine.host(0).wait_ready(BOOT)?;
+        self.settles()?;
         self.sh("mountpoint /boot/efi && mkdir -p /boot/grub && \
                  grub-install --target=x86_64-efi --efi-directory=/boot/efi --removable --no-nvram && update-grub")?;
         self.reboot()?;
@@ -257,6 +270,7 @@ impl Server {
         let reset = self.machine.monitor("system_reset")?;
         ensure!(reset.is_empty(), "QEMU's monitor said: {reset}");
         self.machine.host(0).wait_ready(BOOT)?;
+        self.settles()?;
         self.plain().context("after an L0 that hung")?;
         self.sh("cp /root/l0 /boot/locum-l0")?;
         self.attempt()?;
