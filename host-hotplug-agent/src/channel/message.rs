@@ -52,6 +52,9 @@ pub enum Message {
         /// Guests that have a QEMU there. An older agent does not tell.
         #[serde(default)]
         guests: Option<Vec<There>>,
+        /// Guests whose QEMUs have ended there, and which may have run in them before. An older agent tells none.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        ended: Vec<String>,
         /// Whether the incumbent has put it in charge.
         #[serde(default)]
         entrusted: bool,
@@ -148,6 +151,9 @@ pub struct There {
     pub name: String,
     /// What it does there.
     pub place: Place,
+    /// All of it was sent to the other host, in which it may have run since. An older agent does not tell.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sent: bool,
 }
 
 fn first() -> u16 {
@@ -348,7 +354,9 @@ mod tests {
             guests: Some(vec![There {
                 name: "one".to_owned(),
                 place: Place::Waiting,
+                sent: false,
             }]),
+            ended: vec!["two".to_owned()],
             entrusted: false,
         }
     }
@@ -545,6 +553,7 @@ mod tests {
             cpus,
             versions: successor.ours,
             guests: None,
+            ended: vec![],
             entrusted: false,
         };
         successor.send(&hello, &within(180)).unwrap();

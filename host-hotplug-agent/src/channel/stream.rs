@@ -2,6 +2,9 @@
 //!
 //! So the end is part of the stream, a channel serves any number of guests one after the other, and a damaged byte
 //! never reaches QEMU.
+//!
+//! Nor does the last chunk before the end is there, and a QEMU lets no guest run of whose state it lacks a byte. So as long as
+//! [`send`] has not succeeded, the guest has not run in the other host, whatever becomes of that.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -36,7 +39,7 @@ pub enum StreamError {
 /// Copies all that QEMU writes into the channel. Returns the number of bytes.
 ///
 /// # Errors
-/// [`StreamError`]; the receiver is told.
+/// [`StreamError`]; the receiver is told, and its QEMU does not get all of it.
 pub fn send(mut qemu: UnixStream, port: &mut Port, until: &Deadline<'_>) -> Result<u64, StreamError> {
     let outcome = pump_out(&mut qemu, port, until);
     match outcome {
@@ -89,13 +92,19 @@ pub fn receive(port: &mut Port, mut qemu: UnixStream, until: &Deadline<'_>) -> R
     let mut total = 0;
     // After QEMU has failed, the rest is read all the same: the sender must not wait, and the channel be clean.
     let mut failed = None;
+    let mut held_back = Vec::new();
     loop {
         let mut head = [0; 8];
         port.read_exact(&mut head, until)?;
         let [l0, l1, l2, l3, c0, c1, c2, c3] = head;
         let crc = u32::from_le_bytes([c0, c1, c2, c3]);
         let len = match u32::from_le_bytes([l0, l1, l2, l3]) {
-            0 if crc == 0 => return failed.map_or(Ok(total), Err),
+            0 if crc == 0 => {
+                return match failed {
+                    Some(error) => Err(error),
+                    None => feed(&mut qemu, &held_back, until).map(|()| total),
+                };
+            }
             // Not nothing's checksum: another length was meant, and the state does not end here.
             0 => return Err(StreamError::Damaged),
             ABANDONED => return Err(StreamError::Abandoned),
@@ -108,8 +117,9 @@ pub fn receive(port: &mut Port, mut qemu: UnixStream, until: &Deadline<'_>) -> R
             return Err(StreamError::Damaged);
         }
         if failed.is_none() {
-            failed = feed(&mut qemu, &bytes, until).err();
+            failed = feed(&mut qemu, &held_back, until).err();
         }
+        held_back = bytes;
         total += len as u64;
     }
 }
@@ -155,6 +165,26 @@ mod tests {
                 assert!(read == state);
             });
         }
+    }
+
+    #[test]
+    fn qemu_has_the_last_chunk_once_the_end_is_there() {
+        let (mut out, mut into) = pair();
+        let chunk = |bytes: &[u8]| [&header(bytes.len() as u32, crc32fast::hash(bytes)), bytes].concat();
+        let state = [chunk(b"first"), chunk(b"last")].concat();
+        out.write_all(&state, &within(180)).unwrap();
+        let (mut qemu, end) = UnixStream::pair().unwrap();
+        std::thread::scope(|scope| {
+            let received = scope.spawn(|| receive(&mut into, end, &within(180)));
+            let mut some = [0; 5];
+            qemu.read_exact(&mut some).unwrap();
+            assert_eq!(&some, b"first");
+            abandon(&mut out, &within(180));
+            assert!(matches!(received.join().unwrap(), Err(StreamError::Abandoned)));
+        });
+        let mut rest = Vec::new();
+        qemu.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"");
     }
 
     #[test]

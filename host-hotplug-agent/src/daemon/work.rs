@@ -368,9 +368,21 @@ impl Worker {
         for spec in guests {
             let name = &spec.name;
             if dead.contains(name) {
-                unwell.push(format!(
-                    "guest {name}: its QEMU ended in the successor before it could come back: start it anew"
-                ));
+                let here = self.agent.hypervisor.find(&spec).is_ok_and(|vm| vm.is_some());
+                let go_on = if spec.libvirt.is_some() {
+                    "`virsh resume`"
+                } else {
+                    "`cont` at its QMP socket"
+                };
+                let remedy = if here {
+                    format!(
+                        "it may have run in the successor, and stands still here as it was before that: end its QEMU and start it \
+                         anew, or have it go on by {go_on} if you know that it has not run"
+                    )
+                } else {
+                    "its QEMU ended in the successor before it could come back: start it anew".to_owned()
+                };
+                unwell.push(format!("guest {name}: {remedy}"));
                 continue;
             }
             let looked = self.agent.hypervisor.find(&spec).and_then(|vm| match vm {

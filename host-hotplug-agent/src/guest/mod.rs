@@ -21,7 +21,7 @@ pub mod users;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use partitioner::MemRange;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,7 @@ use crate::channel::Port;
 use crate::config;
 use crate::deadline::Deadline;
 use crate::error::Refusal;
+use crate::tsc;
 
 /// What the other host needs to know to run a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +160,22 @@ pub trait Vm: Send {
     /// If QEMU does not obey: then it is not known.
     fn arrive(&mut self) -> Result<Place>;
 
+    /// Whether all of the guest was sent: then it may run in the other host, or have run there and ended, and what is here of it
+    /// is of before that.
+    ///
+    /// # Errors
+    /// If QEMU does not say.
+    fn has_gone(&mut self) -> Result<bool>;
+
+    /// After a [`Vm::receive`] that failed: whether the guest runs here all the same. If not, it has not run, and its QEMU is
+    /// gone.
+    ///
+    /// # Errors
+    /// If the QEMU cannot be ended, or if what it has of the guest may be all there is.
+    fn has_come(&mut self) -> Result<bool> {
+        self.quit().map(|()| false)
+    }
+
     /// Leaves nothing switched on that a handover wanted: an ordinary migration of the guest, or saving it, is to take its RAM
     /// along. Done by [`Vm::resume`] and [`Vm::arrive`] where the guest runs.
     ///
@@ -186,6 +203,26 @@ pub fn try_plain(vm: &mut dyn Vm, name: &str) {
     if let Err(error) = vm.plain() {
         tracing::warn!("guest {name}: {error:#}");
     }
+}
+
+/// A [`Vm::receive`] that failed though the guest runs here has not. After one that did, the guest has not run here, and its QEMU
+/// is gone.
+///
+/// # Errors
+/// As [`Vm::has_come`]: then it is not known.
+pub fn whether_it_came(vm: &mut dyn Vm, received: Result<Received>) -> Result<Result<Received>> {
+    let Err(error) = received else {
+        return Ok(received);
+    };
+    if !vm.has_come().with_context(|| format!("{error:#}"))? {
+        return Ok(Err(error));
+    }
+    tracing::warn!("the guest has come, but: {error:#}");
+    let now = tsc::now();
+    Ok(Ok(Received {
+        received: now,
+        resumed: now,
+    }))
 }
 
 /// What runs guests on this host.

@@ -180,6 +180,11 @@ impl Qmp {
         }
     }
 
+    /// Whether there is an event with that name among those read and not taken yet.
+    pub fn heard(&self, name: &str) -> bool {
+        self.events.iter().any(|event| event.name == name)
+    }
+
     /// Forgets the events read so far.
     pub fn drop_events(&mut self) {
         self.events.clear();

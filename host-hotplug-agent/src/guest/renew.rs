@@ -164,7 +164,7 @@ impl Guest {
             (None, _, Came::Yes) => bail!("guest {name} ran on in its new QEMU, which has ended since"),
             (None | Some(Place::Waiting), Some(old), came) => {
                 // Its RAM may have changed since it was stopped here.
-                if place.is_none() && came == Came::Unknown && old.has_sent_all()? {
+                if place.is_none() && came == Came::Unknown && old.has_gone()? {
                     bail!(
                         "guest {name} may have run on in a QEMU that has ended since, and then what is in the one before ({}) is \
                          not whole: end that one and start the guest anew, or have it go on by `cont` if you know better",

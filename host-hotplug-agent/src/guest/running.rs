@@ -37,6 +37,8 @@ pub struct QemuVm {
     pub(super) pid: Pid,
     /// If this daemon has started it.
     child: Option<Child>,
+    /// Whether all of its guest went into the channel, if this daemon has sent it.
+    sent: Option<bool>,
 }
 
 impl QemuVm {
@@ -47,7 +49,12 @@ impl QemuVm {
     pub fn at(path: &Path) -> Result<Self> {
         let qmp = Qmp::connect(path, &Deadline::after(ANSWER))?;
         let pid = qmp.peer()?;
-        Ok(Self { qmp, pid, child: None })
+        Ok(Self {
+            qmp,
+            pid,
+            child: None,
+            sent: None,
+        })
     }
 
     /// Begins an outgoing migration: its stream, the guest's RAM in bytes, and the TSC at which it began.
@@ -105,6 +112,7 @@ impl QemuVm {
             qmp,
             pid: pid.context("a process without an id")?,
             child,
+            sent: None,
         };
         if let Err(error) = set_up(&mut vm.qmp, until) {
             let _ = vm.quit();
@@ -123,14 +131,6 @@ impl QemuVm {
             return Ok(());
         }
         bail!("process {} does not end: `kill -9` it", self.pid.as_raw_nonzero())
-    }
-
-    /// Whether an outgoing migration has ended, with all of the guest in its stream.
-    ///
-    /// # Errors
-    /// If QEMU does not say.
-    pub(super) fn has_sent_all(&mut self) -> Result<bool> {
-        Ok(run_state(&mut self.qmp, &Deadline::after(ANSWER))? == "postmigrate")
     }
 
     /// Whether its process has ended, or is about to.
@@ -187,6 +187,7 @@ impl Drop for Started {
 
 impl Vm for QemuVm {
     fn send(&mut self, port: &mut Port, until: &Deadline<'_>) -> Result<Sent> {
+        self.sent = Some(false);
         let (ours, ram_size, begun) = self.migrate(until).inspect_err(|_| stream::abandon(port, until))?;
         let mut sent = Sent {
             begun,
@@ -202,10 +203,11 @@ impl Vm for QemuVm {
             (pump.join(), stopped)
         });
         let (bytes, saved) = pumped.map_err(|_| anyhow!("the pump panicked"))?;
+        self.sent = Some(bytes.is_ok());
         sent.stopped = stopped?;
         sent.state_bytes = bytes?;
         sent.saved = saved;
-        let info = self.qmp.execute("query-migrate", json!({}), until)?;
+        let info = qmp.execute("query-migrate", json!({}), until)?;
         let ram = |key: &str| {
             info.get("ram")
                 .and_then(|ram| ram.get(key))
@@ -293,6 +295,29 @@ impl Vm for QemuVm {
         self.qmp.execute("cont", json!({}), &until)?;
         self.plain()?;
         Ok(Place::Running)
+    }
+
+    fn has_gone(&mut self) -> Result<bool> {
+        match self.sent {
+            Some(sent) => Ok(sent),
+            // Into the stream at least, of which the channel may not have had the end.
+            None => Ok(run_state(&mut self.qmp, &Deadline::after(ANSWER))? == "postmigrate"),
+        }
+    }
+
+    fn has_come(&mut self) -> Result<bool> {
+        match self.arrive() {
+            Ok(Place::Waiting) => return Ok(false),
+            Ok(Place::Running) => return Ok(true),
+            Ok(Place::Stopped) => return self.resume().map(|()| true),
+            Err(error) => tracing::debug!("{error:#}"),
+        }
+        self.quit()?;
+        // QEMU tells so before its guest runs.
+        if self.qmp.heard("RESUME") {
+            bail!("the guest had run before its QEMU ended");
+        }
+        Ok(false)
     }
 
     fn plain(&mut self) -> Result<()> {

@@ -56,7 +56,7 @@ pub struct Brief {
     pub inheritance: Option<Inheritance>,
     /// Incumbent: whether it was started, or about to be.
     pub started: bool,
-    /// Incumbent: guests that were to come back, and have a QEMU in neither host.
+    /// Incumbent: guests that do not run on, for their QEMUs have ended, or may have ended, in the other host.
     pub dead: BTreeSet<String>,
     /// Successor: seconds that the incumbent has to power off, once it has put this host in charge.
     pub retire_seconds: Option<u64>,

@@ -24,6 +24,8 @@ mod faults;
 mod found;
 pub mod give_back;
 mod going;
+#[cfg(test)]
+mod gone;
 pub mod incumbent;
 mod kdump;
 #[cfg(test)]

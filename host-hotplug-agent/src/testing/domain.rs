@@ -194,6 +194,10 @@ impl Vm for FakeDomain {
         Ok(place)
     }
 
+    fn has_gone(&mut self) -> Result<bool> {
+        Ok(false)
+    }
+
     fn plain(&mut self) -> Result<()> {
         self.step("plain");
         self.world.answers(&self.key)?;

@@ -207,6 +207,13 @@ impl FakeVm {
                 *name == self.key.1 && *slot != self.key.0 && **state == VmState::Running
             });
             assert!(elsewhere.is_none(), "guest {} would run in two hosts", self.key.1);
+            if inner.stale.contains(&self.key) {
+                let (slot, name) = &self.key;
+                let leak =
+                    format!("guest {name} would go on in slot {slot:?} as it was before it ran in the other host");
+                inner.leaks.push(leak);
+            }
+            inner.stale.insert((self.key.0.other(), self.key.1.clone()));
         }
         inner.vms.insert(self.key.clone(), state);
     }
@@ -225,6 +232,7 @@ impl Vm for FakeVm {
         self.world.lock().capable.insert(self.key.clone());
         self.world.step(self.key.0, "capable");
         self.alive().inspect_err(|_| stream::abandon(port, until))?;
+        self.world.lock().sent.remove(&self.key);
         let begun = tsc::now();
         let (mut inside, end) = UnixStream::pair()?;
         inside.write_all(STATE)?;
@@ -247,6 +255,7 @@ impl Vm for FakeVm {
                 sent
             }
         };
+        self.world.lock().sent.insert(self.key.clone());
         self.world.step(self.key.0, "sent");
         Ok(Sent {
             begun,
@@ -275,12 +284,18 @@ impl Vm for FakeVm {
         self.world.fault(self.key.0, "receive")?;
         self.world.disk_of(&self.key.1)?;
         self.alive()?;
+        self.world.lock().stale.remove(&self.key);
         self.become_(VmState::Running);
         self.world.step(self.key.0, "running");
         Ok(Received {
             received,
             resumed: tsc::now(),
         })
+    }
+
+    fn has_gone(&mut self) -> Result<bool> {
+        self.alive()?;
+        Ok(self.world.lock().sent.contains(&self.key))
     }
 
     fn plain(&mut self) -> Result<()> {
@@ -326,6 +341,7 @@ impl Vm for FakeVm {
         inner.vms.remove(&self.key);
         inner.hung.remove(&self.key);
         inner.capable.remove(&self.key);
+        inner.sent.remove(&self.key);
         Ok(())
     }
 }

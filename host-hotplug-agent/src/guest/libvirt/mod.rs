@@ -317,6 +317,11 @@ impl Vm for DomainVm {
         Ok(place)
     }
 
+    fn has_gone(&mut self) -> Result<bool> {
+        // One that libvirt has here still is not let run in the other host.
+        Ok(false)
+    }
+
     fn plain(&mut self) -> Result<()> {
         ignore_shared(&mut self.monitor(), false, &answer())
     }

@@ -36,9 +36,9 @@ fn tears(number: usize) -> bool {
     assert!(stage.world.has_torn(), "{what}: it was not sent");
     stage.ended(&what);
     let report = stage.reported(&what);
-    // A piece of a state is no state: its guest has not gone over. Once all of it has come, what follows it does not matter.
-    // (With the channels the whole refresh may go.)
-    let whole = at >= 24;
+    // A state without its end is none: its guest has not gone over, for whoever sends it must know whether it may have. (With the
+    // channels the whole refresh may go.)
+    let whole = at >= 32;
     if course.name == GOOD.name && !(whole && then == Then::Cut) {
         let expected = if whole { "retired" } else { "aborted" };
         assert_eq!(report.outcome, expected, "{what}: {report:?}");

@@ -10,7 +10,7 @@ use super::settle::{Patience, Settled};
 use super::{Incumbent, Ports};
 use crate::channel::{Link, Message};
 use crate::deadline::Deadline;
-use crate::guest::{Place, Spec, Vm, try_plain};
+use crate::guest::{Place, Spec, Vm, try_plain, whether_it_came};
 use crate::pool::crossing;
 use crate::report::GuestReport;
 
@@ -98,8 +98,9 @@ impl Incumbent {
             (_, Ok(other)) => bail!("unexpected answer {other:?}"),
             (_, Err(silence)) => {
                 // Its agent died, or it did. The QEMU answers one connection at a time.
+                let gone = vm.has_gone().ok();
                 drop(vm);
-                match self.settle(name)? {
+                match self.settle(name, gone)? {
                     Settled::There => Ok(()),
                     Settled::Here => Err(silence),
                 }
@@ -166,6 +167,7 @@ impl Incumbent {
         let limit = self.config.timeouts.guest_move;
         let agent = self.agent.clone();
         let given_up = || agent.other_died().is_some();
+        self.not_here = Some(name.to_owned());
         let mut vm = self.agent.hypervisor.prepare(
             &spec,
             &Deadline::after(self.config.timeouts.guest_start).or_when(&given_up),
@@ -187,11 +189,12 @@ impl Incumbent {
             seconds: limit.as_secs(),
         })?;
         let port = self.ports.get(&*self.agent.machine, spec.channel)?;
+        self.not_here = None;
         let received = {
             let abandoned = Link::abandoned(self.link.as_ref(), port);
             vm.receive(port, &Deadline::after(limit).or_when(&|| given_up() || abandoned()))
         };
-        match received {
+        match whether_it_came(vm, received)? {
             Ok(received) => {
                 let (received, resumed) = (received.received, received.resumed);
                 crossing::runs_here(&agent, spec);
@@ -212,7 +215,7 @@ impl Incumbent {
                 Ok(())
             }
             Err(error) => {
-                vm.quit()?;
+                self.not_here = Some(name.clone());
                 self.tell(&Message::Failed {
                     name,
                     reason: format!("{error:#}"),

@@ -45,6 +45,8 @@ pub struct Incumbent {
     resumed: bool,
     /// A guest on its way back of which it is not known where it runs.
     unsure: Option<String>,
+    /// A guest on its way back that has not run here for certain.
+    not_here: Option<String>,
     /// A guest whose QEMU in the successor was ended, and that is to go there again.
     missing: Option<String>,
     /// Whether the successor's agent said that it is in charge once this host is gone.
@@ -107,6 +109,7 @@ impl Incumbent {
             ports: Ports::default(),
             resumed: false,
             unsure: None,
+            not_here: None,
             missing: None,
             entrusted: false,
         }

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use locum_abi::HostState;
 use partitioner::{Action, Event};
 
@@ -45,6 +45,35 @@ pub(super) enum Patience {
     Endless,
 }
 
+/// What the successor's agent tells of its guests.
+pub(super) struct Told {
+    /// Those that have a QEMU there.
+    pub(super) there: Vec<There>,
+    /// Those whose QEMUs have ended there, and which may have run in them.
+    pub(super) ended: Vec<String>,
+}
+
+/// What the successor's agent tells of one guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    /// Its QEMU there does that.
+    At(Place),
+    /// It may have run there, and its QEMU has ended.
+    Ended,
+    /// It has no QEMU there, and has not run there.
+    Nothing,
+}
+
+impl Told {
+    fn of(&self, name: &str) -> Word {
+        match self.there.iter().find(|there| there.name == name) {
+            Some(there) => Word::At(there.place),
+            None if self.ended.iter().any(|ended| ended == name) => Word::Ended,
+            None => Word::Nothing,
+        }
+    }
+}
+
 /// Why no agent of the successor was found.
 enum Alone {
     /// Not in time.
@@ -59,7 +88,7 @@ impl Incumbent {
     ///
     /// # Errors
     /// If it does not answer within `limit`, is dead, or the operator gives up.
-    pub(super) fn connect(&mut self, limit: Duration, guests: &[Spec]) -> Result<Option<Vec<There>>> {
+    pub(super) fn connect(&mut self, limit: Duration, guests: &[Spec]) -> Result<Option<Told>> {
         match self.find_agent(limit, guests, Patience::UntilAborted) {
             Ok(there) => Ok(there),
             Err(Alone::Silence(error) | Alone::Over(error)) => Err(error),
@@ -71,7 +100,7 @@ impl Incumbent {
     ///
     /// # Errors
     /// If it is dead, or says what no further try changes.
-    pub(super) fn connect_patiently(&mut self, guests: &[Spec]) -> Result<Option<Vec<There>>> {
+    pub(super) fn connect_patiently(&mut self, guests: &[Spec]) -> Result<Option<Told>> {
         let outcome = loop {
             match self.find_agent(TRY, guests, Patience::Endless) {
                 Ok(there) => break Ok(there),
@@ -109,12 +138,7 @@ impl Incumbent {
 
     /// The other agent may be in the middle of a message, or of waiting for one: so the channel is closed and opened until
     /// it says `Hello`, which is the first message of a new conversation.
-    fn find_agent(
-        &mut self,
-        limit: Duration,
-        guests: &[Spec],
-        patience: Patience,
-    ) -> Result<Option<Vec<There>>, Alone> {
+    fn find_agent(&mut self, limit: Duration, guests: &[Spec], patience: Patience) -> Result<Option<Told>, Alone> {
         let end = Instant::now().checked_add(limit);
         loop {
             self.link = None;
@@ -136,7 +160,7 @@ impl Incumbent {
         }
     }
 
-    fn try_once(&mut self, limit: Duration, guests: &[Spec], patience: Patience) -> Result<Option<Vec<There>>> {
+    fn try_once(&mut self, limit: Duration, guests: &[Spec], patience: Patience) -> Result<Option<Told>> {
         self.link = Some(Link::new(self.agent.machine.channel(0)?));
         let there = self.greet(limit, patience)?;
         self.welcome(guests, patience)?;
@@ -147,7 +171,7 @@ impl Incumbent {
     pub fn settle_pending(&mut self) -> Option<Event> {
         let next = self.agent.shared.lock().refresh.next_action().cloned();
         match next {
-            Some(Action::MoveGuest(name)) => match self.settle(&name) {
+            Some(Action::MoveGuest(name)) => match self.settle(&name, None) {
                 Ok(Settled::There) => Some(Event::Done),
                 Ok(Settled::Here) => None,
                 Err(error) => Some(Event::Failed(format!("{error:#}"))),
@@ -170,13 +194,15 @@ impl Incumbent {
         }
     }
 
-    /// Finds out where a guest runs of which it is not known. On success it runs, and only there; but one that libvirt has
-    /// given up here may stand still in the successor, or have died with it.
+    /// Finds out where a guest runs of which it is not known, nor whether all of it `has_gone`, if that is `None`. On success it
+    /// runs, and only there; but one that libvirt has given up here may stand still in the successor, or have died with it.
+    ///
+    /// One of which all has gone may have run there. It does not go on here, unless the successor's agent says that it has not.
     ///
     /// # Errors
     /// If it cannot be found out, and then the guest stands still in this host; or if it runs here, and the successor is
     /// gone.
-    pub(super) fn settle(&mut self, name: &str) -> Result<Settled> {
+    pub(super) fn settle(&mut self, name: &str, has_gone: Option<bool>) -> Result<Settled> {
         let spec = self.spec(name)?;
         // One that does not answer may not be needed any more.
         let mut here = self.find_here(&spec);
@@ -189,16 +215,31 @@ impl Incumbent {
         }
         // libvirt has given it up: then it is in the successor or nowhere, and to stop that would gain nothing.
         let given_up = spec.libvirt.is_some() && matches!(here, Ok(None));
-        let there = self.ask(name, given_up || self.crossed());
+        let gone = match (has_gone, &mut here) {
+            (Some(gone), _) => gone,
+            (None, Ok(Some(vm))) => vm.has_gone()?,
+            (None, Ok(None)) => false,
+            (None, Err(_)) => spec.libvirt.is_none(),
+        };
+        let there = self.ask(name, given_up || gone || self.crossed());
         if let Err(silence) = &there {
             // Nobody says where the guest runs. Stop the successor for certain; then it runs here only.
             self.take_back()
                 .context("the successor must be stopped before the guest may run on")?;
             self.agent.shared.lock().lost = Some(format!("{silence:#}"));
         }
+        if gone && matches!(there, Ok(Word::Ended) | Err(_)) {
+            self.agent.shared.lock().brief.dead.insert(name.to_owned());
+            let lost =
+                anyhow!("all of guest {name} had gone to the successor, and may have run there: it stays stopped here");
+            return Err(match there {
+                Err(silence) => silence.context(lost),
+                Ok(_) => lost.context("its QEMU there has ended"),
+            });
+        }
         let here = here.with_context(|| format!("guest {name}"))?;
         match (there, here) {
-            (Ok(Some(Place::Running)), here) => {
+            (Ok(Word::At(Place::Running)), here) => {
                 if let Some(mut vm) = here {
                     vm.discard()?;
                 }
@@ -206,13 +247,18 @@ impl Incumbent {
                 Ok(Settled::There)
             }
             // All of it has come, and libvirt has given it up here.
-            (Ok(Some(Place::Stopped)), None) => Ok(self.run_there(name)),
+            (Ok(Word::At(Place::Stopped)), None) => Ok(self.run_there(name)),
+            // Its QEMU had stopped it, or the agent before it could go on.
+            (Ok(Word::At(Place::Stopped)), Some(mut vm)) if gone => {
+                vm.discard()?;
+                Ok(self.run_there(name))
+            }
             // With the successor. That is told as the loss of a guest that had crossed.
             (Err(_), None) if given_up => Ok(Settled::There),
             (there, Some(mut vm)) => {
                 vm.resume()
                     .with_context(|| format!("guest {name} does not run on after a failed handover"))?;
-                if there?.is_none() {
+                if !matches!(there?, Word::At(_)) {
                     // Its QEMU there was ended. The next attempt has one prepared.
                     self.missing = Some(name.to_owned());
                 }
@@ -260,8 +306,8 @@ impl Incumbent {
                 tracing::warn!("guest {name}: {error:#}");
             }
             match self.ask(name, true) {
-                Ok(Some(Place::Stopped)) => {}
-                Ok(Some(Place::Running)) => {
+                Ok(Word::At(Place::Stopped)) => {}
+                Ok(Word::At(Place::Running)) => {
                     self.note(name, |guest| guest.resumed = 1);
                     return Settled::There;
                 }
@@ -279,7 +325,7 @@ impl Incumbent {
 
     /// What the successor does with a guest. If `patient`, this waits for its agent as long as it lives: guests run in it, or
     /// may.
-    fn ask(&mut self, name: &str, patient: bool) -> Result<Option<Place>> {
+    fn ask(&mut self, name: &str, patient: bool) -> Result<Word> {
         let limit = self.config.timeouts.guest_start + self.agent.limits.message;
         loop {
             let there = if patient {
@@ -288,12 +334,7 @@ impl Incumbent {
                 self.connect(limit, &[])?
             };
             match there {
-                Some(there) => {
-                    return Ok(there
-                        .into_iter()
-                        .find(|there| there.name == name)
-                        .map(|there| there.place));
-                }
+                Some(told) => return Ok(told.of(name)),
                 None if patient => {
                     // Its operator may install another there.
                     std::thread::sleep(TRY);
@@ -318,7 +359,9 @@ impl Incumbent {
         let spec = self.spec(name)?;
         let mut here = false;
         let mut whole = None;
-        if let Some(mut vm) = self.agent.hypervisor.find(&spec)? {
+        let found = self.agent.hypervisor.find(&spec)?;
+        let may_have_run = found.is_none() && self.not_here.as_deref() != Some(name);
+        if let Some(mut vm) = found {
             match vm.place()? {
                 Place::Running => {
                     vm.plain()?;
@@ -326,11 +369,19 @@ impl Incumbent {
                 }
                 // All of it has come. Whether libvirt has given it up there is still to be asked.
                 Place::Stopped if spec.libvirt.is_some() => whole = Some(vm),
+                // The same, and stopped since.
+                Place::Stopped if !vm.has_gone()? => {
+                    vm.resume()?;
+                    here = true;
+                }
                 Place::Stopped | Place::Waiting => vm.quit()?,
             }
         }
         let there = match self.connect_patiently(&[]) {
-            Ok(there) => there.into_iter().flatten().find(|there| there.name == name),
+            Ok(told) => {
+                let there = told.map(|told| told.there).unwrap_or_default();
+                there.into_iter().find(|there| there.name == name)
+            }
             // With the successor, its QEMU is gone as well.
             Err(error) if here => {
                 tracing::warn!("guest {name}: {error:#}");
@@ -338,7 +389,9 @@ impl Incumbent {
             }
             Err(error) => return Err(error),
         };
-        let there = there.map(|there| there.place);
+        // All of it was sent back, and the QEMU that had it has ended: it may have run in that.
+        let over = may_have_run && there.as_ref().is_some_and(|there| there.sent);
+        let there = there.filter(|_| !over).map(|there| there.place);
         if let Some(vm) = whole {
             here = self.settle_whole(&spec, vm, there)?;
         }

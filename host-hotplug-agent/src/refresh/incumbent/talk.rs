@@ -7,8 +7,8 @@ use locum_abi::{HostState, Will};
 use partitioner::Refresh;
 
 use super::Incumbent;
-use super::settle::Patience;
-use crate::channel::message::{HEIRS, MessageError, There};
+use super::settle::{Patience, Told};
+use crate::channel::message::{HEIRS, MessageError};
 use crate::channel::port::PortError;
 use crate::channel::{Link, Message};
 use crate::clock::Clock;
@@ -123,7 +123,7 @@ impl Incumbent {
     }
 
     /// Waits for the successor's first word, and tells what QEMUs it has, if it says so.
-    pub(super) fn greet(&mut self, limit: Duration, patience: Patience) -> Result<Option<Vec<There>>> {
+    pub(super) fn greet(&mut self, limit: Duration, patience: Patience) -> Result<Option<Told>> {
         let hello = |message: &Message| match message {
             Message::Hello { .. } => Some(message.clone()),
             _ => None,
@@ -143,6 +143,7 @@ impl Incumbent {
             kernel,
             cpus,
             guests,
+            ended,
             entrusted,
             versions: _,
         } = hello
@@ -160,7 +161,7 @@ impl Incumbent {
             report.successor = kernel;
         }
         self.entrusted = entrusted;
-        Ok(guests)
+        Ok(guests.map(|there| Told { there, ended }))
     }
 
     /// Tells the successor the time, and has it prepare QEMUs for those guests that have none there.

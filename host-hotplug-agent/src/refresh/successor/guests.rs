@@ -10,24 +10,37 @@ use partitioner::Loss;
 use super::{Gone, Successor};
 use crate::channel::{Link, Message};
 use crate::deadline::Deadline;
-use crate::guest::{Hypervisor, Place, Received, Spec, Vm, try_plain};
+use crate::guest::{Hypervisor, Place, Received, Spec, Vm, try_plain, whether_it_came};
 use crate::pool::crossing;
 use crate::tsc;
 
 impl Successor {
     /// Finds out which guests that another daemon of this host knew are here.
     pub(super) fn look_at_doubtful(&mut self) -> Result<()> {
+        if self.doubtful.is_empty() {
+            return Ok(());
+        }
         while let Some(spec) = self.doubtful.last() {
-            let vm = arrived(&*self.agent.hypervisor, spec).with_context(|| format!("guest {}", spec.name))?;
-            let known = self.doubtful.pop();
-            if let (Some(mut vm), Some(spec)) = (vm, known) {
-                if vm.place()? == Place::Running {
-                    crossing::runs_here(&self.agent, &spec);
-                    self.arrived.insert(spec.name.clone());
+            let found = arrived(&*self.agent.hypervisor, spec).with_context(|| format!("guest {}", spec.name))?;
+            let Some(spec) = self.doubtful.pop() else {
+                break;
+            };
+            match found {
+                Arrived::Yes(mut vm) => {
+                    if vm.place()? == Place::Running {
+                        crossing::runs_here(&self.agent, &spec);
+                        self.arrived.insert(spec.name.clone());
+                    }
+                    self.guests.insert(spec.name.clone(), (spec, vm));
                 }
-                self.guests.insert(spec.name.clone(), (spec, vm));
+                Arrived::No => {}
+                Arrived::MayHave => {
+                    self.ended.insert(spec.name.clone(), spec);
+                }
             }
         }
+        // A QEMU that was ended as it waited would else be taken for one that had ended by itself.
+        self.write_down(&[]);
         Ok(())
     }
 
@@ -36,6 +49,8 @@ impl Successor {
         let (there, guests): (Vec<_>, Vec<_>) = guests
             .into_iter()
             .partition(|spec| self.guests.contains_key(&spec.name));
+        // The incumbent has it, or it would not be told of again.
+        guests.iter().for_each(|spec| drop(self.ended.remove(&spec.name)));
         self.write_down(&guests);
         for spec in there {
             self.say(
@@ -98,7 +113,7 @@ impl Successor {
     /// Notes whose QEMUs are here or about to be, so that another daemon finds them.
     fn write_down(&self, coming: &[Spec]) {
         let known = self.guests.values().map(|(spec, _)| spec);
-        let known = known.chain(&self.doubtful).chain(coming);
+        let known = known.chain(&self.doubtful).chain(self.ended.values()).chain(coming);
         self.agent.shared.lock().brief.guests = known.cloned().collect();
         if let Err(error) = self.agent.write_down() {
             tracing::warn!("{error:#}");
@@ -119,7 +134,16 @@ impl Successor {
         let received = {
             // Then the guest runs there.
             let abandoned = Link::abandoned(self.link.as_ref(), port);
-            vm.receive(port, &Deadline::after(limit).or_when(&|| gone() || abandoned()))
+            let received = vm.receive(port, &Deadline::after(limit).or_when(&|| gone() || abandoned()));
+            whether_it_came(vm.as_mut(), received)
+        };
+        let received = match received {
+            Ok(received) => received,
+            // One that stays has come whole: then a new conversation tells the incumbent so.
+            Err(error) => {
+                self.doubtful.extend(self.guests.remove(&name).map(|(spec, _)| spec));
+                return Err(error);
+            }
         };
         let message = match received {
             Ok(Received { received, resumed }) => {
@@ -136,9 +160,7 @@ impl Successor {
                 }
             }
             Err(error) => {
-                // Only when its process is gone may the incumbent's go on. One that stays has come whole: then a new
-                // conversation tells the incumbent so.
-                vm.quit().with_context(|| format!("{error:#}"))?;
+                // Its process is gone: the incumbent's may go on.
                 self.guests.remove(&name);
                 Message::Failed {
                     name,
@@ -209,8 +231,8 @@ impl Successor {
         let known = self.doubtful.iter().position(|spec| spec.name == name);
         let place = match known.map(|number| self.doubtful.swap_remove(number)) {
             Some(spec) => match arrived(&*self.agent.hypervisor, &spec) {
-                Ok(None) => return Some(Loss::Left(name)),
-                Ok(Some(mut vm)) => {
+                Ok(Arrived::No | Arrived::MayHave) => return Some(Loss::Left(name)),
+                Ok(Arrived::Yes(mut vm)) => {
                     let place = vm.place();
                     self.guests.insert(name.clone(), (spec, vm));
                     place
@@ -242,10 +264,23 @@ impl Successor {
     }
 }
 
-/// The QEMU of a guest that has arrived. One that waits is ended: an earlier daemon may have fed it half a state.
-fn arrived(hypervisor: &dyn Hypervisor, spec: &Spec) -> Result<Option<Box<dyn Vm>>> {
+/// Whether a guest has come that another daemon of this host knew.
+enum Arrived {
+    /// In this QEMU.
+    Yes(Box<dyn Vm>),
+    /// It has not run here.
+    No,
+    /// Its QEMU has ended, and nobody knows whether the guest had run in it.
+    MayHave,
+}
+
+/// Whether it has. A QEMU that waits is ended: an earlier daemon may have fed it half a state.
+fn arrived(hypervisor: &dyn Hypervisor, spec: &Spec) -> Result<Arrived> {
     let Some(mut vm) = hypervisor.find(spec)? else {
-        return Ok(None);
+        return Ok(Arrived::MayHave);
     };
-    Ok((vm.arrive()? != Place::Waiting).then_some(vm))
+    Ok(match vm.arrive()? {
+        Place::Waiting => Arrived::No,
+        Place::Running | Place::Stopped => Arrived::Yes(vm),
+    })
 }

@@ -36,6 +36,8 @@ pub struct Successor {
     arrived: BTreeSet<String>,
     /// Guests that another daemon of this host knew, and of which this one has not found out yet whether they are here.
     doubtful: Vec<Spec>,
+    /// Those whose QEMUs have ended, and which may have run in them.
+    ended: BTreeMap<String, Spec>,
     ports: Ports,
     /// None: the incumbent's agent has gone, and maybe come again.
     link: Option<Link>,
@@ -51,6 +53,7 @@ impl Successor {
             guests: BTreeMap::new(),
             arrived: BTreeSet::new(),
             doubtful,
+            ended: BTreeMap::new(),
             ports: Ports::default(),
             link: None,
         }
@@ -235,11 +238,14 @@ impl Successor {
             there.push(There {
                 name: name.clone(),
                 place,
+                sent: place == Place::Stopped && vm.has_gone()?,
             });
         }
         for name in gone {
-            self.guests.remove(&name);
-            self.arrived.remove(&name);
+            let known = self.guests.remove(&name);
+            if let (Some((spec, _)), true) = (known, self.arrived.remove(&name)) {
+                self.ended.insert(name, spec);
+            }
         }
         Ok(Message::Hello {
             generation: self.generation,
@@ -247,6 +253,7 @@ impl Successor {
             cpus: crate::sysroot::parse_list(&online).map_or(0, |cpus| cpus.len()),
             versions: Versions::OURS,
             guests: Some(there),
+            ended: self.ended.keys().cloned().collect(),
             entrusted: self.agent.shared.lock().refresh.role() == Role::Successor
                 && self.agent.shared.lock().refresh.state() != State::Idle,
         })

@@ -42,6 +42,7 @@ impl World {
         inner.vms.retain(|(slot, _), _| *slot == INCUMBENT);
         inner.hung.retain(|(slot, _)| *slot == INCUMBENT);
         inner.capable.retain(|(slot, _)| *slot == INCUMBENT);
+        inner.sent.retain(|(slot, _)| *slot == INCUMBENT);
     }
 
     /// L0 is of a release that knows no wills.

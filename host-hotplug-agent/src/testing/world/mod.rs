@@ -96,6 +96,10 @@ pub(super) struct Inner {
     pub limits: Limits,
     /// Those that would leave a guest's RAM out of a stream.
     pub capable: BTreeSet<(Slot, String)>,
+    /// QEMUs that have sent all of their guests.
+    pub sent: BTreeSet<(Slot, String)>,
+    /// What is there of a guest that has run in the other host since: it must not go on.
+    pub stale: BTreeSet<(Slot, String)>,
     /// Bits of the CPUs' CR4 that L0 does not know.
     pub unknown_cr4: u64,
     /// What the incumbent gave.
@@ -193,6 +197,8 @@ impl World {
                 libvirts: false,
                 limits: Limits::default(),
                 capable: BTreeSet::new(),
+                sent: BTreeSet::new(),
+                stale: BTreeSet::new(),
                 unknown_cr4: 0,
                 granted: Vec::new(),
                 removed: BTreeSet::new(),

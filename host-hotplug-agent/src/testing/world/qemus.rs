@@ -13,6 +13,7 @@ impl World {
         inner.vms.remove(&key);
         inner.hung.remove(&key);
         inner.capable.remove(&key);
+        inner.sent.remove(&key);
     }
 
     /// A guest's QEMU, if it has one, does not answer any more, until it is killed or [`Self::wake_qemus`].
