@@ -87,3 +87,27 @@ fn a_qemu_is_not_replaced_beside_a_refresh_nor_where_it_cannot_be() {
     assert_eq!(stage.wait().outcome, "retired");
     stage.ended("a refresh during which another QEMU was wanted");
 }
+
+#[test]
+fn a_guest_that_is_started_meanwhile_is_waited_for_and_does_not_end_unasked() {
+    let stage = Stage::new(Behaviour::Boots);
+    stage.configure("shutdown = 1");
+    stage.world.has_late_guest(Some("late"));
+    stage.begin();
+    let report = stage.wait();
+    assert_eq!(report.outcome, "aborted");
+    let error = report.error.unwrap();
+    assert!(error.contains("late: started since the refresh began"), "{error}");
+    stage.intact();
+
+    let stage = Stage::new(Behaviour::Boots);
+    stage.world.has_late_guest(Some("late"));
+    stage.begin();
+    stage.sees(|stage| {
+        let awaits = stage.shared.lock().awaits.clone();
+        awaits.is_some_and(|what| what.contains("late, started since the refresh began, to shut down"))
+    });
+    stage.world.has_late_guest(None);
+    stage.ended("a guest that was started meanwhile, and has ended");
+    assert_eq!(kept(&stage.reigns()).outcome, "done");
+}

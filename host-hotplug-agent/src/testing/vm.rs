@@ -155,6 +155,7 @@ impl Hypervisor for FakeHypervisor {
         let plain = inner
             .plain
             .iter()
+            .chain(inner.late.iter().filter(|_| inner.successors > 0))
             .filter(|_| self.slot == INCUMBENT)
             .map(|name| (name, false));
         let here = inner

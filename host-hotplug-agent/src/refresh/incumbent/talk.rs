@@ -13,8 +13,12 @@ use crate::channel::port::PortError;
 use crate::channel::{Link, Message};
 use crate::clock::Clock;
 use crate::deadline::Deadline;
+use crate::error::listed;
 use crate::guest::Spec;
 use crate::journal::Inheritance;
+
+/// Between two looks for guests that are to end.
+const LOOK: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 500 });
 
 /// The conversation is over, and a new one may be begun.
 #[derive(Debug, thiserror::Error)]
@@ -210,12 +214,43 @@ impl Incumbent {
         self.agent.machine.will(Will::Pass).map(drop)
     }
 
+    /// Waits until no guest is in this host, which is about to end: one may have been started since those that go were looked at.
+    fn await_last_guest(&self) -> Result<()> {
+        let agent = &self.agent;
+        let limit = self.config.timeouts.shutdown;
+        let given_up = || agent.shared.aborting() || agent.other_died().is_some();
+        let until = Deadline::after(limit).or_when(&given_up);
+        let mut names = String::new();
+        let none = until.find(LOOK, || {
+            let others = agent.hypervisor.others(&[]);
+            let now = listed(&others.iter().map(|other| other.name.as_str()).collect::<Vec<_>>());
+            if now != names && !others.is_empty() {
+                let what = format!("{now}, started since the refresh began, to shut down");
+                agent.shared.lock().awaits = Some(what);
+                agent.publish();
+            }
+            names = now;
+            anyhow::Ok(others.is_empty().then_some(()))
+        });
+        agent.shared.lock().awaits = None;
+        match none? {
+            Some(()) => Ok(()),
+            None if given_up() => bail!("given up while a guest was to shut down ({names})"),
+            None => bail!(
+                "{names}: started since the refresh began, and would end with this host, unasked; it did not shut down within {} s. \
+                 Shut it down, or let it go over, and begin again",
+                limit.as_secs()
+            ),
+        }
+    }
+
     pub(super) fn entrust(&mut self) -> Result<()> {
         self.reach(&[])?;
         if self.entrusted {
             // An agent before this one has heard nothing of it.
             return Ok(());
         }
+        self.await_last_guest()?;
         let (refresh, report): (Refresh, _) = {
             let inner = self.agent.shared.lock();
             (inner.refresh.to_send(), inner.report.clone().unwrap_or_default())

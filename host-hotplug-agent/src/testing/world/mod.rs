@@ -116,6 +116,8 @@ pub(super) struct Inner {
     pub leaks: Vec<String>,
     /// Guests of the incumbent's with RAM of its own.
     pub plain: BTreeSet<String>,
+    /// One of the incumbent's that is started when a successor is.
+    pub late: Option<String>,
     /// What is found of every guest's storage that the successor may not have.
     pub local_disk: Option<String>,
     /// Steps that were shown before the journal had them.
@@ -206,6 +208,7 @@ impl World {
                 held: BTreeMap::new(),
                 wiped: Vec::new(),
                 leaks: Vec::new(),
+                late: None,
                 local_disk: None,
                 plain: BTreeSet::new(),
                 unwritten: Vec::new(),
@@ -285,6 +288,11 @@ impl World {
     /// The incumbent has a guest with that name, whose RAM is not in the pool.
     pub fn has_plain_guest(&self, name: &str) {
         self.lock().plain.insert(name.to_owned());
+    }
+
+    /// The incumbent gets a guest with that name as soon as there is a successor; with none, it ends.
+    pub fn has_late_guest(&self, name: Option<&str>) {
+        self.lock().late = name.map(str::to_owned);
     }
 
     /// Guests of the incumbent's whose RAM is not in the pool.
