@@ -90,6 +90,10 @@ fn play(tree: &Root, dir: &Path, shared: &Path) -> Result<()> {
             .with_context(|| format!("crossing from host {} to host {}", from.name(), to.name()))?;
     }
     bed.pause(&b).context("pausing the guest that has crossed")?;
+    bed.renew(&b)
+        .context("giving the guest that has crossed another QEMU")?;
+    bed.renew_badly(&b)
+        .context("ending what was begun to give it another QEMU")?;
     bed.save(&b).context("saving the guest that has crossed")
 }
 
@@ -227,6 +231,65 @@ impl Bed {
         host.virsh(&["resume", NAME])?;
         self.lives(host)?;
         say("libvirt: it pauses the guest and resumes it");
+        Ok(())
+    }
+
+    /// The agent's part, within a host.
+    fn agent(host: &Host, words: &[&str]) -> Result<Ended> {
+        let program = format!("{SHARED}/lab-domain");
+        host.run(&[&[program.as_str()], words].concat())
+    }
+
+    fn renew(&self, host: &Host) -> Result<()> {
+        let before = host.qemu()?;
+        // As the hook does when it sees the state.
+        host.give(true)?;
+        let (renewed, still) = self.pool.watched(|| Self::agent(host, &["renew", NAME, UUID]))?;
+        let (status, told) = renewed?;
+        ensure!(status == Some(0), "the agent ended with {status:?}:\n{told}");
+        let sent = Sent::parse(&told)?;
+        ensure!(sent.ram == 0, "{} bytes of RAM were copied", sent.ram);
+        ensure!(
+            (1..STATE).contains(&sent.state),
+            "its state takes {} bytes of a file",
+            sent.state
+        );
+        self.lives(host)?;
+        ensure!(host.qemu()? != before, "it has the QEMU that it had");
+        let left = host.left()?;
+        ensure!(left.is_empty(), "the agent leaves {left}");
+        say(&format!(
+            "libvirt: another QEMU with {} bytes of state, {still:.1?} between two ticks at most",
+            sent.state
+        ));
+        Ok(())
+    }
+
+    /// The agent dies when the domain is saved, and the next one finds a QEMU that does not take its state; then one that does.
+    fn renew_badly(&self, host: &Host) -> Result<()> {
+        let on = json!({ "capabilities": [{ "capability": IGNORE_SHARED, "state": true }] });
+        host.qmp("migrate-set-capabilities", &on)?;
+        host.begins_to_renew()?;
+        let before = self.pool.counter()?;
+        // Into ordinary RAM, of which there is nothing in the state.
+        host.take()?;
+        let (status, told) = Self::agent(host, &["go-on"])?;
+        ensure!(
+            status == Some(1) && told.contains("the QEMU that is installed does not take them"),
+            "the agent ended with {status:?}:\n{told}"
+        );
+        ensure!(!host.left()?.is_empty(), "the agent has lost the domain's state");
+        let state = host.state()?;
+        ensure!(state == "shut off", "it is {state}");
+        host.give(true)?;
+        let (status, told) = Self::agent(host, &["go-on"])?;
+        ensure!(status == Some(0), "the agent ended with {status:?}:\n{told}");
+        self.lives(host)?;
+        let after = self.pool.counter()?;
+        ensure!(after >= before, "it goes on at {after}, and had come to {before}");
+        let left = host.left()?;
+        ensure!(left.is_empty(), "the agent leaves {left}");
+        say("libvirt: what an agent that died had begun is ended by the next");
         Ok(())
     }
 

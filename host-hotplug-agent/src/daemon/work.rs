@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use partitioner::{ApicId, Event, Loss, Role, State};
 
 use super::ipc::Question;
@@ -119,8 +119,11 @@ impl Worker {
 
     fn renew_now(&self, name: &str) -> Result<Renewed> {
         let hypervisor = &self.agent.hypervisor;
+        // One that was begun, and could not be ended for want of a QEMU that works.
+        let unfinished = hypervisor.go_on_renewing();
         let here = hypervisor.guests_here()?;
         let Some(guest) = here.iter().find(|guest| guest.name == name) else {
+            ensure!(unfinished.is_empty(), unfinished.join("; "));
             let known: Vec<_> = here.iter().map(|guest| guest.name.as_str()).collect();
             return Err(Refusal::NoGuestCalled {
                 name: name.to_owned(),
@@ -151,6 +154,9 @@ impl Worker {
 
     fn accept(&self, choice: Choice<'_>, wishes: Wishes<'_>) -> Result<Incumbent> {
         let (machine, hypervisor) = (&*self.agent.machine, &*self.agent.hypervisor);
+        // A guest without a QEMU would be left behind.
+        let unfinished = hypervisor.go_on_renewing();
+        ensure!(unfinished.is_empty(), unfinished.join("; "));
         let unreclaimed = || self.agent.shared.lock().refresh.unreclaimed().to_vec();
         let mut prepared = Prepared::new(machine, hypervisor, &self.config_dir, choice, wishes, unreclaimed())?;
         // What a plan is refused for beyond the partitioner's rules: as `locum plan` does.

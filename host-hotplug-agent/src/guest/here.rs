@@ -1,6 +1,6 @@
 //! Whatever runs guests on this host: QEMUs of their own, and those of libvirt.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::libvirt::{self, DomainState, DomainVm, Libvirt};
 use super::others::Other;
@@ -123,18 +123,16 @@ impl Hypervisor for Here {
     }
 
     fn renew(&self, spec: &Spec, until: &Deadline<'_>) -> Result<Renewed> {
-        if let Some(domain) = &spec.libvirt {
-            bail!(
-                "guest {} is domain {domain} of libvirt's, which migrates nothing within one host: shut it down and start it \
-                 anew, or refresh the host",
-                spec.name
-            );
+        if spec.libvirt.is_some() {
+            return libvirt::renew::renew(&self.sys, &self.libvirt()?, spec, until);
         }
         self.qemu.renew(spec, until)
     }
 
     fn go_on_renewing(&self) -> Vec<String> {
-        self.qemu.go_on_renewing()
+        let mut problems = self.qemu.go_on_renewing();
+        problems.extend(libvirt::renew::go_on(&self.sys));
+        problems
     }
 
     fn others(&self, going: &[Spec]) -> Vec<Other> {

@@ -386,6 +386,23 @@ impl<'a> Keeper<'a> {
         }
     }
 
+    /// What a guest has that goes on in another QEMU of this host.
+    ///
+    /// # Errors
+    /// If it has too little, or the other host has it.
+    pub fn kept(&self, wanted: &Wanted) -> Result<View> {
+        let entries = self.entries()?;
+        let his = |entry: &&Entry| {
+            Some(entry.extent.uuid) == wanted.uuid
+                && entry.state == PoolState::Used
+                && entry.word.slot() == self.slot
+                && entry.extent.range.len() >= wanted.size
+        };
+        let entry = entries.iter().find(his);
+        let entry = entry.with_context(|| format!("guest {} has not the RAM that it had", wanted.name))?;
+        Ok(self.view(entry))
+    }
+
     fn clear(&self, claimed: &Entry) -> Result<View> {
         let view = self.view(claimed);
         let (Some(part), Some(offset)) = (self.part(claimed.extent.range), view.offset) else {

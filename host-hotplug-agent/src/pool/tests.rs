@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::table::words;
 use super::*;
+use crate::guest::libvirt::hook::{self, Domain};
 use crate::testing::tree::Tree;
 
 const MIB: u64 = 1 << 20;
@@ -292,4 +293,38 @@ fn a_guest_that_starts_has_its_own_piece_and_one_that_comes_has_it_already() {
     assert!(crossing && come.start == again.start);
     assert_eq!(stage.dirt(come.start, 6 * MIB), 8, "its RAM is as it was");
     assert!(error(start(Slot::Odd, true, 8)).contains("less than"));
+}
+
+#[test]
+fn a_domain_whose_qemu_is_replaced_keeps_its_piece_and_what_is_in_it() {
+    let stage = Stage::new();
+    let domain = Domain {
+        name: "one".to_owned(),
+        uuid: Uuid::parse(UUID).unwrap(),
+        memory: 4 * MIB,
+        wrapped: true,
+    };
+    let sys = stage.tree.sys();
+    let start = |domain: &Domain| stage.with(Slot::Even, false, |keeper| hook::start(&sys, keeper, domain));
+    let end = || stage.with(Slot::Even, false, |keeper| hook::end(&sys, keeper, &domain));
+    let first = start(&domain).unwrap();
+    assert!(!first.crossing);
+    stage.scribble(MIB);
+    let saved = stage.tree.put(format!("run/locum/libvirt/{UUID}.saved"), "state");
+    end().unwrap();
+    let again = start(&domain).unwrap();
+    assert!(again.crossing && again.offset == first.offset, "{again:?}");
+    let at = stage.extents.entries().unwrap().remove(0).extent.range.start();
+    assert_eq!(stage.dirt(at, 4 * MIB), 8, "its RAM is as it was");
+    let larger = Domain {
+        memory: 6 * MIB,
+        ..domain.clone()
+    };
+    assert!(error(start(&larger)).contains("has not the RAM"));
+    // What was saved is gone: the guest ends as any other.
+    std::fs::remove_file(saved).unwrap();
+    end().unwrap();
+    assert!(stage.extents.entries().unwrap().is_empty());
+    assert!(!start(&domain).unwrap().crossing);
+    assert_eq!(stage.dirt(at, 4 * MIB), 0);
 }

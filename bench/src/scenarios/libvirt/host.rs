@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     HANG, OFTEN,
-    guest::{self, NAME},
+    guest::{self, NAME, UUID},
 };
 use crate::{debian::root::Root, tools};
 
@@ -135,6 +135,29 @@ impl Host {
     pub(super) fn log(&self) -> Result<String> {
         let path = self.dir.join(format!("log/qemu/{NAME}.log"));
         fs::read_to_string(&path).with_context(|| path.display().to_string())
+    }
+
+    /// The process of its QEMU, as its libvirt has it.
+    pub(super) fn qemu(&self) -> Result<String> {
+        let path = self.path(&format!("run/libvirt/qemu/{NAME}.pid"))?;
+        fs::read_to_string(&path).with_context(|| path.display().to_string())
+    }
+
+    /// What an agent has left that gave the domain another QEMU.
+    pub(super) fn left(&self) -> Result<String> {
+        let (_, names) = self.run(&["ls", "/run/locum/libvirt"])?;
+        let names = names
+            .lines()
+            .filter(|name| !name.ends_with(".json") && *name != "sockets");
+        Ok(names.collect::<Vec<_>>().join(" "))
+    }
+
+    /// An agent saves the domain, and dies.
+    pub(super) fn begins_to_renew(&self) -> Result<()> {
+        let note = self.path(&format!("run/locum/libvirt/{UUID}.renewing"))?;
+        fs::write(note, json!({ "name": NAME, "uuid": UUID }).to_string())?;
+        self.virsh(&["save", NAME, &format!("/run/locum/libvirt/{UUID}.saved")])
+            .map(drop)
     }
 
     /// As libvirt's hook gives the domain its piece of the pool.

@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use anyhow::{Context, Result};
 use roxmltree::{Document, Node};
 
+use super::renew::saved;
 use super::wrapper::{self, EMULATOR, Given};
 use crate::pool::table::Uuid;
 use crate::pool::{Keeper, Wanted};
@@ -104,7 +105,11 @@ pub fn start(sys: &SysRoot, keeper: &Keeper<'_>, domain: &Domain) -> Result<Give
         node: None,
         uuid: Some(domain.uuid),
     };
-    let (view, crossing) = keeper.for_start(&wanted)?;
+    let (view, crossing) = if is_saved(sys, domain) {
+        (keeper.kept(&wanted)?, true)
+    } else {
+        keeper.for_start(&wanted)?
+    };
     let given = Given {
         device: view.device.context("no device of this host has its RAM")?.into(),
         offset: view.offset.context("no device of this host has its RAM")?,
@@ -120,12 +125,20 @@ pub fn start(sys: &SysRoot, keeper: &Keeper<'_>, domain: &Domain) -> Result<Give
     Ok(given)
 }
 
-/// Takes back what the domain has, unless its guest has gone to the other host with it.
+/// Whether it has no QEMU only because that is being replaced.
+fn is_saved(sys: &SysRoot, domain: &Domain) -> bool {
+    sys.exists(saved(&domain.uuid.to_string()))
+}
+
+/// Takes back what the domain has, unless its guest has gone to the other host with it, or is to go on in another QEMU.
 ///
 /// # Errors
 /// Why it was not taken back.
 pub fn end(sys: &SysRoot, keeper: &Keeper<'_>, domain: &Domain) -> Result<()> {
     forget(sys, domain)?;
+    if is_saved(sys, domain) {
+        return Ok(());
+    }
     keeper.free(&domain.uuid.to_string()).map(drop)
 }
 

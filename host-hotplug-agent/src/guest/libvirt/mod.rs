@@ -6,6 +6,7 @@
 //! resumed once the other libvirt has given it up.
 
 pub mod hook;
+pub(super) mod renew;
 mod virsh;
 pub mod wrapper;
 
