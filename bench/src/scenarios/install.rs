@@ -4,6 +4,7 @@
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
+use memchr::memmem;
 use object::{Object, ObjectSegment};
 
 use crate::{
@@ -36,6 +37,8 @@ const MEMORY: u32 = 3072;
 
 /// On the server's disk: an L0 that hangs.
 const HUNG: &str = "/root/l0-that-hangs";
+/// One that refuses.
+const REFUSING: &str = "/root/l0-that-refuses";
 /// The package.
 const PACKAGE: &str = "/root/locum.deb";
 /// Another kernel's packages.
@@ -72,13 +75,16 @@ impl Server {
         progress.step("building");
         let deb = package::make()?;
         let l0 = fs::read(build::l0()?)?;
-        let hung = dir.join("hung");
+        let (hung, refusing) = (dir.join("hung"), dir.join("refusing"));
+        fs::write(&refusing, refuse(&l0)?)?;
         let hangs_at = hang(l0, &hung)?;
         let disk = dir.join("disk.img");
         let upgrade = Kernel::release_of(NEXT)?;
         let kernel = server_disk::kernel(&upgrade)?;
-        server_disk::copy(&disk, &[(PACKAGE, &deb), (HUNG, &hung), (KERNEL, &kernel)])?;
+        let files: [(&str, &Path); 4] = [(PACKAGE, &deb), (HUNG, &hung), (REFUSING, &refusing), (KERNEL, &kernel)];
+        server_disk::copy(&disk, &files)?;
         fs::remove_file(hung)?;
+        fs::remove_file(refusing)?;
         let machine = Machine::start(&Setup {
             cpus: CPUS,
             cpu_model: HASWELL.into(),
@@ -236,11 +242,11 @@ impl Server {
 
     fn l0_refuses(&mut self) -> Result<()> {
         self.progress.step("an L0 that refuses");
-        self.sh("sed -i 's/^LOCUM_POOL=.*/LOCUM_POOL=\"900G\"/' /etc/default/locum && update-grub")?;
+        self.sh(&format!("cp {REFUSING} /boot/locum-l0"))?;
         self.attempt()?;
         let line = self.sh("cat /proc/cmdline")?;
         ensure!(
-            line.contains("locum.boot_error="),
+            line.contains("locum.boot_error=") && line.contains("ACPI"),
             "the command line does not say why: {line}"
         );
         self.plain().context("after an L0 that refused")?;
@@ -250,7 +256,7 @@ impl Server {
             !line.contains("locum."),
             "the boot after that went by way of Locum: {line}"
         );
-        self.sh("sed -i 's/^LOCUM_POOL=.*/LOCUM_POOL=\"50%\"/' /etc/default/locum && update-grub")?;
+        self.sh("cp /root/l0 /boot/locum-l0")?;
         say("install: an L0 that refused started the server without itself, and was not asked again");
         Ok(())
     }
@@ -344,6 +350,20 @@ impl Server {
         self.machine.wait_off(BOOT)?;
         Ok(fs::remove_file(self.machine.dir().join("disk.img"))?)
     }
+}
+
+/// An L0 that does not know the firmware's table of CPUs (MADT): there is none with another signature.
+fn refuse(l0: &[u8]) -> Result<Vec<u8>> {
+    const MADT: &[u8] = b"APIC";
+    let mut refusing = l0.to_vec();
+    let places: Vec<usize> = memmem::find_iter(l0, MADT).collect();
+    ensure!(!places.is_empty(), "L0 knows no MADT");
+    for place in places {
+        if let Some(signature) = refusing.get_mut(place..place + MADT.len()) {
+            signature.copy_from_slice(b"apic");
+        }
+    }
+    Ok(refusing)
 }
 
 /// Writes an L0 whose first instruction is a jump to itself. Returns where in 2 MiB that is: GRUB puts L0 at a multiple
