@@ -246,6 +246,17 @@ pub enum Refusal {
         /// "machine type `pc-q35-10.0`" or "CPU model `EPYC`".
         what: String,
     },
+    /// A domain whose network would not be there.
+    #[error(
+        "guest {guest}: libvirt of the successor's initramfs does not start network `{network}` by itself: have it do so \
+         (`virsh net-autostart '{network}'`), then make the image anew (`locum image VERSION`)"
+    )]
+    NoNetworkThere {
+        /// Name in the configuration.
+        guest: String,
+        /// Its network.
+        network: String,
+    },
     /// A guest whose disks are temporary files.
     #[error(
         "guest {guest}: what it writes to its disks is in temporary files of its QEMU ({option}), and the successor would not have it: start it without that option, or take it off `guests`"

@@ -434,6 +434,7 @@ fn a_qemu_that_a_dead_agent_had_started_is_found_without_its_socket() {
         release: None,
         pid: None,
         disks: vec![],
+        networks: vec![],
         uuid: None,
         libvirt: None,
     };

@@ -59,6 +59,7 @@ fn spec(name: &str, uuid: &str) -> Spec {
         release: None,
         pid: None,
         disks: Vec::new(),
+        networks: Vec::new(),
     }
 }
 

@@ -58,8 +58,11 @@ const FILES: &[(&str, &str)] = &[
 /// A guest of libvirt's, as the lab's others but for a board that libvirt knows.
 const DOMAIN: &str = include_str!("../../guest/scripts/d1.xml");
 
-/// libvirt has none of its daemons up before somebody asks, and `locum setup` tells the line that its guests need.
+/// libvirt has none of its daemons up before somebody asks, and then starts its network, as `virsh net-autostart` has it;
+/// `locum setup` tells the line that its guests need.
 const LIBVIRT: &str = "systemctl disable libvirtd.service libvirt-guests.service && systemctl enable libvirtd.socket virtlogd.socket && \
+    mkdir -p /etc/libvirt/qemu/networks/autostart && \
+    ln -s /etc/libvirt/qemu/networks/default.xml /etc/libvirt/qemu/networks/autostart/ && \
     line=$(locum setup --check | sed -n 's/.*write `\\(cgroup_device_acl[^`]*\\)`.*/\\1/p'); \
     [ -n \"$line\" ] && echo \"$line\" >>/etc/libvirt/qemu.conf";
 

@@ -57,8 +57,10 @@ impl Here {
         let mut monitor = libvirt.monitor(domain);
         let spec = self.qemu.survey(guest, channel, &mut monitor, process, &refuse)?;
         // libvirt makes another one there. This tells what machine it is.
+        let xml = libvirt.run(&["dumpxml", domain], &until).map_err(refuse)?;
         Ok(Spec {
             command: argv::incoming(&running),
+            networks: libvirt::hook::networks(&xml).map_err(refuse)?,
             ..spec
         })
     }

@@ -66,6 +66,9 @@ pub struct Spec {
     /// What of its disks the successor may not have. Not told to the other agent.
     #[serde(skip)]
     pub disks: Vec<Disk>,
+    /// libvirt's networks that its domain is on. Not told to the other agent.
+    #[serde(skip)]
+    pub networks: Vec<String>,
 }
 
 /// A device with RAM of a guest.

@@ -214,6 +214,7 @@ impl Qemu {
             release,
             pid: Some(process.pid()),
             disks,
+            networks: Vec::new(),
         })
     }
 

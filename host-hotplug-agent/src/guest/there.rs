@@ -1,10 +1,11 @@
-//! The QEMU that a guest is to go on in: does it know the guest's machine type and CPU model?
+//! The QEMU that a guest is to go on in: does it know the guest's machine type and CPU model? And has libvirt there the networks
+//! of its domain?
 //!
 //! It lies in the successor's initramfs, which is here. A QEMU that is looked at is not run: machine types (as
 //! `NAME-machine`), CPU models and the release are texts in the program, each ended by a zero (QEMU
 //! `include/hw/boards.h`, `target/i386/cpu.c`, `system/vl.c`). What cannot be looked at is said.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use memchr::memmem;
 
@@ -49,9 +50,14 @@ pub fn check(initramfs: &[u8], guests: &[Spec]) -> Result<Vec<String>, Refusal> 
         programs,
         links,
         opaque,
+        networks,
     } = Looked::at(initramfs, &texts);
     let mut notes = Vec::new();
     for (guest, wanted) in &guests {
+        // What made another initramfs may make its networks, too.
+        if let Some(there) = &networks {
+            on_networks(guest, there)?;
+        }
         let name = base(guest.command.first().map_or("", String::as_str));
         let target = links.get(name).map_or(name, |target| base(target));
         let Some(program) = programs.get(target) else {
@@ -69,6 +75,16 @@ pub fn check(initramfs: &[u8], guests: &[Spec]) -> Result<Vec<String>, Refusal> 
         notes.extend(judge(guest, wanted, name, program)?);
     }
     Ok(notes)
+}
+
+fn on_networks(guest: &Spec, there: &BTreeSet<String>) -> Result<(), Refusal> {
+    match guest.networks.iter().find(|network| !there.contains(*network)) {
+        Some(network) => Err(Refusal::NoNetworkThere {
+            guest: guest.name.clone(),
+            network: network.clone(),
+        }),
+        None => Ok(()),
+    }
 }
 
 fn judge(guest: &Spec, wanted: &Wanted, name: &str, program: &Program) -> Result<Option<String>, Refusal> {
@@ -178,6 +194,8 @@ struct Looked {
     links: BTreeMap<String, String>,
     /// What may hide others.
     opaque: Vec<String>,
+    /// Networks that libvirt starts by itself, where it is in an initramfs that `locum image` has made.
+    networks: Option<BTreeSet<String>>,
 }
 
 impl Looked {
@@ -185,6 +203,7 @@ impl Looked {
         let mut looked = Self::default();
         let opaque = initramfs::each_file(initramfs, &mut |entry| match entry.mode & TYPE {
             LINK => looked.link(entry.name, entry.content),
+            REGULAR if is_libvirt(entry.name) => drop(looked.networks.get_or_insert_default()),
             REGULAR => {
                 looked.program(entry.name, entry.content, texts);
                 looked.image(entry.content, texts);
@@ -199,6 +218,9 @@ impl Looked {
     }
 
     fn link(&mut self, path: &[u8], target: &[u8]) {
+        if let Some(network) = network_name(path) {
+            self.networks.get_or_insert_default().insert(network);
+        }
         if let Some(name) = qemu_name(path) {
             let target = String::from_utf8_lossy(target).trim_end_matches('\0').to_owned();
             self.links.insert(name, target);
@@ -228,6 +250,19 @@ impl Looked {
             self.opaque.push(format!("in its initramfs is {what}"));
         }
     }
+}
+
+/// libvirt's daemon in the tree that `locum image` makes (`debian/locum.initramfs-hook`).
+fn is_libvirt(path: &[u8]) -> bool {
+    let path = path.strip_prefix(b"./").unwrap_or(path);
+    [&b"locum/usr/sbin/libvirtd"[..], b"locum/usr/sbin/virtqemud"].contains(&path)
+}
+
+/// A network that it starts there by itself.
+fn network_name(path: &[u8]) -> Option<String> {
+    let path = String::from_utf8_lossy(path.strip_prefix(b"./").unwrap_or(path));
+    let file = path.strip_prefix("locum/etc/libvirt/qemu/networks/autostart/")?;
+    file.strip_suffix(".xml").map(str::to_owned)
 }
 
 /// The name of a file without its directories, if it is one of QEMU's.
@@ -287,6 +322,7 @@ mod tests {
             release: Some(release),
             pid: None,
             disks: vec![],
+            networks: vec![],
         }
     }
 
@@ -373,6 +409,36 @@ mod tests {
         assert_eq!(checked("10.0", q35).unwrap(), [] as [&str; 0]);
         let microvm = checked("10.0", "kvm -machine microvm").unwrap();
         assert!(microvm.len() == 1 && microvm[0].contains("no versions"), "{microvm:?}");
+    }
+
+    #[test]
+    fn a_domain_whose_network_libvirt_does_not_start_there_is_refused() {
+        // As cpio has them: pack() knows only files that are there.
+        let archive = |files: &[(&str, u32)]| {
+            let mut archive = Vec::new();
+            for (name, mode) in files.iter().chain(&[(cpio::TRAILER, 0)]) {
+                archive.extend_from_slice(b"070701");
+                let fields = [1, *mode, 0, 0, 1, 0, 0, 0, 0, 0, 0, name.len() as u32 + 1, 0];
+                archive.extend(fields.iter().flat_map(|field| format!("{field:08x}").into_bytes()));
+                archive.extend_from_slice(name.as_bytes());
+                archive.push(0);
+                archive.resize(archive.len().next_multiple_of(4), 0);
+            }
+            archive
+        };
+        let mut guest = spec("qemu-system-x86_64 -machine pc-q35-9.2", (9, 2));
+        guest.networks = vec!["default".to_owned()];
+        let guest = [guest];
+        let libvirtd = ("locum/usr/sbin/libvirtd", REGULAR | 0o755);
+        let autostart = "locum/etc/libvirt/qemu/networks/autostart/default.xml";
+        let error = check(&archive(&[libvirtd]), &guest).unwrap_err();
+        assert!(
+            matches!(&error, Refusal::NoNetworkThere { network, .. } if network == "default"),
+            "{error}"
+        );
+        check(&archive(&[libvirtd, (autostart, LINK | 0o777)]), &guest).unwrap();
+        // Nobody knows what another one does.
+        check(&archive(&[("usr/sbin/libvirtd", REGULAR | 0o755)]), &guest).unwrap();
     }
 
     #[test]

@@ -202,6 +202,7 @@ mod tests {
                     read_only: None,
                 })
                 .collect(),
+            networks: Vec::new(),
         };
         let guests = [
             spec("a", &[]),

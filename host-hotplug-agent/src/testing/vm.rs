@@ -94,6 +94,7 @@ impl Hypervisor for FakeHypervisor {
                 release: None,
                 pid: None,
                 disks: self.disks(),
+                networks: vec![],
             }),
             _ => Err(Refusal::NoGuest {
                 guest: guest.name.clone(),

@@ -79,7 +79,9 @@ impl Host {
             "domain {DOMAIN} has nothing of the pool:\n{pool}"
         );
         let words = format!("cat /run/{DOMAIN}.log /var/log/libvirt/qemu/{DOMAIN}.log");
-        self.first_word(DOMAIN, &words)
+        let word = self.first_word(DOMAIN, &words)?;
+        self.on_its_network()?;
+        Ok(word)
     }
 
     fn first_word(&mut self, name: &str, words: &str) -> Result<String> {
@@ -111,6 +113,32 @@ impl Host {
             said.contains(r#"{"state":false,"capability":"x-ignore-shared"}"#),
             "its RAM would be left out of a migration:\n{said}"
         );
+        self.on_its_network()
+    }
+
+    /// libvirt of the host that reigns has the domain's network, and the domain is on it.
+    fn on_its_network(&mut self) -> Result<()> {
+        let said = self.sh(&format!(
+            "virsh net-list --name; virsh domiflist {DOMAIN}; ls /sys/class/net/virbr0/brif; ip -brief address show virbr0; \
+             pidof dnsmasq >/dev/null && echo 'dnsmasq serves'"
+        ))?;
+        let taps: Vec<&str> = said
+            .lines()
+            .filter(|line| line.starts_with("vnet") && !line.contains(' '))
+            .collect();
+        let on_it = |line: &str| taps.iter().any(|tap| line.trim_start().starts_with(tap)) && line.contains("default");
+        ensure!(
+            taps.len() == 1
+                && said.lines().any(|line| line == "default")
+                && said.lines().any(on_it)
+                && said.contains("192.168.122.1")
+                && said.contains("dnsmasq serves"),
+            "domain {DOMAIN} is not on its network:\n{said}"
+        );
+        say(&format!(
+            "debian-refresh: domain {DOMAIN} is on its network by {}",
+            taps.join(", ")
+        ));
         Ok(())
     }
 

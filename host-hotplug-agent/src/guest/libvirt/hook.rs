@@ -72,6 +72,26 @@ impl Domain {
     }
 }
 
+/// The names of libvirt's networks that a domain is on.
+///
+/// # Errors
+/// If `xml` is no description of a domain.
+pub fn networks(xml: &str) -> Result<Vec<String>> {
+    let document = Document::parse(xml).context("the domain's description is no XML")?;
+    let devices = child(document.root_element(), "devices");
+    let devices = devices.context("the domain's description has no <devices>")?;
+    let interfaces = devices
+        .children()
+        .filter(|device| device.has_tag_name("interface") && device.attribute("type") == Some("network"));
+    let mut names: Vec<_> = interfaces
+        .filter_map(|interface| child(interface, "source")?.attribute("network"))
+        .map(str::to_owned)
+        .collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
 fn child<'a, 'input>(node: Node<'a, 'input>, name: &str) -> Option<Node<'a, 'input>> {
     node.children().find(|child| child.has_tag_name(name))
 }
@@ -184,6 +204,16 @@ mod tests {
             assert!(Domain::parse(&without).is_err(), "{part}");
         }
         assert!(Domain::parse("no domain").is_err());
+    }
+
+    #[test]
+    fn networks_are_those_of_libvirts() {
+        let xml = "<domain><devices><interface type='network'><mac/><source network='lan' portid='1' bridge='virbr0'/></interface>
+            <interface type='bridge'><source bridge='br0'/></interface><interface type='network'><source network='a b'/></interface>
+            <interface type='network'><source network='lan'/></interface></devices></domain>";
+        assert_eq!(networks(xml).unwrap(), ["a b", "lan"]);
+        assert_eq!(networks(XML).unwrap(), [] as [&str; 0]);
+        assert!(networks("<domain/>").is_err());
     }
 
     #[test]
