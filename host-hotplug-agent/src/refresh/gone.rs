@@ -4,7 +4,7 @@
 use locum_abi::Slot;
 
 use super::kills::{ABORTED, GOOD};
-use super::stage::Stage;
+use super::stage::{Stage, kept};
 use crate::report::Report;
 use crate::testing::world::{Behaviour, INCUMBENT, SUCCESSOR};
 
@@ -53,12 +53,34 @@ fn a_guest_that_has_ended_with_the_daemon_that_had_received_it_does_not_go_on_wh
 fn nor_one_that_has_ended_while_the_sender_was_away() {
     let mut stage = Stage::new(Behaviour::Boots);
     stage.world.kill_daemon_before(INCUMBENT, "sent", 0);
+    stage.world.kill_daemon_before(SUCCESSOR, "running", 0);
+    stage.begin();
+    assert_eq!(stage.killed().as_deref(), Some("sent"));
+    stage.sees(|stage| stage.world.killed(SUCCESSOR).is_some());
+    stage.world.kill_qemu(SUCCESSOR, "one");
+    let _daemon = stage.restart_successor();
+    stage.restart();
+    stage.may_have_run("both daemons");
+}
+
+#[test]
+fn nor_one_that_has_ended_before_its_daemon_could_say_that_it_had_come() {
+    let mut stage = Stage::new(Behaviour::Boots);
+    stage.world.kill_daemon_before(INCUMBENT, "sent", 0);
     stage.begin();
     assert_eq!(stage.killed().as_deref(), Some("sent"));
     stage.sees(|stage| stage.world.runs_in("one") == [SUCCESSOR]);
     stage.world.kill_qemu(SUCCESSOR, "one");
     stage.restart();
-    stage.may_have_run("the incumbent's daemon");
+    stage.sees(|stage| stage.retired() || stage.shared.lock().running.is_none());
+    // That daemon may just have begun to say so: then the guest has crossed, and ended.
+    if stage.retired() {
+        assert_eq!(kept(&stage.reigns()).outcome, "done");
+        assert_eq!(stage.world.runs_in("one"), [] as [Slot; 0]);
+        assert_eq!(stage.world.leaks(), [] as [String; 0]);
+    } else {
+        stage.may_have_run("the incumbent's daemon");
+    }
 }
 
 #[test]
@@ -83,6 +105,27 @@ fn a_guest_that_ends_as_it_comes_back_does_not_go_on_in_the_successor() {
     stage.restart();
     let report = stage.wait();
     stage.is_over(&report, ABORTED.name);
+}
+
+#[test]
+fn a_libvirt_that_does_not_say_what_became_of_a_guest_is_waited_for() {
+    // The guest was given up here, or resumed.
+    for step in ["confirmed", "sent"] {
+        let mut stage = Stage::new(Behaviour::Boots);
+        stage.world.managed_by_libvirt();
+        stage.world.kill_daemon_before(INCUMBENT, step, 0);
+        stage.begin();
+        assert_eq!(stage.killed().as_deref(), Some(step));
+        stage.world.hang_libvirt(INCUMBENT, "one");
+        stage.restart();
+        stage.sees(|stage| {
+            let awaits = stage.shared.lock().awaits.clone();
+            awaits.is_some_and(|what| what.contains("does not say what became of guest one"))
+        });
+        stage.world.wake_qemus();
+        stage.ended(step);
+        assert!(stage.retired(), "{step}: the refresh went back");
+    }
 }
 
 #[test]

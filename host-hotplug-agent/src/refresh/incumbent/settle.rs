@@ -23,7 +23,7 @@ const TRY: Duration = Duration::from_secs(10);
 const CLOSED: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 500 });
 
 /// For a libvirt to answer, and to end its migration.
-const AT_REST: Duration = Duration::from_secs(60);
+const AT_REST: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 60 });
 /// How often the successor's agent is told to resume a guest.
 const RESUMES: usize = 3;
 
@@ -273,23 +273,39 @@ impl Incumbent {
 
     /// What this host has of a guest. libvirt's may be in the midst of a migration still, which ends with the guest given up or
     /// resumed; or it does not answer, for it was started anew just now. Until it is known which, no guest that stands still
-    /// in the successor may be let run.
+    /// in the successor may be let run, nor may that be stopped: so this waits as long as it lives, whatever the operator wants.
     fn find_here(&self, spec: &Spec) -> Result<Option<Box<dyn Vm>>> {
-        let mut found = self.agent.hypervisor.find(spec);
         if spec.libvirt.is_none() {
-            return found;
+            return self.agent.hypervisor.find(spec);
         }
-        Deadline::after(AT_REST).comes_true(CLOSED, || {
-            let at_rest = match &mut found {
-                Ok(Some(vm)) => vm.place().is_ok_and(|place| place != Place::Waiting),
-                Ok(None) => true,
-                Err(_) => false,
-            };
-            if !at_rest {
-                found = self.agent.hypervisor.find(spec);
+        let found = loop {
+            let mut found = self.agent.hypervisor.find(spec);
+            let at_rest = Deadline::after(AT_REST).comes_true(CLOSED, || {
+                let at_rest = match &mut found {
+                    Ok(Some(vm)) => vm.place().is_ok_and(|place| place != Place::Waiting),
+                    Ok(None) => true,
+                    Err(_) => false,
+                };
+                if !at_rest {
+                    found = self.agent.hypervisor.find(spec);
+                }
+                at_rest
+            });
+            if at_rest || self.agent.other_state() != Some(HostState::Running) {
+                break found;
             }
-            at_rest
-        });
+            let what = format!(
+                "libvirt of this host does not say what became of guest {}, which may be in the successor: see \
+                 `systemctl status libvirtd`",
+                spec.name
+            );
+            let before = self.agent.shared.lock().awaits.replace(what.clone());
+            if before.as_ref() != Some(&what) {
+                tracing::warn!("{what}");
+                self.agent.publish();
+            }
+        };
+        self.agent.shared.lock().awaits = None;
         found
     }
 

@@ -25,6 +25,11 @@ impl World {
         }
     }
 
+    /// A host's libvirt does not answer what became of a guest, until [`Self::wake_qemus`].
+    pub fn hang_libvirt(&self, slot: Slot, guest: &str) {
+        self.lock().hung.insert((slot, guest.to_owned()));
+    }
+
     /// All QEMUs answer again.
     pub fn wake_qemus(&self) {
         self.lock().hung.clear();
