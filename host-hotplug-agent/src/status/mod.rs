@@ -214,4 +214,46 @@ mod tests {
         assert!(text.contains("APIC 1   native  slot 0"), "{text}");
         assert!(text.contains("slot 1: absent, generation 0"), "{text}");
     }
+
+    #[test]
+    fn json_has_got_fields_and_lost_none() {
+        let region = FakeRegion::new(1);
+        let l0 = L0View::new(&memory::status(&region, &region.header()).unwrap());
+        let daemon = Ok(DaemonStatus {
+            other_memory_bytes: Some(5),
+            unreclaimed_bytes: 7,
+            ..DaemonStatus::default()
+        });
+        let view = StatusView::new(l0, 1, "6.12".to_owned(), daemon, Around::default());
+        let json = serde_json::to_value(&view).unwrap();
+        for field in [
+            "generation",
+            "kernel",
+            "state",
+            "cpus",
+            "hosts",
+            "exits",
+            "native_exits",
+            "refusals",
+            "tables",
+            "image_bytes",
+            "unreclaimed_bytes",
+            "daemon",
+            "no_answer",
+            "last_report",
+            "slot",
+            "memory",
+            "guests",
+        ] {
+            assert!(json.get(field).is_some(), "{field}");
+        }
+        assert_eq!(
+            (&json["memory"]["other"], &json["memory"]["nobody"]),
+            (&5.into(), &7.into())
+        );
+        // What an older daemon says is understood.
+        let older = r#"{"role":"incumbent","state":"idle","course":"resting","running":null,"done":0,"total":0,"summary":"",
+            "last_error":null,"unreclaimed":[],"unreclaimed_bytes":0,"report":null}"#;
+        assert_eq!(serde_json::from_str::<DaemonStatus>(older).unwrap().waits, None);
+    }
 }

@@ -212,15 +212,17 @@ fn running(daemon: &DaemonStatus) -> Vec<String> {
         .map(|phase| format!(", phase {phase}"))
         .unwrap_or_default();
     let mut lines = named("refresh", &format!("to {}{phase}", plain(name)));
-    let done = cells(daemon.done as u64, daemon.total as u64, LONG_BAR);
-    lines.push(format!(
-        "{:NAMES$}{}{} {} of {} actions",
-        "",
-        NATIVE.repeat(done),
-        NEITHER.repeat(LONG_BAR - done),
-        daemon.done,
-        daemon.total
-    ));
+    if daemon.total > 0 {
+        let done = cells(daemon.done as u64, daemon.total as u64, LONG_BAR);
+        lines.push(format!(
+            "{:NAMES$}{}{} {} of {} actions",
+            "",
+            NATIVE.repeat(done),
+            NEITHER.repeat(LONG_BAR - done),
+            daemon.done,
+            daemon.total
+        ));
+    }
     match &daemon.waits {
         Some(wait) if daemon.course != "aborting" => lines.extend(named("waits for", &wait.to_string())),
         Some(wait) => {
@@ -250,15 +252,14 @@ fn ended(report: &Report) -> Vec<String> {
         "last refresh",
         &format!("to {}: {}{took}", plain(&report.name), report.outcome),
     );
-    let paused = report.guests.iter().filter(|guest| guest.moved);
-    let paused = paused.max_by_key(|guest| guest.pause_ticks);
-    if let Some(guest) = paused.filter(|_| report.tsc_khz != 0) {
-        let text = format!(
-            "{} guests; the longest stood still for {} ({})",
-            report.guests.iter().filter(|guest| guest.moved).count(),
-            moment(seconds(guest.pause_ticks, report.tsc_khz)),
-            plain(&guest.name)
-        );
+    let crossed: Vec<_> = report.guests.iter().filter(|guest| guest.moved).collect();
+    let longest = crossed.iter().max_by_key(|guest| guest.pause_ticks);
+    if let Some(guest) = longest.filter(|_| report.tsc_khz != 0) {
+        let still = moment(seconds(guest.pause_ticks, report.tsc_khz));
+        let text = match crossed.len() {
+            1 => format!("guest {}, which stood still for {still}", guest.name),
+            count => format!("{count} guests; the longest stood still for {still} ({})", guest.name),
+        };
         lines.extend(named("crossed", &text));
     }
     if let Some(error) = &report.error {

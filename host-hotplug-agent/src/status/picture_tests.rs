@@ -149,7 +149,7 @@ pool                                            ██████████�
 guests here db
 
 last refresh to next: done after 3 min 20 s
-crossed     1 guests; the longest stood still for 4.20 s (db)
+crossed     guest db, which stood still for 4.20 s
 lost        the CPU with APIC 3 is offline: bring it online by hand";
     assert_eq!(text, expected, "\n{text}");
 }

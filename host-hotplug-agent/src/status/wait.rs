@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use partitioner::{Action, Role};
+use partitioner::Action;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Timeouts};
@@ -57,37 +57,43 @@ pub fn now(inner: &mut Inner) -> Option<Wait> {
     })
 }
 
+/// What an action is waited for as, and for how long at most.
 fn of(action: &Action, inner: &Inner) -> (String, Option<Duration>) {
-    let incumbent = inner.refresh.role() == Role::Incumbent;
-    let limit = |of: fn(&Timeouts) -> Duration| timeouts(inner).as_ref().map(of);
     let hello = inner.report.as_ref().is_some_and(|report| !report.successor.is_empty());
+    let limited = |of: fn(&Timeouts) -> Duration| timeouts(inner).as_ref().map(of);
+    let limit = match action {
+        Action::AwaitSuccessor if hello => limited(|timeouts| timeouts.guest_start),
+        Action::AwaitSuccessor => limited(|timeouts| timeouts.boot),
+        Action::MoveGuest(_) | Action::ReturnGuest(_) => limited(|timeouts| timeouts.guest_move),
+        Action::OfflineCpu(_) => limited(|timeouts| timeouts.cpu),
+        Action::AwaitIncumbentGone => inner.brief.retire_seconds.map(Duration::from_secs),
+        _ => None,
+    };
+    (words(action, hello), limit)
+}
+
+/// As it goes on after "waits for". `hello`: the successor's agent has answered.
+fn words(action: &Action, hello: bool) -> String {
     match action {
-        Action::AwaitSuccessor if hello => (
-            "the guests' QEMUs in the successor to be ready".to_owned(),
-            limit(|timeouts| timeouts.guest_start),
-        ),
-        Action::AwaitSuccessor => (
-            "the successor to boot, and its agent to say hello".to_owned(),
-            limit(|timeouts| timeouts.boot),
-        ),
-        Action::MoveGuest(name) => (format!("guest {name} to cross"), limit(|timeouts| timeouts.guest_move)),
-        Action::ReturnGuest(name) => (
-            format!("guest {name} to come back"),
-            limit(|timeouts| timeouts.guest_move),
-        ),
-        Action::OfflineCpu(apic) => (
-            format!("the CPU with {apic} to go offline"),
-            limit(|timeouts| timeouts.cpu),
-        ),
-        Action::OnlineCpu(apic) => (format!("the CPU with {apic} to come online"), None),
-        Action::RemoveMemory { range, .. } => (format!("Linux to give up memory {range}"), None),
-        Action::AddMemory { range, .. } => (format!("Linux to take memory {range}"), None),
-        Action::AwaitIncumbentGone => {
-            let told = inner.brief.retire_seconds.map(Duration::from_secs);
-            ("the old host to power itself off".to_owned(), told)
+        Action::RemoveMemory { .. } | Action::AddMemory { .. } | Action::RemovePci(_) | Action::AddPci(_) => {
+            format!("Linux to {action}")
         }
-        Action::PowerOff if incumbent => ("this host to power itself off".to_owned(), None),
-        action => (format!("this to be done: {action}"), None),
+        Action::OfflineCpu(apic) => format!("the CPU with {apic} to go offline"),
+        Action::OnlineCpu(apic) => format!("the CPU with {apic} to come online"),
+        Action::EnterNested(apic) => format!("the CPU with {apic} to become nested"),
+        Action::LeaveNested(apic) => format!("the CPU with {apic} to become native"),
+        Action::LoadSuccessor => "the successor's image to be in its memory".to_owned(),
+        Action::WipeSuccessor => "the successor's memory to be cleared".to_owned(),
+        Action::Transfer(_) | Action::StartSuccessor | Action::StopSuccessor | Action::TakeIncumbent => {
+            format!("L0 to {action}")
+        }
+        Action::AwaitSuccessor if hello => "the guests' QEMUs in the successor to be ready".to_owned(),
+        Action::AwaitSuccessor => "the successor to boot, and its agent to say hello".to_owned(),
+        Action::MoveGuest(name) => format!("guest {name} to cross"),
+        Action::ReturnGuest(name) => format!("guest {name} to come back"),
+        Action::Entrust => "the successor to be in charge".to_owned(),
+        Action::PowerOff => "this host to power itself off".to_owned(),
+        Action::AwaitIncumbentGone => "the old host to power itself off".to_owned(),
     }
 }
 
@@ -100,6 +106,51 @@ fn timeouts(inner: &Inner) -> Option<Timeouts> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::journal::{Brief, ConfigText};
+    use crate::refresh::shared::Shared;
+
+    const CONFIG: &str =
+        "kernel = \"k\"\ninitramfs = \"i\"\ncpus = 1\nmemory = \"1G\"\ntimeouts = { boot = 7, guest_move = 8 }\n";
+
+    #[test]
+    fn limits_are_those_of_the_configuration_that_the_journal_keeps() {
+        let shared = Shared::new(0, Vec::new(), Some(crate::report::Report::default()));
+        let mut inner = shared.lock();
+        let limit = |inner: &Inner, action: &Action| of(action, inner).1.map(|limit| limit.as_secs());
+        assert_eq!(limit(&inner, &Action::AwaitSuccessor), None, "not known");
+        let (path, text) = ("/etc/locum/next.toml".into(), CONFIG.to_owned());
+        inner.brief = Brief {
+            config: Some(ConfigText { path, text }),
+            retire_seconds: Some(9),
+            ..Brief::default()
+        };
+        assert_eq!(limit(&inner, &Action::AwaitSuccessor), Some(7));
+        assert_eq!(limit(&inner, &Action::MoveGuest("g1".to_owned())), Some(8));
+        assert_eq!(limit(&inner, &Action::AwaitIncumbentGone), Some(9));
+        assert_eq!(limit(&inner, &Action::LoadSuccessor), None);
+        inner.report.as_mut().unwrap().successor = "6.12".to_owned();
+        assert_eq!(
+            limit(&inner, &Action::AwaitSuccessor),
+            Some(120),
+            "the guests' QEMUs, by default"
+        );
+        assert_eq!(of(&Action::StartSuccessor, &inner).0, "L0 to start the successor");
+    }
+
+    #[test]
+    fn what_is_waited_for_is_timed_from_when_it_was_first_told() {
+        let shared = Shared::new(0, Vec::new(), None);
+        let mut inner = shared.lock();
+        inner.awaits = Some("guests to shut down".to_owned());
+        assert_eq!(now(&mut inner), None, "nothing runs");
+        inner.running = Some("next".to_owned());
+        assert_eq!(now(&mut inner).unwrap().what, "guests to shut down");
+        let earlier = Instant::now().checked_sub(Duration::from_secs(40)).unwrap();
+        inner.waiting.as_mut().unwrap().1 = earlier;
+        assert_eq!(now(&mut inner).unwrap().seconds, 40);
+        inner.awaits = Some("something else".to_owned());
+        assert_eq!(now(&mut inner).unwrap().seconds, 0);
+    }
 
     #[test]
     fn a_wait_says_how_long_it_may_be() {

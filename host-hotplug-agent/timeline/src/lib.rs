@@ -109,8 +109,8 @@ pub fn draw(timeline: &Timeline) -> String {
     let guests = timeline.guests.len() as f64;
     let after = LANES + (guests + 3.0) * LANE;
     let why = match &timeline.end {
-        End::GivenUp(reason) => Some(format!("given up: {reason}")),
-        End::Running => Some("it runs: this is how far it came".to_owned()),
+        End::GivenUp(reason) => Some(("still-word", format!("given up: {reason}"))),
+        End::Running => Some(("lane", "it runs: this is how far it came".to_owned())),
         End::Done => None,
     };
     let height = after + 86.0 + 15.0 * guests + if why.is_some() { 18.0 } else { 0.0 };
@@ -129,8 +129,8 @@ pub fn draw(timeline: &Timeline) -> String {
         svg.text((18.0, y), "small", Anchor::Start, &guest.line);
     }
     let mut y = after + 66.0 + 15.0 * guests;
-    if let Some(why) = why {
-        svg.text((18.0, y), "still-word", Anchor::Start, clipped(&why));
+    if let Some((class, why)) = why {
+        svg.text((18.0, y), class, Anchor::Start, clipped(&why));
         y += 18.0;
     }
     svg.text((18.0, y), "note small", Anchor::Start, &timeline.footnote);
