@@ -111,8 +111,33 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Show generation, modes, owners, counters and the last refresh
-    Status(Output),
+    /// Show who has what, where guests are, and how a refresh stands
+    Status {
+        /// Every CPU, every counter and the last refresh, line by line
+        #[arg(long)]
+        long: bool,
+        /// Show it anew when something has changed, until Ctrl-C
+        #[arg(long, conflicts_with = "json")]
+        watch: bool,
+        /// How to print
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Tell what the last refresh did, or the one that runs
+    Report {
+        /// Draw its time line, to FILE or to the standard output
+        #[arg(long, value_name = "FILE", num_args = 0..=1, conflicts_with = "json")]
+        svg: Option<Option<PathBuf>>,
+        /// How to print
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Print counters and states for Prometheus (the textfile collector of node-exporter)
+    Metrics {
+        /// Write them to FILE, which is replaced as a whole
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// Stop a running refresh, or give back what one left behind; the incumbent and its guests go on
     Abort {
         /// Stop a successor of which nothing is known any more, and lose the guests that may run there
@@ -190,6 +215,40 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Whether it is to print JSON.
+    pub fn json(&self) -> bool {
+        match self {
+            Self::Doctor(output) | Self::Preflight(output) | Self::Retry(output) | Self::Log(output) => output.json,
+            Self::Setup { output, .. }
+            | Self::Plan { output, .. }
+            | Self::Refresh { output, .. }
+            | Self::Renew { output, .. }
+            | Self::Status { output, .. }
+            | Self::Report { output, .. }
+            | Self::Abort { output, .. }
+            | Self::Trace { output, .. }
+            | Self::Cycle { output, .. } => output.json,
+            Self::Pool { command, output } => command.as_ref().map_or(output, PoolCommand::output).json,
+            Self::Image { .. }
+            | Self::Metrics { .. }
+            | Self::Enter
+            | Self::Leave
+            | Self::Daemon { .. }
+            | Self::LibvirtHook { .. }
+            | Self::Aml { .. } => false,
+        }
+    }
+}
+
+impl PoolCommand {
+    fn output(&self) -> &Output {
+        match self {
+            Self::Alloc { output, .. } | Self::Up { output } | Self::Free { output, .. } => output,
+        }
+    }
+}
+
 /// What to do with the pool.
 #[derive(Debug, Subcommand)]
 pub enum PoolCommand {
@@ -241,6 +300,23 @@ mod tests {
         assert!(fits(&["--kernel", "6.12.1", "--leave", "a"]) && !fits(&["--follow", "--leave", "a"]));
         assert!(!fits(&["--follow", "--trust-storage", "a"]));
         assert!(!fits(&[]) && !fits(&["next", "--follow"]) && !fits(&["--follow", "--detach"]));
+    }
+
+    #[test]
+    fn a_picture_goes_to_a_file_or_to_the_output() {
+        let svg = |line: &[&str]| match Cli::try_parse_from([&["locum", "report"], line].concat())
+            .unwrap()
+            .command
+        {
+            Command::Report { svg, .. } => svg,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(svg(&[]), None);
+        assert_eq!(svg(&["--svg"]), Some(None));
+        assert_eq!(svg(&["--svg", "a.svg"]), Some(Some("a.svg".into())));
+        assert!(Cli::try_parse_from(["locum", "status", "--watch", "--json"]).is_err());
+        assert!(Cli::parse_from(["locum", "pool", "free", "a", "--json"]).command.json());
+        assert!(!Cli::parse_from(["locum", "pool"]).command.json());
     }
 
     #[test]

@@ -52,6 +52,12 @@ impl Clock {
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
+    /// Seconds since 1970 (UTC) at an earlier or later value of the TSC. It goes by what the clock says now.
+    pub fn seconds_at(&self, tsc: u64) -> f64 {
+        let ticks = self.tsc as f64 - tsc as f64;
+        self.nanos as f64 / 1e9 - ticks / (self.tsc_khz.max(1) as f64 * 1e3)
+    }
+
     /// Sets this host's clock.
     ///
     /// # Errors

@@ -6,8 +6,13 @@ use std::path::PathBuf;
 use locum_abi::{FAMILY, HeaderError};
 use partitioner::PlanError;
 
+mod name;
+
+pub use name::{Told, name_of, names};
+
 /// A refusal: nothing was changed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Refusal {
     /// No module.
@@ -364,6 +369,9 @@ pub enum Refusal {
         "no refresh is running: there is nothing to follow; see `locum status`, or begin one with `locum refresh NAME`"
     )]
     NothingToFollow,
+    /// Nothing to report.
+    #[error("no refresh is known: this host was not made by one and has begun none since its boot; see `locum status`")]
+    NoReport,
     /// Nothing to abort.
     #[error("no refresh is running: there is nothing to abort; see `locum status`")]
     NothingToAbort,

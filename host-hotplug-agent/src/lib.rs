@@ -51,7 +51,8 @@
 //! | [`daemon`] | requests, one at a time |
 //! | [`systemd`] | what systemd is told |
 //! | [`evidence`] | what is saved of a successor that died |
-//! | [`report`], [`status`] | what happened, and how it stands |
+//! | [`report`], [`status`], [`metrics`] | what happened, and how it stands |
+//! | [`units`] | times and sizes in words |
 //!
 //! Everything above [`machine`] and [`guest`] runs in `cargo test` against a machine in memory, including every way
 //! back.
@@ -74,6 +75,7 @@ mod journal;
 mod l0;
 mod load;
 pub mod machine;
+mod metrics;
 pub mod pool;
 mod preflight;
 mod refresh;
@@ -83,6 +85,7 @@ mod status;
 pub mod sysroot;
 mod systemd;
 mod tsc;
+mod units;
 
 #[cfg(test)]
 mod testing;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use locum_agent::cli::Cli;
 use locum_agent::command;
+use locum_agent::error::Told;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -22,7 +23,14 @@ fn main() -> ExitCode {
     match command::run(&cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("locum: {error:#}");
+            let told = Told::of(&error);
+            match &told.name {
+                Some(name) => eprintln!("locum: {told} [{name}]"),
+                None => eprintln!("locum: {told}"),
+            }
+            if cli.command.json() {
+                println!("{}", told.json());
+            }
             ExitCode::FAILURE
         }
     }

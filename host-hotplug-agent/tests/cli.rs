@@ -52,7 +52,8 @@ fn every_command_without_l0_says_so_in_one_line() {
     let root = tempfile::tempdir().unwrap();
     for args in [
         &["status"] as &[&str],
-        &["status", "--json"],
+        &["status", "--long"],
+        &["status", "--watch"],
         &["trace"],
         &["log"],
         &["plan", "next"],
@@ -65,14 +66,51 @@ fn every_command_without_l0_says_so_in_one_line() {
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(text.starts_with("locum: there is no L0"), "{args:?}: {text}");
         assert_eq!(text.lines().count(), 1, "{args:?}: {text}");
+        assert!(text.ends_with("[no-l0]\n"), "{args:?}: {text}");
         assert!(output.stdout.is_empty());
     }
 }
 
 #[test]
+fn an_error_is_json_where_json_is_wanted() {
+    let root = tempfile::tempdir().unwrap();
+    for (args, name) in [
+        (&["status", "--json"] as &[&str], "no-l0"),
+        (&["abort", "--json"], "no-daemon"),
+        (&["pool", "free", "vm1", "--json"], "no-l0"),
+    ] {
+        let output = locum(root.path(), args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(value["error"]["name"], name, "{args:?}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            text.contains(value["error"]["text"].as_str().unwrap()),
+            "{args:?}: {text}"
+        );
+    }
+}
+
+#[test]
+fn metrics_of_a_machine_without_l0_say_so() {
+    let root = tempfile::tempdir().unwrap();
+    let output = locum(root.path(), &["metrics"]);
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.lines().any(|line| line == "locum_up 0"), "{text}");
+    let file = root.path().join("locum.prom");
+    assert!(
+        locum(root.path(), &["metrics", "--output", file.to_str().unwrap()])
+            .status
+            .success()
+    );
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
+}
+
+#[test]
 fn what_needs_the_daemon_says_how_to_start_it() {
     let root = tempfile::tempdir().unwrap();
-    for args in [&["refresh", "next"] as &[&str], &["abort"], &["retry"]] {
+    for args in [&["refresh", "next"] as &[&str], &["abort"], &["retry"], &["report"]] {
         let output = locum(root.path(), args);
         assert_eq!(output.status.code(), Some(1));
         let text = String::from_utf8(output.stderr).unwrap();

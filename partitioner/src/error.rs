@@ -59,7 +59,8 @@ pub enum Stuck {
 }
 
 /// Why there is no plan. Nothing has been changed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "kebab-case", prefix = "plan-")]
 #[non_exhaustive]
 pub enum PlanError {
     /// CPU 0 was asked for.

@@ -86,5 +86,5 @@ pub use partition::{Owner, Partition, Resource, Transfer, TransferError};
 pub use pci::{Bar, PciAddress, PciFunction};
 pub use plan::{Plan, Reclaim, plan};
 pub use range::{MemRange, PortRange};
-pub use refresh::{Action, Course, Event, Loss, Progress, Refresh, Refused, Role, State};
+pub use refresh::{Action, Course, Event, Loss, PlanRefused, Progress, Refresh, Refused, Role, State};
 pub use request::{BootSize, CpuRequest, MemoryRequest, Request};

@@ -102,7 +102,7 @@ impl Guest {
     pub(crate) fn told(&self) -> String {
         let steps = self
             .still()
-            .map(|step| format!("{} {}", step.name, picture::millions(step.instructions)));
+            .map(|step| format!("{} {}", step.name, timeline::millions(step.instructions)));
         steps.collect::<Vec<_>>().join(", ")
     }
 

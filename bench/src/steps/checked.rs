@@ -172,7 +172,10 @@ impl Run {
         let end = self.machine.deadline(LONG)?;
         let mut said = String::new();
         while self.machine.now()? < end {
-            let output = self.machine.host(successor.generation).run("locum status", ANSWER)?;
+            let output = self
+                .machine
+                .host(successor.generation)
+                .run("locum status --long", ANSWER)?;
             said = output.text;
             if said.contains("dumping") && said.contains("writes a dump") {
                 self.check("the successor sees that the incumbent writes a dump, and waits for it");

@@ -1,4 +1,4 @@
-//! Commands that only look: `doctor`, `preflight`, `status`, `trace`, `log`.
+//! Commands that only look: `doctor`, `preflight`, `trace`, `log`.
 
 use std::process::ExitCode;
 
@@ -6,12 +6,10 @@ use anyhow::Result;
 
 use super::{print_json, print_line};
 use crate::cli::{Cli, Output};
-use crate::daemon::ipc::{self, Question};
 use crate::doctor;
-use crate::l0::{L0View, memory, trace as ring};
+use crate::l0::trace as ring;
 use crate::machine::{Access, Device};
 use crate::preflight::{self, Level};
-use crate::status::StatusView;
 use crate::sysroot::SysRoot;
 
 pub fn doctor(sys: &SysRoot, cli: &Cli, output: Output) -> Result<ExitCode> {
@@ -46,19 +44,6 @@ pub fn preflight(sys: &SysRoot, output: Output) -> Result<ExitCode> {
     }
     let refuses = findings.iter().any(|finding| finding.level == Level::Refuses);
     Ok(if refuses { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-}
-
-pub fn status(sys: &SysRoot, cli: &Cli, output: Output) -> Result<()> {
-    let device = Device::open(sys, Access::Look)?;
-    let l0 = L0View::new(&*memory::status(&device, device.header())?);
-    let daemon = ipc::ask(&cli.socket, &Question::Status);
-    let kernel = sys.read_optional("proc/sys/kernel/osrelease").unwrap_or_default();
-    let view = StatusView::new(l0, device.header().image_bytes, kernel, daemon);
-    if output.json {
-        print_json(&view)
-    } else {
-        print_line(&view.to_string())
-    }
 }
 
 pub fn trace(sys: &SysRoot, newest: usize, kinds: &[String], output: Output) -> Result<()> {

@@ -1,11 +1,15 @@
 //! The commands, each as a function that prints.
 
 mod image;
+mod lines;
 mod look;
+mod metrics;
 mod nested;
 mod pool;
 pub(crate) mod refresh;
+mod report;
 mod setup;
+mod status;
 
 use std::process::ExitCode;
 
@@ -28,7 +32,9 @@ pub fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Doctor(output) => return look::doctor(&sys, cli, *output),
         Command::Setup { check, confirm, output } => return setup::run(&sys, *check, *confirm, *output),
         Command::Preflight(output) => return look::preflight(&sys, *output),
-        Command::Status(output) => look::status(&sys, cli, *output)?,
+        Command::Status { long, watch, output } => status::run(&sys, cli, *long, *watch, *output)?,
+        Command::Report { svg, output } => report::run(cli, svg.as_ref(), *output)?,
+        Command::Metrics { output } => metrics::run(&sys, cli, output.as_deref())?,
         Command::Trace { newest, kinds, output } => look::trace(&sys, *newest, kinds, *output)?,
         Command::Pool { command, output } => pool::run(&sys, command.as_ref(), *output)?,
         Command::Log(output) => look::log(&sys, *output)?,

@@ -1,10 +1,11 @@
 //! Commands that change something: `plan` (which does not), `refresh`, `abort`, `retry`.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::lines::Lines;
 use super::{print_json, print_line};
 use crate::cli::{Cli, Output};
 use crate::daemon::ipc::{self, Question};
@@ -90,12 +91,10 @@ pub(crate) fn follow(
     mut status: DaemonStatus,
     mut tell: impl FnMut(&str) -> Result<()>,
 ) -> Result<DaemonStatus> {
-    let mut shown = String::new();
+    let mut lines = Lines::default();
     while status.running.is_some() {
-        let line = format!("{}/{} {}", status.done, status.total, status.summary);
-        if line != shown {
+        if let Some(line) = lines.next(&status, Instant::now()) {
             tell(&line)?;
-            shown = line;
         }
         std::thread::sleep(LOOK);
         status = again(cli)?;

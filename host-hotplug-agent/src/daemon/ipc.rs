@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use serde::{Deserialize, Serialize};
 
-use crate::error::Refusal;
+use crate::error::{Refusal, Told};
 use crate::refresh::Choice;
 use crate::status::DaemonStatus;
 
@@ -83,8 +83,8 @@ impl From<Choice<'_>> for Target {
 pub enum Answer {
     /// That is how it is; after a request, too.
     Status(Box<DaemonStatus>),
-    /// No, because.
-    Refused(String),
+    /// No, because. An older daemon sends the text alone.
+    Refused(Told),
 }
 
 /// Asks the daemon at `socket`.
@@ -110,7 +110,7 @@ pub fn ask(socket: &Path, question: &Question) -> Result<DaemonStatus> {
     })?;
     match answer {
         Answer::Status(status) => Ok(*status),
-        Answer::Refused(why) => Err(anyhow!(why)),
+        Answer::Refused(told) => Err(told.into()),
     }
 }
 
@@ -152,6 +152,29 @@ mod tests {
         );
         drop(left);
         assert!(receive::<Question>(&mut reader).is_err());
+    }
+
+    #[test]
+    fn a_refusal_crosses_with_its_name_and_an_older_daemons_without() {
+        let error = anyhow::Error::from(Refusal::Split).context("beginning");
+        let answer = Answer::Refused(Told::of(&error));
+        let line = serde_json::to_string(&answer).unwrap();
+        assert_eq!(serde_json::from_str::<Answer>(&line).unwrap(), answer);
+        let Answer::Refused(told) = answer else { panic!() };
+        let told = anyhow::Error::from(told);
+        assert_eq!(crate::error::name_of(&told).as_deref(), Some("split"));
+        assert!(
+            told.to_string().starts_with("beginning: the machine is split"),
+            "{told}"
+        );
+        let older: Answer = serde_json::from_str(r#"{"refused":"no"}"#).unwrap();
+        assert_eq!(
+            older,
+            Answer::Refused(Told {
+                name: None,
+                text: "no".to_owned()
+            })
+        );
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::error::Told;
 use crate::guest::here::Here;
 use crate::guest::pool::Pool;
 use crate::journal::Journal;
@@ -115,7 +116,7 @@ pub(crate) fn serve(worker: &Arc<Worker>, mut stream: UnixStream) {
     };
     let answer = match answer {
         Ok(status) => Answer::Status(Box::new(status)),
-        Err(error) => Answer::Refused(format!("{error:#}")),
+        Err(error) => Answer::Refused(Told::of(&error)),
     };
     // A client that does not wait for the answer is no fault of ours.
     let _ = ipc::send(&mut stream, &answer);

@@ -163,7 +163,8 @@ impl Worker {
         prepared.plan(machine)?;
         if !prepared.leaving.is_empty() {
             let names: Vec<_> = prepared.leaving.iter().map(|other| other.name.as_str()).collect();
-            self.agent.shared.lock().awaits = Some(format!("{} to shut down", names.join(", ")));
+            let limit = prepared.config.timeouts.shutdown.as_secs();
+            self.agent.shared.lock().awaits = Some(format!("{} to shut down ({limit} s at most)", names.join(", ")));
             self.agent.publish();
             let shut_down = prepared.shut_down(machine, hypervisor, unreclaimed(), &|| self.agent.shared.aborting());
             self.agent.shared.lock().awaits = None;
@@ -177,6 +178,7 @@ impl Worker {
         let mut inner = self.agent.shared.lock();
         inner.refresh.plan_for(&prepared.inventory, &prepared.request)?;
         inner.refresh.apply(Event::Start)?;
+        inner.before = inner.report.take().filter(|report| report.outcome == "done");
         inner.report = Some(Report {
             name: choice.name().to_owned(),
             from_generation: u64::from(status.generation),

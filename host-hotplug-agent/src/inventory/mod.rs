@@ -19,7 +19,7 @@ use partitioner::{
     ApicId, Cpu, CpuNumber, Generation, Inventory, MemRange, NodeId, PortRange, StayingPorts, Unreclaimed,
 };
 
-pub use iomem::{indivisible, inside};
+pub use iomem::{indivisible, inside, ram as system_ram};
 pub use ram::Ram;
 
 use crate::acpi::{Interrupts, aml};

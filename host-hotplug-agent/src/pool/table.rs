@@ -105,7 +105,8 @@ pub struct Entry {
 }
 
 /// Why a range was not taken.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, thiserror::Error, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "kebab-case", prefix = "pool-")]
 pub enum ClaimError {
     /// Somebody has some of it.
     #[error("{} of it is guest {}'s ({})", .0.extent.range, .0.extent.name, word(.0.state))]

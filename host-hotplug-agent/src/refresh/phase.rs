@@ -2,6 +2,11 @@
 
 use partitioner::{Action, Course, Refresh, Role};
 
+/// The phases of a refresh that goes through, in their order.
+pub const ORDER: [&str; 9] = [
+    "offload", "load", "enter", "start", "boot", "handover", "retire", "reclaim", "leave",
+];
+
 /// The phase to which an action belongs.
 pub fn name(refresh: &Refresh, action: &Action) -> &'static str {
     if matches!(refresh.course(), Course::Aborting(_)) {

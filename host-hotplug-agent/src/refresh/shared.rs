@@ -1,13 +1,15 @@
 //! What the daemon's threads share: the refresh, its report, and what the operator asked for meanwhile.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use partitioner::{Course, Generation, Refresh, Role, State, Unreclaimed};
+use partitioner::{Course, Generation, Owner, Refresh, Resource, Role, State, Unreclaimed};
 
+use super::phase;
 use crate::journal::Brief;
 use crate::report::Report;
-use crate::status::DaemonStatus;
+use crate::status::{DaemonStatus, left, wait};
+use crate::tsc;
 
 /// Shared by the thread that listens and the one that works.
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub struct Inner {
     pub refresh: Refresh,
     /// The last report, or the present one so far.
     pub report: Option<Report>,
+    /// The report before it, if that refresh went through.
+    pub before: Option<Report>,
     /// Name of the refresh that is being prepared or runs.
     pub running: Option<String>,
     /// Whether a thread serves the incumbent, or takes over from it.
@@ -39,6 +43,8 @@ pub struct Inner {
     pub brief: Brief,
     /// What the action under way waits for, where that may take for ever.
     pub awaits: Option<String>,
+    /// What [`wait::now`] last told, and since when that is so.
+    pub waiting: Option<(String, Instant)>,
 }
 
 impl Shared {
@@ -47,6 +53,7 @@ impl Shared {
         Self {
             inner: Mutex::new(Inner {
                 refresh: Refresh::idle(Generation(generation), unreclaimed),
+                before: report.clone(),
                 report,
                 running: None,
                 succeeds: false,
@@ -56,6 +63,7 @@ impl Shared {
                 refused: None,
                 brief: Brief::default(),
                 awaits: None,
+                waiting: None,
             }),
             changed: Condvar::new(),
         }
@@ -84,8 +92,10 @@ impl Shared {
 
     /// What to tell the other commands.
     pub fn status(&self) -> DaemonStatus {
-        let inner = self.lock();
+        let mut inner = self.lock();
+        let waits = wait::now(&mut inner);
         let refresh = &inner.refresh;
+        let phase = inner.phase();
         let word = |value: String| value.to_lowercase();
         DaemonStatus {
             role: match refresh.role() {
@@ -114,8 +124,38 @@ impl Shared {
             unreclaimed_bytes: refresh.unreclaimed().iter().map(|left| left.range.len()).sum(),
             report: inner.report.clone(),
             renewed: None,
+            left_seconds: phase.and_then(|phase| inner.left(phase)),
+            phase: phase.map(str::to_owned),
+            waits,
+            other_memory_bytes: given(refresh),
         }
     }
+}
+
+impl Inner {
+    /// The phase of the refresh that runs.
+    fn phase(&self) -> Option<&'static str> {
+        let action = self.refresh.next_action().filter(|_| self.running.is_some())?;
+        Some(phase::name(&self.refresh, action))
+    }
+
+    /// Seconds that it will still take, about.
+    fn left(&self, phase: &str) -> Option<u64> {
+        left::seconds(self.report.as_ref()?, self.before.as_ref()?, phase, tsc::now())
+    }
+}
+
+/// Bytes of memory that the incumbent has given to the successor; none on the successor's side.
+fn given(refresh: &Refresh) -> Option<u64> {
+    let (Role::Incumbent, Some(plan), Some(partition)) = (refresh.role(), refresh.plan(), refresh.partition()) else {
+        return None;
+    };
+    let theirs = Some(Owner::Host(plan.successor()));
+    let given = plan
+        .memory
+        .iter()
+        .filter(|range| partition.owner(Resource::Memory(**range)) == theirs);
+    Some(given.map(|range| range.len()).sum())
 }
 
 /// The state in one word, as in `/sys/kernel/locum/state`.

@@ -31,7 +31,8 @@ pub enum Event {
 }
 
 /// Why an event was refused. Nothing has changed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "kebab-case", prefix = "refresh-")]
 #[non_exhaustive]
 pub enum Refused {
     /// There is no plan.

@@ -163,7 +163,7 @@ impl Host {
         let came = self.machine.host(self.generation).wait_ready(REFRESH);
         if came.is_err() {
             // The machine may be gone; then the error says so.
-            let look = "cat /run/refresh.log; locum status; locum trace -n 30";
+            let look = "cat /run/refresh.log; locum status --long; locum trace -n 30";
             let told = self.machine.host(generation).run(look, GUEST);
             came.with_context(|| told.map(|output| output.text).unwrap_or_default())?;
         }

@@ -21,7 +21,7 @@ const HATCH: &str = "<pattern id='nested' width='7' height='7' patternUnits='use
 
 /// Where a text stands to its point.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Anchor {
+pub(crate) enum Anchor {
     /// It begins there.
     Start,
     /// Its middle is there.
@@ -29,11 +29,11 @@ pub(super) enum Anchor {
 }
 
 /// A drawing that grows. Lengths are pixels, of one decimal at the most.
-pub(super) struct Svg(String);
+pub(crate) struct Svg(String);
 
 impl Svg {
     /// An empty sheet. `title` is what a reader hears who does not see.
-    pub(super) fn new(width: f64, height: f64, title: &str) -> Self {
+    pub(crate) fn new(width: f64, height: f64, title: &str) -> Self {
         Self(format!(
             "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' width='{width}' height='{height}' role='img'>\n\
              <title>{}</title>\n<style>{STYLE}</style>\n<defs>{HATCH}</defs>\n\
@@ -45,7 +45,7 @@ impl Svg {
     }
 
     /// Text on the line `y`.
-    pub(super) fn text(&mut self, (x, y): (f64, f64), class: &str, anchor: Anchor, text: impl Display) {
+    pub(crate) fn text(&mut self, (x, y): (f64, f64), class: &str, anchor: Anchor, text: impl Display) {
         let anchor = match anchor {
             Anchor::Start => "",
             Anchor::Middle => " text-anchor='middle'",
@@ -60,7 +60,7 @@ impl Svg {
     }
 
     /// A box from `x` to `end`.
-    pub(super) fn bar(&mut self, (x, end): (f64, f64), (y, height): (f64, f64), class: &str) {
+    pub(crate) fn bar(&mut self, (x, end): (f64, f64), (y, height): (f64, f64), class: &str) {
         let _ = writeln!(
             self.0,
             "<rect class='{class}' x='{}' y='{}' width='{}' height='{}' rx='2'/>",
@@ -72,7 +72,7 @@ impl Svg {
     }
 
     /// Stripes over such a box: what is in it is nested.
-    pub(super) fn nested(&mut self, (x, end): (f64, f64), (y, height): (f64, f64)) {
+    pub(crate) fn nested(&mut self, (x, end): (f64, f64), (y, height): (f64, f64)) {
         let _ = writeln!(
             self.0,
             "<rect fill='url(#nested)' x='{}' y='{}' width='{}' height='{}'/>",
@@ -84,13 +84,13 @@ impl Svg {
     }
 
     /// A line.
-    pub(super) fn line(&mut self, from: (f64, f64), to: (f64, f64), class: &str) {
+    pub(crate) fn line(&mut self, from: (f64, f64), to: (f64, f64), class: &str) {
         let [x1, y1, x2, y2] = [from.0, from.1, to.0, to.1].map(px);
         let _ = writeln!(self.0, "<path class='{class}' d='M{x1} {y1}L{x2} {y2}'/>");
     }
 
     /// The whole document.
-    pub(super) fn end(mut self) -> String {
+    pub(crate) fn end(mut self) -> String {
         self.0.push_str("</svg>\n");
         self.0
     }
@@ -101,6 +101,8 @@ fn px(length: f64) -> f64 {
     (length * 10.0).round() / 10.0
 }
 
+/// As XML has it, which allows no control characters.
 fn escape(text: &str) -> String {
+    let text = text.replace(char::is_control, " ");
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

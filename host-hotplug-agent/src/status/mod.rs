@@ -1,5 +1,22 @@
-//! What `locum status` tells: L0's view and the daemon's.
+//! What `locum status` tells: L0's view and the daemon's, beside what this host's Linux and the pool's table tell.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`around`] | memory and guests, looked at here |
+//! | [`picture`] | all of it in a few lines, for a glance |
+//! | [`long`] | all of it line by line |
+//! | [`wait`] | what a refresh waits for, and for how long it may |
+//! | [`left`] | how long a refresh will still take |
 
+pub mod around;
+pub mod left;
+mod long;
+pub mod picture;
+#[cfg(test)]
+mod picture_tests;
+pub mod wait;
+
+use locum_abi::Slot;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Refusal;
@@ -7,6 +24,10 @@ use crate::guest::renew::Renewed;
 use crate::l0::L0View;
 use crate::l0::view::{CpuView, ExitView, HostView, TablesView};
 use crate::report::Report;
+use around::Around;
+pub use long::Long;
+pub use picture::Picture;
+use wait::Wait;
 
 /// What the daemon knows of a refresh.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +57,18 @@ pub struct DaemonStatus {
     /// The guest that has got another QEMU, in the answer to that request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renewed: Option<Renewed>,
+    /// The phase of the refresh that runs, as its report will call it. An older daemon tells none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// What it waits for. An older daemon does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<Wait>,
+    /// Seconds that it will still take, about: see [`left`]. None: there is nothing to tell it from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_seconds: Option<u64>,
+    /// Bytes of memory that the incumbent has given to the successor. Told by the incumbent's daemon while a refresh runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other_memory_bytes: Option<u64>,
 }
 
 /// All of it.
@@ -69,17 +102,30 @@ pub struct StatusView {
     pub no_answer: Option<String>,
     /// The last refresh, or the present one so far.
     pub last_report: Option<Report>,
+    /// Slot of this host, its memory and the guests.
+    #[serde(flatten)]
+    pub around: Around,
 }
 
 impl StatusView {
-    /// Puts both views together.
-    pub fn new(l0: L0View, image_bytes: u64, kernel: String, daemon: anyhow::Result<DaemonStatus>) -> Self {
+    /// Puts all views together.
+    pub fn new(
+        l0: L0View,
+        image_bytes: u64,
+        kernel: String,
+        daemon: anyhow::Result<DaemonStatus>,
+        mut around: Around,
+    ) -> Self {
         let hangs = matches!(&daemon, Err(error) if matches!(error.downcast_ref(), Some(Refusal::DaemonHangs { .. })));
         let (daemon, no_answer) = match daemon {
             Ok(daemon) => (Some(daemon), None),
             Err(error) => (None, Some(format!("{error:#}"))),
         };
         let silent = if hangs { "daemon hangs" } else { "no daemon" };
+        if let Some(daemon) = &daemon {
+            around.memory.other = daemon.other_memory_bytes;
+            around.memory.nobody = Some(daemon.unreclaimed_bytes);
+        }
         let last_report = daemon.as_ref().and_then(|daemon| daemon.report.clone());
         let before = last_report.as_ref().map_or(0, |report| report.exits_at_end);
         Self {
@@ -99,100 +145,31 @@ impl StatusView {
             daemon,
             no_answer,
             last_report,
+            around,
         }
     }
-}
 
-impl std::fmt::Display for StatusView {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(
-            f,
-            "generation {}, kernel {}, {}",
-            self.generation, self.kernel, self.state
-        )?;
-        if let Some(daemon) = &self.daemon {
-            writeln!(f, "{}", daemon.summary)?;
-            if let Some(error) = &daemon.last_error {
-                writeln!(f, "last error: {error}")?;
-            }
-        }
-        if let Some(error) = &self.no_answer {
-            writeln!(f, "{error}")?;
-        }
-        for cpu in &self.cpus {
-            let owner = cpu
-                .owner
-                .map_or_else(|| "nobody".to_owned(), |slot| format!("slot {}", slot.raw()));
-            writeln!(
-                f,
-                "  APIC {:<3} {:<7} {owner:<7} entered {} left {} exits {} (of guests {})",
-                cpu.apic_id, cpu.mode, cpu.enters, cpu.leaves, cpu.exits, cpu.guest_exits
-            )?;
-        }
-        for host in &self.hosts {
-            write!(
-                f,
-                "  slot {}: {}, generation {}",
-                host.slot.raw(),
-                host.state,
-                host.generation
-            )?;
-            match &host.reason {
-                Some(reason) => writeln!(f, ", {reason}")?,
-                None => writeln!(f)?,
-            }
-        }
-        write!(
-            f,
-            "  exits {} (of guests {}), refused requests {}",
-            self.exits.total, self.exits.guest, self.refusals
-        )?;
-        for (reason, count) in &self.exits.by_reason {
-            write!(f, "\n    {reason:<26} {count}")?;
-        }
-        match &self.last_report {
-            Some(report) => write!(f, "\n{report}"),
-            None => Ok(()),
-        }
+    /// Whether a refresh runs, as far as the daemon tells.
+    pub fn running(&self) -> Option<&DaemonStatus> {
+        self.daemon.as_ref().filter(|daemon| daemon.running.is_some())
     }
-}
 
-impl std::fmt::Display for Report {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "refresh to `{}`: {} ({} -> {})",
-            self.name, self.outcome, self.incumbent, self.successor
-        )?;
-        if let Some(error) = &self.error {
-            write!(f, "\n  {error}")?;
+    /// Slot of this host; of the reigning one where the module does not tell.
+    pub fn own(&self) -> Slot {
+        let slot = self.around.slot.and_then(Slot::from_raw);
+        slot.unwrap_or_else(|| Slot::of_generation(self.generation))
+    }
+
+    /// The same without what goes on from second to second though nothing happens.
+    pub fn steady(&self) -> Self {
+        let mut steady = self.clone();
+        if let Some(daemon) = &mut steady.daemon {
+            daemon.left_seconds = None;
+            if let Some(wait) = &mut daemon.waits {
+                wait.seconds = 0;
+            }
         }
-        for phase in &self.phases {
-            let ticks = phase.end.saturating_sub(phase.start);
-            write!(
-                f,
-                "\n  {:<12} {:<10} {ticks:>14} ticks {:>10} exits",
-                phase.name, phase.by, phase.l0_exits
-            )?;
-        }
-        for guest in &self.guests {
-            let (name, pause, bytes) = (&guest.name, guest.pause_ticks, guest.state_bytes);
-            write!(
-                f,
-                "\n  guest {name}: moved {}, pause {pause} ticks, {bytes} bytes of state",
-                guest.moved
-            )?;
-        }
-        for action in &self.taken_up {
-            write!(f, "\n  taken up by a daemon that was started anew, at: {action}")?;
-        }
-        for saved in &self.saved {
-            write!(f, "\n  {saved}")?;
-        }
-        for loss in &self.losses {
-            write!(f, "\n  lost: {loss}")?;
-        }
-        Ok(())
+        steady
     }
 }
 
@@ -215,11 +192,11 @@ mod tests {
             report: Some(report),
             ..DaemonStatus::default()
         };
-        let view = StatusView::new(l0.clone(), 1, "6.12".to_owned(), Ok(daemon));
+        let view = StatusView::new(l0.clone(), 1, "6.12".to_owned(), Ok(daemon), Around::default());
         assert_eq!(view.native_exits, Some(20));
-        let alone = StatusView::new(l0, 1, "6.12".to_owned(), Err(anyhow::anyhow!("why")));
+        let alone = StatusView::new(l0, 1, "6.12".to_owned(), Err(anyhow::anyhow!("why")), Around::default());
         assert_eq!(alone.native_exits, Some(120));
-        assert!(alone.to_string().contains("why"));
+        assert!(Long(&alone).to_string().contains("why"));
         assert_eq!(alone.state, "no daemon");
         let hangs = Refusal::DaemonHangs {
             path: "/run/locum.sock".into(),
@@ -230,10 +207,53 @@ mod tests {
             1,
             "6.12".to_owned(),
             Err(hangs.into()),
+            Around::default(),
         );
         assert_eq!(hung.state, "daemon hangs");
-        let text = alone.to_string();
+        let text = Long(&alone).to_string();
         assert!(text.contains("APIC 1   native  slot 0"), "{text}");
         assert!(text.contains("slot 1: absent, generation 0"), "{text}");
+    }
+
+    #[test]
+    fn json_has_got_fields_and_lost_none() {
+        let region = FakeRegion::new(1);
+        let l0 = L0View::new(&memory::status(&region, &region.header()).unwrap());
+        let daemon = Ok(DaemonStatus {
+            other_memory_bytes: Some(5),
+            unreclaimed_bytes: 7,
+            ..DaemonStatus::default()
+        });
+        let view = StatusView::new(l0, 1, "6.12".to_owned(), daemon, Around::default());
+        let json = serde_json::to_value(&view).unwrap();
+        for field in [
+            "generation",
+            "kernel",
+            "state",
+            "cpus",
+            "hosts",
+            "exits",
+            "native_exits",
+            "refusals",
+            "tables",
+            "image_bytes",
+            "unreclaimed_bytes",
+            "daemon",
+            "no_answer",
+            "last_report",
+            "slot",
+            "memory",
+            "guests",
+        ] {
+            assert!(json.get(field).is_some(), "{field}");
+        }
+        assert_eq!(
+            (&json["memory"]["other"], &json["memory"]["nobody"]),
+            (&5.into(), &7.into())
+        );
+        // What an older daemon says is understood.
+        let older = r#"{"role":"incumbent","state":"idle","course":"resting","running":null,"done":0,"total":0,"summary":"",
+            "last_error":null,"unreclaimed":[],"unreclaimed_bytes":0,"report":null}"#;
+        assert_eq!(serde_json::from_str::<DaemonStatus>(older).unwrap().waits, None);
     }
 }

@@ -1,4 +1,7 @@
-//! What a refresh did, in ticks and exits: made by both agents, one after the other, read by `locum status`.
+//! What a refresh did, in ticks and exits: made by both agents, one after the other, read by `locum status` and `locum report`.
+
+pub mod drawing;
+mod text;
 
 use serde::{Deserialize, Serialize};
 

@@ -1,9 +1,12 @@
 //! Writes the manual pages and the shells' completions of `locum` into a directory; the package has them.
 
+mod errors;
+
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Result;
 use clap::CommandFactory;
 use clap_complete::{Shell, generate_to};
 use locum_agent::cli::Cli;
@@ -16,13 +19,13 @@ fn main() -> ExitCode {
     match write(&dir) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}: {error}", dir.display());
+            eprintln!("{}: {error:#}", dir.display());
             ExitCode::FAILURE
         }
     }
 }
 
-fn write(dir: &PathBuf) -> std::io::Result<()> {
+fn write(dir: &PathBuf) -> Result<()> {
     fs::create_dir_all(dir)?;
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         generate_to(shell, &mut Cli::command(), "locum", dir)?;
@@ -37,5 +40,6 @@ fn write(dir: &PathBuf) -> std::io::Result<()> {
         let part = part.clone().display_name(name).name(name);
         clap_mangen::Man::new(part).section("8").generate_to(dir)?;
     }
+    fs::write(dir.join("locum-errors.7"), errors::page()?)?;
     Ok(())
 }
