@@ -58,8 +58,8 @@ fn nor_one_that_has_ended_while_the_sender_was_away() {
     assert_eq!(stage.killed().as_deref(), Some("sent"));
     stage.sees(|stage| stage.world.killed(SUCCESSOR).is_some());
     stage.world.kill_qemu(SUCCESSOR, "one");
-    let _daemon = stage.restart_successor();
     stage.restart();
+    let _daemon = stage.restart_successor();
     stage.may_have_run("both daemons");
 }
 
