@@ -198,6 +198,14 @@ impl Host<'_> {
         .context("waiting for the host to reboot")
     }
 
+    /// As [`Machine::monitor`], of the machine that it runs on.
+    ///
+    /// # Errors
+    /// As that.
+    pub(crate) fn monitor(&mut self, command: &str) -> Result<String> {
+        self.machine.monitor(command)
+    }
+
     /// Asks the kernel to power off and waits until the machine is off.
     ///
     /// # Errors

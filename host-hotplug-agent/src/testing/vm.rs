@@ -41,10 +41,9 @@ impl FakeHypervisor {
 
     /// Starts a guest.
     pub fn boot(&self, name: &str) {
-        self.world
-            .lock()
-            .vms
-            .insert((self.slot, name.to_owned()), VmState::Running);
+        let mut inner = self.world.lock();
+        inner.stale.retain(|(_, known)| known != name);
+        inner.vms.insert((self.slot, name.to_owned()), VmState::Running);
     }
 
     fn vm(&self, name: &str) -> Box<dyn Vm> {
