@@ -50,6 +50,7 @@ pub(super) fn all(dir: &Path) -> Result<()> {
     server.next_boot()?;
     server.image()?;
     server.hook()?;
+    server.documents()?;
     server.root.sh("dpkg --purge locum").context("purging")?;
     let left: Vec<_> = server.files()?.difference(&before).cloned().collect();
     ensure!(left.is_empty(), "purge leaves {left:?}");
@@ -199,6 +200,20 @@ impl Server {
             "the hook does not say what is wrong: {status:?}\n{text}"
         );
         say("libvirt's hook answers");
+        Ok(())
+    }
+
+    /// What is read or played where it lies is not compressed.
+    fn documents(&self) -> Result<()> {
+        for name in [
+            "examples/refresh.yml",
+            "examples/inventory.yml",
+            "nova.md",
+            "proxmox.md",
+        ] {
+            let path = self.root.path("usr/share/doc/locum").join(name);
+            ensure!(path.exists(), "the package lacks {}", path.display());
+        }
         Ok(())
     }
 
