@@ -52,6 +52,7 @@
 //! | [`systemd`] | what systemd is told |
 //! | [`evidence`] | what is saved of a successor that died |
 //! | [`report`], [`status`], [`metrics`] | what happened, and how it stands |
+//! | [`told`] | what `--json` is made of, for programs that stand for this one in tests |
 //! | [`units`] | times and sizes in words |
 //!
 //! Everything above [`machine`] and [`guest`] runs in `cargo test` against a machine in memory, including every way
@@ -84,6 +85,7 @@ mod setup;
 mod status;
 pub mod sysroot;
 mod systemd;
+pub mod told;
 mod tsc;
 mod units;
 
