@@ -202,6 +202,18 @@ impl Root {
         .tree(as_it_is)
     }
 
+    /// Ansible, as an operator of a fleet has it.
+    ///
+    /// # Errors
+    /// As [`Root::bochs`].
+    pub(crate) fn ansible() -> Result<Self> {
+        Recipe {
+            lead: Some("ansible-core"),
+            ..Recipe::new("ansible", "Ansible", &["ansible-core"])
+        }
+        .tree(as_it_is)
+    }
+
     /// Linux's own tests of KVM (`tools/testing/selftests/kvm`), `usr/lib/kvm-selftests/`: built from the newest source
     /// that Debian has of a kernel's line (`6.12`), which takes some minutes the first time.
     ///

@@ -101,6 +101,14 @@ pub(crate) fn lab_domain() -> Result<PathBuf> {
     cargo("lab-domain", "lab-domain", "x86_64-unknown-linux-gnu", true)
 }
 
+/// What stands for a machine of a fleet, linked statically.
+///
+/// # Errors
+/// As [`l0`].
+pub(crate) fn stand_in() -> Result<PathBuf> {
+    cargo("lab-standin", "lab-standin", "x86_64-unknown-linux-gnu", true)
+}
+
 #[derive(Deserialize)]
 struct Message {
     reason: String,

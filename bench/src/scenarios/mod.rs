@@ -5,6 +5,7 @@ mod board;
 mod debian;
 mod dumps;
 mod faults;
+mod fleet;
 mod floor;
 mod growth;
 mod install;
@@ -184,6 +185,13 @@ pub(crate) const CI: &[Scenario] = &[
                 place, and what fails or dies on the way",
         minutes: 1,
         play: Play::Program(qemus::all),
+    },
+    Scenario {
+        name: "fleet",
+        about: "the package's playbook on two programs that stand for machines: one is refreshed after the other, and the first \
+                failure stops it",
+        minutes: 1,
+        play: Play::Program(fleet::all),
     },
     Scenario {
         name: "aborts",
