@@ -6,7 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use locum_agent::channel::Port;
 use locum_agent::config::Guest;
@@ -15,7 +16,7 @@ use locum_agent::error::Refusal;
 use locum_agent::guest::pool::Pool;
 use locum_agent::guest::qemu::Qemu;
 use locum_agent::guest::qmp::{Monitor, Qmp};
-use locum_agent::guest::{Hypervisor, Place, Received, Sent, Spec, Vm};
+use locum_agent::guest::{Hypervisor, Place, Received, Sent, Spec, Vm, whether_it_came};
 use locum_agent::sysroot::SysRoot;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -211,8 +212,8 @@ fn a_guest_goes_over_and_back_and_its_ram_stays() {
         sent.state_bytes
     );
     assert!(sent.begun < sent.stopped && sent.stopped < received.resumed);
-    // Not before: but the target may run the guest while the end mark, which follows the last byte, is on its way.
     assert!(sent.stopped < received.received);
+    assert!(source.has_gone().unwrap());
 
     // And back, as an abort does it.
     lab.source.take().unwrap().0.wait().unwrap();
@@ -253,6 +254,60 @@ fn a_target_that_refuses_leaves_the_guest_running_in_the_source() {
     source.quit().unwrap();
     assert!(lab.counts());
     target.quit().unwrap();
+}
+
+/// Copies so many bytes of what is sent; then the channel breaks off, or nothing comes any more until somebody gives up.
+fn hand_over_in_part(source: &mut dyn Vm, target: &mut dyn Vm, bytes: usize, breaks: bool) -> anyhow::Result<Received> {
+    let (mut out, mut middle) = Port::pair().unwrap();
+    let (mut further, mut into) = Port::pair().unwrap();
+    let over = AtomicBool::new(false);
+    let given_up = || over.load(Ordering::Relaxed);
+    let until = Deadline::after(HANG).or_when(&given_up);
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(|| source.send(&mut out, &until));
+        let receiving = scope.spawn(|| target.receive(&mut into, &until));
+        let mut some = vec![0; bytes];
+        middle.read_exact(&mut some, &until).unwrap();
+        further.write_all(&some, &until).unwrap();
+        if breaks {
+            drop((middle, further));
+        } else {
+            std::thread::sleep(OFTEN);
+            over.store(true, Ordering::Relaxed);
+        }
+        sending.join().unwrap().unwrap_err();
+        receiving.join().unwrap()
+    })
+}
+
+#[test]
+fn a_guest_of_which_a_part_has_come_has_not_run_there() {
+    let Some(mut lab) = Lab::new() else { return };
+    let guest = lab.boot(&lab.in_pool());
+    let hypervisor = lab.hypervisor();
+    assert!(lab.counts());
+    let spec = hypervisor.inspect(&guest, 1).unwrap();
+    let until = Deadline::after(HANG);
+    for (bytes, breaks) in [
+        (0, true),
+        (0, false),
+        (1000, true),
+        (1000, false),
+        (40_000, true),
+        (40_000, false),
+    ] {
+        let what = format!("{bytes} bytes, then it breaks off: {breaks}");
+        let mut source = hypervisor.attach(&spec).unwrap();
+        let mut target = hypervisor.prepare(&lab.target(&spec, &[]), &until).unwrap();
+        let received = hand_over_in_part(source.as_mut(), target.as_mut(), bytes, breaks);
+        let begun = Instant::now();
+        let came = whether_it_came(target.as_mut(), received).unwrap();
+        assert!(came.is_err(), "{what}: it has come");
+        println!("{what}: known after {:?}", begun.elapsed());
+        assert!(!source.has_gone().unwrap(), "{what}");
+        source.resume().unwrap();
+        assert!(lab.counts(), "{what}: the guest does not go on");
+    }
 }
 
 #[test]
