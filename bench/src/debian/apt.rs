@@ -102,6 +102,33 @@ impl Apt {
         )
     }
 
+    /// Fetches the files of packages, and of all that they need and a system with that `status` of dpkg's lacks, into `dir`.
+    /// What is in `suite` is taken from there.
+    ///
+    /// # Errors
+    /// apt finds no way to install them, with its words; or one cannot be fetched.
+    pub(crate) fn download_beside(&self, status: &Path, suite: &str, packages: &[String], dir: &Path) -> Result<()> {
+        let _lock = paths::lock(&self.dir, "update")?;
+        let partial = dir.join("partial");
+        fs::create_dir_all(&partial)?;
+        tools::run(
+            self.command("apt-get")
+                .args(["install", "--download-only", "--yes", "-q", "--no-install-recommends"])
+                .args([
+                    "-o",
+                    "Debug::NoLocking=1",
+                    "-o",
+                    &format!("APT::Default-Release={suite}"),
+                ])
+                .arg("-o")
+                .arg(format!("Dir::State::status={}", status.display()))
+                .arg("-o")
+                .arg(format!("Dir::Cache::archives={}", dir.display()))
+                .args(packages),
+        )?;
+        Ok(fs::remove_dir_all(partial)?)
+    }
+
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         let dir = self.dir.display();

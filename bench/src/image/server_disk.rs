@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use super::{
     build,
@@ -16,7 +16,7 @@ use super::{
     iso::{self, GRUB},
 };
 use crate::{
-    debian::{Archive, apt::Apt, index, root::Root},
+    debian::{Archive, Pocket, apt::Apt, index, root::Root},
     paths, tools,
 };
 
@@ -88,17 +88,24 @@ pub(crate) fn copy(target: &Path, more: &[(&str, &Path)]) -> Result<()> {
 /// # Errors
 /// They cannot be fetched.
 pub(crate) fn kernel(release: &str) -> Result<PathBuf> {
-    Root::server()?.derived(&format!("{release}.tar"), (), |part| {
+    let server = Root::server()?;
+    server.derived(&format!("{release}.tar"), "with all that they need", |part| {
         let archive = Archive::today()?;
         let index = archive
             .index
             .as_ref()
             .map_err(|why| anyhow!("Debian's archive can't be reached: {why}"))?;
         let mut packages = index::headers(index, release);
-        packages.push(format!("linux-image-{release}"));
+        let image = format!("linux-image-{release}");
+        let pocket = index.newest(&image, &Pocket::ALL).map(|package| package.pocket);
+        let suite = pocket
+            .with_context(|| format!("Debian's archive has no {image}"))?
+            .suite();
+        packages.push(image);
         let debs = part.with_extension("debs");
         fs::create_dir_all(&debs)?;
-        Apt::new(&paths::cache()?)?.download(&packages, &debs)?;
+        let status = server.path("var/lib/dpkg/status");
+        Apt::new(&paths::cache()?)?.download_beside(&status, &suite, &packages, &debs)?;
         tools::shell(r#"tar -C "$1" -cf "$2" ."#, &[&debs, part])?;
         Ok(fs::remove_dir_all(debs)?)
     })
