@@ -15,6 +15,8 @@
 //! refresh, the report). A kind of message that is unknown is answered by [`Message::NotUnderstood`] and is no reason to
 //! stop.
 
+use std::time::Duration;
+
 use partitioner::Refresh;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +33,10 @@ const MAGIC: [u8; 4] = *b"LCMM";
 const ANSWERS: u16 = 2;
 /// Version since which [`Message::Heir`] is.
 pub const HEIRS: u16 = 3;
+/// For the other agent to try again, which it does several times a second.
+const OPENS: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 3000 });
+/// Between two looks at its end.
+const LOOK: Duration = Duration::from_millis(5);
 /// More JSON than this is a damaged length.
 const MAX_LEN: u32 = 4 << 20;
 
@@ -235,6 +241,14 @@ impl Link {
     /// Whether the other agent has closed the channel, and nothing of it is left to be read.
     pub fn ended(&self) -> bool {
         self.port.ended()
+    }
+
+    /// Waits, for a while, until the other agent has opened its end. An agent that finds this one closed closes its own at once, and
+    /// tries again: of two that did so, both ends would hardly ever be open at once.
+    ///
+    /// That takes `limit` at most. An end that stays closed is told to whoever reads.
+    pub fn await_other_end(&self, limit: Duration) {
+        let _ = Deadline::after(OPENS.min(limit)).comes_true(LOOK, || !self.ended());
     }
 
     /// Whether nothing can come over `port` any more of what was agreed upon over `link`, to be asked while another thread

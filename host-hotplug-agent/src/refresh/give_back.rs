@@ -196,6 +196,7 @@ fn hello(agent: &Agent, until: &Deadline<'_>) -> Result<Option<Vec<crate::channe
     let mut link = Link::new(agent.machine.channel(0)?);
     let given_up = || until.given_up();
     let limit = Deadline::after(TRY.min(until.left()));
+    link.await_other_end(limit.left());
     loop {
         if let Message::Hello { guests, .. } = link.receive(&limit.or_when(&given_up))? {
             return Ok(guests);

@@ -161,7 +161,9 @@ impl Incumbent {
     }
 
     fn try_once(&mut self, limit: Duration, guests: &[Spec], patience: Patience) -> Result<Option<Told>> {
-        self.link = Some(Link::new(self.agent.machine.channel(0)?));
+        let link = Link::new(self.agent.machine.channel(0)?);
+        link.await_other_end(limit);
+        self.link = Some(link);
         let there = self.greet(limit, patience)?;
         self.welcome(guests, patience)?;
         Ok(there)
