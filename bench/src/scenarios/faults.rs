@@ -221,10 +221,11 @@ fn each(run: &mut Run, faults: &[Fault]) -> Result<()> {
         );
         unreclaimed.insert(run.generation, now);
     }
-    // What is left is as good as new. `timeout` says 124 if it had to interrupt the command.
+    // What is left is as good as new. If `timeout` had to interrupt the command, its own status is 124, or busybox's the command's.
     let good = run.successor()?;
     let command = format!(
-        "timeout -s INT 20 locum refresh {}; [ $? = 124 ] && locum refresh --follow",
+        "timeout -s INT 20 locum refresh {}; status=$?; case $status in 124 | 130) locum refresh --follow ;; \
+         *) echo \"not interrupted: status $status\"; exit 1 ;; esac",
         good.name
     );
     run.replace_host_by(&good, &command)?;
