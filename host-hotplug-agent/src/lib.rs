@@ -44,6 +44,7 @@
 //! | [`channel`] | bytes and messages between the hosts |
 //! | [`guest`] | QEMU |
 //! | [`pool`] | which guest's RAM lies where in the pool |
+//! | [`file`] | files that are replaced as a whole |
 //! | [`clock`], [`tsc`] | time that both hosts share |
 //! | [`deadline`] | how long to wait |
 //! | [`journal`] | what of a refresh outlives the daemon |
@@ -69,6 +70,7 @@ pub mod deadline;
 mod doctor;
 pub mod error;
 mod evidence;
+mod file;
 pub mod guest;
 mod image;
 mod inventory;

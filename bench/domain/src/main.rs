@@ -8,7 +8,6 @@
 
 use std::env;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -49,17 +48,10 @@ fn here() -> Here {
 fn spec(name: &str, uuid: &str) -> Spec {
     Spec {
         name: name.to_owned(),
-        qmp: PathBuf::new(),
-        command: Vec::new(),
-        output: PathBuf::new(),
         channel: 1,
-        ram: Vec::new(),
         uuid: Some(uuid.to_owned()),
         libvirt: Some(name.to_owned()),
-        release: None,
-        pid: None,
-        disks: Vec::new(),
-        networks: Vec::new(),
+        ..Spec::default()
     }
 }
 

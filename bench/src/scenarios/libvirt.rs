@@ -120,8 +120,7 @@ impl Bed {
     /// The agent's part, on both sides: what came of it at the sender, and at the receiver.
     fn carry(&self, from: &Host, to: &Host) -> Result<(Ended, Ended)> {
         let inside = format!("{SHARED}/{CHANNEL}");
-        let program = format!("{SHARED}/lab-domain");
-        let agent = |host: &Host, role: &str| host.run(&[&program, role, NAME, UUID, &inside]);
+        let agent = |host: &Host, role: &str| Self::agent(host, &[role, NAME, UUID, &inside]);
         thread::scope(|scope| {
             let receiver = scope.spawn(|| agent(to, "receive"));
             while !self.channel.exists() && !receiver.is_finished() {

@@ -1,4 +1,4 @@
-//! The agent's tests of real QEMUs (`host-hotplug-agent/tests/handover.rs`), with the QEMU that the lab's hosts have: the
+//! The agent's tests of real QEMUs (`host-hotplug-agent/tests/handover/`), with the QEMU that the lab's hosts have: the
 //! machine itself may have none, and then cargo plays none of them.
 
 use std::{fs, path::Path, process::Command};

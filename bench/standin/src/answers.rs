@@ -260,15 +260,8 @@ fn spec(name: String) -> Spec {
         qmp: PathBuf::from(format!("/run/{name}.qmp")),
         name,
         command: vec!["qemu-system-x86_64".to_owned()],
-        output: PathBuf::new(),
         channel: 1,
-        ram: Vec::new(),
-        uuid: None,
-        libvirt: None,
-        release: None,
-        pid: None,
-        disks: Vec::new(),
-        networks: Vec::new(),
+        ..Spec::default()
     }
 }
 

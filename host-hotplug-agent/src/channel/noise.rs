@@ -9,7 +9,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::message::{Link, Message, MessageError};
+use super::link::{Link, MessageError};
+use super::message::Message;
 use super::port::{Port, PortError, within};
 use super::stream::{self, StreamError};
 use crate::testing::torn::captured;

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use partitioner::Unreclaimed;
 use serde::{Deserialize, Serialize};
 
+use crate::file;
 use crate::report::Report;
 use crate::sysroot::SysRoot;
 
@@ -42,10 +43,7 @@ pub fn save(sys: &SysRoot, kept: &Kept) -> Result<()> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
-    let whole = path.with_extension("new");
-    fs::write(&whole, serde_json::to_vec(kept)?)
-        .and_then(|()| fs::rename(&whole, &path))
-        .with_context(|| format!("writing {}", path.display()))
+    file::replace(&path, serde_json::to_vec(kept)?).with_context(|| format!("writing {}", path.display()))
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::Told;
+use crate::file;
 use crate::guest::here::Here;
 use crate::guest::pool::Pool;
 use crate::journal::Journal;
@@ -126,12 +127,7 @@ fn listen(socket: &Path) -> Result<UnixListener> {
     if UnixStream::connect(socket).is_ok() {
         anyhow::bail!("another `locum daemon` answers at {}: stop it first", socket.display());
     }
-    match fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("removing {}", socket.display()));
-        }
-        _ => {}
-    }
+    file::remove(socket).with_context(|| format!("removing {}", socket.display()))?;
     if let Some(dir) = socket.parent() {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     }

@@ -164,10 +164,10 @@ impl Worker {
         if !prepared.leaving.is_empty() {
             let names: Vec<_> = prepared.leaving.iter().map(|other| other.name.as_str()).collect();
             let limit = prepared.config.timeouts.shutdown.as_secs();
-            self.agent.shared.lock().awaits = Some(format!("{} to shut down ({limit} s at most)", names.join(", ")));
-            self.agent.publish();
+            let what = format!("{} to shut down ({limit} s at most)", names.join(", "));
+            self.agent.awaits(Some(&what));
             let shut_down = prepared.shut_down(machine, hypervisor, unreclaimed(), &|| self.agent.shared.aborting());
-            self.agent.shared.lock().awaits = None;
+            self.agent.awaits(None);
             shut_down?;
             prepared
                 .plan(machine)

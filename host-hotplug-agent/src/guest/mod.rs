@@ -36,7 +36,7 @@ use crate::error::Refusal;
 use crate::tsc;
 
 /// What the other host needs to know to run a guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     /// Its name.
     pub name: String,

@@ -21,6 +21,7 @@ use super::running::QemuVm;
 use super::{Place, Spec, Vm, argv, orphan};
 use crate::channel::Port;
 use crate::deadline::Deadline;
+use crate::file;
 use crate::sysroot::SysRoot;
 
 /// What follows the socket's name: the old QEMU's, while the new one has it.
@@ -93,10 +94,7 @@ impl Guest {
     /// Writes down that it begins, and makes room for the other QEMU's sockets.
     fn begin(&self) -> Result<()> {
         let note = self.note();
-        let fresh = beside(&note, ".new");
-        fs::write(&fresh, serde_json::to_vec(self)?)
-            .and_then(|()| fs::rename(&fresh, &note))
-            .with_context(|| note.display().to_string())?;
+        file::replace(&note, serde_json::to_vec(self)?).with_context(|| note.display().to_string())?;
         for socket in &self.sockets {
             let aside = beside(socket, BEFORE);
             fs::rename(socket, &aside)
@@ -111,12 +109,7 @@ impl Guest {
         let others = self.sockets.iter().filter(|socket| **socket != self.spec.qmp);
         let asides = others.map(|socket| beside(socket, BEFORE));
         for path in asides.chain([self.aside(), self.note()]) {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| path.display().to_string());
-                }
-                _ => {}
-            }
+            file::remove(&path).with_context(|| path.display().to_string())?;
         }
         Ok(())
     }

@@ -1,7 +1,6 @@
 //! A running QEMU: started for a guest, the guest sent, received and resumed, and its end.
 
 use std::fs;
-use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -18,6 +17,7 @@ use super::qmp::{Monitor, Qmp, QmpError};
 use super::{Place, Received, Sent, Spec, Vm, orphan};
 use crate::channel::{Port, stream};
 use crate::deadline::Deadline;
+use crate::file;
 use crate::sysroot::SysRoot;
 use crate::tsc;
 
@@ -80,10 +80,7 @@ impl QemuVm {
             .split_first()
             .context("the guest's command line is empty")?;
         // A socket left by an earlier QEMU would be taken for the new one's.
-        match fs::remove_file(&spec.qmp) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
+        file::remove(&spec.qmp)?;
         for path in [&spec.output, &spec.qmp] {
             if let Some(dir) = path.parent() {
                 fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;

@@ -130,7 +130,7 @@ pub fn settled(disks: &[&Disk], archive: &[u8]) -> Vec<bool> {
     };
     let is_wanted = |name: &[u8]| wanted.iter().flatten().any(|wanted| wanted.name() == name);
     initramfs::each_file(archive, &mut |entry| {
-        see(entry.name.strip_prefix(b"./").unwrap_or(entry.name), entry.content);
+        see(entry.name, entry.content);
         let image = squashfs::each_file(entry.content, &is_wanted, &mut |file| see(&file.path, &file.content));
         // One that cannot be read has nothing to show.
         drop(image);

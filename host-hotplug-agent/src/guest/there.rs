@@ -254,13 +254,12 @@ impl Looked {
 
 /// libvirt's daemon in the tree that `locum image` makes (`debian/locum.initramfs-hook`).
 fn is_libvirt(path: &[u8]) -> bool {
-    let path = path.strip_prefix(b"./").unwrap_or(path);
     [&b"locum/usr/sbin/libvirtd"[..], b"locum/usr/sbin/virtqemud"].contains(&path)
 }
 
 /// A network that it starts there by itself.
 fn network_name(path: &[u8]) -> Option<String> {
-    let path = String::from_utf8_lossy(path.strip_prefix(b"./").unwrap_or(path));
+    let path = String::from_utf8_lossy(path);
     let file = path.strip_prefix("locum/etc/libvirt/qemu/networks/autostart/")?;
     file.strip_suffix(".xml").map(str::to_owned)
 }
@@ -312,17 +311,10 @@ mod tests {
     fn spec(command: &str, release: (u32, u32)) -> Spec {
         Spec {
             name: "vm1".to_owned(),
-            qmp: PathBuf::new(),
             command: command.split(' ').map(str::to_owned).collect(),
-            output: PathBuf::new(),
             channel: 1,
-            ram: vec![],
-            uuid: None,
-            libvirt: None,
             release: Some(release),
-            pid: None,
-            disks: vec![],
-            networks: vec![],
+            ..Spec::default()
         }
     }
 

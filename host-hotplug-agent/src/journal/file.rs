@@ -97,10 +97,7 @@ impl Journal {
     /// # Errors
     /// If the file cannot be removed.
     pub fn remove(&self) -> io::Result<()> {
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        crate::file::remove(&self.path)
     }
 
     /// Keeps one that cannot be used, under another name, which is returned.

@@ -151,12 +151,18 @@ fn entry(rest: &[u8]) -> Result<Entry<'_>, String> {
     }
     let content = (CPIO_HEADER + name_size).next_multiple_of(ALIGN);
     Ok(Entry {
-        name: name.strip_suffix(b"\0").unwrap_or(name),
+        name: plain_name(name),
         mode: number(14).and_then(|mode| u32::try_from(mode).ok()).unwrap_or(0),
         content: rest.get(content..end).unwrap_or_default(),
         // Nothing need follow the last entry.
         len: end.next_multiple_of(ALIGN).min(rest.len()),
     })
+}
+
+/// Without the zero at its end, and the `./` that some tools begin it with.
+fn plain_name(name: &[u8]) -> &[u8] {
+    let name = name.strip_suffix(b"\0").unwrap_or(name);
+    name.strip_prefix(b"./").unwrap_or(name)
 }
 
 /// Where the first plain entry is within something else.

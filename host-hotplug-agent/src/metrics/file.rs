@@ -1,25 +1,18 @@
 //! A file that is there as a whole or not at all.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+
+use crate::file;
 
 /// Replaces the file: whoever reads it meanwhile has the old one. Its directory must be there.
 ///
 /// # Errors
 /// If the directory cannot be written to; the old file stays.
 pub fn write(path: &Path, text: &str) -> Result<()> {
-    let name = path
-        .file_name()
-        .with_context(|| format!("{} names no file", path.display()))?;
-    // node-exporter reads `*.prom` only.
-    let beside = path.with_file_name(format!(".{}.{}.tmp", name.display(), std::process::id()));
-    let written = fs::write(&beside, text).and_then(|()| fs::rename(&beside, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&beside);
-    }
-    written.with_context(|| {
+    // node-exporter reads `*.prom` only, which the file that is written first is not.
+    file::replace(path, text).with_context(|| {
         format!(
             "writing {}: is its directory there, and may this user write to it?",
             path.display()
@@ -29,6 +22,8 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -158,6 +158,17 @@ impl Agent {
         self.publish_progress();
     }
 
+    /// Shows what is waited for, where that may take for ever, or that nothing is. Returns whether it is another thing than before.
+    pub fn awaits(&self, what: Option<&str>) -> bool {
+        let what = what.map(str::to_owned);
+        let before = std::mem::replace(&mut self.shared.lock().awaits, what.clone());
+        let is_news = before != what;
+        if is_news {
+            self.publish();
+        }
+        is_news
+    }
+
     /// Shows the state and the last error in `/sys/kernel/locum`.
     pub fn publish_state(&self) {
         let status = self.shared.status();

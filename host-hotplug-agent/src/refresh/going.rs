@@ -186,15 +186,7 @@ mod tests {
     fn disks_that_the_successor_may_not_have_are_refused_unless_trusted() {
         let spec = |name: &str, problems: &[&str]| Spec {
             name: name.to_owned(),
-            qmp: PathBuf::new(),
-            command: Vec::new(),
-            output: PathBuf::new(),
             channel: 1,
-            ram: Vec::new(),
-            uuid: None,
-            libvirt: None,
-            release: None,
-            pid: None,
             disks: problems
                 .iter()
                 .map(|problem| Disk {
@@ -202,7 +194,7 @@ mod tests {
                     read_only: None,
                 })
                 .collect(),
-            networks: Vec::new(),
+            ..Spec::default()
         };
         let guests = [
             spec("a", &[]),

@@ -18,14 +18,12 @@ impl Agent {
         }
         let what = "the host that panicked writes a dump";
         tracing::warn!("{what}: waiting for its end, {} s at most", limit.as_secs());
-        self.shared.lock().awaits = Some(what.to_owned());
-        self.publish();
+        self.awaits(Some(what));
         let ended = Deadline::after(limit).comes_true(Duration::from_millis(100), || !dumps());
-        let mut inner = self.shared.lock();
-        inner.awaits = None;
+        self.awaits(None);
         if !ended {
             tracing::warn!("the dump is cut off: it took longer than {} s", limit.as_secs());
-            inner.refresh.note_loss(Loss::Dump);
+            self.shared.lock().refresh.note_loss(Loss::Dump);
         }
     }
 }

@@ -43,8 +43,8 @@ pub struct Inner {
     pub brief: Brief,
     /// What the action under way waits for, where that may take for ever.
     pub awaits: Option<String>,
-    /// What [`wait::now`] last told, and since when that is so.
-    pub waiting: Option<(String, Instant)>,
+    /// What [`wait::now`] last told, since when that is so, and for how long it may be.
+    pub waiting: Option<(String, Instant, Option<Duration>)>,
 }
 
 impl Shared {

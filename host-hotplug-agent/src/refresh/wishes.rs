@@ -5,15 +5,20 @@ use crate::daemon::ipc::{Question, Target};
 use crate::error::Refusal;
 use crate::testing::world::{Behaviour, INCUMBENT, SUCCESSOR};
 
+fn refresh_with(trust_storage: &[&str], leave: &[&str]) -> Question {
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    Question::RefreshWith {
+        to: Target::Named("next".to_owned()),
+        trust_storage: names(trust_storage),
+        leave: names(leave),
+    }
+}
+
 #[test]
 fn storage_is_trusted_by_name_only() {
     let stage = Stage::new(Behaviour::Boots);
     stage.world.has_local_disks("/a.qcow2 is a file of this host");
-    let trusting = |guests: &[&str]| Question::RefreshWith {
-        to: Target::Named("next".to_owned()),
-        trust_storage: guests.iter().map(|name| (*name).to_owned()).collect(),
-        leave: vec![],
-    };
+    let trusting = |guests: &[&str]| refresh_with(guests, &[]);
     for (question, guest) in [
         (Question::Refresh("next".to_owned()), "one"),
         (trusting(&["two"]), "one"),
@@ -36,11 +41,7 @@ fn storage_is_trusted_by_name_only() {
 fn a_guest_that_would_end_with_this_host_is_told_and_shut_down_if_wanted() {
     let stage = Stage::new(Behaviour::Boots);
     stage.world.has_plain_guest("plain");
-    let leaving = |guests: &[&str]| Question::RefreshWith {
-        to: Target::Named("next".to_owned()),
-        trust_storage: vec![],
-        leave: guests.iter().map(|name| (*name).to_owned()).collect(),
-    };
+    let leaving = |guests: &[&str]| refresh_with(&[], guests);
     let refused = |question: &Question| format!("{:#}", stage.worker.answer(question).unwrap_err());
     let untold = refused(&Question::Refresh("next".to_owned()));
     assert!(

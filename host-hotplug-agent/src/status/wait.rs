@@ -36,20 +36,21 @@ impl fmt::Display for Wait {
 
 /// What the refresh waits for now. Keeps in mind since when it does.
 pub fn now(inner: &mut Inner) -> Option<Wait> {
-    let awaited = match (&inner.awaits, inner.refresh.next_action()) {
-        (Some(what), _) => Some((what.clone(), None)),
-        (None, Some(action)) => Some(of(action, inner)),
-        (None, None) => None,
-    };
-    let Some((what, limit)) = awaited.filter(|_| inner.running.is_some()) else {
+    let action = inner.refresh.next_action();
+    let what = inner.awaits.clone().or_else(|| Some(words(action?, hello(inner))));
+    let Some(what) = what.filter(|_| inner.running.is_some()) else {
         inner.waiting = None;
         return None;
     };
-    let since = match &inner.waiting {
-        Some((known, since)) if *known == what => *since,
-        _ => Instant::now(),
+    let (since, limit) = match &inner.waiting {
+        Some((known, since, limit)) if *known == what => (*since, *limit),
+        // Looked for once: the configuration is read for it.
+        _ => {
+            let action = action.filter(|_| inner.awaits.is_none());
+            (Instant::now(), action.and_then(|action| limit(action, inner)))
+        }
     };
-    inner.waiting = Some((what.clone(), since));
+    inner.waiting = Some((what.clone(), since, limit));
     Some(Wait {
         what,
         seconds: since.elapsed().as_secs(),
@@ -58,18 +59,21 @@ pub fn now(inner: &mut Inner) -> Option<Wait> {
 }
 
 /// What an action is waited for as, and for how long at most.
-fn of(action: &Action, inner: &Inner) -> (String, Option<Duration>) {
-    let hello = inner.report.as_ref().is_some_and(|report| !report.successor.is_empty());
+fn limit(action: &Action, inner: &Inner) -> Option<Duration> {
     let limited = |of: fn(&Timeouts) -> Duration| timeouts(inner).as_ref().map(of);
-    let limit = match action {
-        Action::AwaitSuccessor if hello => limited(|timeouts| timeouts.guest_start),
+    match action {
+        Action::AwaitSuccessor if hello(inner) => limited(|timeouts| timeouts.guest_start),
         Action::AwaitSuccessor => limited(|timeouts| timeouts.boot),
         Action::MoveGuest(_) | Action::ReturnGuest(_) => limited(|timeouts| timeouts.guest_move),
         Action::OfflineCpu(_) => limited(|timeouts| timeouts.cpu),
         Action::AwaitIncumbentGone => inner.brief.retire_seconds.map(Duration::from_secs),
         _ => None,
-    };
-    (words(action, hello), limit)
+    }
+}
+
+/// Whether the successor's agent has said hello.
+fn hello(inner: &Inner) -> bool {
+    inner.report.as_ref().is_some_and(|report| !report.successor.is_empty())
 }
 
 /// As it goes on after "waits for". `hello`: the successor's agent has answered.
@@ -116,7 +120,7 @@ mod tests {
     fn limits_are_those_of_the_configuration_that_the_journal_keeps() {
         let shared = Shared::new(0, Vec::new(), Some(crate::report::Report::default()));
         let mut inner = shared.lock();
-        let limit = |inner: &Inner, action: &Action| of(action, inner).1.map(|limit| limit.as_secs());
+        let limit = |inner: &Inner, action: &Action| limit(action, inner).map(|limit| limit.as_secs());
         assert_eq!(limit(&inner, &Action::AwaitSuccessor), None, "not known");
         let (path, text) = ("/etc/locum/next.toml".into(), CONFIG.to_owned());
         inner.brief = Brief {
@@ -134,7 +138,10 @@ mod tests {
             Some(120),
             "the guests' QEMUs, by default"
         );
-        assert_eq!(of(&Action::StartSuccessor, &inner).0, "L0 to start the successor");
+        assert_eq!(
+            words(&Action::StartSuccessor, hello(&inner)),
+            "L0 to start the successor"
+        );
     }
 
     #[test]

@@ -80,7 +80,6 @@ impl Hypervisor for FakeHypervisor {
                 name: guest.name.clone(),
                 qmp: guest.qmp.clone(),
                 command: vec!["qemu".to_owned()],
-                output: PathBuf::new(),
                 channel,
                 ram: vec![Ram {
                     file: PathBuf::from("/dev/dax0.0"),
@@ -88,12 +87,9 @@ impl Hypervisor for FakeHypervisor {
                     offset: if guest.name == "one" { 0 } else { 64 << 20 },
                     size: 64 << 20,
                 }],
-                uuid: None,
                 libvirt: self.domain(&guest.name),
-                release: None,
-                pid: None,
                 disks: self.disks(),
-                networks: vec![],
+                ..Spec::default()
             }),
             _ => Err(Refusal::NoGuest {
                 guest: guest.name.clone(),

@@ -3,13 +3,13 @@
 //! what libvirt tells whoever starts the domain.
 
 use std::fs;
-use std::io::ErrorKind;
 
 use anyhow::{Context, Result};
 use roxmltree::{Document, Node};
 
 use super::renew::saved;
 use super::wrapper::{self, EMULATOR, Given};
+use crate::file;
 use crate::pool::table::Uuid;
 use crate::pool::{Keeper, Wanted};
 use crate::sysroot::SysRoot;
@@ -138,10 +138,8 @@ pub fn start(sys: &SysRoot, keeper: &Keeper<'_>, domain: &Domain) -> Result<Give
     };
     let path = sys.path(wrapper::given_path(&domain.uuid.to_string()));
     let context = || path.display().to_string();
-    let fresh = path.with_extension("new");
     fs::create_dir_all(path.parent().unwrap_or(&path)).with_context(context)?;
-    fs::write(&fresh, serde_json::to_vec(&given)?).with_context(context)?;
-    fs::rename(&fresh, &path).with_context(context)?;
+    file::replace(&path, serde_json::to_vec(&given)?).with_context(context)?;
     Ok(given)
 }
 
@@ -168,10 +166,7 @@ pub fn end(sys: &SysRoot, keeper: &Keeper<'_>, domain: &Domain) -> Result<()> {
 /// If the file cannot be removed.
 pub fn forget(sys: &SysRoot, domain: &Domain) -> Result<()> {
     let path = sys.path(wrapper::given_path(&domain.uuid.to_string()));
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(|| path.display().to_string()),
-        _ => Ok(()),
-    }
+    file::remove(&path).with_context(|| path.display().to_string())
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ use super::{Place, Received, Sent, Spec, Vm};
 use crate::channel::Port;
 use crate::channel::tunnel::{self, CONNECTIONS, End, Ending, Side, TunnelError};
 use crate::deadline::Deadline;
+use crate::file;
 use crate::sysroot::SysRoot;
 use crate::tsc;
 
@@ -78,12 +79,7 @@ impl Sockets {
 
     fn remove(&self) -> Result<()> {
         for path in [&self.words, &self.state] {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| path.display().to_string());
-                }
-                _ => {}
-            }
+            file::remove(path).with_context(|| path.display().to_string())?;
         }
         Ok(())
     }

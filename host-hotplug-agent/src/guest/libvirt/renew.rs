@@ -6,8 +6,7 @@
 //! that is reset meanwhile boots its domains as ever. Whoever dies at whatever point, [`go_on`] ends it.
 
 use std::fs;
-use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -17,6 +16,7 @@ use super::virsh::answer;
 use super::wrapper::{EMULATOR, QEMU};
 use super::{DomainState, LOOK, Libvirt};
 use crate::deadline::Deadline;
+use crate::file;
 use crate::guest::Spec;
 use crate::guest::qemu;
 use crate::guest::renew::Renewed;
@@ -67,10 +67,8 @@ impl Domain {
 
     fn begin(&self, sys: &SysRoot) -> Result<()> {
         let note = self.note(sys);
-        let fresh = note.with_extension("new");
         fs::create_dir_all(sys.path(DIR))
-            .and_then(|()| fs::write(&fresh, serde_json::to_vec(self)?))
-            .and_then(|()| fs::rename(&fresh, &note))
+            .and_then(|()| file::replace(&note, serde_json::to_vec(self)?))
             .with_context(|| note.display().to_string())
     }
 
@@ -225,11 +223,8 @@ fn look_anew(sys: &SysRoot) -> Result<()> {
     fs::set_permissions(ours, mode).with_context(|| ours.display().to_string())
 }
 
-fn remove(path: &PathBuf) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).with_context(|| path.display().to_string()),
-        _ => Ok(()),
-    }
+fn remove(path: &Path) -> Result<()> {
+    file::remove(path).with_context(|| path.display().to_string())
 }
 
 #[cfg(test)]

@@ -108,14 +108,13 @@ impl Incumbent {
                 Err(Alone::Silence(error)) => {
                     let what = "the successor's agent does not answer, and guests run there: see `systemctl status locum` \
                                 in the successor";
-                    if self.agent.shared.lock().awaits.replace(what.to_owned()).is_none() {
+                    if self.agent.awaits(Some(what)) {
                         tracing::warn!("{what} ({error:#})");
-                        self.agent.publish();
                     }
                 }
             }
         };
-        self.agent.shared.lock().awaits = None;
+        self.agent.awaits(None);
         outcome
     }
 
@@ -301,13 +300,11 @@ impl Incumbent {
                  `systemctl status libvirtd`",
                 spec.name
             );
-            let before = self.agent.shared.lock().awaits.replace(what.clone());
-            if before.as_ref() != Some(&what) {
+            if self.agent.awaits(Some(&what)) {
                 tracing::warn!("{what}");
-                self.agent.publish();
             }
         };
-        self.agent.shared.lock().awaits = None;
+        self.agent.awaits(None);
         found
     }
 

@@ -8,7 +8,8 @@ use partitioner::Refresh;
 
 use super::Incumbent;
 use super::settle::{Patience, Told};
-use crate::channel::message::{HEIRS, MessageError};
+use crate::channel::link::MessageError;
+use crate::channel::message::HEIRS;
 use crate::channel::port::PortError;
 use crate::channel::{Link, Message};
 use crate::clock::Clock;
@@ -224,15 +225,13 @@ impl Incumbent {
         let none = until.find(LOOK, || {
             let others = agent.hypervisor.others(&[]);
             let now = listed(&others.iter().map(|other| other.name.as_str()).collect::<Vec<_>>());
-            if now != names && !others.is_empty() {
-                let what = format!("{now}, started since the refresh began, to shut down");
-                agent.shared.lock().awaits = Some(what);
-                agent.publish();
+            if !others.is_empty() {
+                agent.awaits(Some(&format!("{now}, started since the refresh began, to shut down")));
             }
             names = now;
             anyhow::Ok(others.is_empty().then_some(()))
         });
-        agent.shared.lock().awaits = None;
+        agent.awaits(None);
         match none? {
             Some(()) => Ok(()),
             None if given_up() => bail!("given up while a guest was to shut down ({names})"),

@@ -13,7 +13,8 @@ use locum_abi::HostState;
 use partitioner::{Role, State};
 
 use super::{Agent, Ports};
-use crate::channel::message::{MessageError, There};
+use crate::channel::link::MessageError;
+use crate::channel::message::There;
 use crate::channel::port::PortError;
 use crate::channel::{Link, Message, Versions};
 use crate::deadline::Deadline;
@@ -192,14 +193,9 @@ impl Successor {
     /// Why nothing is said: the incumbent's operator is told to look here.
     fn tell(&self, mute: Option<&anyhow::Error>) {
         let why = mute.map(|error| format!("{error:#}"));
-        let before = std::mem::replace(&mut self.agent.shared.lock().awaits, why.clone());
-        if before == why {
-            return;
-        }
-        if let Some(why) = why {
+        if let (true, Some(why)) = (self.agent.awaits(why.as_deref()), why) {
             tracing::warn!("the incumbent is told nothing: {why}");
         }
-        self.agent.publish();
     }
 
     /// Says what is so, or nothing: the incumbent runs a guest that is not told.

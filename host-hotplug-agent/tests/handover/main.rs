@@ -1,11 +1,9 @@
 //! Guests handed over between real QEMUs on one host (TCG): RAM stays in a file that both map, state crosses a pair of
 //! sockets in place of the channel. Skipped where QEMU is not installed; the lab's scenario `qemus` has one.
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -13,153 +11,14 @@ use locum_agent::channel::Port;
 use locum_agent::config::Guest;
 use locum_agent::deadline::Deadline;
 use locum_agent::error::Refusal;
-use locum_agent::guest::pool::Pool;
-use locum_agent::guest::qemu::Qemu;
 use locum_agent::guest::qmp::{Monitor, Qmp};
 use locum_agent::guest::{Hypervisor, Place, Received, Sent, Spec, Vm, whether_it_came};
-use locum_agent::sysroot::SysRoot;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-const RAM: u64 = 64 << 20;
-/// What only a test which hangs takes, on the busiest machine.
-const HANG: Duration = Duration::from_secs(300);
-/// Between two looks.
-const OFTEN: Duration = Duration::from_millis(20);
-/// Where the guest counts.
-const COUNTER: u64 = 0x8000;
-/// `mov ds:[0x8000]` counted up for ever: xor ax,ax; mov ds,ax; 1: inc dword [0x8000]; jmp 1b
-const BOOT_CODE: [u8; 11] = [0x31, 0xc0, 0x8e, 0xd8, 0x66, 0xff, 0x06, 0x00, 0x80, 0xeb, 0xf9];
+mod bed;
 
-struct Lab {
-    dir: tempfile::TempDir,
-    pool: PathBuf,
-    source: Option<Killed>,
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        // Dropped before by a test that failed: it would go on.
-        if let Ok(mut target) = Qmp::connect(&self.path("target.qmp"), &Deadline::after(OFTEN)) {
-            let _ = target.execute("quit", json!({}), &Deadline::after(OFTEN));
-        }
-    }
-}
-
-/// A process that ends with the test, however that ends.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Lab {
-    /// None if there is no QEMU here.
-    fn new() -> Option<Self> {
-        Command::new("qemu-system-x86_64")
-            .arg("--version")
-            .stdout(Stdio::null())
-            .status()
-            .ok()?;
-        let dir = tempfile::Builder::new().tempdir_in("/dev/shm").unwrap();
-        let mut disk = vec![0; 1_474_560];
-        disk[..BOOT_CODE.len()].copy_from_slice(&BOOT_CODE);
-        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
-        fs::write(dir.path().join("disk"), disk).unwrap();
-        let pool = dir.path().join("pool");
-        Some(Self {
-            dir,
-            pool,
-            source: None,
-        })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, qmp: &Path, memory: &str) -> Vec<String> {
-        let disk = self.path("disk");
-        format!(
-            "qemu-system-x86_64 -M pc,memory-backend=ram -accel tcg -m 64 -nodefaults -no-user-config -display none \
-             -object {memory} -qmp unix:{},server=on,wait=off \
-             -drive if=floppy,format=raw,readonly=on,file.locking=off,file={}",
-            qmp.display(),
-            disk.display()
-        )
-        .split_whitespace()
-        .map(str::to_owned)
-        .collect()
-    }
-
-    fn in_pool(&self) -> String {
-        format!(
-            "memory-backend-file,id=ram,size=64M,mem-path={},share=on",
-            self.pool.display()
-        )
-    }
-
-    /// Starts a guest and waits until it counts.
-    fn boot(&mut self, memory: &str) -> Guest {
-        let qmp = self.path("source.qmp");
-        let command = self.command(&qmp, memory);
-        let child = Command::new(&command[0])
-            .args(&command[1..])
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        self.source = Some(Killed(child));
-        assert!(seen(|| UnixStream::connect(&qmp).is_ok()), "QEMU does not come up");
-        Guest {
-            name: "one".to_owned(),
-            qmp,
-            libvirt: None,
-            command: vec![],
-            channel: None,
-            trust_storage: false,
-        }
-    }
-
-    fn counter(&self) -> u32 {
-        let mut bytes = [0; 4];
-        // QEMU opens its monitor before its memory.
-        let read = File::open(&self.pool).and_then(|file| file.read_exact_at(&mut bytes, COUNTER));
-        if read.is_err() {
-            return 0;
-        }
-        u32::from_le_bytes(bytes)
-    }
-
-    fn counts(&self) -> bool {
-        let before = self.counter();
-        seen(|| self.counter() != before)
-    }
-
-    fn hypervisor(&self) -> Qemu {
-        Qemu::new(SysRoot::default(), Pool::File(self.pool.clone()))
-    }
-
-    /// The target's specification: the same guest, with another socket since both are on one host.
-    fn target(&self, spec: &Spec, extra: &[&str]) -> Spec {
-        let qmp = self.path("target.qmp");
-        let mut command = locum_agent::guest::argv::incoming(&self.command(&qmp, &self.in_pool()));
-        command.extend(extra.iter().map(|word| (*word).to_owned()));
-        Spec {
-            qmp,
-            command,
-            output: self.path("target.log"),
-            ..spec.clone()
-        }
-    }
-}
-
-/// Whether it is so within the time of a test.
-fn seen(so: impl Fn() -> bool) -> bool {
-    Deadline::after(HANG).comes_true(OFTEN, so)
-}
+use bed::{HANG, Killed, Lab, OFTEN, RAM, seen};
 
 fn hand_over(
     source: &mut dyn Vm,
@@ -177,10 +36,7 @@ fn hand_over(
 #[test]
 fn a_guest_goes_over_and_back_and_its_ram_stays() {
     let Some(mut lab) = Lab::new() else { return };
-    let guest = lab.boot(&lab.in_pool());
-    assert!(lab.counts(), "the guest runs");
-    let hypervisor = lab.hypervisor();
-    let spec = hypervisor.inspect(&guest, 1).unwrap();
+    let (hypervisor, spec) = lab.running();
     assert!(
         spec.command.ends_with(&["-incoming".to_owned(), "defer".to_owned()]),
         "{:?}",
@@ -229,10 +85,7 @@ fn a_guest_goes_over_and_back_and_its_ram_stays() {
 #[test]
 fn a_target_that_refuses_leaves_the_guest_running_in_the_source() {
     let Some(mut lab) = Lab::new() else { return };
-    let guest = lab.boot(&lab.in_pool());
-    let hypervisor = lab.hypervisor();
-    assert!(lab.counts());
-    let spec = hypervisor.inspect(&guest, 1).unwrap();
+    let (hypervisor, spec) = lab.running();
     let until = Deadline::after(HANG);
     let mut source = hypervisor.attach(&spec).unwrap();
     let mut other = lab.target(&spec, &[]);
@@ -283,10 +136,7 @@ fn hand_over_in_part(source: &mut dyn Vm, target: &mut dyn Vm, bytes: usize, bre
 #[test]
 fn a_guest_of_which_a_part_has_come_has_not_run_there() {
     let Some(mut lab) = Lab::new() else { return };
-    let guest = lab.boot(&lab.in_pool());
-    let hypervisor = lab.hypervisor();
-    assert!(lab.counts());
-    let spec = hypervisor.inspect(&guest, 1).unwrap();
+    let (hypervisor, spec) = lab.running();
     let until = Deadline::after(HANG);
     for (bytes, breaks) in [
         (0, true),
@@ -410,10 +260,7 @@ fn saved_ram(qmp: &Path) -> u64 {
 #[test]
 fn a_guest_that_is_saved_after_a_handover_is_saved_with_its_ram() {
     let Some(mut lab) = Lab::new() else { return };
-    let guest = lab.boot(&lab.in_pool());
-    assert!(lab.counts());
-    let hypervisor = lab.hypervisor();
-    let spec = hypervisor.inspect(&guest, 1).unwrap();
+    let (hypervisor, spec) = lab.running();
     let until = Deadline::after(HANG);
     let mut source = hypervisor.attach(&spec).unwrap();
     let there = lab.target(&spec, &[]);
@@ -435,10 +282,7 @@ fn a_guest_that_is_saved_after_a_handover_is_saved_with_its_ram() {
 #[test]
 fn a_guest_whose_handover_was_begun_by_an_agent_that_died_is_saved_with_its_ram() {
     let Some(mut lab) = Lab::new() else { return };
-    let guest = lab.boot(&lab.in_pool());
-    assert!(lab.counts());
-    let hypervisor = lab.hypervisor();
-    let spec = hypervisor.inspect(&guest, 1).unwrap();
+    let (hypervisor, spec) = lab.running();
     let until = Deadline::after(HANG);
     let mut qmp = Qmp::connect(&spec.qmp, &until).unwrap();
     let on = json!({ "capabilities": [{ "capability": "x-ignore-shared", "state": true }] });
@@ -482,16 +326,9 @@ fn a_qemu_that_a_dead_agent_had_started_is_found_without_its_socket() {
     let spec = Spec {
         name: "one".to_owned(),
         qmp: lab.path("orphan.qmp"),
-        command: vec![],
         output: lab.path("orphan.log"),
         channel: 1,
-        ram: vec![],
-        release: None,
-        pid: None,
-        disks: vec![],
-        networks: vec![],
-        uuid: None,
-        libvirt: None,
+        ..Spec::default()
     };
     let start = || {
         let started = Command::new("sleep").arg("60").env("LOCUM_QMP", &spec.qmp).spawn();

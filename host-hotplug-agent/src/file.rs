@@ -1,0 +1,47 @@
+//! Files that are replaced as a whole, and files that need not be there.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// Replaces a file, or makes it: whoever reads it meanwhile has the old one. Its directory must be there.
+///
+/// # Errors
+/// If the directory cannot be written to; the old file stays.
+pub fn replace(path: &Path, content: impl AsRef<[u8]>) -> io::Result<()> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+    // Nobody takes it for one of the files beside it.
+    let beside = path.with_file_name(format!(".{}.{}.tmp", name.display(), std::process::id()));
+    let written = fs::write(&beside, content).and_then(|()| fs::rename(&beside, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&beside);
+    }
+    written
+}
+
+/// Removes a file, if it is there.
+///
+/// # Errors
+/// If it stays.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_not_there_need_not_be_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("note");
+        remove(&path).unwrap();
+        replace(&path, "one").unwrap();
+        remove(&path).unwrap();
+        assert!(!path.exists());
+        assert!(remove(dir.path()).is_err(), "a directory is no file");
+    }
+}
