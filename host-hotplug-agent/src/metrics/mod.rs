@@ -5,9 +5,11 @@ mod family;
 mod file;
 
 use anyhow::Result;
+use strum::VariantArray;
 
 use crate::clock::Clock;
 use crate::report::Report;
+use crate::status::around::Place;
 use crate::status::{DaemonStatus, StatusView};
 use crate::units::seconds;
 use family::Families;
@@ -94,13 +96,14 @@ fn machine(all: &mut Families, view: &StatusView) -> Result<()> {
         .filter_map(|(owner, bytes)| Some(([owner], bytes? as f64)));
     all.gauge("locum_memory_bytes", "Memory by owner.", &["owner"], known)?;
     if let Some(guests) = &view.around.guests {
-        let places = ["here", "there", "crossing", "off"];
-        let count = |place| guests.iter().filter(|guest| <&str>::from(guest.place) == place).count() as f64;
+        let count = |place| guests.iter().filter(|guest| guest.place == place).count() as f64;
         all.gauge(
             "locum_guests",
             "Guests with RAM in the pool by where they are.",
             &["place"],
-            places.map(|place| ([place], count(place))),
+            Place::VARIANTS
+                .iter()
+                .map(|place| ([<&str>::from(*place)], count(*place))),
         )?;
     }
     all.counter(
