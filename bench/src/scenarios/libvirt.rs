@@ -35,6 +35,11 @@ const STATE: u64 = RAM / 16;
 /// With it, QEMU leaves RAM that is shared out of a migration.
 const IGNORE_SHARED: &str = "x-ignore-shared";
 
+/// A device that needs nothing of the guest to come or to go.
+const TABLET: &str = include_str!("../../libvirt/tablet.xml");
+/// How QEMU's monitor names it.
+const TABLET_THERE: &str = "Product QEMU USB Tablet";
+
 /// All of it.
 pub(super) fn all(dir: &Path) -> Result<()> {
     if !tools::is_root() {
@@ -68,6 +73,7 @@ fn fill(shared: &Path) -> Result<()> {
         fs::set_permissions(to, Permissions::from_mode(mode))?;
     }
     fs::write(shared.join("domain.xml"), DOMAIN)?;
+    fs::write(shared.join("tablet.xml"), TABLET)?;
     Ok(fs::write(shared.join("floppy"), guest::floppy())?)
 }
 
@@ -85,9 +91,13 @@ fn play(tree: &Root, dir: &Path, shared: &Path) -> Result<()> {
     bed.start(&a)?;
     bed.cannot_cross(&a, &b)
         .context("crossing to a host where it has ordinary RAM")?;
-    for (from, to) in [(&a, &b), (&b, &a), (&a, &b)] {
+    for (from, to, plug) in [(&a, &b, Some("attach")), (&b, &a, Some("detach")), (&a, &b, None)] {
         bed.cross(from, to)
             .with_context(|| format!("crossing from host {} to host {}", from.name(), to.name()))?;
+        // What was attached on one host has crossed to the other.
+        if let Some(what) = plug {
+            Bed::plug(to, what).with_context(|| format!("{what}ing a device in host {}", to.name()))?;
+        }
     }
     bed.pause(&b).context("pausing the guest that has crossed")?;
     bed.renew(&b)
@@ -215,6 +225,33 @@ impl Bed {
             capability(&capabilities, IGNORE_SHARED) == Some(false),
             "{IGNORE_SHARED} is left on"
         );
+        let said = host.console()?;
+        ensure!(
+            said.bytes().all(|byte| byte == guest::SAYS),
+            "its console says {said:?} in host {}",
+            host.name()
+        );
+        Ok(())
+    }
+
+    /// A device is attached, or detached: `what`.
+    fn plug(host: &Host, what: &str) -> Result<()> {
+        let there = || -> Result<bool> {
+            let command = json!({ "command-line": "info usb" });
+            let devices = host.qmp("human-monitor-command", &command)?;
+            Ok(devices.as_str().is_some_and(|devices| devices.contains(TABLET_THERE)))
+        };
+        let before = there()?;
+        ensure!(before == (what == "detach"), "before, the device is there: {before}");
+        host.virsh(&[
+            &format!("{what}-device"),
+            NAME,
+            &format!("{SHARED}/tablet.xml"),
+            "--live",
+        ])?;
+        let after = there()?;
+        ensure!(after != before, "afterwards, the device is there: {after}");
+        say(&format!("libvirt: a device is {what}ed in host {}", host.name()));
         Ok(())
     }
 

@@ -29,12 +29,14 @@ pub(super) const POOL: &str = "pool";
 
 /// Where it counts, four bytes.
 const COUNTER: u64 = 0x8000;
-/// xor ax,ax; mov ds,ax; sti; 1: hlt; inc dword [0x8000]; jmp 1b
+/// xor ax,ax; mov ds,ax; mov dx,0x3f8; mov al,'l'; sti; 1: hlt; inc dword [0x8000]; out dx,al; jmp 1b
 ///
 /// A guest that counted as fast as it can would come to its first number again within some seconds.
-const BOOT_CODE: [u8; 13] = [
-    0x31, 0xc0, 0x8e, 0xd8, 0xfb, 0xf4, 0x66, 0xff, 0x06, 0x00, 0x80, 0xeb, 0xf8,
+const BOOT_CODE: [u8; 19] = [
+    0x31, 0xc0, 0x8e, 0xd8, 0xba, 0xf8, 0x03, 0xb0, SAYS, 0xfb, 0xf4, 0x66, 0xff, 0x06, 0x00, 0x80, 0xee, 0xeb, 0xf7,
 ];
+/// What it says on its console when it has counted.
+pub(super) const SAYS: u8 = b'l';
 /// Bytes of a floppy disk, whose first sector the firmware starts.
 const FLOPPY: usize = 1_474_560;
 const SECTOR: usize = 512;
@@ -186,8 +188,12 @@ mod tests {
         assert!(floppy.starts_with(&BOOT_CODE));
         assert_eq!(floppy[510..512], [0x55, 0xaa]);
         // It jumps back to its HLT.
-        let jump = i8::from_le_bytes([BOOT_CODE[12]]);
-        assert_eq!(BOOT_CODE[usize::try_from(13 + isize::from(jump)).unwrap()], 0xf4);
+        let [.., jump] = BOOT_CODE;
+        let end = BOOT_CODE.len();
+        assert_eq!(
+            BOOT_CODE[end.checked_add_signed(i8::from_le_bytes([jump]).into()).unwrap()],
+            0xf4
+        );
     }
 
     #[test]

@@ -120,6 +120,18 @@ impl Host {
         self.virsh(&["domstate", NAME])
     }
 
+    /// What the domain says on its console, as one sees it who opens that now.
+    pub(super) fn console(&self) -> Result<String> {
+        let console = self.virsh(&["ttyconsole", NAME])?;
+        let (status, text) = self.run(&["head", "-c", "4", &console])?;
+        ensure!(
+            status == Some(0),
+            "{console} cannot be read in host {}: {text}",
+            self.name
+        );
+        Ok(text)
+    }
+
     /// The domain's QEMU does that.
     pub(super) fn qmp(&self, command: &str, arguments: &Value) -> Result<Value> {
         let words = json!({ "execute": command, "arguments": arguments }).to_string();
