@@ -5,6 +5,7 @@
 //! this program asks it to, and a script that begins before the root is looked for. It ends when the incumbent is gone; then
 //! the initramfs goes on as at any boot, and mounts the machine's own root.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
@@ -30,6 +31,14 @@ const MODULE: &str = "locum.ko";
 /// What an image is of, besides the kernel: it changes whenever a package is installed.
 const PACKAGES: &str = "var/lib/dpkg/status";
 const LOCUM: &str = "usr/sbin/locum";
+/// Files and directories whose content the hook copies, and operators change.
+const CARRIED: [&str; 5] = [
+    "etc/default/locum",
+    "etc/libvirt/qemu.conf",
+    "etc/libvirt/qemu/networks",
+    "etc/libvirt/qemu/networks/autostart",
+    "etc/libvirt/secrets",
+];
 
 /// Makes sure that it is the name of a kernel's version, and of nothing else.
 ///
@@ -59,9 +68,10 @@ pub fn not_installed(sys: &SysRoot, version: &str) -> Refusal {
 pub fn is_fresh(sys: &SysRoot, version: &str) -> bool {
     let changed = |path: &str| fs::metadata(sys.path(path)).and_then(|file| file.modified()).ok();
     let modules = format!("lib/modules/{version}/modules.dep");
-    let parts = [PACKAGES, LOCUM, HOOK, SCRIPT, &modules].map(changed);
+    let parts = [PACKAGES, LOCUM, HOOK, SCRIPT, &modules];
+    let mut parts = parts.into_iter().chain(CARRIED).filter_map(changed);
     let image = changed(&path(version).to_string_lossy());
-    image.is_some_and(|image: SystemTime| parts.into_iter().flatten().all(|part| part <= image))
+    image.is_some_and(|image: SystemTime| parts.all(|part| part <= image))
 }
 
 /// Makes the image for that kernel; returns where it is.
@@ -95,7 +105,11 @@ pub fn make(sys: &SysRoot, version: &str) -> Result<PathBuf> {
     let target = sys.path(path(version));
     let part = target.with_extension("part");
     if let Some(dir) = target.parent() {
-        fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+        // There are passwords of disks in an image, and the tool lets everybody read it.
+        let private = || fs::set_permissions(dir, fs::Permissions::from_mode(0o700));
+        fs::create_dir_all(dir)
+            .and_then(|()| private())
+            .with_context(|| format!("creating {}", dir.display()))?;
     }
     let made = run(sys, version, &part).and_then(|()| {
         fs::rename(&part, &target).with_context(|| format!("renaming {} to {}", part.display(), target.display()))
@@ -149,7 +163,6 @@ fn has_module(dir: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
     use std::time::Duration;
 
     use super::*;
@@ -185,14 +198,17 @@ mod tests {
         let image = make(&tree.sys(), VERSION).unwrap();
         assert_eq!(fs::read_to_string(&image).unwrap(), format!("1 for {VERSION}\n"));
         assert!(is_fresh(&tree.sys(), VERSION));
+        let directory = fs::metadata(image.parent().unwrap()).unwrap();
+        assert_eq!(directory.permissions().mode() & 0o777, 0o700, "others may read it");
         let made = fs::metadata(&image).unwrap().modified().unwrap();
-        tree.put(PACKAGES, "");
-        let status = fs::File::options()
-            .write(true)
-            .open(tree.path().join(PACKAGES))
-            .unwrap();
-        status.set_modified(made + Duration::from_secs(60)).unwrap();
-        assert!(!is_fresh(&tree.sys(), VERSION), "a package was installed since");
+        // A package was installed since, or a secret was defined.
+        for path in [PACKAGES, "etc/libvirt/secrets"] {
+            let changed = fs::File::create(tree.put(path, "")).unwrap();
+            changed.set_modified(made + Duration::from_secs(60)).unwrap();
+            assert!(!is_fresh(&tree.sys(), VERSION), "{path}");
+            changed.set_modified(made).unwrap();
+            assert!(is_fresh(&tree.sys(), VERSION));
+        }
     }
 
     #[test]
