@@ -50,16 +50,20 @@ pub fn libvirt_hook(sys: &SysRoot, operation: &str, part: &str) -> Result<()> {
     if !domain.wrapped {
         return Ok(());
     }
+    let brought = hook::bring_variables(sys, &domain);
     if !sys.exists("dev/locum") {
         // As without L0: it starts all the same, in ordinary RAM.
-        return hook::forget(sys, &domain);
+        return hook::forget(sys, &domain).and(brought);
     }
+    if moment == Moment::End {
+        // Its RAM is free all the same.
+        return with_keeper(sys, |keeper| {
+            hook::end(sys, &keeper.alone(&Deadline::after(OTHERS))?, &domain).and(brought)
+        });
+    }
+    brought?;
     with_keeper(sys, |keeper| {
-        let keeper = keeper.alone(&Deadline::after(OTHERS))?;
-        match moment {
-            Moment::Start => hook::start(sys, &keeper, &domain).map(drop),
-            _ => hook::end(sys, &keeper, &domain),
-        }
+        hook::start(sys, &keeper.alone(&Deadline::after(OTHERS))?, &domain).map(drop)
     })
 }
 

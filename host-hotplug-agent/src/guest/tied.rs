@@ -13,7 +13,7 @@ use crate::deadline::Deadline;
 /// Where devices are that were given by an operator, with and without a name (QEMU `system/qdev-monitor.c`).
 const DEVICES: [&str; 2] = ["/machine/peripheral", "/machine/peripheral-anon"];
 /// How a device's type begins, and what it is.
-const TIED: [(&str, &str); 8] = [
+const TIED: [(&str, &str); 9] = [
     ("vfio-", "a device of this host that is passed through"),
     (
         "vhost-user-",
@@ -22,6 +22,10 @@ const TIED: [(&str, &str); 8] = [
     ("vhost-scsi", "a device whose disks are this host's (vhost)"),
     ("vhost-vdpa", "a device of this host that is passed through (vDPA)"),
     ("virtio-9p-", "a directory of this host (9p)"),
+    (
+        "tpm-",
+        "a TPM, which is a process of this host (swtpm), or the host's own",
+    ),
     ("ivshmem-", "memory that is shared with other processes of this host"),
     ("usb-host", "a USB device of this host"),
     ("u2f-passthru", "a USB device of this host"),
@@ -94,6 +98,7 @@ mod tests {
             Some("`hostdev0` (vfio-pci) is a device of this host that is passed through")
         );
         assert!(entry("fs0", "child<vhost-user-fs-pci>").unwrap().contains("vhost-user"));
+        assert!(entry("tpm0", "child<tpm-crb>").unwrap().contains("swtpm"));
         for (name, kind) in [
             ("net0", "child<virtio-net-pci>"),
             ("usb", "child<usb-tablet>"),

@@ -303,6 +303,7 @@ fn a_domain_whose_qemu_is_replaced_keeps_its_piece_and_what_is_in_it() {
         uuid: Uuid::parse(UUID).unwrap(),
         memory: 4 * MIB,
         wrapped: true,
+        variables: None,
     };
     let sys = stage.tree.sys();
     let start = |domain: &Domain| stage.with(Slot::Even, false, |keeper| hook::start(&sys, keeper, domain));

@@ -3,11 +3,13 @@
 //! what libvirt tells whoever starts the domain.
 
 use std::fs;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use roxmltree::{Document, Node};
 
 use super::renew::saved;
+use super::variables;
 use super::wrapper::{self, EMULATOR, Given};
 use crate::file;
 use crate::pool::table::Uuid;
@@ -25,6 +27,8 @@ pub struct Domain {
     pub memory: u64,
     /// Its emulator is ours.
     pub wrapped: bool,
+    /// The file of its UEFI variables, if it has one.
+    pub variables: Option<PathBuf>,
 }
 
 /// When libvirt calls.
@@ -68,6 +72,7 @@ impl Domain {
             uuid: uuid.context("the domain's description has no <uuid>")?,
             memory: bytes(memory).context("<memory> of the domain's description is no size")?,
             wrapped: emulator.and_then(|node| node.text()).map(str::trim) == Some(EMULATOR),
+            variables: child(root, "os").and_then(|os| child(os, "nvram")).and_then(file_of),
         })
     }
 }
@@ -96,6 +101,16 @@ fn child<'a, 'input>(node: Node<'a, 'input>, name: &str) -> Option<Node<'a, 'inp
     node.children().find(|child| child.has_tag_name(name))
 }
 
+/// The file that `<nvram>` names, in libvirt's old way or its new one (since 8.5), in which it may be none.
+fn file_of(nvram: Node<'_, '_>) -> Option<PathBuf> {
+    let path = match nvram.attribute("type") {
+        None => nvram.text()?.trim(),
+        Some("file") => child(nvram, "source")?.attribute("file")?,
+        Some(_) => return None,
+    };
+    Some(path.into()).filter(|path: &PathBuf| path.is_absolute())
+}
+
 /// A scaled size (libvirt `virScaleInteger`); libvirt itself writes KiB.
 fn bytes(node: Node<'_, '_>) -> Option<u64> {
     let number: u64 = node.text()?.trim().parse().ok()?;
@@ -112,6 +127,15 @@ fn bytes(node: Node<'_, '_>) -> Option<u64> {
         _ => return None,
     };
     number.checked_mul(unit)
+}
+
+/// Brings the domain's UEFI variables to where its next QEMU looks for them.
+///
+/// # Errors
+/// If they stay where they are: the domain must not start without them.
+pub fn bring_variables(sys: &SysRoot, domain: &Domain) -> Result<()> {
+    let path = domain.variables.as_deref();
+    path.map_or(Ok(()), |path| variables::bring_back(sys, path))
 }
 
 /// Gives the domain its piece of the pool, or finds the one that it comes with, and writes down which.
@@ -199,6 +223,25 @@ mod tests {
             assert!(Domain::parse(&without).is_err(), "{part}");
         }
         assert!(Domain::parse("no domain").is_err());
+    }
+
+    #[test]
+    fn uefi_variables_are_in_a_file_that_libvirt_names_in_two_ways() {
+        let variables = |os: &str| {
+            let xml = XML.replace("<devices>", &format!("<os>{os}</os><devices>"));
+            Domain::parse(&xml).unwrap().variables
+        };
+        let file = Some(PathBuf::from("/n/a.fd"));
+        assert_eq!(variables("<loader/><nvram template='/t'> /n/a.fd\n</nvram>"), file);
+        assert_eq!(variables("<nvram type='file'><source file='/n/a.fd'/></nvram>"), file);
+        for none in [
+            "",
+            "<nvram/>",
+            "<nvram>a.fd</nvram>",
+            "<nvram type='block'><source dev='/dev/a'/></nvram>",
+        ] {
+            assert_eq!(variables(none), None, "{none}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 pub mod hook;
 pub(super) mod renew;
+mod variables;
 mod virsh;
 pub mod wrapper;
 
