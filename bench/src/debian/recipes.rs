@@ -166,6 +166,7 @@ impl Root {
             "seabios",
             "libvirt-daemon-system",
             "libvirt-clients",
+            "apparmor",
         ];
         let packages = [SERVER, &own].concat();
         Recipe {

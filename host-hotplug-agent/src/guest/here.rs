@@ -61,6 +61,7 @@ impl Here {
         Ok(Spec {
             command: argv::incoming(&running),
             networks: libvirt::hook::networks(&xml).map_err(refuse)?,
+            confined: libvirt::confined_by(&xml).map_err(refuse)?,
             ..spec
         })
     }

@@ -69,6 +69,9 @@ pub struct Spec {
     /// libvirt's networks that its domain is on. Not told to the other agent.
     #[serde(skip)]
     pub networks: Vec<String>,
+    /// What libvirt has its QEMU confined by (AppArmor, SELinux), as libvirt calls it. Not told to the other agent.
+    #[serde(skip)]
+    pub confined: Option<String>,
 }
 
 /// A device with RAM of a guest.

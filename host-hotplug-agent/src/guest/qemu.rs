@@ -215,6 +215,7 @@ impl Qemu {
             pid: Some(process.pid()),
             disks,
             networks: Vec::new(),
+            confined: None,
         })
     }
 

@@ -57,6 +57,14 @@ pub fn check(initramfs: &[u8], guests: &[Spec]) -> Result<Vec<String>, Refusal> 
         // What made another initramfs may make its networks, too.
         if let Some(there) = &networks {
             on_networks(guest, there)?;
+            // The rules are of the machine's own root.
+            notes.extend(guest.confined.as_ref().map(|model| {
+                let name = &guest.name;
+                format!(
+                    "guest {name}: {model} confines its QEMU here, and not in the successor; `locum renew {name}` afterwards \
+                     has it confined again"
+                )
+            }));
         }
         let name = base(guest.command.first().map_or("", String::as_str));
         let target = links.get(name).map_or(name, |target| base(target));
@@ -420,6 +428,7 @@ mod tests {
         };
         let mut guest = spec("qemu-system-x86_64 -machine pc-q35-9.2", (9, 2));
         guest.networks = vec!["default".to_owned()];
+        guest.confined = Some("apparmor".to_owned());
         let guest = [guest];
         let libvirtd = ("locum/usr/sbin/libvirtd", REGULAR | 0o755);
         let autostart = "locum/etc/libvirt/qemu/networks/autostart/default.xml";
@@ -428,9 +437,15 @@ mod tests {
             matches!(&error, Refusal::NoNetworkThere { network, .. } if network == "default"),
             "{error}"
         );
-        check(&archive(&[libvirtd, (autostart, LINK | 0o777)]), &guest).unwrap();
+        let confined = |files: &[(&str, u32)]| {
+            let notes = check(&archive(files), &guest).unwrap();
+            notes
+                .iter()
+                .any(|note| note.contains("apparmor confines") && note.contains("locum renew"))
+        };
+        assert!(confined(&[libvirtd, (autostart, LINK | 0o777)]));
         // Nobody knows what another one does.
-        check(&archive(&[("usr/sbin/libvirtd", REGULAR | 0o755)]), &guest).unwrap();
+        assert!(!confined(&[("usr/sbin/libvirtd", REGULAR | 0o755)]));
     }
 
     #[test]

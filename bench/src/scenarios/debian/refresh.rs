@@ -39,6 +39,8 @@ pub(in super::super) fn all(dir: &Path) -> Result<()> {
         }
         host.libvirt_has_it()?;
     }
+    let [_, beat] = &beats;
+    host.renew_domain(beat)?;
     host.write(WITNESSES[2])?;
     host.install_a_package()?;
     host.reboot()?;
@@ -78,10 +80,37 @@ impl Host {
             pool.contains(DOMAIN),
             "domain {DOMAIN} has nothing of the pool:\n{pool}"
         );
-        let words = format!("cat /run/{DOMAIN}.log /var/log/libvirt/qemu/{DOMAIN}.log");
+        let words =
+            format!("cat /run/{DOMAIN}.log /var/log/libvirt/qemu/{DOMAIN}.log; dmesg | grep -i apparmor | tail");
         let word = self.first_word(DOMAIN, &words)?;
         self.on_its_network()?;
+        self.is_confined()?;
         Ok(word)
+    }
+
+    /// AppArmor keeps the domain's QEMU to what it needs.
+    fn is_confined(&mut self) -> Result<()> {
+        let label = self.sh(&format!("cat /proc/$(cat /run/libvirt/qemu/{DOMAIN}.pid)/attr/current"))?;
+        ensure!(
+            label.starts_with("libvirt-") && label.contains("enforce"),
+            "AppArmor has domain {DOMAIN} as {}",
+            label.trim()
+        );
+        say(&format!(
+            "debian-refresh: AppArmor has domain {DOMAIN} as {}",
+            label.trim()
+        ));
+        Ok(())
+    }
+
+    /// The domain gets a QEMU of the machine's own root, which is confined again.
+    fn renew_domain(&mut self, before: &str) -> Result<()> {
+        self.progress.step(&format!("renewing domain {DOMAIN}"));
+        let said = self.sh(&format!("locum renew {DOMAIN}"))?;
+        say(&format!("debian-refresh: {}", said.trim()));
+        self.guest_lives(DOMAIN, before)?;
+        self.libvirt_has_it()?;
+        self.is_confined()
     }
 
     fn first_word(&mut self, name: &str, words: &str) -> Result<String> {

@@ -5,6 +5,7 @@
 //! (`qemuMigrationSrcPerformPeer2Peer3`). So it is asked to leave the guest stopped there (`--suspend`), and Locum has it
 //! resumed once the other libvirt has given it up.
 
+mod description;
 pub mod hook;
 pub(super) mod renew;
 mod variables;
@@ -21,8 +22,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Pid;
 
+pub use description::confined_by;
 pub use virsh::{DomainState, Libvirt};
 
+use self::description::Description;
 use self::virsh::answer;
 use super::qmp::Monitor;
 use super::running::{ignore_shared, memory_size};
@@ -96,6 +99,7 @@ pub struct DomainVm {
     sys: SysRoot,
     libvirt: Libvirt,
     domain: String,
+    uuid: String,
     sockets: Sockets,
     /// What is here of the guest is nothing worth: it goes on in the other host.
     void: bool,
@@ -113,6 +117,7 @@ impl DomainVm {
             sys: sys.clone(),
             libvirt,
             domain,
+            uuid: uuid.to_owned(),
             sockets: Sockets::of(sys, uuid),
             void: false,
         })
@@ -193,6 +198,8 @@ impl DomainVm {
     /// The guest's own libvirt sends it, and gives it up.
     fn migrate(&self, port: &mut Port, until: &Deadline<'_>) -> Result<Sent> {
         let ram = memory_size(&mut self.monitor(), until)?;
+        let description = Description::write(&self.sys, &self.libvirt, (&self.domain, &self.uuid), until)?;
+        let description = description.path().to_string_lossy();
         ignore_shared(&mut self.monitor(), true, until)?;
         self.sockets.make_room(&self.sys)?;
         let listeners = self.sockets.listen()?;
@@ -211,6 +218,8 @@ impl DomainVm {
             &to,
             "--migrateuri",
             &by,
+            "--xml",
+            &description,
         ];
         let end = End::default();
         let begun = tsc::now();
