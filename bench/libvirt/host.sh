@@ -24,6 +24,8 @@ ln -sf pts/ptmx "$root/dev/ptmx"
 mkdir "$root/shared" "$root/run/libvirt" "$root/usr/lib/locum"
 mount --bind "$shared" "$root/shared"
 cp "$shared/qemu" "$shared/incoming.qmp" "$root/usr/lib/locum/"
+# It is found before libvirt's own.
+cp "$shared/virsh" "$root/usr/sbin/"
 
 # A name that does not resolve costs a migration 40 seconds.
 echo "127.0.0.1 localhost $name" >"$root/etc/hosts"
