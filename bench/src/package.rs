@@ -53,7 +53,7 @@ pub(crate) fn make() -> Result<PathBuf> {
         for (file, name, mode) in [
             (l0, "locum-l0", 0o644),
             (locum, "locum", 0o755),
-            (emulator, "qemu", 0o755),
+            (emulator, "locum-qemu", 0o755),
         ] {
             let to = built.join(name);
             fs::copy(&file, &to).with_context(|| format!("copying {}", file.display()))?;

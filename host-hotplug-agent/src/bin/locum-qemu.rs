@@ -1,5 +1,6 @@
 //! `/usr/lib/locum/qemu`: the emulator of a libvirt domain that is to cross. It gives the domain's RAM its place in the
-//! pool, and becomes QEMU.
+//! pool, and becomes QEMU. That name is a link to `/usr/sbin/locum-qemu`: AppArmor's rules for libvirtd let it start what is in
+//! `/usr/sbin`.
 
 use std::env;
 use std::fs;
