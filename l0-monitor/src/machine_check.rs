@@ -133,7 +133,7 @@ pub(crate) fn take(cpu: CpuIndex) -> bool {
 
 /// Address of the byte that is not 0 while a check waits, for the assembly around VM entry.
 pub(crate) fn noted_at(cpu: CpuIndex) -> u64 {
-    (&raw const NOTED[cpu]).addr() as u64
+    (&raw const NOTED[cpu]).expose_provenance() as u64
 }
 
 #[cfg(test)]
@@ -212,7 +212,7 @@ mod tests {
         note(cpu);
         // SAFETY: a static byte.
         #[expect(unsafe_code, reason = "as the assembly reads it")]
-        let byte = unsafe { (noted_at(cpu) as *const u8).read_volatile() };
+        let byte = unsafe { core::ptr::with_exposed_provenance::<u8>(noted_at(cpu) as usize).read_volatile() };
         assert_eq!(byte, 1);
         assert!(take(cpu) && !take(cpu));
     }
