@@ -49,7 +49,8 @@ pub(super) fn waited_for(run: &mut Run) -> Result<()> {
 
 /// As [`waited_for`], but the dump does not end.
 pub(super) fn cut_off(run: &mut Run) -> Result<()> {
-    let successor = dumps(run, "lab.linger", 20)?;
+    // The crash kernel takes half of that to come up.
+    let successor = dumps(run, "lab.linger", 60)?;
     let console = run.machine.log(CONSOLE);
     ensure!(console.contains("crash: lingers"), "no crash kernel ran");
     let lost = run.status()?.last_report.context("there is no report")?.losses;
