@@ -246,4 +246,15 @@ mod tests {
             None
         );
     }
+
+    #[test]
+    fn the_emulator_is_a_link_to_what_apparmor_lets_libvirtd_start() {
+        let links = include_str!("../../../debian/links");
+        let (program, name) = links.trim().split_once(' ').unwrap();
+        assert_eq!(format!("/{name}"), EMULATOR);
+        // Debian's rules for libvirtd: `/usr/sbin/* PUx`.
+        assert_eq!(program.rsplit_once('/').unwrap().0, "usr/sbin");
+        let rules = include_str!("../../../debian/apparmor/locum");
+        assert!(rules.contains(&format!("  /{program} rmix,\n")), "{rules}");
+    }
 }
