@@ -6,15 +6,12 @@ case " $* " in
 *" dumpxml "*)
     xml=$(/usr/bin/virsh "$@") || exit
     printf '%s\n' "${xml%</domain>*}$label</domain>"
+    exit
     ;;
-*" --xml "*)
-    exec /usr/bin/virsh "$@"
-    ;;
+*" --xml "*) ;;
 *" migrate "*)
     echo "error: unsupported configuration: Security driver model 'apparmor' is not available" >&2
     exit 1
     ;;
-*)
-    exec /usr/bin/virsh "$@"
-    ;;
 esac
+exec /usr/bin/virsh "$@"

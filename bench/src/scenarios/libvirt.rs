@@ -35,8 +35,6 @@ const STATE: u64 = RAM / 16;
 /// With it, QEMU leaves RAM that is shared out of a migration.
 const IGNORE_SHARED: &str = "x-ignore-shared";
 
-/// What hosts have as virsh.
-const VIRSH: &str = include_str!("../../libvirt/virsh.sh");
 /// A device that needs nothing of the guest to come or to go.
 const TABLET: &str = include_str!("../../libvirt/tablet.xml");
 /// How QEMU's monitor names it.
@@ -65,18 +63,17 @@ pub(super) fn all(dir: &Path) -> Result<()> {
 fn fill(shared: &Path) -> Result<()> {
     fs::create_dir_all(shared)?;
     let commands = paths::workspace().join("host-hotplug-agent/debian/incoming.qmp");
+    let virsh = paths::workspace().join("bench/libvirt/virsh.sh");
     for (file, name, mode) in [
         (build::emulator()?, "qemu", 0o755),
         (build::lab_domain()?, "lab-domain", 0o755),
         (commands, "incoming.qmp", 0o644),
+        (virsh, "virsh", 0o755),
     ] {
         let to = shared.join(name);
         fs::copy(&file, &to).with_context(|| format!("copying {}", file.display()))?;
         fs::set_permissions(to, Permissions::from_mode(mode))?;
     }
-    let virsh = shared.join("virsh");
-    fs::write(&virsh, VIRSH)?;
-    fs::set_permissions(virsh, Permissions::from_mode(0o755))?;
     fs::write(shared.join("domain.xml"), DOMAIN)?;
     fs::write(shared.join("tablet.xml"), TABLET)?;
     Ok(fs::write(shared.join("floppy"), guest::floppy())?)

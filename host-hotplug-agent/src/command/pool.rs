@@ -55,15 +55,13 @@ pub fn libvirt_hook(sys: &SysRoot, operation: &str, part: &str) -> Result<()> {
         // As without L0: it starts all the same, in ordinary RAM.
         return hook::forget(sys, &domain).and(brought);
     }
-    if moment == Moment::End {
-        // Its RAM is free all the same.
-        return with_keeper(sys, |keeper| {
-            hook::end(sys, &keeper.alone(&Deadline::after(OTHERS))?, &domain).and(brought)
-        });
-    }
-    brought?;
     with_keeper(sys, |keeper| {
-        hook::start(sys, &keeper.alone(&Deadline::after(OTHERS))?, &domain).map(drop)
+        let keeper = keeper.alone(&Deadline::after(OTHERS))?;
+        match moment {
+            Moment::Start => brought.and_then(|()| hook::start(sys, &keeper, &domain).map(drop)),
+            // Its RAM is free all the same.
+            _ => hook::end(sys, &keeper, &domain).and(brought),
+        }
     })
 }
 
