@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use locum_abi::{FAMILY, HeaderError};
 use partitioner::PlanError;
 
+mod failure;
 mod name;
 
+pub use failure::Failure;
 pub use name::{Told, name_of, names};
 
 /// A refusal: nothing was changed.

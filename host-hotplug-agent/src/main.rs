@@ -24,10 +24,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             let told = Told::of(&error);
-            match &told.name {
-                Some(name) => eprintln!("locum: {told} [{name}]"),
-                None => eprintln!("locum: {told}"),
-            }
+            eprintln!("locum: {}", told.in_line());
             if cli.command.json() {
                 println!("{}", told.json());
             }

@@ -7,16 +7,17 @@ use syn::{Attribute, Expr, ExprLit, Item, Lit, Meta, Variant};
 use locum_agent::error::names;
 
 /// The enums in the order of [`names`].
-const ENUMS: [(&str, &str); 4] = [
+const ENUMS: [(&str, &str); 5] = [
     ("Refusal", include_str!("../../src/error.rs")),
     ("PlanError", include_str!("../../../partitioner/src/error.rs")),
     ("Refused", include_str!("../../../partitioner/src/refresh/event.rs")),
     ("ClaimError", include_str!("../../src/pool/table.rs")),
+    ("Failure", include_str!("../../src/error/failure.rs")),
 ];
 
 const ABOUT: &str = "locum prints an error as its text and its name in brackets. With --json the output is \
     {\"error\":{\"name\":...,\"text\":...}}. Texts are improved from release to release; a name stays, so programs are to go by it. \
-    An error of another program, or of Linux, may have none: then the name is null. What is in capitals differs from case to case.";
+    What fails because of another program, or of Linux, has the name of where it failed. What is in capitals differs from case to case.";
 
 /// The page.
 ///

@@ -10,7 +10,7 @@ use super::{print_json, print_line};
 use crate::cli::{Cli, Output};
 use crate::daemon::ipc::{self, Question};
 use crate::deadline::Deadline;
-use crate::error::Refusal;
+use crate::error::{Refusal, Told};
 use crate::guest::here::Here;
 use crate::guest::pool::Pool;
 use crate::image;
@@ -146,8 +146,12 @@ fn show(status: &DaemonStatus, output: Output) -> Result<()> {
         return print_json(status);
     }
     print_line(&status.summary)?;
-    match &status.last_error {
-        Some(error) => print_line(&format!("last error: {error}")),
-        None => Ok(()),
-    }
+    let Some(error) = &status.last_error else {
+        return Ok(());
+    };
+    let told = Told {
+        name: status.last_error_name.clone(),
+        text: error.clone(),
+    };
+    print_line(&format!("last error: {}", told.in_line()))
 }

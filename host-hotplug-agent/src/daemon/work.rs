@@ -10,7 +10,7 @@ use super::ipc::Question;
 use super::keep::{self, Kept};
 use crate::config::Timeouts;
 use crate::deadline::Deadline;
-use crate::error::{Refusal, listed};
+use crate::error::{Failure, Refusal, Told, listed};
 use crate::guest::Place;
 use crate::guest::renew::Renewed;
 use crate::journal::{Brief, Entry};
@@ -94,9 +94,10 @@ impl Worker {
                 Ok(())
             }
             Err(error) => {
-                self.agent.shared.lock().refused = Some(format!("{error:#}"));
+                let told = Told::of(&error);
+                self.agent.shared.lock().refused = Some(told.clone());
                 self.agent.publish_progress();
-                self.agent.machine.publish(TextKind::LastError, &format!("{error:#}"));
+                self.agent.machine.publish(TextKind::LastError, &told.text);
                 self.agent.machine.busy(false);
                 // Last, as in `conclude`.
                 self.agent.shared.lock().running = None;
@@ -199,7 +200,7 @@ impl Worker {
 
     fn refresh(&self, mut incumbent: Incumbent) {
         let driven = drive::drive(&self.agent, |action| incumbent.perform(action));
-        self.conclude(driven.err().map(|error| error.to_string()));
+        self.conclude(driven.err().map(|error| Told::of(&error.into())));
     }
 
     /// Serves the incumbent, as the host of that generation, in a thread of its own.
@@ -211,7 +212,11 @@ impl Worker {
             if let Err(error) = &outcome {
                 tracing::error!("{error:#}");
             }
-            worker.conclude(outcome.err().map(|error| format!("{error:#}")));
+            worker.conclude(
+                outcome
+                    .err()
+                    .map(|error| Told::of_failure(Failure::RefreshFailedSuccessor, &error)),
+            );
         });
     }
 
@@ -280,12 +285,15 @@ impl Worker {
             return self.conclude(None);
         }
         let worker = self.clone();
-        std::thread::spawn(move || match Incumbent::resume(worker.agent.clone()) {
-            Ok(mut incumbent) => match take_up::reconcile(&worker.agent, &mut incumbent) {
-                Ok(()) => worker.refresh(incumbent),
-                Err(error) => worker.conclude(Some(format!("{error:#}"))),
-            },
-            Err(error) => worker.conclude(Some(format!("{error:#}"))),
+        std::thread::spawn(move || {
+            let reconciled = Incumbent::resume(worker.agent.clone()).and_then(|mut incumbent| {
+                take_up::reconcile(&worker.agent, &mut incumbent)?;
+                Ok(incumbent)
+            });
+            match reconciled {
+                Ok(incumbent) => worker.refresh(incumbent),
+                Err(error) => worker.conclude(Some(Told::of_failure(Failure::RefreshFailedTakeUp, &error))),
+            }
         });
     }
 
@@ -298,7 +306,7 @@ impl Worker {
         };
         tracing::warn!("{text}");
         self.agent.machine.publish(TextKind::LastError, &text);
-        self.agent.shared.lock().refused = Some(text);
+        self.agent.shared.lock().refused = Some(Told::new(Failure::RefreshFailedTakeUp, text));
     }
 
     /// Asks the running refresh to go back; without one, gives back what L0 and Linux say that this host lacks.
@@ -337,8 +345,11 @@ impl Worker {
             inner.running = None;
             inner.refused = match &outcome {
                 Ok(lost) if lost.is_empty() => None,
-                Ok(lost) => Some(format!("not all was given back: {}", lost.join("; "))),
-                Err(error) => Some(format!("{error:#}")),
+                Ok(lost) => {
+                    let text = format!("not all was given back: {}", lost.join("; "));
+                    Some(Told::new(Failure::RefreshFailedAbort, text))
+                }
+                Err(error) => Some(Told::of_failure(Failure::RefreshFailedAbort, error)),
             };
         }
         agent.publish();
@@ -415,13 +426,13 @@ impl Worker {
     }
 
     /// Writes down how it ended.
-    fn conclude(&self, fault: Option<String>) {
+    fn conclude(&self, fault: Option<Told>) {
         let exits = self.agent.exits();
         crossing::mend(&*self.agent.machine);
         let unwell = self.look_after_guests();
         let nested = self.leave_the_rest();
         let mut inner = self.agent.shared.lock();
-        let error = fault.or_else(|| inner.refresh.last_error().map(str::to_owned));
+        let last = inner.refresh.last_error().map(str::to_owned);
         let lost = inner.refresh.losses().iter();
         let lost = lost.filter(|loss| nested.is_none() || !matches!(loss, Loss::Nested(_)));
         let lost = lost.chain(nested.iter().flatten()).map(ToString::to_string);
@@ -430,12 +441,18 @@ impl Worker {
         let generation = inner.refresh.generation().0;
         if let Some(report) = &mut inner.report {
             let replaced = generation != report.from_generation;
-            report.outcome = match (replaced, &error) {
+            match fault {
+                Some(told) => (report.error, report.error_name) = (Some(told.text), told.name),
+                None => {
+                    report.error_name.take_if(|_| last.is_none());
+                    report.error = last;
+                }
+            }
+            report.outcome = match (replaced, &report.error) {
                 (true, _) => "done".to_owned(),
                 (false, Some(_)) => "aborted".to_owned(),
                 (false, None) => "retired".to_owned(),
             };
-            report.error = error;
             report.end = tsc::now();
             report.losses = losses;
             report.unreclaimed_bytes = unreclaimed.iter().map(|left| left.range.len()).sum();

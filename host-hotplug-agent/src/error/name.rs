@@ -10,7 +10,7 @@ use partitioner::{PlanError, PlanRefused, Refused};
 use serde::{Deserialize, Serialize};
 use strum::VariantNames;
 
-use super::Refusal;
+use super::{Failure, Refusal};
 use crate::pool::table::ClaimError;
 
 /// The variant that has no name of its own, as what is in it has one.
@@ -29,7 +29,12 @@ impl Refusal {
 /// All names that there are.
 pub fn names() -> impl Iterator<Item = &'static str> {
     let own = Refusal::VARIANTS.iter().filter(|name| **name != TRANSPARENT);
-    let others = [PlanError::VARIANTS, Refused::VARIANTS, ClaimError::VARIANTS];
+    let others = [
+        PlanError::VARIANTS,
+        Refused::VARIANTS,
+        ClaimError::VARIANTS,
+        Failure::VARIANTS,
+    ];
     own.chain(others.into_iter().flatten()).copied()
 }
 
@@ -61,7 +66,7 @@ fn known(cause: &(dyn Error + 'static)) -> Option<&'static str> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Wire")]
 pub struct Told {
-    /// Its stable name; none if it has none.
+    /// Its stable name; none if an older daemon told it.
     pub name: Option<String>,
     /// Cause and remedy.
     pub text: String,
@@ -91,9 +96,35 @@ impl From<Wire> for Told {
 impl Told {
     /// An error with all its causes.
     pub fn of(error: &anyhow::Error) -> Self {
+        Self::of_failure(Failure::Failed, error)
+    }
+
+    /// The same, of a failure that is meant if nothing in it has a name of its own.
+    pub fn of_failure(failure: Failure, error: &anyhow::Error) -> Self {
         Self {
-            name: name_of(error),
+            name: Some(name_of(error).unwrap_or_else(|| failure.name().to_owned())),
             text: format!("{error:#}"),
+        }
+    }
+
+    /// Those words, of that failure.
+    pub fn new(failure: Failure, text: impl Into<String>) -> Self {
+        Self {
+            name: Some(failure.name().to_owned()),
+            text: text.into(),
+        }
+    }
+
+    /// Its name, if it tells more than that something failed.
+    fn own_name(&self) -> Option<&str> {
+        self.name.as_deref().filter(|name| *name != Failure::Failed.name())
+    }
+
+    /// For an operator: the text, and its name in brackets.
+    pub fn in_line(&self) -> String {
+        match self.own_name() {
+            Some(name) => format!("{self} [{name}]"),
+            None => self.to_string(),
         }
     }
 
@@ -154,6 +185,9 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(value["error"]["name"], "split");
         assert!(value["error"]["text"].as_str().unwrap().contains("locum abort"));
-        assert!(Told::of(&anyhow::anyhow!("x")).json().contains("\"name\":null"));
+        let nobodys = Told::of(&anyhow::anyhow!("x"));
+        assert!(nobodys.json().contains("\"name\":\"failed\""), "{nobodys:?}");
+        assert_eq!(nobodys.in_line(), "x");
+        assert!(Told::of(&Refusal::NoL0.into()).in_line().ends_with(" [no-l0]"));
     }
 }

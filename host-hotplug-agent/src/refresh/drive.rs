@@ -1,9 +1,10 @@
 //! The loop: next action, perform it, report the result.
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use partitioner::{Action, Course, Event, Refresh, Refused, Role};
 
 use super::{Agent, Shared, phase};
+use crate::error::{Failure, Told};
 use crate::report::Phase;
 use crate::tsc;
 
@@ -28,15 +29,15 @@ pub fn drive(agent: &Agent, mut perform: impl FnMut(&Action) -> Result<()>) -> R
             && !death_reported
             && let Some(reason) = lost(agent)
         {
-            let event = Event::SuccessorDied(reason);
-            death_reported = shared.lock().refresh.apply(event).is_ok();
+            let death = Told::new(Failure::RefreshSuccessorDied, reason);
+            death_reported = shared.lock().fail(death, Event::SuccessorDied).is_ok();
             if death_reported {
                 continue;
             }
         }
         if let Some(reason) = take_abort(shared, &course, role) {
-            match shared.lock().refresh.apply(Event::Abort(reason)) {
-                Ok(_) => continue,
+            match shared.lock().fail(stopped(reason), Event::Abort) {
+                Ok(()) => continue,
                 Err(refused) => tracing::warn!("{refused}"),
             }
         }
@@ -48,37 +49,39 @@ pub fn drive(agent: &Agent, mut perform: impl FnMut(&Action) -> Result<()>) -> R
             }
             return Ok(());
         };
+        let name = phase::name(&shared.lock().refresh, &action);
+        let failure = |error: &Error| Told::of_failure(Failure::of_phase(name), error);
         if let Err(error) = agent.write_down() {
             tracing::warn!("{error:#}");
-            if may_turn_back(&shared.lock().refresh) {
-                shared.lock().refresh.apply(Event::Failed(format!("{error:#}")))?;
+            let mut inner = shared.lock();
+            if may_turn_back(&inner.refresh) {
+                inner.fail(failure(&error), Event::Failed)?;
                 continue;
             }
         }
         agent.publish_progress();
-        let name = phase::name(&shared.lock().refresh, &action);
         let (start, exits) = (tsc::now(), agent.exits());
         tracing::info!("{action}");
         let outcome = perform(&action);
         record(shared, name, role, start, agent.exits().saturating_sub(exits));
-        let event = match outcome {
-            Ok(()) => Event::Done,
+        let applied = match outcome {
+            Ok(()) => shared.lock().refresh.apply(Event::Done).map(drop),
             Err(error) => {
                 tracing::warn!("{action}: {error:#}");
                 // Given up for the operator: that is the reason to tell.
                 let asked = shared.lock().abort.take().filter(|_| course == Course::Running);
                 match asked {
-                    Some(reason) => Event::Abort(reason),
-                    None => Event::Failed(format!("{error:#}")),
+                    Some(reason) => shared.lock().fail(stopped(reason), Event::Abort),
+                    None => shared.lock().fail(failure(&error), Event::Failed),
                 }
             }
         };
-        let applied = shared.lock().refresh.apply(event);
         match applied {
             Err(Refused::PointOfNoReturn | Refused::Aborting) => {
-                shared.lock().refresh.apply(Event::Failed("given up".to_owned()))?;
+                let given_up = Told::new(Failure::of_phase(name), "given up");
+                shared.lock().fail(given_up, Event::Failed)?;
             }
-            other => drop(other?),
+            other => other?,
         }
     }
 }
@@ -87,6 +90,10 @@ pub fn drive(agent: &Agent, mut perform: impl FnMut(&Action) -> Result<()>) -> R
 /// that way, and beyond it, the actions matter more than the journal.
 fn may_turn_back(refresh: &Refresh) -> bool {
     *refresh.course() == Course::Running && refresh.role() == Role::Incumbent && !refresh.has_crossed()
+}
+
+fn stopped(reason: String) -> Told {
+    Told::new(Failure::RefreshStopped, reason)
 }
 
 /// Why there is no successor any more, if there was one.

@@ -7,10 +7,13 @@ pub const ORDER: [&str; 9] = [
     "offload", "load", "enter", "start", "boot", "handover", "retire", "reclaim", "leave",
 ];
 
+/// The phase of one that is given up.
+pub const ABORT: &str = "abort";
+
 /// The phase to which an action belongs.
 pub fn name(refresh: &Refresh, action: &Action) -> &'static str {
     if matches!(refresh.course(), Course::Aborting(_)) {
-        return "abort";
+        return ABORT;
     }
     match action {
         Action::RemoveMemory { .. } | Action::OfflineCpu(_) | Action::RemovePci(_) => "offload",

@@ -3,9 +3,10 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use partitioner::{Course, Generation, Owner, Refresh, Resource, Role, State, Unreclaimed};
+use partitioner::{Course, Event, Generation, Owner, Refresh, Refused, Resource, Role, State, Unreclaimed};
 
 use super::phase;
+use crate::error::Told;
 use crate::journal::Brief;
 use crate::report::Report;
 use crate::status::{DaemonStatus, left, wait};
@@ -38,7 +39,7 @@ pub struct Inner {
     /// Why the successor had to be stopped in the middle of an action.
     pub lost: Option<String>,
     /// Why the last request failed before there was a refresh.
-    pub refused: Option<String>,
+    pub refused: Option<Told>,
     /// What performing actions needs beside the state of the refresh.
     pub brief: Brief,
     /// What the action under way waits for, where that may take for ever.
@@ -116,10 +117,15 @@ impl Shared {
                 Some(what) => format!("{}, waiting: {what}", refresh.summary()),
                 None => refresh.summary(),
             },
-            last_error: inner
-                .refused
-                .clone()
-                .or_else(|| refresh.last_error().map(str::to_owned)),
+            last_error: match &inner.refused {
+                Some(told) => Some(told.text.clone()),
+                None => refresh.last_error().map(str::to_owned),
+            },
+            last_error_name: match (&inner.refused, &inner.report) {
+                (Some(told), _) => told.name.clone(),
+                (None, Some(report)) if refresh.last_error().is_some() => report.error_name.clone(),
+                _ => None,
+            },
             unreclaimed: refresh.unreclaimed().to_vec(),
             unreclaimed_bytes: refresh.unreclaimed().iter().map(|left| left.range.len()).sum(),
             report: inner.report.clone(),
@@ -133,6 +139,18 @@ impl Shared {
 }
 
 impl Inner {
+    /// Has the refresh take a failure in, as the event that `event` makes of its text, and its name told with it.
+    ///
+    /// # Errors
+    /// Of [`Refresh::apply`]; nothing has changed then.
+    pub fn fail(&mut self, failure: Told, event: impl FnOnce(String) -> Event) -> Result<(), Refused> {
+        self.refresh.apply(event(failure.text))?;
+        if let Some(report) = &mut self.report {
+            report.error_name = failure.name;
+        }
+        Ok(())
+    }
+
     /// The phase of the refresh that runs.
     fn phase(&self) -> Option<&'static str> {
         let action = self.refresh.next_action().filter(|_| self.running.is_some())?;

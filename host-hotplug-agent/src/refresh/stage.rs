@@ -8,6 +8,7 @@ use locum_abi::CpuMode;
 
 use crate::daemon::Worker;
 use crate::deadline::Deadline;
+use crate::error::Failure;
 use crate::l0::{memory, view};
 use crate::load::cpio;
 use crate::machine::{Machine, TextKind};
@@ -95,11 +96,20 @@ impl Stage {
 
     /// Runs it and expects that it comes back, with `word` in the reason.
     pub(super) fn aborts(&self, word: &str) {
+        self.aborts_as(None, word);
+    }
+
+    /// The same, and the reason has that name.
+    pub(super) fn aborts_as(&self, failure: impl Into<Option<Failure>>, word: &str) {
         self.begin();
         let report = self.wait();
         assert_eq!(report.outcome, "aborted", "{report:#?}");
         let error = report.error.unwrap();
         assert!(error.contains(word), "`{word}` is not in: {error}");
+        let name = report.error_name.expect("what went wrong has a name");
+        if let Some(failure) = failure.into() {
+            assert_eq!(name, failure.name(), "{error}");
+        }
         assert_eq!(self.world.shown(TextKind::LastError), error.replace('\n', " "));
         self.intact();
         assert_eq!(self.world.runs_in("one"), [INCUMBENT]);

@@ -157,6 +157,7 @@ fn a_refresh_that_was_taken_up_can_be_aborted_and_says_so() {
     stage.worker.answer(&Question::Abort).unwrap();
     let report = stage.wait();
     assert_eq!(report.error.as_deref(), Some("stopped by the operator"));
+    assert_eq!(report.error_name.as_deref(), Some("refresh-stopped"));
     assert!(
         report
             .to_string()

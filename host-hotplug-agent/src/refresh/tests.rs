@@ -8,7 +8,7 @@ use locum_abi::{CpuMode, HostState, Slot, StopReason};
 
 use super::stage::{HANG, Stage, kept};
 use crate::daemon::ipc::Question;
-use crate::error::Refusal;
+use crate::error::{Failure, Refusal};
 use crate::l0::{memory, view};
 use crate::machine::{Machine, TextKind};
 use crate::refresh::prepare::PlanView;
@@ -185,14 +185,19 @@ fn memory_that_cannot_be_cleared_stays_out_of_use() {
 
 #[test]
 fn a_successor_that_hangs_is_stopped_after_the_time_out() {
-    Stage::new(Behaviour::Hangs).aborts("no word from the successor's agent within 2 s");
+    Stage::new(Behaviour::Hangs).aborts_as(
+        Failure::RefreshFailedBoot,
+        "no word from the successor's agent within 2 s",
+    );
 }
 
 #[test]
 fn a_triple_fault_is_told_with_its_address() {
     let stage = Stage::new(Behaviour::TripleFaults);
     let start = Instant::now();
-    stage.aborts("triple fault at RIP 0xdead");
+    stage.aborts_as(Failure::RefreshSuccessorDied, "triple fault at RIP 0xdead");
+    let name = stage.shared.status().last_error_name;
+    assert_eq!(name.as_deref(), Some("refresh-successor-died"));
     let error = stage.shared.status().last_error.unwrap();
     assert!(!error.contains("within"), "not taken for a time-out: {error}");
     assert!(start.elapsed() < HANG, "no time-out is waited for");
@@ -244,7 +249,7 @@ fn a_guest_whose_qemu_does_not_start_there_stays() {
 fn a_guest_that_is_refused_there_runs_on_here_and_the_others_come_back() {
     let stage = Stage::new(Behaviour::Boots);
     stage.world.fail(SUCCESSOR, "receive", 1);
-    stage.aborts("receive fails");
+    stage.aborts_as(Failure::RefreshFailedHandover, "receive fails");
 
     // The second guest fails, the first has gone over: it is taken back.
     let stage = Stage::new(Behaviour::Boots);

@@ -62,6 +62,9 @@ pub struct Report {
     pub outcome: String,
     /// What went wrong, if anything did.
     pub error: Option<String>,
+    /// The stable name of that, for programs.
+    #[serde(default)]
+    pub error_name: Option<String>,
     /// TSC when it began.
     pub start: u64,
     /// TSC when it ended, 0 before.

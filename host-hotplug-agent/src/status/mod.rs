@@ -48,6 +48,9 @@ pub struct DaemonStatus {
     pub summary: String,
     /// Why the last refresh failed, if it did.
     pub last_error: Option<String>,
+    /// The stable name of that, for programs. An older daemon tells none.
+    #[serde(default)]
+    pub last_error_name: Option<String>,
     /// Memory that belongs to nobody.
     pub unreclaimed: Vec<partitioner::Unreclaimed>,
     /// Its bytes.

@@ -75,6 +75,11 @@ impl Stage {
             report.error.is_some(),
             "{what}: {report:?}"
         );
+        assert_eq!(
+            report.error.is_some(),
+            report.error_name.is_some(),
+            "{what}: {report:?}"
+        );
         report
     }
 
