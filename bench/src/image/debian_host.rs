@@ -59,10 +59,15 @@ const FILES: &[(&str, &str)] = &[
 const DOMAIN: &str = include_str!("../../guest/scripts/d1.xml");
 
 /// libvirt has none of its daemons up before somebody asks, and then starts its network, as `virsh net-autostart` has it;
-/// `locum setup` tells the line that its guests need.
+/// `locum setup` tells the line that its guests need. What the daemons write as they start for the first time is there already: the
+/// successor's image would be made anew for that.
 const LIBVIRT: &str = "systemctl disable libvirtd.service libvirt-guests.service && systemctl enable libvirtd.socket virtlogd.socket && \
     mkdir -p /etc/libvirt/qemu/networks/autostart && \
     ln -s /etc/libvirt/qemu/networks/default.xml /etc/libvirt/qemu/networks/autostart/ && \
+    sed -i \"s|</name>|&<uuid>d62ea439-582c-42a3-b96b-14e1eb5451e2</uuid>|; s|<bridge .*/>|&<mac address='52:54:00:83:02:c6'/>|\" \
+        /etc/libvirt/qemu/networks/default.xml && \
+    grep -q '<uuid>.*</uuid>' /etc/libvirt/qemu/networks/default.xml && grep -q '<mac ' /etc/libvirt/qemu/networks/default.xml && \
+    mkdir -p -m 0700 /etc/libvirt/secrets && \
     line=$(locum setup --check | sed -n 's/.*write `\\(cgroup_device_acl[^`]*\\)`.*/\\1/p'); \
     [ -n \"$line\" ] && echo \"$line\" >>/etc/libvirt/qemu.conf";
 
