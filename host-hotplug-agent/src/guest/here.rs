@@ -1,6 +1,6 @@
 //! Whatever runs guests on this host: QEMUs of their own, and those of libvirt.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::libvirt::{self, DomainState, DomainVm, Libvirt};
 use super::others::Other;
@@ -31,7 +31,7 @@ impl Here {
     }
 
     fn libvirt(&self) -> Result<Libvirt> {
-        Libvirt::here(&self.sys.path("")).context("this host has no libvirt: its daemon listens nowhere")
+        Ok(Libvirt::needed(&self.sys)?)
     }
 
     fn inspect_domain(&self, guest: &config::Guest, domain: &str, channel: usize) -> Result<Spec, Refusal> {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use rustix::process::Pid;
 use serde_json::{Value, json};
 
@@ -106,7 +106,7 @@ fn has_no_machine(items: &[Item<'_>]) -> bool {
 pub(super) fn shut_down(sys: &SysRoot, other: &Other, until: &Deadline<'_>) -> Result<()> {
     let ended = match &other.by {
         By::Libvirt(domain) => {
-            let libvirt = Libvirt::here(&sys.path("")).context("libvirt's daemon listens nowhere")?;
+            let libvirt = Libvirt::needed(sys)?;
             libvirt.run(&["shutdown", domain], until)?;
             until.find(LOOK, || {
                 let off = libvirt.state(domain, until)? == DomainState::Off;

@@ -5,6 +5,7 @@
 //! (`qemuMigrationSrcPerformPeer2Peer3`). So it is asked to leave the guest stopped there (`--suspend`), and Locum has it
 //! resumed once the other libvirt has given it up.
 
+mod absent;
 mod description;
 pub mod hook;
 pub(super) mod renew;
@@ -25,6 +26,7 @@ use rustix::process::Pid;
 pub use description::confined_by;
 pub use virsh::{DomainState, Libvirt};
 
+use self::absent::Absent;
 use self::description::Description;
 use self::virsh::answer;
 use super::qmp::Monitor;
@@ -129,7 +131,7 @@ impl DomainVm {
     /// If there is no libvirt, or it cannot take the guest.
     pub fn waiting(sys: &SysRoot, spec: &Spec, until: &Deadline<'_>) -> Result<Self> {
         let found = until.find(LOOK, || Ok::<_, anyhow::Error>(Libvirt::here(&sys.path(""))))?;
-        let libvirt = found.context("this host has no libvirt: its daemon listens nowhere")?;
+        let libvirt = found.ok_or_else(|| Absent::on(sys))?;
         let vm = Self::new(sys, libvirt, spec)?;
         // It asks the QEMU what it can do, once for each: longer than a guest should stand still.
         vm.libvirt

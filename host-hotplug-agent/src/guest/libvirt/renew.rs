@@ -188,7 +188,7 @@ pub(in crate::guest) fn go_on(sys: &SysRoot) -> Vec<String> {
 }
 
 fn found_again(sys: &SysRoot, domain: &Domain) -> Result<()> {
-    let libvirt = Libvirt::here(&sys.path("")).context("this host has no libvirt: its daemon listens nowhere")?;
+    let libvirt = Libvirt::needed(sys)?;
     let settled = domain
         .settle(sys, &libvirt)
         .with_context(|| format!("domain {}", domain.name))?;

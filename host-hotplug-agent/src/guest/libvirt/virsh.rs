@@ -10,9 +10,11 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+use super::absent::Absent;
 use crate::deadline::Deadline;
 use crate::guest::qemu::ANSWER;
 use crate::guest::qmp::Monitor;
+use crate::sysroot::SysRoot;
 use crate::tsc;
 
 /// The program.
@@ -50,6 +52,14 @@ impl Libvirt {
     pub fn here(root: &Path) -> Option<Self> {
         let mut sockets = SOCKETS.iter().map(|socket| root.join(socket));
         sockets.find(|socket| socket.exists()).map(Self::at)
+    }
+
+    /// This host's, which there must be.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn needed(sys: &SysRoot) -> Result<Self, Absent> {
+        Self::here(&sys.path("")).ok_or_else(|| Absent::on(sys))
     }
 
     /// Its daemon's socket.
