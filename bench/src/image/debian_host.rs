@@ -71,6 +71,32 @@ const LIBVIRT: &str = "systemctl disable libvirtd.service libvirt-guests.service
     line=$(locum setup --check | sed -n 's/.*write `\\(cgroup_device_acl[^`]*\\)`.*/\\1/p'); \
     [ -n \"$line\" ] && echo \"$line\" >>/etc/libvirt/qemu.conf";
 
+/// libvirt's daemon starts in `image`, and has the network: a successor that lacks a part of it would say so only after ten minutes.
+const STARTS: &str = r#"set -e
+unmkinitramfs "$image" /tmp/image
+tree=$(find /tmp/image -maxdepth 2 -type d -name locum)
+unshare --net --mount sh -e -c '
+    cd "$0"
+    mount -t tmpfs tmpfs run
+    mkdir -p proc sys dev run/locum
+    mount --rbind /proc proc
+    mount --rbind /dev dev
+    ip link set lo up
+    chroot . /usr/sbin/libvirtd --daemon --pid-file /run/locum/libvirt.pid
+    for second in $(seq 60); do
+        [ -S run/libvirt/libvirt-sock ] && break
+        sleep 1
+    done
+    chroot . virsh --connect qemu:///system net-list --name --autostart | grep -q default || {
+        cat var/log/libvirt/libvirtd.log
+        exit 1
+    }
+    for pid in run/locum/libvirt.pid run/libvirt/network/*.pid; do
+        [ ! -e "$pid" ] || kill $(cat "$pid")
+    done
+' "$tree"
+rm -rf /tmp/image"#;
+
 /// How a guest is started.
 const GUEST_SCRIPT: &str = include_str!("../../guest/scripts/guest.sh");
 
@@ -205,6 +231,8 @@ impl DebianHost {
         // It would take the emulator ten minutes.
         tree.sh(&format!("locum image {}", self.release))
             .context("making the image of a successor")?;
+        tree.sh(&format!("image=/var/lib/locum/images/{}.img; {STARTS}", self.release))
+            .context("libvirt does not start in the image of a successor")?;
         for (from, to) in [("vmlinuz", self.kernel()), ("initrd.img", self.initrd())] {
             let from = tree.path(&format!("boot/{from}-{}", self.release));
             fs::copy(&from, to).with_context(|| format!("copying {}", from.display()))?;
