@@ -16,14 +16,11 @@ use lab_guest::tsc;
 use redis::Connection;
 
 use crate::{
+    command,
     counters::{self, Counters},
     report::{Latency, Repetition},
-    workload::{self, FIELD_BYTES, FIELDS, Operation, Workload},
-    zipf,
+    workload::{Operation, Workload},
 };
-
-/// Key of the sorted set in which YCSB's Redis binding keeps all keys, for scans.
-const INDEX: &str = "_indices";
 
 /// Significant digits of a latency.
 const DIGITS: u8 = 3;
@@ -79,21 +76,8 @@ impl Client {
     /// # Errors
     /// The server refuses or is gone.
     pub fn load(&mut self, records: u64, workload: &mut Workload) -> Result<()> {
-        let _: () = redis::cmd("FLUSHALL").query(&mut self.connection)?;
-        for record in 0..records {
-            let key = workload::key(record);
-            let mut insert = redis::cmd("HMSET");
-            insert.arg(&key);
-            for field in 0..FIELDS {
-                insert.arg(workload::field(field)).arg(workload.value().as_slice());
-            }
-            let _: () = insert.query(&mut self.connection)?;
-            // YCSB scores by the key's hash in Java; any number that scatters does.
-            let _: () = redis::cmd("ZADD")
-                .arg(INDEX)
-                .arg(zipf::hash(record))
-                .arg(&key)
-                .query(&mut self.connection)?;
+        for command in command::load(records, workload) {
+            command::accept_load(command.query(&mut self.connection)?)?;
         }
         Ok(())
     }
@@ -103,21 +87,7 @@ impl Client {
     /// # Errors
     /// The server refuses, is gone, or gives back something else than a record.
     fn perform(&mut self, operation: &Operation) -> Result<()> {
-        match operation {
-            Operation::Read { key } => {
-                let fields: Vec<(Vec<u8>, Vec<u8>)> = redis::cmd("HGETALL").arg(key).query(&mut self.connection)?;
-                let whole = fields.iter().all(|(_, value)| value.len() == FIELD_BYTES);
-                ensure!(fields.len() == FIELDS && whole, "the server has no whole record {key}");
-            }
-            Operation::Update { key, field, value } => {
-                let _: () = redis::cmd("HMSET")
-                    .arg(key)
-                    .arg(workload::field(*field))
-                    .arg(value.as_slice())
-                    .query(&mut self.connection)?;
-            }
-        }
-        Ok(())
+        operation.accept(operation.command().query(&mut self.connection)?)
     }
 
     /// Does `operations` operations, and times them.
@@ -228,6 +198,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::workload::{FIELD_BYTES, FIELDS};
 
     /// A server that has every record and keeps nothing; commands are counted for each connection, by name.
     fn server() -> (String, Arc<Mutex<Vec<Vec<String>>>>) {

@@ -4,10 +4,12 @@
 //! [`zipf`] draws keys with YCSB's distribution, [`workload`] makes operations of them, [`client`] sends them to a
 //! server and times each, [`counters`] reads what the machine counted meanwhile, and a [`report`] is what comes out.
 //! The program runs in the host of a guest in which the server runs; time is the time stamp counter, which in the lab's
-//! emulator counts instructions.
+//! emulator counts instructions. A [`session`] is a client without a connection, for who has one of its own.
 
 pub mod client;
+mod command;
 pub mod counters;
 pub mod report;
+pub mod session;
 pub mod workload;
 pub mod zipf;
