@@ -7,6 +7,7 @@
 #   g2  128 -320 MiB  q35, 2 vCPUs, virtio disk and net
 #       320 -336 MiB  the disk of g2
 #   g3    0 -384 MiB  q35, 2 vCPUs, virtio disk and net: Debian as it is, instead of the others (a pool of 512 MiB)
+#   g4  128 -320 MiB  q35, 2 vCPUs, a network card on the segment: a Redis server (instead of g2)
 #   mRAMcCPUSoOFFSET    like g1, of any size (MiB, vCPUs, MiB)
 set -eu
 name=$1
@@ -15,7 +16,7 @@ shift
 
 # A guest that starts anew must not be mistaken for one whose beat page is still in the pool.
 case "$name $* " in
-*" -incoming "* | "g3 "*) ;;
+*" -incoming "* | "g3 "* | "g4 "*) ;;
 *) lab-guest forget --file "$POOL" --name "$name" ;;
 esac
 
@@ -66,8 +67,16 @@ g3)
         -netdev user,id=net0,hostfwd=tcp:127.0.0.1:8080-:80 -device virtio-net-pci,netdev=net0,romfile= \
         -append "root=/dev/vda ro quiet mitigations=off console=ttyS0 $APPEND" "$@"
     ;;
+g4)
+    INITRD=$GUEST/redis
+    set -- -M "${M:-q35,vmport=off,smbus=off,sata=off,usb=off},suppress-vmdesc=on,memory-backend=ram" -m 192M -smp 2 \
+        -object "$(ram 192M 128M)" \
+        -netdev "tap,id=net0,ifname=tap0,script=$GUEST/tap.sh,downscript=no" \
+        -device virtio-net-pci,netdev=net0,romfile=,mac=52:54:00:00:09:02 \
+        -append "$boot lab.address=10.0.9.2/24 $APPEND" "$@"
+    ;;
 *)
-    echo "guest.sh: no guest $name; there are g1, g2, g3 and mRAMcCPUSoOFFSET" >&2
+    echo "guest.sh: no guest $name; there are g1, g2, g3, g4 and mRAMcCPUSoOFFSET" >&2
     exit 1
     ;;
 esac

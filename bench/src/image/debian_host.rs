@@ -75,10 +75,11 @@ const LIBVIRT: &str = "systemctl disable libvirtd.service libvirt-guests.service
 const STARTS: &str = r#"set -e
 unmkinitramfs "$image" /tmp/image
 tree=$(find /tmp/image -maxdepth 2 -type d -name locum)
-unshare --net --mount sh -e -c '
+unshare --net --mount --propagation unchanged sh -e -c '
     cd "$0"
+    mkdir -p proc sys dev run
     mount -t tmpfs tmpfs run
-    mkdir -p proc sys dev run/locum
+    mkdir run/locum
     mount --rbind /proc proc
     mount --rbind /dev dev
     ip link set lo up
@@ -95,7 +96,7 @@ unshare --net --mount sh -e -c '
         [ ! -e "$pid" ] || kill $(cat "$pid")
     done
 ' "$tree"
-rm -rf /tmp/image"#;
+rm -rf --one-file-system /tmp/image"#;
 
 /// How a guest is started.
 const GUEST_SCRIPT: &str = include_str!("../../guest/scripts/guest.sh");

@@ -47,6 +47,7 @@ const DISK_MODULE: &str = "kernel/drivers/block/virtio_blk.ko";
 const GUEST_SCRIPTS: &[(&str, &str)] = &[
     ("pool-up.sh", include_str!("../../guest/scripts/pool-up.sh")),
     ("guest.sh", include_str!("../../guest/scripts/guest.sh")),
+    ("tap.sh", include_str!("../../guest/scripts/tap.sh")),
     ("measure.sh", include_str!("../../guest/scripts/measure.sh")),
     ("redis.sh", include_str!("../../guest/scripts/redis.sh")),
 ];
@@ -69,6 +70,8 @@ pub(crate) struct Image<'a> {
     pub agent: Option<PathBuf>,
     /// Whether the Redis benchmark is in it. Successors have little memory, so others do without.
     pub workload: bool,
+    /// Whether its cards hang on a segment: a bridge, and the Redis server that is reached by it.
+    pub segment: bool,
     /// Whether a host can have a crash kernel: what loads one, and its initramfs.
     pub crash: bool,
     /// The stock guest, if it is to be started: its kernel and initramfs, and a network for its disk.
@@ -130,6 +133,10 @@ impl Image<'_> {
             let network = include_bytes!("../../image/network");
             archive.bytes("etc/init.d/network", network, 0o755);
         }
+        if self.segment {
+            let bridge = include_bytes!("../../image/segment");
+            archive.bytes("etc/init.d/segment", bridge, 0o755);
+        }
         if self.workload {
             own.file("bin/lab-ycsb", build::lab_ycsb()?, 0o755);
         }
@@ -152,7 +159,7 @@ impl Image<'_> {
             if !own.contains("guest/vmlinuz") {
                 own.link("guest/vmlinuz", &format!("/boot/vmlinuz-{release}"));
                 own.bytes("guest/initrd", guest_initrd(&modules)?, 0o644);
-                if self.workload {
+                if self.workload || self.segment {
                     own.bytes("guest/redis", redis_initrd(&modules)?, 0o644);
                 }
             }

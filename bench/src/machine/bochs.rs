@@ -80,9 +80,15 @@ pub(crate) struct Hardware {
     pub disk: Option<PathBuf>,
     /// Its CPUs have a bank for machine checks, and may be given some ([`checks`]).
     pub machine_checks: bool,
+    /// The segment that its cards hang on, as their `ethdev`; without one, each has a network of its own that leads to this
+    /// machine's.
+    pub segment: Option<String>,
     /// TCP ports on 127.0.0.1 that COM3 and COM4 connect to.
     pub channels: [u16; 2],
 }
+
+/// Network cards.
+pub(crate) const CARDS: u32 = 2;
 
 /// A CPU with CET. Linux takes its TSC for 35 times as fast as it is.
 pub(crate) const TIGER_LAKE: &str = "tigerlake";
@@ -127,7 +133,12 @@ fn config_text(hardware: &Hardware, root: &Root, dir: &Path) -> String {
         disk,
         channels: [com3, com4],
         machine_checks: _,
+        segment,
     } = hardware;
+    let network = match segment {
+        Some(device) => format!("ethmod=socket, ethdev={device}"),
+        None => "ethmod=slirp".to_owned(),
+    };
     let share = root.path("usr/share/bochs");
     let vga = root.path("usr/share/vgabios/vgabios.bin");
     let (share, vga, dir, iso) = (share.display(), vga.display(), dir.display(), iso.display());
@@ -158,10 +169,10 @@ pci: enabled=1, chipset=i440fx, slot1=e1000, slot2=e1000{controller}
 "#,
         controller = if disk.is_some() { ", slot5=usb_xhci" } else { "" },
     );
-    for card in 0..2 {
+    for card in 0..CARDS {
         let _ = writeln!(
             text,
-            "e1000: card={card}, enabled=1, mac=52:54:00:00:00:0{card}, ethmod=slirp, script=\"\""
+            "e1000: card={card}, enabled=1, mac=52:54:00:00:00:0{card}, {network}, script=\"\""
         );
     }
     if let Some(disk) = disk {

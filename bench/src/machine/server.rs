@@ -19,7 +19,9 @@ use super::{
     follow::{self, Follower},
     monitor::Monitor,
     platform::Platform,
-    qemu, tcg,
+    qemu,
+    segment::Segment,
+    tcg,
     turns::{self, Turn},
 };
 use crate::tools;
@@ -69,6 +71,7 @@ pub(crate) struct Machine {
     signs: Vec<Sign>,
     expected: Vec<&'static str>,
     monitor: Option<Mutex<Monitor>>,
+    segment: Option<Segment>,
     // Last, so that the next emulator starts when this one is gone.
     _turn: Turn,
 }
@@ -95,6 +98,8 @@ pub(crate) struct Setup {
     pub medium: Medium,
     /// The image of a disk that it has besides, behind a USB controller, and writes to; on Bochs only.
     pub disk: Option<PathBuf>,
+    /// Its cards hang on a segment with a client; on Bochs only.
+    pub segment: bool,
     /// What runs it.
     pub platform: Platform,
     /// Everything about the run goes there.
@@ -141,6 +146,13 @@ impl Machine {
             "only --platform bochs has a disk beside its CD, not {}",
             setup.platform
         );
+        ensure!(
+            !setup.segment || setup.platform == Platform::Bochs,
+            "only --platform bochs has cards on a segment, not {}",
+            setup.platform
+        );
+        let segment = || Segment::listen(&setup.dir, bochs::CARDS);
+        let segment = setup.segment.then(segment).transpose()?;
         let turn = turns::take()?;
         let channels = [Channel::listen()?, Channel::listen()?];
         let ports = [channels[0].port(), channels[1].port()];
@@ -156,6 +168,7 @@ impl Machine {
                     .to_owned(),
                 disk: setup.disk.clone(),
                 machine_checks: setup.machine_checks,
+                segment: segment.as_ref().map(Segment::device),
                 channels: ports,
             })
         };
@@ -189,6 +202,7 @@ impl Machine {
             signs: signs(&setup.dir),
             expected: Vec::new(),
             monitor,
+            segment,
             _turn: turn,
         })
     }
@@ -209,6 +223,14 @@ impl Machine {
     /// From now on, a panic in that log does not end waits: the scenario wants it.
     pub(crate) fn expect_panic(&mut self, log: &'static str) {
         self.expected.push(log);
+    }
+
+    /// What its cards hang on.
+    ///
+    /// # Errors
+    /// They hang on no segment.
+    pub(crate) fn segment(&self) -> Result<&Segment> {
+        self.segment.as_ref().context("the machine's cards hang on no segment")
     }
 
     /// A command of QEMU's monitor for people; returns what it prints.

@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod picture;
+pub(crate) mod service;
 
 use std::{collections::BTreeMap, fmt, fs, path::Path};
 

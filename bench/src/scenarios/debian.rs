@@ -116,6 +116,7 @@ impl Host {
             medium: Medium::Cd(iso),
             disk: Some(disk),
             platform: Platform::Bochs,
+            segment: false,
             machine_checks: false,
             dir: dir.to_owned(),
             limit: LIMIT,

@@ -97,6 +97,7 @@ impl Server {
             medium: Medium::Disk(disk),
             disk: None,
             platform: Platform::Tcg,
+            segment: false,
             machine_checks: false,
             dir: dir.to_owned(),
             limit: Span::seconds(LIMIT),

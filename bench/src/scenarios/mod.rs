@@ -22,6 +22,7 @@ mod qemus;
 mod refreshes;
 mod refuse;
 mod selftest;
+mod service;
 mod stock;
 mod tools;
 
@@ -351,6 +352,13 @@ pub(crate) const BY_NAME: &[Scenario] = &[
         about: "2 CPUs: 20 refreshes in one boot under a busy microvm: nothing grows",
         minutes: 45,
         play: Play::On(|args| args.cpus = 2, growth::refreshes),
+    },
+    Scenario {
+        name: "service",
+        about: "two refreshes under a client outside: YCSB's workload A on one TCP connection to a Redis server in a q35 guest, by \
+                bridges of both hosts, each with a card of its own on the same segment; no operation fails",
+        minutes: 15,
+        play: Play::On(|args| args.segment = true, service::all),
     },
     Scenario {
         name: "three-generations",

@@ -82,6 +82,7 @@ fn boot(dir: &Path, model: &str) -> Result<String> {
         medium: Medium::Cd(iso.clone()),
         disk: None,
         platform: Platform::Bochs,
+        segment: false,
         machine_checks: false,
         dir: dir.to_owned(),
         limit: LIMIT,

@@ -97,6 +97,9 @@ pub(crate) struct MachineArgs {
     /// Put the stock guest's kernel into the initramfs, and its disk beside the machine
     #[arg(skip)]
     pub stock_guest: bool,
+    /// Hang its cards on a segment, and put a Redis server into the initramfs that is reached by it
+    #[arg(skip)]
+    pub segment: bool,
     /// Put the lab's own module that executes instructions into the initramfs: `/lab_probe.ko`
     #[arg(skip)]
     pub probe: bool,
@@ -129,6 +132,7 @@ impl Default for MachineArgs {
             l0_args: String::new(),
             workload: false,
             stock_guest: false,
+            segment: false,
             probe: false,
             selftests: false,
             crash: false,
@@ -172,6 +176,7 @@ pub(crate) fn prepare(args: &MachineArgs) -> Result<Setup> {
         platform: args.platform,
         medium: Medium::Cd(iso),
         disk: None,
+        segment: args.segment,
         machine_checks: args.machine_checks,
         dir,
         limit: Span::seconds(args.timeout),
@@ -214,6 +219,7 @@ fn initramfs<'a>(args: &MachineArgs, kernels: &'a [Kernel]) -> Result<Image<'a>>
             .collect::<Result<_>>()?,
         agent: tolerate(args, build::agent().map(Some))?,
         workload: args.workload,
+        segment: args.segment,
         crash: args.crash,
         stock_guest: args.stock_guest.then(StockGuest::get).transpose()?,
         extra,

@@ -14,6 +14,8 @@ pub(super) struct Guest {
 pub(super) enum Witness {
     /// The lab's own guests: the report of the checks that they do, which they leave in their memory.
     Beats(String),
+    /// The one that serves a client on the segment: operations that the client had answers to.
+    Client(usize),
     /// The stock guest: a page of its web server.
     Page(Visit),
 }

@@ -26,6 +26,7 @@ impl Fake {
             signs: signs(dir.path()),
             expected: Vec::new(),
             monitor: None,
+            segment: None,
             _turn: Turn::default(),
         };
         Self { machine, dir }
