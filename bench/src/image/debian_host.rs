@@ -4,18 +4,22 @@
 use std::{
     fs,
     hash::{DefaultHasher, Hash, Hasher},
+    io::Write,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{
     build,
     disk::{self, Partition},
-    ext4, initramfs,
+    ext4,
+    files::Files,
+    initramfs,
 };
-use crate::{debian::root::Root, package, paths, progress::say, tools};
+use crate::{debian::root::Root, machine::qemu, package, paths, progress::say, tools};
 
 /// The root, from where on and how large, in MiB: the host, and some room.
 const ROOT: (u64, u64) = (1, 3072);
@@ -71,32 +75,10 @@ const LIBVIRT: &str = "systemctl disable libvirtd.service libvirt-guests.service
     line=$(locum setup --check | sed -n 's/.*write `\\(cgroup_device_acl[^`]*\\)`.*/\\1/p'); \
     [ -n \"$line\" ] && echo \"$line\" >>/etc/libvirt/qemu.conf";
 
-/// libvirt's daemon starts in `image`, and has the network: a successor that lacks a part of it would say so only after ten minutes.
-const STARTS: &str = r#"set -e
-unmkinitramfs "$image" /tmp/image
-tree=$(find /tmp/image -maxdepth 2 -type d -name locum)
-unshare --net --mount --propagation unchanged sh -e -c '
-    cd "$0"
-    mkdir -p proc sys dev run
-    mount -t tmpfs tmpfs run
-    mkdir run/locum
-    mount --rbind /proc proc
-    mount --rbind /dev dev
-    ip link set lo up
-    chroot . /usr/sbin/libvirtd --daemon --pid-file /run/locum/libvirt.pid
-    for second in $(seq 60); do
-        [ -S run/libvirt/libvirt-sock ] && break
-        sleep 1
-    done
-    chroot . virsh --connect qemu:///system net-list --name --autostart | grep -q default || {
-        cat var/log/libvirt/libvirtd.log
-        exit 1
-    }
-    for pid in run/locum/libvirt.pid run/libvirt/network/*.pid; do
-        [ ! -e "$pid" ] || kill $(cat "$pid")
-    done
-' "$tree"
-rm -rf --one-file-system /tmp/image"#;
+/// What [`SUCCESSOR_INIT`] says if all is well.
+const ACTIVE: &str = "lab: the network is active";
+/// Looks whether libvirt starts in a successor's image.
+const SUCCESSOR_INIT: &[u8] = include_bytes!("../../image/successor-init");
 
 /// How a guest is started.
 const GUEST_SCRIPT: &str = include_str!("../../guest/scripts/guest.sh");
@@ -232,16 +214,55 @@ impl DebianHost {
         // It would take the emulator ten minutes.
         tree.sh(&format!("locum image {}", self.release))
             .context("making the image of a successor")?;
-        tree.sh(&format!("image=/var/lib/locum/images/{}.img; {STARTS}", self.release))
-            .context("libvirt does not start in the image of a successor")?;
         for (from, to) in [("vmlinuz", self.kernel()), ("initrd.img", self.initrd())] {
             let from = tree.path(&format!("boot/{from}-{}", self.release));
             fs::copy(&from, to).with_context(|| format!("copying {}", from.display()))?;
         }
+        self.starts_libvirt(&tree)?;
         let image = self.dir.join("disk.img");
         disk::partition(root, &image, SIZE, &[Partition::new("root", "L", ROOT)])?;
         ext4::make(root, tree.dir(), &image, "root", Some(ROOT))?;
         tools::remove_tree(tree.dir())
+    }
+
+    /// libvirt's daemon starts in the image of a successor, and so does the network: in a machine without VMX, which says so in
+    /// seconds. A refresh would only after minutes.
+    fn starts_libvirt(&self, tree: &Root) -> Result<()> {
+        let initrd = self.dir.join("successor.img");
+        let image = tree.path(&format!("var/lib/locum/images/{}.img", self.release));
+        fs::copy(&image, &initrd).with_context(|| format!("copying {}", image.display()))?;
+        let mut init = Files::default();
+        init.bytes("init", SUCCESSOR_INIT, 0o755);
+        let mut file = fs::OpenOptions::new().append(true).open(&initrd)?;
+        // Archives begin at words of four bytes; what is later in an initramfs goes over what is before.
+        let length = usize::try_from(file.metadata()?.len() % 4)?;
+        file.write_all(&[0; 4][..(4 - length) % 4])?;
+        init.write(&mut file)?;
+        drop(file);
+        let said = tools::output(
+            Command::new("setpriv")
+                .args(["--pdeathsig", "KILL"])
+                .args(qemu::words()?)
+                .args(["-machine", "q35,accel=tcg", "-cpu", "max", "-m", "2048", "-net", "none"])
+                .args([
+                    "-nographic",
+                    "-no-reboot",
+                    "-no-user-config",
+                    "-append",
+                    "console=ttyS0 panic=-1 quiet tsc=unstable",
+                ])
+                .arg("-kernel")
+                .arg(self.kernel())
+                .arg("-initrd")
+                .arg(&initrd)
+                .stdin(Stdio::null()),
+        )?;
+        fs::remove_file(initrd)?;
+        ensure!(
+            said.contains(ACTIVE),
+            "libvirt and its network do not start in a successor's image; the machine said:\n{said}"
+        );
+        Ok(())
     }
 }
 
