@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::versions::{FIRST, Versions};
 use crate::clock::Clock;
+use crate::guest::frames::Frame;
 use crate::guest::{Place, Spec};
 use crate::journal::Inheritance;
 use crate::report::Report;
@@ -20,6 +21,9 @@ use crate::report::Report;
 pub const ANSWERS: u16 = 2;
 /// Version since which [`Message::Heir`] is.
 pub const HEIRS: u16 = 3;
+
+/// Version since which [`Message::Late`] is.
+pub const FRAMES: u16 = 4;
 
 /// What one agent tells the other.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,6 +95,13 @@ pub enum Message {
         received: u64,
         /// TSC when it was resumed.
         resumed: u64,
+    },
+    /// What had come for that guest on the network in the host that it has left. Since version 4.
+    Late {
+        /// Guest.
+        name: String,
+        /// Frames for each of its network cards.
+        frames: Vec<Vec<Frame>>,
     },
     /// The guest does not run here: its QEMU failed and is gone.
     Failed {

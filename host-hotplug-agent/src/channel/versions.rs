@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the protocol's first release, which every agent speaks.
 pub const FIRST: u16 = 1;
-/// Version of this release. 2 since [`super::Message::NotUnderstood`], 3 since [`super::Message::Heir`].
-pub const VERSION: u16 = 3;
+/// Version of this release. 2 since [`super::Message::NotUnderstood`], 3 since [`super::Message::Heir`], 4 since
+/// [`super::Message::Late`].
+pub const VERSION: u16 = 4;
 
 /// The versions that an agent speaks: all from `min` to `max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,6 +3,7 @@
 pub mod argv;
 pub mod bound;
 pub mod discover;
+pub mod frames;
 pub mod here;
 pub mod keyval;
 pub mod libvirt;
@@ -26,6 +27,7 @@ use partitioner::MemRange;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
+use self::frames::Frame;
 use self::others::Other;
 use self::renew::Renewed;
 use self::storage::Disk;
@@ -146,6 +148,20 @@ pub trait Vm: Send {
     /// # Errors
     /// Why not; the guest does not run here.
     fn receive(&mut self, port: &mut Port, until: &Deadline<'_>) -> Result<Received>;
+
+    /// After a [`Vm::send`], once the guest runs in the other host: what has come for it here since it stopped, for each of its
+    /// network cards.
+    fn late_frames(&mut self) -> Vec<Vec<Frame>> {
+        Vec::new()
+    }
+
+    /// Gives the guest, which runs here, what has come for it in the other host.
+    ///
+    /// # Errors
+    /// Why it does not get it.
+    fn give_frames(&mut self, _frames: &[Vec<Frame>]) -> Result<()> {
+        Ok(())
+    }
 
     /// Makes the guest run on after a [`Vm::send`], whether that failed or not. Only if it runs nowhere else.
     ///

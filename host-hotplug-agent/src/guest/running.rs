@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+use super::frames::{self, Frame, Held};
 use super::process::Process;
 use super::qemu::ANSWER;
 use super::qmp::{Monitor, Qmp, QmpError};
@@ -39,6 +40,8 @@ pub struct QemuVm {
     child: Option<Child>,
     /// Whether all of its guest went into the channel, if this daemon has sent it.
     sent: Option<bool>,
+    /// Its taps, while its guest crosses.
+    held: Option<Held>,
 }
 
 impl QemuVm {
@@ -54,6 +57,7 @@ impl QemuVm {
             pid,
             child: None,
             sent: None,
+            held: None,
         })
     }
 
@@ -110,6 +114,7 @@ impl QemuVm {
             pid: pid.context("a process without an id")?,
             child,
             sent: None,
+            held: None,
         };
         if let Err(error) = set_up(&mut vm.qmp, until) {
             let _ = vm.quit();
@@ -185,18 +190,19 @@ impl Drop for Started {
 impl Vm for QemuVm {
     fn send(&mut self, port: &mut Port, until: &Deadline<'_>) -> Result<Sent> {
         self.sent = Some(false);
+        self.held = Held::ready(&SysRoot::default(), self.pid);
         let (ours, ram_size, begun) = self.migrate(until).inspect_err(|_| stream::abandon(port, until))?;
         let mut sent = Sent {
             begun,
             ..Sent::default()
         };
-        let qmp = &mut self.qmp;
+        let (qmp, held) = (&mut self.qmp, self.held.as_ref());
         let (pumped, stopped) = std::thread::scope(|scope| {
             let pump = scope.spawn(move || {
                 let bytes = stream::send(ours, port, until);
                 (bytes, tsc::now())
             });
-            let stopped = completion(qmp, until);
+            let stopped = completion(qmp, held, until);
             (pump.join(), stopped)
         });
         let (bytes, saved) = pumped.map_err(|_| anyhow!("the pump panicked"))?;
@@ -242,6 +248,18 @@ impl Vm for QemuVm {
             (Err(stream), Err(_)) => Err(anyhow!(stream).context("reading the guest's state")),
             (Ok(_), Err(error)) => Err(error.context("QEMU did not accept the guest's state; see its output")),
         }
+    }
+
+    fn late_frames(&mut self) -> Vec<Vec<Frame>> {
+        let taken = self.held.take().map_or(Ok(Vec::new()), Held::take);
+        taken.unwrap_or_else(|error| {
+            tracing::warn!("what its network had for the guest while it crossed is lost: {error:#}");
+            Vec::new()
+        })
+    }
+
+    fn give_frames(&mut self, all: &[Vec<Frame>]) -> Result<()> {
+        frames::give(&SysRoot::default(), self.pid, all)
     }
 
     fn resume(&mut self) -> Result<()> {
@@ -318,6 +336,8 @@ impl Vm for QemuVm {
     }
 
     fn plain(&mut self) -> Result<()> {
+        self.held = None;
+        frames::let_through(&SysRoot::default(), self.pid);
         let until = Deadline::after(ANSWER);
         ignore_shared(&mut self.qmp, false, &until)?;
         // QEMU's own (migration/options.c). A guest may not stand still as long in an ordinary migration.
@@ -383,8 +403,9 @@ fn set_up(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<()> {
     qmp.execute("migrate-set-parameters", parameters, until).map(drop)
 }
 
-/// Waits for the end of an outgoing migration; returns the TSC at which the guest stopped.
-fn completion(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<u64> {
+/// Waits for the end of an outgoing migration; returns the TSC at which the guest stopped. Nothing is left to be iterated, so it stops
+/// as soon as QEMU calls the migration active; what comes from then on is held.
+fn completion(qmp: &mut Qmp, held: Option<&Held>, until: &Deadline<'_>) -> Result<u64> {
     let mut stopped = 0;
     loop {
         let event = qmp.event(&["STOP", "MIGRATION"], until)?;
@@ -394,6 +415,7 @@ fn completion(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<u64> {
         }
         match event.data.get("status").and_then(Value::as_str) {
             Some("completed") => return Ok(stopped),
+            Some("active") => held.into_iter().for_each(Held::hold),
             Some(status @ ("failed" | "cancelled")) => {
                 let info = qmp.execute("query-migrate", json!({}), until).unwrap_or_default();
                 let why = info

@@ -9,6 +9,7 @@ use locum_abi::{CpuMode, HostState, Slot, StopReason};
 use super::stage::{HANG, Stage, kept};
 use crate::daemon::ipc::Question;
 use crate::error::{Failure, Refusal};
+use crate::guest::frames::Frame;
 use crate::l0::{memory, view};
 use crate::machine::{Machine, TextKind};
 use crate::refresh::prepare::PlanView;
@@ -43,8 +44,13 @@ fn the_successor_takes_over_the_whole_machine() {
     for guest in &report.guests {
         assert!(guest.moved && guest.pause_ticks > 0, "{guest:?}");
         assert_eq!((guest.state_bytes, guest.ram_bytes_copied), (16, 0));
+        assert_eq!(guest.late_frames, 1);
     }
     assert_eq!(report.losses, Vec::<String>::new());
+    let given = stage.world.given();
+    let frames = |name: &str| vec![vec![Frame(name.as_bytes().to_vec())], Vec::new()];
+    let expected = ["one", "two"].map(|name| (SUCCESSOR, name.to_owned(), frames(name)));
+    assert_eq!(given, expected, "what came for a guest while it crossed");
     // Block 0, which holds L0 and the trampolines, less what L0 has: it has holes and never moves.
     assert!(report.unreclaimed_bytes > 0 && report.unreclaimed_bytes < 128 << 20);
 
@@ -181,6 +187,17 @@ fn memory_that_cannot_be_cleared_stays_out_of_use() {
         "{report:#?}"
     );
     stage.intact();
+}
+
+#[test]
+fn a_guest_that_does_not_get_what_came_late_has_crossed_all_the_same() {
+    let stage = Stage::new(Behaviour::Boots);
+    stage.world.fail(SUCCESSOR, "give_frames", 2);
+    stage.begin();
+    let report = kept(&stage.reigns());
+    assert_eq!((report.outcome.as_str(), report.error), ("done", None));
+    assert_eq!(stage.world.given(), []);
+    assert_eq!(stage.world.runs_in("two"), [SUCCESSOR]);
 }
 
 #[test]

@@ -43,6 +43,9 @@ pub struct GuestReport {
     pub state_bytes: u64,
     /// Bytes of guest RAM in the pool that were copied: 0, as QEMU was told to leave them.
     pub ram_bytes_copied: u64,
+    /// Frames that had come for it while it crossed, and went after it.
+    #[serde(default)]
+    pub late_frames: u64,
     /// Ticks that the successor's QEMU took from start to readiness, before the guest was stopped.
     pub prepare_ticks: u64,
 }

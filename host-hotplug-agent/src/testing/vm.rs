@@ -16,6 +16,7 @@ use crate::channel::{Port, stream};
 use crate::config;
 use crate::deadline::Deadline;
 use crate::error::Refusal;
+use crate::guest::frames::Frame;
 use crate::guest::others::{By, Other};
 use crate::guest::storage::Disk;
 use crate::guest::{Hypervisor, Place, Ram, Received, Sent, Spec, Vm};
@@ -288,6 +289,20 @@ impl Vm for FakeVm {
             received,
             resumed: tsc::now(),
         })
+    }
+
+    fn late_frames(&mut self) -> Vec<Vec<Frame>> {
+        let running = self.world.runs_in(&self.key.1);
+        assert!(!running.contains(&self.key.0), "it would get them itself");
+        self.world.step(self.key.0, "late");
+        vec![vec![Frame(self.key.1.as_bytes().to_vec())], Vec::new()]
+    }
+
+    fn give_frames(&mut self, frames: &[Vec<Frame>]) -> Result<()> {
+        self.world.fault(self.key.0, "give_frames")?;
+        let given = (self.key.0, self.key.1.clone(), frames.to_vec());
+        self.world.lock().given.push(given);
+        Ok(())
     }
 
     fn has_gone(&mut self) -> Result<bool> {

@@ -8,6 +8,7 @@ use locum_abi::{HostState, PoolState};
 
 use super::settle::{Patience, Settled};
 use super::{Incumbent, Ports};
+use crate::channel::message::FRAMES;
 use crate::channel::{Link, Message};
 use crate::deadline::Deadline;
 use crate::guest::{Place, Spec, Vm, try_plain, whether_it_came};
@@ -79,12 +80,14 @@ impl Incumbent {
                     guest.received = received;
                     guest.resumed = resumed;
                 });
+                self.send_late_frames(name, vm.as_mut());
                 vm.discard()
             }
             // It runs there: whatever went wrong here came after the last byte.
             (Err(error), Ok(Message::Resumed { .. })) => {
                 tracing::warn!("guest {name} runs in the successor, but: {error:#}");
                 self.note(name, |guest| guest.resumed = 1);
+                self.send_late_frames(name, vm.as_mut());
                 vm.discard()
             }
             (sent, Ok(Message::Failed { reason, .. })) => {
@@ -105,6 +108,25 @@ impl Incumbent {
                     Settled::Here => Err(silence),
                 }
             }
+        }
+    }
+
+    /// What the guest's network had for it while it crossed goes after it.
+    fn send_late_frames(&mut self, name: &str, vm: &mut dyn Vm) {
+        let understood = self.link.as_ref().is_some_and(|link| link.version() >= FRAMES);
+        let frames = vm.late_frames();
+        let count: usize = frames.iter().map(Vec::len).sum();
+        if count == 0 || !understood {
+            return;
+        }
+        tracing::info!("guest {name}: {count} frames that came while it crossed go after it");
+        self.note(name, |guest| guest.late_frames = count as u64);
+        let late = Message::Late {
+            name: name.to_owned(),
+            frames,
+        };
+        if let Err(error) = self.tell(&late) {
+            tracing::warn!("guest {name}: {error:#}");
         }
     }
 

@@ -10,6 +10,7 @@ use partitioner::Loss;
 use super::{Gone, Successor};
 use crate::channel::{Link, Message};
 use crate::deadline::Deadline;
+use crate::guest::frames::Frame;
 use crate::guest::{Hypervisor, Place, Received, Spec, Vm, try_plain, whether_it_came};
 use crate::pool::crossing;
 use crate::tsc;
@@ -176,6 +177,17 @@ impl Successor {
             try_plain(vm.as_mut(), name);
         }
         Ok(said?)
+    }
+
+    /// Gives a guest what its network had for it in the incumbent; without it, the guest's peers send it again.
+    pub(super) fn give_frames(&mut self, name: &str, frames: &[Vec<Frame>]) {
+        let Some((_, vm)) = self.guests.get_mut(name) else {
+            tracing::warn!("guest {name} gets frames, and has no QEMU here");
+            return;
+        };
+        if let Err(error) = vm.give_frames(frames) {
+            tracing::warn!("guest {name} does not get what its network had for it in the incumbent: {error:#}");
+        }
     }
 
     /// Sends a guest back. Until the incumbent says what became of it, it stays stopped here.

@@ -279,6 +279,10 @@ impl Successor {
                 Ok(())
             }
             Message::Receive { name, seconds } => self.receive(name, Duration::from_secs(seconds), gone),
+            Message::Late { name, frames } => {
+                self.give_frames(&name, &frames);
+                Ok(())
+            }
             Message::Return { name, seconds } => self.give_back(name, Duration::from_secs(seconds), gone),
             // What became of a guest that was on its way back when an agent died.
             Message::Resumed { name, .. } => self.let_go(name, gone),

@@ -21,6 +21,7 @@ use super::l0::FakeRegion;
 use super::machine::FakeMachine;
 use super::torn::Torn;
 use super::tree::Tree;
+use crate::guest::frames::Frame;
 use crate::l0::view;
 use crate::machine::TextKind;
 use crate::pool::Extents;
@@ -100,6 +101,8 @@ pub(super) struct Inner {
     pub sent: BTreeSet<(Slot, String)>,
     /// What is there of a guest that has run in the other host since: it must not go on.
     pub stale: BTreeSet<(Slot, String)>,
+    /// What guests got that had come for them in the host that they left.
+    pub given: Vec<(Slot, String, Vec<Vec<Frame>>)>,
     /// Bits of the CPUs' CR4 that L0 does not know.
     pub unknown_cr4: u64,
     /// What the incumbent gave.
@@ -201,6 +204,7 @@ impl World {
                 capable: BTreeSet::new(),
                 sent: BTreeSet::new(),
                 stale: BTreeSet::new(),
+                given: Vec::new(),
                 unknown_cr4: 0,
                 granted: Vec::new(),
                 removed: BTreeSet::new(),

@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use locum_abi::Slot;
 
 use super::{VmState, World};
+use crate::guest::frames::Frame;
 
 impl World {
     /// A guest's QEMU is killed.
@@ -56,6 +57,11 @@ impl World {
             .map(|(key, _)| key.clone())
             .filter(|key| inner.capable.contains(key))
             .collect()
+    }
+
+    /// What guests got that had come for them in the host that they left: in which slot, whose, and by network card.
+    pub fn given(&self) -> Vec<(Slot, String, Vec<Vec<Frame>>)> {
+        self.lock().given.clone()
     }
 
     /// Slots in which the guest runs.
