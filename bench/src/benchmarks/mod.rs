@@ -2,7 +2,7 @@
 //!
 //! A [`bed`] is a booted host of one set-up, in which guests can be started and exits counted; the benchmarks are
 //! played on beds: [`vmexit`] is the table of single events, [`redis`] the workload of [`figure`] 1, [`model`] what its
-//! events would cost on silicon; [`handover`] plays refreshes. Results go to `target/bench`. What is counted in the
+//! events would cost on silicon; [`handover`] and [`service`] play refreshes. Results go to `target/bench`. What is counted in the
 //! emulator is no time.
 
 pub(crate) mod bed;
@@ -10,6 +10,7 @@ pub(crate) mod figure;
 pub(crate) mod handover;
 pub(crate) mod model;
 pub(crate) mod redis;
+mod service;
 pub(crate) mod vmexit;
 
 use std::{
@@ -42,6 +43,8 @@ pub(crate) enum Part {
     Figure1,
     /// Pauses of guests that go over to the next host.
     Handover,
+    /// A refresh as a client of a guest sees it.
+    Refresh,
 }
 
 /// Count what Locum costs, under four set-ups.
@@ -108,6 +111,9 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<bool> {
     }
     if wants(Part::Handover) {
         complete &= handover(args)?;
+    }
+    if wants(Part::Refresh) {
+        service::measure(&dir(), args.timeout, args.platform)?;
     }
     Ok(complete)
 }

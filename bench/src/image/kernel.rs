@@ -29,6 +29,7 @@ const MODULES: &[&str] = &[
     "tun",
     "vhost_net",
     "bridge",
+    "sch_plug",
     "msr",
     "cpuid",
     "virtio_mmio",

@@ -157,6 +157,9 @@ pub(crate) struct Guest {
     /// TSC when the successor's QEMU had resumed it.
     #[serde(default)]
     pub resumed: u64,
+    /// Frames that had come while it crossed, and went after it.
+    #[serde(default)]
+    pub late_frames: u64,
     /// Bytes through the channel.
     #[serde(default)]
     pub state_bytes: u64,

@@ -1,12 +1,18 @@
 //! The client on the segment, and the guest that serves it.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::run::{LONG, Run};
-use crate::machine::{deadline::Span, segment::Progress};
+use crate::{
+    machine::{deadline::Span, segment::Progress},
+    report::service::Service,
+};
 
 /// The guest of `guest.sh` that serves the client.
 pub(super) const NAME: &str = "g4";
+
+/// The guests: one that is busy, and the one that serves.
+const GUESTS: [&str; 2] = ["g1", NAME];
 
 /// What Redis says when it is up.
 const READY: &str = "Ready to accept connections";
@@ -52,11 +58,36 @@ impl Run {
         }
     }
 
+    /// Replaces the host so many times under the client, the kernels taking turns; returns what it saw of each refresh.
+    ///
+    /// # Errors
+    /// A refresh does not go through, or the client's connection ended.
+    pub(crate) fn refresh_under_client(&mut self, count: usize) -> Result<Vec<Service>> {
+        self.start_native(&GUESTS.map(str::to_owned))?;
+        self.client_rests()?;
+        let mut refreshes = Vec::new();
+        let releases = [self.to.clone(), self.report.incumbent.clone()];
+        for release in releases.iter().cycle().take(count) {
+            let successor = self.successor_of(release)?;
+            self.replace_host(&successor)?;
+            self.client_rests()?;
+            let report = self.status()?.last_report;
+            refreshes.push(report.context("the new host's agent knows of no refresh")?);
+        }
+        self.stop_client()?;
+        let segment = self.machine.segment()?;
+        let ((operations, _), seen) = (segment.operations(), segment.connections());
+        let services = refreshes
+            .iter()
+            .map(|refresh| Service::of(refresh, &operations, &seen).context("a refresh without phases"));
+        services.collect()
+    }
+
     /// Lets the client go on for a while in which nothing else happens.
     ///
     /// # Errors
     /// The machine dies, or the client cannot go on.
-    pub(crate) fn client_rests(&mut self) -> Result<()> {
+    fn client_rests(&mut self) -> Result<()> {
         self.progress.step("letting the client go on");
         self.machine.look(REST)?;
         self.client_goes_on(0).map(drop)
@@ -66,7 +97,7 @@ impl Run {
     ///
     /// # Errors
     /// It had another one, or an operation has no answer.
-    pub(crate) fn stop_client(&mut self) -> Result<()> {
+    fn stop_client(&mut self) -> Result<()> {
         self.machine.segment()?.stop();
         let end = self.machine.deadline(LONG)?;
         loop {

@@ -21,7 +21,7 @@ use super::{LATENCY, NS_PER_TICK};
 /// Where the client is.
 const ADDRESS: Ipv4Address = Ipv4Address::new(10, 0, 9, 1);
 /// Where the server is (`service.sh`).
-const SERVER: (Ipv4Address, u16) = (Ipv4Address::new(10, 0, 9, 2), 6379);
+const SERVER: (Ipv4Address, u16) = (Ipv4Address::new(10, 0, 9, 2), super::SERVER);
 /// Its card's address: locally administered.
 const CARD: EthernetAddress = EthernetAddress([0x52, 0x54, 0, 0, 9, 1]);
 /// The first port that it connects from.

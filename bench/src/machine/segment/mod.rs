@@ -45,6 +45,8 @@ use super::bochs::IPS;
 const NS_PER_TICK: u64 = 1_000_000_000 / IPS;
 /// How long a frame is on its way to the server, in ticks: 20 us. The other way takes none.
 const LATENCY: u64 = 20_000 / NS_PER_TICK;
+/// The port of the client's server.
+pub(crate) const SERVER: u16 = 6379;
 /// The emulator calls that often at least, in ticks, so that the client hears what it is told.
 const BEAT: u64 = 1_000_000;
 /// File of a machine with all frames.

@@ -11,7 +11,7 @@ use super::{
     *,
 };
 
-const SERVER: EthernetAddress = EthernetAddress([0x52, 0x54, 0, 0, 9, 2]);
+const CARD: EthernetAddress = EthernetAddress([0x52, 0x54, 0, 0, 9, 2]);
 /// Ticks that the server takes for a request.
 const WORK: u64 = 50_000;
 
@@ -29,7 +29,7 @@ struct Server {
 impl Server {
     fn new() -> Self {
         let mut device = Device::default();
-        let mut interface = Interface::new(Config::new(SERVER.into()), &mut device, instant(0));
+        let mut interface = Interface::new(Config::new(CARD.into()), &mut device, instant(0));
         interface.update_ip_addrs(|all| all.push(IpCidr::new(IpAddress::v4(10, 0, 9, 2), 24)).unwrap());
         let buffer = || tcp::SocketBuffer::new(vec![0; 1 << 16]);
         let mut sockets = SocketSet::new(Vec::new());
@@ -157,7 +157,7 @@ impl Bench {
             self.server.hears.remove(0);
         } else {
             let mut frame = vec![0xff; 60];
-            frame[6..12].copy_from_slice(&SERVER.0);
+            frame[6..12].copy_from_slice(&CARD.0);
             // RARP, as QEMU has it.
             frame[12..14].copy_from_slice(&[0x80, 0x35]);
             self.call(self.tick, Cause::Sent(1, frame));

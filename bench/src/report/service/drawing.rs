@@ -16,8 +16,9 @@ const ROWS: u32 = 4;
 ///
 /// # Errors
 /// The drawing library refuses.
-pub(crate) fn draw(service: &Service, title: &str) -> Result<String> {
+pub(crate) fn draw(service: &Service, which: &str) -> Result<String> {
     let mut svg = String::new();
+    let title = &format!("Redis in a guest, YCSB workload A, one client outside: {which}");
     // The library's errors borrow the drawing.
     draw_into(service, title, &mut svg).map_err(|error| anyhow!("drawing the client's time line: {error}"))?;
     Ok(svg)
@@ -86,9 +87,9 @@ mod tests {
         let refresh = refresh(&[("boot", 600 * m, 4700 * m), ("handover", 4700 * m, 4800 * m)]);
         let operations = operations(6000 * m, 4710 * m..4745 * m);
         let service = Service::of(&refresh, &operations, &Connections::default()).unwrap();
-        let svg = draw(&service, "a title").unwrap();
+        let svg = draw(&service, "refresh 7").unwrap();
         for word in [
-            "a title",
+            "client outside: refresh 7",
             "before",
             "boot",
             "handover",

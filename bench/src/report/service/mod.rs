@@ -9,7 +9,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::agent::Refresh;
-use crate::machine::segment::{Connections, Operation};
+use crate::machine::segment::{Connections, Operation, SERVER};
 
 pub(crate) use drawing::draw;
 
@@ -33,8 +33,12 @@ pub(crate) struct Service {
     pub line: Vec<u64>,
     /// The longest operations, the longest first.
     pub stalls: Vec<Stall>,
-    /// Ticks at which the wire had something a second time, since the refresh began.
-    pub retransmitted: Vec<u64>,
+    /// Ticks at which the client sent something again, which had been lost or was waited for too long.
+    pub again_by_client: Vec<u64>,
+    /// Likewise the server.
+    pub again_by_server: Vec<u64>,
+    /// Frames that had come for guests while they crossed, and went after them.
+    pub late_frames: u64,
     /// Ticks at which a card could not take a frame.
     pub dropped: Vec<u64>,
 }
@@ -107,18 +111,22 @@ impl Service {
         });
         let points = (0..(to - from).div_ceil(POINT)).map(|point| from + point * POINT);
         let within = |ticks: &u64| (from..to).contains(ticks);
+        let again = |server: bool| {
+            let by = seen
+                .retransmitted
+                .iter()
+                .filter(|(_, from)| (from.port() == SERVER) == server);
+            by.map(|(tick, _)| *tick).filter(within).collect()
+        };
         Some(Self {
             begin,
             end,
             line: points.map(|at| answered(at, at + POINT).count() as u64).collect(),
             stalls: stalls.collect(),
             stretches,
-            retransmitted: seen
-                .retransmitted
-                .iter()
-                .map(|(tick, _)| *tick)
-                .filter(within)
-                .collect(),
+            late_frames: refresh.guests.iter().map(|guest| guest.late_frames).sum(),
+            again_by_client: again(false),
+            again_by_server: again(true),
             dropped: seen.dropped.iter().map(|(tick, _)| *tick).filter(within).collect(),
         })
     }
@@ -146,9 +154,12 @@ impl fmt::Display for Service {
         let stalls = stalls.map(|stall| format!("{} ({})", timeline::millions(stall.ticks), stall.answered_in));
         write!(
             f,
-            "longest operations: {}; sent twice: {}; not taken by a card: {}",
+            "longest operations: {}; sent again by the client: {}, by the server: {}; sent after the guest: {}; not \
+             taken by a card: {}",
             stalls.collect::<Vec<_>>().join(", "),
-            self.retransmitted.len(),
+            self.again_by_client.len(),
+            self.again_by_server.len(),
+            self.late_frames,
             self.dropped.len()
         )
     }
