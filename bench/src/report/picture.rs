@@ -5,16 +5,24 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result, ensure};
 use timeline::{End, STATES, Timeline, Unit, grouped, millions};
 
-use super::{Guest, Phase, Report};
+use super::{
+    Guest, Phase, Report,
+    service::{self, Service},
+};
 
-/// Draws the last refresh of a report (`report.json`) into an SVG file.
+/// Draws the last refresh of a report (`report.json`), or what a client saw of one (`service-N.json`), into an SVG file.
 ///
 /// # Errors
 /// There is no report or no refresh in it, or the drawing cannot be written.
 pub(crate) fn write(report: &Path, svg: &Path) -> Result<()> {
     let text = fs::read(report).with_context(|| format!("reading {}", report.display()))?;
-    let read: Report = serde_json::from_slice(&text).with_context(|| format!("{} is no report", report.display()))?;
-    let drawn = draw(&read).with_context(|| format!("drawing {}", report.display()))?;
+    let drawn = match serde_json::from_slice::<Service>(&text) {
+        Ok(service) => service::draw(&service, "one refresh"),
+        Err(_) => serde_json::from_slice(&text)
+            .with_context(|| format!("{} is no report", report.display()))
+            .and_then(|read| draw(&read)),
+    };
+    let drawn = drawn.with_context(|| format!("drawing {}", report.display()))?;
     fs::write(svg, drawn).with_context(|| format!("writing {}", svg.display()))
 }
 

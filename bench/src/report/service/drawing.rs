@@ -52,9 +52,12 @@ fn draw_into(service: &Service, title: &str, svg: &mut String) -> Result<(), Box
         let band = BANDS[usize::from(number % 2 == 1)];
         let (from, to) = (at(stretch.from), at(stretch.to));
         chart.draw_series([Rectangle::new([(from, 0.0), (to, top)], band.filled())])?;
+    }
+    // Over all bands: a name is wider than a short one.
+    for (number, stretch) in (0u32..).zip(&service.stretches) {
         let height = top * (0.97 - 0.05 * f64::from(number % ROWS));
-        let name = Text::new(stretch.name.clone(), (from, height), ("sans-serif", 13).into_font());
-        chart.draw_series([name])?;
+        let place = (at(stretch.from), height);
+        chart.draw_series([Text::new(stretch.name.clone(), place, ("sans-serif", 13).into_font())])?;
     }
     chart
         .configure_mesh()

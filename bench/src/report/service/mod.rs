@@ -6,7 +6,7 @@ mod drawing;
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::agent::Refresh;
 use crate::machine::segment::{Connections, Operation, SERVER};
@@ -21,7 +21,7 @@ const POINT: u64 = 10_000_000;
 const STALLS: usize = 5;
 
 /// One refresh, as the client saw it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Service {
     /// TSC when the refresh began.
     pub begin: u64,
@@ -38,13 +38,14 @@ pub(crate) struct Service {
     /// Likewise the server.
     pub again_by_server: Vec<u64>,
     /// Frames that had come for guests while they crossed, and went after them.
+    #[serde(default)]
     pub late_frames: u64,
     /// Ticks at which a card could not take a frame.
     pub dropped: Vec<u64>,
 }
 
 /// A stretch of the time line.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stretch {
     /// The phase.
     pub name: String,
@@ -59,7 +60,7 @@ pub(crate) struct Stretch {
 }
 
 /// A long operation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stall {
     /// Ticks from the request's last byte in to the answer's last byte out.
     pub ticks: u64,
