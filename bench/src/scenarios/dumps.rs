@@ -49,8 +49,8 @@ pub(super) fn waited_for(run: &mut Run) -> Result<()> {
 
 /// As [`waited_for`], but the dump does not end.
 pub(super) fn cut_off(run: &mut Run) -> Result<()> {
-    // The crash kernel takes half of that to come up.
-    let successor = dumps(run, "lab.linger", 60)?;
+    // Until its first process the crash kernel takes more than half of that: its image is checked and unpacked first.
+    let successor = dumps(run, "lab.linger", 120)?;
     let console = run.machine.log(CONSOLE);
     ensure!(console.contains("crash: lingers"), "no crash kernel ran");
     let lost = run.status()?.last_report.context("there is no report")?.losses;
