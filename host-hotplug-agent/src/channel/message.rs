@@ -21,7 +21,6 @@ use crate::report::Report;
 pub const ANSWERS: u16 = 2;
 /// Version since which [`Message::Heir`] is.
 pub const HEIRS: u16 = 3;
-
 /// Version since which [`Message::Late`] is.
 pub const FRAMES: u16 = 4;
 

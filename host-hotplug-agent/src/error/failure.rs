@@ -49,6 +49,9 @@ pub enum Failure {
     /// The successor dies before it reigns, for any reason.
     #[error("the successor died: ...")]
     RefreshSuccessorDied,
+    /// The incumbent is gone before it has put the successor in charge, which goes on alone.
+    #[error("the incumbent died before it put this host in charge: ...")]
+    RefreshIncumbentDied,
     /// An operator has it given up.
     #[error("stopped by the operator")]
     RefreshStopped,

@@ -91,7 +91,7 @@ impl Stage {
 
     pub(super) fn wait(&self) -> Report {
         self.sees(|stage| stage.shared.lock().running.is_none());
-        self.shared.lock().report.clone().unwrap()
+        named(self.shared.lock().report.clone().unwrap())
     }
 
     /// Runs it and expects that it comes back, with `word` in the reason.
@@ -176,5 +176,11 @@ impl Drop for Stage {
 pub(super) fn kept(successor: &Tree) -> Report {
     let text = fs::read_to_string(successor.path().join("run/locum/kept.json")).unwrap();
     let kept: serde_json::Value = serde_json::from_str(&text).unwrap();
-    serde_json::from_value(kept["report"].clone()).unwrap()
+    named(serde_json::from_value(kept["report"].clone()).unwrap())
+}
+
+/// A report of what has ended: what went wrong has a name, and nothing else has.
+pub(super) fn named(report: Report) -> Report {
+    assert_eq!(report.error.is_some(), report.error_name.is_some(), "{report:#?}");
+    report
 }

@@ -13,6 +13,7 @@ use partitioner::{Action, Course, Event, State};
 
 use super::Agent;
 use super::incumbent::Incumbent;
+use crate::error::{Failure, Told};
 use crate::l0::view;
 
 /// Makes the refresh in `agent` fit what is so, before it goes on.
@@ -20,8 +21,13 @@ use crate::l0::view;
 /// # Errors
 /// If the state machine and this module disagree, which is a fault of the program.
 pub fn reconcile(agent: &Agent, incumbent: &mut Incumbent) -> Result<()> {
-    if let Some(event) = incumbent.settle_pending() {
-        agent.shared.lock().refresh.apply(event)?;
+    match incumbent.settle_pending() {
+        Some(Ok(())) => drop(agent.shared.lock().refresh.apply(Event::Done)?),
+        Some(Err(error)) => {
+            let failure = Told::of_failure(Failure::RefreshFailedHandover, &error);
+            agent.shared.lock().fail(failure, Event::Failed)?;
+        }
+        None => {}
     }
     let (course, state) = {
         let inner = agent.shared.lock();
@@ -36,12 +42,12 @@ pub fn reconcile(agent: &Agent, incumbent: &mut Incumbent) -> Result<()> {
     };
     let reason = format!("the daemon was started anew, and {contradiction:#}");
     tracing::warn!("{reason}");
-    let event = if state < State::Retired {
-        Event::Abort(reason)
+    let mut inner = agent.shared.lock();
+    if state < State::Retired {
+        inner.fail(Told::new(Failure::RefreshFailedTakeUp, reason), Event::Abort)?;
     } else {
-        Event::SuccessorDied(reason)
-    };
-    agent.shared.lock().refresh.apply(event)?;
+        inner.fail(Told::new(Failure::RefreshSuccessorDied, reason), Event::SuccessorDied)?;
+    }
     Ok(())
 }
 

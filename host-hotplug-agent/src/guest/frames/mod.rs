@@ -173,9 +173,7 @@ impl Drop for Held {
     fn drop(&mut self) {
         for tap in &self.taps {
             // It is gone with its QEMU, or has what it had before.
-            let opened = self.netlink.set(tap.index, Plug::Open);
-            let removed = opened.and_then(|()| self.netlink.remove(tap.index));
-            if let Err(error) = removed {
+            if let Err(error) = self.netlink.unplug(tap.index) {
                 tracing::debug!("{}: {error}", tap.name);
             }
         }
@@ -190,11 +188,8 @@ pub fn let_through(sys: &SysRoot, pid: Pid) {
     };
     for tap in taps {
         // Nearly always there is none.
-        if netlink.set(tap.index, Plug::Open).is_ok() {
+        if netlink.unplug(tap.index).is_ok() {
             tracing::info!("{} was held for its guest, and is no more", tap.name);
-            if let Err(error) = netlink.remove(tap.index) {
-                tracing::warn!("{}: {error}", tap.name);
-            }
         }
     }
 }

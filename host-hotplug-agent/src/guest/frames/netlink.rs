@@ -53,8 +53,13 @@ impl Netlink {
     }
 
     /// Takes it away, with what it holds; nothing else that is in its place.
-    pub(super) fn remove(&self, index: u32) -> io::Result<()> {
+    fn remove(&self, index: u32) -> io::Result<()> {
         self.ask(&message(DELETE, REQUEST, index, None))
+    }
+
+    /// Lets through what a plug holds, and takes the plug away.
+    pub(super) fn unplug(&self, index: u32) -> io::Result<()> {
+        self.set(index, Plug::Open).and_then(|()| self.remove(index))
     }
 
     fn ask(&self, message: &[u8]) -> io::Result<()> {

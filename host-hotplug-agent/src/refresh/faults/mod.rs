@@ -10,7 +10,7 @@ use std::sync::Arc;
 use locum_abi::{HostState, Slot};
 
 use super::kills::{Course, each};
-use super::stage::{Stage, kept};
+use super::stage::{Stage, kept, named};
 use crate::daemon::ipc::Question;
 use crate::l0::{memory, view};
 use crate::report::Report;
@@ -75,12 +75,7 @@ impl Stage {
             report.error.is_some(),
             "{what}: {report:?}"
         );
-        assert_eq!(
-            report.error.is_some(),
-            report.error_name.is_some(),
-            "{what}: {report:?}"
-        );
-        report
+        named(report)
     }
 
     /// How it ended, as the host says that reigns.

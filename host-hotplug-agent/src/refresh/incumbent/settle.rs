@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use locum_abi::HostState;
-use partitioner::{Action, Event};
+use partitioner::Action;
 
 use super::talk::Silence;
 use super::{Incumbent, Ports};
@@ -168,14 +168,14 @@ impl Incumbent {
         Ok(there)
     }
 
-    /// What became of a guest that an earlier daemon was moving: before anything else, for whoever turns back must know it.
-    pub fn settle_pending(&mut self) -> Option<Event> {
+    /// What became of a guest that an earlier daemon was moving, `None` if that is to be done still: before anything else, for whoever turns back must know it.
+    pub fn settle_pending(&mut self) -> Option<Result<()>> {
         let next = self.agent.shared.lock().refresh.next_action().cloned();
         match next {
             Some(Action::MoveGuest(name)) => match self.settle(&name, None) {
-                Ok(Settled::There) => Some(Event::Done),
+                Ok(Settled::There) => Some(Ok(())),
                 Ok(Settled::Here) => None,
-                Err(error) => Some(Event::Failed(format!("{error:#}"))),
+                Err(error) => Some(Err(error)),
             },
             Some(Action::ReturnGuest(name)) => {
                 let spec = self.spec(&name).ok()?;
@@ -188,7 +188,7 @@ impl Incumbent {
                         tracing::warn!("guest {name}: {error:#}");
                     }
                     self.unsure = None;
-                    Event::Done
+                    Ok(())
                 })
             }
             _ => None,

@@ -10,6 +10,7 @@ use super::{Successor, TAKE, incumbent_state};
 use crate::channel::Message;
 use crate::config::Timeouts;
 use crate::deadline::Deadline;
+use crate::error::Failure;
 use crate::journal::Inheritance;
 use crate::refresh::drive;
 use crate::report::Report;
@@ -42,7 +43,10 @@ impl Successor {
             .other_host()
             .context("L0 does not say what became of the incumbent")?;
         let inheritance = self.agent.shared.lock().brief.inheritance.clone();
-        let Some(Inheritance { refresh, report, .. }) = inheritance else {
+        let Some(Inheritance {
+            refresh, mut report, ..
+        }) = inheritance
+        else {
             bail!(
                 "the incumbent is gone before it told this host what to go on with: its guests and its part of the machine \
                  are lost until a reboot"
@@ -57,6 +61,7 @@ impl Successor {
         };
         tracing::warn!("{reason}");
         let inherited = Refresh::inherit(refresh, losses, reason)?;
+        report.error_name = Some(Failure::RefreshIncumbentDied.name().to_owned());
         let mut inner = self.agent.shared.lock();
         inner.refresh = inherited;
         inner.running = Some(report.name.clone());
