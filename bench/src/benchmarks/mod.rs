@@ -2,8 +2,8 @@
 //!
 //! A [`bed`] is a booted host of one set-up, in which guests can be started and exits counted; the benchmarks are
 //! played on beds: [`vmexit`] is the table of single events, [`redis`] the workload of [`figure`] 1, [`model`] what its
-//! events would cost on silicon; [`handover`] and [`service`] play refreshes. Results go to `target/bench`. What is counted in the
-//! emulator is no time.
+//! events would cost on silicon; [`handover`] and [`service`] play refreshes. Results go to `target/bench`.
+//! What is counted in the emulator is no time.
 
 pub(crate) mod bed;
 pub(crate) mod figure;

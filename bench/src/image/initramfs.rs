@@ -143,6 +143,7 @@ impl Image<'_> {
         if self.crash {
             add_crash(&mut own)?;
         }
+        own.bytes("card", include_bytes!("../../image/card"), 0o644);
         own.bytes("begin", include_bytes!("../../image/begin"), 0o755);
         for (name, text) in GUEST_SCRIPTS {
             own.bytes(&format!("guest/{name}"), *text, 0o755);

@@ -3,8 +3,8 @@
 //! [`Machine`] runs [`bochs`], or on another [`platform`] a [`board`] in [`tcg`] (or [`qemu`] with KVM), and watches over it:
 //! its logs are read by [`follow`], its time is that of [`deadline`], and [`layout`] says where what lies in its RAM. To
 //! each [`Host`] on it leads a [`channel`], a serial line; to QEMU itself, a [`monitor`]; Bochs is asked for machine
-//! [`checks`], and its cards may hang on a [`segment`]. Where several users share the
-//! developer's machine, their emulators take [`turns`].
+//! [`checks`], and its cards may hang on a [`segment`]. Where several users share the developer's
+//! machine, their emulators take [`turns`].
 
 pub(crate) mod board;
 pub(crate) mod bochs;

@@ -46,10 +46,21 @@ impl Run {
     /// # Errors
     /// Its connection ended, an answer was wrong, or it waits in vain.
     pub(super) fn client_goes_on(&mut self, before: usize) -> Result<usize> {
+        self.client_comes_to(|progress| match progress {
+            Progress::Running(count) if *count >= before + SOME => Some(*count),
+            _ => None,
+        })
+    }
+
+    /// Waits until the client has come so far.
+    fn client_comes_to<T>(&mut self, far: impl Fn(&Progress) -> Option<T>) -> Result<T> {
         let end = self.machine.deadline(LONG)?;
         loop {
-            match self.machine.segment()?.progress() {
-                Progress::Running(count) if count >= before + SOME => return Ok(count),
+            let progress = self.machine.segment()?.progress();
+            if let Some(found) = far(&progress) {
+                return Ok(found);
+            }
+            match progress {
                 Progress::Failed(why) => bail!("the client: {why}"),
                 progress if self.machine.now()? > end => bail!("the client waits in vain: {progress:?}"),
                 Progress::Idle | Progress::Stopped => bail!("nobody told the client to do anything"),
@@ -76,7 +87,7 @@ impl Run {
         }
         self.stop_client()?;
         let segment = self.machine.segment()?;
-        let ((operations, _), seen) = (segment.operations(), segment.connections());
+        let (operations, seen) = (segment.operations(), segment.connections());
         let services = refreshes
             .iter()
             .map(|refresh| Service::of(refresh, &operations, &seen).context("a refresh without phases"));
@@ -99,15 +110,7 @@ impl Run {
     /// It had another one, or an operation has no answer.
     fn stop_client(&mut self) -> Result<()> {
         self.machine.segment()?.stop();
-        let end = self.machine.deadline(LONG)?;
-        loop {
-            match self.machine.segment()?.progress() {
-                Progress::Stopped => break,
-                Progress::Failed(why) => bail!("the client: {why}"),
-                progress if self.machine.now()? > end => bail!("the client waits in vain: {progress:?}"),
-                _ => self.machine.look(LOOK)?,
-            }
-        }
+        self.client_comes_to(|progress| (*progress == Progress::Stopped).then_some(()))?;
         let connections = self.machine.segment()?.connections();
         let ends = connections.ends();
         ensure!(ends.len() == 1, "the client had connections {ends:?}, not one");

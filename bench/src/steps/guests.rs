@@ -98,23 +98,22 @@ impl Run {
             self.progress.step(&format!("checking guest {name}"));
             self.report.guest(&name).alive = false;
             self.report.guest(&name).checksum_ok = false;
-            let before = match witness {
-                Witness::Beats(before) => before,
-                Witness::Client(before) => {
-                    let now = self.client_goes_on(before)?;
-                    self.guests[number].witness = Witness::Client(now);
-                    let entry = self.report.guest(&name);
-                    (entry.alive, entry.checksum_ok) = (true, true);
-                    continue;
-                }
-                Witness::Page(before) => {
+            let served = match witness {
+                Witness::Beats(_) => None,
+                Witness::Client(before) => Some(Witness::Client(self.client_goes_on(before)?)),
+                Witness::Page(ref before) => {
                     let now = self.visit()?;
-                    now.follows(&before)?;
-                    self.guests[number].witness = Witness::Page(now);
-                    let entry = self.report.guest(&name);
-                    (entry.alive, entry.checksum_ok) = (true, true);
-                    continue;
+                    now.follows(before)?;
+                    Some(Witness::Page(now))
                 }
+            };
+            if let Some(now) = served {
+                self.guests[number].witness = now;
+                let entry = self.report.guest(&name);
+                (entry.alive, entry.checksum_ok) = (true, true);
+            }
+            let Witness::Beats(before) = witness else {
+                continue;
             };
             let file = format!("/run/{name}.before.json");
             self.host().push(&file, before.as_bytes(), LONG)?;

@@ -1,9 +1,9 @@
 //! What is done with a running machine: the demo, the scenarios and the benchmarks are made of these steps.
 //!
 //! A [`Run`] is begun with how its machine is to be ([`prepare`]). Its guests are started and looked after by [`guests`],
-//! which know them by a [`witness`]; the stock guest is known by its pages ([`visits`]), one by the [`client`] that it serves. [`refresh`] has the reigning host
-//! replaced by a [`successor`] while [`watches`] look on from both hosts. [`checked`] puts these together with what must
-//! hold after each; [`halts`] has a refresh wait at two places, for what is to be tried on both hosts. On the second board,
+//! which know them by a [`witness`]; the stock guest is known by its pages ([`visits`]), one by the [`client`] that it serves.
+//! [`refresh`] has the reigning host replaced by a [`successor`] while [`watches`] look on from both hosts. [`checked`] puts these
+//! together with what must hold after each; [`halts`] has a refresh wait at two places, for what is to be tried on both hosts. On the second board,
 //! which has no VMX, no host is replaced: [`board`] has what must hold there.
 
 pub(crate) mod board;

@@ -133,12 +133,6 @@ impl Client {
         &self.operations
     }
 
-    /// The tick at which the request entered the server that has no answer yet.
-    #[must_use]
-    pub(super) fn waits_since(&self) -> Option<u64> {
-        self.asked
-    }
-
     /// How far it is.
     #[must_use]
     pub(super) fn progress(&self) -> Progress {

@@ -124,11 +124,10 @@ impl Segment {
         }
     }
 
-    /// Operations that have their answers; since when the next one has none.
+    /// Operations that have their answers, in their order.
     #[must_use]
-    pub(crate) fn operations(&self) -> (Vec<Operation>, Option<u64>) {
-        let state = lock(&self.state);
-        (state.client.operations().to_vec(), state.client.waits_since())
+    pub(crate) fn operations(&self) -> Vec<Operation> {
+        lock(&self.state).client.operations().to_vec()
     }
 
     /// What was seen of TCP.
