@@ -41,9 +41,6 @@ const MODULES: &[&str] = &[
 /// hosts move a card without using it.
 pub(crate) const CARD_DRIVER: &str = "e1000";
 
-/// What holds frames that come for a guest while it crosses; they may lack that, too.
-const PLUG: &str = "sch_plug";
-
 /// What their releases have in them.
 pub(crate) const CLOUD: &str = "-cloud-";
 
@@ -131,11 +128,9 @@ impl Kernel {
     /// The files of the modules that a host or a guest loads, from the text of `modules.dep`.
     fn wanted(&self, dependencies: &str) -> Result<BTreeSet<String>> {
         let mut files = closure(dependencies, MODULES)?;
-        for module in [CARD_DRIVER, PLUG] {
-            match closure(dependencies, &[module]) {
-                Err(error) if !self.release.contains(CLOUD) => return Err(error),
-                found => files.extend(found.unwrap_or_default()),
-            }
+        match closure(dependencies, &[CARD_DRIVER]) {
+            Err(error) if !self.release.contains(CLOUD) => return Err(error),
+            found => files.extend(found.unwrap_or_default()),
         }
         Ok(files)
     }

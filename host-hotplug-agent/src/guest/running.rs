@@ -190,19 +190,19 @@ impl Drop for Started {
 impl Vm for QemuVm {
     fn send(&mut self, port: &mut Port, until: &Deadline<'_>) -> Result<Sent> {
         self.sent = Some(false);
-        self.held = Held::ready(&SysRoot::default(), self.pid);
+        self.held = Held::of(&SysRoot::default(), self.pid);
         let (ours, ram_size, begun) = self.migrate(until).inspect_err(|_| stream::abandon(port, until))?;
         let mut sent = Sent {
             begun,
             ..Sent::default()
         };
-        let (qmp, held) = (&mut self.qmp, self.held.as_ref());
+        let qmp = &mut self.qmp;
         let (pumped, stopped) = std::thread::scope(|scope| {
             let pump = scope.spawn(move || {
                 let bytes = stream::send(ours, port, until);
                 (bytes, tsc::now())
             });
-            let stopped = completion(qmp, held, until);
+            let stopped = completion(qmp, until);
             (pump.join(), stopped)
         });
         let (bytes, saved) = pumped.map_err(|_| anyhow!("the pump panicked"))?;
@@ -336,8 +336,9 @@ impl Vm for QemuVm {
     }
 
     fn plain(&mut self) -> Result<()> {
-        self.held = None;
-        frames::let_through(&SysRoot::default(), self.pid);
+        if let Some(Err(error)) = self.held.take().map(Held::give_back) {
+            tracing::warn!("what its network had for the guest while it was to cross is lost: {error:#}");
+        }
         let until = Deadline::after(ANSWER);
         ignore_shared(&mut self.qmp, false, &until)?;
         // QEMU's own (migration/options.c). A guest may not stand still as long in an ordinary migration.
@@ -403,9 +404,8 @@ fn set_up(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<()> {
     qmp.execute("migrate-set-parameters", parameters, until).map(drop)
 }
 
-/// Waits for the end of an outgoing migration; returns the TSC at which the guest stopped. Nothing is left to be iterated, so it stops
-/// as soon as QEMU calls the migration active; what comes from then on is held.
-fn completion(qmp: &mut Qmp, held: Option<&Held>, until: &Deadline<'_>) -> Result<u64> {
+/// Waits for the end of an outgoing migration; returns the TSC at which the guest stopped.
+fn completion(qmp: &mut Qmp, until: &Deadline<'_>) -> Result<u64> {
     let mut stopped = 0;
     loop {
         let event = qmp.event(&["STOP", "MIGRATION"], until)?;
@@ -415,7 +415,6 @@ fn completion(qmp: &mut Qmp, held: Option<&Held>, until: &Deadline<'_>) -> Resul
         }
         match event.data.get("status").and_then(Value::as_str) {
             Some("completed") => return Ok(stopped),
-            Some("active") => held.into_iter().for_each(Held::hold),
             Some(status @ ("failed" | "cancelled")) => {
                 let info = qmp.execute("query-migrate", json!({}), until).unwrap_or_default();
                 let why = info

@@ -1,33 +1,34 @@
-//! Frames that come for a guest once it has stopped here: QEMU takes what its tap has and loses it. So they are kept from QEMU, and
-//! go to the other host when the guest runs there.
+//! Frames that come for a guest once it has stopped here: QEMU takes what its tap has and loses it. So they are kept from QEMU, from
+//! shortly before the stop on, and go to the other host when the guest runs there.
 //!
-//! A queueing discipline that holds all it gets (`net/sched/sch_plug.c`) is put between the bridge and the tap, and opened again
-//! when the guest runs in the other host: what passes then is read from the tap and sent along. Nothing is sent that
-//! the guest has had already. A guest whose tap has a discipline that somebody chose goes without, and so does one whose QEMU is
-//! in another network namespace, or has no tap.
+//! What is on its way to the tap goes to the loopback interface instead ([`aside`]), marked. There nobody takes it, for it has
+//! another's address, but a packet socket that wants that mark. Nothing is sent along that the guest has had already. A guest
+//! goes without whose QEMU is in another network namespace, or has no tap, and so do all under a kernel before 6.6.
 
-mod netlink;
+mod aside;
+#[cfg(test)]
+mod on_this_kernel;
 mod packet;
 
 use std::fmt;
 use std::fs;
+use std::io;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::process::Pid;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use self::netlink::{Netlink, Plug};
+use self::aside::Aside;
 use self::packet::Packets;
 use crate::sysroot::SysRoot;
 
-/// Longer than what was held takes to pass, once it may: the kernel sends it before it returns.
-const QUIET: Duration = Duration::from_millis(2);
+/// All has come that is there already.
+const NOW: Duration = Duration::ZERO;
+/// What frames for a guest are marked with, and in the low half the number of its interface.
+const MARK: u32 = 0x4c6f_0000;
 /// Most bytes of frames that go along. What a guest of one connection waits for is a few of them.
 const MOST: usize = 1 << 20;
-
-/// Bytes of `struct virtio_net_hdr`.
-const HEADER: usize = 10;
 
 /// A frame on its way to a guest, behind a `struct virtio_net_hdr` of ten bytes (`linux/virtio_net.h`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,46 +97,41 @@ fn taps(sys: &SysRoot, pid: Pid) -> Vec<Tap> {
     taps
 }
 
-/// The taps of a guest that is about to stop.
+/// The loopback interface, if it is up: what is sent to one that is down is lost.
+fn loopback(sys: &SysRoot) -> Option<u32> {
+    let read = |name: &str| sys.read_optional(format!("sys/class/net/lo/{name}"));
+    let flags = u32::from_str_radix(read("flags")?.trim().trim_start_matches("0x"), 16).ok()?;
+    // IFF_UP of linux/if.h.
+    let index = read("ifindex")?.trim().parse().ok()?;
+    (flags & 1 != 0).then_some(index)
+}
+
+/// The taps of a guest that is about to leave, which get nothing any more that is for it alone.
 #[derive(Debug)]
-pub struct Held {
-    netlink: Netlink,
-    taps: Vec<Tap>,
+pub struct Held(Vec<Kept>);
+
+/// A tap, and what is on its way there.
+#[derive(Debug)]
+struct Kept {
+    tap: Tap,
+    packets: Packets,
+    aside: Aside,
 }
 
 impl Held {
-    /// Those of that QEMU, from which frames can be kept when it comes to that; none where they cannot be.
-    pub fn ready(sys: &SysRoot, pid: Pid) -> Option<Self> {
-        let mut held = Self {
-            netlink: Netlink::open().ok()?,
-            taps: Vec::new(),
-        };
-        for tap in taps(sys, pid) {
-            let plugged = held.netlink.add(tap.index).and_then(|()| {
-                held.taps.push(tap.clone());
-                held.netlink.set(tap.index, Plug::Open)
-            });
-            if let Err(error) = plugged {
+    /// Keeps what comes for the guest of that QEMU from now on; none where that cannot be.
+    pub fn of(sys: &SysRoot, pid: Pid) -> Option<Self> {
+        let loopback = loopback(sys)?;
+        let kept = taps(sys, pid).into_iter().map(|tap| {
+            Kept::new(tap.clone(), loopback).inspect_err(|error| {
                 tracing::debug!(
                     "frames that {} gets while its guest crosses are not kept: {error}",
                     tap.name
                 );
-                return None;
-            }
-        }
-        (!held.taps.is_empty()).then_some(held)
-    }
-
-    /// Keeps what comes from now on.
-    pub fn hold(&self) {
-        for tap in &self.taps {
-            if let Err(error) = self.netlink.set(tap.index, Plug::Hold) {
-                tracing::warn!(
-                    "frames that {} gets while its guest crosses are lost: {error}",
-                    tap.name
-                );
-            }
-        }
+            })
+        });
+        let kept: Vec<_> = kept.collect::<io::Result<_>>().ok()?;
+        (!kept.is_empty()).then_some(Self(kept))
     }
 
     /// What has come since, for each tap, once QEMU has no use for it any more.
@@ -143,61 +139,57 @@ impl Held {
     /// # Errors
     /// The system's.
     pub fn take(self) -> Result<Vec<Vec<Frame>>> {
-        let mut all = Vec::new();
         let mut bytes = 0;
-        for tap in &self.taps {
-            let packets = Packets::all(tap.index).with_context(|| format!("listening on {}", tap.name))?;
-            self.netlink.set(tap.index, Plug::Open)?;
-            let mut frames = Vec::new();
-            while let Some(frame) = packets.next_to_guest(QUIET)? {
-                if !is_for_one(&frame) {
-                    continue;
-                }
-                bytes += frame.len();
-                if bytes > MOST {
-                    tracing::warn!(
-                        "{} got more for its guest than can go along: the rest is lost",
-                        tap.name
-                    );
-                    break;
-                }
-                frames.push(Frame(frame));
+        let frames = self.0.into_iter().map(|kept| kept.take(&mut bytes));
+        frames.collect()
+    }
+
+    /// The guest stays: it gets what has come since, and what comes from now on.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn give_back(self) -> Result<()> {
+        self.0.into_iter().try_for_each(Kept::give_back)
+    }
+}
+
+impl Kept {
+    fn new(tap: Tap, loopback: u32) -> io::Result<Self> {
+        let mark = MARK | tap.index & 0xffff;
+        let packets = Packets::marked(loopback, mark)?;
+        let aside = Aside::new(tap.index, loopback, mark)?;
+        Ok(Self { tap, packets, aside })
+    }
+
+    fn take(self, bytes: &mut usize) -> Result<Vec<Frame>> {
+        let mut frames = Vec::new();
+        while let Some(frame) = self.packets.next_sent(NOW)? {
+            *bytes += frame.len();
+            if *bytes > MOST {
+                tracing::warn!(
+                    "{} got more for its guest than can go along: the rest is lost",
+                    self.tap.name
+                );
+                break;
             }
-            all.push(frames);
+            frames.push(Frame(frame));
         }
-        Ok(all)
+        Ok(frames)
     }
-}
 
-impl Drop for Held {
-    fn drop(&mut self) {
-        for tap in &self.taps {
-            // It is gone with its QEMU, or has what it had before.
-            if let Err(error) = self.netlink.unplug(tap.index) {
-                tracing::debug!("{}: {error}", tap.name);
+    fn give_back(self) -> Result<()> {
+        let tap = Packets::direct(self.tap.index)?;
+        let pass = |packets: &Packets| -> io::Result<()> {
+            while let Some(frame) = packets.next_sent(NOW)? {
+                tap.send(&frame)?;
             }
-        }
+            Ok(())
+        };
+        pass(&self.packets)?;
+        drop(self.aside);
+        // What came between the two.
+        pass(&self.packets).with_context(|| format!("sending to {}", self.tap.name))
     }
-}
-
-/// Lets a guest that runs in that QEMU have all that comes, whatever a daemon that is no more had begun.
-pub fn let_through(sys: &SysRoot, pid: Pid) {
-    let taps = taps(sys, pid);
-    let Some(netlink) = Netlink::open().ok().filter(|_| !taps.is_empty()) else {
-        return;
-    };
-    for tap in taps {
-        // Nearly always there is none.
-        if netlink.unplug(tap.index).is_ok() {
-            tracing::info!("{} was held for its guest, and is no more", tap.name);
-        }
-    }
-}
-
-/// What goes to many has come to the other host as well, which is on the same network: its QEMU has it (IEEE 802, bit 0 of the
-/// destination's first byte).
-fn is_for_one(frame: &[u8]) -> bool {
-    frame.get(HEADER).is_some_and(|first| first & 1 == 0)
 }
 
 /// Gives a guest of that QEMU what came for it in the other host, tap by tap.
@@ -237,6 +229,17 @@ mod tests {
         for bad in ["\"0\"", "\"0g\"", "\"\u{e9}\"", "\"+1\"", "5"] {
             assert!(serde_json::from_str::<Frame>(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_loopback_interface_that_is_down_takes_nothing() {
+        let tree = Tree::lab();
+        assert_eq!(loopback(&tree.sys()), None);
+        tree.put("sys/class/net/lo/ifindex", "1\n");
+        tree.put("sys/class/net/lo/flags", "0x8\n");
+        assert_eq!(loopback(&tree.sys()), None);
+        tree.put("sys/class/net/lo/flags", "0x9\n");
+        assert_eq!(loopback(&tree.sys()), Some(1));
     }
 
     #[test]

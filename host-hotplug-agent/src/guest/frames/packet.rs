@@ -15,40 +15,87 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socke
 /// Longest that the kernel makes of what came in pieces, with its header.
 const LONGEST: usize = (1 << 16) + 64;
 
+/// `SKF_AD_OFF` and `SKF_AD_MARK` of linux/filter.h.
+const SKF_AD_OFF: u32 = (-0x1000_i32).cast_unsigned();
+const SKF_AD_MARK: u32 = 20;
+/// Bytes of frames, with what the kernel has for each, that wait to be read.
+const ROOM: libc::c_int = 8 << 20;
+const ON: libc::c_int = 1;
+
 /// The frames of one interface, each behind a `struct virtio_net_hdr` of ten bytes.
 #[derive(Debug)]
 pub(super) struct Packets(OwnedFd);
 
 impl Packets {
-    /// All that pass it from now on.
-    pub(super) fn all(index: u32) -> io::Result<Self> {
+    /// All with this mark that pass it from now on.
+    pub(super) fn marked(index: u32, mark: u32) -> io::Result<Self> {
+        let packets = Self::open()?;
+        let word = |code, yes, no, k| libc::sock_filter {
+            code,
+            jt: yes,
+            jf: no,
+            k,
+        };
+        // Load the mark; all of the frame if it is this, else nothing (linux/filter.h, SKF_AD_MARK).
+        let program = [
+            word(0x20, 0, 0, SKF_AD_OFF + SKF_AD_MARK),
+            word(0x15, 0, 1, mark),
+            word(0x06, 0, 0, u32::MAX),
+            word(0x06, 0, 0, 0),
+        ];
+        let filter = libc::sock_fprog {
+            len: program.len() as libc::c_ushort,
+            // The kernel does not write there.
+            filter: program.as_ptr().cast_mut(),
+        };
+        packets.set(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter)?;
+        // What a guest gets in a second of a fast network; the kernel takes it from the memory of this control group.
+        packets.set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &ROOM)?;
         #[expect(clippy::cast_possible_truncation, reason = "a number of 16 bits")]
-        Self::bound(index, (libc::ETH_P_ALL as u16).to_be())
+        packets.bind(index, (libc::ETH_P_ALL as u16).to_be())?;
+        Ok(packets)
     }
 
     /// For sending alone.
     pub(super) fn none(index: u32) -> io::Result<Self> {
-        Self::bound(index, 0)
+        let packets = Self::open()?;
+        packets.bind(index, 0)?;
+        Ok(packets)
     }
 
-    fn bound(index: u32, protocol: u16) -> io::Result<Self> {
+    /// For sending alone, past what the host has before the interface ([`Aside`](super::aside::Aside), too).
+    pub(super) fn direct(index: u32) -> io::Result<Self> {
+        let packets = Self::none(index)?;
+        packets.set(libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &ON)?;
+        Ok(packets)
+    }
+
+    fn open() -> io::Result<Self> {
         // Without a protocol it gets nothing until it is bound.
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)?;
-        let on: libc::c_int = 1;
-        // SAFETY: the option's value is read from a c_int, of which the size is given.
+        let packets = Self(socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)?);
+        packets.set(libc::SOL_PACKET, libc::PACKET_VNET_HDR, &ON)?;
+        Ok(packets)
+    }
+
+    fn set<T>(&self, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
+        // SAFETY: the kernel reads the value, of which the size is given; what a filter points to lives on in the caller.
         let set = unsafe {
             libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_PACKET,
-                libc::PACKET_VNET_HDR,
-                (&raw const on).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
+                self.0.as_raw_fd(),
+                level,
+                option,
+                std::ptr::from_ref(value).cast(),
+                size_of::<T>() as libc::socklen_t,
             )
         };
-        if set != 0 {
-            return Err(io::Error::last_os_error());
+        match set {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
         }
+    }
+
+    fn bind(&self, index: u32, protocol: u16) -> io::Result<()> {
         let address = libc::sockaddr_ll {
             sll_family: libc::AF_PACKET as libc::sa_family_t,
             sll_protocol: protocol,
@@ -61,19 +108,19 @@ impl Packets {
         // SAFETY: the address is a whole sockaddr_ll, of which the size is given.
         let bound = unsafe {
             libc::bind(
-                socket.as_raw_fd(),
+                self.0.as_raw_fd(),
                 (&raw const address).cast(),
                 size_of::<libc::sockaddr_ll>() as libc::socklen_t,
             )
         };
-        if bound != 0 {
-            return Err(io::Error::last_os_error());
+        match bound {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
         }
-        Ok(Self(socket))
     }
 
-    /// The next frame that the host sends out of the interface; for a tap, to its guest. None if none comes for so long.
-    pub(super) fn next_to_guest(&self, quiet: Duration) -> io::Result<Option<Vec<u8>>> {
+    /// The next frame that the host sends out of the interface. None if none comes for so long.
+    pub(super) fn next_sent(&self, quiet: Duration) -> io::Result<Option<Vec<u8>>> {
         let limit = Timespec::try_from(quiet).map_err(io::Error::other)?;
         loop {
             let mut ready = [PollFd::new(&self.0, PollFlags::IN)];
