@@ -1,7 +1,8 @@
 //! A model of VMX for tests: VMCSs with memory and a current pointer, the errors that matter, physical memory in words.
 
 use core::ops::Range;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::boxed::Box;
+use std::collections::{BTreeMap, BTreeSet};
 use std::vec::Vec;
 
 use locum_abi::PAGE_SIZE;
@@ -33,7 +34,7 @@ pub(crate) mod error {
 #[derive(Debug, Default)]
 pub(crate) struct Model {
     /// VMCS data by address.
-    pub(crate) vmcs: HashMap<u64, BTreeMap<u32, u64>>,
+    pub(crate) vmcs: BTreeMap<u64, BTreeMap<u32, u64>>,
     /// Addresses that are launched.
     pub(crate) launched: Vec<u64>,
     /// Addresses that are active on this CPU.
@@ -49,9 +50,9 @@ pub(crate) struct Model {
     /// VMXON region, if in VMX operation.
     pub(crate) vmxon: Option<u64>,
     /// Physical memory, by pages.
-    pub(crate) memory: HashMap<u64, [u8; PAGE_SIZE as usize]>,
+    pub(crate) memory: BTreeMap<u64, Box<[u8; PAGE_SIZE as usize]>>,
     /// MSRs that exist.
-    pub(crate) msrs: HashMap<u32, u64>,
+    pub(crate) msrs: BTreeMap<u32, u64>,
     /// What was invalidated.
     pub(crate) invalidated: Vec<(Invalidate, u64, [u64; 2])>,
     /// CR2.
@@ -104,6 +105,11 @@ impl Model {
         for (i, byte) in value.to_le_bytes().into_iter().enumerate() {
             self.set_byte(address + i as u64, byte);
         }
+    }
+
+    /// Stores that byte all over a page.
+    pub(crate) fn fill(&mut self, page: u64, byte: u8) {
+        self.page(page).fill(byte);
     }
 
     /// A field of a VMCS, 0 if it was never written.
@@ -176,8 +182,12 @@ impl Model {
     }
 
     fn set_byte(&mut self, address: u64, byte: u8) {
-        let page = self.memory.entry(page_of(address)).or_insert([0; PAGE_SIZE as usize]);
-        page[(address % PAGE_SIZE) as usize] = byte;
+        self.page(address)[(address % PAGE_SIZE) as usize] = byte;
+    }
+
+    fn page(&mut self, address: u64) -> &mut [u8; PAGE_SIZE as usize] {
+        let page = self.memory.entry(page_of(address));
+        page.or_insert_with(|| Box::new([0; PAGE_SIZE as usize]))
     }
 
     fn bad_pointer(phys: u64) -> bool {

@@ -159,10 +159,8 @@ pub(crate) fn prepare_shadow(vcpu: &mut VCpu, hw: &mut Model, shadowing: Use) {
     if shadowing == Use::Off {
         return;
     }
-    for word in 0..512 {
-        for bitmap in BITMAPS {
-            hw.put(bitmap + 8 * word, !0);
-        }
+    for bitmap in BITMAPS {
+        hw.fill(bitmap, !0);
     }
     hw.put_down = (shadowing == Use::Cleared).then_some(SHADOW);
     vcpu.shadow.prepare(hw, SHADOW, BITMAPS, shadowing);
