@@ -5,6 +5,7 @@ use std::fs;
 use anyhow::{Result, ensure};
 
 use crate::{
+    machine::segment::Datagrams,
     progress::say,
     report::service::{Service, Stretch, draw},
     steps::Run,
@@ -19,6 +20,18 @@ pub(super) fn all(run: &mut Run) -> Result<()> {
         tell(run, number, &service)?;
         check(&service)?;
     }
+    let datagrams = run.machine.segment()?.datagrams();
+    let Datagrams {
+        sent,
+        lost,
+        doubled,
+        overtaken,
+    } = &datagrams;
+    ensure!(
+        *sent > 0 && [lost, doubled, overtaken].iter().all(|numbers| numbers.is_empty()),
+        "not every datagram was answered once, and in order: {datagrams:?}"
+    );
+    run.check(&format!("each of {sent} datagrams was answered, once, and in order"));
     run.check("the client had one connection all along, an answer to each operation, and sent nothing again");
     run.power_off()
 }

@@ -111,6 +111,8 @@ impl Run {
     fn stop_client(&mut self) -> Result<()> {
         self.machine.segment()?.stop();
         self.client_comes_to(|progress| (*progress == Progress::Stopped).then_some(()))?;
+        // For the answers to its last datagrams.
+        self.machine.look(LOOK)?;
         let connections = self.machine.segment()?.connections();
         let ends = connections.ends();
         ensure!(ends.len() == 1, "the client had connections {ends:?}, not one");

@@ -1,4 +1,4 @@
-//! The client outside: workload A of YCSB on one TCP connection that is never opened anew.
+//! The client outside: workload A of YCSB on one TCP connection that is never opened anew, and datagrams beside it.
 //!
 //! Its time is the server's. What it does itself takes none: an answer that leaves the server is followed by the next
 //! request in the same tick, and the wire's time after that it enters the server. So what passes from request to answer is the
@@ -16,7 +16,10 @@ use smoltcp::{
     wire::{EthernetAddress, IpAddress, IpCidr, Ipv4Address},
 };
 
-use super::{LATENCY, NS_PER_TICK};
+use super::{
+    LATENCY, NS_PER_TICK,
+    datagrams::{Datagrams, Stream},
+};
 
 /// Where the client is.
 const ADDRESS: Ipv4Address = Ipv4Address::new(10, 0, 9, 1);
@@ -73,6 +76,7 @@ pub(super) struct Client {
     interface: Interface,
     sockets: SocketSet<'static>,
     socket: SocketHandle,
+    datagrams: Stream,
     session: Option<Session>,
     connected: bool,
     tries: u16,
@@ -100,11 +104,13 @@ impl Client {
         socket.set_ack_delay(None);
         let mut sockets = SocketSet::new(Vec::new());
         let socket = sockets.add(socket);
+        let datagrams = Stream::new(&mut sockets);
         Self {
             device,
             interface,
             sockets,
             socket,
+            datagrams,
             session: None,
             connected: false,
             tries: 0,
@@ -133,6 +139,12 @@ impl Client {
         &self.operations
     }
 
+    /// What became of its datagrams.
+    #[must_use]
+    pub(super) fn datagrams(&self) -> Datagrams {
+        self.datagrams.told()
+    }
+
     /// How far it is.
     #[must_use]
     pub(super) fn progress(&self) -> Progress {
@@ -158,7 +170,9 @@ impl Client {
         loop {
             self.interface
                 .poll(instant(self.now), &mut self.device, &mut self.sockets);
-            if !self.step() {
+            let to = self.has_begun().then_some(SERVER.0);
+            let sent = self.datagrams.step(&mut self.sockets, self.now, to);
+            if !self.step() && !sent {
                 break;
             }
         }
@@ -171,11 +185,17 @@ impl Client {
         let socket = self.sockets.get::<tcp::Socket<'_>>(self.socket);
         let tries = !self.connected && self.session.is_some() && socket.state() == tcp::State::Closed;
         let again = tries.then_some(self.again);
-        [timers, again]
+        let datagram = self.has_begun().then(|| self.datagrams.wake());
+        [timers, again, datagram]
             .into_iter()
             .flatten()
             .min()
             .map(|at| at.max(self.now + 1))
+    }
+
+    /// Whether it does operations, and was not told to stop.
+    fn has_begun(&self) -> bool {
+        self.session.as_ref().is_some_and(Session::is_loaded) && !self.stop
     }
 
     /// Takes what has come and says the next thing; whether there was anything to be said.

@@ -7,6 +7,7 @@
 mod capture;
 mod client;
 mod connections;
+mod datagrams;
 mod switch;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use anyhow::{Context, Result};
 
 pub(crate) use client::{Operation, Progress};
 pub(crate) use connections::Connections;
+pub(crate) use datagrams::Datagrams;
 
 use self::{
     capture::Capture,
@@ -128,6 +130,11 @@ impl Segment {
     #[must_use]
     pub(crate) fn operations(&self) -> Vec<Operation> {
         lock(&self.state).client.operations().to_vec()
+    }
+
+    /// What became of the client's datagrams.
+    pub(crate) fn datagrams(&self) -> Datagrams {
+        lock(&self.state).client.datagrams()
     }
 
     /// What was seen of TCP.

@@ -180,6 +180,14 @@ fn a_client_follows_its_server_from_card_to_card() {
     bench.goes_on();
     bench.state.client.stop();
     bench.until(|bench| bench.state.client.progress() == Progress::Stopped);
+    let stopped = bench.tick;
+    bench.until(|bench| bench.tick > stopped + BEAT);
+    let datagrams = bench.state.client.datagrams();
+    assert!(datagrams.sent > 1, "{datagrams:?}");
+    assert_eq!(
+        (datagrams.lost, datagrams.doubled, datagrams.overtaken),
+        (vec![], vec![], vec![])
+    );
     for operation in bench.state.client.operations() {
         let took = operation.answered - operation.asked;
         assert!((WORK..2 * WORK + LATENCY).contains(&took), "{operation:?}");
@@ -201,6 +209,8 @@ fn a_server_that_does_not_say_where_it_is_loses_a_request() {
     let seen = &bench.state.connections;
     assert_eq!(seen.ends().len(), 1);
     assert!(!seen.dropped.is_empty() && !seen.retransmitted.is_empty(), "{seen:?}");
+    let datagrams = bench.state.client.datagrams();
+    assert!(datagrams.lost.len() > 1, "{datagrams:?}");
     let longest = bench
         .state
         .client
