@@ -38,6 +38,7 @@ pub mod measure;
 pub mod nbd;
 mod params;
 mod pattern;
+mod priority;
 mod registers;
 mod scan;
 mod setup;

@@ -203,6 +203,8 @@ pub(crate) struct Gap {
     pub from_tsc: u64,
     /// TSC when the new beat was first seen.
     pub to_tsc: u64,
+    /// Ticks between them in which the watcher was absent itself.
+    pub absent_ticks: u64,
 }
 
 impl Status {

@@ -76,6 +76,9 @@ pub(crate) struct Guest {
     /// Where `pause_instructions` comes from: `beats` (observed) or `qemu` (stop to resume as QEMU told, a little
     /// less).
     pub pause_seen_by: String,
+    /// Ticks of `pause_instructions` in which the watcher was absent itself: the pause is between the difference and that.
+    #[serde(default)]
+    pub watcher_absent: u64,
     /// The pause by step.
     pub steps: Vec<Step>,
     /// Bytes of pool RAM that were copied.
@@ -161,7 +164,16 @@ impl Report {
             entry.steps = steps(guest);
             entry.pause_instructions = guest.resumed.saturating_sub(guest.stopped);
             entry.pause_seen_by = "qemu".into();
+            entry.watcher_absent = 0;
         }
+    }
+
+    /// A guest's pause was watched from outside.
+    pub(crate) fn see_pause(&mut self, name: &str, gap: &agent::Gap) {
+        let entry = self.guest(name);
+        entry.pause_instructions = gap.to_tsc - gap.from_tsc;
+        entry.pause_seen_by = "beats".into();
+        entry.watcher_absent = gap.absent_ticks;
     }
 
     /// The guest's entry, made if it is not there.
@@ -301,6 +313,13 @@ impl fmt::Display for Guest {
             self.ram_bytes_copied,
             self.state_bytes
         )?;
+        if self.watcher_absent > 0 {
+            write!(
+                f,
+                "\n    the watcher was absent for {} M",
+                millions(self.watcher_absent)
+            )?;
+        }
         for step in &self.steps {
             write!(f, "\n    {:<8} {:>8} M", step.name, millions(step.instructions))?;
         }

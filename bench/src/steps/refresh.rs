@@ -117,12 +117,14 @@ impl Run {
             .guests
             .iter()
             .filter(|guest| guest.pause_seen_by == "beats")
-            .map(|guest| (guest.name.clone(), guest.pause_instructions))
+            .cloned()
             .collect();
         self.report.add_refresh(&refresh);
-        for (name, pause) in seen {
-            self.report.guest(&name).pause_instructions = pause;
-            self.report.guest(&name).pause_seen_by = "beats".into();
+        for guest in seen {
+            let entry = self.report.guest(&guest.name);
+            entry.pause_instructions = guest.pause_instructions;
+            entry.pause_seen_by = guest.pause_seen_by;
+            entry.watcher_absent = guest.watcher_absent;
         }
         self.report.generation = status.generation;
         self.report.unreclaimed_bytes = status.unreclaimed_bytes.max(refresh.unreclaimed_bytes);

@@ -37,12 +37,8 @@ impl Run {
         })
     }
 
-    /// Watches the beats of the lab's guests from the successor; both hosts map the same pool. Not where that host has
-    /// one CPU: a watcher that waits for the CPU sees nothing but that, and QEMU's word stands.
+    /// Watches the beats of the lab's guests from the successor; both hosts map the same pool.
     fn watch_gaps(&mut self, generation: u32) -> Result<Vec<Watch>> {
-        if self.report.cpus < 4 {
-            return Ok(Vec::new());
-        }
         let wait = "until (: </dev/dax0.0) 2>/dev/null; do sleep 0.2; done";
         let until = watched(generation);
         let watch = format!("{wait}; lab-guest watch --name NAME --gaps 120 --until {until}");
@@ -91,8 +87,7 @@ impl Run {
                 .iter()
                 .find(|gap| (gap.from_tsc..gap.to_tsc).contains(&guest.resumed))
             {
-                self.report.guest(name).pause_instructions = gap.to_tsc - gap.from_tsc;
-                self.report.guest(name).pause_seen_by = "beats".into();
+                self.report.see_pause(name, gap);
             }
         }
         Ok(())

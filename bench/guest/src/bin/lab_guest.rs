@@ -5,14 +5,14 @@ use clap::{Args, Parser, Subcommand};
 use lab_guest::map::Shared;
 use lab_guest::measure::client::Client;
 use lab_guest::watch::{self, Report};
-use lab_guest::{echo, instructions, nbd};
+use lab_guest::{echo, instructions, nbd, tsc};
 use serde::Serialize;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Gaps that `watch --gaps` prints. Where CPUs are scarce, the watcher's own absences are among them.
+/// Gaps that `watch --gaps` prints.
 const KEEP: usize = 100;
 
 /// Looks after the guests of the lab: sees whether they live, and is their disk and network
@@ -49,6 +49,8 @@ enum Command {
         #[arg(long, default_value_t = format!("127.0.0.1:{}", echo::PORT))]
         listen: String,
     },
+    /// Print the TSC, and the clock then in nanoseconds since 1970
+    Clock,
     /// Execute every instruction that may exit for a host, in user space, and print what came of it
     Instructions {
         /// In the kernel, by lab_probe.ko
@@ -113,7 +115,7 @@ struct Mode {
     /// Spin until the guest has beaten beyond --since-beat (default: its beat now) and print the host's TSC then
     #[arg(long, requires = "name")]
     first_progress: bool,
-    /// Spin for so many seconds and print the longest times without a beat, in the host's TSC
+    /// Look for so many seconds, before all other threads, and print the longest times without a beat, in the host's TSC
     #[arg(long, requires = "name", value_name = "SECONDS")]
     gaps: Option<f64>,
     /// Prove that the guest of this earlier report survived: same boot, no fault, all its work going on
@@ -144,6 +146,11 @@ fn run(command: Command) -> Result<()> {
             serve_disk(&memory, &socket)
         }
         Command::Echo { listen } => echo::serve(&listen),
+        Command::Clock => {
+            let time = SystemTime::now().duration_since(UNIX_EPOCH)?;
+            println!("{} {}", tsc::read_ordered(), time.as_nanos());
+            Ok(())
+        }
         Command::Instructions { kernel, check } => {
             let text = if kernel {
                 instructions::kernel(check)?
@@ -189,11 +196,9 @@ fn run_watch(args: &Watch) -> Result<()> {
     }
     if let Some(seconds) = mode.gaps {
         let duration = Duration::try_from_secs_f64(seconds).context("--gaps")?;
-        // What it watches must not wait for it.
-        rustix::process::nice(19).context("cannot lower its own priority")?;
         let end = Instant::now() + duration;
         let enough = || Instant::now() >= end || args.until.as_deref().is_some_and(std::path::Path::exists);
-        return print(&watch::gaps(found.page, KEEP, enough));
+        return print(&watch::gaps(found.page, KEEP, enough).context("it cannot go before other threads")?);
     }
     print(&Report::read(&found))
 }
