@@ -301,8 +301,9 @@ fn assert_same(name: &str, left: &[BTreeMap<u32, u64>], right: &[BTreeMap<u32, u
 
 #[test]
 fn a_life_looks_the_same_with_and_without() {
-    for shadowing in USES {
-        for seed in 1..if cfg!(miri) { 2 } else { 4 } {
+    let (uses, seeds) = if cfg!(miri) { (1, 1) } else { (USES.len(), 3) };
+    for shadowing in USES.into_iter().take(uses) {
+        for seed in 1..=seeds {
             let (ordinary, _) = live(shadowing, seed, false);
             let (steady, used) = live(shadowing, seed, true);
             assert!(used > ROUNDS * 2 / 3, "it is the usual way: {used}");
