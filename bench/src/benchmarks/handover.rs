@@ -32,7 +32,11 @@ const fn size(ram_mib: u32, vcpus: u32) -> Size {
 }
 
 /// The guests of each refresh; together they fit into the pool of [`Layout::LARGE`].
-pub(crate) const REFRESHES: &[&[Size]] = &[&[size(128, 1), size(256, 1), size(128, 4)], &[size(512, 1)]];
+pub(crate) const REFRESHES: &[&[Size]] = &[
+    &[size(128, 1), size(256, 1), size(128, 4)],
+    &[size(512, 1)],
+    &[size(64, 1); 8],
+];
 
 /// What a handover took.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -50,6 +54,17 @@ pub(crate) struct Row {
     pub ram_bytes_copied: u64,
 }
 
+/// All handovers of a refresh.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Whole {
+    /// Guests that went over.
+    pub guests: usize,
+    /// Ticks from the first guest's turn to the end of the last one's.
+    pub ticks: u64,
+    /// Ticks that the guest stood still that did so longest.
+    pub longest: u64,
+}
+
 /// All of it: `target/bench/handover.json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Table {
@@ -59,6 +74,8 @@ pub(crate) struct Table {
     pub cpus: u32,
     /// The table.
     pub handover: Vec<Row>,
+    /// The refreshes that the rows are of.
+    pub refreshes: Vec<Whole>,
     /// Bytes of L0's file that are loaded.
     pub l0_image_bytes: u64,
     /// Bytes of RAM that L0 keeps, all of it: its image, tables for every CPU, stacks, rings.
@@ -81,6 +98,9 @@ impl std::fmt::Display for Table {
                 "\n{ram_mib:>8} {vcpus:>6} {:>14} {:>14} {:>12}",
                 row.stopped_ticks, row.state_bytes, row.ram_bytes_copied
             )?;
+        }
+        for Whole { guests, ticks, longest } in &self.refreshes {
+            write!(f, "\n{guests} guests in {ticks} ticks, the longest pause {longest}")?;
         }
         write!(
             f,
@@ -117,7 +137,10 @@ pub(crate) fn measure(timeout: u64, platform: Platform, save: impl Fn(&Table) ->
     };
     for sizes in REFRESHES {
         match refresh(&machine, sizes) {
-            Ok(rows) => table.handover.extend(rows),
+            Ok((rows, whole)) => {
+                table.handover.extend(rows);
+                table.refreshes.push(whole);
+            }
             Err(error) => table.errors.push(format!("{}: {error:#}", title(sizes))),
         }
         save(&table)?;
@@ -155,7 +178,7 @@ fn names(sizes: &[Size]) -> Vec<String> {
         .collect()
 }
 
-fn refresh(machine: &MachineArgs, sizes: &[Size]) -> Result<Vec<Row>> {
+fn refresh(machine: &MachineArgs, sizes: &[Size]) -> Result<(Vec<Row>, Whole)> {
     let mut run = Run::boot(machine, Progress::new("handover"))?;
     let names = names(sizes);
     run.start_native(&names)?;
@@ -173,9 +196,15 @@ fn refresh(machine: &MachineArgs, sizes: &[Size]) -> Result<Vec<Row>> {
             ram_bytes_copied: guest.ram_bytes_copied,
         });
     }
+    let phase = run.report.phases.iter().find(|phase| phase.name == "handover");
+    let whole = Whole {
+        guests: rows.len(),
+        ticks: phase.context("the report has no handover")?.instructions,
+        longest: rows.iter().map(|row| row.stopped_ticks).max().unwrap_or_default(),
+    };
     run.progress.step("powering off");
     run.power_off()?;
-    Ok(rows)
+    Ok((rows, whole))
 }
 
 #[cfg(test)]
@@ -213,12 +242,21 @@ mod tests {
         };
         let table = Table {
             handover: vec![row],
+            refreshes: vec![Whole {
+                guests: 8,
+                ticks: 60_000_000,
+                longest: 2_000_000,
+            }],
             errors: vec![format!("{}: gone", title(REFRESHES[1]))],
             ..Table::default()
         };
         let text = table.to_string();
         assert!(text.contains("     256      1        1700000"), "{text}");
         assert!(text.contains("512 MiB, 1 vCPUs: gone"), "{text}");
+        assert!(
+            text.contains("8 guests in 60000000 ticks, the longest pause 2000000"),
+            "{text}"
+        );
         let json = serde_json::to_value(&table).unwrap();
         assert_eq!(json["handover"][0]["ram_mib"], 256);
     }

@@ -2,13 +2,14 @@
 //!
 //! A [`bed`] is a booted host of one set-up, in which guests can be started and exits counted; the benchmarks are
 //! played on beds: [`vmexit`] is the table of single events, [`redis`] the workload of [`figure`] 1, [`model`] what its
-//! events would cost on silicon; [`handover`] and [`service`] play refreshes. Results go to `target/bench`.
+//! events would cost on silicon; [`handover`], [`service`] and [`pause`] play refreshes. Results go to `target/bench`.
 //! What is counted in the emulator is no time.
 
 pub(crate) mod bed;
 pub(crate) mod figure;
 pub(crate) mod handover;
 pub(crate) mod model;
+mod pause;
 pub(crate) mod redis;
 mod service;
 pub(crate) mod vmexit;
@@ -45,6 +46,8 @@ pub(crate) enum Part {
     Handover,
     /// A refresh as a client of a guest sees it.
     Refresh,
+    /// Where the pause of a guest with devices goes.
+    Pause,
 }
 
 /// Count what Locum costs, under four set-ups.
@@ -114,6 +117,14 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<bool> {
     }
     if wants(Part::Refresh) {
         service::measure(&dir(), args.timeout, args.platform)?;
+    }
+    if wants(Part::Pause) {
+        let tables = pause::measure(args.timeout, args.platform)?;
+        write("pause.json", &tables)?;
+        for table in tables {
+            println!("{table}");
+        }
+        println!("in target/bench/pause.json");
     }
     Ok(complete)
 }
