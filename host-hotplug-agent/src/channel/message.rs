@@ -95,7 +95,8 @@ pub enum Message {
         /// TSC when it was resumed.
         resumed: u64,
     },
-    /// What had come for that guest on the network in the host that it has left. Since version 4.
+    /// What had come for that guest on the network in the host that it has left, if anything. Since version 4, after each
+    /// [`Message::Resumed`].
     Late {
         /// Guest.
         name: String,

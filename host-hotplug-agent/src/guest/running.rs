@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::frames::{self, Frame, Held};
+use super::frames::{self, Coming, Frame, Held};
 use super::process::Process;
 use super::qemu::ANSWER;
 use super::qmp::{Monitor, Qmp, QmpError};
@@ -28,6 +28,8 @@ const QUIT: Duration = Duration::from_secs(10);
 const END: Duration = Duration::from_secs(2);
 /// For its process to be gone once it is killed.
 const KILLED: Duration = Duration::from_secs(3);
+/// For the other agent to say what came for a guest there, once it runs here.
+const LATE: Duration = Duration::from_millis(500);
 /// The capability that leaves shared RAM out of the stream.
 const IGNORE_SHARED: &str = "x-ignore-shared";
 /// One QEMU process.
@@ -40,8 +42,10 @@ pub struct QemuVm {
     child: Option<Child>,
     /// Whether all of its guest went into the channel, if this daemon has sent it.
     sent: Option<bool>,
-    /// Its taps, while its guest crosses.
+    /// Its taps, while its guest leaves.
     held: Option<Held>,
+    /// Its taps, when its guest has just come.
+    coming: Coming,
 }
 
 impl QemuVm {
@@ -58,6 +62,7 @@ impl QemuVm {
             child: None,
             sent: None,
             held: None,
+            coming: Coming::default(),
         })
     }
 
@@ -115,6 +120,7 @@ impl QemuVm {
             child,
             sent: None,
             held: None,
+            coming: Coming::default(),
         };
         if let Err(error) = set_up(&mut vm.qmp, until) {
             let _ = vm.quit();
@@ -242,6 +248,7 @@ impl Vm for QemuVm {
             let resumed = resumption(qmp, until);
             (pump.join(), resumed)
         });
+        self.coming.end_after(LATE);
         let (bytes, received) = pumped.map_err(|_| anyhow!("the pump panicked"))?;
         match (bytes, resumed) {
             (_, Ok(resumed)) => Ok(Received { received, resumed }),
@@ -258,8 +265,13 @@ impl Vm for QemuVm {
         })
     }
 
+    fn hold_frames(&mut self) {
+        self.coming = Coming::of(&SysRoot::default(), self.pid);
+    }
+
     fn give_frames(&mut self, all: &[Vec<Frame>]) -> Result<()> {
-        frames::give(&SysRoot::default(), self.pid, all)
+        let give = || frames::give(&SysRoot::default(), self.pid, all);
+        self.coming.follow(give)
     }
 
     fn resume(&mut self) -> Result<()> {

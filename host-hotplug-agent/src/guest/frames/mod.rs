@@ -13,6 +13,7 @@ mod packet;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -192,11 +193,57 @@ impl Kept {
     }
 }
 
-/// Gives a guest of that QEMU what came for it in the other host, tap by tap.
+/// What comes for a guest that is about to run in a QEMU here waits for what came for it earlier, in the other host.
+#[derive(Debug, Default)]
+pub struct Coming(Arc<Mutex<Option<Held>>>);
+
+impl Coming {
+    /// From now on.
+    pub fn of(sys: &SysRoot, pid: Pid) -> Self {
+        Self(Arc::new(Mutex::new(Held::of(sys, pid))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Held>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It waits no longer than this, whatever becomes of the other host.
+    pub fn end_after(&self, limit: Duration) {
+        if self.lock().is_some() {
+            let coming = Self(Arc::clone(&self.0));
+            std::thread::spawn(move || {
+                std::thread::sleep(limit);
+                end(&mut coming.lock());
+            });
+        }
+    }
+
+    /// What came earlier goes first, by `give`; then the guest has what has come here.
+    ///
+    /// # Errors
+    /// That of `give`.
+    pub fn follow(&self, give: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut held = self.lock();
+        let given = give();
+        end(&mut held);
+        given
+    }
+}
+
+fn end(held: &mut Option<Held>) {
+    if let Some(Err(error)) = held.take().map(Held::give_back) {
+        tracing::warn!("what its network had for a guest that has just come is lost: {error:#}");
+    }
+}
+
+/// Gives a guest of that QEMU what came for it in the other host, tap by tap, before all that waits for it here.
 ///
 /// # Errors
 /// It has other taps, or the system's.
 pub fn give(sys: &SysRoot, pid: Pid, frames: &[Vec<Frame>]) -> Result<()> {
+    if frames.is_empty() {
+        return Ok(());
+    }
     let taps = taps(sys, pid);
     anyhow::ensure!(
         taps.len() == frames.len(),
@@ -205,7 +252,7 @@ pub fn give(sys: &SysRoot, pid: Pid, frames: &[Vec<Frame>]) -> Result<()> {
         frames.len()
     );
     for (tap, frames) in taps.iter().zip(frames).filter(|(_, frames)| !frames.is_empty()) {
-        let packets = Packets::none(tap.index).with_context(|| format!("sending to {}", tap.name))?;
+        let packets = Packets::direct(tap.index).with_context(|| format!("sending to {}", tap.name))?;
         for Frame(bytes) in frames {
             packets
                 .send(bytes)

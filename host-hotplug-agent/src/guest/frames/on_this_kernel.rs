@@ -5,9 +5,11 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::packet::Packets;
-use super::{Frame, Kept, Tap};
+use super::{Coming, Frame, Held, Kept, Tap};
 
 /// `TUNSETIFF`, and `IFF_TAP | IFF_NO_PI` of linux/if_tun.h.
 const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
@@ -132,5 +134,33 @@ fn a_guest_that_stays_gets_all_in_order() {
         kept.give_back().unwrap();
         host.send(&frame(0x52, 4)).unwrap();
         assert_eq!(reached(&file), [1, 2, 3, 4]);
+    });
+}
+
+#[test]
+fn what_came_in_the_other_host_goes_before_what_waits_here() {
+    alone(|| {
+        let (file, tap) = tap();
+        let host = Packets::none(tap.index).unwrap();
+        let held = || Some(Held(vec![Kept::new(tap.clone(), index(c"lo")).unwrap()]));
+        let coming = Coming(Arc::new(Mutex::new(held())));
+        host.send(&frame(0x52, 3)).unwrap();
+        let earlier = |content| {
+            Packets::direct(tap.index)?
+                .send(&frame(0x52, content))
+                .map_err(Into::into)
+        };
+        coming.follow(|| earlier(1).and_then(|()| earlier(2))).unwrap();
+        host.send(&frame(0x52, 4)).unwrap();
+        assert_eq!(reached(&file), [1, 2, 3, 4]);
+        // Nobody says anything.
+        let coming = Coming(Arc::new(Mutex::new(held())));
+        host.send(&frame(0x52, 5)).unwrap();
+        assert_eq!(reached(&file), [0; 0]);
+        coming.end_after(Duration::from_millis(1));
+        while coming.lock().is_some() {
+            std::thread::yield_now();
+        }
+        assert_eq!(reached(&file), [5]);
     });
 }

@@ -57,6 +57,7 @@ impl Packets {
     }
 
     /// For sending alone.
+    #[cfg(test)]
     pub(super) fn none(index: u32) -> io::Result<Self> {
         let packets = Self::open()?;
         packets.bind(index, 0)?;
@@ -65,7 +66,8 @@ impl Packets {
 
     /// For sending alone, past what the host has before the interface ([`Aside`](super::aside::Aside), too).
     pub(super) fn direct(index: u32) -> io::Result<Self> {
-        let packets = Self::none(index)?;
+        let packets = Self::open()?;
+        packets.bind(index, 0)?;
         packets.set(libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &ON)?;
         Ok(packets)
     }

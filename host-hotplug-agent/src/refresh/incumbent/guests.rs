@@ -111,15 +111,16 @@ impl Incumbent {
         }
     }
 
-    /// What the guest's network had for it while it crossed goes after it.
+    /// What the guest's network had for it while it crossed goes after it. The other agent is told where that is nothing, too: what
+    /// comes there waits for it.
     fn send_late_frames(&mut self, name: &str, vm: &mut dyn Vm) {
         let understood = self.link.as_ref().is_some_and(|link| link.version() >= FRAMES);
         let frames = vm.late_frames();
         let count: usize = frames.iter().map(Vec::len).sum();
-        if count == 0 || !understood {
+        if !understood {
             return;
         }
-        tracing::info!("guest {name}: {count} frames that came while it crossed go after it");
+        tracing::debug!("guest {name}: {count} frames that came while it crossed go after it");
         self.note(name, |guest| guest.late_frames = count as u64);
         let late = Message::Late {
             name: name.to_owned(),

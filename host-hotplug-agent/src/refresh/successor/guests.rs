@@ -8,6 +8,7 @@ use locum_abi::PoolState;
 use partitioner::Loss;
 
 use super::{Gone, Successor};
+use crate::channel::message::FRAMES;
 use crate::channel::{Link, Message};
 use crate::deadline::Deadline;
 use crate::guest::frames::Frame;
@@ -128,10 +129,14 @@ impl Successor {
         };
         self.ports.get(&*self.agent.machine, channel)?;
         self.say(&Message::Receiving { name: name.clone() }, gone)?;
+        let told = self.link.as_ref().is_some_and(|link| link.version() >= FRAMES);
         let port = self.ports.get(&*self.agent.machine, channel)?;
         let Some((spec, vm)) = self.guests.get_mut(&name) else {
             bail!("guest {name} is gone");
         };
+        if told {
+            vm.hold_frames();
+        }
         let received = {
             // Then the guest runs there.
             let abandoned = Link::abandoned(self.link.as_ref(), port);
