@@ -18,8 +18,17 @@ use super::{
     ext4,
     files::Files,
     initramfs,
+    kernel::Kernel,
+    server_disk,
+    stock_guest::StockGuest,
 };
-use crate::{debian::root::Root, machine::qemu, package, paths, progress::say, tools};
+use crate::{
+    debian::{kernels::NEXT, root::Root},
+    machine::qemu,
+    package, paths,
+    progress::say,
+    tools,
+};
 
 /// The root, from where on and how large, in MiB: the host, and some room.
 const ROOT: (u64, u64) = (1, 3072);
@@ -48,6 +57,11 @@ const FILES: &[(&str, &str)] = &[
         "generation=0\nfor word in $(cat /proc/cmdline); do\n    case $word in\n    locum.generation=*) \
          generation=${word#*=} ;;\n    esac\ndone\nexec labd serve ttyS$((2 + generation % 2))\n",
     ),
+    (
+        "etc/systemd/system/lab-card.service",
+        "[Unit]\nDescription=The lab's network\n[Service]\nType=oneshot\nExecStart=/etc/locum/successor.d/card\n\
+         [Install]\nWantedBy=multi-user.target\n",
+    ),
     // Nobody looks at a login, and on two of the lines it would wait in the lab's way.
     (
         "etc/systemd/system/serial-getty@.service.d/none.conf",
@@ -59,7 +73,14 @@ const FILES: &[(&str, &str)] = &[
     ("etc/systemd/journald.conf.d/lab.conf", "[Journal]\nStorage=volatile\n"),
 ];
 
-/// A guest of libvirt's, as the lab's others but for a board that libvirt knows.
+/// Brings a network card up, in the host and in a successor's image: names one, and then does as the lab's other hosts.
+const CARD: [&str; 2] = [
+    include_str!("../../image/debian-card"),
+    include_str!("../../image/network"),
+];
+const CARD_FILE: &str = "etc/locum/successor.d/card";
+
+/// A guest of libvirt's: the stock guest, its disk at `@PORT@` of the lab.
 const DOMAIN: &str = include_str!("../../guest/scripts/d1.xml");
 
 /// libvirt has none of its daemons up before somebody asks, and then starts its network, as `virsh net-autostart` has it;
@@ -109,12 +130,19 @@ const MASKED: &[&str] = &[
 const INSTALL: &str = "systemd-machine-id-setup && dpkg --force-confold --install /tmp/locum.deb && \
                        rm /tmp/locum.deb && modinfo -k \"$release\" -n locum | grep updates/dkms";
 
+/// Installs a kernel beside the one that there is, as an operator does once Locum is there: DKMS makes its module.
+/// It needs no initramfs here.
+const UPGRADE: &str = "INITRD=No apt-get install --yes /tmp/kernel/*.deb && rm -r /tmp/kernel && \
+                       modinfo -k \"$release\" -n locum | grep updates/dkms";
+
 /// The host as it is installed.
 #[derive(Debug, Clone)]
 pub(crate) struct DebianHost {
     dir: PathBuf,
     /// Its kernel's release.
     pub release: String,
+    /// That of another kernel, which was installed later.
+    pub next: String,
 }
 
 impl DebianHost {
@@ -124,23 +152,35 @@ impl DebianHost {
     /// It cannot be fetched, something of Locum does not build or install, or its disk cannot be made.
     pub(crate) fn get() -> Result<Self> {
         let root = Root::debian_host()?;
+        let stock = StockGuest::get()?;
         let deb = package::make()?;
-        let programs = Programs {
+        let parts = Parts {
             labd: build::labd()?,
             lab_guest: build::lab_guest()?,
             guest_init: build::guest_init()?,
+            stock_kernel: stock.kernel()?,
+            stock_initrd: stock.initrd()?,
         };
         let release = root.kernels()?.into_iter().max().unwrap_or_default();
+        let next = Kernel::release_of(NEXT)?;
         let host = Self {
             dir: paths::out().join("debian-host"),
             release,
+            next,
         };
         let _lock = paths::lock(&paths::out(), "debian-host")?;
         let mut hasher = DefaultHasher::new();
         (FILES, MASKED, INSTALL, LIBVIRT, DOMAIN, ROOT).hash(&mut hasher);
-        (GUEST_SCRIPT, WITNESS, root.name(), fs::read(&deb)?).hash(&mut hasher);
-        for program in [&programs.labd, &programs.lab_guest, &programs.guest_init] {
-            fs::read(program)?.hash(&mut hasher);
+        (CARD, GUEST_SCRIPT, WITNESS, UPGRADE).hash(&mut hasher);
+        (root.name(), &host.next, fs::read(&deb)?).hash(&mut hasher);
+        for part in [
+            &parts.labd,
+            &parts.lab_guest,
+            &parts.guest_init,
+            &parts.stock_kernel,
+            &parts.stock_initrd,
+        ] {
+            fs::read(part)?.hash(&mut hasher);
         }
         let stamp = format!("{:016x}", hasher.finish());
         if fs::read_to_string(host.dir.join("stamp")).is_ok_and(|old| old == stamp) {
@@ -151,7 +191,7 @@ impl DebianHost {
             tools::remove_tree(&host.dir)?;
         }
         fs::create_dir_all(&host.dir)?;
-        host.make(&root, &deb, &programs)?;
+        host.make(&root, &deb, &parts)?;
         fs::write(host.dir.join("stamp"), stamp)?;
         Ok(host)
     }
@@ -179,17 +219,19 @@ impl DebianHost {
         )
     }
 
-    /// A guest as the lab's other hosts have it, what looks at it, and a package to install.
-    fn guest(&self, tree: &Root, programs: &Programs) -> Result<()> {
+    /// A guest as the lab's other hosts have it, what looks at it, the stock guest as a domain, and a package to install.
+    fn guests(&self, tree: &Root, parts: &Parts) -> Result<()> {
         let dir = tree.path("srv/guest");
-        fs::create_dir_all(&dir)?;
-        fs::write(dir.join("initrd"), initramfs::bare_guest(&programs.guest_init)?)?;
+        fs::create_dir_all(dir.join("stock"))?;
+        fs::copy(&parts.stock_kernel, dir.join("stock/vmlinuz"))?;
+        fs::copy(&parts.stock_initrd, dir.join("stock/initrd"))?;
+        fs::write(dir.join("initrd"), initramfs::bare_guest(&parts.guest_init)?)?;
         let script = dir.join("guest.sh");
         fs::write(&script, GUEST_SCRIPT)?;
         fs::write(dir.join("d1.xml"), DOMAIN)?;
         fs::set_permissions(script, fs::Permissions::from_mode(0o755))?;
         let looker = tree.path("usr/local/bin/lab-guest");
-        fs::copy(&programs.lab_guest, &looker)?;
+        fs::copy(&parts.lab_guest, &looker)?;
         fs::set_permissions(looker, fs::Permissions::from_mode(0o755))?;
         disk::put(tree, WITNESS)?;
         tree.sh(&format!(
@@ -200,20 +242,28 @@ impl DebianHost {
         .map(drop)
     }
 
-    fn make(&self, root: &Root, deb: &Path, programs: &Programs) -> Result<()> {
+    fn make(&self, root: &Root, deb: &Path, parts: &Parts) -> Result<()> {
         let tree = root.copy(&self.dir.join("tree"))?;
         disk::put(&tree, FILES)?;
-        disk::hand(&tree, &programs.labd)?;
-        self.guest(&tree, programs)?;
+        disk::hand(&tree, &parts.labd)?;
+        let card = tree.path(CARD_FILE);
+        fs::create_dir_all(card.parent().context("a file has a directory")?)?;
+        fs::write(&card, card_script())?;
+        fs::set_permissions(card, fs::Permissions::from_mode(0o755))?;
+        self.guests(&tree, parts)?;
         for unit in MASKED {
             symlink("/dev/null", tree.path(&format!("etc/systemd/system/{unit}")))?;
         }
         install(&tree, deb, &self.release)?;
+        tree.sh("systemctl enable lab-card.service")?;
         tree.sh(LIBVIRT).context("telling libvirt of the pool")?;
         disk::initramfs(&tree)?;
-        // It would take the emulator ten minutes.
-        tree.sh(&format!("locum image {}", self.release))
-            .context("making the image of a successor")?;
+        upgrade(&tree, &self.next)?;
+        // Each would take the emulator ten minutes.
+        for release in [&self.release, &self.next] {
+            tree.sh(&format!("locum image {release}"))
+                .context("making the image of a successor")?;
+        }
         for (from, to) in [("vmlinuz", self.kernel()), ("initrd.img", self.initrd())] {
             let from = tree.path(&format!("boot/{from}-{}", self.release));
             fs::copy(&from, to).with_context(|| format!("copying {}", from.display()))?;
@@ -233,10 +283,7 @@ impl DebianHost {
         fs::copy(&image, &initrd).with_context(|| format!("copying {}", image.display()))?;
         let mut more = Files::default();
         more.bytes("locum/usr/sbin/locum", SUCCESSOR_LOCUM, 0o755);
-        let domain = DOMAIN
-            .replace("type='kvm'", "type='qemu'")
-            .replace("host-passthrough", "maximum");
-        more.bytes("locum/srv/guest/plain.xml", domain, 0o644);
+        more.bytes("locum/srv/guest/plain.xml", plain_domain(), 0o644);
         let mut file = fs::OpenOptions::new().append(true).open(&initrd)?;
         // Archives begin at words of four bytes; what is later in an initramfs goes over what is before.
         let length = usize::try_from(file.metadata()?.len() % 4)?;
@@ -270,11 +317,40 @@ impl DebianHost {
     }
 }
 
-/// What of the lab's is in it.
-struct Programs {
+/// Files of the lab's that are in it.
+struct Parts {
     labd: PathBuf,
     lab_guest: PathBuf,
     guest_init: PathBuf,
+    stock_kernel: PathBuf,
+    stock_initrd: PathBuf,
+}
+
+fn upgrade(tree: &Root, release: &str) -> Result<()> {
+    tools::shell(
+        r#"mkdir "$1" && tar -C "$1" -xf "$2""#,
+        &[&tree.path("tmp/kernel"), &server_disk::kernel(release)?],
+    )?;
+    tree.sh(&format!("release={release}; {UPGRADE}"))
+        .map(drop)
+        .with_context(|| format!("kernel {release} cannot be installed in the Debian host"))
+}
+
+/// There is no `/own` there, where other hosts of the lab have what names a card.
+fn card_script() -> String {
+    let [card, network] = CARD;
+    format!("{card}{}", network.replace(". /own/card\n", ""))
+}
+
+/// The domain where there is neither VMX nor a network.
+fn plain_domain() -> String {
+    let domain = DOMAIN
+        .replace("type='kvm'", "type='qemu'")
+        .replace("host-passthrough", "maximum");
+    match (domain.split_once("<disk "), domain.split_once("</disk>")) {
+        (Some((before, _)), Some((_, after))) => format!("{before}{after}"),
+        _ => domain,
+    }
 }
 
 /// Installs the package, and DKMS makes the module.
@@ -283,4 +359,23 @@ fn install(tree: &Root, deb: &Path, release: &str) -> Result<()> {
     tree.sh(&format!("release={release}; {INSTALL}"))
         .map(drop)
         .context("Locum's package cannot be installed in the Debian host")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_domain_has_no_disk_and_all_else() {
+        let plain = plain_domain();
+        assert!(!plain.contains("disk") && !plain.contains("@PORT@"), "{plain}");
+        assert!(plain.contains("<domain type='qemu'>") && plain.contains("<interface "));
+    }
+
+    #[test]
+    fn the_card_needs_no_file_but_its_own() {
+        let script = card_script();
+        assert!(!script.contains("/own/"), "{script}");
+        assert!(script.contains("modprobe e1000") && script.contains("10.0.2.15/24"));
+    }
 }

@@ -42,7 +42,7 @@ pub(crate) enum Boot {
 const MODULES: &str = "normal multiboot2 linux iso9660 all_video mmap wrmsr";
 
 /// GRUB's own modules for each.
-const BIOS_MODULES: &str = "biosdisk";
+const BIOS_MODULES: &str = "biosdisk setpci";
 const UEFI_MODULES: &str = "search";
 
 /// What GRUB does first where the firmware does not tell it which device it came from.

@@ -1,6 +1,7 @@
 //! A host on the emulated server that is a whole Debian, as an operator has it: its own initramfs, systemd, Locum's
 //! package, and its root on a disk that hangs on a PCI function.
 
+mod domain;
 mod refresh;
 
 use std::{fs, path::Path};
@@ -37,8 +38,13 @@ const LAYOUT: Layout = Layout::DEBIAN;
 /// As GRUB's entry of the package has it, and what Bochs wants. Its floppy has no medium, and the initramfs waits for what
 /// it says of that. Its BIOS writes to IA32_FEATURE_CONTROL, which is still locked after a reset by the keyboard
 /// controller: that ends in a triple fault, so the machine is reset by port 0xCF9.
-const CMDLINE: &str = "root=LABEL=root ro console=ttyS0,115200 idle=halt reboot=pci modprobe.blacklist=floppy \
+const CMDLINE: &str = "root=LABEL=root ro console=ttyS0,115200 idle=halt reboot=pci net.ifnames=0 modprobe.blacklist=floppy \
      fsck.mode=skip transparent_hugepage=never dax_hmem.region_idle=1";
+
+/// For GRUB: each network card's line (PIRQB and PIRQC of the PIIX3, 82371SB datasheet, 2.2.9) has an interrupt of its own. As the BIOS
+/// leaves them, one shares its interrupt with ACPI and the SMBus and the other with the disk's controller, so that neither could go
+/// to another host without these.
+const APART: [&str; 2] = ["setpci -s 00:01.0 61.b=05", "setpci -s 00:01.0 62.b=0a"];
 
 /// What the disk is: the block device that is the root's parent, and the PCI function that it hangs on.
 const WHERE: &str = "disk=$(lsblk -no pkname $(findmnt -no source /)); \
@@ -80,13 +86,15 @@ pub(super) fn all(dir: &Path) -> Result<()> {
     host.goes_off()
 }
 
-/// As [`all`] begins, and then two refreshes to the kernel that is installed.
+/// As [`all`] begins, and then two refreshes to the other kernel that is installed.
 pub(super) use refresh::all as refreshes;
 
 struct Host {
     machine: Machine,
     progress: Progress,
+    /// The kernel that is to run, and another one that is installed.
     release: String,
+    next: String,
     /// The host that reigns.
     generation: u32,
 }
@@ -105,7 +113,7 @@ impl Host {
             cmdline: format!("{CMDLINE} movablecore={}M", LAYOUT.movable()),
             initrd: debian.initrd(),
             boot: Boot::Bios,
-            before: Vec::new(),
+            before: APART.map(str::to_owned).into(),
         }
         .build(&dir.join("iso"), &iso)?;
         let machine = Machine::start(&Setup {
@@ -125,6 +133,7 @@ impl Host {
             machine,
             progress,
             release: debian.release,
+            next: debian.next,
             generation: 0,
         })
     }

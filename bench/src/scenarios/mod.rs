@@ -233,8 +233,9 @@ pub(crate) const BY_NAME: &[Scenario] = &[
     },
     Scenario {
         name: "debian-refresh",
-        about: "the same: two refreshes by `locum refresh --kernel` under a guest; each time the root on the disk takes over",
-        minutes: 40,
+        about: "the same: by `locum refresh --kernel` to the newest backports kernel and back, under a microvm and a stock Debian \
+                that is a domain of libvirt's with its disk on the network; each time the root on the disk takes over",
+        minutes: 60,
         play: Play::Program(debian::refreshes),
     },
     Scenario {

@@ -65,8 +65,8 @@ impl Run {
         // QEMU takes a connection long before the guest answers. Each look ends in emulated time, however slow this
         // machine is.
         let look = format!(
-            "sleep 5; [ -S /run/{name}.qmp ] || exit 1; timeout 10 {}visit 2>/dev/null || echo",
-            visits::FETCH
+            "sleep 5; [ -S /run/{name}.qmp ] || exit 1; timeout 10 {} 2>/dev/null || echo",
+            visits::fetch(visits::HERE, "visit")
         );
         for _ in 0..PATIENCE {
             let page = self.sh(&look).context("its QEMU is gone")?;
@@ -136,7 +136,7 @@ impl Run {
 
     /// Has the stock guest serve its page, in the reigning host.
     fn visit(&mut self) -> Result<Visit> {
-        Visit::parse(&self.sh(&format!("{}visit", visits::FETCH))?)
+        Visit::parse(&self.sh(&visits::fetch(visits::HERE, "visit"))?)
     }
 }
 

@@ -1,9 +1,11 @@
 //! The pages of the stock guest, by which the lab sees that it lives: `bench/guest/stock/setup.sh` has what serves them.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, ensure};
 
-/// What a host's shell runs to look at one of its pages, which follows: the guest's port 80 is the host's port 8080.
-pub(crate) const FETCH: &str = "wget -q -T 20 -O - http://127.0.0.1:8080/cgi-bin/";
+/// Where it serves, if it is the lab's own: its port 80 is the host's port 8080.
+pub(crate) const HERE: &str = "127.0.0.1:8080";
 /// What the page `journal` ends with.
 const JOURNAL_END: &str = "end of journal";
 
@@ -58,13 +60,20 @@ impl Visit {
     }
 }
 
+/// What a host's shell runs to look at a page of the guest that serves there (address, or address and port).
+#[must_use]
+pub(crate) fn fetch(server: &str, page: &str) -> String {
+    format!("busybox wget -q -T 20 -O - http://{server}/cgi-bin/{page}")
+}
+
 /// A shell command that visits the guest again and again, until the file `until` is there, and prints a line each time:
 /// the state of the refresh as this host sees it, and the page or the error.
 #[must_use]
 pub(crate) fn watch(until: &str) -> String {
     format!(
         "rm -f {until}; while [ ! -e {until} ]; do s=$(cat /sys/kernel/locum/state 2>/dev/null); \
-         echo \"${{s:-none}} $({FETCH}visit 2>&1 | head -n 1)\"; sleep 1; done"
+         echo \"${{s:-none}} $({} 2>&1 | head -n 1)\"; sleep 1; done",
+        fetch(HERE, "visit")
     )
 }
 
@@ -80,11 +89,43 @@ pub(crate) fn visits(text: &str) -> Vec<(String, Visit)> {
         .collect()
 }
 
-/// The entries of the page `journal`.
-///
-/// # Errors
-/// It does not end as it should.
-pub(crate) fn journal(text: &str) -> Result<Vec<String>> {
+/// The journal of the guest's boot, each text once.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    /// What has priority `err` or above.
+    pub errors: BTreeSet<String>,
+    /// The errors, and what has priority `warning`.
+    pub warnings: BTreeSet<String>,
+}
+
+impl Journal {
+    /// Of its pages, which `page` gets for a priority.
+    ///
+    /// # Errors
+    /// One is not to be had, or does not end as it should.
+    pub(crate) fn read(mut page: impl FnMut(&str) -> Result<String>) -> Result<Self> {
+        let mut at = |priority| anyhow::Ok(journal(&page(priority)?)?.into_iter().collect());
+        Ok(Self {
+            errors: at("err")?,
+            warnings: at("warning")?,
+        })
+    }
+
+    /// Makes sure that no error has come.
+    ///
+    /// # Errors
+    /// It names those that have.
+    pub(crate) fn no_error_since(&self, before: &Self) -> Result<()> {
+        let new: Vec<_> = self.errors.difference(&before.errors).collect();
+        ensure!(
+            new.is_empty(),
+            "the guest's journal has errors since the refresh: {new:#?}"
+        );
+        Ok(())
+    }
+}
+
+fn journal(text: &str) -> Result<Vec<String>> {
     let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
     let end = lines.pop();
     ensure!(

@@ -1,13 +1,16 @@
-//! A refresh of a whole Debian to an installed kernel: guests cross while the next host runs from its initramfs, one by
-//! itself and one by libvirt's own migration, and then the machine's own root takes over.
+//! A refresh of a whole Debian to another installed kernel, and one back: guests cross while the next host runs from its initramfs, one by
+//! itself and one by libvirt's own migration ([`Domain`]), and then the machine's own root takes over.
 
 use std::{fs, path::Path};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
-use super::Host;
+use super::{Host, domain::Domain};
 use crate::{
-    machine::{channel, deadline::Span},
+    machine::{
+        channel::{self, JobId},
+        deadline::Span,
+    },
     progress::say,
     report::agent::Beat,
     tools,
@@ -15,12 +18,18 @@ use crate::{
 
 /// Long enough for a refresh, with both hosts' systemd in it.
 const REFRESH: Span = Span::seconds(1800);
+/// Between two looks at a refresh.
+const LOOK: Span = Span::seconds(10);
 /// Long enough for a guest to boot, or to show that it lives.
 const GUEST: Span = Span::seconds(700);
 
-/// The guests, of 128 MiB each: a microvm, and a domain of libvirt's.
-const GUESTS: [&str; 2] = ["g1", DOMAIN];
-const DOMAIN: &str = "d1";
+/// The guest that crosses by itself: a microvm.
+const GUEST_NAME: &str = "g1";
+/// QEMUs: that, and the domain's.
+const QEMUS: usize = 2;
+/// Names the PCI function of a network card that is not up, in `card`.
+const CARD_THAT_IS_DOWN: &str = "for c in /sys/class/net/eth*; do case $(cat $c/flags) in *[13579bdf]) ;; \
+     *) card=$(basename $(readlink -f $c/device)) ;; esac; done";
 /// What is written to the root before, between and after refreshes.
 const WITNESSES: [&str; 3] = ["/etc/before", "/etc/between", "/etc/after"];
 
@@ -30,17 +39,16 @@ pub(in super::super) fn all(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir)?;
     let mut host = Host::new("debian-refresh", dir)?;
     host.up("Debian boots from its disk")?;
-    let mut beats = [host.start_guest()?, host.start_domain()?];
+    let mut beat = host.start_guest()?;
+    let mut domain = Domain::start(&mut host)?;
     for witness in WITNESSES.iter().take(2) {
         host.write(witness)?;
         host.refresh()?;
-        for (name, beat) in GUESTS.iter().zip(&mut beats) {
-            *beat = host.guest_lives(name, beat)?;
-        }
-        host.libvirt_has_it()?;
+        beat = host.guest_lives(&beat)?;
+        domain.lives(&mut host)?;
     }
-    let [_, beat] = &beats;
-    host.renew_domain(beat)?;
+    domain.renew(&mut host)?;
+    domain.end(&mut host)?;
     host.write(WITNESSES[2])?;
     host.install_a_package()?;
     host.reboot()?;
@@ -57,7 +65,7 @@ pub(in super::super) fn all(dir: &Path) -> Result<()> {
 impl Host {
     /// As an operator starts one; returns its first word.
     fn start_guest(&mut self) -> Result<String> {
-        let [name, _] = GUESTS;
+        let name = GUEST_NAME;
         self.progress.step(&format!("starting guest {name}"));
         self.sh("modprobe kvm_intel || { dmesg | tail -n 20; exit 1; }")?;
         self.sh(&format!(
@@ -66,138 +74,45 @@ impl Host {
         let words = format!("cat /run/{name}.qemu /run/{name}.log; ls -l /dev/kvm /dev/dax*");
         self.sh(&format!("sleep 10; pidof qemu-system-x86_64 || {{ {words}; exit 1; }}"))
             .context("QEMU does not start")?;
-        self.first_word(name, &words)
-    }
-
-    /// Likewise, one of libvirt's.
-    fn start_domain(&mut self) -> Result<String> {
-        self.progress.step(&format!("starting domain {DOMAIN}"));
-        self.sh(&format!("virsh define /srv/guest/{DOMAIN}.xml && virsh start {DOMAIN}"))
-            .context("libvirt does not start its domain")?;
-        let pool = self.sh("locum pool")?;
-        say(&format!("debian-refresh: {}", pool.trim()));
-        ensure!(
-            pool.contains(DOMAIN),
-            "domain {DOMAIN} has nothing of the pool:\n{pool}"
-        );
-        let words =
-            format!("cat /run/{DOMAIN}.log /var/log/libvirt/qemu/{DOMAIN}.log; dmesg | grep -i apparmor | tail");
-        let word = self.first_word(DOMAIN, &words)?;
-        self.on_its_network()?;
-        self.is_confined()?;
-        Ok(word)
-    }
-
-    /// AppArmor keeps the domain's QEMU to what it needs.
-    fn is_confined(&mut self) -> Result<()> {
-        let label = self.sh(&format!("cat /proc/$(cat /run/libvirt/qemu/{DOMAIN}.pid)/attr/current"))?;
-        ensure!(
-            label.starts_with("libvirt-") && label.contains("enforce"),
-            "AppArmor has domain {DOMAIN} as {}",
-            label.trim()
-        );
-        say(&format!(
-            "debian-refresh: AppArmor has domain {DOMAIN} as {}",
-            label.trim()
-        ));
-        Ok(())
-    }
-
-    /// The domain gets a QEMU of the machine's own root, which is confined again.
-    fn renew_domain(&mut self, before: &str) -> Result<()> {
-        self.progress.step(&format!("renewing domain {DOMAIN}"));
-        let said = self.sh(&format!("locum renew {DOMAIN}"))?;
-        say(&format!("debian-refresh: {}", said.trim()));
-        self.guest_lives(DOMAIN, before)?;
-        self.libvirt_has_it()?;
-        self.is_confined()
-    }
-
-    fn first_word(&mut self, name: &str, words: &str) -> Result<String> {
         let watch = format!("lab-guest watch --name {name} --running --timeout 300");
         let sign = self.here().run(&watch, GUEST)?.ok();
         if sign.is_err() {
-            let told = self.sh(words)?;
+            let told = self.sh(&words)?;
             return sign.with_context(|| format!("guest {name} does not come up:\n{told}"));
         }
         sign
-    }
-
-    /// The libvirt of the host that reigns owns the domain.
-    fn libvirt_has_it(&mut self) -> Result<()> {
-        let said = self.sh(&format!(
-            "virsh domstate {DOMAIN}; virsh list --all; virsh suspend {DOMAIN} && virsh domstate {DOMAIN}; \
-             virsh resume {DOMAIN}; virsh domstate {DOMAIN}; \
-             virsh qemu-monitor-command {DOMAIN} '{{\"execute\":\"query-migrate-capabilities\"}}'"
-        ))?;
-        let states: Vec<&str> = said
-            .lines()
-            .filter(|line| ["running", "paused"].contains(line))
-            .collect();
-        ensure!(
-            states == ["running", "paused", "running"],
-            "libvirt does not have its domain in hand:\n{said}"
-        );
-        ensure!(
-            said.contains(r#"{"state":false,"capability":"x-ignore-shared"}"#),
-            "its RAM would be left out of a migration:\n{said}"
-        );
-        self.on_its_network()
-    }
-
-    /// libvirt of the host that reigns has the domain's network, and the domain is on it.
-    fn on_its_network(&mut self) -> Result<()> {
-        let said = self.sh(&format!(
-            "virsh net-list --name; virsh domiflist {DOMAIN}; ls /sys/class/net/virbr0/brif; ip -brief address show virbr0; \
-             pidof dnsmasq >/dev/null && echo 'dnsmasq serves'"
-        ))?;
-        let taps: Vec<&str> = said
-            .lines()
-            .filter(|line| line.starts_with("vnet") && !line.contains(' '))
-            .collect();
-        let on_it = |line: &str| taps.iter().any(|tap| line.trim_start().starts_with(tap)) && line.contains("default");
-        ensure!(
-            taps.len() == 1
-                && said.lines().any(|line| line == "default")
-                && said.lines().any(on_it)
-                && said.contains("192.168.122.1")
-                && said.contains("dnsmasq serves"),
-            "domain {DOMAIN} is not on its network:\n{said}"
-        );
-        say(&format!(
-            "debian-refresh: domain {DOMAIN} is on its network by {}",
-            taps.join(", ")
-        ));
-        Ok(())
     }
 
     fn write(&mut self, path: &str) -> Result<()> {
         self.sh(&format!("echo {path} > {path}")).map(drop)
     }
 
-    /// Refreshes to the kernel that runs, and waits until the next host's own systemd has come up.
+    /// Refreshes to the other kernel, and waits until the next host's own systemd has come up.
     fn refresh(&mut self) -> Result<()> {
+        std::mem::swap(&mut self.release, &mut self.next);
         let (release, generation) = (self.release.clone(), self.generation);
         self.progress.step(&format!("refreshing generation {generation}"));
         // The lab's line must be there as Linux boots; its pin is the console's, COM2 and COM4 or COM1 and COM3.
         let ports = channel::ports(generation + 1);
         // It changes nothing in the image, which would take the emulator ten minutes to make anew.
         self.sh(&format!(
-            "touch -r /etc/default/locum /run/before && sed -i '/^LOCUM_REFRESH_PORTS/d' /etc/default/locum && \
+            "touch -r /etc/default/locum /run/before && sed -i '/^LOCUM_REFRESH_[PD]/d' /etc/default/locum && \
+             {CARD_THAT_IS_DOWN}; echo LOCUM_REFRESH_DEVICES=$card >>/etc/default/locum && \
              echo LOCUM_REFRESH_PORTS={ports} >>/etc/default/locum && touch -r /run/before /etc/default/locum"
         ))?;
-        self.machine
+        let refresh = self
+            .machine
             .host(generation)
-            .start(&format!("locum refresh --kernel {release} >/run/refresh.log 2>&1"))?;
+            .start(&format!("locum refresh --kernel {release} 2>&1"))?;
         self.generation += 1;
-        let came = self.machine.host(self.generation).wait_ready(REFRESH);
-        if came.is_err() {
-            // The machine may be gone; then the error says so.
-            let look = "cat /run/refresh.log; locum status --long; locum trace -n 30";
-            let told = self.machine.host(generation).run(look, GUEST);
-            came.with_context(|| told.map(|output| output.text).unwrap_or_default())?;
-        }
+        self.comes_up(generation, refresh)?;
         self.booted()?;
+        let runs = self.sh("uname -r")?;
+        ensure!(
+            runs.trim() == release,
+            "the next host runs {}, not {release}",
+            runs.trim()
+        );
         let status = self.status()?;
         ensure!(
             status.generation == self.generation,
@@ -218,7 +133,7 @@ impl Host {
         ensure!(root.contains("ext4") && root.contains("rw"), "the root is {root}");
         let roots = self.sh("for qemu in $(pidof qemu-system-x86_64); do readlink /proc/$qemu/root; done")?;
         ensure!(
-            roots.lines().all(|root| root == "/run/locum/host") && roots.lines().count() == GUESTS.len(),
+            roots.lines().all(|root| root == "/run/locum/host") && roots.lines().count() == QEMUS,
             "the roots of QEMUs are {roots}"
         );
         say(&format!(
@@ -228,6 +143,29 @@ impl Host {
             status.unreclaimed_bytes
         ));
         Ok(())
+    }
+
+    /// Waits until the next host's own root is up, as long as the refresh that the one before it was asked for goes on.
+    fn comes_up(&mut self, before: u32, refresh: JobId) -> Result<()> {
+        let end = self.machine.deadline(REFRESH)?;
+        let mut said = Vec::new();
+        while self.machine.host(self.generation).hello().is_none() {
+            let (text, status) = self.machine.host(before).poll(refresh);
+            said.extend(text);
+            let words = String::from_utf8_lossy(&said).into_owned();
+            self.progress.step(words.lines().last().unwrap_or("refreshing"));
+            if status.is_some_and(|status| status != 0) || self.machine.now()? > end {
+                // The machine may be gone; then the error says so.
+                let told = self
+                    .machine
+                    .host(before)
+                    .run("locum status --long; locum trace -n 30", GUEST);
+                let told = told.map(|output| output.text).unwrap_or_default();
+                bail!("the refresh does not go through; locum said:\n{words}\n{told}");
+            }
+            self.machine.look(LOOK)?;
+        }
+        self.machine.host(self.generation).wait_ready(GUEST).map(drop)
     }
 
     /// The interrupt of the next host's console went with its ports, though Linux has other numbers in each host.
@@ -242,7 +180,8 @@ impl Host {
     }
 
     /// The guest is in the boot it was started with, and finds no fault; returns what it says now.
-    fn guest_lives(&mut self, name: &str, before: &str) -> Result<String> {
+    fn guest_lives(&mut self, before: &str) -> Result<String> {
+        let name = GUEST_NAME;
         self.progress.step(&format!("checking guest {name}"));
         let file = format!("/run/{name}.before.json");
         self.here().push(&file, before.as_bytes(), GUEST)?;
