@@ -245,11 +245,9 @@ impl DebianHost {
     fn make(&self, root: &Root, deb: &Path, parts: &Parts) -> Result<()> {
         let tree = root.copy(&self.dir.join("tree"))?;
         disk::put(&tree, FILES)?;
+        disk::put(&tree, &[(CARD_FILE, &card_script())])?;
+        fs::set_permissions(tree.path(CARD_FILE), fs::Permissions::from_mode(0o755))?;
         disk::hand(&tree, &parts.labd)?;
-        let card = tree.path(CARD_FILE);
-        fs::create_dir_all(card.parent().context("a file has a directory")?)?;
-        fs::write(&card, card_script())?;
-        fs::set_permissions(card, fs::Permissions::from_mode(0o755))?;
         self.guests(&tree, parts)?;
         for unit in MASKED {
             symlink("/dev/null", tree.path(&format!("etc/systemd/system/{unit}")))?;

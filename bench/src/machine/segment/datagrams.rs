@@ -59,12 +59,12 @@ impl Stream {
     /// Takes what has come, and sends one to `to` if one is due; whether it did.
     pub(super) fn step(&mut self, sockets: &mut SocketSet<'_>, now: u64, to: Option<Ipv4Address>) -> bool {
         let socket = sockets.get_mut::<icmp::Socket<'_>>(self.socket);
-        let mut answers = Vec::new();
         while let Ok((bytes, _)) = socket.recv() {
-            answers.extend(number(bytes));
+            if let Some(number) = number(bytes) {
+                self.take(number);
+            }
         }
         let Some(to) = to.filter(|_| now >= self.due && socket.can_send()) else {
-            answers.into_iter().for_each(|number| self.take(number));
             return false;
         };
         let number = self.answered.len() as u64;
@@ -78,7 +78,6 @@ impl Stream {
             self.answered.push(false);
         }
         self.due = now + PACE;
-        answers.into_iter().for_each(|number| self.take(number));
         true
     }
 
