@@ -1,4 +1,4 @@
-//! What is on its way to an interface goes to another one instead, by a program of twelve instructions (bpf(2), tcx).
+//! What is on its way to an interface goes to another one instead, by a program of fifteen instructions (bpf(2), tcx).
 #![expect(unsafe_code, reason = "bpf(2), which neither the standard library nor rustix has")]
 
 use std::io;

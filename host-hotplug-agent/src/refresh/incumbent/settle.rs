@@ -168,7 +168,8 @@ impl Incumbent {
         Ok(there)
     }
 
-    /// What became of a guest that an earlier daemon was moving, `None` if that is to be done still: before anything else, for whoever turns back must know it.
+    /// What became of a guest that an earlier daemon was moving, `None` if that is to be done still: before anything else, for
+    /// whoever turns back must know it.
     pub fn settle_pending(&mut self) -> Option<Result<()>> {
         let next = self.agent.shared.lock().refresh.next_action().cloned();
         match next {
