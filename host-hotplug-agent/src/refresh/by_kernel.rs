@@ -210,6 +210,7 @@ fn memory(sys: &SysRoot, wanted: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::time::{Duration, SystemTime};
 
     use partitioner::{CpuRequest, MemoryRequest};
 
@@ -231,7 +232,12 @@ mod tests {
         let tree = stage.machine.tree();
         let kernel = tree.put(format!("boot/vmlinuz-{VERSION}"), bzimage(256 << 10));
         tree.put(format!("lib/modules/{VERSION}/modules.dep"), "");
-        tree.put(image::path(VERSION), cpio::pack(&[kernel]).unwrap());
+        let image = tree.put(image::path(VERSION), cpio::pack(&[kernel]).unwrap());
+        // Whatever a test puts there afterwards, it is newer.
+        let image = fs::File::options().append(true).open(image).unwrap();
+        image
+            .set_modified(SystemTime::now() + Duration::from_secs(3600))
+            .unwrap();
         tree.put(
             "proc/cmdline",
             "root=LABEL=root ro console=ttyS0,115200 movablecore=50%\n",
