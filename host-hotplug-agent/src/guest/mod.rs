@@ -149,11 +149,14 @@ pub trait Vm: Send {
     /// Why not; the guest does not run here.
     fn receive(&mut self, port: &mut Port, until: &Deadline<'_>) -> Result<Received>;
 
+    /// Before a [`Vm::send`]: what comes for the guest here waits for [`Vm::late_frames`], or until the guest runs on here.
+    fn keep_frames(&mut self) {}
+
     /// Before a [`Vm::receive`]: what comes for the guest here waits until [`Vm::give_frames`], or for a moment once it runs.
     fn hold_frames(&mut self) {}
 
-    /// After a [`Vm::send`], once the guest runs in the other host: what has come for it here since it stopped, for each of its
-    /// network cards.
+    /// After a [`Vm::send`], once the guest runs in the other host: what has come for it here since [`Vm::keep_frames`], for each
+    /// of its network cards.
     fn late_frames(&mut self) -> Vec<Vec<Frame>> {
         Vec::new()
     }

@@ -216,12 +216,22 @@ pub(super) fn renew(
             return Err(error.context("the QEMU that is installed does not take its place"));
         }
     };
+    old.keep_frames();
+    new.hold_frames();
     let (sent, received) = std::thread::scope(|scope| {
         let sending = scope.spawn(|| old.send(&mut out, until));
         let received = new.receive(&mut into, until);
         let sent = sending.join();
         (sent.unwrap_or_else(|_| Err(anyhow!("the sender panicked"))), received)
     });
+    if received.is_ok()
+        && let Err(error) = new.give_frames(&old.late_frames())
+    {
+        tracing::warn!(
+            "guest {} does not get what its network had for it meanwhile: {error:#}",
+            spec.name
+        );
+    }
     let to = qemu::release(&mut new.qmp, &Deadline::after(ANSWER)).unwrap_or_default();
     let came = if received.is_ok() { Came::Yes } else { Came::No };
     let moved = guest.settle(Some(&mut old), Some(&mut new), came)?;

@@ -196,7 +196,6 @@ impl Drop for Started {
 impl Vm for QemuVm {
     fn send(&mut self, port: &mut Port, until: &Deadline<'_>) -> Result<Sent> {
         self.sent = Some(false);
-        self.held = Held::of(&SysRoot::default(), self.pid);
         let (ours, ram_size, begun) = self.migrate(until).inspect_err(|_| stream::abandon(port, until))?;
         let mut sent = Sent {
             begun,
@@ -255,6 +254,10 @@ impl Vm for QemuVm {
             (Err(stream), Err(_)) => Err(anyhow!(stream).context("reading the guest's state")),
             (Ok(_), Err(error)) => Err(error.context("QEMU did not accept the guest's state; see its output")),
         }
+    }
+
+    fn keep_frames(&mut self) {
+        self.held = Held::of(&SysRoot::default(), self.pid);
     }
 
     fn late_frames(&mut self) -> Vec<Vec<Frame>> {

@@ -55,6 +55,7 @@ impl FakeHypervisor {
         Box::new(FakeVm {
             world: self.world.clone(),
             key,
+            kept: false,
         })
     }
 
@@ -191,6 +192,8 @@ impl Hypervisor for FakeHypervisor {
 struct FakeVm {
     world: Arc<World>,
     key: (Slot, String),
+    /// Whether frames wait for it.
+    kept: bool,
 }
 
 impl FakeVm {
@@ -291,7 +294,12 @@ impl Vm for FakeVm {
         })
     }
 
+    fn keep_frames(&mut self) {
+        self.kept = true;
+    }
+
     fn late_frames(&mut self) -> Vec<Vec<Frame>> {
+        assert!(self.kept, "QEMU has had them");
         let running = self.world.runs_in(&self.key.1);
         assert!(!running.contains(&self.key.0), "it would get them itself");
         self.world.step(self.key.0, "late");

@@ -61,7 +61,11 @@ impl Incumbent {
         self.expect(self.agent.limits.message, receiving)??;
         let agent = self.agent.clone();
         let given_up = || agent.other_died().is_some();
+        let told = self.link.as_ref().is_some_and(|link| link.version() >= FRAMES);
         let port = self.ports.get(&*self.agent.machine, spec.channel)?;
+        if told {
+            vm.keep_frames();
+        }
         crossing::mark(&*agent.machine, &spec, PoolState::Crossing)?;
         let sent = vm.send(port, &Deadline::after(limit).or_when(&given_up));
         // The operator must wait for the word: until then it is not known where the guest runs.
@@ -114,12 +118,11 @@ impl Incumbent {
     /// What the guest's network had for it while it crossed goes after it. The other agent is told where that is nothing, too: what
     /// comes there waits for it.
     fn send_late_frames(&mut self, name: &str, vm: &mut dyn Vm) {
-        let understood = self.link.as_ref().is_some_and(|link| link.version() >= FRAMES);
-        let frames = vm.late_frames();
-        let count: usize = frames.iter().map(Vec::len).sum();
-        if !understood {
+        if self.link.as_ref().is_none_or(|link| link.version() < FRAMES) {
             return;
         }
+        let frames = vm.late_frames();
+        let count: usize = frames.iter().map(Vec::len).sum();
         tracing::debug!("guest {name}: {count} frames that came while it crossed go after it");
         self.note(name, |guest| guest.late_frames = count as u64);
         let late = Message::Late {
