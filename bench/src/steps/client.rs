@@ -4,8 +4,11 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::run::{LONG, Run};
 use crate::{
-    machine::{deadline::Span, segment::Progress},
-    report::service::Service,
+    machine::{
+        deadline::Span,
+        segment::{Connections, Progress},
+    },
+    report::service::{Service, Stretch},
 };
 
 /// The guest of `guest.sh` that serves the client.
@@ -41,11 +44,12 @@ impl Run {
         self.client_goes_on(0)
     }
 
-    /// Waits until the client has done some operations more than `before`; returns how many.
+    /// Waits until the client, which may have been stopped, has done some operations more than `before`; returns how many.
     ///
     /// # Errors
     /// Its connection ended, an answer was wrong, or it waits in vain.
     pub(super) fn client_goes_on(&mut self, before: usize) -> Result<usize> {
+        self.machine.segment()?.go_on();
         self.client_comes_to(|progress| match progress {
             Progress::Running(count) if *count >= before + SOME => Some(*count),
             _ => None,
@@ -85,7 +89,7 @@ impl Run {
             let report = self.status()?.last_report;
             refreshes.push(report.context("the new host's agent knows of no refresh")?);
         }
-        self.stop_client()?;
+        self.end_client()?;
         let segment = self.machine.segment()?;
         let (operations, seen) = (segment.operations(), segment.connections());
         let services = refreshes
@@ -104,13 +108,33 @@ impl Run {
         self.client_goes_on(0).map(drop)
     }
 
+    /// Replaces the host once, as [`Run::refresh_under_client`] does, while the client says nothing; returns how long its phases took.
+    ///
+    /// # Errors
+    /// The refresh does not go through, or the client cannot go on afterwards.
+    pub(crate) fn refresh_beside_client(&mut self) -> Result<Vec<Stretch>> {
+        self.start_native(&GUESTS.map(str::to_owned))?;
+        self.client_rests()?;
+        self.stop_client()?;
+        let successor = self.successor()?;
+        self.replace_host(&successor)?;
+        let report = self.status()?.last_report;
+        self.end_client()?;
+        let seen = report.and_then(|refresh| Service::of(&refresh, &[], &Connections::default()));
+        Ok(seen.context("the new host's agent knows of no refresh")?.stretches)
+    }
+
+    fn stop_client(&mut self) -> Result<()> {
+        self.machine.segment()?.stop();
+        self.client_comes_to(|progress| (*progress == Progress::Stopped).then_some(()))
+    }
+
     /// Has the client stop, and makes sure that it had one connection all along.
     ///
     /// # Errors
     /// It had another one, or an operation has no answer.
-    fn stop_client(&mut self) -> Result<()> {
-        self.machine.segment()?.stop();
-        self.client_comes_to(|progress| (*progress == Progress::Stopped).then_some(()))?;
+    fn end_client(&mut self) -> Result<()> {
+        self.stop_client()?;
         // For the answers to its last datagrams.
         self.machine.look(LOOK)?;
         let connections = self.machine.segment()?.connections();

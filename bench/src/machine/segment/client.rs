@@ -128,9 +128,14 @@ impl Client {
         self.session = Some(Session::new(records, seed));
     }
 
-    /// Has it ask nothing more.
+    /// Has it ask nothing more, until it is to go on.
     pub(super) fn stop(&mut self) {
         self.stop = true;
+    }
+
+    /// Has it ask again.
+    pub(super) fn go_on(&mut self) {
+        self.stop = false;
     }
 
     /// Operations that have their answers, in their order.

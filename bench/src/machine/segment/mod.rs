@@ -111,9 +111,14 @@ impl Segment {
         lock(&self.state).client.begin(records, seed);
     }
 
-    /// Has the client ask nothing more.
+    /// Has the client ask nothing more, until it is to go on.
     pub(crate) fn stop(&self) {
         lock(&self.state).client.stop();
+    }
+
+    /// Has the client ask again.
+    pub(crate) fn go_on(&self) {
+        lock(&self.state).client.go_on();
     }
 
     /// How far the client is.

@@ -194,8 +194,13 @@ fn a_client_follows_its_server_from_card_to_card() {
     }
     let seen = &bench.state.connections;
     assert!(seen.retransmitted.is_empty(), "{seen:?}");
-    let last = seen.ends().into_iter().max_by_key(|[client, _]| client.port()).unwrap();
+    let ends = seen.ends();
+    let last = ends.iter().max_by_key(|[client, _]| client.port()).unwrap();
     assert_eq!(last[1].to_string(), "10.0.9.2:6379");
+    let done = bench.state.client.operations().len();
+    bench.state.client.go_on();
+    bench.until(|bench| bench.state.client.operations().len() > done);
+    assert_eq!(bench.state.connections.ends(), ends, "by the same connection");
 }
 
 #[test]

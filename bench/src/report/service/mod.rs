@@ -42,6 +42,9 @@ pub(crate) struct Service {
     pub late_frames: u64,
     /// Ticks at which a card could not take a frame.
     pub dropped: Vec<u64>,
+    /// The phases of the same refresh in which the client said nothing, if that was played, too.
+    #[serde(default)]
+    pub without: Vec<Stretch>,
 }
 
 /// A stretch of the time line.
@@ -129,6 +132,7 @@ impl Service {
             again_by_client: again(false),
             again_by_server: again(true),
             dropped: seen.dropped.iter().map(|(tick, _)| *tick).filter(within).collect(),
+            without: Vec::new(),
         })
     }
 }
@@ -162,7 +166,17 @@ impl fmt::Display for Service {
             self.again_by_server.len(),
             self.late_frames,
             self.dropped.len()
-        )
+        )?;
+        for (number, stretch) in self.without.iter().enumerate() {
+            let words = if number == 0 { "\nwithout a client:" } else { "," };
+            write!(
+                f,
+                "{words} {} {}",
+                stretch.name,
+                timeline::millions(stretch.to.saturating_sub(stretch.from))
+            )?;
+        }
+        Ok(())
     }
 }
 
