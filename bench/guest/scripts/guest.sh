@@ -50,9 +50,14 @@ m[0-9]*c[0-9]*o[0-9]*)
         -append "$boot lab.name=$name lab.buffer_mib=32 lab.duty=25 lab.modules=0 $APPEND" "$@"
     ;;
 g2)
-    # One process serves the disk and one the datagrams, for every QEMU of g2 on this host.
+    # One process serves the disk and one the datagrams, for every QEMU of g2 on this host. For whoever wants requests to be under
+    # way at any time, by this file: a disk that answers so many milliseconds late, and a guest that asks for several blocks at once.
+    late="" depth=""
+    if [ -e /etc/locum/late ]; then
+        late="--late $(cat /etc/locum/late)" depth="lab.disk_depth=4"
+    fi
     [ -S "$RUN/g2.disk" ] || {
-        lab-guest disk --file "$POOL" --offset 0x14000000 --length 0x1000000 --socket "$RUN/g2.disk" >"$RUN/g2.disk.log" 2>&1 &
+        lab-guest disk --file "$POOL" --offset 0x14000000 --length 0x1000000 --socket "$RUN/g2.disk" $late >"$RUN/g2.disk.log" 2>&1 &
         lab-guest echo >"$RUN/g2.echo.log" 2>&1 &
         while [ ! -S "$RUN/g2.disk" ]; do sleep 0.1; done
     }
@@ -61,7 +66,7 @@ g2)
         -blockdev "driver=nbd,node-name=disk0,server.type=unix,server.path=$RUN/g2.disk" \
         -device "virtio-blk-pci,drive=disk0$virtio" \
         -netdev user,id=net0 -device "virtio-net-pci,netdev=net0,romfile=$virtio" $lean \
-        -append "$boot lab.name=g2 lab.buffer_mib=48 lab.duty=25 $APPEND" "$@"
+        -append "$boot lab.name=g2 lab.buffer_mib=48 lab.duty=25 $depth $APPEND" "$@"
     ;;
 g3)
     # Its own kernel and initramfs; all of q35; a network card that leads to its web server, from this host's port 8080. The

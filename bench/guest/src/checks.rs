@@ -73,7 +73,10 @@ fn work(guest: &Guest<'_>) -> Result<()> {
             memory::work(guest, &buffer);
         });
         if let Some(disk) = disk::Disk::find() {
-            scope.spawn(move || disk.work(guest));
+            for first in 0..guest.params.disk_depth {
+                let disk = disk.clone();
+                scope.spawn(move || disk.work(guest, first, guest.params.disk_depth));
+            }
         }
         if let Some(net) = net::Net::find() {
             scope.spawn(move || net.work(guest));

@@ -7,6 +7,9 @@
 //! The protocol is the fixed newstyle of `doc/proto.md` in the NBD project, without TLS and structured replies: what
 //! QEMU needs.
 
+mod late;
+
+pub use self::late::Late;
 use crate::map::Shared;
 use anyhow::{Result, bail, ensure};
 use std::io::{ErrorKind, Read, Write};

@@ -16,6 +16,8 @@ pub(crate) struct Params {
     pub duty: u64,
     /// `lab.io_ms`: guest time between two requests to disk and network, in ms.
     pub io_ms: u64,
+    /// `lab.disk_depth`: requests that the disk has at once, 1 to 8.
+    pub disk_depth: u64,
     /// `lab.modules`: whether to load the modules of the initramfs; 0 saves a guest without devices the time.
     pub modules: bool,
     /// `lab.reboot_after`: reboot after that many beats; 0 for never. For tests of a guest's death.
@@ -32,6 +34,7 @@ impl Default for Params {
             report_ms: 1000,
             duty: 100,
             io_ms: 20,
+            disk_depth: 1,
             modules: true,
             reboot_after: 0,
             measure: Vec::new(),
@@ -61,6 +64,7 @@ impl Params {
                 "report_ms" => params.report_ms = number()?,
                 "duty" => params.duty = number()?.clamp(1, 100),
                 "io_ms" => params.io_ms = number()?,
+                "disk_depth" => params.disk_depth = number()?.clamp(1, 8),
                 "modules" => params.modules = number()? != 0,
                 "measure" => {
                     params.measure = Step::parse(value).map_err(|error| format!("{word}: {error}"))?;

@@ -1,7 +1,7 @@
 #!/bin/sh
 # setup.sh TREE: what an operator sets in a freshly installed Debian, and nothing else. All else of `g3` is Debian's.
 #
-# A name, a root file system, DHCP, a web server with CGI; three pages by which the lab sees from outside how the guest is.
+# A name, a root file system, DHCP, a web server with CGI; pages by which the lab sees from outside how the guest is.
 set -eu
 cd "$1"
 echo g3 >etc/hostname
@@ -37,6 +37,17 @@ END
 page complain <<'END'
 echo "complaint asked for" | systemd-cat --identifier=complaint --priority=err && echo complained
 END
+# Reads a file of 256 pages and says what its checksum is; past the page cache: /cgi-bin/kept?direct
+page kept <<'END'
+case $QUERY_STRING in
+direct) dd if=/var/lib/kept iflag=direct bs=64K 2>/dev/null ;;
+*) cat /var/lib/kept ;;
+esac | sha256sum
+END
+# Whoever serves the disk knows each by its first words.
+for page in $(seq 256); do
+    printf 'kept page %-4085d\n' "$page"
+done >var/lib/kept
 # As after a first boot: caches that Debian rebuilds then are up to date.
 chroot . ldconfig
 chroot . journalctl --update-catalog

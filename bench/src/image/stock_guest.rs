@@ -9,7 +9,10 @@ use std::{
     io::Write,
     net::TcpListener,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     thread,
 };
 
@@ -23,6 +26,12 @@ use crate::debian::root::Root;
 pub(crate) const NAME: &str = "g3";
 /// Size of its disk in MiB: what is in it, and half of it free.
 const DISK: u64 = 640;
+/// Pages of its file that the lab knows again, and what each begins with (`bench/guest/stock/setup.sh`).
+pub(crate) const KEPT: u64 = 256;
+const MARK: &[u8] = b"kept page ";
+/// Bytes of a sector, where pages of a file may begin.
+const SECTOR: usize = 512;
+
 /// The guest as it was installed.
 #[derive(Debug, Clone)]
 pub(crate) struct StockGuest {
@@ -84,6 +93,32 @@ fn make_disk(root: &Root, disk: &Path) -> Result<()> {
 pub(crate) struct Disk {
     port: u16,
     file: PathBuf,
+    store: Arc<Watched>,
+}
+
+/// A disk on which reads of [`KEPT`] pages are counted.
+#[derive(Debug)]
+struct Watched {
+    disk: Shared,
+    kept: AtomicU64,
+}
+
+impl nbd::Store for Watched {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+    fn read(&self, offset: u64, to: &mut [u8]) -> Result<()> {
+        self.disk.read(offset, to)?;
+        self.kept.fetch_add(kept(to), Relaxed);
+        Ok(())
+    }
+    fn write(&self, offset: u64, from: &[u8]) -> Result<()> {
+        self.disk.write(offset, from)
+    }
+}
+
+fn kept(bytes: &[u8]) -> u64 {
+    bytes.chunks(SECTOR).filter(|sector| sector.starts_with(MARK)).count() as u64
 }
 
 impl Disk {
@@ -94,13 +129,17 @@ impl Disk {
     pub(crate) fn serve(guest: &StockGuest, dir: &Path) -> Result<Self> {
         let file = dir.join("disk.ext4");
         fs::copy(&guest.disk, &file).context("copying the stock guest's disk")?;
-        let store = Arc::new(Shared::file(&file, 0, None, true)?);
+        let store = Arc::new(Watched {
+            disk: Shared::file(&file, 0, None, true)?,
+            kept: AtomicU64::new(0),
+        });
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
         let port = listener.local_addr()?.port();
         let log = Arc::new(fs::File::create(dir.join("disk.log"))?);
+        let served = Arc::clone(&store);
         thread::spawn(move || {
             for (number, stream) in listener.incoming().flatten().enumerate() {
-                let (store, log) = (Arc::clone(&store), Arc::clone(&log));
+                let (store, log) = (Arc::clone(&served), Arc::clone(&log));
                 thread::spawn(move || {
                     // Nobody reads the log but in the search for a fault.
                     let _ = writeln!(&*log, "connection {number} begins");
@@ -110,7 +149,13 @@ impl Disk {
                 });
             }
         });
-        Ok(Self { port, file })
+        Ok(Self { port, file, store })
+    }
+
+    /// How many of the [`KEPT`] pages were read so far, each as often as it was.
+    #[must_use]
+    pub(crate) fn kept_pages_read(&self) -> u64 {
+        self.store.kept.load(Relaxed)
     }
 
     /// The TCP port on 127.0.0.1.
@@ -124,5 +169,19 @@ impl Drop for Disk {
     fn drop(&mut self) {
         // Large, and made anew each time.
         let _ = fs::remove_file(&self.file);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_known_by_their_first_words() {
+        let page = |number: u32| format!("kept page {number:<4085}\n");
+        assert_eq!(page(7).len(), 4096);
+        let bytes = format!("{}{}{}", " ".repeat(512), page(1), page(256));
+        assert_eq!(kept(bytes.as_bytes()), 2);
+        assert_eq!(kept(b""), 0);
     }
 }

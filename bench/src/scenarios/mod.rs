@@ -497,8 +497,16 @@ pub(crate) const BY_NAME: &[Scenario] = &[
         abort::each(run, &[], &[abort::PANIC])
     }),
     Scenario {
+        name: "refresh-late-disk",
+        about: "a guest whose disk answers late, with several requests under way when it is stopped: none is lost, doubled or \
+                overtaken",
+        minutes: 6,
+        play: Play::On(|_| {}, refreshes::late_disk),
+    },
+    Scenario {
         name: "refresh-stock-guest",
-        about: "4 CPUs, a Debian as it is installed in a virtual machine: it serves all along, nothing is wrong in its journal",
+        about: "4 CPUs, a Debian as it is installed in a virtual machine: it serves all along, has cached what it had, and nothing is \
+                wrong in its journal",
         minutes: 20,
         play: Play::On(stock::machine, stock::all),
     },

@@ -97,6 +97,41 @@ pub(super) fn with(run: &mut Run, guests: &[&str], count: u32, fault: Option<&Fa
     run.power_off()
 }
 
+/// Milliseconds of its host after which the disk of [`late_disk`]'s guest answers.
+const LATE: u64 = 100;
+/// Requests that it has at once, as `guest.sh` has it.
+const AT_ONCE: u32 = 4;
+
+/// A disk that answers late, so that requests are under way whenever the guest is stopped: each is answered, once and in order, or
+/// the guest finds a block that it has not written there last.
+pub(super) fn late_disk(run: &mut Run) -> Result<()> {
+    run.sh(&format!("echo {LATE} >/etc/locum/late"))?;
+    run.start_native(&["g2".to_owned()])?;
+    requests_wait(run)?;
+    let successor = run.successor()?;
+    run.replace_host(&successor)?;
+    requests_wait(run)?;
+    // QEMU waits for the answers, and then for that to a flush.
+    let answers = 2 * LATE * bochs::tsc_hz(&run.cpu_model).unwrap_or(bochs::IPS) / 1000;
+    let limit = pause_limit("g2", &run.cpu_model) + answers;
+    check_pause(run.report.guest("g2"), limit)?;
+    run.power_off()
+}
+
+fn requests_wait(run: &mut Run) -> Result<()> {
+    let said = run.sh("tail -n 1 /run/g2.disk.log")?;
+    let most = said.split_whitespace().next().and_then(|word| word.parse::<u32>().ok());
+    ensure!(
+        most.is_some_and(|most| most >= AT_ONCE),
+        "the disk's server has not had {AT_ONCE} requests at once: {said:?}"
+    );
+    run.check(&format!(
+        "generation {}: g2's disk answers {LATE} ms late, and has had {AT_ONCE} requests at once",
+        run.generation
+    ));
+    Ok(())
+}
+
 /// A successor that has no RAM below 4 GiB, so without a card: the lab's know 32-bit DMA only.
 pub(super) fn above_4g(run: &mut Run) -> Result<()> {
     run.start_native(&["g1".to_owned()])?;

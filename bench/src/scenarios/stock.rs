@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 
 use super::refreshes::{check_pause, pause_limit};
 use crate::{
-    image::stock_guest::NAME,
+    image::stock_guest::{KEPT, NAME},
     machine::layout::Layout,
     steps::{
         Run,
@@ -27,9 +27,21 @@ pub(super) fn machine(args: &mut MachineArgs) {
 pub(super) fn all(run: &mut Run) -> Result<()> {
     run.start_native(&[NAME.to_owned()])?;
     let before = journal(run)?;
+    let (file, read) = run.read_kept(false)?;
+    ensure!(
+        read == KEPT,
+        "the disk read {read} pages of a file that has {KEPT}: {file}"
+    );
+    is_cached(run, &file)?;
     let successor = run.successor()?;
     // Visits the guest afterwards, too.
     run.replace_host(&successor)?;
+    is_cached(run, &file)?;
+    let (again, read) = run.read_kept(true)?;
+    ensure!(
+        (&again, read) == (&file, KEPT),
+        "past the page cache, the disk read {read} pages of {KEPT}, and the file is {again:?}, before {file:?}"
+    );
     served_all_along(run, successor.generation)?;
     let guest = run.report.guest(NAME);
     // All of q35, and two vCPUs that are not the lab's: twice what others may take.
@@ -49,6 +61,21 @@ pub(super) fn all(run: &mut Run) -> Result<()> {
         "an error that the guest was asked to log is not in its journal"
     );
     run.power_off()
+}
+
+/// The guest reads its file, and its disk does not.
+fn is_cached(run: &mut Run, file: &str) -> Result<()> {
+    let (again, read) = run.read_kept(false)?;
+    ensure!(again == file, "the file has changed from {file:?} to {again:?}");
+    ensure!(
+        read == 0,
+        "of a file that the guest has cached, its disk read {read} pages of {KEPT}"
+    );
+    run.check(&format!(
+        "generation {}: the guest has {KEPT} pages of a file cached, of which its disk reads none",
+        run.generation
+    ));
+    Ok(())
 }
 
 /// Asks the guest. Its answers are left in the directory of the run.

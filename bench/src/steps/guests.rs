@@ -134,6 +134,23 @@ impl Run {
         Ok(())
     }
 
+    /// Has the stock guest read its file of so many pages, past its page cache or not: what it says of it, and how many of them
+    /// its disk has read for that.
+    ///
+    /// # Errors
+    /// It does not answer, or there is none.
+    pub(crate) fn read_kept(&mut self, direct: bool) -> Result<(String, u64)> {
+        let page = if direct { "kept?direct" } else { "kept" };
+        let before = self.kept_pages_read()?;
+        let sum = self.sh(&visits::fetch(visits::HERE, page))?;
+        Ok((sum, self.kept_pages_read()? - before))
+    }
+
+    fn kept_pages_read(&self) -> Result<u64> {
+        let disk = self.disk.as_ref().context("the machine has no disk for it")?;
+        Ok(disk.kept_pages_read())
+    }
+
     /// Has the stock guest serve its page, in the reigning host.
     fn visit(&mut self) -> Result<Visit> {
         Visit::parse(&self.sh(&visits::fetch(visits::HERE, "visit"))?)

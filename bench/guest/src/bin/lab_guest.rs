@@ -10,6 +10,8 @@ use serde::Serialize;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Gaps that `watch --gaps` prints.
@@ -42,6 +44,9 @@ enum Command {
         /// UNIX socket to listen on
         #[arg(long)]
         socket: PathBuf,
+        /// Answer so many milliseconds late, and say whenever more requests wait than ever before
+        #[arg(long, value_name = "MS", default_value_t = 0)]
+        late: u64,
     },
     /// Answer the guests' datagrams
     Echo {
@@ -141,9 +146,9 @@ fn run(command: Command) -> Result<()> {
             watch::forget(&memory, &name);
             Ok(())
         }
-        Command::Disk { pool, socket } => {
+        Command::Disk { pool, socket, late } => {
             let memory = Shared::file(&pool.file, pool.offset, pool.length, true)?;
-            serve_disk(&memory, &socket)
+            serve_disk(&memory, &socket, Duration::from_millis(late))
         }
         Command::Echo { listen } => echo::serve(&listen),
         Command::Clock => {
@@ -203,15 +208,28 @@ fn run_watch(args: &Watch) -> Result<()> {
     print(&Report::read(&found))
 }
 
-fn serve_disk(memory: &Shared, socket: &std::path::Path) -> Result<()> {
+fn serve_disk(memory: &Shared, socket: &std::path::Path, late: Duration) -> Result<()> {
     // A socket left by an earlier server would refuse the new one.
     let _ = std::fs::remove_file(socket);
     let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
+    let most = Arc::new(AtomicUsize::new(1));
     std::thread::scope(|scope| {
         for stream in listener.incoming() {
             let stream = stream?;
+            let most = Arc::clone(&most);
             scope.spawn(move || {
-                if let Err(error) = nbd::serve(stream, memory) {
+                let served = if late.is_zero() {
+                    nbd::serve(stream, memory)
+                } else {
+                    let seen = move |waiting| {
+                        if waiting > most.fetch_max(waiting, Relaxed) {
+                            println!("{waiting} requests at once");
+                        }
+                    };
+                    let late = stream.try_clone().map(|out| nbd::Late::new(stream, out, late, seen));
+                    late.map_err(Into::into).and_then(|stream| nbd::serve(stream, memory))
+                };
+                if let Err(error) = served {
                     eprintln!("a client was dropped: {error:#}");
                 }
             });

@@ -6,6 +6,7 @@ use crate::beat::{DISK_BLOCKS, Fault, Tally};
 use crate::pattern::Pattern;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::Arc;
 
 const BLOCK: usize = 4096;
 /// Distinguishes blocks from pages of the buffer.
@@ -15,8 +16,9 @@ const DISK: u64 = 0x6469_736b;
 #[repr(align(4096))]
 struct Block([u8; BLOCK]);
 
+#[derive(Clone)]
 pub(super) struct Disk {
-    file: File,
+    file: Arc<File>,
 }
 
 impl Disk {
@@ -29,11 +31,11 @@ impl Disk {
             .custom_flags(flags)
             .open("/dev/vda")
             .ok()?;
-        Some(Disk { file })
+        Some(Disk { file: Arc::new(file) })
     }
 
-    /// Never returns.
-    pub(super) fn work(&self, guest: &Guest<'_>) -> ! {
+    /// With every `step`th block from `first` on. Never returns.
+    pub(super) fn work(&self, guest: &Guest<'_>, first: u64, step: u64) -> ! {
         let mut block = Box::new(Block([0; BLOCK]));
         let pattern = |number, generation| Pattern {
             seed: guest.seed ^ DISK,
@@ -43,7 +45,10 @@ impl Disk {
         // Generation 0 is a block never written.
         let mut generations = [0u32; DISK_BLOCKS as usize];
         loop {
-            for (number, generation) in (0..).zip(&mut generations) {
+            let own = (0..)
+                .zip(&mut generations)
+                .filter(|(number, _)| u64::from(*number) % step == first);
+            for (number, generation) in own {
                 let offset = u64::from(number) * BLOCK as u64;
                 if *generation > 0 {
                     match self.file.read_exact_at(&mut block.0, offset) {
