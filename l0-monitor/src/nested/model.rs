@@ -350,8 +350,15 @@ impl Hardware for Model {
 
     fn write_phys(&mut self, address: u64, size: u8, value: u64) {
         assert!(!self.private.contains(&address), "write of {address:#x}");
-        for i in 0..u64::from(size) {
-            self.set_byte(address + i, (value >> (8 * i)) as u8);
+        let bytes = value.to_le_bytes();
+        let at = (address % PAGE_SIZE) as usize;
+        let size = usize::from(size);
+        // A look for the page a byte is dear where this is interpreted.
+        if let Some(place) = self.page(address).get_mut(at..at + size) {
+            return place.copy_from_slice(&bytes[..size]);
+        }
+        for (address, byte) in (address..).zip(&bytes[..size]) {
+            self.set_byte(address, *byte);
         }
     }
 }
