@@ -210,7 +210,7 @@ fn memory(sys: &SysRoot, wanted: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     use partitioner::{CpuRequest, MemoryRequest};
 
@@ -235,9 +235,8 @@ mod tests {
         let image = tree.put(image::path(VERSION), cpio::pack(&[kernel]).unwrap());
         // Whatever a test puts there afterwards, it is newer.
         let image = fs::File::options().append(true).open(image).unwrap();
-        image
-            .set_modified(SystemTime::now() + Duration::from_secs(3600))
-            .unwrap();
+        let made = image.metadata().and_then(|image| image.modified()).unwrap();
+        image.set_modified(made + Duration::from_secs(3600)).unwrap();
         tree.put(
             "proc/cmdline",
             "root=LABEL=root ro console=ttyS0,115200 movablecore=50%\n",
