@@ -8,14 +8,16 @@ use crate::{
         deadline::Span,
         segment::{Connections, Progress},
     },
-    report::service::{Service, Stretch},
+    report::service::{Beats, Service, Stretch},
 };
 
 /// The guest of `guest.sh` that serves the client.
 pub(super) const NAME: &str = "g4";
 
-/// The guests: one that is busy, and the one that serves.
-const GUESTS: [&str; 2] = ["g1", NAME];
+/// One that is busy.
+pub(super) const BUSY: &str = "g1";
+/// Both.
+const GUESTS: [&str; 2] = [BUSY, NAME];
 
 /// What Redis says when it is up.
 const READY: &str = "Ready to accept connections";
@@ -79,6 +81,7 @@ impl Run {
     /// A refresh does not go through, or the client's connection ended.
     pub(crate) fn refresh_under_client(&mut self, count: usize) -> Result<Vec<Service>> {
         self.start_native(&GUESTS.map(str::to_owned))?;
+        self.watch_line(self.generation)?;
         self.client_rests()?;
         let mut refreshes = Vec::new();
         let releases = [self.to.clone(), self.report.incumbent.clone()];
@@ -90,11 +93,12 @@ impl Run {
             refreshes.push(report.context("the new host's agent knows of no refresh")?);
         }
         self.end_client()?;
+        let busy = self.busy()?;
         let segment = self.machine.segment()?;
         let (operations, seen) = (segment.operations(), segment.connections());
         let services = refreshes
             .iter()
-            .map(|refresh| Service::of(refresh, &operations, &seen).context("a refresh without phases"));
+            .map(|refresh| Service::of(refresh, &operations, &seen, &busy).context("a refresh without phases"));
         services.collect()
     }
 
@@ -120,7 +124,7 @@ impl Run {
         self.replace_host(&successor)?;
         let report = self.status()?.last_report;
         self.end_client()?;
-        let seen = report.and_then(|refresh| Service::of(&refresh, &[], &Connections::default()));
+        let seen = report.and_then(|refresh| Service::of(&refresh, &[], &Connections::default(), &Beats::default()));
         Ok(seen.context("the new host's agent knows of no refresh")?.stretches)
     }
 

@@ -13,7 +13,7 @@ use crate::{
         kernel::Kernel,
         stock_guest::{Disk, StockGuest},
     },
-    machine::{Host, Machine, deadline::Span, layout::Layout},
+    machine::{Host, Machine, channel::JobId, deadline::Span, layout::Layout},
     progress::Progress,
     report::{self, Phase, Report, agent::Status},
 };
@@ -45,6 +45,8 @@ pub(crate) struct Run {
     pub(super) disk: Option<Disk>,
     /// Visits to the stock guest while a refresh went on: from which generation, in which state of the refresh.
     pub visits: Vec<(u32, String)>,
+    /// Programs that tell how the busy guest gets on: in which generation.
+    pub(super) lines: Vec<(u32, JobId)>,
     pub(super) phase_begin: u64,
     pub(super) phase_exits: u64,
 }
@@ -85,6 +87,7 @@ impl Run {
             guests: Vec::new(),
             disk,
             visits: Vec::new(),
+            lines: Vec::new(),
             phase_begin: 0,
             phase_exits: 0,
         };

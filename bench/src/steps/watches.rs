@@ -3,11 +3,18 @@
 use anyhow::{Context, Result};
 
 use super::{
+    client::BUSY,
     run::{ANSWER, LONG, Run},
     visits,
     witness::{Guest, Witness},
 };
-use crate::{machine::channel::JobId, report::agent::Gap};
+use crate::{
+    machine::channel::JobId,
+    report::{agent::Gap, service::Beats},
+};
+
+/// Waits for the pool to be there.
+const WAIT: &str = "until (: </dev/dax0.0) 2>/dev/null; do sleep 0.2; done";
 
 /// The file that ends the watches of a refresh, in either host.
 pub(super) fn watched(successor: u32) -> String {
@@ -26,7 +33,33 @@ impl Run {
     pub(super) fn watch_guests(&mut self, generation: u32) -> Result<Vec<Watch>> {
         let mut watches = self.watch_pages(generation, generation)?;
         watches.extend(self.watch_gaps(generation)?);
+        if !self.lines.is_empty() {
+            self.watch_line(generation)?;
+        }
         Ok(watches)
+    }
+
+    /// Has a host tell, for as long as it lives, how the busy guest beside the client's gets on; so do its successors then.
+    pub(super) fn watch_line(&mut self, generation: u32) -> Result<()> {
+        let watch = format!("{WAIT}; lab-guest watch --name {BUSY} --line");
+        let job = self.machine.host(generation).start(&watch)?;
+        self.lines.push((generation, job));
+        Ok(())
+    }
+
+    /// What was told so far.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub(super) fn busy(&mut self) -> Result<Beats> {
+        let mut text = String::new();
+        for (generation, job) in std::mem::take(&mut self.lines) {
+            let said = self.machine.host(generation).poll(job).0;
+            // The last line of a host that is gone may be cut off.
+            let end = said.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+            text += &String::from_utf8_lossy(&said[..end]);
+        }
+        text.parse()
     }
 
     /// Visits the stock guest from a host again and again until the refresh is over, for it is to serve throughout.
@@ -39,9 +72,8 @@ impl Run {
 
     /// Watches the beats of the lab's guests from the successor; both hosts map the same pool.
     fn watch_gaps(&mut self, generation: u32) -> Result<Vec<Watch>> {
-        let wait = "until (: </dev/dax0.0) 2>/dev/null; do sleep 0.2; done";
         let until = watched(generation);
-        let watch = format!("{wait}; lab-guest watch --name NAME --gaps 120 --until {until}");
+        let watch = format!("{WAIT}; lab-guest watch --name NAME --gaps 120 --until {until}");
         self.watch(generation, &watch, |witness| matches!(witness, Witness::Beats(_)))
     }
 

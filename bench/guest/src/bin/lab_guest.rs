@@ -14,6 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+/// From one line of `watch --line` to the next.
+const LINE: Duration = Duration::from_millis(100);
 /// Gaps that `watch --gaps` prints.
 const KEEP: usize = 100;
 
@@ -123,6 +125,9 @@ struct Mode {
     /// Look for so many seconds, before all other threads, and print the longest times without a beat, in the host's TSC
     #[arg(long, requires = "name", value_name = "SECONDS")]
     gaps: Option<f64>,
+    /// Print the host's TSC and the guest's beats, ten times a second, for ever
+    #[arg(long, requires = "name")]
+    line: bool,
     /// Prove that the guest of this earlier report survived: same boot, no fault, all its work going on
     #[arg(long, value_name = "REPORT.json")]
     survived: Option<PathBuf>,
@@ -194,6 +199,12 @@ fn run_watch(args: &Watch) -> Result<()> {
         return print(&watch::running(&pool, name, timeout)?);
     }
     let found = watch::find(&pool, name, timeout)?;
+    if mode.line {
+        loop {
+            println!("{} {}", tsc::read_ordered(), found.page.beats());
+            std::thread::sleep(LINE);
+        }
+    }
     if mode.first_progress {
         let since = args.since_beat.unwrap_or_else(|| found.page.beats());
         let progress = watch::first_progress(found.page, since, timeout);

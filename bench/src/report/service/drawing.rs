@@ -8,6 +8,7 @@ use super::{AROUND, POINT, Service};
 const SIZE: (u32, u32) = (1000, 440);
 const LINE: RGBColor = RGBColor(0x4c, 0x78, 0xa8);
 const BANDS: [RGBColor; 2] = [RGBColor(0xf4, 0xf4, 0xf4), RGBColor(0xe6, 0xec, 0xf4)];
+const BUSY: RGBColor = RGBColor(0x99, 0x99, 0x99);
 const STALL: RGBColor = RGBColor(0xd6, 0x27, 0x28);
 /// Names of phases stand in so many rows, so that those of short ones do not cover one another.
 const ROWS: u32 = 4;
@@ -38,6 +39,15 @@ fn draw_into(service: &Service, title: &str, svg: &mut String) -> Result<(), Box
             (at(tick), millions(*count * (1_000_000 / (POINT / 1_000_000))))
         })
         .collect();
+    let busy: Vec<_> = (0..)
+        .zip(&service.busy)
+        .filter_map(|(point, count)| {
+            let tick = service.begin.saturating_sub(AROUND) + point * POINT + POINT / 2;
+            Some((at(tick), millions((*count)? * (1_000_000 / (POINT / 1_000_000)))))
+        })
+        .collect();
+    // In the lower half, below the client's.
+    let busy_top = busy.iter().map(|point| point.1).fold(1.0, f64::max) * 3.0;
     let top = points.iter().map(|point| point.1).fold(1.0, f64::max) * 1.35;
     let (left, right) = (-millions(AROUND), at(service.end + AROUND));
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
@@ -47,7 +57,9 @@ fn draw_into(service: &Service, title: &str, svg: &mut String) -> Result<(), Box
         .margin(12)
         .x_label_area_size(44)
         .y_label_area_size(64)
-        .build_cartesian_2d(left..right, 0.0..top)?;
+        .right_y_label_area_size(64)
+        .build_cartesian_2d(left..right, 0.0..top)?
+        .set_secondary_coord(left..right, 0.0..busy_top);
     for (number, stretch) in (0u32..).zip(&service.stretches) {
         let band = BANDS[usize::from(number % 2 == 1)];
         let (from, to) = (at(stretch.from), at(stretch.to));
@@ -66,6 +78,13 @@ fn draw_into(service: &Service, title: &str, svg: &mut String) -> Result<(), Box
         .x_desc("million ticks since the refresh began")
         .y_desc("operations in a million ticks")
         .draw()?;
+    if !busy.is_empty() {
+        chart
+            .configure_secondary_axes()
+            .y_desc("beats of a busy guest in a million ticks")
+            .draw()?;
+        chart.draw_secondary_series(LineSeries::new(busy, BUSY.stroke_width(1)))?;
+    }
     if let Some(stall) = service.stalls.first() {
         let (from, to) = (at(stall.from), at(stall.from + stall.ticks));
         chart.draw_series([Rectangle::new([(from, 0.0), (to, top * 0.7)], STALL.mix(0.3).filled())])?;
@@ -80,6 +99,7 @@ fn draw_into(service: &Service, title: &str, svg: &mut String) -> Result<(), Box
 
 #[cfg(test)]
 mod tests {
+    use super::super::Beats;
     use super::super::tests::{operations, refresh};
     use super::*;
     use crate::machine::segment::Connections;
@@ -89,7 +109,8 @@ mod tests {
         let m = 1_000_000;
         let refresh = refresh(&[("boot", 600 * m, 4700 * m), ("handover", 4700 * m, 4800 * m)]);
         let operations = operations(6000 * m, 4710 * m..4745 * m);
-        let service = Service::of(&refresh, &operations, &Connections::default()).unwrap();
+        let busy: Beats = "1000000 7\n5400000000 700000007\n".parse().unwrap();
+        let service = Service::of(&refresh, &operations, &Connections::default(), &busy).unwrap();
         let svg = draw(&service, "refresh 7").unwrap();
         for word in [
             "client outside: refresh 7",
@@ -98,6 +119,7 @@ mod tests {
             "handover",
             "after",
             "longest operation: 35",
+            "beats of a busy guest",
         ] {
             assert!(svg.contains(word), "{word} is not in the drawing");
         }

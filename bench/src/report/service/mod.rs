@@ -2,6 +2,7 @@
 //!
 //! All times are ticks, and those of the server alone: the client's own work takes none (`machine::segment`).
 
+mod beats;
 mod drawing;
 
 use std::fmt;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::agent::Refresh;
 use crate::machine::segment::{Connections, Operation, SERVER};
 
+pub(crate) use beats::Beats;
 pub(crate) use drawing::draw;
 
 /// Ticks before and after a refresh that are told, too.
@@ -31,6 +33,9 @@ pub(crate) struct Service {
     pub stretches: Vec<Stretch>,
     /// Operations answered in each ten million ticks, from [`AROUND`] before the begin.
     pub line: Vec<u64>,
+    /// Beats of the busy guest in the same time each; `None` where nobody looked.
+    #[serde(default)]
+    pub busy: Vec<Option<u64>>,
     /// The longest operations, the longest first.
     pub stalls: Vec<Stall>,
     /// Ticks at which the client sent something again, which had been lost or was waited for too long.
@@ -60,6 +65,9 @@ pub(crate) struct Stretch {
     pub operations: u64,
     /// Ticks of the longest of them.
     pub longest: u64,
+    /// Beats of the busy guest in it, if somebody looked.
+    #[serde(default)]
+    pub beats: Option<u64>,
 }
 
 /// A long operation.
@@ -74,17 +82,17 @@ pub(crate) struct Stall {
 }
 
 impl Stretch {
-    /// Operations for a million ticks.
+    /// So many for a million ticks.
     #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
-    fn rate(&self) -> f64 {
-        self.operations as f64 * 1e6 / self.to.saturating_sub(self.from).max(1) as f64
+    fn rate(&self, count: u64) -> f64 {
+        count as f64 * 1e6 / self.to.saturating_sub(self.from).max(1) as f64
     }
 }
 
 impl Service {
     /// Of that refresh, from all operations of a client in their order.
     #[must_use]
-    pub(crate) fn of(refresh: &Refresh, operations: &[Operation], seen: &Connections) -> Option<Self> {
+    pub(crate) fn of(refresh: &Refresh, operations: &[Operation], seen: &Connections, busy: &Beats) -> Option<Self> {
         let (begin, end) = (refresh.phases.first()?.start, refresh.phases.last()?.end);
         let (from, to) = (begin.saturating_sub(AROUND), end + AROUND);
         let starts = refresh.phases.iter().map(|phase| (phase.name.as_str(), phase.start));
@@ -100,6 +108,7 @@ impl Service {
             to,
             operations: answered(*from, to).count() as u64,
             longest: answered(*from, to).map(Operation::ticks).max().unwrap_or_default(),
+            beats: busy.between(*from, to),
         };
         let stretches: Vec<_> = borders.iter().zip(ends).map(stretch).collect();
         let mut longest: Vec<_> = answered(from, to).collect();
@@ -125,7 +134,11 @@ impl Service {
         Some(Self {
             begin,
             end,
-            line: points.map(|at| answered(at, at + POINT).count() as u64).collect(),
+            line: points
+                .clone()
+                .map(|at| answered(at, at + POINT).count() as u64)
+                .collect(),
+            busy: points.map(|at| busy.between(at, at + POINT)).collect(),
             stalls: stalls.collect(),
             stretches,
             late_frames: refresh.guests.iter().map(|guest| guest.late_frames).sum(),
@@ -141,18 +154,22 @@ impl fmt::Display for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<10} {:>14} {:>12} {:>16} {:>14}",
-            "phase", "ticks", "operations", "of a million", "longest, ticks"
+            "{:<10} {:>14} {:>12} {:>16} {:>14} {:>16}",
+            "phase", "ticks", "operations", "of a million", "longest, ticks", "beats of a mill."
         )?;
         for stretch in &self.stretches {
             writeln!(
                 f,
-                "{:<10} {:>14} {:>12} {:>16.2} {:>14}",
+                "{:<10} {:>14} {:>12} {:>16.2} {:>14} {:>16}",
                 stretch.name,
                 timeline::millions(stretch.to.saturating_sub(stretch.from)),
                 stretch.operations,
-                stretch.rate(),
-                stretch.longest
+                stretch.rate(stretch.operations),
+                stretch.longest,
+                match stretch.beats {
+                    Some(beats) => format!("{:.2}", stretch.rate(beats)),
+                    None => "-".to_owned(),
+                }
             )?;
         }
         let stalls = self.stalls.iter();
@@ -236,7 +253,7 @@ mod tests {
             ("leave", 720 * m, 730 * m),
         ]);
         let operations = operations(2000 * m, 705 * m..725 * m);
-        let service = Service::of(&refresh, &operations, &Connections::default()).unwrap();
+        let service = Service::of(&refresh, &operations, &Connections::default(), &Beats::default()).unwrap();
         let told: Vec<_> = service
             .stretches
             .iter()
@@ -261,6 +278,14 @@ mod tests {
             text.contains("before              500 M         5000            10.00         100000"),
             "{text}"
         );
-        assert!(Service::of(&super::tests::refresh(&[]), &operations, &Connections::default()).is_none());
+        assert!(
+            Service::of(
+                &super::tests::refresh(&[]),
+                &operations,
+                &Connections::default(),
+                &Beats::default()
+            )
+            .is_none()
+        );
     }
 }
