@@ -1,7 +1,7 @@
 //! The state machine of a refresh.
 //!
 //! ```text
-//!  Idle -> Planned -> Offloaded -> Nested -> SuccessorUp -> Handover -> Retired -> Reclaimed -> Idle (gen + 1)
+//!  Idle -> Planned -> Offloaded -> Nested -> SuccessorUp -> Handover -> Retired -> Dormant -> Idle (gen + 1)
 //!                  <------------- abort: back to Idle, incumbent intact ------------->|
 //!          |------------------ the incumbent's agent --------------------------------|
 //!                                                              |--- the successor's agent ---|
@@ -50,8 +50,10 @@ pub enum State {
     Handover,
     /// The successor is in charge. The incumbent is gone, or about to power off.
     Retired,
-    /// All that the incumbent had is in use by the successor.
-    Reclaimed,
+    /// The successor is native, and takes what the incumbent had. Older agents became native last, in a state `reclaimed`, which
+    /// ends as this one does.
+    #[cfg_attr(feature = "serde", serde(alias = "reclaimed"))]
+    Dormant,
 }
 
 /// Whose agent this is.
@@ -179,7 +181,7 @@ impl Refresh {
         let (Some(plan), Some(partition)) = (&sent.plan, &sent.partition) else {
             return Err(Refused::NotEntrusted(sent.state));
         };
-        let total = 1 + script::reclaim(plan, partition).len() + script::leave(plan, &[]).len();
+        let total = script::successor_total(plan, partition);
         Ok(Self {
             role: Role::Successor,
             state: State::Handover,
@@ -202,7 +204,7 @@ impl Refresh {
         if !sent.done.contains(&Action::StartSuccessor) {
             return Err(Refused::NothingToInherit(sent.state));
         }
-        let total = 1 + script::reclaim(plan, partition).len() + script::leave(plan, &[]).len();
+        let total = script::successor_total(plan, partition);
         let losses = [sent.losses, losses].concat();
         Ok(Self {
             role: Role::Successor,

@@ -1,10 +1,10 @@
 //! Actions grouped into the phases of a report.
 
-use partitioner::{Action, Course, Refresh, Role};
+use partitioner::{Action, Course, Refresh, Role, State};
 
 /// The phases of a refresh that goes through, in their order.
 pub const ORDER: [&str; 9] = [
-    "offload", "load", "enter", "start", "boot", "handover", "retire", "reclaim", "leave",
+    "offload", "load", "enter", "start", "boot", "handover", "retire", "leave", "reclaim",
 ];
 
 /// The phase of one that is given up.
@@ -23,8 +23,12 @@ pub fn name(refresh: &Refresh, action: &Action) -> &'static str {
         Action::StartSuccessor | Action::StopSuccessor => "start",
         Action::AwaitSuccessor => "boot",
         Action::MoveGuest(_) | Action::ReturnGuest(_) => "handover",
+        // What L0 did by itself when the incumbent was gone.
+        Action::Transfer(_) if refresh.state() == State::Retired => "retire",
         Action::Entrust | Action::PowerOff | Action::AwaitIncumbentGone | Action::TakeIncumbent => "retire",
         Action::Transfer(_) | Action::AddMemory { .. } | Action::OnlineCpu(_) | Action::AddPci(_) => "reclaim",
+        // Asked once more, at the end of what a native host does.
+        Action::LeaveNested(_) if refresh.state() == State::Dormant => "reclaim",
         Action::LeaveNested(_) => "leave",
     }
 }

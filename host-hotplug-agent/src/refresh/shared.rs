@@ -186,6 +186,6 @@ fn state(state: State) -> &'static str {
         State::SuccessorUp => "successor_up",
         State::Handover => "handover",
         State::Retired => "retired",
-        State::Reclaimed => "reclaimed",
+        State::Dormant => "dormant",
     }
 }

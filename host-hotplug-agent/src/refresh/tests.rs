@@ -38,7 +38,7 @@ fn the_successor_takes_over_the_whole_machine() {
     assert_eq!(
         phases,
         [
-            "offload", "load", "enter", "start", "boot", "handover", "retire", "reclaim", "leave"
+            "offload", "load", "enter", "start", "boot", "handover", "retire", "leave", "reclaim"
         ]
     );
     for guest in &report.guests {

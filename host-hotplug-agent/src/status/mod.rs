@@ -34,7 +34,7 @@ use wait::Wait;
 pub struct DaemonStatus {
     /// `incumbent` or `successor`.
     pub role: String,
-    /// `idle`, `planned`, `offloaded`, `nested`, `successor_up`, `handover`, `retired` or `reclaimed`.
+    /// `idle`, `planned`, `offloaded`, `nested`, `successor_up`, `handover`, `retired` or `dormant`.
     pub state: String,
     /// `resting`, `running`, `aborting` or `stuck`.
     pub course: String,

@@ -17,12 +17,12 @@ impl Sheet<'_> {
 
     /// Where the last CPU became native again, if it did.
     fn left_nested(&self) -> Option<f64> {
-        let last = match self.timeline.end {
-            End::Done => "leave",
-            End::GivenUp(_) => ABORT,
-            End::Running => return None,
+        let (last, over) = match self.timeline.end {
+            End::Done => ("leave", true),
+            End::GivenUp(_) => (ABORT, true),
+            End::Running => ("leave", self.span("reclaim").is_some()),
         };
-        self.span(last).map(|(_, to)| to)
+        self.span(last).filter(|_| over).map(|(_, to)| to)
     }
 
     /// States above, and the phases that they consist of.
@@ -54,7 +54,7 @@ impl Sheet<'_> {
     fn incumbent(&self, svg: &mut Svg) {
         let begin = COLUMNS.0 - STUB;
         let gone = self.span("retire").map(|(_, to)| to);
-        let off = gone.filter(|_| self.timeline.end == End::Done || self.span("reclaim").is_some());
+        let off = gone.filter(|_| self.timeline.end == End::Done || self.span("leave").is_some());
         let end = off.unwrap_or(self.right());
         let lane = (LANES, BAR);
         name(svg, LANES, "incumbent");
@@ -82,11 +82,8 @@ impl Sheet<'_> {
         }
         if let Some(start) = start {
             svg.bar((start, end), lane, "successor");
-            let leave = self.span("leave").map(|(_, to)| to);
-            svg.nested(
-                (start, leave.filter(|_| self.timeline.end == End::Done).unwrap_or(end)),
-                lane,
-            );
+            let leave = self.left_nested().filter(|_| abort.is_none());
+            svg.nested((start, leave.unwrap_or(end)), lane);
         }
         if let Some((from, to)) = load {
             let middle = f64::midpoint(from, to);

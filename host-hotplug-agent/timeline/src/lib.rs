@@ -24,8 +24,8 @@ pub const STATES: [(&str, &str); 9] = [
     ("boot", "Nested"),
     ("handover", "SuccessorUp"),
     ("retire", "Handover"),
-    ("reclaim", "Retired"),
-    ("leave", "Reclaimed"),
+    ("leave", "Retired"),
+    ("reclaim", "Dormant"),
 ];
 /// The phase in which everything is put back.
 const ABORT: &str = "abort";

@@ -55,6 +55,9 @@ impl Refresh {
         let Some(action) = self.pending.pop_front() else {
             return Err(Refused::NothingPending);
         };
+        if let Action::LeaveNested(apic) = action {
+            self.losses.retain(|loss| *loss != Loss::Nested(apic));
+        }
         self.progress.done += 1;
         if self.course == Course::Running {
             self.done.push(action);
@@ -117,7 +120,14 @@ impl Refresh {
             self.pending.push_front(Action::Transfer(transfer));
             self.progress.total += 1;
         }
-        self.losses.push(loss);
+        if let Loss::Cpu(apic) = loss {
+            let before = self.pending.len();
+            self.pending.retain(|action| *action != Action::LeaveNested(apic));
+            self.progress.total -= before - self.pending.len();
+        }
+        if !self.losses.contains(&loss) {
+            self.losses.push(loss);
+        }
     }
 
     /// Goes to the next state as long as nothing is left to do in the present one.
@@ -132,9 +142,9 @@ impl Refresh {
                 (Role::Incumbent, State::Nested) => (State::SuccessorUp, script::hand_over(plan)),
                 (Role::Incumbent, State::SuccessorUp) => (State::Handover, Vec::from([Action::Entrust])),
                 (Role::Incumbent, State::Handover) => (State::Retired, Vec::from([Action::PowerOff])),
-                (Role::Successor, State::Handover) => (State::Retired, script::reclaim(plan, partition)),
-                (Role::Successor, State::Retired) => (State::Reclaimed, script::leave(plan, &self.losses)),
-                (Role::Successor, State::Reclaimed) => return self.reign(),
+                (Role::Successor, State::Handover) => (State::Retired, script::leave(plan, partition)),
+                (Role::Successor, State::Retired) => (State::Dormant, script::reclaim(plan)),
+                (Role::Successor, State::Dormant) => return self.reign(),
                 // Powered off, so to say: nothing follows.
                 _ => {
                     self.course = Course::Resting;

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::{Action, Loss};
+use super::Action;
 use crate::{Partition, Plan};
 
 /// Planned -> Offloaded. Memory first: it fails most, and disturbs least. PCI functions last: they are missed at once.
@@ -37,10 +37,18 @@ pub fn hand_over(plan: &Plan) -> Vec<Action> {
     plan.guests.iter().cloned().map(Action::MoveGuest).collect()
 }
 
-/// Retired -> Reclaimed. Memory first: starting CPUs takes some.
-pub fn reclaim(plan: &Plan, partition: &Partition) -> Vec<Action> {
-    let reclaim = &plan.reclaim;
+/// Retired -> Dormant. The successor is alone, and what it runs on becomes native before it takes the rest: its guests wait for
+/// none of that, and CPUs that L0 starts for it then are native at once.
+pub fn leave(plan: &Plan, partition: &Partition) -> Vec<Action> {
     let claims = plan.claims(partition).into_iter().map(Action::Transfer);
+    let own = plan.cpus.iter().map(|cpu| Action::LeaveNested(cpu.apic));
+    claims.chain(own).collect()
+}
+
+/// Dormant -> Idle. Memory before CPUs: starting those takes some. Beside a CPU that stayed nested L0 starts others nested, too,
+/// so all are asked again in the end.
+pub fn reclaim(plan: &Plan) -> Vec<Action> {
+    let reclaim = &plan.reclaim;
     let memory = reclaim.blocks.iter();
     let memory = memory.map(|block| Action::AddMemory {
         range: block.range,
@@ -48,20 +56,19 @@ pub fn reclaim(plan: &Plan, partition: &Partition) -> Vec<Action> {
     });
     let cpus = reclaim.cpus.iter().copied().map(Action::OnlineCpu);
     let functions = reclaim.functions.iter().copied().map(Action::AddPci);
-    claims.chain(memory).chain(cpus).chain(functions).collect()
-}
-
-/// Reclaimed -> Idle, on every CPU that the successor runs on.
-pub fn leave(plan: &Plan, losses: &[Loss]) -> Vec<Action> {
     let own = plan.cpus.iter().map(|cpu| cpu.apic);
-    let online = own
-        .chain(plan.reclaim.cpus.iter().copied())
-        .filter(|&apic| !losses.contains(&Loss::Cpu(apic)));
-    online.map(Action::LeaveNested).collect()
+    let native = own.chain(reclaim.cpus.iter().copied()).map(Action::LeaveNested);
+    memory.chain(cpus).chain(functions).chain(native).collect()
 }
 
 /// How many actions the incumbent's side has.
 pub fn incumbent_total(plan: &Plan) -> usize {
     let entrust_and_power_off = 2;
     offload(plan).len() + enter(plan).len() + boot(plan).len() + hand_over(plan).len() + entrust_and_power_off
+}
+
+/// How many actions the successor's side has.
+pub fn successor_total(plan: &Plan, partition: &Partition) -> usize {
+    let await_or_take = 1;
+    await_or_take + leave(plan, partition).len() + reclaim(plan).len()
 }

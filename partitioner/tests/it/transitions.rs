@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use partitioner::{
-    Action, Course, CpuNumber, CpuRequest, Event, Generation, MemoryRequest, Partition, Refresh, Request, Role, State,
-    plan,
+    Action, Course, CpuNumber, CpuRequest, Event, Generation, Loss, MemoryRequest, Partition, Refresh, Request, Role,
+    State, plan,
 };
 
 use crate::lab;
@@ -57,8 +57,8 @@ fn expected(refresh: &Refresh) -> Vec<&'static str> {
         (Role::Successor, State::Idle, Course::Resting) => &[],
         (Role::Successor, State::Handover, Course::Running) => &["done", "failed", "abort"],
         (Role::Successor, State::Handover, Course::Stuck { .. }) => &["abort", "retry"],
-        (Role::Successor, State::Retired | State::Reclaimed, Course::Running) => &["done", "failed"],
-        (Role::Successor, State::Retired | State::Reclaimed, Course::Stuck { .. }) => &["retry"],
+        (Role::Successor, State::Retired | State::Dormant, Course::Running) => &["done", "failed"],
+        (Role::Successor, State::Retired | State::Dormant, Course::Stuck { .. }) => &["retry"],
         (role, state, course) => panic!("not reachable: {role:?} {state:?} {course:?}"),
     };
     let mut all: Vec<_> = others.iter().chain(died).copied().collect();
@@ -188,9 +188,43 @@ fn a_refresh_from_end_to_end() {
         State::SuccessorUp,
         State::Handover,
         State::Retired,
-        State::Reclaimed,
+        State::Dormant,
         State::Idle,
     ];
     assert_eq!(states, way);
     assert_eq!(successor.generation(), Generation(1));
+}
+
+#[test]
+fn a_cpu_that_stays_nested_is_asked_once_more() {
+    let [planned, start, ..] = events();
+    let mut incumbent = Refresh::idle(Generation(0), vec![]);
+    incumbent.apply(planned).unwrap();
+    incumbent.apply(start).unwrap();
+    while incumbent.next_action() != Some(&Action::Entrust) {
+        incumbent.apply(Event::Done).unwrap();
+    }
+    for last in [Event::Done, Event::Failed("still busy".into())] {
+        let mut successor = Refresh::take_over(incumbent.clone()).unwrap();
+        let mut asked = Vec::new();
+        while let Some(action) = successor.next_action().cloned() {
+            let event = match action {
+                Action::LeaveNested(apic) => {
+                    asked.push(apic);
+                    match asked.iter().filter(|known| **known == asked[0]).count() {
+                        _ if apic != asked[0] => Event::Done,
+                        1 => Event::Failed("busy".into()),
+                        _ => last.clone(),
+                    }
+                }
+                _ => Event::Done,
+            };
+            successor.apply(event).unwrap();
+        }
+        let nested = [Loss::Nested(asked[0])];
+        let lost: &[Loss] = if last == Event::Done { &[] } else { &nested };
+        assert_eq!(successor.losses(), lost);
+        assert_eq!(asked.iter().filter(|apic| **apic == asked[0]).count(), 2);
+        assert_eq!((successor.state(), successor.progress().done), (State::Idle, 0));
+    }
 }
