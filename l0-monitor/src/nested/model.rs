@@ -343,9 +343,20 @@ impl Hardware for Model {
 
     fn read_phys(&mut self, address: u64, size: u8) -> u64 {
         assert!(!self.private.contains(&address), "read of {address:#x}");
-        (0..u64::from(size))
-            .map(|i| u64::from(self.byte(address + i)) << (8 * i))
-            .sum()
+        let at = (address % PAGE_SIZE) as usize;
+        let size = usize::from(size);
+        let mut bytes = [0; 8];
+        // As for a store.
+        if at + size <= PAGE_SIZE as usize {
+            if let Some(page) = self.memory.get(&page_of(address)) {
+                bytes[..size].copy_from_slice(&page[at..at + size]);
+            }
+        } else {
+            for (address, byte) in (address..).zip(&mut bytes[..size]) {
+                *byte = self.byte(address);
+            }
+        }
+        u64::from_le_bytes(bytes)
     }
 
     fn write_phys(&mut self, address: u64, size: u8, value: u64) {

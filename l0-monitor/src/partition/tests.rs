@@ -588,7 +588,8 @@ fn an_aborted_hosts_things_go_back() {
 /// Bytes of a slot's slice that are not zero.
 fn slice_bytes(hw: &mut Model, slot: Slot) -> usize {
     let Span { start, end } = LOW_SLICES[slot];
-    (start..end).filter(|at| hw.read_phys(*at, 1) != 0).count()
+    let words = (start..end).step_by(8).map(|at| hw.read_phys(at, 8).to_le_bytes());
+    words.flatten().filter(|byte| *byte != 0).count()
 }
 
 #[test]
