@@ -286,6 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "asks the CPU whether it has CET")]
     fn gates_are_as_the_cpu_reads_them() {
         for (own_stack, ist) in [(false, 0), (true, 1)] {
             // SAFETY: both are 16 bytes without padding.
