@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::process::Process;
 use super::qemu::{self, ANSWER};
 use super::running::QemuVm;
-use super::{Place, Spec, Vm, argv, orphan};
+use super::{Place, Spec, Vm, argv, frames, orphan};
 use crate::channel::Port;
 use crate::deadline::Deadline;
 use crate::file;
@@ -217,20 +217,28 @@ pub(super) fn renew(
         }
     };
     old.keep_frames();
-    new.hold_frames();
+    let same_tap = frames::share_a_tap(sys, old.pid, new.pid);
+    // What is kept from the one then waits for the other, too.
+    if !same_tap {
+        new.hold_frames();
+    }
     let (sent, received) = std::thread::scope(|scope| {
         let sending = scope.spawn(|| old.send(&mut out, until));
         let received = new.receive(&mut into, until);
         let sent = sending.join();
         (sent.unwrap_or_else(|_| Err(anyhow!("the sender panicked"))), received)
     });
-    if received.is_ok()
-        && let Err(error) = new.give_frames(&old.late_frames())
-    {
-        tracing::warn!(
-            "guest {} does not get what its network had for it meanwhile: {error:#}",
-            spec.name
-        );
+    if received.is_ok() {
+        let given = match same_tap {
+            true => old.let_frames_pass(),
+            false => new.give_frames(&old.late_frames()),
+        };
+        if let Err(error) = given {
+            tracing::warn!(
+                "guest {} does not get what its network had for it meanwhile: {error:#}",
+                spec.name
+            );
+        }
     }
     let to = qemu::release(&mut new.qmp, &Deadline::after(ANSWER)).unwrap_or_default();
     let came = if received.is_ok() { Came::Yes } else { Came::No };

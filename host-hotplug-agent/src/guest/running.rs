@@ -66,6 +66,14 @@ impl QemuVm {
         })
     }
 
+    /// What was kept goes to the tap, for whoever has it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn let_frames_pass(&mut self) -> Result<()> {
+        self.held.take().map_or(Ok(()), Held::give_back)
+    }
+
     /// Begins an outgoing migration: its stream, the guest's RAM in bytes, and the TSC at which it began.
     fn migrate(&mut self, until: &Deadline<'_>) -> Result<(UnixStream, u64, u64)> {
         set_up(&mut self.qmp, until)?;
@@ -351,7 +359,7 @@ impl Vm for QemuVm {
     }
 
     fn plain(&mut self) -> Result<()> {
-        if let Some(Err(error)) = self.held.take().map(Held::give_back) {
+        if let Err(error) = self.let_frames_pass() {
             tracing::warn!("what its network had for the guest while it was to cross is lost: {error:#}");
         }
         let until = Deadline::after(ANSWER);

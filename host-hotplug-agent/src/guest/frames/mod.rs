@@ -98,6 +98,12 @@ fn taps(sys: &SysRoot, pid: Pid) -> Vec<Tap> {
     taps
 }
 
+/// Whether both have a queue of one tap each.
+pub fn share_a_tap(sys: &SysRoot, one: Pid, other: Pid) -> bool {
+    let others = taps(sys, other);
+    taps(sys, one).iter().any(|tap| others.contains(tap))
+}
+
 /// The loopback interface, if it is up: what is sent to one that is down is lost.
 fn loopback(sys: &SysRoot) -> Option<u32> {
     let read = |name: &str| sys.read_optional(format!("sys/class/net/lo/{name}"));

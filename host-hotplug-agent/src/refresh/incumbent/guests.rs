@@ -63,10 +63,10 @@ impl Incumbent {
         let given_up = || agent.other_died().is_some();
         let told = self.link.as_ref().is_some_and(|link| link.version() >= FRAMES);
         let port = self.ports.get(&*self.agent.machine, spec.channel)?;
+        crossing::mark(&*agent.machine, &spec, PoolState::Crossing)?;
         if told {
             vm.keep_frames();
         }
-        crossing::mark(&*agent.machine, &spec, PoolState::Crossing)?;
         let sent = vm.send(port, &Deadline::after(limit).or_when(&given_up));
         // The operator must wait for the word: until then it is not known where the guest runs.
         let verdict = self.insist(limit + self.agent.limits.verdict, |message| match message {
