@@ -2,7 +2,6 @@
 //! before it left undone it takes up first.
 
 pub mod ipc;
-mod keep;
 mod work;
 
 use std::fs;
@@ -21,7 +20,7 @@ use crate::error::Told;
 use crate::file;
 use crate::guest::here::Here;
 use crate::guest::pool::Pool;
-use crate::journal::Journal;
+use crate::journal::{Journal, keep};
 use crate::machine::{Access, Device, Host, Machine};
 use crate::refresh::{Agent, Limits, Shared};
 use crate::sysroot::SysRoot;

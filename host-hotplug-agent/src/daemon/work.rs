@@ -4,19 +4,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use locum_abi::CpuMode;
 use partitioner::{ApicId, Event, Loss, Role, State};
 
 use super::ipc::Question;
-use super::keep::{self, Kept};
 use crate::config::Timeouts;
 use crate::deadline::Deadline;
 use crate::error::{Failure, Refusal, Told, listed};
 use crate::guest::Place;
 use crate::guest::renew::Renewed;
+use crate::journal::keep::{self, Kept};
 use crate::journal::{Brief, Entry};
 use crate::machine::TextKind;
 use crate::pool::crossing;
-use crate::refresh::give_back::{Lacks, give_back};
+use crate::refresh::give_back::{Lacks, give_back, in_mode};
 use crate::refresh::incumbent::Incumbent;
 use crate::refresh::successor::Successor;
 use crate::refresh::{Agent, Choice, Prepared, Wishes, drive, take_up};
@@ -363,7 +364,7 @@ impl Worker {
         if agent.has_other() {
             return None;
         }
-        let nested = Lacks::of(agent).ok()?.nested;
+        let nested = in_mode(agent, CpuMode::Nested).ok()?;
         let stays = |apic: &ApicId| {
             let left = agent.leave_nested(*apic);
             left.inspect_err(|error| tracing::warn!("{apic}: {error:#}")).is_err()
@@ -431,6 +432,8 @@ impl Worker {
         crossing::mend(&*self.agent.machine);
         let unwell = self.look_after_guests();
         let nested = self.leave_the_rest();
+        // A daemon may have died between the last CPU's leaving and this.
+        self.agent.settings_as_before();
         let mut inner = self.agent.shared.lock();
         let last = inner.refresh.last_error().map(str::to_owned);
         let lost = inner.refresh.losses().iter();

@@ -25,13 +25,17 @@ pub struct Kept {
 
 /// What an earlier daemon of this generation kept; nothing if there was none.
 pub fn load(sys: &SysRoot, generation: u32) -> Kept {
-    let text = sys.read_optional(FILE).unwrap_or_default();
-    let kept: Kept = serde_json::from_str(&text).unwrap_or_default();
-    if kept.generation == u64::from(generation) {
-        kept
-    } else {
-        Kept::default()
-    }
+    read(sys, generation).unwrap_or_default()
+}
+
+/// Whether a daemon of this generation has ended a refresh: that by which this host came, if it is not the first.
+pub fn has_ended_one(sys: &SysRoot, generation: u32) -> bool {
+    read(sys, generation).is_some()
+}
+
+fn read(sys: &SysRoot, generation: u32) -> Option<Kept> {
+    let kept: Kept = serde_json::from_str(&sys.read_optional(FILE)?).ok()?;
+    (kept.generation == u64::from(generation)).then_some(kept)
 }
 
 /// Keeps it.

@@ -7,6 +7,7 @@
 //! It lies in `/run/locum`: it must outlive the daemon, and must not outlive the host.
 
 pub mod file;
+pub mod keep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

@@ -14,6 +14,7 @@ use crate::deadline::Deadline;
 use crate::evidence::{self, Dead};
 use crate::guest::Place;
 use crate::inventory::{memmap, memory};
+use crate::journal::keep;
 use crate::l0::view;
 
 /// For the successor's agent to say which guests run there.
@@ -34,6 +35,8 @@ pub struct Lacks {
     pub parked: Vec<ApicId>,
     /// Memory blocks that the module took off Linux, and that are not given.
     pub memory: Vec<MemRange>,
+    /// Whether this host has not ended the refresh by which it came.
+    pub unfinished: bool,
 }
 
 impl Lacks {
@@ -43,24 +46,34 @@ impl Lacks {
     /// If they cannot be asked.
     pub fn of(agent: &Agent) -> Result<Self> {
         let status = agent.machine.status()?;
-        let slot = agent.machine.facts().slot;
-        let own = view::used(&status).iter().filter(|cpu| view::owner(cpu) == Some(slot));
-        let in_mode = |mode: CpuMode| {
-            let cpus = own.clone().filter(move |cpu| cpu.mode == mode as u32);
-            cpus.map(|cpu| ApicId(cpu.apic_id)).collect()
-        };
         Ok(Self {
             other: agent.other_state().filter(|&state| view::is_there(state)),
-            nested: in_mode(CpuMode::Nested),
-            parked: in_mode(CpuMode::Parked),
+            nested: in_mode(agent, CpuMode::Nested)?,
+            parked: in_mode(agent, CpuMode::Parked)?,
             memory: removed(agent)?,
+            unfinished: status.generation > 0
+                && agent.reigns()?
+                && !keep::has_ended_one(agent.machine.sys(), status.generation),
         })
     }
 
     /// Whether nothing of this tells of a refresh. An administrator may have taken CPUs offline.
     pub fn nothing(&self) -> bool {
-        self.other.is_none() && self.nested.is_empty() && self.memory.is_empty()
+        let untaken = self.unfinished && !self.parked.is_empty();
+        self.other.is_none() && self.nested.is_empty() && self.memory.is_empty() && !untaken
     }
+}
+
+/// CPUs of this host in that mode.
+///
+/// # Errors
+/// If L0 does not say.
+pub fn in_mode(agent: &Agent, mode: CpuMode) -> Result<Vec<ApicId>> {
+    let status = agent.machine.status()?;
+    let slot = agent.machine.facts().slot;
+    let own = view::used(&status).iter().filter(|cpu| view::owner(cpu) == Some(slot));
+    let cpus = own.filter(|cpu| cpu.mode == mode as u32);
+    Ok(cpus.map(|cpu| ApicId(cpu.apic_id)).collect())
 }
 
 impl std::fmt::Display for Lacks {
@@ -150,6 +163,7 @@ pub fn give_back(agent: &Agent, force: bool) -> Result<Vec<String>> {
         let added = agent.add_memory(*block, ANY_NODE, true);
         tried(format!("adding memory {block}"), added);
     }
+    agent.settings_as_before();
     Ok(lost)
 }
 

@@ -8,6 +8,8 @@ use locum_abi::{CpuMode, HostState, Slot};
 
 use super::stage::{Stage, kept};
 use crate::l0::{memory, view};
+use crate::sysroot::SysRoot;
+use crate::testing::tree::SETTINGS;
 use crate::testing::world::{Behaviour, INCUMBENT, SUCCESSOR};
 
 /// A course of events that a daemon's death may come into.
@@ -72,14 +74,21 @@ impl Stage {
     pub(super) fn ended(&self, what: &str) {
         self.sees(|stage| stage.retired() || stage.shared.lock().running.is_none());
         let owner = if self.retired() { SUCCESSOR } else { INCUMBENT };
+        let as_before = |sys: SysRoot| {
+            for (file, value) in SETTINGS {
+                assert_eq!(sys.read(file).unwrap(), value, "{what}: {file}");
+            }
+        };
         if owner == SUCCESSOR {
             let successor = self.reigns();
+            as_before(successor.sys().clone());
             assert_eq!(kept(&successor).outcome, "done", "{what}");
             let blocks = successor.sys().list("sys/devices/system/memory").unwrap();
             assert_eq!(blocks.len(), 8, "{what}: {blocks:?}");
             assert!(successor.sys().exists("sys/bus/pci/devices/0000:00:02.0"), "{what}");
         } else {
             self.intact();
+            as_before(self.machine.tree().sys());
             let left = self.machine.tree().path().join("run/locum/journal");
             assert!(!left.exists(), "{what}: the journal of what has ended");
         }

@@ -9,7 +9,7 @@
 //!         move guest       --- Receive -------------->   Receiving
 //!                          === state on channel n ====>  Resumed | Failed
 //!         entrust          --- Entrust (state) ------->  Entrusted
-//!         power off                                     drive: await gone, add memory, CPUs, PCI; leave nested
+//!         power off                                     drive: await gone, leave nested; add memory, CPUs, PCI
 //! ```
 
 mod agent;

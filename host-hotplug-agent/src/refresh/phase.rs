@@ -27,8 +27,6 @@ pub fn name(refresh: &Refresh, action: &Action) -> &'static str {
         Action::Transfer(_) if refresh.state() == State::Retired => "retire",
         Action::Entrust | Action::PowerOff | Action::AwaitIncumbentGone | Action::TakeIncumbent => "retire",
         Action::Transfer(_) | Action::AddMemory { .. } | Action::OnlineCpu(_) | Action::AddPci(_) => "reclaim",
-        // Asked once more, at the end of what a native host does.
-        Action::LeaveNested(_) if refresh.state() == State::Dormant => "reclaim",
         Action::LeaveNested(_) => "leave",
     }
 }

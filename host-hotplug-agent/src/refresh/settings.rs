@@ -1,8 +1,13 @@
 //! Settings of Linux that are others while CPUs of this host are nested, and afterwards as they were.
 
+use std::collections::BTreeMap;
+use std::fs;
+
+use anyhow::{Context, Result};
 use locum_abi::CpuMode;
 
 use super::Agent;
+use crate::file;
 use crate::l0::view;
 
 /// One of them.
@@ -38,18 +43,26 @@ const SETTINGS: [Setting; 2] = [
     },
 ];
 
+/// What they were before, in a file: neither a daemon's death nor the loss of its journal may leave them as they are while nested.
+const BEFORE: &str = "run/locum/settings.json";
+
 impl Agent {
     /// Makes them what they are while nested, from now on until [`Self::settings_as_before`].
     pub fn settings_while_nested(&self) {
-        for setting in &SETTINGS {
-            let Some(now) = self.machine.sys().read_optional(setting.file) else {
-                continue;
-            };
-            let differs = now != setting.nested;
-            let mut inner = self.shared.lock();
-            inner.brief.settings.entry(setting.file.to_owned()).or_insert(now);
-            drop(inner);
-            if differs {
+        let mut before = self.settings_before();
+        let sys = self.machine.sys();
+        let there = SETTINGS
+            .iter()
+            .filter_map(|setting| Some((setting, sys.read_optional(setting.file)?)));
+        let there: Vec<_> = there.collect();
+        for (setting, now) in &there {
+            before.entry(setting.file.to_owned()).or_insert_with(|| now.clone());
+        }
+        if let Err(error) = self.write_settings(&before) {
+            tracing::warn!("{error:#}: some of Linux's settings may stay as they are while CPUs are nested");
+        }
+        for (setting, now) in there {
+            if now != setting.nested {
                 self.set(setting, setting.nested);
             }
         }
@@ -60,12 +73,31 @@ impl Agent {
         if self.is_nested() {
             return;
         }
-        let before = self.shared.lock().brief.settings.clone();
+        let before = self.settings_before();
         for setting in &SETTINGS {
             if let Some(value) = before.get(setting.file).filter(|value| *value != setting.nested) {
                 self.set(setting, value);
             }
         }
+        if let Err(error) = file::remove(&self.machine.sys().path(BEFORE)) {
+            tracing::warn!("removing /{BEFORE}: {error}");
+        }
+    }
+
+    /// None of them if they are now as they were.
+    fn settings_before(&self) -> BTreeMap<String, String> {
+        let text = self.machine.sys().read_optional(BEFORE);
+        let kept = text.and_then(|text| serde_json::from_str(&text).ok());
+        // What a daemon of an older release has in its journal.
+        kept.unwrap_or_else(|| self.shared.lock().brief.settings.clone())
+    }
+
+    fn write_settings(&self, before: &BTreeMap<String, String>) -> Result<()> {
+        let path = self.machine.sys().path(BEFORE);
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir)?;
+        }
+        file::replace(&path, serde_json::to_vec(before)?).with_context(|| format!("writing {}", path.display()))
     }
 
     fn set(&self, setting: &Setting, value: &str) {
@@ -76,7 +108,7 @@ impl Agent {
     }
 
     /// Whether a CPU of this host is nested, or L0 does not say.
-    fn is_nested(&self) -> bool {
+    pub fn is_nested(&self) -> bool {
         let slot = self.machine.facts().slot;
         let nested = |status: Box<locum_abi::Status>| {
             let mut own = view::used(&status).iter().filter(|cpu| view::owner(cpu) == Some(slot));

@@ -3,11 +3,15 @@
 use std::fs;
 use std::os::unix::net::UnixStream;
 
+use locum_abi::CpuMode;
+
 use super::stage::{HANG, Stage};
 use crate::daemon;
 use crate::daemon::ipc::{self, Question};
 use crate::error::Refusal;
+use crate::l0::memory;
 use crate::machine::TextKind;
+use crate::testing::tree::BLOCK;
 use crate::testing::world::{Behaviour, INCUMBENT, SUCCESSOR};
 
 impl Stage {
@@ -206,4 +210,26 @@ fn a_refresh_goes_on_when_who_asked_for_it_is_gone() {
     daemon::serve(&stage.worker, server);
     assert_eq!(stage.wait().outcome, "retired");
     stage.ended("nobody waits for it");
+}
+
+#[test]
+fn a_successor_that_lost_its_journal_as_it_reclaims_is_told_of_and_gets_its_cpus_by_abort() {
+    let stage = Stage::new(Behaviour::Boots);
+    stage.world.kill_daemon_before(SUCCESSOR, "online_cpu", 0);
+    stage.begin();
+    stage.sees(|stage| stage.world.killed(SUCCESSOR).is_some());
+    let machine = stage.world.successor_machine().unwrap();
+    fs::remove_file(machine.tree().path().join("run/locum/journal")).unwrap();
+    let size = format!("{BLOCK:x}\n");
+    machine.tree().put("sys/devices/system/memory/block_size_bytes", size);
+    stage.world.revive_daemon(SUCCESSOR);
+    let (worker, _) = machine.start_daemon();
+    let status = worker.answer(&Question::Status).unwrap();
+    let told = status.last_error.unwrap_or_default();
+    assert!(told.contains("0 CPUs are nested, 2 parked"), "{told}");
+    worker.answer(&Question::Abort).unwrap();
+    let status = memory::status(&stage.world.region, &stage.world.region.header()).unwrap();
+    for cpu in &status.cpus[..4] {
+        assert_eq!(cpu.mode, CpuMode::Native as u32, "APIC {}", cpu.apic_id);
+    }
 }

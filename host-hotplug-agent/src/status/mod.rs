@@ -89,7 +89,8 @@ pub struct StatusView {
     pub hosts: Vec<HostView>,
     /// L0's exits since boot.
     pub exits: ExitView,
-    /// L0's exits since the last CPU became native: 0 while L0 is dormant. None while a CPU is nested.
+    /// L0's exits since the last CPU became native: 0 while L0 is dormant. None while a CPU is nested, or a
+    /// refresh is under way.
     pub native_exits: Option<u64>,
     /// Requests that L0 refused since boot.
     pub refusals: u64,
@@ -131,8 +132,10 @@ impl StatusView {
         }
         let last_report = daemon.as_ref().and_then(|daemon| daemon.report.clone());
         let before = last_report.as_ref().map_or(0, |report| report.exits_at_end);
+        // Then its report has no end, and nothing says how many there were before.
+        let under_way = last_report.as_ref().is_some_and(|report| report.end == 0);
         Self {
-            native_exits: l0.all_native().then(|| l0.exits.total.saturating_sub(before)),
+            native_exits: (l0.all_native() && !under_way).then(|| l0.exits.total.saturating_sub(before)),
             generation: l0.generation,
             kernel,
             state: daemon
@@ -189,12 +192,17 @@ mod tests {
         let l0 = L0View::new(&memory::status(&region, &region.header()).unwrap());
         let report = Report {
             exits_at_end: 100,
+            end: 7,
             ..Report::default()
         };
-        let daemon = DaemonStatus {
+        let daemon = |report| DaemonStatus {
             report: Some(report),
             ..DaemonStatus::default()
         };
+        let begun = daemon(Report::default());
+        let view = StatusView::new(l0.clone(), 1, "6.12".to_owned(), Ok(begun), Around::default());
+        assert_eq!(view.native_exits, None, "a successor that reclaims");
+        let daemon = daemon(report);
         let view = StatusView::new(l0.clone(), 1, "6.12".to_owned(), Ok(daemon), Around::default());
         assert_eq!(view.native_exits, Some(20));
         let alone = StatusView::new(l0, 1, "6.12".to_owned(), Err(anyhow::anyhow!("why")), Around::default());

@@ -118,6 +118,9 @@ impl FakeMachine {
             "sys/devices/system/cpu/online",
             format!("0-{}\n", own.len() - 1 - lacking),
         );
+        for number in own.len()..all.len() {
+            tree.put(format!("{}/online", cpu_dir(number as u32)), "0\n");
+        }
         tree.put("proc/sys/kernel/osrelease", "6.12.2+deb13-amd64\n");
         fs::remove_dir_all(tree.path().join("sys/devices/system/memory")).unwrap();
         fs::remove_dir_all(tree.path().join("sys/bus/pci/devices/0000:00:02.0")).unwrap();

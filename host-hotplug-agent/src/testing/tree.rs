@@ -7,6 +7,15 @@ use std::path::{Path, PathBuf};
 /// Bytes of a memory block.
 pub const BLOCK: u64 = 128 << 20;
 
+/// What is set otherwise while CPUs are nested, and as it is before and afterwards.
+pub const SETTINGS: [(&str, &str); 2] = [
+    (
+        "sys/devices/system/machinecheck/machinecheck0/monarch_timeout",
+        "1000000",
+    ),
+    ("sys/module/kernel/parameters/crash_kexec_post_notifiers", "N"),
+];
+
 /// A tree of files in a directory that goes away with it.
 pub struct Tree {
     dir: tempfile::TempDir,
@@ -33,6 +42,9 @@ impl Tree {
         let flags = fs::File::create(tree.path().join("proc/kpageflags")).unwrap();
         flags.set_len(13 * BLOCK / 4096 * 8).unwrap();
         super::tables::write(tree.path(), &[0, 1, 2, 3]);
+        for (file, value) in SETTINGS {
+            tree.put(file, format!("{value}\n"));
+        }
         for cpu in 0..4 {
             let dir = format!("sys/devices/system/cpu/cpu{cpu}");
             fs::create_dir_all(tree.path().join(&dir)).unwrap();

@@ -109,6 +109,28 @@ fn what_runs_is_drawn_as_far_as_it_came_and_nothing_at_all_too() {
 }
 
 #[test]
+fn a_successor_that_reclaims_is_native_and_alone() {
+    let began = [
+        ("offload", 5),
+        ("enter", 1),
+        ("boot", 9),
+        ("handover", 2),
+        ("retire", 3),
+    ];
+    let off = |further: &[(&str, u64)]| {
+        let phases = [&began[..], further].concat();
+        let svg = draw(&timeline(&phases, End::Running));
+        (has(&read(&svg).0, "off"), svg)
+    };
+    assert!(!off(&[]).0, "it powers off");
+    assert!(off(&[("leave", 1)]).0);
+    let (is_off, svg) = off(&[("leave", 1), ("reclaim", 4)]);
+    assert!(is_off);
+    let states = read(&svg).0;
+    assert!(has(&states, "Retired") && has(&states, "Dormant"));
+}
+
+#[test]
 fn columns_fill_their_place_however_many_there_are() {
     for count in [1, 9, 40] {
         let names: Vec<_> = (0..count).map(|number| (format!("p{number}"), number)).collect();

@@ -55,9 +55,6 @@ impl Refresh {
         let Some(action) = self.pending.pop_front() else {
             return Err(Refused::NothingPending);
         };
-        if let Action::LeaveNested(apic) = action {
-            self.losses.retain(|loss| *loss != Loss::Nested(apic));
-        }
         self.progress.done += 1;
         if self.course == Course::Running {
             self.done.push(action);
@@ -120,14 +117,7 @@ impl Refresh {
             self.pending.push_front(Action::Transfer(transfer));
             self.progress.total += 1;
         }
-        if let Loss::Cpu(apic) = loss {
-            let before = self.pending.len();
-            self.pending.retain(|action| *action != Action::LeaveNested(apic));
-            self.progress.total -= before - self.pending.len();
-        }
-        if !self.losses.contains(&loss) {
-            self.losses.push(loss);
-        }
+        self.losses.push(loss);
     }
 
     /// Goes to the next state as long as nothing is left to do in the present one.
@@ -143,7 +133,7 @@ impl Refresh {
                 (Role::Incumbent, State::SuccessorUp) => (State::Handover, Vec::from([Action::Entrust])),
                 (Role::Incumbent, State::Handover) => (State::Retired, Vec::from([Action::PowerOff])),
                 (Role::Successor, State::Handover) => (State::Retired, script::leave(plan, partition)),
-                (Role::Successor, State::Retired) => (State::Dormant, script::reclaim(plan)),
+                (Role::Successor, State::Retired) => (State::Dormant, self.left_to_reclaim(plan)),
                 (Role::Successor, State::Dormant) => return self.reign(),
                 // Powered off, so to say: nothing follows.
                 _ => {
@@ -153,6 +143,25 @@ impl Refresh {
             };
             self.state = state;
             self.pending = actions.into();
+        }
+    }
+
+    /// What a successor that is native takes: nothing more if an older agent wrote this down, which had taken all before.
+    fn left_to_reclaim(&self, plan: &Plan) -> Vec<Action> {
+        let took = self.done.iter().any(|action| {
+            matches!(
+                action,
+                Action::AddMemory { .. } | Action::OnlineCpu(_) | Action::AddPci(_)
+            )
+        });
+        let lost = self
+            .losses
+            .iter()
+            .any(|loss| matches!(loss, Loss::Memory(_) | Loss::Cpu(_) | Loss::Function(_)));
+        if took || lost {
+            Vec::new()
+        } else {
+            script::reclaim(plan)
         }
     }
 

@@ -45,8 +45,7 @@ pub fn leave(plan: &Plan, partition: &Partition) -> Vec<Action> {
     claims.chain(own).collect()
 }
 
-/// Dormant -> Idle. Memory before CPUs: starting those takes some. Beside a CPU that stayed nested L0 starts others nested, too,
-/// so all are asked again in the end.
+/// Dormant -> Idle. Memory before CPUs: starting those takes some.
 pub fn reclaim(plan: &Plan) -> Vec<Action> {
     let reclaim = &plan.reclaim;
     let memory = reclaim.blocks.iter();
@@ -56,9 +55,7 @@ pub fn reclaim(plan: &Plan) -> Vec<Action> {
     });
     let cpus = reclaim.cpus.iter().copied().map(Action::OnlineCpu);
     let functions = reclaim.functions.iter().copied().map(Action::AddPci);
-    let own = plan.cpus.iter().map(|cpu| cpu.apic);
-    let native = own.chain(reclaim.cpus.iter().copied()).map(Action::LeaveNested);
-    memory.chain(cpus).chain(functions).chain(native).collect()
+    memory.chain(cpus).chain(functions).collect()
 }
 
 /// How many actions the incumbent's side has.

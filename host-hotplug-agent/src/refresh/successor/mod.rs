@@ -66,8 +66,10 @@ impl Successor {
     /// If the incumbent is gone before this host is in charge.
     pub fn serve(mut self) -> Result<()> {
         let agent = self.agent.clone();
-        // Its CPUs came up nested.
-        agent.settings_while_nested();
+        // Its CPUs came up nested, but this daemon may not be the first.
+        if agent.is_nested() {
+            agent.settings_while_nested();
+        }
         let gone = || incumbent_state(&agent) != Some(HostState::Running);
         // Another daemon of this host may have been put in charge.
         let mut returned = self.take_over()?;
