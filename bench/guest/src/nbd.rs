@@ -9,7 +9,7 @@
 
 mod late;
 
-pub use self::late::Late;
+pub use self::late::serve as serve_late;
 use crate::map::Shared;
 use anyhow::{Result, bail, ensure};
 use std::io::{ErrorKind, Read, Write};
@@ -152,43 +152,22 @@ fn option_reply(stream: &mut impl Write, option: u32, kind: u32, data: &[u8]) ->
 }
 
 fn transmit(stream: &mut (impl Read + Write), store: &impl Store) -> Result<()> {
-    let mut data = Vec::new();
     while let Some(request) = Request::take(stream)? {
-        let carries_data = matches!(request.command, command::READ | command::WRITE);
-        if carries_data && request.length > LONGEST {
-            bail!("a request of {} bytes is too long", request.length);
+        if request.command == command::DISCONNECT {
+            return Ok(());
         }
-        data.clear();
-        data.resize(if carries_data { request.length as usize } else { 0 }, 0);
-        let result = match request.command {
-            command::READ => store.read(request.offset, &mut data),
-            command::WRITE => {
-                stream.read_exact(&mut data)?;
-                store.write(request.offset, &data)
-            }
-            command::DISCONNECT => return Ok(()),
-            command::FLUSH => Ok(()),
-            other => Err(anyhow::anyhow!("unknown command {other}")),
-        };
-        let error = if result.is_ok() { 0 } else { EINVAL };
-        let mut reply = Vec::with_capacity(16 + data.len());
-        reply.extend_from_slice(&REPLY_MAGIC.to_be_bytes());
-        reply.extend_from_slice(&error.to_be_bytes());
-        reply.extend_from_slice(&request.cookie);
-        if request.command == command::READ && result.is_ok() {
-            reply.extend_from_slice(&data);
-        }
-        stream.write_all(&reply)?;
+        stream.write_all(&request.perform(store))?;
     }
     Ok(())
 }
 
-/// One request of the client; what it writes follows.
+/// One request of the client.
 struct Request {
     command: u16,
     cookie: [u8; 8],
     offset: u64,
-    length: u32,
+    /// What it writes, or room for what it reads.
+    data: Vec<u8>,
 }
 
 impl Request {
@@ -203,12 +182,43 @@ impl Request {
         let magic = u32::from_be_bytes(take(&mut fields)?);
         ensure!(magic == REQUEST_MAGIC, "bad request magic {magic:#x}");
         let _flags = u16::from_be_bytes(take(&mut fields)?);
+        let command = u16::from_be_bytes(take(&mut fields)?);
+        let cookie = take(&mut fields)?;
+        let offset = u64::from_be_bytes(take(&mut fields)?);
+        let length = u32::from_be_bytes(take(&mut fields)?);
+        let carries_data = matches!(command, command::READ | command::WRITE);
+        if carries_data && length > LONGEST {
+            bail!("a request of {length} bytes is too long");
+        }
+        let mut data = vec![0; if carries_data { length as usize } else { 0 }];
+        if command == command::WRITE {
+            stream.read_exact(&mut data)?;
+        }
         Ok(Some(Self {
-            command: u16::from_be_bytes(take(&mut fields)?),
-            cookie: take(&mut fields)?,
-            offset: u64::from_be_bytes(take(&mut fields)?),
-            length: u32::from_be_bytes(take(&mut fields)?),
+            command,
+            cookie,
+            offset,
+            data,
         }))
+    }
+
+    /// Does it; returns the answer.
+    fn perform(mut self, store: &impl Store) -> Vec<u8> {
+        let result = match self.command {
+            command::READ => store.read(self.offset, &mut self.data),
+            command::WRITE => store.write(self.offset, &self.data),
+            command::FLUSH => Ok(()),
+            other => Err(anyhow::anyhow!("unknown command {other}")),
+        };
+        let error = if result.is_ok() { 0 } else { EINVAL };
+        let mut reply = Vec::with_capacity(16 + self.data.len());
+        reply.extend_from_slice(&REPLY_MAGIC.to_be_bytes());
+        reply.extend_from_slice(&error.to_be_bytes());
+        reply.extend_from_slice(&self.cookie);
+        if self.command == command::READ && result.is_ok() {
+            reply.extend_from_slice(&self.data);
+        }
+        reply
     }
 }
 

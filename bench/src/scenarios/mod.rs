@@ -498,8 +498,8 @@ pub(crate) const BY_NAME: &[Scenario] = &[
     }),
     Scenario {
         name: "refresh-late-disk",
-        about: "a guest whose disk answers late, with several requests under way when it is stopped: none is lost, doubled or \
-                overtaken",
+        about: "a guest whose disk is late, and has several requests at once, when it is stopped: none is lost, or done after a \
+                later one",
         minutes: 6,
         play: Play::On(|_| {}, refreshes::late_disk),
     },

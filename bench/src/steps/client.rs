@@ -118,6 +118,7 @@ impl Run {
     /// The refresh does not go through, or the client cannot go on afterwards.
     pub(crate) fn refresh_beside_client(&mut self) -> Result<Vec<Stretch>> {
         self.start_native(&GUESTS.map(str::to_owned))?;
+        self.watch_line(self.generation)?;
         self.client_rests()?;
         self.stop_client()?;
         let successor = self.successor()?;

@@ -46,7 +46,7 @@ enum Command {
         /// UNIX socket to listen on
         #[arg(long)]
         socket: PathBuf,
-        /// Answer so many milliseconds late, and say whenever more requests wait than ever before
+        /// Do what is asked for so many milliseconds late, and say whenever more requests wait than ever before
         #[arg(long, value_name = "MS", default_value_t = 0)]
         late: u64,
     },
@@ -237,8 +237,8 @@ fn serve_disk(memory: &Shared, socket: &std::path::Path, late: Duration) -> Resu
                             println!("{waiting} requests at once");
                         }
                     };
-                    let late = stream.try_clone().map(|out| nbd::Late::new(stream, out, late, seen));
-                    late.map_err(Into::into).and_then(|stream| nbd::serve(stream, memory))
+                    let out = stream.try_clone().map_err(Into::into);
+                    out.and_then(|out| nbd::serve_late(stream, out, memory, late, seen))
                 };
                 if let Err(error) = served {
                     eprintln!("a client was dropped: {error:#}");

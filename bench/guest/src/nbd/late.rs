@@ -1,126 +1,138 @@
-//! A disk that answers late, as one far away does.
+//! A disk that does what it is asked for late, as one far away does.
 
-use std::io::{self, Read, Write};
-use std::sync::Arc;
+use super::{Request, Store, command, handshake};
+use anyhow::Result;
+use std::io::{Read, Write};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A connection on which what is written goes out so much later, in order, while more is read.
-#[derive(Debug)]
-pub struct Late<S> {
-    stream: S,
+/// As [`super::serve`], each request so much later than it came, and in order, while more are taken. What was taken is done even if
+/// its client goes. Whenever a request is due, `seen` is told how many wait, this one among them. Answers go to `out`.
+///
+/// # Errors
+/// As [`super::serve`].
+pub fn serve(
+    mut stream: impl Read + Write,
+    mut out: impl Write + Send,
+    store: &(impl Store + Sync),
     delay: Duration,
-    answers: Sender<Answer>,
-    waiting: Arc<AtomicUsize>,
-}
-
-/// Some bytes, and when they are to go out.
-type Answer = (Instant, Vec<u8>);
-
-impl<S: Read> Late<S> {
-    /// What is written goes to `out`. Whenever an answer is due, `seen` is told how many wait, this one among them.
-    pub fn new(
-        stream: S,
-        out: impl Write + Send + 'static,
-        delay: Duration,
-        seen: impl Fn(usize) + Send + 'static,
-    ) -> Self {
-        let (answers, queue) = channel();
-        let waiting = Arc::new(AtomicUsize::new(0));
-        let left = Arc::clone(&waiting);
-        // With an error the queue ends, which the next answer finds.
-        thread::spawn(move || send(&queue, out, &left, seen));
-        Self {
-            stream,
-            delay,
-            answers,
-            waiting,
+    seen: impl Fn(usize) + Send,
+) -> Result<()> {
+    if !handshake(&mut stream, store.size())? {
+        return Ok(());
+    }
+    let waiting = &AtomicUsize::new(0);
+    let (taken, requests) = channel::<(Instant, Request)>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for (due, request) in requests {
+                thread::sleep(due.saturating_duration_since(Instant::now()));
+                seen(waiting.fetch_sub(1, SeqCst));
+                // Whether anybody hears of it or not.
+                let _ = out.write_all(&request.perform(store));
+            }
+        });
+        while let Some(request) = Request::take(&mut stream)? {
+            if request.command == command::DISCONNECT {
+                break;
+            }
+            waiting.fetch_add(1, SeqCst);
+            if taken.send((Instant::now() + delay, request)).is_err() {
+                break;
+            }
         }
-    }
-}
-
-fn send(queue: &Receiver<Answer>, mut out: impl Write, waiting: &AtomicUsize, seen: impl Fn(usize)) -> io::Result<()> {
-    for (due, answer) in queue {
-        thread::sleep(due.saturating_duration_since(Instant::now()));
-        seen(waiting.fetch_sub(1, SeqCst));
-        out.write_all(&answer)?;
-    }
-    Ok(())
-}
-
-impl<S: Read> Read for Late<S> {
-    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        self.stream.read(to)
-    }
-}
-
-impl<S> Write for Late<S> {
-    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
-        self.waiting.fetch_add(1, SeqCst);
-        let answer = (Instant::now() + self.delay, from.to_vec());
-        self.answers
-            .send(answer)
-            .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
-        Ok(from.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
+        drop(taken);
         Ok(())
-    }
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{flags, option, request};
+    use super::super::{REPLY_MAGIC, option as wanted};
     use super::*;
+    use std::io::{self, Cursor};
+    use std::sync::Mutex;
     use std::sync::mpsc::Sender;
 
-    struct Out(Sender<Vec<u8>>);
+    #[derive(Default)]
+    struct Disk(Mutex<Vec<u8>>);
 
-    impl Write for Out {
+    impl Store for Disk {
+        fn size(&self) -> u64 {
+            4096
+        }
+        fn read(&self, _: u64, _: &mut [u8]) -> Result<()> {
+            Ok(())
+        }
+        fn write(&self, _: u64, from: &[u8]) -> Result<()> {
+            self.0.lock().unwrap().extend(from);
+            Ok(())
+        }
+    }
+
+    struct Client(Cursor<Vec<u8>>);
+
+    impl Read for Client {
+        fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+            self.0.read(to)
+        }
+    }
+
+    impl Write for Client {
         fn write(&mut self, from: &[u8]) -> io::Result<usize> {
-            let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
-            self.0.send(from.to_vec()).map_err(gone).map(|()| from.len())
+            Ok(from.len())
         }
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
     }
 
+    struct Out(Option<Sender<Vec<u8>>>);
+
+    impl Write for Out {
+        fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+            match &self.0 {
+                Some(out) => out.send(from.to_vec()).map(|()| from.len()).map_err(io::Error::other),
+                None => Err(io::ErrorKind::BrokenPipe.into()),
+            }
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn writes(out: Out, delay: Duration, seen: impl Fn(usize) + Send) -> Vec<u8> {
+        let write = |byte| [request(command::WRITE, 0, 1), vec![byte]].concat();
+        let sends = [flags(), option(wanted::GO), write(1), write(2)].concat();
+        let disk = Disk::default();
+        serve(Client(Cursor::new(sends)), out, &disk, delay, seen).unwrap();
+        disk.0.into_inner().unwrap()
+    }
+
     #[test]
-    fn answers_wait_for_each_other_and_go_out_in_order() {
+    fn requests_wait_for_each_other_and_are_done_in_order() {
         let (out, came) = channel();
         let (seen, most) = channel();
         let delay = Duration::from_millis(200);
         let begin = Instant::now();
-        let mut late = Late::new(io::empty(), Out(out), delay, move |waiting| {
-            let _ = seen.send(waiting);
-        });
-        for answer in [b"one", b"two"] {
-            late.write_all(answer).unwrap();
-        }
-        assert_eq!(came.recv().unwrap(), b"one");
+        let written = writes(Out(Some(out)), delay, move |waiting| seen.send(waiting).unwrap());
         assert!(begin.elapsed() >= delay);
-        assert_eq!(came.recv().unwrap(), b"two");
-        assert!(most.recv().unwrap() >= 1);
-        // What waits still goes out when the client has gone.
-        late.write_all(b"three").unwrap();
-        drop(late);
-        assert_eq!(came.recv().unwrap(), b"three");
-        assert!(came.recv().is_err());
+        assert_eq!(written, [1, 2]);
+        let answers: Vec<_> = came.iter().collect();
+        assert_eq!(answers.len(), 2);
+        assert!(
+            answers
+                .iter()
+                .all(|answer| answer.starts_with(&REPLY_MAGIC.to_be_bytes()))
+        );
+        assert_eq!(most.iter().max(), Some(2), "both waited");
     }
 
     #[test]
-    fn a_client_that_takes_no_answer_is_an_error() {
-        let (out, came) = channel();
-        drop(came);
-        let mut late = Late::new(io::empty(), Out(out), Duration::ZERO, |_| {});
-        let error = loop {
-            if let Err(error) = late.write_all(b"one") {
-                break error;
-            }
-        };
-        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    fn what_a_client_wrote_is_written_though_it_has_gone() {
+        assert_eq!(writes(Out(None), Duration::ZERO, |_| {}), [1, 2]);
     }
 }

@@ -50,11 +50,11 @@ impl Write for Client {
     }
 }
 
-fn option(number: u32) -> Vec<u8> {
+pub(super) fn option(number: u32) -> Vec<u8> {
     [&OPTION_MAGIC.to_be_bytes()[..], &number.to_be_bytes(), &[0; 4]].concat()
 }
 
-fn request(command: u16, offset: u64, length: u32) -> Vec<u8> {
+pub(super) fn request(command: u16, offset: u64, length: u32) -> Vec<u8> {
     [
         &REQUEST_MAGIC.to_be_bytes()[..],
         &[0; 2],
@@ -75,7 +75,7 @@ fn talk(disk: &Disk, sends: &[Vec<u8>]) -> (Result<()>, Vec<u8>) {
     (result, client.receives)
 }
 
-fn flags() -> Vec<u8> {
+pub(super) fn flags() -> Vec<u8> {
     3u32.to_be_bytes().to_vec()
 }
 
