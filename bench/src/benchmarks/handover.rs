@@ -35,7 +35,7 @@ const fn size(ram_mib: u32, vcpus: u32) -> Size {
 pub(crate) const REFRESHES: &[&[Size]] = &[
     &[size(128, 1), size(256, 1), size(128, 4)],
     &[size(512, 1)],
-    &[size(64, 1); 8],
+    &[size(128, 1); 4],
 ];
 
 /// What a handover took.
