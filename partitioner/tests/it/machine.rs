@@ -162,8 +162,7 @@ impl Machine {
             Action::LeaveNested(apic) => {
                 assert!(self.linux(slot).runs_on(*apic), "{apic} is offline");
                 assert!(!self.runs(other), "unprotected from the other host");
-                // One that is native already stays so.
-                self.host(slot).nested.remove(apic);
+                assert!(self.host(slot).nested.remove(apic), "{apic} is native already");
             }
             Action::Transfer(transfer) => self.transfer(slot, *transfer),
             Action::StartSuccessor => {
