@@ -4,6 +4,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use anyhow::{Context, Result};
+use serde::Serialize;
+
 /// Replaces a file, or makes it: whoever reads it meanwhile has the old one. Its directory must be there.
 ///
 /// # Errors
@@ -17,6 +20,17 @@ pub fn replace(path: &Path, content: impl AsRef<[u8]>) -> io::Result<()> {
         let _ = fs::remove_file(&beside);
     }
     written
+}
+
+/// As [`replace`], with this as JSON. Its directory is made.
+///
+/// # Errors
+/// If it cannot be written; the old file stays.
+pub fn put_json(path: &Path, content: &impl Serialize) -> Result<()> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    replace(path, serde_json::to_vec(content)?).with_context(|| format!("writing {}", path.display()))
 }
 
 /// Removes a file, if it is there.

@@ -17,7 +17,7 @@ use crate::journal::keep::{self, Kept};
 use crate::journal::{Brief, Entry};
 use crate::machine::TextKind;
 use crate::pool::crossing;
-use crate::refresh::give_back::{Lacks, give_back, in_mode};
+use crate::refresh::give_back::{Lacks, give_back};
 use crate::refresh::incumbent::Incumbent;
 use crate::refresh::successor::Successor;
 use crate::refresh::{Agent, Choice, Prepared, Wishes, drive, take_up};
@@ -364,7 +364,7 @@ impl Worker {
         if agent.has_other() {
             return None;
         }
-        let nested = in_mode(agent, CpuMode::Nested).ok()?;
+        let nested = agent.cpus_in(CpuMode::Nested).ok()?;
         let stays = |apic: &ApicId| {
             let left = agent.leave_nested(*apic);
             left.inspect_err(|error| tracing::warn!("{apic}: {error:#}")).is_err()

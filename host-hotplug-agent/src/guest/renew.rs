@@ -93,8 +93,7 @@ impl Guest {
 
     /// Writes down that it begins, and makes room for the other QEMU's sockets.
     fn begin(&self) -> Result<()> {
-        let note = self.note();
-        file::replace(&note, serde_json::to_vec(self)?).with_context(|| note.display().to_string())?;
+        file::put_json(&self.note(), self)?;
         for socket in &self.sockets {
             let aside = beside(socket, BEFORE);
             fs::rename(socket, &aside)

@@ -1,8 +1,6 @@
 //! What outlives the daemon, but not the host: the last report, and memory that is nobody's.
 
-use std::fs;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use partitioner::Unreclaimed;
 use serde::{Deserialize, Serialize};
 
@@ -43,11 +41,7 @@ fn read(sys: &SysRoot, generation: u32) -> Option<Kept> {
 /// # Errors
 /// If the file cannot be written.
 pub fn save(sys: &SysRoot, kept: &Kept) -> Result<()> {
-    let path = sys.path(FILE);
-    if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir)?;
-    }
-    file::replace(&path, serde_json::to_vec(kept)?).with_context(|| format!("writing {}", path.display()))
+    file::put_json(&sys.path(FILE), kept)
 }
 
 #[cfg(test)]

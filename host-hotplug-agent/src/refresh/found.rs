@@ -67,6 +67,18 @@ impl Agent {
         Ok(self.machine.sys().read_optional(file).is_none_or(|text| text == "1"))
     }
 
+    /// CPUs of this host in that mode.
+    ///
+    /// # Errors
+    /// If L0 does not say.
+    pub fn cpus_in(&self, mode: CpuMode) -> Result<Vec<ApicId>> {
+        let status = self.machine.status()?;
+        let slot = self.machine.facts().slot;
+        let own = view::used(&status).iter().filter(|cpu| view::owner(cpu) == Some(slot));
+        let cpus = own.filter(|cpu| cpu.mode == mode as u32);
+        Ok(cpus.map(|cpu| ApicId(cpu.apic_id)).collect())
+    }
+
     fn mode(&self, apic: ApicId) -> Result<Option<CpuMode>> {
         let status = self.machine.status()?;
         let cpu = view::used(&status).iter().find(|cpu| cpu.apic_id == apic.0);

@@ -48,8 +48,8 @@ impl Lacks {
         let status = agent.machine.status()?;
         Ok(Self {
             other: agent.other_state().filter(|&state| view::is_there(state)),
-            nested: in_mode(agent, CpuMode::Nested)?,
-            parked: in_mode(agent, CpuMode::Parked)?,
+            nested: agent.cpus_in(CpuMode::Nested)?,
+            parked: agent.cpus_in(CpuMode::Parked)?,
             memory: removed(agent)?,
             unfinished: status.generation > 0
                 && agent.reigns()?
@@ -62,18 +62,6 @@ impl Lacks {
         let untaken = self.unfinished && !self.parked.is_empty();
         self.other.is_none() && self.nested.is_empty() && self.memory.is_empty() && !untaken
     }
-}
-
-/// CPUs of this host in that mode.
-///
-/// # Errors
-/// If L0 does not say.
-pub fn in_mode(agent: &Agent, mode: CpuMode) -> Result<Vec<ApicId>> {
-    let status = agent.machine.status()?;
-    let slot = agent.machine.facts().slot;
-    let own = view::used(&status).iter().filter(|cpu| view::owner(cpu) == Some(slot));
-    let cpus = own.filter(|cpu| cpu.mode == mode as u32);
-    Ok(cpus.map(|cpu| ApicId(cpu.apic_id)).collect())
 }
 
 impl std::fmt::Display for Lacks {

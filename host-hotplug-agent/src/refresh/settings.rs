@@ -1,14 +1,11 @@
 //! Settings of Linux that are others while CPUs of this host are nested, and afterwards as they were.
 
 use std::collections::BTreeMap;
-use std::fs;
 
-use anyhow::{Context, Result};
 use locum_abi::CpuMode;
 
 use super::Agent;
 use crate::file;
-use crate::l0::view;
 
 /// One of them.
 struct Setting {
@@ -58,7 +55,7 @@ impl Agent {
         for (setting, now) in &there {
             before.entry(setting.file.to_owned()).or_insert_with(|| now.clone());
         }
-        if let Err(error) = self.write_settings(&before) {
+        if let Err(error) = file::put_json(&sys.path(BEFORE), &before) {
             tracing::warn!("{error:#}: some of Linux's settings may stay as they are while CPUs are nested");
         }
         for (setting, now) in there {
@@ -92,14 +89,6 @@ impl Agent {
         kept.unwrap_or_else(|| self.shared.lock().brief.settings.clone())
     }
 
-    fn write_settings(&self, before: &BTreeMap<String, String>) -> Result<()> {
-        let path = self.machine.sys().path(BEFORE);
-        if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir)?;
-        }
-        file::replace(&path, serde_json::to_vec(before)?).with_context(|| format!("writing {}", path.display()))
-    }
-
     fn set(&self, setting: &Setting, value: &str) {
         let Setting { file, or_else, .. } = setting;
         if let Err(error) = self.machine.sys().write(file, value) {
@@ -109,11 +98,6 @@ impl Agent {
 
     /// Whether a CPU of this host is nested, or L0 does not say.
     pub fn is_nested(&self) -> bool {
-        let slot = self.machine.facts().slot;
-        let nested = |status: Box<locum_abi::Status>| {
-            let mut own = view::used(&status).iter().filter(|cpu| view::owner(cpu) == Some(slot));
-            own.any(|cpu| cpu.mode == CpuMode::Nested as u32)
-        };
-        self.machine.status().map_or(true, nested)
+        self.cpus_in(CpuMode::Nested).map_or(true, |nested| !nested.is_empty())
     }
 }

@@ -148,17 +148,9 @@ impl Refresh {
 
     /// What a successor that is native takes: nothing more if an older agent wrote this down, which had taken all before.
     fn left_to_reclaim(&self, plan: &Plan) -> Vec<Action> {
-        let took = self.done.iter().any(|action| {
-            matches!(
-                action,
-                Action::AddMemory { .. } | Action::OnlineCpu(_) | Action::AddPci(_)
-            )
-        });
-        let lost = self
-            .losses
-            .iter()
-            .any(|loss| matches!(loss, Loss::Memory(_) | Loss::Cpu(_) | Loss::Function(_)));
-        if took || lost {
+        let done = self.done.iter().filter_map(Action::loss);
+        let mut tried = done.chain(self.losses.iter().cloned());
+        if tried.any(|what| matches!(what, Loss::Memory(_) | Loss::Cpu(_) | Loss::Function(_))) {
             Vec::new()
         } else {
             script::reclaim(plan)

@@ -2,7 +2,6 @@
 //! domain gets its piece of the pool; when it has ended, that goes back. It runs as root, and what it says where it fails is
 //! what libvirt tells whoever starts the domain.
 
-use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -161,9 +160,7 @@ pub fn start(sys: &SysRoot, keeper: &Keeper<'_>, domain: &Domain) -> Result<Give
         crossing,
     };
     let path = sys.path(wrapper::given_path(&domain.uuid.to_string()));
-    let context = || path.display().to_string();
-    fs::create_dir_all(path.parent().unwrap_or(&path)).with_context(context)?;
-    file::replace(&path, serde_json::to_vec(&given)?).with_context(context)?;
+    file::put_json(&path, &given)?;
     Ok(given)
 }
 

@@ -66,10 +66,7 @@ impl Domain {
     }
 
     fn begin(&self, sys: &SysRoot) -> Result<()> {
-        let note = self.note(sys);
-        fs::create_dir_all(sys.path(DIR))
-            .and_then(|()| file::replace(&note, serde_json::to_vec(self)?))
-            .with_context(|| note.display().to_string())
+        file::put_json(&self.note(sys), self)
     }
 
     fn save(&self, sys: &SysRoot, libvirt: &Libvirt, until: &Deadline<'_>) -> Result<()> {
