@@ -51,7 +51,7 @@ m[0-9]*c[0-9]*o[0-9]*)
     ;;
 g2)
     # One process serves the disk and one the datagrams, for every QEMU of g2 on this host. For whoever wants requests to be under
-    # way at any time, by this file: a disk that answers so many milliseconds late, and a guest that asks for several blocks at once.
+    # way at any time, by this file: a disk that is so many milliseconds late, and a guest that asks for several blocks at once.
     late="" depth=""
     if [ -e /etc/locum/late ]; then
         late="--late $(cat /etc/locum/late)" depth="lab.disk_depth=4"

@@ -61,6 +61,7 @@ fn work(guest: &Guest<'_>) -> Result<()> {
     let buffer = Shared::private(usize::try_from(guest.params.buffer_mib << 20)?)?;
     let cpus = online_cpus()?;
     let last = cpus.last().copied().unwrap_or(0);
+    let disk = disk::Disk::find();
     std::thread::scope(|scope| {
         for &cpu in &cpus {
             scope.spawn(move || {
@@ -72,9 +73,8 @@ fn work(guest: &Guest<'_>) -> Result<()> {
             bind(last);
             memory::work(guest, &buffer);
         });
-        if let Some(disk) = disk::Disk::find() {
+        if let Some(disk) = &disk {
             for first in 0..guest.params.disk_depth {
-                let disk = disk.clone();
                 scope.spawn(move || disk.work(guest, first, guest.params.disk_depth));
             }
         }

@@ -80,9 +80,7 @@ impl Run {
     /// # Errors
     /// A refresh does not go through, or the client's connection ended.
     pub(crate) fn refresh_under_client(&mut self, count: usize) -> Result<Vec<Service>> {
-        self.start_native(&GUESTS.map(str::to_owned))?;
-        self.watch_line(self.generation)?;
-        self.client_rests()?;
+        self.begin_service()?;
         let mut refreshes = Vec::new();
         let releases = [self.to.clone(), self.report.incumbent.clone()];
         for release in releases.iter().cycle().take(count) {
@@ -102,6 +100,12 @@ impl Run {
         services.collect()
     }
 
+    fn begin_service(&mut self) -> Result<()> {
+        self.start_native(&GUESTS.map(str::to_owned))?;
+        self.watch_line(self.generation)?;
+        self.client_rests()
+    }
+
     /// Lets the client go on for a while in which nothing else happens.
     ///
     /// # Errors
@@ -117,9 +121,7 @@ impl Run {
     /// # Errors
     /// The refresh does not go through, or the client cannot go on afterwards.
     pub(crate) fn refresh_beside_client(&mut self) -> Result<Vec<Stretch>> {
-        self.start_native(&GUESTS.map(str::to_owned))?;
-        self.watch_line(self.generation)?;
-        self.client_rests()?;
+        self.begin_service()?;
         self.stop_client()?;
         let successor = self.successor()?;
         self.replace_host(&successor)?;

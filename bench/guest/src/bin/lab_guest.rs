@@ -10,7 +10,6 @@ use serde::Serialize;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -223,11 +222,10 @@ fn serve_disk(memory: &Shared, socket: &std::path::Path, late: Duration) -> Resu
     // A socket left by an earlier server would refuse the new one.
     let _ = std::fs::remove_file(socket);
     let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
-    let most = Arc::new(AtomicUsize::new(1));
+    let most = &AtomicUsize::new(1);
     std::thread::scope(|scope| {
         for stream in listener.incoming() {
             let stream = stream?;
-            let most = Arc::clone(&most);
             scope.spawn(move || {
                 let served = if late.is_zero() {
                     nbd::serve(stream, memory)

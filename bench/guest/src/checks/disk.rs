@@ -6,7 +6,6 @@ use crate::beat::{DISK_BLOCKS, Fault, Tally};
 use crate::pattern::Pattern;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::sync::Arc;
 
 const BLOCK: usize = 4096;
 /// Distinguishes blocks from pages of the buffer.
@@ -16,9 +15,8 @@ const DISK: u64 = 0x6469_736b;
 #[repr(align(4096))]
 struct Block([u8; BLOCK]);
 
-#[derive(Clone)]
 pub(super) struct Disk {
-    file: Arc<File>,
+    file: File,
 }
 
 impl Disk {
@@ -31,7 +29,7 @@ impl Disk {
             .custom_flags(flags)
             .open("/dev/vda")
             .ok()?;
-        Some(Disk { file: Arc::new(file) })
+        Some(Disk { file })
     }
 
     /// With every `step`th block from `first` on. Never returns.

@@ -32,19 +32,15 @@ fn millions(ticks: u64) -> f64 {
 
 fn draw_into(service: &Service, title: &str, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
     let at = |tick: u64| millions(tick) - millions(service.begin);
-    let points: Vec<_> = (0..)
-        .zip(&service.line)
-        .map(|(point, count)| {
-            let tick = service.begin.saturating_sub(AROUND) + point * POINT + POINT / 2;
-            (at(tick), millions(*count * (1_000_000 / (POINT / 1_000_000))))
-        })
-        .collect();
-    let busy: Vec<_> = (0..)
-        .zip(&service.busy)
-        .filter_map(|(point, count)| {
-            let tick = service.begin.saturating_sub(AROUND) + point * POINT + POINT / 2;
-            Some((at(tick), millions((*count)? * (1_000_000 / (POINT / 1_000_000)))))
-        })
+    let point = |number: u64, count: u64| {
+        let tick = service.begin.saturating_sub(AROUND) + number * POINT + POINT / 2;
+        (at(tick), millions(count * (1_000_000 / (POINT / 1_000_000))))
+    };
+    let line = (0..).zip(&service.line);
+    let points: Vec<_> = line.map(|(number, count)| point(number, *count)).collect();
+    let busy = (0..).zip(&service.busy);
+    let busy: Vec<_> = busy
+        .filter_map(|(number, count)| Some(point(number, (*count)?)))
         .collect();
     // In the lower half, below the client's.
     let busy_top = busy.iter().map(|point| point.1).fold(1.0, f64::max) * 3.0;
