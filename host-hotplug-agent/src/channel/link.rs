@@ -82,9 +82,14 @@ pub struct Link {
 impl Link {
     /// Over an open channel.
     pub fn new(port: Port) -> Self {
+        Self::speaking(Versions::OURS, port)
+    }
+
+    /// The same, for an agent that speaks those versions.
+    pub fn speaking(ours: Versions, port: Port) -> Self {
         Self {
             port,
-            ours: Versions::OURS,
+            ours,
             version: FIRST,
         }
     }
@@ -410,8 +415,7 @@ mod tests {
     #[test]
     fn two_agents_agree_on_the_newest_version_of_both() {
         let (left, right) = pair();
-        let (mut incumbent, mut successor) = (Link::new(left), Link::new(right));
-        successor.ours.max = 7;
+        let (mut incumbent, mut successor) = (Link::new(left), Link::speaking(Versions { min: 1, max: 7 }, right));
         let Message::Hello {
             generation,
             kernel,

@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::channel::Versions;
 use crate::error::Told;
 use crate::file;
 use crate::guest::here::Here;
@@ -51,6 +52,7 @@ pub fn run(sys: SysRoot, config_dir: &Path, socket: &Path, until_reigning: bool)
         shared: Arc::new(Shared::new(u64::from(own), kept.unreclaimed, kept.report)),
         journal: Arc::new(Journal::at(&sys)),
         limits: Limits::default(),
+        speaks: Versions::OURS,
     };
     let worker = Arc::new(Worker::new(agent.clone(), config_dir.to_owned()));
     let listener = listen(socket)?;

@@ -9,6 +9,7 @@ use partitioner::{ApicId, MemRange};
 
 use super::Shared;
 use crate::acpi::Interrupts;
+use crate::channel::Versions;
 use crate::guest::Hypervisor;
 use crate::journal::{Entry, Journal};
 use crate::l0::{names, view};
@@ -28,6 +29,8 @@ pub struct Agent {
     pub journal: Arc<Journal>,
     /// How long the other agent may take.
     pub limits: Limits,
+    /// The versions of the protocol that it speaks as a successor.
+    pub speaks: Versions,
 }
 
 /// How long the other agent may take, beside what the configuration grants.

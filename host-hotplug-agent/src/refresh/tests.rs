@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use locum_abi::{CpuMode, HostState, Slot, StopReason};
 
 use super::stage::{HANG, Stage, kept};
+use crate::channel::versions::VERSION;
 use crate::daemon::ipc::Question;
 use crate::error::{Failure, Refusal};
 use crate::guest::frames::Frame;
@@ -51,6 +52,7 @@ fn the_successor_takes_over_the_whole_machine() {
     let frames = |name: &str| vec![vec![Frame(name.as_bytes().to_vec())], Vec::new()];
     let expected = ["one", "two"].map(|name| (SUCCESSOR, name.to_owned(), frames(name)));
     assert_eq!(given, expected, "what came for a guest while it crossed");
+    assert!(!stage.world.holds_frames());
     // Block 0, which holds L0 and the trampolines, less what L0 has: it has holes and never moves.
     assert!(report.unreclaimed_bytes > 0 && report.unreclaimed_bytes < 128 << 20);
 
@@ -198,6 +200,31 @@ fn a_guest_that_does_not_get_what_came_late_has_crossed_all_the_same() {
     assert_eq!((report.outcome.as_str(), report.error), ("done", None));
     assert_eq!(stage.world.given(), []);
     assert_eq!(stage.world.runs_in("two"), [SUCCESSOR]);
+}
+
+#[test]
+fn a_successor_of_an_older_release_takes_over_without_what_that_did_not_know() {
+    for version in 1..VERSION {
+        let stage = Stage::new(Behaviour::Boots);
+        stage.world.successor_speaks(version);
+        stage.begin();
+        assert_eq!(stage.wait().outcome, "retired", "version {version}");
+        let report = kept(&stage.reigns());
+        assert_eq!(
+            (report.outcome.as_str(), report.error),
+            ("done", None),
+            "version {version}"
+        );
+        for guest in &report.guests {
+            assert!(guest.moved && guest.late_frames == 0, "version {version}: {guest:?}");
+            assert_eq!(stage.world.runs_in(&guest.name), [SUCCESSOR], "version {version}");
+        }
+        assert_eq!(stage.world.given(), [], "version {version}");
+        assert!(
+            !stage.world.holds_frames(),
+            "version {version}: nobody would let them go"
+        );
+    }
 }
 
 #[test]

@@ -160,6 +160,7 @@ impl FakeMachine {
             shared: shared.clone(),
             journal: Arc::new(Journal::at(&self.sys)),
             limits: self.world.limits(),
+            speaks: self.world.speaks(self.facts.slot),
         };
         *self.daemon.lock().unwrap() = Some(shared.clone());
         let worker = Arc::new(Worker::new(agent, config));

@@ -6,7 +6,8 @@ use anyhow::{Result, ensure};
 use locum_abi::Slot;
 
 use super::torn::Torn;
-use super::world::World;
+use super::world::{SUCCESSOR, World};
+use crate::channel::Versions;
 use crate::refresh::Limits;
 
 impl World {
@@ -59,5 +60,18 @@ impl World {
 
     pub(super) fn limits(&self) -> Limits {
         self.lock().limits
+    }
+
+    /// From now on a successor's agent speaks the protocol up to that version only.
+    pub fn successor_speaks(&self, max: u16) {
+        self.lock().speaks.max = max;
+    }
+
+    pub(super) fn speaks(&self, slot: Slot) -> Versions {
+        if slot == SUCCESSOR {
+            self.lock().speaks
+        } else {
+            Versions::OURS
+        }
     }
 }

@@ -298,6 +298,10 @@ impl Vm for FakeVm {
         self.kept = true;
     }
 
+    fn hold_frames(&mut self) {
+        self.world.lock().holds.insert(self.key.clone());
+    }
+
     fn late_frames(&mut self) -> Vec<Vec<Frame>> {
         assert!(self.kept, "QEMU has had them");
         let running = self.world.runs_in(&self.key.1);
@@ -309,7 +313,9 @@ impl Vm for FakeVm {
     fn give_frames(&mut self, frames: &[Vec<Frame>]) -> Result<()> {
         self.world.fault(self.key.0, "give_frames")?;
         let given = (self.key.0, self.key.1.clone(), frames.to_vec());
-        self.world.lock().given.push(given);
+        let mut inner = self.world.lock();
+        assert!(inner.holds.remove(&self.key), "it had its own before");
+        inner.given.push(given);
         Ok(())
     }
 

@@ -16,7 +16,7 @@ use super::{Agent, Ports};
 use crate::channel::link::MessageError;
 use crate::channel::message::There;
 use crate::channel::port::PortError;
-use crate::channel::{Link, Message, Versions};
+use crate::channel::{Link, Message};
 use crate::deadline::Deadline;
 use crate::guest::{Place, Spec, Vm};
 
@@ -158,7 +158,7 @@ impl Successor {
         let message = self.hello();
         self.tell(message.as_ref().err());
         let message = message?;
-        let mut link = Link::new(self.agent.machine.channel(0)?);
+        let mut link = Link::speaking(self.agent.speaks, self.agent.machine.channel(0)?);
         let limit = Deadline::after(self.message().min(until.left()));
         let given_up = || until.given_up();
         link.send(&message, &limit.or_when(&given_up))?;
@@ -249,7 +249,7 @@ impl Successor {
             generation: self.generation,
             kernel,
             cpus: crate::sysroot::parse_list(&online).map_or(0, |cpus| cpus.len()),
-            versions: Versions::OURS,
+            versions: self.agent.speaks,
             guests: Some(there),
             ended: self.ended.keys().cloned().collect(),
             entrusted: self.agent.shared.lock().refresh.role() == Role::Successor

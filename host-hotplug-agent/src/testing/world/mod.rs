@@ -21,6 +21,7 @@ use super::l0::FakeRegion;
 use super::machine::FakeMachine;
 use super::torn::Torn;
 use super::tree::Tree;
+use crate::channel::Versions;
 use crate::guest::frames::Frame;
 use crate::l0::view;
 use crate::machine::TextKind;
@@ -95,12 +96,16 @@ pub(super) struct Inner {
     pub libvirts: bool,
     /// How long the agents wait for each other.
     pub limits: Limits,
+    /// What the successor's agent speaks.
+    pub speaks: Versions,
     /// Those that would leave a guest's RAM out of a stream.
     pub capable: BTreeSet<(Slot, String)>,
     /// QEMUs that have sent all of their guests.
     pub sent: BTreeSet<(Slot, String)>,
     /// What is there of a guest that has run in the other host since: it must not go on.
     pub stale: BTreeSet<(Slot, String)>,
+    /// Guests that get nothing of their network until they are given what had come for them elsewhere.
+    pub holds: BTreeSet<(Slot, String)>,
     /// What guests got that had come for them in the host that they left.
     pub given: Vec<(Slot, String, Vec<Vec<Frame>>)>,
     /// Bits of the CPUs' CR4 that L0 does not know.
@@ -201,9 +206,11 @@ impl World {
                 short: BTreeSet::new(),
                 libvirts: false,
                 limits: Limits::default(),
+                speaks: Versions::OURS,
                 capable: BTreeSet::new(),
                 sent: BTreeSet::new(),
                 stale: BTreeSet::new(),
+                holds: BTreeSet::new(),
                 given: Vec::new(),
                 unknown_cr4: 0,
                 granted: Vec::new(),

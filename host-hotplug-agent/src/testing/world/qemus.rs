@@ -64,6 +64,11 @@ impl World {
         self.lock().given.clone()
     }
 
+    /// Whether frames of a guest that runs wait for what has come for it elsewhere.
+    pub fn holds_frames(&self) -> bool {
+        !self.lock().holds.is_empty()
+    }
+
     /// Slots in which the guest runs.
     pub fn runs_in(&self, guest: &str) -> Vec<Slot> {
         let inner = self.lock();
