@@ -139,6 +139,19 @@ pub(crate) fn status(command: &mut Command) -> Result<(Option<i32>, String)> {
     Ok((output.status.code(), text))
 }
 
+/// The same for one that may run for long: what it writes is in `log` as it comes.
+///
+/// # Errors
+/// The program cannot be started, or the log cannot be written or read.
+pub(crate) fn logged(command: &mut Command, log: &Path) -> Result<(Option<i32>, String)> {
+    let told = || format!("the log {}", log.display());
+    let file = std::fs::File::create(log).with_context(told)?;
+    let both = file.try_clone().with_context(told)?;
+    let status = ended(command.stdout(file).stderr(both))?.status;
+    let bytes = std::fs::read(log).with_context(told)?;
+    Ok((status.code(), String::from_utf8_lossy(&bytes).into_owned()))
+}
+
 fn ended(command: &mut Command) -> Result<Output> {
     let name = command.get_program().to_string_lossy().into_owned();
     command
@@ -204,6 +217,16 @@ mod tests {
         shell(r#"echo "$2" > "$1"/out"#, &[dir.path(), Path::new("a b")]).unwrap();
         assert_eq!(std::fs::read_to_string(dir.path().join("out")).unwrap(), "a b\n");
         assert!(shell("exit 1", &[]).is_err());
+    }
+
+    #[test]
+    fn a_log_can_be_read_while_the_program_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let script = "echo out; echo err >&2; seen=$(cat \"$1\"); echo \"seen: $seen\"; exit 3";
+        let (status, text) = logged(Command::new("sh").args(["-c", script, "sh"]).arg(&log), &log).unwrap();
+        assert_eq!((status, text.as_str()), (Some(3), "out\nerr\nseen: out\nerr\n"));
+        assert_eq!(std::fs::read_to_string(log).unwrap(), text);
     }
 
     #[test]

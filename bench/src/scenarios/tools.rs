@@ -90,12 +90,12 @@ fn ask(words: &[&str], missing: &str) -> Result<()> {
     }
 }
 
-/// Runs a command; all that it says is kept in the scenario's directory.
+/// Runs a command; all that it says is in the scenario's directory while it runs, and after.
 fn kept(mut command: Command, dir: &Path, name: &str) -> Result<String> {
     fs::create_dir_all(dir)?;
     let log = dir.join(format!("{name}.log"));
-    let (status, text) = tools::status(&mut command)?;
-    fs::write(&log, &text).with_context(|| format!("writing {}", log.display()))?;
+    say(&format!("{name}: its log is {}", log.display()));
+    let (status, text) = tools::logged(&mut command, &log)?;
     ensure!(
         status == Some(0),
         "{command:?} failed (log: {}):\n{}",
