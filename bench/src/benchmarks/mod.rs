@@ -32,6 +32,7 @@ use crate::{
     steps::events::{self, EVENTS, Event},
 };
 use bed::{BedArgs, SetUp};
+use pause::Guest;
 use redis::RedisArgs;
 use vmexit::VmexitArgs;
 
@@ -46,7 +47,7 @@ pub(crate) enum Part {
     Handover,
     /// A refresh as a client of a guest sees it.
     Refresh,
-    /// Where the pause of a guest with devices goes.
+    /// Where the pause of a guest goes.
     Pause,
 }
 
@@ -83,6 +84,9 @@ pub(crate) struct BenchArgs {
     /// Clients of workload A at the same time (YCSB's threadcount)
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
     pub threads: u64,
+    /// Guests whose pause is explained
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Guest::ALL)]
+    pub guests: Vec<Guest>,
     /// Model of the emulated CPUs, as Bochs calls it
     #[arg(long, default_value = SKYLAKE_X)]
     pub cpu_model: String,
@@ -119,7 +123,7 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<bool> {
         service::measure(&dir(), args.timeout, args.platform)?;
     }
     if wants(Part::Pause) {
-        let tables = pause::measure(args.timeout, args.platform)?;
+        let tables = pause::measure(&args.guests, args.timeout, args.platform)?;
         write("pause.json", &tables)?;
         for table in tables {
             println!("{table}");

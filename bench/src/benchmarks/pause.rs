@@ -1,4 +1,4 @@
-//! Where the time goes while a guest with two vCPUs, a disk and a network card crosses: by QEMU's own trace in both hosts.
+//! Where the time goes while a guest crosses: by QEMU's own trace in both hosts.
 //!
 //! QEMU says when it has done what, by its host's clock; two looks at the clock and at the machine's TSC in each host make ticks
 //! of that. Until the source's QEMU is done its steps count, and from then on the target's, which has loaded what had come.
@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, fmt, fs};
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::{
@@ -14,8 +15,47 @@ use crate::{
     steps::{Run, prepare::MachineArgs, successor::Successor},
 };
 
-/// The guest: q35, 2 vCPUs, virtio disk and net.
-const GUEST: &str = "g2";
+/// A guest of which a table is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Guest {
+    /// A q35 with 2 vCPUs, virtio disk and net
+    Usual,
+    /// The same with devices that have less to save
+    Lean,
+    /// A microvm with 1 vCPU
+    Microvm,
+    /// The same with 4 vCPUs
+    #[value(name = "microvm-4")]
+    #[serde(rename = "microvm-4")]
+    Microvm4,
+}
+
+impl Guest {
+    /// All of them.
+    pub(crate) const ALL: [Self; 4] = [Self::Usual, Self::Lean, Self::Microvm, Self::Microvm4];
+
+    /// Its name for `guest.sh`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Usual | Self::Lean => "g2",
+            Self::Microvm => "m128c1o0",
+            Self::Microvm4 => "m128c4o0",
+        }
+    }
+}
+
+impl fmt::Display for Guest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Usual => "q35, 2 vCPUs, usual devices",
+            Self::Lean => "q35, 2 vCPUs, lean devices",
+            Self::Microvm => "microvm, 1 vCPU",
+            Self::Microvm4 => "microvm, 4 vCPUs",
+        })
+    }
+}
+
 /// What QEMU traces, in `/etc/locum/trace`, where `guest.sh` finds it in either host.
 const EVENTS: &str = "vmstate_downtime_*";
 /// Long enough for a file.
@@ -23,7 +63,7 @@ const LONG: Span = Span::seconds(300);
 /// Around what the incumbent says on its console as it ends.
 const MARKS: [&str; 2] = ["lab: the source's trace", "lab: end of the trace"];
 /// Says it, waits until the line has had it, and powers off.
-const TELL: &str = "{ echo; echo \"lab: the source's trace\"; lab-guest clock; cat /run/g2.trace; echo 'lab: end of the trace'; } \
+const TELL: &str = "{ echo; echo \"lab: the source's trace\"; lab-guest clock; cat /run/*.trace; echo 'lab: end of the trace'; } \
      >/dev/ttyS0; sleep 5; exec poweroff -f";
 /// QEMU's checkpoints, and what has been done when one is reached.
 const CHECKPOINTS: [(&str, &str); 8] = [
@@ -91,10 +131,10 @@ pub(crate) struct Row {
 }
 
 /// One refresh.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Table {
-    /// Whether the guest's devices have less to save than usual (`guest.sh`).
-    pub lean: bool,
+    /// Which guest crossed.
+    pub guest: Guest,
     /// In order; what is between two devices is `-`, all of it in one row.
     pub rows: Vec<Row>,
     /// From QEMU's stop in the incumbent to its guest's start in the successor.
@@ -118,7 +158,7 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} devices", if self.lean { "lean" } else { "usual" })?;
+        writeln!(f, "{}", self.guest)?;
         let is_small = |row: &&Row| row.ticks * 1000 < self.ticks * SMALL && row.step != UNTOLD;
         for row in self.rows.iter().filter(|row| !is_small(row)) {
             writeln!(f, "{:>12}  {}", row.ticks, row.step)?;
@@ -131,15 +171,16 @@ impl fmt::Display for Table {
     }
 }
 
-/// Plays a refresh with usual devices and one with lean ones: `target/bench/pause.json`.
+/// Plays a refresh for each guest: `target/bench/pause.json`.
 ///
 /// # Errors
 /// One does not go through, or QEMU's traces do not tell of it.
-pub(super) fn measure(timeout: u64, platform: Platform) -> Result<[Table; 2]> {
-    Ok([refresh(timeout, platform, false)?, refresh(timeout, platform, true)?])
+pub(super) fn measure(guests: &[Guest], timeout: u64, platform: Platform) -> Result<Vec<Table>> {
+    guests.iter().map(|guest| refresh(timeout, platform, *guest)).collect()
 }
 
-fn refresh(timeout: u64, platform: Platform, lean: bool) -> Result<Table> {
+fn refresh(timeout: u64, platform: Platform, which: Guest) -> Result<Table> {
+    let name = which.name();
     let machine = MachineArgs {
         timeout,
         platform,
@@ -148,10 +189,10 @@ fn refresh(timeout: u64, platform: Platform, lean: bool) -> Result<Table> {
     };
     let mut run = Run::boot(&machine, Progress::new("pause"))?;
     run.host().push("/etc/locum/trace", EVENTS.as_bytes(), LONG)?;
-    if lean {
+    if which == Guest::Lean {
         run.sh("touch /etc/locum/lean")?;
     }
-    run.start_native(&[GUEST.to_owned()])?;
+    run.start_native(&[name.to_owned()])?;
     let before = look(&run.sh("lab-guest clock")?)?;
     let successor = Successor {
         poweroff: &["/bin/sh", "-c", TELL],
@@ -159,14 +200,13 @@ fn refresh(timeout: u64, platform: Platform, lean: bool) -> Result<Table> {
     };
     run.replace_host(&successor)?;
     let come = look(&run.sh("lab-guest clock")?)?;
-    let target = run.sh(&format!("sleep 10; lab-guest clock; cat /run/{GUEST}.trace"))?;
+    let target = run.sh(&format!("sleep 10; lab-guest clock; cat /run/{name}.trace"))?;
     let console = fs::read(run.machine.dir().join("console0.log"))?;
     let console = String::from_utf8_lossy(&console).replace('\r', "");
     let source = between(&console, MARKS).context("the incumbent did not say what its QEMU had traced")?;
-    let guest = run.report.guest(GUEST);
-    ensure!(guest.alive && guest.checksum_ok, "{GUEST} did not survive");
-    let mut table = table(&lines(source, before)?, &lines(&target, come)?)?;
-    table.lean = lean;
+    let guest = run.report.guest(name);
+    ensure!(guest.alive && guest.checksum_ok, "{name} did not survive");
+    let mut table = table(which, &lines(source, before)?, &lines(&target, come)?)?;
     table.by_agents = guest.stopped();
     table.steps = guest
         .steps
@@ -223,7 +263,7 @@ fn line(text: &str, clock: &Clock) -> Option<Line> {
     })
 }
 
-fn table(source: &[Line], target: &[Line]) -> Result<Table> {
+fn table(guest: Guest, source: &[Line], target: &[Line]) -> Result<Table> {
     let at = |lines: &[Line], name: &str| {
         let line = lines.iter().find(|line| line.what == What::Checkpoint(name.to_owned()));
         line.map(|line| line.tsc)
@@ -263,9 +303,11 @@ fn table(source: &[Line], target: &[Line]) -> Result<Table> {
         ticks: untold,
     });
     Ok(Table {
+        guest,
         rows,
         ticks: end - begin,
-        ..Table::default()
+        by_agents: 0,
+        steps: BTreeMap::new(),
     })
 }
 
@@ -291,7 +333,7 @@ some warning
     fn example() -> Table {
         let source = lines(SOURCE, (0, 0)).unwrap();
         let target = lines(TARGET, (0, 10_000_000_000)).unwrap();
-        table(&source, &target).unwrap()
+        table(Guest::Lean, &source, &target).unwrap()
     }
 
     #[test]
@@ -313,14 +355,19 @@ some warning
         assert_eq!(table.ticks, 45_000);
         assert_eq!(rows.iter().map(|(_, ticks)| ticks).sum::<u64>(), table.ticks);
         assert!((table.explained() - 86.7).abs() < 0.1, "{}", table.explained());
-        assert!(table.to_string().contains("86.7% has a name"), "{table}");
+        let text = table.to_string();
+        assert!(
+            text.starts_with("q35, 2 vCPUs, lean devices\n") && text.contains("86.7% has a name"),
+            "{text}"
+        );
+        assert_eq!(serde_json::to_value(&table).unwrap()["guest"], "lean");
     }
 
     #[test]
     fn a_trace_that_lacks_an_end_is_an_error() {
         let whole = lines(SOURCE, (0, 0)).unwrap();
         let target = lines(TARGET, (0, 10_000_000_000)).unwrap();
-        let error = table(&whole[..3], &target).unwrap_err();
+        let error = table(Guest::Usual, &whole[..3], &target).unwrap_err();
         assert!(error.to_string().contains("src-downtime-end"), "{error}");
         assert!(lines("", (0, 0)).is_err() && lines("1 1\n", (1, 1)).is_err());
     }
