@@ -94,7 +94,11 @@ static ssize_t generation_show(struct kobject *object, struct kobj_attribute *at
 
 static const char *host_name(u32 state)
 {
-	static const char * const names[] = { "absent", "preparing", "running", "dead", "retired" };
+	static const char * const names[] = {
+		"absent", "preparing", "running", "dead", "retired", "dumping"
+	};
+
+	static_assert(ARRAY_SIZE(names) == LOCUM_HOST_STATE_DUMPING + 1);
 
 	return state < ARRAY_SIZE(names) ? names[state] : "unknown";
 }

@@ -29,7 +29,7 @@ pub enum Refusal {
     NoAccess(std::io::Error),
     /// No L0 below this host.
     #[error(
-        "there is no L0 below this host: boot the machine through GRUB's Locum entry (`multiboot2 /boot/l0`), see `dmesg | grep -i locum`"
+        "there is no L0 below this host: boot the machine through GRUB's Locum entry (`multiboot2 /boot/locum-l0`), see `dmesg | grep -i locum`"
     )]
     NoL0,
     /// An L0 whose fields are elsewhere.

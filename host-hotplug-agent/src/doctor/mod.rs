@@ -228,7 +228,7 @@ mod tests {
         assert!(!fit(&checks));
         let monitor = checks.iter().find(|check| check.name == "L0").unwrap();
         assert_eq!(monitor.verdict, Verdict::Missing);
-        assert!(monitor.to_string().contains("multiboot2 /boot/l0"), "{monitor}");
+        assert!(monitor.to_string().contains("multiboot2 /boot/locum-l0"), "{monitor}");
         assert!(
             checks
                 .iter()

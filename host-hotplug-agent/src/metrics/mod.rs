@@ -16,7 +16,7 @@ use family::Families;
 pub use file::write;
 
 /// Outcomes of a refresh; each is a sample, and one of them is 1.
-const OUTCOMES: [&str; 5] = ["running", "done", "aborted", "retired", "stuck"];
+const OUTCOMES: [&str; 4] = ["running", "done", "aborted", "retired"];
 
 /// What there is to tell of.
 pub struct Seen {

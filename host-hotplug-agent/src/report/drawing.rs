@@ -40,7 +40,7 @@ pub fn draw(report: &Report) -> String {
 
 fn end(report: &Report) -> End {
     match report.outcome.as_str() {
-        "running" | "stuck" => End::Running,
+        "running" => End::Running,
         "aborted" => End::GivenUp(report.error.clone().unwrap_or_else(|| "no reason is known".to_owned())),
         _ => End::Done,
     }

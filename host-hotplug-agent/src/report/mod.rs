@@ -61,7 +61,7 @@ pub struct Report {
     pub incumbent: String,
     /// Kernel release of the successor, once it has said so.
     pub successor: String,
-    /// `running`, `done`, `aborted` or `stuck`.
+    /// `running`, `done`, `aborted` or `retired`.
     pub outcome: String,
     /// What went wrong, if anything did.
     pub error: Option<String>,
