@@ -44,7 +44,7 @@ int locum_errno(u32 l0_errno)
  * @op: enum locum_op
  * @arguments: of which only @a, @b and @c are looked at; %NULL for none
  *
- * An L0 of an earlier release does not know every operation, and raises #UD at those that it does not.
+ * An L0 of an earlier release does not know every operation; one that it does not ends as without L0: in #UD, or VMfail.
  *
  * Return: 0, the negative of an enum locum_errno, or %LOCUM_UNKNOWN_OP.
  */

@@ -2,8 +2,8 @@
 //!
 //! A successor starts while the incumbent has the disks mounted. So it is furnished in its initramfs with what takes guests
 //! over: `locum`, QEMU and what that needs. The hook of Debian's initramfs-tools that the package brings puts that in, if
-//! this program asks it to, and a script that begins before the root is looked for. It ends when the incumbent is gone; then
-//! the initramfs goes on as at any boot, and mounts the machine's own root.
+//! this program asks it to, and a script that begins before the root is looked for. It ends when this host reigns and has what was the
+//! incumbent's, its disks too; then the initramfs goes on as at any boot, and mounts the machine's own root.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -18,7 +18,7 @@ pub(crate) struct Status {
     pub cpus: Vec<Cpu>,
     /// Exits that L0 took since boot.
     pub exits: Exits,
-    /// Exits since the last CPU became native; none while one is nested.
+    /// Exits since the last refresh had ended; none while a CPU is nested, or a refresh is under way.
     #[serde(default)]
     pub native_exits: Option<u64>,
     /// What L0 uses of its tables.

@@ -96,7 +96,7 @@ pub enum Message {
         resumed: u64,
     },
     /// What had come for that guest on the network in the host that it has left, if anything. Since version 4, after each
-    /// [`Message::Resumed`].
+    /// [`Message::Resumed`] of the successor's.
     Late {
         /// Guest.
         name: String,

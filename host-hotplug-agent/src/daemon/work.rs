@@ -428,10 +428,10 @@ impl Worker {
 
     /// Writes down how it ended.
     fn conclude(&self, fault: Option<Told>) {
-        let exits = self.agent.exits();
         crossing::mend(&*self.agent.machine);
         let unwell = self.look_after_guests();
         let nested = self.leave_the_rest();
+        let exits = self.agent.exits();
         // A daemon may have died between the last CPU's leaving and this.
         self.agent.settings_as_before();
         let mut inner = self.agent.shared.lock();

@@ -31,12 +31,12 @@ pub enum Failure {
     /// The successor does not take charge, or the incumbent does not end.
     #[error("...")]
     RefreshFailedRetire,
-    /// The successor cannot take something that was the incumbent's.
-    #[error("...")]
-    RefreshFailedReclaim,
     /// A CPU cannot become native.
     #[error("...")]
     RefreshFailedLeave,
+    /// The successor cannot take something that was the incumbent's.
+    #[error("...")]
+    RefreshFailedReclaim,
     /// Something goes wrong on the way back.
     #[error("...")]
     RefreshFailedAbort,

@@ -50,7 +50,8 @@ pub struct Brief {
     pub guests: Vec<Spec>,
     /// Incumbent: how the successor starts, once its image is loaded.
     pub start: Option<Start>,
-    /// Settings of Linux that are others while nested: file, and what it said when the refresh began.
+    /// Of an older release, which kept them here: settings of Linux that are others while nested, by file, and what it said when
+    /// the refresh began.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
     /// Successor: what it goes on with if the incumbent dies before it puts this host in charge.

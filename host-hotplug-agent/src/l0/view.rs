@@ -34,7 +34,7 @@ pub struct HostView {
     /// Its slot.
     #[serde(serialize_with = "number")]
     pub slot: Slot,
-    /// `absent`, `preparing`, `running`, `dead` or `retired`.
+    /// `absent`, `preparing`, `running`, `dead`, `retired` or `dumping`.
     pub state: String,
     /// Its generation.
     pub generation: u32,

@@ -5,9 +5,10 @@
 //!  prepare (files, guests, inventory -> plan)
 //!  drive: offload, load, enter, grant, start
 //!         await successor  <-------- Hello ------------ serve
-//!                          --- Welcome (clock, guests) -> starts QEMUs, Prepared
+//!                          --- Welcome (clock, guests) -> starts QEMUs, Prepared, Heir
 //!         move guest       --- Receive -------------->   Receiving
 //!                          === state on channel n ====>  Resumed | Failed
+//!                          --- Late (frames) -------->   gives them to the guest
 //!         entrust          --- Entrust (state) ------->  Entrusted
 //!         power off                                     drive: await gone, leave nested; add memory, CPUs, PCI
 //! ```

@@ -3,7 +3,7 @@
 //! | what L0 and Linux say | what follows |
 //! | --- | --- |
 //! | all that is done is done | it goes on with the next action, which looks first whether it is done |
-//! | something that is done is not so any more, no guest has gone over | it is aborted |
+//! | something that is done is not so any more, the successor is not in charge | it is aborted: guests that have gone over come back |
 //! | the successor runs, or is dead, though it had not been started yet | it had been: that action is done |
 //! | the successor is gone, though it had been started | it is aborted, or the successor's death is noted |
 //! | no successor runs yet, but resources were given | L0 takes them back and they are given again: it does not tell each |

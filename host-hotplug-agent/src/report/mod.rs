@@ -88,7 +88,7 @@ pub struct Report {
     pub losses: Vec<String>,
     /// Bytes of memory that belong to nobody now.
     pub unreclaimed_bytes: u64,
-    /// L0's exits over all CPUs when the last one had become native; counts since then are exits while native.
+    /// L0's exits over all CPUs when all was done and every CPU native that would be; counts since then are exits while native.
     pub exits_at_end: u64,
 }
 

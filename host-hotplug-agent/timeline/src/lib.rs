@@ -27,6 +27,8 @@ pub const STATES: [(&str, &str); 9] = [
     ("leave", "Retired"),
     ("reclaim", "Dormant"),
 ];
+/// The states of earlier releases, in which a successor was nested until it had all.
+const NESTED_RECLAIM: [(&str, &str); 2] = [("reclaim", "Retired"), ("leave", "Reclaimed")];
 /// The phase in which everything is put back.
 const ABORT: &str = "abort";
 
@@ -175,8 +177,13 @@ fn merged(phases: &[Phase]) -> Vec<Phase> {
     phases.chunk_by(|a, b| a.name == b.name).map(merge).collect()
 }
 
-fn state(phase: &str) -> &'static str {
-    let known = STATES.iter().find(|(name, _)| *name == phase);
+/// The state in which a phase was gone through that comes among others.
+fn state(phases: &[Phase], phase: &str) -> &'static str {
+    let at = |name: &str| phases.iter().position(|phase| phase.name == name);
+    // The order tells the release.
+    let older = at("reclaim").is_some_and(|reclaim| at("leave").is_some_and(|leave| reclaim < leave));
+    let older = older.then_some(NESTED_RECLAIM).into_iter().flatten();
+    let known = older.chain(STATES).find(|(name, _)| *name == phase);
     known.map_or(if phase == ABORT { "Aborting" } else { "" }, |(_, state)| state)
 }
 
@@ -191,7 +198,7 @@ fn columns(phases: &[Phase]) -> Vec<Column<'_>> {
         .iter()
         .map(|phase| {
             let to = from + narrow + free * root(phase) / all.max(1.0);
-            let state = state(&phase.name);
+            let state = state(phases, &phase.name);
             let column = Column { phase, state, from, to };
             from = to;
             column

@@ -52,6 +52,24 @@ fn has(texts: &[String], text: &str) -> bool {
 }
 
 #[test]
+fn a_report_of_an_earlier_release_has_the_states_of_then() {
+    let states = |names: &[&str]| {
+        let phases: Vec<_> = names.iter().map(|name| (*name, 5)).collect();
+        read(&draw(&timeline(&phases, End::Done))).0
+    };
+    let then = states(&["retire", "reclaim", "leave"]);
+    assert!(
+        has(&then, "Retired") && has(&then, "Reclaimed") && !has(&then, "Dormant"),
+        "{then:?}"
+    );
+    let now = states(&["retire", "leave", "reclaim"]);
+    assert!(
+        has(&now, "Retired") && has(&now, "Dormant") && !has(&now, "Reclaimed"),
+        "{now:?}"
+    );
+}
+
+#[test]
 fn every_phase_and_pause_of_a_whole_refresh_is_in_it() {
     let phases = STATES.map(|(name, _)| (name, 5));
     let (texts, bars) = read(&draw(&timeline(&phases, End::Done)));

@@ -10,7 +10,7 @@
 //! removed with [`IOC_MEM_REMOVE`] and, while there is no other host, inside the machine's firmware tables (memory that
 //! e820 calls Reserved, ACPI Tables or ACPI Non-volatile Storage, but for L0's private memory). pwrite(2) works inside
 //! removed memory and the other slot's `tables`. Elsewhere: -EFAULT. In memory that was granted to the other host, or
-//! in `tables` once that host was started: -EBUSY. mmap(2) (PROT_READ, MAP_SHARED) works for the page-aligned parts of
+//! in `tables` while that host runs: -EBUSY. mmap(2) (PROT_READ, MAP_SHARED) works for the page-aligned parts of
 //! the shared region that the file may read; -EACCES with PROT_WRITE, but for the pool's table. Reads and writes may be short: go on at the next
 //! offset.
 //!
