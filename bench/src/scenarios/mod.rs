@@ -241,7 +241,7 @@ pub(crate) const BY_NAME: &[Scenario] = &[
     Scenario {
         name: "miri",
         about: "the unit tests of L0 with its model of a CPU, of the ABI, the plan and the tables, under Miri",
-        minutes: 15,
+        minutes: 40,
         play: Play::Program(tools::miri),
     },
     Scenario {
