@@ -128,7 +128,8 @@ fn compared(run: &mut Run) -> Result<()> {
     let found = run.sh("locum trace --kind vmcs-checked | sed 's/.*given back //' | sort | uniq -c")?;
     let mut same = 0;
     for line in found.lines() {
-        let (count, how) = line.trim().split_once(' ').context("a line of uniq has no count")?;
+        let parts = line.trim().split_once(' ');
+        let (count, how) = parts.with_context(|| format!("uniq's lines are a count and a text, not {found:?}"))?;
         ensure!(how == "as it was", "L0 left VMCSs other than they were:\n{found}");
         same += count.parse::<u32>()?;
     }
