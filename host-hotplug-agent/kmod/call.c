@@ -26,7 +26,7 @@ int locum_call(struct locum_call *call, u64 op)
 	call->ticks = 0;
 	if (call->reserved)
 		return -EINVAL;
-	/* A VMCALL outside L0 would be #UD: so no change of mode or CPU between the check and the call. */
+	/* A VMCALL outside L0 would be #UD, or VMfail under KVM: so no change of mode or CPU between the check and the call. */
 	preempt_disable();
 	if (!locum_nested()) {
 		preempt_enable();

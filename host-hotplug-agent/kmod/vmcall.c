@@ -54,7 +54,7 @@ long locum_vmcall(u64 op, const struct locum_call *arguments)
 	const struct locum_call *given = arguments ? arguments : &none;
 	long result;
 
-	/* #UD goes on after the instruction, with RAX as it was: neither 0 nor a small negative number. */
+	/* After #UD it goes on behind the instruction; that and VMfail leave RAX as it was: neither 0 nor a small negative number. */
 	asm volatile("1:	vmcall\n"
 		     "2:\n"
 		     _ASM_EXTABLE(1b, 2b)

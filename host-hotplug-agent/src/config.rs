@@ -180,13 +180,13 @@ pub struct Timeouts {
     /// For one guest's handover, from stop to resume.
     #[serde(deserialize_with = "seconds")]
     pub guest_move: Duration,
-    /// For guests that do not go over to shut down.
+    /// For guests to shut down that do not go over, or that were started since the refresh began.
     #[serde(deserialize_with = "seconds")]
     pub shutdown: Duration,
     /// For the incumbent to be gone, once it is to power off.
     #[serde(deserialize_with = "seconds")]
     pub retire: Duration,
-    /// For one CPU to go offline or come online.
+    /// For a CPU that Linux took offline to reach L0.
     #[serde(deserialize_with = "seconds")]
     pub cpu: Duration,
     /// For the crash kernel of a host that panicked to write its dump, before the other host takes what it had.

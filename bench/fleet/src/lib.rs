@@ -204,7 +204,7 @@ impl Machine {
                 return true;
             }
             Fate::GetsStuck => {
-                last.outcome = "stuck".to_owned();
+                last.outcome = "running".to_owned();
                 self.stage = Stage::Stuck;
                 return true;
             }

@@ -18,7 +18,7 @@ pub(crate) struct Status {
     pub cpus: Vec<Cpu>,
     /// Exits that L0 took since boot.
     pub exits: Exits,
-    /// Exits since the last refresh had ended; none while a CPU is nested, or a refresh is under way.
+    /// Exits since the last refresh ended, or since boot; none while a CPU is nested, or a refresh is under way.
     #[serde(default)]
     pub native_exits: Option<u64>,
     /// What L0 uses of its tables.
@@ -95,7 +95,7 @@ pub(crate) struct Refresh {
     pub incumbent: String,
     /// Kernel release of the successor.
     pub successor: String,
-    /// `running`, `done`, `aborted` or `stuck`.
+    /// `running`, `done`, `aborted` or `retired`.
     pub outcome: String,
     /// What went wrong.
     #[serde(default)]

@@ -31,6 +31,22 @@ hints_string) echo --hint=hd0,gpt2 ;;
 esac
 "#;
 
+/// Purges the package in a host that came by a refresh, with the log of one that was given up. In the tree in which its guests'
+/// QEMUs are is this system's own /dev; all that is lost with this mount name space.
+const PURGE: &str = r#"
+mkdir --parents /var/log/locum && echo Oops >/var/log/locum/next-1-1.log
+mkdir --parents /run/locum/host && echo {} >/run/locum/kept.json
+unshare --mount sh -e -c '
+    mount -t tmpfs locum-host /run/locum/host
+    mkdir /run/locum/host/dev && mount --bind /dev /run/locum/host/dev
+    touch /run/locum/host/qemu /dev/locum-test
+    dpkg --purge locum
+    test -e /run/locum/host/qemu && test -e /dev/locum-test && ! test -e /run/locum/kept.json
+    rm /dev/locum-test
+'
+rmdir /run/locum/host /run/locum
+"#;
+
 /// Directories whose files come and go with any package.
 const COMMON: [&str; 5] = ["var/lib/dpkg", "var/log", "var/cache", "run", "etc/ld.so.cache"];
 
@@ -51,10 +67,9 @@ pub(super) fn all(dir: &Path) -> Result<()> {
     server.image()?;
     server.hook()?;
     server.documents()?;
-    // As a successor leaves it that was given up.
-    let log = "mkdir --parents /var/log/locum && echo Oops >/var/log/locum/next-1-1.log";
-    server.root.sh(log)?;
-    server.root.sh("dpkg --purge locum").context("purging")?;
+    server.root.sh(PURGE).context("purging")?;
+    let logs = server.root.path("var/log/locum");
+    ensure!(!logs.exists(), "purge leaves {}", logs.display());
     let left: Vec<_> = server.files()?.difference(&before).cloned().collect();
     ensure!(left.is_empty(), "purge leaves {left:?}");
     let menu = server.menu_text()?;

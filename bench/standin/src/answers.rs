@@ -129,19 +129,19 @@ pub(crate) fn daemon(machine: &Machine) -> DaemonStatus {
         running: runs.then(|| wanted.unwrap_or_else(|| "another".to_owned())),
         total: if runs { 40 } else { 0 },
         summary: format!("generation {}, {}", machine.generation, words.0),
-        last_error: machine.last.as_ref().and_then(error),
+        last_error: error(machine),
         unreclaimed_bytes: unreclaimed,
         report: machine.last.as_ref().map(|last| report(machine, last)),
         ..DaemonStatus::default()
     }
 }
 
-fn error(last: &Last) -> Option<String> {
-    match last.outcome.as_str() {
-        "aborted" => Some("the successor does not answer within 600 s".to_owned()),
-        "stuck" => Some("CPU 3 does not come online".to_owned()),
-        _ => None,
+fn error(machine: &Machine) -> Option<String> {
+    if matches!(machine.stage, Stage::Stuck) {
+        return Some("CPU 3 does not come online".to_owned());
     }
+    let aborted = machine.last.as_ref().is_some_and(|last| last.outcome == "aborted");
+    aborted.then(|| "the successor does not answer within 600 s".to_owned())
 }
 
 fn report(machine: &Machine, last: &Last) -> Report {
@@ -166,7 +166,7 @@ fn report(machine: &Machine, last: &Last) -> Report {
         incumbent: last.from.clone(),
         successor: last.to.clone(),
         outcome: last.outcome.clone(),
-        error: error(last),
+        error: error(machine),
         start: 1,
         end: 90_000 * TSC_KHZ,
         tsc_khz: TSC_KHZ,

@@ -80,12 +80,13 @@ pub struct Link {
 }
 
 impl Link {
-    /// Over an open channel.
+    /// Over an open channel, for an agent that speaks what this release does.
+    #[cfg(test)]
     pub fn new(port: Port) -> Self {
         Self::speaking(Versions::OURS, port)
     }
 
-    /// The same, for an agent that speaks those versions.
+    /// Over an open channel, for an agent that speaks those versions.
     pub fn speaking(ours: Versions, port: Port) -> Self {
         Self {
             port,

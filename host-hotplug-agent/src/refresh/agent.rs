@@ -29,7 +29,7 @@ pub struct Agent {
     pub journal: Arc<Journal>,
     /// How long the other agent may take.
     pub limits: Limits,
-    /// The versions of the protocol that it speaks as a successor.
+    /// The versions of the protocol that it speaks.
     pub speaks: Versions,
 }
 

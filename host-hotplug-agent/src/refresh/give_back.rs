@@ -195,7 +195,7 @@ fn ask(agent: &Agent) -> Result<()> {
 
 /// The guests with a QEMU in the successor, as its agent says in its first word.
 fn hello(agent: &Agent, until: &Deadline<'_>) -> Result<Option<Vec<crate::channel::message::There>>> {
-    let mut link = Link::new(agent.machine.channel(0)?);
+    let mut link = Link::speaking(agent.speaks, agent.machine.channel(0)?);
     let given_up = || until.given_up();
     let limit = Deadline::after(TRY.min(until.left()));
     link.await_other_end(limit.left());

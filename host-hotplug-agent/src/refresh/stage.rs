@@ -45,10 +45,21 @@ impl Stage {
         Self::with_limits(behaviour, (boot, retire), Limits::default())
     }
 
+    /// The same, with a world that something is peculiar about from the start.
+    pub(super) fn with(behaviour: Behaviour, peculiar: impl FnOnce(&World)) -> Self {
+        let world = World::new(behaviour);
+        peculiar(&world);
+        Self::in_world(world, (HANG.as_secs(), HANG.as_secs()))
+    }
+
     /// Seconds to boot and to retire, and how long the agents wait for each other.
-    pub(super) fn with_limits(behaviour: Behaviour, (boot, retire): (u64, u64), limits: Limits) -> Self {
+    pub(super) fn with_limits(behaviour: Behaviour, seconds: (u64, u64), limits: Limits) -> Self {
         let world = World::new(behaviour);
         world.limit(limits);
+        Self::in_world(world, seconds)
+    }
+
+    fn in_world(world: Arc<World>, (boot, retire): (u64, u64)) -> Self {
         let tree = Tree::lab();
         tree.put("sys/devices/system/cpu/online", "0-3\n");
         let kernel = tree.put("vmlinuz", bzimage(256 << 10));

@@ -203,28 +203,51 @@ fn a_guest_that_does_not_get_what_came_late_has_crossed_all_the_same() {
 }
 
 #[test]
-fn a_successor_of_an_older_release_takes_over_without_what_that_did_not_know() {
-    for version in 1..VERSION {
-        let stage = Stage::new(Behaviour::Boots);
-        stage.world.successor_speaks(version);
+fn a_refresh_between_releases_does_without_what_one_of_them_did_not_know() {
+    for (older, version) in [INCUMBENT, SUCCESSOR]
+        .iter()
+        .flat_map(|slot| (1..VERSION).map(move |v| (*slot, v)))
+    {
+        let stage = Stage::with(Behaviour::Boots, |world| world.speaks_up_to(older, version));
         stage.begin();
-        assert_eq!(stage.wait().outcome, "retired", "version {version}");
-        let report = kept(&stage.reigns());
+        assert_eq!(stage.wait().outcome, "retired", "{older:?}, version {version}");
+        let successor = stage.reigns();
+        // Before it inherits, its report has no guest: the incumbent's comes with the state machine.
+        let report = kept(&successor);
         assert_eq!(
             (report.outcome.as_str(), report.error),
             ("done", None),
-            "version {version}"
+            "{older:?}, version {version}"
         );
         for guest in &report.guests {
-            assert!(guest.moved && guest.late_frames == 0, "version {version}: {guest:?}");
-            assert_eq!(stage.world.runs_in(&guest.name), [SUCCESSOR], "version {version}");
+            assert!(
+                guest.moved && guest.late_frames == 0,
+                "{older:?}, version {version}: {guest:?}"
+            );
         }
-        assert_eq!(stage.world.given(), [], "version {version}");
+        for name in ["one", "two"] {
+            assert_eq!(stage.world.runs_in(name), [SUCCESSOR], "{older:?}, version {version}");
+        }
+        assert_eq!(stage.world.given(), [], "{older:?}, version {version}");
         assert!(
             !stage.world.holds_frames(),
-            "version {version}: nobody would let them go"
+            "{older:?}, version {version}: nobody would let them go"
         );
     }
+}
+
+#[test]
+fn a_cpu_that_leaves_late_has_left_before_exits_count_as_native() {
+    let stage = Stage::new(Behaviour::Boots);
+    stage.world.fail(SUCCESSOR, "leave", 1);
+    stage.begin();
+    assert_eq!(stage.wait().outcome, "retired");
+    let report = kept(&stage.reigns());
+    assert_eq!(report.losses, [] as [String; 0]);
+    let status = memory::status(&stage.world.region, &stage.world.region.header()).unwrap();
+    assert!(status.cpus[..4].iter().all(|cpu| cpu.mode == CpuMode::Native as u32));
+    assert!(report.exits_at_end > 0);
+    assert_eq!(report.exits_at_end, view::total_exits(&status));
 }
 
 #[test]

@@ -89,7 +89,7 @@ pub struct StatusView {
     pub hosts: Vec<HostView>,
     /// L0's exits since boot.
     pub exits: ExitView,
-    /// L0's exits since the last refresh had ended: 0 while L0 is dormant. None while a CPU is nested, or a
+    /// L0's exits since the last refresh ended, or since boot if none is known: no more of them while L0 is dormant. None while a CPU is nested, or a
     /// refresh is under way.
     pub native_exits: Option<u64>,
     /// Requests that L0 refused since boot.

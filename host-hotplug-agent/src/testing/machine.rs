@@ -330,6 +330,9 @@ impl Machine for FakeMachine {
 
     fn leave(&self, number: u32) -> Result<()> {
         self.world.fault(self.facts.slot, "leave")?;
+        let apic = self.apic(number);
+        // The frame's own exit is its last.
+        self.world.region.update(|status| status.cpus[apic as usize].exits += 1);
         self.mode(number, CpuMode::Native);
         Ok(())
     }

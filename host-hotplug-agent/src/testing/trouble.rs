@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use locum_abi::Slot;
 
 use super::torn::Torn;
-use super::world::{SUCCESSOR, World};
+use super::world::World;
 use crate::channel::Versions;
 use crate::refresh::Limits;
 
@@ -62,16 +62,12 @@ impl World {
         self.lock().limits
     }
 
-    /// From now on a successor's agent speaks the protocol up to that version only.
-    pub fn successor_speaks(&self, max: u16) {
-        self.lock().speaks.max = max;
+    /// Agents that begin in that slot speak the protocol up to that version only.
+    pub fn speaks_up_to(&self, slot: Slot, max: u16) {
+        self.lock().speaks.insert(slot, Versions { max, ..Versions::OURS });
     }
 
     pub(super) fn speaks(&self, slot: Slot) -> Versions {
-        if slot == SUCCESSOR {
-            self.lock().speaks
-        } else {
-            Versions::OURS
-        }
+        self.lock().speaks.get(&slot).copied().unwrap_or(Versions::OURS)
     }
 }

@@ -177,7 +177,7 @@ fn merged(phases: &[Phase]) -> Vec<Phase> {
     phases.chunk_by(|a, b| a.name == b.name).map(merge).collect()
 }
 
-/// The state in which a phase was gone through that comes among others.
+/// The state in which one of these phases was gone through.
 fn state(phases: &[Phase], phase: &str) -> &'static str {
     let at = |name: &str| phases.iter().position(|phase| phase.name == name);
     // The order tells the release.

@@ -9,7 +9,7 @@
 //!   lies is in the header, too; where that says 0, it is as in the first release. [`Layout`](crate::Layout) does this
 //!   arithmetic.
 //! - What else an L0 can do is a bit of [`Header::features`]; bits that a reader does not know mean nothing to it.
-//! - What an L0 does not know is refused by itself: an operation by #UD, a kind of resource by
+//! - What an L0 does not know is refused by itself: an operation as without L0 (#UD or VMfail), a kind of resource by
 //!   [`Errno::Argument`](crate::Errno::Argument).
 
 use core::mem::offset_of;

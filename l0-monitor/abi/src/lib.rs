@@ -20,7 +20,7 @@
 //! | [`pool`] | which guest's RAM lies where | both hosts |
 //! | [`trace`], [`event`] | the always-on trace ring and what its records tell, the log ring | L0 |
 //! | [`slot`] | the two places for a host | |
-//! | [`vmx`] | what L0 needs of a CPU, for who asks before it is there | |
+//! | [`vmx`] | what L0 needs of a CPU, for those who ask before L0 is there | |
 //! | [`uapi`] | what the module offers to programs: ioctls | programs and the module |
 #![no_std]
 #![forbid(unsafe_code)]

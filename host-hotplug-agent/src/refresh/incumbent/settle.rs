@@ -160,7 +160,7 @@ impl Incumbent {
     }
 
     fn try_once(&mut self, limit: Duration, guests: &[Spec], patience: Patience) -> Result<Option<Told>> {
-        let link = Link::new(self.agent.machine.channel(0)?);
+        let link = Link::speaking(self.agent.speaks, self.agent.machine.channel(0)?);
         link.await_other_end(limit);
         self.link = Some(link);
         let there = self.greet(limit, patience)?;

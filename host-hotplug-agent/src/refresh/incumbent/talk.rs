@@ -109,7 +109,7 @@ impl Incumbent {
         let outcome = if self.resumed {
             self.connect(limit, &guests).map(drop)
         } else {
-            self.link = Some(Link::new(self.agent.machine.channel(0)?));
+            self.link = Some(Link::speaking(self.agent.speaks, self.agent.machine.channel(0)?));
             let greeted = self.greet(limit, Patience::UntilAborted).map(drop);
             greeted.and_then(|()| self.welcome(&guests, Patience::UntilAborted))
         };

@@ -96,8 +96,8 @@ pub(super) struct Inner {
     pub libvirts: bool,
     /// How long the agents wait for each other.
     pub limits: Limits,
-    /// What the successor's agent speaks.
-    pub speaks: Versions,
+    /// What agents speak, where it is not all.
+    pub speaks: BTreeMap<Slot, Versions>,
     /// Those that would leave a guest's RAM out of a stream.
     pub capable: BTreeSet<(Slot, String)>,
     /// QEMUs that have sent all of their guests.
@@ -206,7 +206,7 @@ impl World {
                 short: BTreeSet::new(),
                 libvirts: false,
                 limits: Limits::default(),
-                speaks: Versions::OURS,
+                speaks: BTreeMap::new(),
                 capable: BTreeSet::new(),
                 sent: BTreeSet::new(),
                 stale: BTreeSet::new(),
