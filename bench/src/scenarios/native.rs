@@ -45,7 +45,7 @@ pub(super) fn windows(run: &mut Run) -> Result<()> {
         run.sh("locum leave")?;
         run.check_guests().with_context(|| format!("stay {stay}, after it"))?;
     }
-    compared(run)?;
+    // Not after these: a VMCS that was entered or written to meanwhile is another one, and L0 compares it with nothing.
     for _ in 0..5 {
         run.sh("locum cycle 200")?;
         compared(run)?;

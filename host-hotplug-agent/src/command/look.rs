@@ -52,6 +52,9 @@ pub fn trace(sys: &SysRoot, newest: usize, kinds: &[String], output: Output) -> 
     if output.json {
         return print_json(&records);
     }
+    if records.is_empty() {
+        return Ok(());
+    }
     let lines: Vec<String> = records.iter().map(ToString::to_string).collect();
     print_line(&lines.join("\n"))
 }
