@@ -240,7 +240,7 @@ pub(crate) const BY_NAME: &[Scenario] = &[
     },
     Scenario {
         name: "miri",
-        about: "the unit tests of L0 with its model of a CPU, of the ABI, the plan and the tables, under Miri",
+        about: "the tests of L0 with its model of a CPU, of the ABI, the plan and the tables, under Miri",
         minutes: 40,
         play: Play::Program(tools::miri),
     },

@@ -32,19 +32,25 @@ esac
 "#;
 
 /// Purges the package in a host that came by a refresh, with the log of one that was given up. In the tree in which its guests'
-/// QEMUs are is this system's own /dev; all that is lost with this mount name space.
+/// QEMUs are, directories of its own are mounted.
 const PURGE: &str = r#"
-mkdir --parents /var/log/locum && echo Oops >/var/log/locum/next-1-1.log
-mkdir --parents /run/locum/host && echo {} >/run/locum/kept.json
-unshare --mount sh -e -c '
+mkdir --parents /var/log/locum /run/locum/host /srv/own
+echo Oops >/var/log/locum/next-1-1.log
+echo {} >/run/locum/kept.json
+echo mine >/srv/own/file
+unshare --mount --propagation unchanged sh -e -c '
     mount -t tmpfs locum-host /run/locum/host
-    mkdir /run/locum/host/dev && mount --bind /dev /run/locum/host/dev
-    touch /run/locum/host/qemu /dev/locum-test
+    mkdir /run/locum/host/dev
+    mount --bind /srv/own /run/locum/host/dev
+    trap "umount /run/locum/host/dev /run/locum/host" EXIT
+    echo runs >/run/locum/host/qemu
     dpkg --purge locum
-    test -e /run/locum/host/qemu && test -e /dev/locum-test && ! test -e /run/locum/kept.json
-    rm /dev/locum-test
+    test -e /run/locum/host/qemu
+    test -e /srv/own/file
+    ! test -e /run/locum/kept.json
 '
 rmdir /run/locum/host /run/locum
+rm -r /srv/own
 "#;
 
 /// Directories whose files come and go with any package.
