@@ -5,13 +5,15 @@ use firmware_shim::e820::{CAPACITY, E820Map, MemoryType};
 use firmware_shim::linux::{
     E820_REST_LEN, ENTRY_64_OFFSET, KernelError, KernelImage, Platform, ZERO_PAGE_LEN, ZeroPage, ZeroPageError,
 };
-use linux_boot_params::{BootParams, LINUX_BOOT_HEADER_MAGIC};
+use linux_boot_params::{BootE820Entry, BootParams, E820Type, LINUX_BOOT_HEADER_MAGIC};
 use std::mem::offset_of;
 use std::ops::Range;
 
 const SETUP_SECTS: usize = 7;
 const CODE_LEN: usize = 0x4000;
 const HDR: usize = offset_of!(BootParams, hdr);
+/// Entries of the zero page (`E820_MAX_ENTRIES_ZEROPAGE` in Linux arch/x86/include/uapi/asm/bootparam.h).
+const E820_MAX_ENTRIES_ZEROPAGE: usize = 128;
 
 /// Offset in a kernel file of a field of the setup header.
 macro_rules! at {
@@ -211,9 +213,17 @@ pub fn boot_params(page: &ZeroPage<'_>) -> (BootParams, [u8; ZERO_PAGE_LEN]) {
 fn with_rest(page: &ZeroPage<'_>) -> (BootParams, [u8; ZERO_PAGE_LEN], [u8; E820_REST_LEN]) {
     let (mut raw, mut rest) = ([0xaa; ZERO_PAGE_LEN], [0xaa; E820_REST_LEN]);
     page.write(&mut raw, &mut rest).unwrap();
+    // The kinds of memory are an enumeration, to which 0 does not belong: entries that are not used say RAM.
+    let mut known = raw;
+    let unused = usize::from(raw[offset_of!(BootParams, e820_entries)])..E820_MAX_ENTRIES_ZEROPAGE;
+    for entry in unused {
+        let kind =
+            offset_of!(BootParams, e820_table) + entry * size_of::<BootE820Entry>() + offset_of!(BootE820Entry, typ);
+        known[kind..kind + 4].copy_from_slice(&(E820Type::Ram as u32).to_le_bytes());
+    }
     #[expect(unsafe_code, reason = "plain old data read from bytes")]
-    // SAFETY: the structure is packed integers, of the array's size as a test above pins.
-    let params = unsafe { raw.as_ptr().cast::<BootParams>().read_unaligned() };
+    // SAFETY: the structure is packed integers, of the array's size as a test above pins, and kinds of memory that there are.
+    let params = unsafe { known.as_ptr().cast::<BootParams>().read_unaligned() };
     (params, raw, rest)
 }
 
