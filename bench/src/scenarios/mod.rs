@@ -241,7 +241,7 @@ pub(crate) const BY_NAME: &[Scenario] = &[
     Scenario {
         name: "miri",
         about: "the tests of L0 with its model of a CPU, of the ABI, the plan and the tables, under Miri",
-        minutes: 40,
+        minutes: 60,
         play: Play::Program(tools::miri),
     },
     Scenario {
