@@ -34,6 +34,7 @@ esac
 /// Purges the package in a host that came by a refresh, with the log of one that was given up. In the tree in which its guests'
 /// QEMUs are, directories of its own are mounted.
 const PURGE: &str = r#"
+set -e
 mkdir --parents /var/log/locum /run/locum/host /srv/own
 echo Oops >/var/log/locum/next-1-1.log
 echo {} >/run/locum/kept.json
@@ -47,7 +48,7 @@ unshare --mount --propagation unchanged sh -e -c '
     dpkg --purge locum
     test -e /run/locum/host/qemu
     test -e /srv/own/file
-    ! test -e /run/locum/kept.json
+    test ! -e /run/locum/kept.json
 '
 rmdir /run/locum/host /run/locum
 rm -r /srv/own

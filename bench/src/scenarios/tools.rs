@@ -7,18 +7,14 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{paths, progress::say, suite::Skipped, tools};
 
-/// What has code of its own that any host can run, the targets with its tests, and what Miri is told for them. They read files of
-/// the workspace. L0 has no heap: what its tests leak, with the model of a CPU, stands for static memory.
-/// Tests of tables have the crate acpi as their judge, which reads behind the structures that it has references to.
+/// What has code of its own that any host can run, the targets with its tests, and what Miri is told for them besides. L0 has no
+/// heap: what its tests leak, with the model of a CPU, stands for static memory. Tests of tables have the crate acpi as their
+/// judge, which reads behind the structures that it has references to.
 const PURE: [(&str, &[&str], &str); 4] = [
-    ("locum-abi", &["--lib"], "-Zmiri-disable-isolation"),
-    (
-        "firmware-shim",
-        &["--test", "it"],
-        "-Zmiri-disable-isolation -Zmiri-tree-borrows",
-    ),
-    ("partitioner", &["--lib", "--test", "it"], "-Zmiri-disable-isolation"),
-    ("l0-monitor", &["--lib"], "-Zmiri-disable-isolation -Zmiri-ignore-leaks"),
+    ("locum-abi", &["--lib"], ""),
+    ("firmware-shim", &["--test", "it"], "-Zmiri-tree-borrows"),
+    ("partitioner", &["--lib", "--test", "it"], ""),
+    ("l0-monitor", &["--lib"], "-Zmiri-ignore-leaks"),
 ];
 
 /// L0's fuzz targets, and the seconds of each: ten minutes in all.
@@ -38,7 +34,8 @@ pub(super) fn miri(dir: &Path) -> Result<()> {
         cargo
             .args(["miri", "test", "-p", package])
             .args(targets)
-            .env("MIRIFLAGS", flags);
+            // Tests read files of the workspace.
+            .env("MIRIFLAGS", format!("-Zmiri-disable-isolation {flags}"));
         let passed = passed(&kept(cargo, dir, &format!("miri-{package}"))?);
         ensure!(passed > 0, "Miri ran no test of {package}");
         say(&format!("{package}: {passed} tests passed"));

@@ -206,33 +206,22 @@ fn a_guest_that_does_not_get_what_came_late_has_crossed_all_the_same() {
 fn a_refresh_between_releases_does_without_what_one_of_them_did_not_know() {
     for (older, version) in [INCUMBENT, SUCCESSOR]
         .iter()
-        .flat_map(|slot| (1..VERSION).map(move |v| (*slot, v)))
+        .flat_map(|slot| (1..VERSION).map(move |version| (*slot, version)))
     {
+        let which = format!("{older:?}, version {version}");
         let stage = Stage::with(Behaviour::Boots, |world| world.speaks_up_to(older, version));
         stage.begin();
-        assert_eq!(stage.wait().outcome, "retired", "{older:?}, version {version}");
-        let successor = stage.reigns();
-        // Before it inherits, its report has no guest: the incumbent's comes with the state machine.
-        let report = kept(&successor);
-        assert_eq!(
-            (report.outcome.as_str(), report.error),
-            ("done", None),
-            "{older:?}, version {version}"
-        );
+        assert_eq!(stage.wait().outcome, "retired", "{which}");
+        let report = kept(&stage.reigns());
+        assert_eq!((report.outcome.as_str(), report.error), ("done", None), "{which}");
         for guest in &report.guests {
-            assert!(
-                guest.moved && guest.late_frames == 0,
-                "{older:?}, version {version}: {guest:?}"
-            );
+            assert!(guest.moved && guest.late_frames == 0, "{which}: {guest:?}");
         }
         for name in ["one", "two"] {
-            assert_eq!(stage.world.runs_in(name), [SUCCESSOR], "{older:?}, version {version}");
+            assert_eq!(stage.world.runs_in(name), [SUCCESSOR], "{which}");
         }
-        assert_eq!(stage.world.given(), [], "{older:?}, version {version}");
-        assert!(
-            !stage.world.holds_frames(),
-            "{older:?}, version {version}: nobody would let them go"
-        );
+        assert_eq!(stage.world.given(), [], "{which}");
+        assert!(!stage.world.holds_frames(), "{which}: nobody would let them go");
     }
 }
 

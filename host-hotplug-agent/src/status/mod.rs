@@ -89,8 +89,8 @@ pub struct StatusView {
     pub hosts: Vec<HostView>,
     /// L0's exits since boot.
     pub exits: ExitView,
-    /// L0's exits since the last refresh ended, or since boot if none is known: no more of them while L0 is dormant. None while a CPU is nested, or a
-    /// refresh is under way.
+    /// L0's exits since the last refresh ended, or since boot if none is known: no more of them while L0 is dormant. None
+    /// while a CPU is nested, or a refresh is under way.
     pub native_exits: Option<u64>,
     /// Requests that L0 refused since boot.
     pub refusals: u64,

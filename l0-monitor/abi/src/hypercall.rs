@@ -1,9 +1,9 @@
 //! What a nested host may ask L0 for: `VMCALL` at CPL 0 with RAX = [`Op`], RDI, RSI, RDX = arguments.
 //!
 //! RAX returns 0 or the negative of an [`Errno`]; no other register changes. A `VMCALL` with an RAX that is not an
-//! [`Op`] of this L0, or at another CPL, ends as it would without L0 (#UD, #GP or VMfail: SDM vol. 3C, VMCALL): who asks for what an
-//! older L0 may not know must be prepared for that. A native host cannot call (L0 is dormant): its only way in is the frame
-//! (see [`crate::frame`]).
+//! [`Op`] of this L0, or at another CPL, ends as it would without L0 (#UD, #GP or VMfail: SDM vol. 3D, VMCALL): who asks for
+//! what an older L0 may not know must be prepared for that. A native host cannot call (L0 is dormant): its only way in is
+//! the frame (see [`crate::frame`]).
 
 use crate::Grant;
 use crate::raw::from_raw;

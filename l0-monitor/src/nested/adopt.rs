@@ -1,7 +1,8 @@
 //! Adoption: KVM's VMCS runs in place, with L0's host-state area in it and the host's own in a side table.
 //!
-//! A VMCS is adopted when it becomes current, and given back (*unadopted*) on VMCLEAR, on VMXOFF, when the table has no room, when L0
-//! leaves, and when its host ends there. Between the two, VMREAD and VMWRITE of a replaced field act on the side table. Nothing else in the VMCS is ever changed.
+//! A VMCS is adopted when it becomes current, and given back (*unadopted*) on VMCLEAR, on VMXOFF, when the table has no room,
+//! when L0 leaves, and when its host ends there. Between the two, VMREAD and VMWRITE of a replaced field act on the side table.
+//! Nothing else in the VMCS is ever changed.
 
 use arrayvec::ArrayVec;
 use locum_abi::Event;
